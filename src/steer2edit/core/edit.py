@@ -1,0 +1,94 @@
+"""The weight edit: per site, one exactly rank-1 update of the output projection.
+
+    ΔW = u aᵀ,   a = concat_i(λ_i k_i)
+
+Shapes: d = width of a site's output, m = width of its input, n = components of the site, w = m / n their width.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steer2edit.core.components import Component, Site
+from steer2edit.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class SiteEdit:
+    """One site's edit `ΔW = u aᵀ` and the quantities it was made from.
+
+    Args:
+        output_direction: u [d], of unit length.
+        row: a [m] = concat_i(λ_i k_i).
+        magnitude: λ [n], signed; 0 where a component is not edited.
+        importance: g [n].
+    """
+
+    output_direction: Float[Tensor, " d"]
+    row: Float[Tensor, " m"]
+    magnitude: Float[Tensor, " n"]
+    importance: Float[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        n, m = self.magnitude.numel(), self.row.numel()
+        if self.importance.shape != self.magnitude.shape or n == 0 or m % n:
+            raise InvalidValueError(
+                f"a row of {m} columns cannot hold {n} components with {self.importance.numel()} importances: "
+                "components are equal, contiguous groups of columns."
+            )
+        for name in ("output_direction", "row", "magnitude", "importance"):
+            if not bool(torch.isfinite(getattr(self, name)).all()):
+                raise InvalidValueError(f"the edit's {name} has non-finite entries: it cannot be applied.")
+
+    @property
+    def component_width(self) -> int:
+        """w = m / n: head_dim for heads, 1 for neurons."""
+        return self.row.numel() // self.magnitude.numel()
+
+    def dense(self) -> Float[Tensor, "d m"]:
+        """ΔW = u aᵀ, materialised."""
+        return torch.outer(self.output_direction, self.row)
+
+    def scaled(self, strength: float) -> "SiteEdit":
+        """The edit `strength · ΔW`; u and g stay."""
+        return replace(self, row=self.row * strength, magnitude=self.magnitude * strength)
+
+
+@dataclass(frozen=True)
+class WeightEdit:
+    """A model's edit: one `SiteEdit` per edited site.
+
+    Args:
+        sites: the edits by site. A site that is not in the mapping is left as it is.
+        metadata: JSON-able facts: method, hyper-parameters, base model and fingerprint, ...
+
+    Raises:
+        InvalidValueError: there is no site at all.
+    """
+
+    sites: Mapping[Site, SiteEdit]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise InvalidValueError("a weight edit needs at least one site, got none.")
+        object.__setattr__(self, "sites", MappingProxyType(dict(sorted(self.sites.items()))))
+
+    def scaled(self, strength: float) -> "WeightEdit":
+        """The edit with every ΔW multiplied by `strength`."""
+        return replace(self, sites={s: e.scaled(strength) for s, e in self.sites.items()})
+
+    def components(self) -> Iterator[tuple[Component, float, float]]:
+        """(component, λ, g) of every component with λ ≠ 0, by site and index."""
+        for site, edit in self.sites.items():
+            for index in edit.magnitude.nonzero().flatten().tolist():
+                yield site.component(index), edit.magnitude[index].item(), edit.importance[index].item()
+
+    def top_components(self, count: int) -> list[tuple[Component, float, float]]:
+        """The `count` components of largest |λ|, largest first."""
+        return sorted(self.components(), key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]

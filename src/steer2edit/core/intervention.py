@@ -1,0 +1,25 @@
+"""What may be done to a model while it runs: nothing, activation steering, or a weight edit."""
+
+from dataclasses import dataclass
+
+from steer2edit.core.edit import WeightEdit
+from steer2edit.core.vectors import SteeringVectors
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Activation steering `y ← y + strength · v` at every site and every position. Source: §4.1."""
+
+    vectors: SteeringVectors
+    strength: float
+
+
+@dataclass(frozen=True)
+class Editing:
+    """The weight edit applied at run time, `y ← y + strength · (x · a) u`."""
+
+    edit: WeightEdit
+    strength: float = 1.0
+
+
+Intervention = Steering | Editing | None

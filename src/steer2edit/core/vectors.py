@@ -1,0 +1,126 @@
+"""Steering vectors: the class means of each site's output and input, and what is known about them.
+
+Shapes: d = width of a site's output (the residual stream), m = width of its input.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steer2edit.core.components import Site
+from steer2edit.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Mean of one quantity over the positive and over the negative responses (each response weighs the same)."""
+
+    positive: Float[Tensor, " n"]
+    negative: Float[Tensor, " n"]
+
+    @property
+    def difference(self) -> Float[Tensor, " n"]:
+        """positive − negative. Source: Eq. 1."""
+        return self.positive - self.negative
+
+    @property
+    def midpoint(self) -> Float[Tensor, " n"]:
+        """½ (positive + negative). Source: official code (the input mean μ)."""
+        return 0.5 * (self.positive + self.negative)
+
+
+@dataclass(frozen=True)
+class SiteMeans:
+    """What one site's steering vector is made of.
+
+    Args:
+        output: class means of the projection's output y, [d]. A vector made elsewhere, which has no class
+            means, is stored as `positive = v`, `negative = 0`.
+        input: class means of the projection's input x, [m]; `None` if they have not been measured.
+    """
+
+    output: ClassMeans
+    input: ClassMeans | None = None
+
+    @property
+    def steering_vector(self) -> Float[Tensor, " d"]:
+        """v = ȳ_pos − ȳ_neg. Source: Eq. 1."""
+        return self.output.difference
+
+
+@dataclass(frozen=True)
+class SteeringVectors:
+    """One steering vector per site, with the input means that a conversion needs.
+
+    Args:
+        sites: the means by site; float32, on the CPU.
+        metadata: JSON-able facts: model, fingerprint, contrast, counts, span rule, ...
+        diagnosis: JSON-able result of the diagnosis by site name, or `None` if it was not made.
+
+    Raises:
+        InvalidValueError: no site at all, or a mean that has NaN or infinite entries.
+    """
+
+    sites: Mapping[Site, SiteMeans]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    diagnosis: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            raise InvalidValueError("steering vectors need at least one site, got none.")
+        for site, means in self.sites.items():
+            for name, pair in (("output", means.output), ("input", means.input)):
+                if pair is not None:
+                    _require_finite(site, name, pair)
+        object.__setattr__(self, "sites", MappingProxyType(dict(sorted(self.sites.items()))))
+
+    @classmethod
+    def from_mapping(cls, vectors: Mapping[Site | str, Tensor], **metadata: Any) -> "SteeringVectors":
+        """Vectors that were made elsewhere: site (or its name, `L3.mlp`) → v [d]. Input means stay unknown."""
+        sites = {}
+        for key, vector in vectors.items():
+            site = key if isinstance(key, Site) else Site.parse(key)
+            if vector.ndim != 1:
+                raise InvalidValueError(f"{site}: a steering vector has one axis, got shape {tuple(vector.shape)}.")
+            v = vector.detach().to("cpu", torch.float32)
+            sites[site] = SiteMeans(ClassMeans(v, torch.zeros_like(v)))
+        return cls(sites, metadata={"origin": "imported", **metadata})
+
+    @property
+    def has_input_means(self) -> bool:
+        """Whether every site has the input means that a conversion needs."""
+        return all(means.input is not None for means in self.sites.values())
+
+    def digest(self) -> str:
+        """SHA-256 over every site's name and means: which vectors an edit was made from."""
+        digest = hashlib.sha256()
+        for site, means in self.sites.items():
+            for tensor in (*_tensors(means.output), *(_tensors(means.input) if means.input else ())):
+                digest.update(f"{site} {list(tensor.shape)}".encode())
+                digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def with_inputs(self, inputs: Mapping[Site, ClassMeans], **metadata: Any) -> "SteeringVectors":
+        """The same vectors with input means filled in where they were missing."""
+        sites = {s: replace(m, input=m.input or inputs[s]) for s, m in self.sites.items()}
+        return replace(self, sites=sites, metadata={**self.metadata, **metadata})
+
+
+def _require_finite(site: Site, name: str, means: ClassMeans) -> None:
+    for sign, tensor in (("positive", means.positive), ("negative", means.negative)):
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise InvalidValueError(
+                f"{site}: the {sign} {name} mean has {bad} non-finite entries of {tensor.numel()}. "
+                "A model that overflows in float16 does this: extract again with --dtype bfloat16 or float32."
+            )
+
+
+def _tensors(means: ClassMeans) -> tuple[Tensor, Tensor]:
+    return means.positive, means.negative

@@ -1,0 +1,43 @@
+"""The edit in the weights themselves, `W ← W + strength · u aᵀ`, undone bit for bit on leaving."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steer2edit.core import SiteEdit, WeightEdit
+from steer2edit.editing.runtime import require_fit
+from steer2edit.models import LanguageModel
+
+
+def merged_weight(weight: Float[Tensor, "d m"], edit: SiteEdit, strength: float = 1.0) -> Float[Tensor, "d m"]:
+    """`W + strength · u aᵀ`, added in float32 (float64 if W is) and rounded once to W's dtype."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    change = torch.outer(edit.output_direction, strength * edit.row).to(weight.device, wide)
+    return (weight.to(wide) + change).to(weight.dtype)
+
+
+@contextmanager
+def merged(
+    model: LanguageModel, edit: WeightEdit, strength: float = 1.0, *, allow_mismatch: bool = False
+) -> Iterator[None]:
+    """Hold the edited weights in the model within the context.
+
+    The original weights are kept and copied back on leaving, also after an exception: subtracting the edit again
+    would leave rounding behind.
+
+    Raises:
+        MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
+    """
+    require_fit(model, edit, allow_mismatch=allow_mismatch)
+    originals = {site: model.sites[site].weight.clone() for site in edit.sites}
+    try:
+        for site, site_edit in edit.sites.items():
+            weight = model.sites[site].weight
+            weight.copy_(merged_weight(weight, site_edit, strength))
+        yield
+    finally:
+        for site, original in originals.items():
+            model.sites[site].weight.copy_(original)

@@ -1,0 +1,48 @@
+"""What an evaluation measured: the JSON that reports, tables and scripts read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from steer2edit.evaluation.statistics import Estimate
+
+SCHEMA_VERSION = 1
+
+METRICS = {
+    "harmful_refused": "harmful requests refused",
+    "benign_refused": "benign requests refused",
+    "nll_increase": "NLL increase on the base's own benign answers (nats per token)",
+    "kl": "KL(base ‖ model) on the base's own benign answers (nats per token)",
+}
+"""Metric names of the safety evaluation and what they mean."""
+
+ConditionKind = Literal["base", "steering", "edit"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One intervention and what was measured under it.
+
+    Args:
+        kind: base, steering or edit.
+        label: shown to people, e.g. `steering 0.2` or `ρ_attn=0.2 ρ_mlp=0.9 α=0.5`.
+        parameters: JSON-able settings of the intervention.
+        metrics: estimate by metric name (see `METRICS`).
+        replies: generated text by set name (`harmful`, `benign`), in the order of the prompts.
+    """
+
+    kind: ConditionKind
+    label: str
+    parameters: Mapping[str, Any]
+    metrics: Mapping[str, Estimate]
+    replies: Mapping[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields; estimates as objects with value, low, high, n, unscored."""
+        return {
+            "kind": self.kind,
+            "label": self.label,
+            "parameters": dict(self.parameters),
+            "metrics": {name: estimate.to_json() for name, estimate in self.metrics.items()},
+            "replies": {name: list(texts) for name, texts in self.replies.items()},
+        }

@@ -1,0 +1,20 @@
+"""The paper's equations as pure functions on tensors (arXiv 2602.09870); see docs/paper-to-code.md."""
+
+from steer2edit.method.directions import input_directions, output_direction
+from steer2edit.method.factors import SiteFactors, site_factors
+from steer2edit.method.hyperparameters import PAPER_RULES, Hyperparameters, Rules, grid
+from steer2edit.method.importance import importance
+from steer2edit.method.magnitude import magnitude
+
+__all__ = [
+    "PAPER_RULES",
+    "Hyperparameters",
+    "Rules",
+    "SiteFactors",
+    "grid",
+    "importance",
+    "input_directions",
+    "magnitude",
+    "output_direction",
+    "site_factors",
+]

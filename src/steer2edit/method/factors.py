@@ -1,0 +1,91 @@
+"""One site's factors, and edits from them: everything that does not depend on (ρ, α) is computed once.
+
+Shapes: d = width of a site's output, m = width of its input, n = components of the site, k = configurations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steer2edit.core import SiteEdit
+from steer2edit.errors import InvalidValueError
+from steer2edit.method.directions import input_directions, output_direction
+from steer2edit.method.hyperparameters import PAPER_RULES, Rules
+from steer2edit.method.importance import importance
+from steer2edit.method.magnitude import magnitude
+
+
+@dataclass(frozen=True)
+class SiteFactors:
+    """u, k and g of one site: all of an edit that does not depend on (ρ, α).
+
+    Args:
+        output_direction: u, [d].
+        input_directions: k = concat_i(k_i), [m]; zero where a component has no direction.
+        importance: g, [n].
+        rules: the rules that made them; the magnitude rule is the one `edits` applies.
+    """
+
+    output_direction: Float[Tensor, " d"]
+    input_directions: Float[Tensor, " m"]
+    importance: Float[Tensor, " n"]
+    rules: Rules = PAPER_RULES
+
+    def edits(self, rho: Sequence[float], alpha: Sequence[float]) -> list[SiteEdit]:
+        """The site's edit for each (ρ, α): `a = concat_i(λ_i k_i)`, all configurations in one product.
+
+        A component without an input direction gets λ = 0, as in the official code.
+
+        Raises:
+            InvalidValueError: some ρ ≤ 0, or some α outside [0, 1).
+        """
+        k = self.input_directions
+        lam = magnitude(
+            self.importance,
+            torch.tensor(rho, dtype=torch.float64),
+            torch.tensor(alpha, dtype=torch.float64),
+            rule=self.rules.magnitude,
+        )
+        per_component = k.view(self.importance.numel(), -1)
+        lam = lam * (per_component != 0).any(dim=1)
+        rows = (lam[:, :, None] * per_component).flatten(1)
+        return [SiteEdit(self.output_direction, rows[c], lam[c], self.importance) for c in range(len(rho))]
+
+
+def site_factors(
+    weight: Float[Tensor, "d m"],
+    vector: Float[Tensor, " d"],
+    input_mean: Float[Tensor, " m"],
+    width: int,
+    rules: Rules = PAPER_RULES,
+) -> SiteFactors:
+    """Factors of one site from its weight, steering vector and input mean.
+
+    Args:
+        weight: W, [d, m], any floating dtype.
+        vector: v, [d].
+        input_mean: μ, [m].
+        width: columns per component; divides m.
+        rules: which k, g and λ.
+
+    Returns:
+        u, k and g, in float32 (float64 if W is).
+
+    Raises:
+        InvalidValueError: v is zero or not finite, or shapes do not fit together.
+    """
+    d, m = weight.shape
+    if vector.shape != (d,) or input_mean.shape != (m,) or m % width:
+        raise InvalidValueError(
+            f"a weight of shape [{d}, {m}] with components of {width} columns needs a vector of [{d}] and an input "
+            f"mean of [{m}], got {list(vector.shape)} and {list(input_mean.shape)}."
+        )
+    return SiteFactors(
+        output_direction(vector),
+        input_directions(weight, vector, width, rule=rules.input_direction, input_mean=input_mean),
+        importance(weight, vector, input_mean, width, rule=rules.importance),
+        rules,
+    )

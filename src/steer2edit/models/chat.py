@@ -1,0 +1,169 @@
+"""Prompts into tokens: chat templates, and the exact boundary between a prompt and its response."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from transformers import PreTrainedTokenizerBase
+
+from steer2edit.errors import DataError, ModelError
+from steer2edit.models.language_model import LanguageModel
+
+SPAN_RULE = "positions whose next token belongs to the response: [start-1, end-1)"
+
+
+class Message(TypedDict):
+    """One chat message."""
+
+    role: str
+    content: str
+
+
+Prompt = str | Sequence[Message]
+"""A user's request, or a whole conversation that ends with it."""
+
+
+@dataclass(frozen=True)
+class EncodedResponse:
+    """Tokens of prompt + response, and where the response starts.
+
+    Args:
+        ids: token ids of the prompt followed by the response.
+        start: index of the response's first token; the span is `[start − 1, len(ids) − 1)`.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def span(self) -> range:
+        """Positions whose next token belongs to the response."""
+        return range(self.start - 1, len(self.ids) - 1)
+
+    @property
+    def response_ids(self) -> tuple[int, ...]:
+        """The response's tokens."""
+        return self.ids[self.start :]
+
+
+def tokenizer_of(model: LanguageModel) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, which must have a chat template.
+
+    Raises:
+        ModelError: the model came without a tokenizer, or the tokenizer without a chat template.
+    """
+    if model.tokenizer is None:
+        raise ModelError(f"{model.name!r} was loaded without a tokenizer; give one to read or write text.")
+    if not getattr(model.tokenizer, "chat_template", None):
+        raise ModelError(
+            f"the tokenizer of {model.name!r} has no chat template. Pass --chat-template FILE (a Jinja template), "
+            "or --chat-template none to use prompts as plain text."
+        )
+    return model.tokenizer
+
+
+def chat_template_hash(model: LanguageModel) -> str:
+    """SHA-256 of the chat template, for artifacts."""
+    return hashlib.sha256(str(tokenizer_of(model).chat_template).encode()).hexdigest()
+
+
+def render(model: LanguageModel, prompt: Prompt) -> str:
+    """The prompt as text, up to where the assistant's reply begins.
+
+    Raises:
+        DataError: the prompt is empty, or the template rejects it.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if not messages or not str(messages[-1].get("content", "")).strip():
+        raise DataError(f"a prompt must not be empty, got {prompt!r}.")
+    tokenizer = tokenizer_of(model)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the model's author: it raises what it likes
+        raise DataError(f"the chat template of {model.name!r} rejects the prompt {prompt!r}: {error}") from error
+    return str(text)
+
+
+def encode_prompts(model: LanguageModel, prompts: Sequence[Prompt], room: int = 0) -> list[list[int]]:
+    """Token ids of rendered prompts.
+
+    Args:
+        model: whose template and tokenizer are used.
+        prompts: what to encode.
+        room: tokens that must still fit into the context behind the prompt.
+
+    Raises:
+        DataError: a prompt is empty, or longer than the context leaves room for.
+    """
+    if not prompts:
+        return []
+    texts = [render(model, prompt) for prompt in prompts]
+    encoded = tokenizer_of(model)(texts, add_special_tokens=False)["input_ids"]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        _require_fit(model, prompt, len(ids) + room)
+    return [list(ids) for ids in encoded]
+
+
+def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[EncodedResponse]:
+    """Tokenise every prompt and its response as one text, and find the first token of the response.
+
+    The boundary comes from the tokenizer's character offsets, so it is exact even where a token would be split
+    or merged differently by tokenising the two apart: a token that straddles the boundary belongs to the response.
+
+    Raises:
+        DataError: an empty response, an empty prompt, or a pair longer than the context.
+    """
+    if not pairs:
+        return []
+    for prompt, response in pairs:
+        if not response.strip():
+            raise DataError(f"the response to {prompt!r} is empty: there are no response tokens to average over.")
+    tokenizer = tokenizer_of(model)
+    rendered = [render(model, prompt) for prompt, _ in pairs]
+    responses = [response for _, response in pairs]
+    encoded = (_encode_by_offsets if tokenizer.is_fast else _encode_apart)(tokenizer, rendered, responses)
+    for (prompt, response), item in zip(pairs, encoded, strict=True):
+        if not 0 < item.start < len(item.ids):
+            raise DataError(f"the response {response!r} to {prompt!r} has no tokens of its own.")
+        _require_fit(model, prompt, len(item.ids))
+    return encoded
+
+
+def _encode_by_offsets(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
+) -> list[EncodedResponse]:
+    texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    starts = [
+        _first_token_behind(len(prompt), offsets)
+        for prompt, offsets in zip(prompts, encoded["offset_mapping"], strict=True)
+    ]
+    return [EncodedResponse(tuple(ids), start) for ids, start in zip(encoded["input_ids"], starts, strict=True)]
+
+
+def _first_token_behind(boundary: int, offsets: Sequence[tuple[int, int]]) -> int:
+    """Index of the first token with a character at or behind the boundary (trimmed whitespace has width 0)."""
+    for index, (start, end) in enumerate(offsets):
+        if end > boundary or (start == end and start > boundary):
+            return index
+    return len(offsets)
+
+
+def _encode_apart(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
+) -> list[EncodedResponse]:
+    """For tokenizers without offsets: prompt and response apart, as in generation, where the boundary is given."""
+    heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    tails = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    return [EncodedResponse((*head, *tail), len(head)) for head, tail in zip(heads, tails, strict=True)]
+
+
+def _require_fit(model: LanguageModel, prompt: Prompt, length: int) -> None:
+    limit = model.context_length
+    if limit is not None and length > limit:
+        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        raise DataError(
+            f"the prompt {shown[:60]!r}... needs {length} tokens with its response, but the context of "
+            f"{model.name!r} is {limit}. Shorten it or leave it out."
+        )

@@ -1,0 +1,121 @@
+"""Generating replies, batch by batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+
+from steer2edit.errors import InvalidValueError
+from steer2edit.models.batching import length_batches, pad
+from steer2edit.models.chat import Prompt, encode_prompts, tokenizer_of
+from steer2edit.models.language_model import LanguageModel
+from steer2edit.progress import step
+
+GENERATION_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn.
+
+    Args:
+        max_new_tokens: longest reply, in tokens.
+        temperature: 0 for greedy decoding.
+        top_p: nucleus; only used when sampling.
+        seed: of the sampler.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InvalidValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InvalidValueError(
+                f"temperature must be >= 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}."
+            )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A generated reply.
+
+    Args:
+        text: without special tokens.
+        ids: its tokens, without the end token.
+        finished: whether it ended by itself; a reply that was cut off is not short.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finished: bool
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    sampling: Sampling = Sampling(),
+    *,
+    batch_tokens: int = GENERATION_BATCH_TOKENS,
+    description: str = "Generating",
+) -> list[Reply]:
+    """Replies to prompts, in their order.
+
+    Args:
+        model: runs as it is: hooks and edits in force when this is called apply.
+        prompts: strings or chat messages.
+        sampling: greedy by default.
+        batch_tokens: rows × (longest prompt + reply) of a batch stays within this.
+        description: of the progress bar.
+
+    Raises:
+        DataError: an empty prompt, or one that does not fit into the context with its reply.
+    """
+    encoded = encode_prompts(model, prompts, room=sampling.max_new_tokens)
+    replies: dict[int, Reply] = {}
+    with step(description, len(prompts)) as advance:
+        for batch in length_batches([len(ids) + sampling.max_new_tokens for ids in encoded], batch_tokens):
+            made = generate_batch(model, [encoded[i] for i in batch], sampling)
+            replies.update(zip(batch, made, strict=True))
+            advance(len(batch))
+    return [replies[i] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def generate_batch(model: LanguageModel, encoded: Sequence[Sequence[int]], sampling: Sampling) -> list[Reply]:
+    """Replies to one batch of token sequences."""
+    ends = _end_ids(model)
+    ids, mask = pad(encoded, pad_id=ends[0] if ends else 0, device=model.device, left=True)
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=sampling.temperature > 0,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+        **({"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}),
+    )
+    with torch.random.fork_rng(enabled=sampling.temperature > 0):
+        if sampling.temperature > 0:
+            torch.manual_seed(sampling.seed)
+        output = model.network.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return [_reply(model, row, ends) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def _end_ids(model: LanguageModel) -> list[int]:
+    """Tokens that end a reply, from the model's generation config, else from its tokenizer."""
+    declared = getattr(model.network.generation_config, "eos_token_id", None)
+    if declared is None:
+        declared = tokenizer_of(model).eos_token_id
+    if declared is None:
+        return []
+    return list(declared) if isinstance(declared, (list, tuple)) else [declared]
+
+
+def _reply(model: LanguageModel, row: list[int], ends: list[int]) -> Reply:
+    stop = next((i for i, token in enumerate(row) if token in ends), None)
+    ids = tuple(row if stop is None else row[:stop])
+    text = tokenizer_of(model).decode(list(ids), skip_special_tokens=True)
+    return Reply(str(text).strip(), ids, stop is not None)

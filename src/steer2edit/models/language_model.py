@@ -1,0 +1,142 @@
+"""A causal language model with its tokenizer, its sites and its identity."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from steer2edit.core import Site
+from steer2edit.errors import MismatchError
+from steer2edit.models.layout import Layout, find_sites
+from steer2edit.models.site_module import SiteModule
+
+_SAMPLES_PER_AXIS = 16
+_EXACT_IN_EVERY_DTYPE = 2.0**-16  # a bf16 number at least this large is representable in fp16
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What every step of the pipeline works on.
+
+    Args:
+        network: a transformers causal language model.
+        tokenizer: its tokenizer, or `None` where only weights are needed.
+        name: the Hub id or path that a user would load it by.
+        layout: the user's own layout, instead of the known ones.
+        revision: commit of the Hub repository, if known.
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+    name: str = "unnamed"
+    layout: Layout | None = None
+    revision: str | None = None
+    sites: dict[Site, SiteModule] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network.eval()
+        object.__setattr__(self, "sites", find_sites(self.network, self.layout))
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the input embedding."""
+        device: torch.device = self.network.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return next(iter(self.sites.values())).dtype
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence the model takes, if its config says."""
+        return getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the weights an edit acts on: SHA-256 over the sites' names, shapes and sampled entries.
+
+        16 × 16 evenly spaced entries of every site are rounded to bfloat16, and those too small to survive
+        float16 to zero, so that the same checkpoint has one fingerprint whether it is loaded in float32,
+        bfloat16 or (from a half-precision checkpoint) float16.
+        """
+        return fingerprint({m.name: m.weight for m in self.sites.values()})
+
+    def require_same(self, metadata: Mapping[str, Any], what: str, *, allow_mismatch: bool = False) -> None:
+        """Refuse an artifact that was made on another model.
+
+        Args:
+            metadata: of the artifact; its key `model` holds `name` and `fingerprint`. Without one (vectors made
+                elsewhere) there is nothing to compare, and only shapes are checked.
+            what: the artifact's kind, for the message.
+            allow_mismatch: accept it all the same.
+
+        Raises:
+            MismatchError: the fingerprints differ and `allow_mismatch` is not set.
+        """
+        made_on = metadata.get("model") or {}
+        if allow_mismatch or "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint:
+            return
+        raise MismatchError(
+            f"these {what} were made on {made_on.get('name', 'another model')!r} (fingerprint "
+            f"{made_on['fingerprint'][:12]}), but {self.name!r} has fingerprint {self.fingerprint[:12]}: other "
+            "weights, or already edited ones. Use the model they were made on, or pass --allow-mismatch "
+            "(allow_mismatch=True) if you know that they fit."
+        )
+
+    def require_shapes(
+        self, shapes: Mapping[Site, tuple[int, int | None]], what: str, *, complete: bool = False
+    ) -> None:
+        """Refuse an artifact whose sites or shapes are not the model's.
+
+        Args:
+            shapes: (d, m) by site, m `None` where unknown.
+            what: the artifact's kind, for the message.
+            complete: whether every site of the model must be there.
+
+        Raises:
+            MismatchError: a site the model lacks, another shape, or (if `complete`) missing sites.
+        """
+        for site, (d, m) in shapes.items():
+            if site not in self.sites:
+                raise MismatchError(f"these {what} have {site}, but {self.name!r} has no such site.")
+            own = self.sites[site].shape
+            if d != own[0] or m not in (None, own[1]):
+                raise MismatchError(
+                    f"{site}: these {what} are for a weight of shape {[d, m]}, but {self.name!r} has {list(own)}."
+                )
+        missing = [str(site) for site in self.sites if site not in shapes]
+        if complete and missing:
+            raise MismatchError(
+                f"these {what} lack {len(missing)} of the {len(self.sites)} sites of {self.name!r}: "
+                f"{', '.join(missing[:6])}{', ...' if len(missing) > 6 else ''}. Extract all layers, or pass "
+                "--allow-missing (allow_missing=True) to leave those sites as they are."
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able identity for artifacts."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "model_type": self.network.config.model_type,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def fingerprint(weights: dict[str, Float[Tensor, "_ _"]]) -> str:
+    """SHA-256 over names, shapes and sampled entries of weights [d, m] by module name."""
+    digest = hashlib.sha256(json.dumps({name: list(w.shape) for name, w in weights.items()}).encode())
+    for weight in weights.values():
+        rows, columns = (max(1, size // _SAMPLES_PER_AXIS) for size in weight.shape)
+        sample = weight[::rows, ::columns].to("cpu", torch.float32).to(torch.bfloat16)
+        sample = torch.where(sample.abs() < _EXACT_IN_EVERY_DTYPE, 0, sample)
+        digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

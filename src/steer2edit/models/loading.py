@@ -1,0 +1,115 @@
+"""Loading a model: a Hub id, a local directory, or `smollm2`."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from steer2edit.errors import ModelError, did_you_mean
+from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.layout import Layout
+from steer2edit.models.smollm2 import smollm2_checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PLAIN_TEXT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    layout: Path | None = None,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a causal language model with its tokenizer.
+
+    Args:
+        name: a Hub id, a local directory, or `smollm2` for the embedded SmolLM2-135M-Instruct.
+        dtype: `auto` (the checkpoint's own; float32 on a CPU without bfloat16 arithmetic), `float32`,
+            `bfloat16` or `float16`.
+        device: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or `balanced` to spread a model
+            that is larger than one device over all of them.
+        layout: a layout file for an architecture that is not known (docs/add-a-model.md).
+        chat_template: a Jinja file instead of the tokenizer's own template, or `none` for plain text.
+        trust_remote_code: run the Python code that a checkpoint brings. Only for code you have read.
+
+    Raises:
+        ModelError: unknown dtype or device, or the model is not there or cannot be read.
+        LayoutError: the model has residual writers that no layout rule covers.
+    """
+    path = smollm2_checkpoint() if name.lower() == "smollm2" else name
+    target = _device(device)
+    own_layout = Layout.from_file(layout) if layout else None
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        network = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=_dtype(dtype, target, config),
+            device_map={"auto": "auto", "balanced": "balanced"}.get(target) or {"": target},
+            trust_remote_code=trust_remote_code,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(_why_not(name, error)) from error
+    _set_chat_template(tokenizer, chat_template)
+    revision = getattr(network.config, "_commit_hash", None)
+    return LanguageModel(network, tokenizer, name=name, layout=own_layout, revision=revision)
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "auto" if torch.cuda.device_count() > 1 else "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "balanced":
+        return device
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}. {did_you_mean(device, _DEVICES)}") from error
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(kind, False):
+        raise ModelError(f"device {device!r} is not available on this machine. Use --device cpu or auto.")
+    return device
+
+
+_DEVICES = ("auto", "balanced", "cpu", "cuda", "mps")
+
+
+def _dtype(dtype: str, device: str, config: object) -> torch.dtype:
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise ModelError(f"unknown dtype {dtype!r}. {did_you_mean(dtype, [*DTYPES, 'auto'])}")
+    own = getattr(config, "dtype", None) or torch.float32
+    half = own in (torch.bfloat16, torch.float16)
+    if device == "cpu" and half and not torch.cpu._is_avx512_bf16_supported():
+        return torch.float32
+    return torch.bfloat16 if device == "cpu" and half else own
+
+
+def _why_not(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:400]
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        return f"there is no model directory {name!r}. Give a directory, a Hub id such as org/name, or smollm2."
+    return (
+        f"cannot load the model {name!r}: {reason} "
+        "Give a directory with config.json and safetensors weights, a Hub id that can be reached, or smollm2."
+    )
+
+
+def _set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
+    if chat_template is None:
+        return
+    if chat_template == "none":
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = (tokenizer.bos_token if begins else "") + _PLAIN_TEXT_TEMPLATE
+        return
+    try:
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot read the chat template {chat_template!r}: {error}") from error

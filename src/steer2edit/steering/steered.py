@@ -1,0 +1,55 @@
+"""Activation steering at run time (§4.1)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from steer2edit.core import SteeringVectors
+from steer2edit.models import LanguageModel, OutputUpdate, updated_outputs
+
+
+@contextmanager
+def steered(
+    model: LanguageModel, vectors: SteeringVectors, strength: float, *, allow_mismatch: bool = False
+) -> Iterator[None]:
+    """Run the model with `y ← y + strength · v` at every site and every position within the context.
+
+    v is not normalised. The weights are not touched, so leaving restores the model bit for bit.
+
+    Raises:
+        MismatchError: the vectors are for another model (unless `allow_mismatch`) or another shape.
+
+    Source: §4.1.
+    """
+    require_fit(model, vectors, allow_mismatch=allow_mismatch, allow_missing=True)
+    updates = {
+        site: _shift(strength * means.steering_vector.to(model.sites[site].device))
+        for site, means in vectors.sites.items()
+    }
+    with updated_outputs(model, updates):
+        yield
+
+
+def require_fit(
+    model: LanguageModel,
+    vectors: SteeringVectors,
+    *,
+    allow_mismatch: bool = False,
+    allow_missing: bool = False,
+) -> None:
+    """Refuse vectors of another model, of another shape, or (unless `allow_missing`) with sites missing.
+
+    Raises:
+        MismatchError: as said.
+    """
+    shapes = {
+        site: (means.steering_vector.numel(), None if means.input is None else means.input.positive.numel())
+        for site, means in vectors.sites.items()
+    }
+    model.require_shapes(shapes, "vectors", complete=not allow_missing)
+    model.require_same(vectors.metadata, "vectors", allow_mismatch=allow_mismatch)
+
+
+def _shift(change: Tensor) -> OutputUpdate:
+    return lambda x, y: (y + change).to(y.dtype)
