@@ -11,10 +11,14 @@ SCHEMA_VERSION = 1
 METRICS = {
     "harmful_refused": "harmful requests refused",
     "benign_refused": "benign requests refused",
+    "truth_preferred": "questions whose true answer is preferred to the false one",
+    "truth_margin": "preference of the true over the false answer (nats per token)",
+    "reply_tokens": "reply length (tokens)",
+    "finished": "replies that ended by themselves",
     "nll_increase": "NLL increase on the base's own benign answers (nats per token)",
     "kl": "KL(base ‖ model) on the base's own benign answers (nats per token)",
 }
-"""Metric names of the safety evaluation and what they mean."""
+"""Metric names and what they mean."""
 
 ConditionKind = Literal["base", "steering", "edit"]
 

@@ -1,5 +1,6 @@
 """The only code that knows transformers: layouts, loading, chat, capture, hooks, generation, scoring."""
 
+from steer2edit.models.batching import length_batches
 from steer2edit.models.capture import mean_output, span_means
 from steer2edit.models.chat import (
     SPAN_RULE,
@@ -7,6 +8,7 @@ from steer2edit.models.chat import (
     Message,
     Prompt,
     chat_template_hash,
+    encode_prompts,
     encode_responses,
 )
 from steer2edit.models.generation import Reply, Sampling, generate, generate_batch
@@ -29,12 +31,14 @@ __all__ = [
     "Sampling",
     "SiteModule",
     "chat_template_hash",
+    "encode_prompts",
     "encode_responses",
     "find_sites",
     "fingerprint",
     "generate",
     "generate_batch",
     "known_layouts",
+    "length_batches",
     "load_model",
     "mean_output",
     "span_log_probabilities",

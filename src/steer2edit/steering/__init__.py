@@ -1,0 +1,31 @@
+"""Representation: contrast sets, extraction with diagnosis, and activation steering."""
+
+from steer2edit.steering.contrast import Contrast, ContrastSet, build_contrast
+from steer2edit.steering.diagnosis import auroc
+from steer2edit.steering.examples import Example, read_examples, read_rows
+from steer2edit.steering.extract import extract, measure_inputs
+from steer2edit.steering.labels import find_labeller
+from steer2edit.steering.presets import PRESETS, preset_examples, safety_prompts
+from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
+from steer2edit.steering.source import load_contrast
+from steer2edit.steering.steered import steered
+
+__all__ = [
+    "PRESETS",
+    "Contrast",
+    "ContrastSet",
+    "Example",
+    "RefusalPhrases",
+    "auroc",
+    "build_contrast",
+    "extract",
+    "find_labeller",
+    "load_contrast",
+    "measure_inputs",
+    "preset_examples",
+    "read_examples",
+    "read_rows",
+    "refusal_phrases",
+    "safety_prompts",
+    "steered",
+]

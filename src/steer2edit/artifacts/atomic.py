@@ -1,0 +1,190 @@
+"""Writing a file or a directory completely or not at all.
+
+Everything is written beside the target under a temporary name (`.<name>-<random>.partial`), flushed to the disk,
+and renamed at the end. An exception, Ctrl+C included, removes what was written; a killed process or a power cut
+leaves at most the temporary name behind, never half a target.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from steer2edit.errors import ArtifactError
+
+MANIFEST_FILE = "steer2edit.json"
+"""Every directory this package writes holds one; only such a directory is ever overwritten."""
+
+_ABOUT_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+def require_free(target: Path | str, *, overwrite: bool = False) -> None:
+    """Refuse a target that cannot be written: for a check before hours of work.
+
+    Args:
+        target: the file or directory to be written.
+        overwrite: accept an existing file, an empty directory, or a directory that this package wrote.
+
+    Raises:
+        ArtifactError: it exists (and may not be replaced), or its parent is no directory or not writable.
+    """
+    target = Path(target)
+    if os.path.lexists(target):
+        _require_replaceable(target, overwrite)
+    parent = target.absolute().parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ArtifactError(f"cannot write {target}: {parent} is not a directory. Choose another place.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {target}: no permission to write in {parent}. Choose another place.")
+
+
+def _require_replaceable(target: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise ArtifactError(
+            f"{target} exists already, and nothing is overwritten silently. Choose another name, remove it, or "
+            "pass --overwrite (overwrite=True)."
+        )
+    if target.is_dir() and not target.is_symlink():
+        if (target / MANIFEST_FILE).is_file() or not any(target.iterdir()):
+            return
+        raise ArtifactError(
+            f"{target} is a directory without {MANIFEST_FILE}: steer2edit did not write it, so it is not replaced "
+            "even with overwrite. Choose another name, or remove it yourself."
+        )
+    if not target.is_file():
+        raise ArtifactError(f"{target} is neither a plain file nor a plain directory: it is not replaced.")
+
+
+@contextmanager
+def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory to fill; on leaving without an exception it becomes `target`.
+
+    Args:
+        target: must not exist. Missing parents are made.
+        overwrite: replace an existing directory that this package wrote; until the last moment it stays in place.
+
+    Raises:
+        ArtifactError: the target exists, or cannot be written; nothing is left behind.
+    """
+    target = Path(target)
+    require_free(target, overwrite=overwrite)
+    if target.is_file():
+        raise ArtifactError(f"{target} is a file, and a directory is to be written there. Choose another name.")
+    scratch = _sibling(target, "partial")
+    with _parents_made(target), _disk_errors_explained(target):
+        try:
+            with _every_error_explained(target):
+                scratch.mkdir()
+            yield scratch
+            with _every_error_explained(target):
+                for path in [*scratch.rglob("*"), scratch, target.parent]:
+                    _flush(path)
+                _rename_directory(scratch, target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def atomic_file(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a path to write a file at; on leaving without an exception it becomes `target`.
+
+    Args:
+        target: must not exist. Missing parents are made.
+        overwrite: replace an existing file.
+
+    Raises:
+        ArtifactError: the target exists, or cannot be written; nothing is left behind.
+    """
+    target = Path(target)
+    require_free(target, overwrite=overwrite)
+    if target.is_dir():
+        raise ArtifactError(f"{target} is a directory, and a file is to be written there. Choose another name.")
+    scratch = _sibling(target, "partial")
+    with _parents_made(target), _disk_errors_explained(target):
+        try:
+            yield scratch
+            with _every_error_explained(target):
+                _flush(scratch)
+                scratch.replace(target)
+                _flush(target.parent)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def _sibling(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}-{secrets.token_hex(4)}.{suffix}")
+
+
+@contextmanager
+def _parents_made(target: Path) -> Iterator[None]:
+    missing = [parent for parent in target.absolute().parents if not os.path.lexists(parent)]
+    try:
+        with _every_error_explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # another process may have put something there meanwhile
+                parent.rmdir()
+        raise
+
+
+@contextmanager
+def _every_error_explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(_cannot_write(target, error.strerror or str(error))) from error
+
+
+@contextmanager
+def _disk_errors_explained(target: Path) -> Iterator[None]:
+    """Other errors of the body (a missing input, say) are not about the target, and pass."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ArtifactError(_cannot_write(target, str(error))) from error
+    except OSError as error:
+        if error.errno not in _ABOUT_THE_DISK:
+            raise
+        raise ArtifactError(_cannot_write(target, error.strerror or str(error))) from error
+
+
+def _cannot_write(target: Path, reason: str) -> str:
+    return f"cannot write {target}: {reason}. Nothing was left there; free some space or choose another place."
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir():
+        with suppress(OSError):  # some file systems cannot flush a directory: then the rename is merely less durable
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        return
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _rename_directory(scratch: Path, target: Path) -> None:
+    if not os.path.lexists(target):
+        scratch.rename(target)
+        return
+    retired = _sibling(target, "replaced")
+    target.rename(retired)
+    try:
+        scratch.rename(target)
+    except BaseException:
+        retired.rename(target)
+        raise
+    shutil.rmtree(retired)

@@ -1,0 +1,197 @@
+"""`steer2edit.json`: what an artifact is, what it was made from, and with which versions. See docs/formats.md."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from steer2edit.artifacts.atomic import MANIFEST_FILE
+from steer2edit.errors import ArtifactError, InvalidValueError
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("steer2edit", "torch", "transformers", "peft", "safetensors")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class BaseModelRecord(_Record):
+    """The model an edit was made on: `LanguageModel.describe()`."""
+
+    name: str
+    fingerprint: Sha256
+    revision: str | None = None
+    model_type: str | None = None
+
+
+def _names_its_model(edit: dict[str, Any]) -> dict[str, Any]:
+    BaseModelRecord.model_validate(edit.get("model"))
+    return edit
+
+
+EditMetadata = Annotated[dict[str, Any], AfterValidator(_names_its_model)]
+"""An edit's metadata as it is; its key `model` says which model the edit is for."""
+
+
+class SiteRecord(_Record):
+    """One site of an edit."""
+
+    module: str
+    shape: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+    components: Annotated[int, Field(gt=0)]
+    edited_components: Annotated[int, Field(ge=0)]
+    in_adapter: bool
+
+
+class EstimateRecord(_Record):
+    """A measured value with its 95 % interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: Annotated[int, Field(ge=0)]
+    unscored: Annotated[int, Field(ge=0)] = 0
+
+
+class ConditionRecord(_Record):
+    """What was measured under one intervention."""
+
+    label: str
+    metrics: dict[str, EstimateRecord]
+
+
+class EvaluationRecord(_Record):
+    """The part of an evaluation that the model card shows: rows, and what each metric's name means."""
+
+    conditions: list[ConditionRecord]
+    metrics: dict[str, str] = {}
+
+
+class EditManifest(_Record):
+    """`steer2edit.json` of an adapter directory."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["weight-edit"] = "weight-edit"
+    created: datetime
+    edit: EditMetadata
+    sites: Annotated[dict[str, SiteRecord], Field(min_length=1)]
+    files: dict[str, Sha256]
+    evaluation: dict[str, Any] | None = None
+    versions: dict[str, str]
+
+
+class CheckpointManifest(_Record):
+    """`steer2edit.json` of an edited checkpoint."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["edited-checkpoint"] = "edited-checkpoint"
+    created: datetime
+    base: BaseModelRecord
+    edit: EditMetadata
+    strength: float
+    source: Literal["files", "memory"]
+    edited_tensors: dict[str, str]
+    not_copied: list[str]
+    versions: dict[str, str]
+
+
+Manifest = EditManifest | CheckpointManifest
+_M = TypeVar("_M", EditManifest, CheckpointManifest)
+
+
+def now() -> datetime:
+    """The time in UTC, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of those whose behaviour an artifact depends on."""
+    return {name: packages.version(name) for name in _PACKAGES}
+
+
+def plain_json(value: Any, what: str) -> Any:
+    """The value as JSON would give it back: mappings as dictionaries, tuples as lists, text keys.
+
+    Raises:
+        InvalidValueError: something in it is not JSON: NaN, an infinity, a tensor, ...
+    """
+    try:
+        return json.loads(json.dumps(value, default=_as_dictionary, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidValueError(
+            f"the {what} cannot be written as JSON: {error}. Use text, finite numbers, true/false, null, lists and "
+            "dictionaries only."
+        ) from error
+
+
+def _as_dictionary(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> None:
+    """Write `steer2edit.json` into a directory."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path, kind: type[_M]) -> _M:
+    """Read and validate a directory's `steer2edit.json`.
+
+    Raises:
+        ArtifactError: it is missing, no JSON, of a newer schema version, of another kind, or lacks something.
+    """
+    path = directory / MANIFEST_FILE
+    raw = read_json(path)
+    require_version(raw.get("schema_version"), str(path))
+    expected = kind.model_fields["kind"].default
+    if raw.get("kind") != expected:
+        raise ArtifactError(f"{path} describes a {raw.get('kind')!r}, but a {expected!r} is needed here.")
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{path} is damaged: {where}: {first['msg']} ({error.error_count()} problems in all). Make it again."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object.
+
+    Raises:
+        ArtifactError: it is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not JSON ({error}): it is truncated, damaged, or another file.") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
+    return content
+
+
+def require_version(version: object, what: str) -> None:
+    """Refuse a schema version that this version of the package does not read.
+
+    Raises:
+        ArtifactError: it is newer, or no version at all.
+    """
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ArtifactError(f"{what} has no valid schema version (got {version!r}): steer2edit did not write it.")
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{what} has schema version {version}, and this steer2edit reads up to {SCHEMA_VERSION}. Upgrade: "
+            "pip install --upgrade steer2edit."
+        )

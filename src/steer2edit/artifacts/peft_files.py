@@ -1,0 +1,147 @@
+"""An edit as the files of a PEFT LoRA adapter: per site `lora_A = aᵀ` [1, m], `lora_B = u` [d, 1], scaling 1.
+
+PEFT ignores a key that it does not recognise: the adapter then loads and does nothing. So names are built in one
+place, and what was written is loaded through PEFT once before it counts as written.
+"""
+
+import copy
+import itertools
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steer2edit.artifacts.manifest import read_json
+from steer2edit.artifacts.tensors import same_bits
+from steer2edit.errors import ArtifactError
+from steer2edit.models import LanguageModel
+
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One module's factors.
+
+    Args:
+        a: `lora_A`, [1, m].
+        b: `lora_B`, [d, 1].
+    """
+
+    a: Float[Tensor, "1 m"]
+    b: Float[Tensor, "d 1"]
+
+
+def adapter_keys(module: str) -> tuple[str, str]:
+    """Names of a module's `lora_A` and `lora_B` in the adapter file."""
+    return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+
+
+def adapter_tensors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
+    """The adapter file's tensors, from the factors by module name."""
+    tensors = {}
+    for module, pair in pairs.items():
+        tensors.update(zip(adapter_keys(module), (pair.a, pair.b), strict=True))
+    return tensors
+
+
+def base_reference(model: LanguageModel) -> str:
+    """What loads the base model again: its Hub id, or the absolute path of its directory."""
+    name = model.network.name_or_path or model.name
+    return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
+
+
+def write_adapter_config(model: LanguageModel, modules: list[str], directory: Path) -> None:
+    """Write `adapter_config.json`: r = lora_alpha = 1, and the modules as a sorted list of full names."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=modules,
+        fan_in_fan_out=any(site.transposed for site in model.sites.values()),
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=base_reference(model),
+        revision=model.revision,
+    ).to_dict()
+    config["target_modules"] = sorted(modules)  # PEFT keeps a set, whose order changes from run to run
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def check_adapter_config(directory: Path, modules: list[str]) -> None:
+    """Refuse a config under which PEFT would not apply exactly `lora_B lora_A` to exactly these modules.
+
+    Raises:
+        ArtifactError: names the setting, its value and the value needed.
+    """
+    path = directory / CONFIG_FILE
+    config = read_json(path)
+    needed = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": sorted(modules), "bias": "none"}
+    harmless = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    found = {name: config.get(name) for name in needed}
+    found |= {name: config.get(name) or neutral for name, neutral in harmless.items()}
+    if isinstance(found["target_modules"], list):
+        found["target_modules"] = sorted(map(str, found["target_modules"]))
+    for name, value in (needed | harmless).items():
+        if found[name] != value:
+            raise ArtifactError(
+                f"{path}: {name} is {str(found[name])[:200]}, but this edit needs {str(value)[:200]}: with anything "
+                "else PEFT would apply another edit. Save the edit again."
+            )
+
+
+def check_loads_through_peft(network: nn.Module, directory: Path, pairs: Mapping[str, Pair]) -> None:
+    """Load the directory through PEFT into a copy of the network without weights, and compare every factor.
+
+    Args:
+        network: the base; neither changed nor wrapped, and its weights are not copied.
+        directory: the adapter.
+        pairs: the factors that must arrive, by module name.
+
+    Raises:
+        ArtifactError: a factor did not arrive as written, or another module got an adapter.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    skeleton = _without_weights(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whatever PEFT warns about shows in the comparison below
+        PeftModel.from_pretrained(skeleton, str(directory), torch_device="cpu")
+    layers = {name: module for name, module in skeleton.named_modules() if isinstance(module, LoraLayer)}
+    wrong = sorted(pairs.keys() ^ layers.keys())
+    wrong += [name for name in pairs.keys() & layers.keys() if not _holds(layers[name], pairs[name])]
+    if wrong:
+        raise ArtifactError(
+            f"PEFT does not load {directory.name} as it was written: {len(wrong)} of {len(pairs)} modules differ, "
+            f"the first is {wrong[0]}. This is a defect of steer2edit or of this version of PEFT; please report it."
+        )
+
+
+def _holds(layer: nn.Module, pair: Pair) -> bool:
+    lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight  # type: ignore[index,union-attr]
+    scaling = layer.scaling["default"]  # type: ignore[index]
+    return scaling == 1.0 and same_bits(lora_a, pair.a) and same_bits(lora_b, pair.b)  # type: ignore[arg-type]
+
+
+def _without_weights(network: nn.Module) -> nn.Module:
+    """A copy of the module tree in which every tensor is one zero seen at its shape: it takes no memory."""
+    memo: dict[int, Tensor] = {}
+    for tensor in itertools.chain(network.parameters(), network.buffers()):
+        zero = torch.zeros(()).expand(tensor.shape)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(zero, requires_grad=False) if is_parameter else zero
+    skeleton = copy.deepcopy(network, memo)
+    if hasattr(skeleton, "hf_device_map"):
+        del skeleton.hf_device_map  # it would send the copy's tensors to the base's devices
+    return skeleton

@@ -1,0 +1,123 @@
+"""Everything the page's template prints, assembled from the results and the edit."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from steer2edit.core import WeightEdit
+from steer2edit.report.headline import headline
+from steer2edit.report.metrics import DAMAGE, TARGET, Metric
+from steer2edit.report.panels import Panel, diagnosis_panel, head_panel, neuron_panel, tradeoff_panels
+from steer2edit.report.replies import reply_sets
+from steer2edit.report.run_results import RunResults, Verified
+from steer2edit.report.tables import (
+    Cell,
+    block_summary,
+    cell,
+    diagnosis_rows,
+    metric_rows,
+    top_components,
+    validation_rows,
+)
+
+_CARDS = ("harmful_refused", "benign_refused", "nll_increase", "kl")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One metric of the held-out evaluation in large print: before and after the edit."""
+
+    title: str
+    before: Cell | None
+    after: Cell
+
+
+def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
+    """The template's variables. All strings are plain text; the template escapes them."""
+    tradeoffs = tradeoff_panels(run)
+    single: dict[str, Panel | None] = {
+        "heads": head_panel(run, edit),
+        "neurons": neuron_panel(run, edit),
+        "diagnosis": diagnosis_panel(run, edit),
+    }
+    return {
+        "run": run,
+        "headline": headline(run, edit),
+        "cards": _cards(run),
+        "metric_rows": metric_rows(run.held_out.conditions),
+        "tradeoffs": tradeoffs,
+        "panels": single,
+        "figures": {panel.name: panel.data for panel in [*tradeoffs, *single.values()] if panel is not None},
+        "validation_titles": [Metric.named(name).short for name in (TARGET, *DAMAGE)],
+        "validation_rows": validation_rows(run.validation.conditions, run.chosen),
+        "chosen": _chosen(run),
+        "limits": _limits(run),
+        "blocks": [block_summary(edit, "attn"), block_summary(edit, "mlp")],
+        "top_components": top_components(edit),
+        "diagnosis_rows": diagnosis_rows(run.diagnosis),
+        "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
+        "verification": [_verification(name, verified) for name, verified in run.verification.items()],
+        "reply_sets": reply_sets(run),
+        "provenance": _provenance(run),
+        "settings": list(_flat(run.settings)),
+    }
+
+
+def _cards(run: RunResults) -> list[Card]:
+    base, edited = run.held_out.first("base"), run.held_out.first("edit")
+    if edited is None:
+        return []
+    metrics = [Metric.named(name) for name in _CARDS if name in edited.metrics]
+    # Damage is measured against the base, so it has no "before".
+    shares = {metric.name for metric in metrics if metric.scale == "share"}
+    return [
+        Card(m.short, cell(base, m) if base is not None and m.name in shares else None, cell(edited, m)) for m in metrics
+    ]
+
+
+def _chosen(run: RunResults) -> str:
+    chosen = run.chosen
+    values = [f"{name} = {'off' if value is None else f'{value:g}'}" for name, value in chosen.hyperparameters.items()]
+    if chosen.steering_strength is not None:
+        values.append(f"steering strength = {chosen.steering_strength:g}")
+    return ", ".join(values)
+
+
+def _limits(run: RunResults) -> str:
+    metrics = [(Metric.named(name), value) for name, value in run.chosen.limits.items()]
+    return ", ".join(f"{m.short} at most {m.number(value).lstrip('+')}{m.unit}" for m, value in metrics)
+
+
+def _verification(name: str, verified: Verified) -> tuple[str, bool]:
+    """A sentence on a reloaded artifact, and whether it agreed everywhere."""
+    agrees = verified.n > 0 and verified.identical == verified.n
+    if verified.n == 0:
+        return f"{name}: not compared.", False
+    ending = "." if agrees else ": it does not behave like the edit that was measured."
+    return f"{name}: {verified.identical} of {verified.n} greedy replies identical{ending}", agrees
+
+
+def _provenance(run: RunResults) -> list[tuple[str, str]]:
+    rows = {
+        "model": run.model.name,
+        "revision": run.model.revision,
+        "architecture": run.model.model_type,
+        "fingerprint": run.model.fingerprint,
+        "behaviour": run.behaviour,
+        "created": run.created,
+        "result schema": str(run.schema_version),
+        **run.versions,
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, value) pairs."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return rows

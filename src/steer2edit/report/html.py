@@ -1,0 +1,99 @@
+"""The report page: one file with everything inline, which loads nothing and runs only its own scripts."""
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from steer2edit.core import WeightEdit
+from steer2edit.errors import ArtifactError
+from steer2edit.report.content import page_content
+from steer2edit.report.run_results import read_results
+from steer2edit.report.themes import themes
+
+
+def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
+    """The report as one HTML page that works offline.
+
+    Every text of the results is untrusted: it is escaped in HTML, in embedded JSON and in plotly's labels, and the
+    page's content security policy allows no request and no script but its own.
+
+    Args:
+        results: the JSON of a run (docs/formats.md).
+        edit: the weight edit that the run chose.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: the results are malformed, or of another schema version.
+    """
+    run = read_results(results)
+    environment = _environment()
+    scripts = [_inline(get_plotlyjs()), _inline(environment.get_template("report.js.jinja").render())]
+    return environment.get_template("report.html.jinja").render(
+        page_content(run, edit), scripts=scripts, policy=_content_security_policy(scripts), themes=themes()
+    )
+
+
+def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path) -> None:
+    """Render the report to a file: complete or not at all. An older report at the same path is replaced.
+
+    Args:
+        results: the JSON of a run.
+        edit: the weight edit that the run chose.
+        path: the file; its folder must exist.
+
+    Raises:
+        DataError: the results are malformed.
+        ArtifactError: the file cannot be written.
+    """
+    page = render_report(results, edit)
+    target = Path(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            complete = Path(scratch) / target.name
+            complete.write_text(page, encoding="utf-8", newline="\n")
+            os.replace(complete, target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ArtifactError(
+            f"cannot write the report to {str(target)!r}: {reason}. Give a file in an existing, writable folder."
+        ) from error
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("steer2edit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _inline(script: str) -> Markup:
+    """A script of ours, trusted as it is. The browser hashes it with newlines normalised, so we normalise them too."""
+    script = script.replace("\r\n", "\n")
+    assert "</script" not in script.lower()
+    assert "<!--" not in script
+    return Markup(script)
+
+
+def _content_security_policy(scripts: list[Markup]) -> str:
+    """No request at all; scripts only by their hash, so that no text of the page can ever run as one."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )

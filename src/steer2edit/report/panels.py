@@ -1,0 +1,128 @@
+"""Figures with the words that go with them: a caption that says how to read it, and a text alternative."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from steer2edit.core import WeightEdit
+from steer2edit.report.figures import block_sites, diagnosis_figure, head_figure, layer_count, neuron_figure
+from steer2edit.report.metrics import DAMAGE, TARGET, Metric
+from steer2edit.report.run_results import RunResults
+from steer2edit.report.tables import block_summary
+from steer2edit.report.tradeoff import drawable, tradeoff_figure, undrawn
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of the page.
+
+    Args:
+        name: its id in the page.
+        title: a few words, the label of its tab if it is one of several.
+        data: the figure's data and layout as JSON, without a template: the page adds the light or the dark one.
+        caption: how to read it, in a line.
+        alternative: what it shows, for those who cannot see it.
+    """
+
+    name: str
+    title: str
+    data: dict[str, Any]
+    caption: str
+    alternative: str
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return int(self.data["layout"]["height"])
+
+
+def figure_json(figure: go.Figure) -> dict[str, Any]:
+    """Data and layout of a figure as JSON values, without its template."""
+    content = json.loads(figure.to_json())
+    content["layout"].pop("template", None)
+    return {"data": content["data"], "layout": content["layout"]}
+
+
+def tradeoff_panels(run: RunResults) -> list[Panel]:
+    """One panel per damage metric for which some condition has a place in the plot."""
+    return [_tradeoff_panel(run, damage) for damage in DAMAGE if _has_points(run, damage)]
+
+
+def _has_points(run: RunResults, damage: str) -> bool:
+    return bool(drawable([*run.validation.conditions, *run.held_out.conditions], damage))
+
+
+def _tradeoff_panel(run: RunResults, damage: str) -> Panel:
+    x, y = Metric.named(damage), Metric.named(TARGET)
+    missing = undrawn(run, damage)
+    left_out = f" Not drawn, because a metric was not scored: {missing}." if missing else ""
+    points = "; ".join(
+        f"{c.label}: {y.value(c.metrics[TARGET])} at {x.short} {x.value(c.metrics[damage])}"
+        for c in drawable(run.held_out.conditions, damage)
+    )
+    return Panel(
+        name=f"tradeoff-{damage}",
+        title=x.short,
+        data=figure_json(tradeoff_figure(run, damage)),
+        caption=(
+            "Up and to the left is better: more of what was asked for, with less damage. Small marks are measured on "
+            f"validation prompts, the large ones with 95 % intervals on held-out prompts.{left_out}"
+        ),
+        alternative=f"Scatter plot of {y.short} against {x.short}. Held-out: {points or 'none'}.",
+    )
+
+
+def head_panel(run: RunResults, edit: WeightEdit) -> Panel | None:
+    """Heat map of λ, or `None` if the attention block is off."""
+    if not block_sites(edit, "attn"):
+        return None
+    summary = block_summary(edit, "attn")
+    return Panel(
+        name="heads",
+        title="Attention heads",
+        data=figure_json(head_figure(edit, layer_count(edit, run.diagnosis))),
+        caption=(
+            "One cell per head. Red: the head writes more strongly along the steering vector; blue: less strongly; "
+            "the neutral middle colour: not edited. An empty column is a layer that the edit leaves out."
+        ),
+        alternative=f"Heat map of λ by layer and head: {summary.edited} of {summary.total} heads are edited.",
+    )
+
+
+def neuron_panel(run: RunResults, edit: WeightEdit) -> Panel | None:
+    """MLP edits by layer, or `None` if the MLP block is off."""
+    if not block_sites(edit, "mlp"):
+        return None
+    summary = block_summary(edit, "mlp")
+    return Panel(
+        name="neurons",
+        title="MLP neurons",
+        data=figure_json(neuron_figure(edit, layer_count(edit, run.diagnosis))),
+        caption=(
+            "Above: the sums of the positive and of the negative λ of a layer's neurons. "
+            "Below: how many neurons that is, strengthened ones upwards, weakened ones downwards."
+        ),
+        alternative=(
+            f"Bar charts by layer: {summary.edited} of {summary.total} neurons are edited, "
+            f"{summary.strengthened} of them strengthened."
+        ),
+    )
+
+
+def diagnosis_panel(run: RunResults, edit: WeightEdit) -> Panel | None:
+    """Diagnosis by layer, or `None` if the run has none."""
+    if not run.diagnosis.sites:
+        return None
+    noisy = sum(entry.noise for entry in run.diagnosis.sites.values())
+    return Panel(
+        name="diagnosis",
+        title="Diagnosis",
+        data=figure_json(diagnosis_figure(run.diagnosis, layer_count(edit, run.diagnosis))),
+        caption=(
+            "Above: how well vectors from two halves of the data agree (1: the same direction, 0: unrelated). Below: how "
+            "well the vector separates held-out responses, with 95 % intervals (0.5: not at all). A cross marks noise."
+        ),
+        alternative=f"Two line charts by layer; {noisy} of {len(run.diagnosis.sites)} sites are flagged as noise.",
+    )

@@ -1,0 +1,201 @@
+"""The JSON of a run, checked once and read into typed fields."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from steer2edit.core import Site
+from steer2edit.errors import DataError
+from steer2edit.evaluation.results import SCHEMA_VERSION, ConditionKind
+from steer2edit.evaluation.statistics import Estimate
+from steer2edit.report.text import visible_json
+
+
+def _site(name: object) -> object:
+    return Site.parse(name) if isinstance(name, str) else name
+
+
+def _prompt_text(prompt: object) -> object:
+    """A prompt as text; chat messages become `role: content` paragraphs."""
+    if not isinstance(prompt, list):
+        return prompt
+    if not all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt):
+        raise ValueError("a chat prompt is a list of messages, each with role and content")
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+SiteName = Annotated[Site, BeforeValidator(_site)]
+Prompt = Annotated[str, BeforeValidator(_prompt_text)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), arbitrary_types_allowed=True)
+
+
+class ModelFacts(_Part):
+    """Which model the run was made on."""
+
+    name: str
+    revision: str | None = None
+    model_type: str | None = None
+    fingerprint: str | None = None
+
+
+class SiteDiagnosis(_Part):
+    """How good one site's steering vector is; `None` where it could not be measured."""
+
+    split_half_cosine: float | None = None
+    auroc: float | None = None
+    auroc_low: float | None = None
+    auroc_high: float | None = None
+    norm: float | None = None
+    noise: bool = False
+
+
+class Diagnosis(_Part):
+    """The diagnosis of the steering vectors by site."""
+
+    summary: str = ""
+    sites: dict[SiteName, SiteDiagnosis] = Field(default_factory=dict)
+
+
+class ConditionResult(_Part):
+    """One `Condition.to_json()`.
+
+    `outcomes` is optional: per set name, whether each reply is a refusal (`None`: could not be scored), in the
+    order of the replies. Without it the report cannot mark replies as refused.
+    """
+
+    kind: ConditionKind
+    label: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Estimate] = Field(default_factory=dict)
+    replies: dict[str, list[str]] = Field(default_factory=dict)
+    outcomes: dict[str, list[bool | None]] = Field(default_factory=dict)
+
+    def scored(self, *names: str) -> bool:
+        """Whether each of these metrics has a value."""
+        return all(name in self.metrics and self.metrics[name].value is not None for name in names)
+
+
+class Conditions(_Part):
+    """The conditions of one part (validation or held-out)."""
+
+    conditions: tuple[ConditionResult, ...] = ()
+
+    def of(self, kind: ConditionKind) -> list[ConditionResult]:
+        """The conditions of one kind, in order."""
+        return [condition for condition in self.conditions if condition.kind == kind]
+
+    def first(self, kind: ConditionKind) -> ConditionResult | None:
+        """The first condition of one kind."""
+        return next(iter(self.of(kind)), None)
+
+
+class Chosen(_Part):
+    """What was chosen on validation prompts.
+
+    `limits` is optional: the largest allowed value by metric name; without it no configuration is called within
+    or beyond a limit.
+    """
+
+    hyperparameters: dict[str, float | None] = Field(default_factory=dict)
+    steering_strength: float | None = None
+    rule: str = ""
+    limits: dict[str, float] = Field(default_factory=dict)
+
+    def is_choice(self, condition: ConditionResult) -> bool:
+        """Whether a condition is the chosen edit or the chosen steering strength."""
+        if condition.kind == "steering":
+            wanted: dict[str, float | None] = {"strength": self.steering_strength}
+        else:
+            wanted = self.hyperparameters
+        given = condition.parameters
+        known = condition.kind != "base" and bool(wanted)
+        return known and all(key in given and _same(given[key], value) for key, value in wanted.items())
+
+    def within_limits(self, condition: ConditionResult) -> bool | None:
+        """Whether every limit is respected; `None` where that cannot be told."""
+        verdicts: list[bool | None] = []
+        for name, limit in self.limits.items():
+            estimate = condition.metrics.get(name)
+            value = None if estimate is None else estimate.value
+            verdicts.append(None if value is None else value <= limit)
+        if False in verdicts:
+            return False
+        return True if verdicts and None not in verdicts else None
+
+
+def _same(given: object, wanted: float | None) -> bool:
+    if wanted is None or not isinstance(given, int | float):
+        return given is None and wanted is None
+    return math.isclose(given, wanted, rel_tol=1e-9, abs_tol=1e-12)
+
+
+class Verified(_Part):
+    """In how many of n replies a reloaded artifact agreed with the run-time edit."""
+
+    identical: int
+    n: int
+
+
+class RunResults(_Part):
+    """The JSON of a run. Parts that a run did not make stay empty, and the report says so."""
+
+    schema_version: int
+    title: str
+    behaviour: str = ""
+    model: ModelFacts
+    created: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    command: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    diagnosis: Diagnosis = Diagnosis()
+    validation: Conditions = Conditions()
+    held_out: Conditions = Conditions()
+    prompts: dict[str, list[Prompt]] = Field(default_factory=dict)
+    chosen: Chosen = Chosen()
+    verification: dict[str, Verified] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _aligned(self) -> "RunResults":
+        for condition in self.held_out.conditions:
+            for kind, listing in (("replies", condition.replies), ("outcomes", condition.outcomes)):
+                for name, entries in listing.items():
+                    expected = len(self.prompts.get(name, ()))
+                    if len(entries) != expected:
+                        raise ValueError(
+                            f"held-out condition {condition.label!r} has {len(entries)} {kind} for the set "
+                            f"{name!r}, which has {expected} prompts: they must be aligned"
+                        )
+        return self
+
+
+def read_results(results: Mapping[str, Any]) -> RunResults:
+    """Check the JSON of a run.
+
+    Raises:
+        DataError: another schema version, NaN or a value that JSON cannot hold, a missing or malformed field,
+            replies that are not aligned with the prompts.
+    """
+    version = results.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"results have schema version {version!r}, this version of steer2edit reads {SCHEMA_VERSION}: "
+            "render them with the version that wrote them, or run the evaluation again."
+        )
+    try:
+        plain = visible_json(json.loads(json.dumps(dict(results), allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"results are not plain JSON ({error}): write null for what could not be scored.") from error
+    try:
+        return RunResults.model_validate(plain)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'results'}: {e['msg']}" for e in error.errors()]
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise DataError(
+            f"these are not the results of a run: {shown}. Give the results.json that a run wrote."
+        ) from error

@@ -1,0 +1,60 @@
+"""From what a user names (a preset, one file, two files) to a contrast set."""
+
+from pathlib import Path
+
+from steer2edit.models import LanguageModel, Sampling
+from steer2edit.steering.contrast import ContrastSet, build_contrast
+from steer2edit.steering.examples import Example, read_examples
+from steer2edit.steering.labels import find_labeller
+from steer2edit.steering.presets import PRESETS, preset_examples
+
+
+def load_contrast(
+    source: str | Path | tuple[Path, Path],
+    model: LanguageModel,
+    *,
+    labeller: str | None = None,
+    limit: int | None = None,
+    sampling: Sampling = Sampling(max_new_tokens=24),
+    seed: int = 0,
+) -> ContrastSet:
+    """The contrast set of a preset, of one data file, or of two files (positive, negative).
+
+    Args:
+        source: preset name, path, or two paths.
+        model: generates the responses that are missing.
+        labeller: name or `module:function`; a preset brings its own.
+        limit: use at most this many prompts of every split.
+        sampling: how responses are generated.
+        seed: of the assignment to splits.
+
+    Raises:
+        DataError: unknown preset, bad file, no labeller where one is needed, an empty class.
+    """
+    examples, name = _examples(source)
+    if isinstance(source, str) and source in PRESETS:
+        labeller = labeller or preset_examples(source)[1]
+    chosen = find_labeller(labeller) if labeller else None
+    return build_contrast(name, _limited(examples, limit), model, labeller=chosen, sampling=sampling, seed=seed)
+
+
+def _examples(source: str | Path | tuple[Path, Path]) -> tuple[list[Example], str]:
+    if isinstance(source, tuple):
+        positive, negative = source
+        name = f"{positive.name} against {negative.name}"
+        return read_examples(positive, "positive") + read_examples(negative, "negative"), name
+    if isinstance(source, str) and (source in PRESETS or not Path(source).suffix):
+        return preset_examples(source)[0], source
+    return read_examples(Path(source)), Path(source).name
+
+
+def _limited(examples: list[Example], limit: int | None) -> list[Example]:
+    """The rows of the first `limit` prompts of every split."""
+    if limit is None:
+        return examples
+    kept: dict[object, dict[str, None]] = {}
+    for example in examples:
+        keys = kept.setdefault((example.split, example.label), {})
+        if len(keys) < limit:
+            keys[example.key] = None
+    return [e for e in examples if e.key in kept[(e.split, e.label)]]
