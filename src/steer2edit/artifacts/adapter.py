@@ -5,6 +5,8 @@
     steer2edit.json             the manifest
     steer2edit.safetensors      λ and g of every site; u and a of the sites that the adapter leaves out
     README.md                   the model card
+
+PEFT reads the first two and ignores the rest.
 """
 
 from collections.abc import Mapping
@@ -126,8 +128,13 @@ def load_edit(directory: Path | str) -> WeightEdit:
 def _with_plain_metadata(model: LanguageModel, edit: WeightEdit) -> WeightEdit:
     """The edit as it will be read: float32 tensors, and metadata that JSON keeps and that names the model."""
     metadata = plain_json(edit.metadata, "edit's metadata")
-    if "fingerprint" not in (metadata.get("model") or {}):
-        metadata["model"] = model.describe()
+    made_on = metadata.get("model") or {}
+    if not isinstance(made_on, dict):
+        raise InvalidValueError(
+            f"the edit's metadata says model = {made_on!r}: it must be an object with name and fingerprint, as "
+            "LanguageModel.describe() gives it, or be left out."
+        )
+    metadata["model"] = {**model.describe(), **made_on}
     sites = {s: SiteEdit(*(getattr(e, field).float().cpu() for field in _FIELDS)) for s, e in edit.sites.items()}
     return WeightEdit(sites, metadata)
 

@@ -7,12 +7,12 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.errors import ArtifactError, InvalidValueError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 _PACKAGES = ("steer2edit", "torch", "transformers", "peft", "safetensors")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -48,6 +48,12 @@ class SiteRecord(_Record):
     components: Annotated[int, Field(gt=0)]
     edited_components: Annotated[int, Field(ge=0)]
     in_adapter: bool
+
+    @model_validator(mode="after")
+    def _components_are_equal_groups(self) -> "SiteRecord":
+        if self.shape[1] % self.components:
+            raise ValueError(f"{self.shape[1]} columns do not divide into {self.components} components")
+        return self
 
 
 class EstimateRecord(_Record):

@@ -45,7 +45,7 @@ def adapter_keys(module: str) -> tuple[str, str]:
 
 def adapter_tensors(pairs: Mapping[str, Pair]) -> dict[str, Tensor]:
     """The adapter file's tensors, from the factors by module name."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, pair in pairs.items():
         tensors.update(zip(adapter_keys(module), (pair.a, pair.b), strict=True))
     return tensors
@@ -129,9 +129,9 @@ def check_loads_through_peft(network: nn.Module, directory: Path, pairs: Mapping
 
 
 def _holds(layer: nn.Module, pair: Pair) -> bool:
-    lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight  # type: ignore[index,union-attr]
-    scaling = layer.scaling["default"]  # type: ignore[index]
-    return scaling == 1.0 and same_bits(lora_a, pair.a) and same_bits(lora_b, pair.b)  # type: ignore[arg-type]
+    lora_a, lora_b = (layer.get_submodule(f"lora_{side}.default").get_parameter("weight") for side in "AB")
+    scaling: dict[str, float] = layer.scaling  # type: ignore[assignment]
+    return scaling["default"] == 1.0 and same_bits(lora_a, pair.a) and same_bits(lora_b, pair.b)
 
 
 def _without_weights(network: nn.Module) -> nn.Module:

@@ -91,4 +91,9 @@ class WeightEdit:
 
     def top_components(self, count: int) -> list[tuple[Component, float, float]]:
         """The `count` components of largest |λ|, largest first."""
-        return sorted(self.components(), key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]
+        strongest = []
+        for site, edit in self.sites.items():
+            indices = edit.magnitude.abs().topk(min(count, edit.magnitude.numel())).indices.tolist()
+            strongest += [(site.component(i), edit.magnitude[i].item(), edit.importance[i].item()) for i in indices]
+        strongest = [entry for entry in strongest if entry[1]]
+        return sorted(strongest, key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]

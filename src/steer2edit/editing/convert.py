@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steer2edit.core import Block, Site, SiteEdit, SteeringVectors, WeightEdit
+from steer2edit.core import Site, SiteEdit, SteeringVectors, WeightEdit
 from steer2edit.errors import MismatchError
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, SiteFactors, site_factors
 from steer2edit.models import LanguageModel
@@ -35,10 +35,12 @@ class Factors:
         """
         per_configuration: list[dict[Site, SiteEdit]] = [{} for _ in configurations]
         for site, factors in self.sites.items():
-            chosen = [(c, rho, h.alpha) for c, h in enumerate(configurations) if (rho := h.rho(site.block)) is not None]
+            chosen = [(c, rho, h) for c, h in enumerate(configurations) if (rho := h.rho(site.block)) is not None]
             if not chosen:
                 continue
-            edits = factors.edits([rho for _, rho, _ in chosen], [alpha for _, _, alpha in chosen])
+            edits = factors.edits(
+                [rho for _, rho, _ in chosen], [h.alpha for _, _, h in chosen], [h.max_shift for _, _, h in chosen]
+            )
             for (c, _, _), edit in zip(chosen, edits, strict=True):
                 per_configuration[c][site] = edit
         return [self._assemble(*pair) for pair in zip(configurations, per_configuration, strict=True)]
@@ -54,7 +56,6 @@ def compute_factors(
     vectors: SteeringVectors,
     rules: Rules = PAPER_RULES,
     *,
-    blocks: Sequence[Block] = ("attn", "mlp"),
     allow_mismatch: bool = False,
     allow_missing: bool = False,
 ) -> Factors:
@@ -64,7 +65,6 @@ def compute_factors(
         model: whose weights are read.
         vectors: with input means.
         rules: which k, g and λ.
-        blocks: sites of other blocks are skipped.
         allow_mismatch: accept vectors of a model with another fingerprint.
         allow_missing: accept vectors that lack sites; those are not edited.
 
@@ -80,7 +80,7 @@ def compute_factors(
             "needs. Measure them from a contrast set in the same call: --contrast PRESET|FILE "
             "(steer2edit.measure_inputs)."
         )
-    sites = {site: _factors_of(model, vectors, site, rules) for site in vectors.sites if site.block in blocks}
+    sites = {site: _factors_of(model, vectors, site, rules) for site in vectors.sites}
     metadata = {
         "method": "steer2edit",
         "rules": rules.to_json(),
@@ -103,12 +103,7 @@ def _factors_of(model: LanguageModel, vectors: SteeringVectors, site: Site, rule
     factors = site_factors(
         projection.weight, v.to(device), means.input.midpoint.to(device), projection.component_width, rules
     )
-    return SiteFactors(
-        factors.output_direction.cpu(),
-        factors.input_directions.cpu(),
-        factors.importance.cpu(),
-        factors.rules,
-    )
+    return factors.cpu()
 
 
 def convert(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from steer2edit.core import Intervention
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, Reply, Sampling
@@ -36,6 +36,7 @@ class ResponseScore:
         return -self.log_probability / self.tokens
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Runs a model under interventions."""
 

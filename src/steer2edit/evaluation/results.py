@@ -33,6 +33,7 @@ class Condition:
         parameters: JSON-able settings of the intervention.
         metrics: estimate by metric name (see `METRICS`).
         replies: generated text by set name (`harmful`, `benign`), in the order of the prompts.
+        outcomes: whether each reply of a set refuses, `None` where it could not be scored.
     """
 
     kind: ConditionKind
@@ -40,6 +41,7 @@ class Condition:
     parameters: Mapping[str, Any]
     metrics: Mapping[str, Estimate]
     replies: Mapping[str, list[str]] = field(default_factory=dict)
+    outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """All fields; estimates as objects with value, low, high, n, unscored."""
@@ -49,4 +51,5 @@ class Condition:
             "parameters": dict(self.parameters),
             "metrics": {name: estimate.to_json() for name, estimate in self.metrics.items()},
             "replies": {name: list(texts) for name, texts in self.replies.items()},
+            "outcomes": {name: list(values) for name, values in self.outcomes.items()},
         }

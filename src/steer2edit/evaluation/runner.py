@@ -50,5 +50,6 @@ def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list
         own = [measurements[index] for measurements in by_task]
         metrics = {name: estimate for m in own for name, estimate in m.metrics.items()}
         replies = {name: texts for m in own for name, texts in m.replies.items()}
-        conditions.append(Condition(arm.kind, arm.label, arm.parameters, metrics, replies))
+        outcomes = {name: values for m in own for name, values in m.outcomes.items()}
+        conditions.append(Condition(arm.kind, arm.label, arm.parameters, metrics, replies, outcomes))
     return conditions

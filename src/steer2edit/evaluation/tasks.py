@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from steer2edit.core import Intervention
 from steer2edit.engines import Engine, Request
@@ -18,12 +18,15 @@ class Measurement:
     Args:
         metrics: estimate by metric name.
         replies: generated text by set name, in the order of the prompts.
+        outcomes: what each reply was judged to be (for a refusal task: refused), in the same order.
     """
 
     metrics: Mapping[str, Estimate]
     replies: Mapping[str, list[str]] = field(default_factory=dict)
+    outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Task(Protocol):
     """Something that can be measured under interventions."""
 
@@ -53,7 +56,8 @@ class RefusalTask:
         for replies in _replies(engine, self.prompts, interventions, self.sampling):
             outcomes = [self.phrases.is_refusal(reply.text) for reply in replies]
             texts = [reply.text for reply in replies]
-            measurements.append(Measurement({f"{self.name}_refused": rate(outcomes)}, {self.name: texts}))
+            metrics = {f"{self.name}_refused": rate(outcomes)}
+            measurements.append(Measurement(metrics, {self.name: texts}, {self.name: outcomes}))
         return measurements
 
 

@@ -5,6 +5,7 @@ from steer2edit.method.factors import SiteFactors, site_factors
 from steer2edit.method.hyperparameters import PAPER_RULES, Hyperparameters, Rules, grid
 from steer2edit.method.importance import importance
 from steer2edit.method.magnitude import magnitude
+from steer2edit.method.shift import limit_shift
 
 __all__ = [
     "PAPER_RULES",
@@ -14,6 +15,7 @@ __all__ = [
     "grid",
     "importance",
     "input_directions",
+    "limit_shift",
     "magnitude",
     "output_direction",
     "site_factors",

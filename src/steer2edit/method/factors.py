@@ -4,7 +4,7 @@ Shapes: d = width of a site's output, m = width of its input, n = components of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from steer2edit.core import SiteEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.method.directions import input_directions, output_direction
+from steer2edit.method.directions import input_directions, output_direction, precise
 from steer2edit.method.hyperparameters import PAPER_RULES, Rules
 from steer2edit.method.importance import importance
 from steer2edit.method.magnitude import magnitude
+from steer2edit.method.shift import limit_shift
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,39 @@ class SiteFactors:
         output_direction: u, [d].
         input_directions: k = concat_i(k_i), [m]; zero where a component has no direction.
         importance: g, [n].
+        vector_norm: ‖v‖.
+        input_mean: μ, [m].
         rules: the rules that made them; the magnitude rule is the one `edits` applies.
     """
 
     output_direction: Float[Tensor, " d"]
     input_directions: Float[Tensor, " m"]
     importance: Float[Tensor, " n"]
+    vector_norm: float
+    input_mean: Float[Tensor, " m"]
     rules: Rules = PAPER_RULES
 
-    def edits(self, rho: Sequence[float], alpha: Sequence[float]) -> list[SiteEdit]:
+    def cpu(self) -> "SiteFactors":
+        """The same factors on the CPU."""
+        return replace(
+            self,
+            output_direction=self.output_direction.cpu(),
+            input_directions=self.input_directions.cpu(),
+            importance=self.importance.cpu(),
+            input_mean=self.input_mean.cpu(),
+        )
+
+    def edits(
+        self, rho: Sequence[float], alpha: Sequence[float], max_shift: Sequence[float | None] | None = None
+    ) -> list[SiteEdit]:
         """The site's edit for each (ρ, α): `a = concat_i(λ_i k_i)`, all configurations in one product.
 
         A component without an input direction gets λ = 0, as in the official code.
+
+        Args:
+            rho: ρ by configuration.
+            alpha: α by configuration.
+            max_shift: κ of `limit_shift` by configuration, `None` for no limit (the paper's rule).
 
         Raises:
             InvalidValueError: some ρ ≤ 0, or some α outside [0, 1).
@@ -52,6 +74,9 @@ class SiteFactors:
         per_component = k.view(self.importance.numel(), -1)
         lam = lam * (per_component != 0).any(dim=1)
         rows = (lam[:, :, None] * per_component).flatten(1)
+        if max_shift is not None:
+            factor = limit_shift(rows, self.input_mean, self.vector_norm, max_shift)[:, None]
+            rows, lam = rows * factor, lam * factor
         return [SiteEdit(self.output_direction, rows[c], lam[c], self.importance) for c in range(len(rho))]
 
 
@@ -87,5 +112,7 @@ def site_factors(
         output_direction(vector),
         input_directions(weight, vector, width, rule=rules.input_direction, input_mean=input_mean),
         importance(weight, vector, input_mean, width, rule=rules.importance),
+        precise(vector).norm().item(),
+        precise(input_mean),
         rules,
     )

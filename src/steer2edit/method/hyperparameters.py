@@ -15,15 +15,22 @@ COARSE_VALUES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Budget of the edit: ρ per block (`None` leaves the block out) and the l1 share α. Source: Theorem 3.3.
+    """Budget of the edit. Source: Theorem 3.3; `max_shift` goes beyond the paper.
+
+    Args:
+        rho_attn: ρ of the attention heads; `None` leaves them out.
+        rho_mlp: ρ of the MLP neurons; `None` leaves them out.
+        alpha: the l1 share α.
+        max_shift: κ > 0 of `method.limit_shift`, or `None` (the paper's rule) for no limit.
 
     Raises:
-        InvalidValueError: ρ ≤ 0, α outside [0, 1), or both blocks off.
+        InvalidValueError: ρ ≤ 0, α outside [0, 1), κ ≤ 0, or both blocks off.
     """
 
     rho_attn: float | None
     rho_mlp: float | None
     alpha: float
+    max_shift: float | None = None
 
     def __post_init__(self) -> None:
         if self.rho_attn is None and self.rho_mlp is None:
@@ -33,6 +40,8 @@ class Hyperparameters:
             if value is not None:
                 check_rho(value, name)
         check_alpha(self.alpha)
+        if self.max_shift is not None and not 0 < self.max_shift < float("inf"):
+            raise InvalidValueError(f"max_shift must be > 0, got {self.max_shift}. Leave it out for no limit.")
 
     def rho(self, block: Block) -> float | None:
         """ρ of a block, `None` if it is off."""
@@ -40,10 +49,11 @@ class Hyperparameters:
 
     def __str__(self) -> str:
         shown = ["off" if rho is None else f"{rho:g}" for rho in (self.rho_attn, self.rho_mlp)]
-        return f"ρ_attn={shown[0]} ρ_mlp={shown[1]} α={self.alpha:g}"
+        limit = "" if self.max_shift is None else f" κ={self.max_shift:g}"
+        return f"ρ_attn={shown[0]} ρ_mlp={shown[1]} α={self.alpha:g}{limit}"
 
     def to_json(self) -> dict[str, float | None]:
-        """The three values by name."""
+        """The values by name."""
         return asdict(self)
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steer2edit.core import WeightEdit
+from steer2edit.core import BLOCKS, WeightEdit
 from steer2edit.report.headline import headline
-from steer2edit.report.metrics import DAMAGE, TARGET, Metric
+from steer2edit.report.metrics import AGAINST_BASE, Metric
 from steer2edit.report.panels import Panel, diagnosis_panel, head_panel, neuron_panel, tradeoff_panels
 from steer2edit.report.replies import reply_sets
 from steer2edit.report.run_results import RunResults, Verified
@@ -17,11 +17,13 @@ from steer2edit.report.tables import (
     cell,
     diagnosis_rows,
     metric_rows,
+    metrics_of,
     top_components,
     validation_rows,
 )
 
-_CARDS = ("harmful_refused", "benign_refused", "nll_increase", "kl")
+_KINDS = {"base": "base", "steering": "steered", "edit": "edited"}
+_SYMBOLS = {"rho_attn": "ρ_attn", "rho_mlp": "ρ_mlp", "alpha": "α"}
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,21 @@ def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
     }
     return {
         "run": run,
+        "kinds": _KINDS,
         "headline": headline(run, edit),
         "cards": _cards(run),
         "metric_rows": metric_rows(run.held_out.conditions),
         "tradeoffs": tradeoffs,
         "panels": single,
         "figures": {panel.name: panel.data for panel in [*tradeoffs, *single.values()] if panel is not None},
-        "validation_titles": [Metric.named(name).short for name in (TARGET, *DAMAGE)],
+        "validation_titles": [metric.short for metric in metrics_of(run.validation.conditions)],
         "validation_rows": validation_rows(run.validation.conditions, run.chosen),
         "chosen": _chosen(run),
         "limits": _limits(run),
         "blocks": [block_summary(edit, "attn"), block_summary(edit, "mlp")],
-        "top_components": top_components(edit),
+        "top_components": {block: top_components(edit, block) for block in BLOCKS},
         "diagnosis_rows": diagnosis_rows(run.diagnosis),
+        "judged": any(e.split_half_cosine is not None or e.auroc is not None for e in run.diagnosis.sites.values()),
         "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
         "verification": [_verification(name, verified) for name, verified in run.verification.items()],
         "reply_sets": reply_sets(run),
@@ -68,17 +72,18 @@ def _cards(run: RunResults) -> list[Card]:
     base, edited = run.held_out.first("base"), run.held_out.first("edit")
     if edited is None:
         return []
-    metrics = [Metric.named(name) for name in _CARDS if name in edited.metrics]
-    # Damage is measured against the base, so it has no "before".
-    shares = {metric.name for metric in metrics if metric.scale == "share"}
     return [
-        Card(m.short, cell(base, m) if base is not None and m.name in shares else None, cell(edited, m)) for m in metrics
+        Card(m.short, None if base is None or m.name in AGAINST_BASE else cell(base, m), cell(edited, m))
+        for m in metrics_of([edited])
     ]
 
 
 def _chosen(run: RunResults) -> str:
     chosen = run.chosen
-    values = [f"{name} = {'off' if value is None else f'{value:g}'}" for name, value in chosen.hyperparameters.items()]
+    values = [
+        f"{_SYMBOLS.get(name, name)} = {'off' if value is None else f'{value:g}'}"
+        for name, value in chosen.hyperparameters.items()
+    ]
     if chosen.steering_strength is not None:
         values.append(f"steering strength = {chosen.steering_strength:g}")
     return ", ".join(values)
@@ -86,7 +91,7 @@ def _chosen(run: RunResults) -> str:
 
 def _limits(run: RunResults) -> str:
     metrics = [(Metric.named(name), value) for name, value in run.chosen.limits.items()]
-    return ", ".join(f"{m.short} at most {m.number(value).lstrip('+')}{m.unit}" for m, value in metrics)
+    return ", ".join(f"{metric.running} at most {metric.bound(value)}" for metric, value in metrics)
 
 
 def _verification(name: str, verified: Verified) -> tuple[str, bool]:
@@ -107,9 +112,8 @@ def _provenance(run: RunResults) -> list[tuple[str, str]]:
         "behaviour": run.behaviour,
         "created": run.created,
         "result schema": str(run.schema_version),
-        **run.versions,
     }
-    return [(name, value) for name, value in rows.items() if value]
+    return [(name, value) for name, value in [*rows.items(), *run.versions.items()] if value]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

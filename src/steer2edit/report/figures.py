@@ -1,6 +1,7 @@
 """Figures of the edit and of the diagnosis: pure functions of results, every one by layer along x."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -12,6 +13,11 @@ from steer2edit.report.run_results import Diagnosis, SiteDiagnosis
 _MARGIN = {"l": 60, "r": 20, "t": 30, "b": 50}
 _ROW_HEIGHT = 20
 _MOST_HEIGHT = 720
+# The blocks stand a little apart, so that their intervals do not cover each other.
+_DIAGNOSIS_STYLES: Mapping[Block, Mapping[str, Any]] = {
+    "attn": {"name": "attention", "colour": themes.ATTN, "symbol": "circle", "offset": -0.12},
+    "mlp": {"name": "MLP", "colour": themes.MLP, "symbol": "square", "offset": 0.12},
+}
 
 
 def layer_count(edit: WeightEdit, diagnosis: Diagnosis) -> int:
@@ -126,39 +132,42 @@ def diagnosis_figure(diagnosis: Diagnosis, layers: int) -> go.Figure:
         layers: how many layers to draw.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09)
-    for block, name, colour, symbol in (
-        ("attn", "attention", themes.ATTN, "circle"),
-        ("mlp", "MLP", themes.MLP, "square"),
-    ):
-        found = {site: d for site, d in sorted(diagnosis.sites.items()) if site.block == block}
-        if not found:
-            continue
-        x = [site.layer for site in found]
-        noise = [entry.noise for entry in found.values()]
-        shared = {
-            "x": x,
-            "mode": "lines+markers",
-            "line": {"color": colour, "width": 1.5},
-            "marker": {
-                "symbol": ["x" if bad else symbol for bad in noise],
-                "size": [10 if bad else 7 for bad in noise],
-            },
-            "hovertext": [_diagnosis_hover(site, entry) for site, entry in found.items()],
-            "hovertemplate": "%{hovertext}<extra></extra>",
-            "legendgroup": block,
-            "name": name,
-        }
-        figure.add_scatter(y=[d.split_half_cosine for d in found.values()], row=1, col=1, **shared)
-        auroc = [d.auroc for d in found.values()]
-        bars = _auroc_bars(list(found.values()), colour)
-        figure.add_scatter(y=auroc, error_y=bars, row=2, col=1, showlegend=False, **shared)
+    for block, style in _DIAGNOSIS_STYLES.items():
+        found = {site: entry for site, entry in sorted(diagnosis.sites.items()) if site.block == block}
+        if found:
+            _add_diagnosis(figure, found, **style)
     figure.add_hline(y=0.5, row=2, col=1, line={"dash": "dot", "width": 1}, annotation_text="chance")
     figure.update_layout(height=480, margin=_MARGIN, legend=_legend_above())
     figure.update_xaxes(range=[-0.6, layers - 0.4], zeroline=False, **_whole_ticks(layers))
     figure.update_xaxes(title_text="layer", row=2)
-    figure.update_yaxes(title_text="split-half cosine", row=1)
+    figure.update_yaxes(title_text="split-half cosine", rangemode="tozero", row=1)
     figure.update_yaxes(title_text="AUROC", row=2)
     return figure
+
+
+def _add_diagnosis(
+    figure: go.Figure, found: Mapping[Site, SiteDiagnosis], *, name: str, colour: str, symbol: str, offset: float
+) -> None:
+    entries = list(found.values())
+    shared = {
+        "x": [site.layer + offset for site in found],
+        "hovertext": [_diagnosis_hover(site, entry) for site, entry in found.items()],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+    }
+    line = {"mode": "lines+markers", "line": {"color": colour, "width": 1.5}, "marker": {"symbol": symbol, "size": 6}}
+    cross = {"mode": "markers", "marker": {"symbol": "x", "size": 9, "color": themes.CHOSEN}}
+    quantities = (
+        ([entry.split_half_cosine for entry in entries], None),
+        ([entry.auroc for entry in entries], _auroc_bars(entries, colour)),
+    )
+    for row, (values, bars) in enumerate(quantities, start=1):
+        place: dict[str, Any] = {"row": row, "col": 1, "showlegend": row == 1}
+        figure.add_scatter(y=values, error_y=bars, name=name, legendgroup=name, **shared, **line, **place)
+        crossed = [value if entry.noise else None for value, entry in zip(values, entries, strict=True)]
+        if any(value is not None for value in crossed):
+            is_first = not any(trace.name == "noise" for trace in figure.data)
+            place |= {"showlegend": is_first, "legendgroup": "noise", "name": "noise"}
+            figure.add_scatter(y=crossed, **shared, **cross, **place)
 
 
 def _auroc_bars(entries: list[SiteDiagnosis], colour: str) -> dict[str, object]:

@@ -1,10 +1,10 @@
 """The result in plain sentences, every number with its interval."""
 
-from steer2edit.core import WeightEdit
+from steer2edit.core import BLOCKS, WeightEdit
 from steer2edit.evaluation.statistics import Estimate
-from steer2edit.report.metrics import TARGET, Metric
+from steer2edit.report.metrics import AGAINST_BASE, Metric
 from steer2edit.report.run_results import ConditionResult, RunResults
-from steer2edit.report.tables import BlockSummary, block_summary
+from steer2edit.report.tables import BlockSummary, block_summary, metrics_of
 
 
 def headline(run: RunResults, edit: WeightEdit) -> list[str]:
@@ -12,41 +12,37 @@ def headline(run: RunResults, edit: WeightEdit) -> list[str]:
     base, steered, edited = (run.held_out.first(kind) for kind in ("base", "steering", "edit"))
     sentences = []
     if edited is None:
-        sentences.append("This run has no held-out evaluation of the edit: nothing below says how it behaves.")
+        sentences.append("This run has no held-out evaluation of the edit, so how it behaves is not known.")
     else:
-        sentences += [_change(edited, base, name) for name in (TARGET, "benign_refused") if name in edited.metrics]
-        sentences += [_damage(edited)] if _damage(edited) else []
+        measured = metrics_of([edited])
+        sentences += [_change(edited, base, metric) for metric in measured if metric.name not in AGAINST_BASE]
+        sentences.append(_damage(edited))
     if steered is not None:
         sentences.append(_steering(steered))
     sentences.append(_extent(edit))
-    return sentences
+    return [sentence for sentence in sentences if sentence]
 
 
-def _change(edited: ConditionResult, base: ConditionResult | None, name: str) -> str:
-    metric = Metric.named(name)
-    what = metric.short[0].lower() + metric.short[1:]
-    after = edited.metrics[name]
-    before = base.metrics.get(name) if base is not None else None
+def _change(edited: ConditionResult, base: ConditionResult | None, metric: Metric) -> str:
+    after = edited.metrics[metric.name]
+    before = base.metrics.get(metric.name) if base is not None else None
     if before is None:
-        return f"Held-out {what}: {metric.sentence(after)} after the edit. The base was not measured."
-    return (
-        f"Held-out {what}: {metric.sentence(before)} before the edit, {metric.sentence(after)} after it. "
-        f"{_compare(before, after)}"
-    ).strip()
+        return f"{metric.short}: {metric.sentence(after)} after the edit; the base was not measured."
+    change = f"{metric.sentence(before)} before the edit, {metric.sentence(after)} after it."
+    return f"{metric.short}: {change} {_compare(before, after)}".strip()
 
 
 def _compare(before: Estimate, after: Estimate) -> str:
-    if None in (before.low, before.high, after.low, after.high):
+    """Whether two intervals overlap; nothing where one is missing."""
+    if before.low is None or before.high is None or after.low is None or after.high is None:
         return ""
-    assert before.low is not None and before.high is not None  # for the type checker
-    assert after.low is not None and after.high is not None
     if after.low > before.high or after.high < before.low:
-        return "The intervals do not overlap."
-    return "The intervals overlap, so this may be chance."
+        return "The two intervals do not overlap."
+    return "The two intervals overlap."
 
 
 def _damage(condition: ConditionResult) -> str:
-    named = {"nll_increase": "NLL changes by", "kl": "KL to the base is"}
+    named = {"nll_increase": "the NLL changes by", "kl": "the KL divergence from the base is"}
     parts = [
         f"{phrase} {Metric.named(name).sentence(condition.metrics[name])}"
         for name, phrase in named.items()
@@ -56,18 +52,15 @@ def _damage(condition: ConditionResult) -> str:
 
 
 def _steering(steered: ConditionResult) -> str:
-    parts = [
-        f"{metric.short} {metric.sentence(steered.metrics[metric.name])}"
-        for metric in map(Metric.named, (TARGET, "benign_refused", "nll_increase"))
-        if metric.name in steered.metrics
-    ]
-    return f"Activation steering for comparison ({steered.label}): {'; '.join(parts)}." if parts else ""
+    measured = [metric for metric in metrics_of([steered]) if metric.name != "kl"]  # the table has it
+    parts = [f"{metric.running} {metric.sentence(steered.metrics[metric.name])}" for metric in measured]
+    return f"Activation steering for comparison, {steered.label}: {'; '.join(parts)}." if parts else ""
 
 
 def _extent(edit: WeightEdit) -> str:
-    blocks = " and ".join(_touched(block_summary(edit, block)) for block in ("attn", "mlp"))
+    blocks = " and ".join(_touched(block_summary(edit, block)) for block in BLOCKS)
     sites = "one site" if len(edit.sites) == 1 else f"each of {len(edit.sites)} sites"
-    return f"The edit is one rank-1 update at {sites}; it changes {blocks}."
+    return f"The edit is one rank-1 update at {sites}. It changes {blocks}."
 
 
 def _touched(block: BlockSummary) -> str:

@@ -2,8 +2,6 @@
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from steer2edit.artifacts import atomic_file
 from steer2edit.core import WeightEdit
-from steer2edit.errors import ArtifactError
 from steer2edit.report.content import page_content
 from steer2edit.report.run_results import read_results
 from steer2edit.report.themes import themes
@@ -37,37 +35,30 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
         DataError: the results are malformed, or of another schema version.
     """
     run = read_results(results)
-    environment = _environment()
-    scripts = [_inline(get_plotlyjs()), _inline(environment.get_template("report.js.jinja").render())]
-    return environment.get_template("report.html.jinja").render(
-        page_content(run, edit), scripts=scripts, policy=_content_security_policy(scripts), themes=themes()
+    scripts = _scripts()
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(page_content(run, edit), scripts=scripts, policy=_content_security_policy(scripts), themes=themes())
     )
 
 
-def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path) -> None:
-    """Render the report to a file: complete or not at all. An older report at the same path is replaced.
+def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
+    """Render the report to a file: complete or not at all.
 
     Args:
         results: the JSON of a run.
         edit: the weight edit that the run chose.
-        path: the file; its folder must exist.
+        path: the file. Missing parents are made.
+        overwrite: replace an existing file.
 
     Raises:
         DataError: the results are malformed.
-        ArtifactError: the file cannot be written.
+        ArtifactError: the file exists or cannot be written.
     """
     page = render_report(results, edit)
-    target = Path(path)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            complete = Path(scratch) / target.name
-            complete.write_text(page, encoding="utf-8", newline="\n")
-            os.replace(complete, target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ArtifactError(
-            f"cannot write the report to {str(target)!r}: {reason}. Give a file in an existing, writable folder."
-        ) from error
+    with atomic_file(path, overwrite=overwrite) as scratch:
+        scratch.write_text(page, encoding="utf-8", newline="\n")
 
 
 @cache
@@ -81,6 +72,12 @@ def _environment() -> Environment:
     )
 
 
+@cache
+def _scripts() -> tuple[Markup, ...]:
+    """What the page runs: plotly.js, and our own."""
+    return _inline(get_plotlyjs()), _inline(_environment().get_template("report.js.jinja").render())
+
+
 def _inline(script: str) -> Markup:
     """A script of ours, trusted as it is. The browser hashes it with newlines normalised, so we normalise them too."""
     script = script.replace("\r\n", "\n")
@@ -89,7 +86,8 @@ def _inline(script: str) -> Markup:
     return Markup(script)
 
 
-def _content_security_policy(scripts: list[Markup]) -> str:
+@cache
+def _content_security_policy(scripts: tuple[Markup, ...]) -> str:
     """No request at all; scripts only by their hash, so that no text of the page can ever run as one."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -1,28 +1,53 @@
 """How each metric is named and its estimates are written. What is not scored is said in words, never as 0."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from steer2edit.evaluation.results import METRICS
 from steer2edit.evaluation.statistics import Estimate
 
-TARGET = "harmful_refused"
 DAMAGE = ("nll_increase", "kl", "benign_refused")
+AGAINST_BASE = frozenset({"nll_increase", "kl"})
+"""Metrics that compare a model with the base: the base itself has none."""
 NOT_SCORED = "not scored"
+NO_INTERVAL = "no interval"
+PERCENT = "\u00a0%"
 
 Scale = Literal["share", "difference", "amount"]
 _SCALES: dict[str, Scale] = {
     "harmful_refused": "share",
     "benign_refused": "share",
+    "truth_preferred": "share",
+    "truth_margin": "difference",
+    "finished": "share",
     "nll_increase": "difference",
-    "kl": "amount",
 }
 _SHORT = {
     "harmful_refused": "Harmful requests refused",
     "benign_refused": "Benign requests refused",
+    "truth_preferred": "True answer preferred",
+    "truth_margin": "Preference margin",
+    "reply_tokens": "Reply length",
+    "finished": "Replies that ended",
     "nll_increase": "NLL increase",
     "kl": "KL to the base",
 }
+_ATTRIBUTES = {
+    "safety": ("harmful_refused", True),
+    "truthfulness": ("truth_preferred", True),
+    "conciseness": ("reply_tokens", False),
+}
+
+
+def attribute(behaviour: str) -> tuple[str, bool]:
+    """(metric that an edit for this behaviour is to move, whether more of it is wanted); safety's if not known."""
+    return _ATTRIBUTES.get(behaviour, _ATTRIBUTES["safety"])
+
+
+def signed(value: float, digits: int) -> str:
+    """The number with its sign: `+0.148`, `−0.020`."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -49,38 +74,55 @@ class Metric:
 
     @property
     def unit(self) -> str:
-        """` %`, ` nats per token`, or nothing."""
+        """` %`, ` nats per token`, ` tokens`, or nothing."""
         if self.scale == "share":
-            return " %"
-        return " nats per token" if "nats per token" in self.description else ""
+            return PERCENT
+        named = re.search(r"\((nats per token|tokens)\)$", self.description)
+        return f" {named[1]}" if named else ""
+
+    @property
+    def axis(self) -> str:
+        """The title of an axis: `NLL increase (nats per token)`."""
+        return self.short if self.scale == "share" or not self.unit else f"{self.short} ({self.unit.strip()})"
+
+    @property
+    def running(self) -> str:
+        """The short name as it stands within a sentence; an acronym keeps its capitals."""
+        return self.short if self.short[:2].isupper() else self.short[0].lower() + self.short[1:]
 
     def number(self, value: float) -> str:
-        """The bare number, without unit: `58.3`, `+0.148`, `0.093`."""
+        """The bare number, without unit: `58.3`, `+0.148`, `0.093`, `41.2`."""
         if self.scale == "share":
             return f"{100 * value:.1f}"
-        return f"{value:+.3f}" if self.scale == "difference" else f"{value:.3f}"
+        number = signed(value, 1 if self.unit == " tokens" else 3)
+        return number if self.scale == "difference" else number.removeprefix("+")
+
+    def bound(self, value: float) -> str:
+        """A limit or an axis end, with unit and without a plus sign: `8.0 %`, `0.200 nats per token`."""
+        return self.number(value).removeprefix("+") + self.unit
 
     def value(self, estimate: Estimate) -> str:
         """The estimate alone, `58.3 %`, or `not scored`."""
         if estimate.value is None:
             return NOT_SCORED
-        return self.number(estimate.value) + (" %" if self.scale == "share" else "")
+        return self.number(estimate.value) + (PERCENT if self.scale == "share" else "")
 
     def interval(self, estimate: Estimate) -> str:
-        """The interval alone, `44.3 to 71.2 %`, or why there is none."""
-        if estimate.value is None:
-            return "no interval"
+        """The interval alone, `44.3 to 71.2 %`, or that there is none."""
         if estimate.low is None or estimate.high is None:
-            return "no interval (n = 1)" if estimate.n == 1 else "no interval"
+            return NO_INTERVAL
         ends = f"{self.number(estimate.low)} to {self.number(estimate.high)}"
-        return ends + (" %" if self.scale == "share" else "")
+        return ends + (PERCENT if self.scale == "share" else "")
 
     def sentence(self, estimate: Estimate) -> str:
-        """For running text: `58.3 % (95 % interval 44.3 to 71.2 %, n = 48)`."""
+        """For running text: `58.3 % (44.3 to 71.2 %, n = 48)`."""
         if estimate.value is None:
-            return f"{NOT_SCORED} ({estimate.unscored} without a score)"
-        interval = self.interval(estimate)
-        prefix = "" if interval.startswith("no interval") else "95 % interval "
-        unscored = f", {estimate.unscored} not scored" if estimate.unscored else ""
+            return f"{NOT_SCORED} ({counts(estimate)})"
         unit = "" if self.scale == "share" else self.unit
-        return f"{self.value(estimate)}{unit} ({prefix}{interval}, n = {estimate.n}{unscored})"
+        return f"{self.value(estimate)}{unit} ({self.interval(estimate)}, {counts(estimate)})"
+
+
+def counts(estimate: Estimate) -> str:
+    """What an estimate rests on: `n = 48`, `n = 45, 3 not scored`."""
+    unscored = f", {estimate.unscored} {NOT_SCORED}" if estimate.unscored else ""
+    return f"n\u00a0=\u00a0{estimate.n}{unscored}"

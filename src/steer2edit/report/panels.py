@@ -8,10 +8,10 @@ import plotly.graph_objects as go
 
 from steer2edit.core import WeightEdit
 from steer2edit.report.figures import block_sites, diagnosis_figure, head_figure, layer_count, neuron_figure
-from steer2edit.report.metrics import DAMAGE, TARGET, Metric
+from steer2edit.report.metrics import DAMAGE, Metric, attribute
 from steer2edit.report.run_results import RunResults
 from steer2edit.report.tables import block_summary
-from steer2edit.report.tradeoff import drawable, tradeoff_figure, undrawn
+from steer2edit.report.tradeoff import Plane, beyond, right_edge, tradeoff_figure
 
 
 @dataclass(frozen=True)
@@ -47,31 +47,40 @@ def figure_json(figure: go.Figure) -> dict[str, Any]:
 
 def tradeoff_panels(run: RunResults) -> list[Panel]:
     """One panel per damage metric for which some condition has a place in the plot."""
-    return [_tradeoff_panel(run, damage) for damage in DAMAGE if _has_points(run, damage)]
-
-
-def _has_points(run: RunResults, damage: str) -> bool:
-    return bool(drawable([*run.validation.conditions, *run.held_out.conditions], damage))
+    conditions = [*run.validation.conditions, *run.held_out.conditions]
+    return [_tradeoff_panel(run, damage) for damage in DAMAGE if Plane.of(run, damage).drawable(conditions)]
 
 
 def _tradeoff_panel(run: RunResults, damage: str) -> Panel:
-    x, y = Metric.named(damage), Metric.named(TARGET)
-    missing = undrawn(run, damage)
-    left_out = f" Not drawn, because a metric was not scored: {missing}." if missing else ""
+    plane = Plane.of(run, damage)
+    x, y = Metric.named(damage), Metric.named(plane.attribute)
     points = "; ".join(
-        f"{c.label}: {y.value(c.metrics[TARGET])} at {x.short} {x.value(c.metrics[damage])}"
-        for c in drawable(run.held_out.conditions, damage)
+        f"{c.label}: {y.value(c.metrics[y.name])} at {x.short} {x.value(c.metrics[x.name])}"
+        for c in plane.drawable(run.held_out.conditions)
     )
     return Panel(
         name=f"tradeoff-{damage}",
         title=x.short,
         data=figure_json(tradeoff_figure(run, damage)),
-        caption=(
-            "Up and to the left is better: more of what was asked for, with less damage. Small marks are measured on "
-            f"validation prompts, the large ones with 95 % intervals on held-out prompts.{left_out}"
-        ),
+        caption=_tradeoff_caption(run, plane),
         alternative=f"Scatter plot of {y.short} against {x.short}. Held-out: {points or 'none'}.",
     )
+
+
+def _tradeoff_caption(run: RunResults, plane: Plane) -> str:
+    upwards = attribute(run.behaviour)[1]
+    caption = (
+        f"{'Up' if upwards else 'Down'} and to the left is better: more of what was asked for, with less damage. Small "
+        "marks are measured on validation prompts, the large ones with 95 % intervals on held-out prompts."
+    )
+    edge = right_edge(run, plane)
+    if edge is not None:
+        bound = Metric.named(plane.damage).bound(edge)
+        caption += f" Beyond {bound} lie {beyond(run, plane, edge)} more: double-click the plot to see all."
+    missing = plane.undrawn(run)
+    if missing:
+        caption += f" Not drawn, because a metric was not scored: {missing}."
+    return caption
 
 
 def head_panel(run: RunResults, edit: WeightEdit) -> Panel | None:
@@ -121,8 +130,9 @@ def diagnosis_panel(run: RunResults, edit: WeightEdit) -> Panel | None:
         title="Diagnosis",
         data=figure_json(diagnosis_figure(run.diagnosis, layer_count(edit, run.diagnosis))),
         caption=(
-            "Above: how well vectors from two halves of the data agree (1: the same direction, 0: unrelated). Below: how "
-            "well the vector separates held-out responses, with 95 % intervals (0.5: not at all). A cross marks noise."
+            "Above: how well vectors from two halves of the data agree (1: the same direction, 0: unrelated). "
+            "Below: how well the vector separates held-out responses, with 95 % intervals (0.5: not at all). "
+            "A cross marks a site that is flagged as noise."
         ),
         alternative=f"Two line charts by layer; {noisy} of {len(run.diagnosis.sites)} sites are flagged as noise.",
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from steer2edit.evaluation.results import ConditionKind
 from steer2edit.report.run_results import ConditionResult, RunResults
 
 _OUTCOMES = {True: "refused", False: "answered", None: "not scored"}
@@ -12,6 +13,7 @@ _OUTCOMES = {True: "refused", False: "answered", None: "not scored"}
 class Reply:
     """One reply; `outcome` is `refused`, `answered`, `not scored`, or `None` if the run did not record outcomes."""
 
+    kind: ConditionKind
     label: str
     text: str
     outcome: str | None
@@ -85,4 +87,4 @@ def _exchange(prompt: str, index: int, name: str, conditions: Sequence[Condition
 def _reply(condition: ConditionResult, name: str, index: int) -> Reply:
     outcomes = condition.outcomes.get(name)
     outcome = _OUTCOMES[outcomes[index]] if outcomes else None
-    return Reply(condition.label, condition.replies[name][index], outcome)
+    return Reply(condition.kind, condition.label, condition.replies[name][index], outcome)

@@ -11,6 +11,7 @@ from steer2edit.core import Site
 from steer2edit.errors import DataError
 from steer2edit.evaluation.results import SCHEMA_VERSION, ConditionKind
 from steer2edit.evaluation.statistics import Estimate
+from steer2edit.report.metrics import attribute
 from steer2edit.report.text import visible_json
 
 
@@ -114,8 +115,11 @@ class Chosen(_Part):
         else:
             wanted = self.hyperparameters
         given = condition.parameters
-        known = condition.kind != "base" and bool(wanted)
-        return known and all(key in given and _same(given[key], value) for key, value in wanted.items())
+        if condition.kind == "base" or not wanted:
+            return False
+        if condition.kind == "edit" and "strength" not in wanted and not _same(given.get("strength", 1.0), 1.0):
+            return False  # the same hyper-parameters at another strength are another edit
+        return all(key in given and _same(given[key], value) for key, value in wanted.items())
 
     def within_limits(self, condition: ConditionResult) -> bool | None:
         """Whether every limit is respected; `None` where that cannot be told."""
@@ -159,6 +163,11 @@ class RunResults(_Part):
     prompts: dict[str, list[Prompt]] = Field(default_factory=dict)
     chosen: Chosen = Chosen()
     verification: dict[str, Verified] = Field(default_factory=dict)
+
+    @property
+    def attribute(self) -> str:
+        """Name of the metric that the edit is to move."""
+        return attribute(self.behaviour)[0]
 
     @model_validator(mode="after")
     def _aligned(self) -> "RunResults":

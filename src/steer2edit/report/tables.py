@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from steer2edit.core import Block, WeightEdit
 from steer2edit.evaluation.results import METRICS
 from steer2edit.report.figures import block_sites
-from steer2edit.report.metrics import DAMAGE, TARGET, Metric
+from steer2edit.report.metrics import AGAINST_BASE, NOT_SCORED, Metric, counts, signed
 from steer2edit.report.run_results import Chosen, ConditionResult, Diagnosis
 
 TOP_COMPONENTS = 20
@@ -47,33 +47,35 @@ class BlockSummary:
         return self.total == 0
 
 
-def metric_rows(conditions: Sequence[ConditionResult]) -> list[MetricRow]:
-    """One row per metric that any of the conditions has, known ones first."""
+def metrics_of(conditions: Sequence[ConditionResult]) -> list[Metric]:
+    """The metrics that any of the conditions has, known ones first."""
     present = {name for condition in conditions for name in condition.metrics}
-    names = [name for name in METRICS if name in present] + sorted(present - METRICS.keys())
-    metrics = [Metric.named(name) for name in names]
+    return [Metric.named(name) for name in [*(n for n in METRICS if n in present), *sorted(present - METRICS.keys())]]
+
+
+def metric_rows(conditions: Sequence[ConditionResult]) -> list[MetricRow]:
+    """One row per metric that any of the conditions has."""
     return [
         MetricRow(metric.short, metric.description, tuple(cell(condition, metric) for condition in conditions))
-        for metric in metrics
+        for metric in metrics_of(conditions)
     ]
 
 
 def cell(condition: ConditionResult, metric: Metric) -> Cell:
-    """One estimate of one condition. The base has no damage of its own: it is what damage is measured against."""
+    """One estimate of one condition. The base has no NLL increase or KL of its own: it is what they compare with."""
+    if condition.kind == "base" and metric.name in AGAINST_BASE:
+        return Cell("reference", scored=False)
     estimate = condition.metrics.get(metric.name)
     if estimate is None:
-        reference = condition.kind == "base" and metric.name in DAMAGE
-        return Cell("reference" if reference else "not measured", scored=False)
-    unscored = f", {estimate.unscored} not scored" if estimate.unscored else ""
-    counts = f"n = {estimate.n}{unscored}"
+        return Cell("not measured", scored=False)
     if estimate.value is None:
-        return Cell(metric.value(estimate), "", counts, scored=False)
-    return Cell(metric.value(estimate), metric.interval(estimate), counts)
+        return Cell(metric.value(estimate), "", counts(estimate), scored=False)
+    return Cell(metric.value(estimate), metric.interval(estimate), counts(estimate))
 
 
 def validation_rows(conditions: Sequence[ConditionResult], chosen: Chosen) -> list[tuple[str, tuple[Cell, ...], str]]:
-    """(label, the target and each damage metric, remark) of every validation condition."""
-    metrics = [Metric.named(name) for name in (TARGET, *DAMAGE)]
+    """(label, cells of all metrics, remark) of every validation condition."""
+    metrics = metrics_of(conditions)
     verdicts = {True: "within limits", False: "beyond a limit", None: ""}
     rows = []
     for condition in conditions:
@@ -84,9 +86,14 @@ def validation_rows(conditions: Sequence[ConditionResult], chosen: Chosen) -> li
     return rows
 
 
-def top_components(edit: WeightEdit) -> list[tuple[str, str, str]]:
-    """(name, λ, g) of the components with the largest |λ|."""
-    return [(str(c), f"{magnitude:+.4f}", f"{g:+.4f}") for c, magnitude, g in edit.top_components(TOP_COMPONENTS)]
+def top_components(edit: WeightEdit, block: Block) -> list[tuple[str, str, str]]:
+    """(name, λ, g) of one block's components with the largest |λ|.
+
+    By block, because each block has its own ρ: a head's λ and a neuron's are not on one scale.
+    """
+    sites = {site: edit.sites[site] for site in block_sites(edit, block)}
+    found = WeightEdit(sites).top_components(TOP_COMPONENTS) if sites else []
+    return [(str(component), signed(magnitude, 4), signed(g, 4)) for component, magnitude, g in found]
 
 
 def block_summary(edit: WeightEdit, block: Block) -> BlockSummary:
@@ -106,7 +113,7 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[tuple[str, str, str, str, str, 
     """(site, split-half cosine, AUROC, its interval, norm, noise) of every site."""
 
     def number(value: float | None) -> str:
-        return "not scored" if value is None else f"{value:.3f}"
+        return NOT_SCORED if value is None else f"{value:.3f}".replace("-", "−")
 
     rows = []
     for site, entry in sorted(diagnosis.sites.items()):

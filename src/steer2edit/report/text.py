@@ -7,24 +7,14 @@ from typing import Any
 # C0 without tab and newline, DEL, C1, zero-width space, line separators, bidirectional overrides and isolates, lone
 # surrogates. Zero-width joiners stay: Persian, Hindi and emoji need them.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
-_CONTROL_PICTURES = 0x2400
-_DELETE_PICTURE = "\u2421"
 
 
 def visible(text: str) -> str:
-    """The text with every control character replaced by a sign for it, so that it can be read and stored.
+    """The text with every control character written as its code point, `⟨U+001B⟩`, so that it can be read and stored.
 
-    C0 controls become their Unicode pictures (ESC → ␛), all others `⟨U+202E⟩`. Tabs and newlines stay; a Windows
-    line end counts as a newline.
+    Tabs and newlines stay; a Windows line end counts as a newline.
     """
-    return _INVISIBLE.sub(_picture, text.replace("\r\n", "\n"))
-
-
-def _picture(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x20:
-        return chr(_CONTROL_PICTURES + code)
-    return _DELETE_PICTURE if code == 0x7F else f"⟨U+{code:04X}⟩"
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text.replace("\r\n", "\n"))
 
 
 def visible_json(value: Any) -> Any:

@@ -16,8 +16,8 @@ MLP = "#5b7fd0"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 
 # Diverging scales whose middle, λ = 0, is quiet on the page's background.
-_LIGHT_DIVERGING = ((0, "#1f5c99"), (0.25, "#7fb0d9"), (0.5, "#f1f2f4"), (0.75, "#eb9d88"), (1, "#a92b23"))
-_DARK_DIVERGING = ((0, "#8cc4ff"), (0.25, "#3a6ea5"), (0.5, "#272b31"), (0.75, "#a84a3c"), (1, "#ff9f8a"))
+_LIGHT_DIVERGING = ((0.0, "#1f5c99"), (0.25, "#7fb0d9"), (0.5, "#f1f2f4"), (0.75, "#eb9d88"), (1.0, "#a92b23"))
+_DARK_DIVERGING = ((0.0, "#8cc4ff"), (0.25, "#3a6ea5"), (0.5, "#272b31"), (0.75, "#a84a3c"), (1.0, "#ff9f8a"))
 
 
 def themes() -> dict[str, Any]:
@@ -47,7 +47,12 @@ def _template(
             "plot_bgcolor": "rgba(0,0,0,0)",
             "xaxis": axis,
             "yaxis": axis,
-            "hoverlabel": {"bgcolor": raised, "bordercolor": line, "font": {"color": text}, "align": "left"},
+            "hoverlabel": {
+                "bgcolor": raised,
+                "bordercolor": line,
+                "font": {"color": text, "family": FONT},
+                "align": "left",
+            },
             "legend": {"font": {"color": text}, "bgcolor": "rgba(0,0,0,0)"},
             "annotationdefaults": {"font": {"color": muted, "size": 12}},
             "shapedefaults": {"line": {"color": muted}},

@@ -1,25 +1,74 @@
 """The trade-off plot: what an intervention achieves against what it damages."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
 from steer2edit.report import themes
-from steer2edit.report.metrics import TARGET, Metric
+from steer2edit.report.metrics import Metric
 from steer2edit.report.run_results import ConditionResult, RunResults
 from steer2edit.report.text import plot_text
 
 _VERDICTS: tuple[tuple[bool | None, str, str, str], ...] = (
     (False, "edit, beyond a limit", themes.BEYOND, "x-thin-open"),
-    (None, "edit, limits unknown", themes.BASE, "circle-open"),
+    (None, "edit, not scored against a limit", themes.BASE, "circle-open"),
     (True, "edit, within limits", themes.EDIT, "circle"),
 )
+_NO_LIMITS = ((None, "edit", themes.EDIT, "circle"),)
 _HELD_OUT = {
     "base": ("base, held-out", themes.BASE, "square"),
     "steering": ("steered, held-out", themes.STEERING, "diamond"),
     "edit": ("edited, held-out", themes.EDIT, "diamond"),
 }
 _OUTLIER_FACTOR = 1.5
+
+
+@dataclass(frozen=True)
+class Plane:
+    """What is plotted against what: the name of a damage metric (x) and of the attribute's metric (y)."""
+
+    damage: str
+    attribute: str
+
+    @classmethod
+    def of(cls, run: RunResults, damage: str) -> "Plane":
+        """The run's attribute against one damage metric."""
+        return cls(damage, run.attribute)
+
+    def drawable(self, conditions: Iterable[ConditionResult]) -> list[ConditionResult]:
+        """Those of the conditions that have a value on both axes."""
+        return [condition for condition in conditions if condition.scored(self.damage, self.attribute)]
+
+    def undrawn(self, run: RunResults) -> int:
+        """How many conditions have no place in the plot, because a metric is not scored."""
+        conditions = [*run.validation.conditions, *run.held_out.conditions]
+        return len(conditions) - len(self.drawable(conditions))
+
+    def x(self, condition: ConditionResult) -> float:
+        """The damage of a drawable condition."""
+        return _value(condition, self.damage)
+
+    def y(self, condition: ConditionResult) -> float:
+        """The attribute of a drawable condition."""
+        return _value(condition, self.attribute)
+
+    def hover_text(self, condition: ConditionResult) -> str:
+        """Label, both metrics with intervals, and parameters, as plotly pseudo-HTML."""
+        lines = [f"<b>{plot_text(condition.label)}</b>"]
+        for metric in map(Metric.named, (self.attribute, self.damage)):
+            lines.append(plot_text(f"{metric.short}: {metric.sentence(condition.metrics[metric.name])}"))
+        lines += [plot_text(f"{name} = {'off' if v is None else v}") for name, v in condition.parameters.items()]
+        return "<br>".join(lines)
+
+    def places(self, conditions: list[ConditionResult]) -> dict[str, object]:
+        """Trace properties: where the conditions are, and what is shown over them."""
+        return {
+            "x": [self.x(condition) for condition in conditions],
+            "y": [self.y(condition) for condition in conditions],
+            "hovertext": [self.hover_text(condition) for condition in conditions],
+            "hovertemplate": "%{hovertext}<extra></extra>",
+        }
 
 
 def tradeoff_figure(run: RunResults, damage: str) -> go.Figure:
@@ -29,45 +78,51 @@ def tradeoff_figure(run: RunResults, damage: str) -> go.Figure:
         run: the results.
         damage: name of the metric on the x axis.
     """
-    figure = go.Figure()
-    _add_steering_curve(figure, run, damage)
-    _add_edits(figure, run, damage)
-    _add_chosen(figure, run, damage)
-    _add_held_out(figure, run, damage)
-    x, y = Metric.named(damage), Metric.named(TARGET)
-    _set_axis(figure.layout.xaxis, x)
-    _set_axis(figure.layout.yaxis, y)
-    figure.update_yaxes(range=[-0.03, 1.03])
+    figure, plane = go.Figure(), Plane.of(run, damage)
+    _add_steering_curve(figure, run, plane)
+    _add_edits(figure, run, plane)
+    _add_chosen(figure, run, plane)
+    _add_held_out(figure, run, plane)
+    _set_axis(figure.layout.xaxis, Metric.named(plane.damage))
+    _set_axis(figure.layout.yaxis, Metric.named(plane.attribute))
+    if Metric.named(plane.attribute).scale == "share":
+        figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_layout(
         height=480,
         margin={"l": 60, "r": 20, "t": 20, "b": 60},
         legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
         hovermode="closest",
     )
-    _add_limit(figure, run, damage)
-    _focus(figure, run, damage)
+    _add_limit(figure, run, plane)
+    edge = right_edge(run, plane)
+    if edge is not None:
+        left = min(0.0, *map(plane.x, plane.drawable(run.validation.conditions)))
+        figure.update_xaxes(range=[left - 0.03 * edge, edge])
     return figure
 
 
-def drawable(conditions: Iterable[ConditionResult], damage: str) -> list[ConditionResult]:
-    """The conditions that have a value on both axes."""
-    return [condition for condition in conditions if condition.scored(damage, TARGET)]
+def right_edge(run: RunResults, plane: Plane) -> float | None:
+    """Where the x axis ends at first, if some configurations lie so far off that they would squeeze all others.
+
+    One destroyed model must not hide the trade-off. The axis reaches to the worst of the landmarks (steering, the
+    chosen edit, held-out intervals, twice the limit).
+    """
+    validation, held_out = plane.drawable(run.validation.conditions), plane.drawable(run.held_out.conditions)
+    landmarks = [c for c in validation if c.kind != "edit" or run.chosen.is_choice(c)] + held_out
+    if not landmarks:
+        return None
+    right = 1.05 * max(
+        2 * run.chosen.limits.get(plane.damage, 0.0),
+        *map(plane.x, landmarks),
+        *(condition.metrics[plane.damage].high or 0.0 for condition in held_out),
+    )
+    worst = max(map(plane.x, validation), default=0.0)
+    return right if 0 < _OUTLIER_FACTOR * right < worst else None
 
 
-def undrawn(run: RunResults, damage: str) -> int:
-    """How many conditions have no place in the plot, because a metric is not scored."""
-    conditions = [*run.validation.conditions, *run.held_out.conditions]
-    return len(conditions) - len(drawable(conditions, damage))
-
-
-def hover_text(condition: ConditionResult, damage: str) -> str:
-    """Label, both metrics with intervals, and parameters, as plotly pseudo-HTML."""
-    lines = [f"<b>{plot_text(condition.label)}</b>"]
-    for name in (TARGET, damage):
-        metric = Metric.named(name)
-        lines.append(plot_text(f"{metric.short}: {metric.sentence(condition.metrics[name])}"))
-    lines += [plot_text(f"{key} = {'off' if v is None else v}") for key, v in condition.parameters.items()]
-    return "<br>".join(lines)
+def beyond(run: RunResults, plane: Plane, edge: float) -> int:
+    """How many validation conditions lie to the right of an edge."""
+    return sum(plane.x(condition) > edge for condition in plane.drawable(run.validation.conditions))
 
 
 def _value(condition: ConditionResult, name: str) -> float:
@@ -76,49 +131,36 @@ def _value(condition: ConditionResult, name: str) -> float:
     return value
 
 
-def _places(conditions: list[ConditionResult], damage: str) -> dict[str, object]:
-    return {
-        "x": [_value(condition, damage) for condition in conditions],
-        "y": [_value(condition, TARGET) for condition in conditions],
-        "hovertext": [hover_text(condition, damage) for condition in conditions],
-        "hovertemplate": "%{hovertext}<extra></extra>",
-    }
-
-
-def _add_steering_curve(figure: go.Figure, run: RunResults, damage: str) -> None:
-    steering = drawable(run.validation.of("steering"), damage)
+def _add_steering_curve(figure: go.Figure, run: RunResults, plane: Plane) -> None:
+    steering = plane.drawable(run.validation.of("steering"))
     steering.sort(key=lambda condition: float(condition.parameters.get("strength") or 0))
-    curve = drawable(run.validation.of("base"), damage)[:1] + steering
+    curve = plane.drawable(run.validation.of("base"))[:1] + steering
     if not curve:
         return
     name = "steering, by strength" if steering else "base"
-    sizes = [9 if condition.kind == "steering" else 11 for condition in curve]
-    colours = [themes.STEERING if condition.kind == "steering" else themes.BASE for condition in curve]
-    marker = {"size": sizes, "color": colours, "opacity": 1}
-    line = {"color": themes.STEERING, "width": 2}
-    figure.add_scatter(name=name, mode="lines+markers", line=line, marker=marker, **_places(curve, damage))
+    line, marker = {"color": themes.STEERING, "width": 2}, {"size": 9, "opacity": 1}
+    figure.add_scatter(name=name, mode="lines+markers", line=line, marker=marker, **plane.places(curve))
 
 
-def _add_edits(figure: go.Figure, run: RunResults, damage: str) -> None:
-    edits = drawable(run.validation.of("edit"), damage)
-    for verdict, name, colour, symbol in _VERDICTS:
+def _add_edits(figure: go.Figure, run: RunResults, plane: Plane) -> None:
+    edits = plane.drawable(run.validation.of("edit"))
+    for verdict, name, colour, symbol in _VERDICTS if run.chosen.limits else _NO_LIMITS:
         group = [condition for condition in edits if run.chosen.within_limits(condition) is verdict]
         if not group:
             continue
-        shown = name if run.chosen.limits else "edit"
-        marker = {"color": colour, "symbol": symbol, "size": 8, "opacity": 0.75, "line": {"width": 1.5}}
-        figure.add_scatter(name=shown, mode="markers", marker=marker, **_places(group, damage))
+        marker = {"color": colour, "symbol": symbol, "size": 8, "opacity": 0.9, "line": {"width": 1.5, "color": colour}}
+        figure.add_scatter(name=name, mode="markers", marker=marker, **plane.places(group))
 
 
-def _add_chosen(figure: go.Figure, run: RunResults, damage: str) -> None:
-    chosen = [c for c in drawable(run.validation.conditions, damage) if run.chosen.is_choice(c)]
+def _add_chosen(figure: go.Figure, run: RunResults, plane: Plane) -> None:
+    chosen = [c for c in plane.drawable(run.validation.conditions) if run.chosen.is_choice(c)]
     if chosen:
         marker = {"color": themes.CHOSEN, "symbol": "circle-open", "size": 17, "line": {"width": 2}}
-        figure.add_scatter(name="chosen on validation", mode="markers", marker=marker, **_places(chosen, damage))
+        figure.add_scatter(name="chosen on validation", mode="markers", marker=marker, **plane.places(chosen))
 
 
-def _add_held_out(figure: go.Figure, run: RunResults, damage: str) -> None:
-    for condition in drawable(run.held_out.conditions, damage):
+def _add_held_out(figure: go.Figure, run: RunResults, plane: Plane) -> None:
+    for condition in plane.drawable(run.held_out.conditions):
         name, colour, symbol = _HELD_OUT[condition.kind]
         if len(run.held_out.of(condition.kind)) > 1:
             name = f"{plot_text(condition.label)}, held-out"
@@ -126,9 +168,9 @@ def _add_held_out(figure: go.Figure, run: RunResults, damage: str) -> None:
             name=name,
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 13, "line": {"width": 1, "color": "#ffffff"}},
-            error_x=_error_bar(condition, damage, colour),
-            error_y=_error_bar(condition, TARGET, colour),
-            **_places([condition], damage),
+            error_x=_error_bar(condition, plane.damage, colour),
+            error_y=_error_bar(condition, plane.attribute, colour),
+            **plane.places([condition]),
         )
 
 
@@ -146,36 +188,13 @@ def _error_bar(condition: ConditionResult, name: str, colour: str) -> dict[str, 
 
 
 def _set_axis(axis: go.layout.XAxis | go.layout.YAxis, metric: Metric) -> None:
-    axis.title.text = metric.short + (metric.unit.replace(" nats", " (nats") + ")" if "nats" in metric.unit else "")
+    axis.title.text = plot_text(metric.axis)
     if metric.scale == "share":
         axis.tickformat = ".0%"
 
 
-def _add_limit(figure: go.Figure, run: RunResults, damage: str) -> None:
-    limit = run.chosen.limits.get(damage)
+def _add_limit(figure: go.Figure, run: RunResults, plane: Plane) -> None:
+    limit = run.chosen.limits.get(plane.damage)
     if limit is not None:
-        text = f"limit {Metric.named(damage).number(limit).lstrip('+')}"
+        text = f"limit {Metric.named(plane.damage).bound(limit).removesuffix(' nats per token')}"
         figure.add_vline(x=limit, line={"dash": "dot", "width": 1.5}, annotation={"text": text, "yanchor": "bottom"})
-
-
-def _focus(figure: go.Figure, run: RunResults, damage: str) -> None:
-    """Start zoomed on what matters: one destroyed model must not squeeze all others into a corner."""
-    validation = drawable(run.validation.conditions, damage)
-    held_out = drawable(run.held_out.conditions, damage)
-    landmarks = [c for c in validation if c.kind != "edit" or run.chosen.is_choice(c)] + held_out
-    if not landmarks:
-        return
-    right = 1.05 * max(
-        2 * run.chosen.limits.get(damage, 0.0),
-        *(_value(condition, damage) for condition in landmarks),
-        *(condition.metrics[damage].high or 0.0 for condition in held_out),
-    )
-    values = [_value(condition, damage) for condition in validation]
-    if right <= 0 or max(values, default=0.0) <= _OUTLIER_FACTOR * right:
-        return
-    figure.update_xaxes(range=[min(0.0, *values) - 0.03 * right, right])
-    beyond = sum(value > right for value in values)
-    text = f"{beyond} more beyond {Metric.named(damage).number(right).lstrip('+')} (double-click to see all) →"
-    figure.add_annotation(
-        text=text, xref="paper", yref="paper", x=1, y=1, xanchor="right", yanchor="bottom", showarrow=False
-    )

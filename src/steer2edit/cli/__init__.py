@@ -1,0 +1,35 @@
+"""The command line: one file per command. Heavy imports happen inside commands, so `--help` is instant."""
+
+import sys
+
+import typer
+
+from steer2edit.cli.apply import apply
+from steer2edit.cli.convert import convert
+from steer2edit.cli.demo import demo
+from steer2edit.cli.extract import extract
+from steer2edit.cli.inspect import inspect
+from steer2edit.cli.steer import steer
+from steer2edit.errors import Steer2EditError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Turn an activation-steering vector into a persistent, component-level weight edit, without training.\n\n"
+    "extract → steer → convert → apply; start with: steer2edit demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+for command in (extract, steer, convert, apply, inspect, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message on stderr and exit status 1."""
+    try:
+        app()
+    except Steer2EditError as error:
+        sys.stderr.write(f"steer2edit: {error}\n")
+        sys.exit(1)

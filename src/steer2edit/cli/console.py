@@ -1,0 +1,73 @@
+"""What commands print: tables and text for people on stdout, or one JSON object."""
+
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+OUT = Console(markup=False, highlight=False, soft_wrap=True)
+
+
+def say(text: str = "", style: str = "") -> None:
+    """One line for people."""
+    OUT.print(Text(visible(text), style=style))
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def visible(text: str) -> str:
+    """The text with control characters made visible: a model's output must not steer the terminal."""
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") else f"\\u{ord(c):04x}" for c in text
+    )
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table for people; the first column is text, the others are figures."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    Console(markup=False, highlight=False, width=max(OUT.width, 110)).print(table)
+
+
+def estimate_text(estimate: Mapping[str, Any], percent: bool) -> str:
+    """`58 % [48, 67]`, or `+0.148 [0.120, 0.176]`."""
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "not scored"
+    unscored = f" ({estimate['unscored']} unscored)" if estimate["unscored"] else ""
+    if low is None or high is None:
+        return f"{value:.0%}{unscored}" if percent else f"{value:.3f}{unscored}"
+    if percent:
+        return f"{100 * value:.0f} % [{100 * low:.0f}, {100 * high:.0f}]{unscored}"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]{unscored}"
+
+
+RATES = {"harmful_refused", "benign_refused", "truth_preferred", "finished"}
+_SHORT = {
+    "harmful_refused": "harmful refused",
+    "benign_refused": "benign refused",
+    "nll_increase": "NLL increase",
+    "kl": "KL to base",
+    "truth_preferred": "truth preferred",
+    "truth_margin": "truth margin",
+    "reply_tokens": "reply tokens",
+}
+
+
+def print_conditions(conditions: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Conditions side by side, each metric with its 95 % interval and n."""
+    names = list(conditions[0]["metrics"])
+    sizes = {name: conditions[0]["metrics"][name]["n"] for name in names}
+    columns = ["", *(f"{_SHORT.get(name, name)} (n={sizes[name]})" for name in names)]
+    rows = [[c["label"], *(estimate_text(c["metrics"][name], name in RATES) for name in names)] for c in conditions]
+    print_table(columns, rows, title)

@@ -1,0 +1,107 @@
+"""`steer2edit convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steer2edit.cli.options import (
+    AllowMismatchOption,
+    AllowMissingOption,
+    ChatTemplateOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LabellerOption,
+    LayoutOption,
+    LimitOption,
+    ModelArgument,
+    OverwriteOption,
+    SeedOption,
+    TrustOption,
+    VectorsArgument,
+)
+
+
+def convert(
+    model: ModelArgument,
+    vectors: VectorsArgument,
+    out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
+    rho_attn: Annotated[
+        str, typer.Option(help="Budget ρ > 0 of attention heads, or off. Larger means weaker.")
+    ] = "off",
+    rho_mlp: Annotated[str, typer.Option(help="Budget ρ > 0 of MLP neurons, or off. Larger means weaker.")] = "off",
+    alpha: Annotated[float, typer.Option(help="l1 share α in [0, 1). Larger means sparser.")] = 0.5,
+    max_shift: Annotated[
+        float | None,
+        typer.Option(
+            help="Beyond the paper: no site's edit moves its mean output further than steering at this strength. "
+            "Off by default."
+        ),
+    ] = None,
+    input_direction: Annotated[
+        str, typer.Option(help="Rule for k: sensitivity (the paper's), mean, svd.")
+    ] = "sensitivity",
+    importance: Annotated[str, typer.Option(help="Rule for g: cosine (the paper's), dot.")] = "cosine",
+    magnitude: Annotated[
+        str, typer.Option(help="Rule for λ: elastic-net (the paper's), top-k, ridge.")
+    ] = "elastic-net",
+    contrast: Annotated[
+        str | None,
+        typer.Option(help="Preset or file to measure input means on, for vectors that were made elsewhere."),
+    ] = None,
+    labeller: LabellerOption = None,
+    limit: LimitOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    layout: LayoutOption = None,
+    chat_template: ChatTemplateOption = None,
+    trust_remote_code: TrustOption = False,
+    allow_mismatch: AllowMismatchOption = False,
+    allow_missing: AllowMissingOption = False,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Turn vectors into a rank-1 weight edit of heads and neurons, saved as a PEFT adapter.
+
+    Example: steer2edit convert smollm2 vectors.safetensors --rho-attn 0.2 --rho-mlp 0.9 --alpha 0.5 --out edit
+    """
+    from steer2edit.method import Hyperparameters, Rules
+
+    hyperparameters = Hyperparameters(
+        parse_rho("--rho-attn", rho_attn), parse_rho("--rho-mlp", rho_mlp), alpha, max_shift
+    )
+    rules = Rules(input_direction, importance, magnitude)  # type: ignore[arg-type]
+    from steer2edit.artifacts import load_vectors, require_free, save_edit
+    from steer2edit.cli.inspect import print_edit
+    from steer2edit.editing import convert as compute_edit
+    from steer2edit.models import load_model
+    from steer2edit.progress import show_progress
+    from steer2edit.steering import load_contrast, measure_inputs
+
+    require_free(out, overwrite=overwrite)
+    loaded_vectors = load_vectors(vectors)
+    with show_progress():
+        loaded = load_model(
+            model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        if contrast is not None and not loaded_vectors.has_input_means:
+            measured = load_contrast(contrast, loaded, labeller=labeller, limit=limit, seed=seed)
+            loaded_vectors = measure_inputs(loaded, loaded_vectors, measured)
+        edit = compute_edit(
+            loaded, loaded_vectors, hyperparameters, rules, allow_mismatch=allow_mismatch, allow_missing=allow_missing
+        )
+        save_edit(loaded, edit, out, overwrite=overwrite)
+    print_edit(edit, out, top=10, as_json=json_output)
+
+
+def parse_rho(option: str, text: str) -> float | None:
+    """A number, or `None` for `off`."""
+    if text.lower() == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} must be a number > 0 or off, got {text!r}.") from error

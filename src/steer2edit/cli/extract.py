@@ -1,0 +1,108 @@
+"""`steer2edit extract`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steer2edit.cli.options import (
+    ChatTemplateOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LabellerOption,
+    LayoutOption,
+    LimitOption,
+    ModelArgument,
+    OverwriteOption,
+    SeedOption,
+    TrustOption,
+)
+
+
+def extract(
+    model: ModelArgument,
+    contrast: Annotated[
+        str | None,
+        typer.Option(
+            help="Preset (safety, safety-benign, truthfulness, conciseness) or a .jsonl/.json/.csv/.txt file."
+        ),
+    ] = None,
+    positive: Annotated[Path | None, typer.Option(help="File of positive rows, with --negative.")] = None,
+    negative: Annotated[Path | None, typer.Option(help="File of negative rows, with --positive.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the vectors go.")] = Path("vectors.safetensors"),
+    labeller: LabellerOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated response.")] = 24,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy generation.")] = 0.0,
+    limit: LimitOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    layout: LayoutOption = None,
+    chat_template: ChatTemplateOption = None,
+    trust_remote_code: TrustOption = False,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Find a behaviour's steering vectors by contrasting responses, and say whether they are any good.
+
+    Example: steer2edit extract smollm2 --contrast safety --out vectors.safetensors
+
+    A contrast file has a prompt per row and either `positive` and `negative` responses, or a `response` with a
+    `label`; rows without a response are answered by the model and sorted by --labeller.
+    """
+    source = _source(contrast, positive, negative)
+    from steer2edit.artifacts import require_free, save_vectors
+    from steer2edit.models import Sampling, load_model
+    from steer2edit.progress import show_progress
+    from steer2edit.steering import extract as extract_vectors
+    from steer2edit.steering import load_contrast
+
+    require_free(out, overwrite=overwrite)
+    with show_progress():
+        loaded = load_model(
+            model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        sampling = Sampling(max_new_tokens, temperature, seed=seed)
+        chosen = load_contrast(source, loaded, labeller=labeller, limit=limit, sampling=sampling, seed=seed)
+        vectors = extract_vectors(loaded, chosen)
+    save_vectors(vectors, out, overwrite=overwrite)
+    _print(out, vectors.metadata, vectors.diagnosis or {}, json_output)
+
+
+def _source(contrast: str | None, positive: Path | None, negative: Path | None) -> str | tuple[Path, Path]:
+    if contrast and not (positive or negative):
+        return contrast
+    if positive and negative and not contrast:
+        return positive, negative
+    raise typer.BadParameter("give either --contrast PRESET|FILE, or both --positive FILE and --negative FILE.")
+
+
+def _print(out: Path, metadata: Mapping[str, Any], diagnosis: Mapping[str, Any], as_json: bool) -> None:
+    from steer2edit.cli.console import print_json, print_table, say
+
+    if as_json:
+        return print_json({"out": str(out), "metadata": dict(metadata), "diagnosis": dict(diagnosis)})
+    sites = diagnosis["sites"]
+    rows = [
+        [
+            name,
+            f"{site['norm']:.3g}",
+            _or_dash(site["split_half_cosine"]),
+            f"{_or_dash(site['auroc'])} [{_or_dash(site['auroc_low'])}, {_or_dash(site['auroc_high'])}]",
+            "NOISE" if site["noise"] else "",
+        ]
+        for name, site in sites.items()
+    ]
+    print_table(["site", "‖v‖", "split-half cosine", "held-out AUROC", ""], rows)
+    say(diagnosis["summary"], style="bold")
+    counts = diagnosis["counts"]
+    say(f"Responses: train {counts['train']}, held out {counts['held_out']}.")
+    say(f"Vectors: {out}")
+    return None
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

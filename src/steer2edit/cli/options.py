@@ -1,0 +1,50 @@
+"""Arguments and options that several commands share: one definition each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A Hub id, a local directory, or smollm2 (embedded, works offline).")
+]
+VectorsArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="VECTORS", help="Steering vectors: a file of `extract`, any safetensors with L<layer>.attn|mlp keys, "
+        "or the official Steer2Edit directions .pt."
+    ),
+]  # fmt: skip
+EditArgument = Annotated[Path, typer.Argument(metavar="EDIT_DIR", help="An edit directory written by `convert`.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.", show_default=True)
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, or balanced over all devices.")
+]
+LayoutOption = Annotated[
+    Path | None, typer.Option(help="Layout file for an architecture that is not known (docs/add-a-model.md).")
+]
+ChatTemplateOption = Annotated[
+    str | None, typer.Option(help="Jinja file to use as chat template, or `none` for plain-text prompts.")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings. Read it first.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random: splits and sampling.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")]
+AllowMismatchOption = Annotated[
+    bool, typer.Option("--allow-mismatch", help="Accept an artifact made on a model with another fingerprint.")
+]
+AllowMissingOption = Annotated[
+    bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already at --out.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Use at most this many prompts of every set.")]
+LabellerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How generated responses get their label: refusal, refusal-official, length, reference, or your own "
+        "function(prompt, response) as module:function."
+    ),
+]

@@ -1,0 +1,100 @@
+"""`steer2edit steer`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steer2edit.cli.options import (
+    AllowMismatchOption,
+    ChatTemplateOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LayoutOption,
+    LimitOption,
+    ModelArgument,
+    OverwriteOption,
+    SeedOption,
+    TrustOption,
+    VectorsArgument,
+)
+
+
+def steer(
+    model: ModelArgument,
+    vectors: VectorsArgument,
+    strength: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.1,0.2,0.3",
+    evaluate: Annotated[str, typer.Option(help="What to measure: safety, truthfulness or conciseness.")] = "safety",
+    split: Annotated[str, typer.Option(help="validation to choose on, held_out for final figures.")] = "validation",
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the results, with all replies, to this JSON file.")
+    ] = None,
+    limit: LimitOption = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest reply.")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    layout: LayoutOption = None,
+    chat_template: ChatTemplateOption = None,
+    trust_remote_code: TrustOption = False,
+    allow_mismatch: AllowMismatchOption = False,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Validate vectors by activation steering: how the attribute and the damage grow with strength.
+
+    Example: steer2edit steer smollm2 vectors.safetensors --strength 0,0.1,0.2,0.3 --evaluate safety
+    """
+    strengths = parse_numbers(strength)
+    import json
+
+    from steer2edit.artifacts import atomic_file, load_vectors, require_free
+    from steer2edit.cli.console import print_conditions, print_json, say
+    from steer2edit.engines import TransformersEngine
+    from steer2edit.evaluation import BASE_ARM, behaviour, steering_arm
+    from steer2edit.evaluation import evaluate as run_evaluation
+    from steer2edit.models import load_model
+    from steer2edit.progress import show_progress
+    from steer2edit.steering.steered import require_fit
+
+    if split not in ("validation", "held_out"):
+        raise typer.BadParameter(f"--split must be validation or held_out, got {split!r}.")
+    if out is not None:
+        require_free(out, overwrite=overwrite)
+    loaded_vectors = load_vectors(vectors)
+    chosen = behaviour(evaluate, split, limit=limit, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
+    with show_progress():
+        loaded = load_model(
+            model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        require_fit(loaded, loaded_vectors, allow_mismatch=allow_mismatch, allow_missing=True)
+        arms = [steering_arm(loaded_vectors, value) if value else BASE_ARM for value in strengths]
+        conditions = run_evaluation(TransformersEngine(loaded), chosen.tasks, arms)
+    results = {
+        "schema_version": 1,
+        "model": loaded.describe(),
+        "behaviour": evaluate,
+        "split": split,
+        "seed": seed,
+        "prompts": chosen.prompts,
+        "conditions": [condition.to_json() for condition in conditions],
+    }
+    if out is not None:
+        with atomic_file(out, overwrite=overwrite) as scratch:
+            scratch.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+    if json_output:
+        return print_json(results)
+    print_conditions(results["conditions"], title=f"{evaluate}, {split} prompts, 95 % intervals")  # type: ignore[arg-type]
+    if out is not None:
+        say(f"Results: {out}")
+    return None
+
+
+def parse_numbers(text: str) -> list[float]:
+    """`0,0.1,0.2` → [0.0, 0.1, 0.2]."""
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise typer.BadParameter(f"--strength takes numbers separated by commas, got {text!r}.") from error

@@ -1,0 +1,72 @@
+"""Sites, heads and neurons: how they print, parse, sort and refuse."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steer2edit.core import BLOCKS, Head, Neuron, Site
+from steer2edit.errors import InvalidValueError, Steer2EditError
+from unchecked import unchecked
+
+SITES = st.builds(Site, st.integers(0, 10**6), st.sampled_from(BLOCKS))
+
+
+def test_names() -> None:
+    assert str(Site(12, "attn")) == "L12.attn"
+    assert str(Site(0, "mlp")) == "L0.mlp"
+    assert str(Head(12, 5)) == "L12.H5"
+    assert str(Neuron(12, 801)) == "L12.N801"
+
+
+@given(SITES)
+def test_parsing_is_the_inverse_of_printing(site: Site) -> None:
+    assert Site.parse(str(site)) == site
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "L12", "12.attn", "L.attn", "L-1.attn", "L1.5.attn", "L1.ffn", "l1.attn", "L1.attn ", "L1.attn\n", "L1.H5"],
+)
+def test_what_is_not_a_site(text: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        Site.parse(text)
+    assert str(caught.value) == f"not a site: {text!r}. Write L<layer>.attn or L<layer>.mlp, e.g. L12.attn."
+
+
+def test_layers_count_from_zero() -> None:
+    with pytest.raises(InvalidValueError, match="layer must be >= 0, got -1: layers count from 0"):
+        Site(-1, "attn")
+
+
+def test_there_are_two_blocks() -> None:
+    assert BLOCKS == ("attn", "mlp")
+    with unchecked(), pytest.raises(InvalidValueError, match="block must be one of attn, mlp, got 'ffn'"):
+        Site(0, "ffn")
+
+
+def test_sites_sort_by_layer_as_a_number_and_then_attention_first() -> None:
+    shuffled = [Site(10, "attn"), Site(2, "mlp"), Site(2, "attn"), Site(0, "mlp")]
+    assert [str(s) for s in sorted(shuffled)] == ["L0.mlp", "L2.attn", "L2.mlp", "L10.attn"]
+
+
+def test_heads_and_neurons_sort_by_layer_and_index() -> None:
+    assert sorted([Head(2, 0), Head(0, 11), Head(0, 2)]) == [Head(0, 2), Head(0, 11), Head(2, 0)]
+    assert sorted([Neuron(1, 10), Neuron(1, 9)]) == [Neuron(1, 9), Neuron(1, 10)]
+
+
+@given(SITES, st.integers(0, 10**6))
+def test_a_component_knows_its_site(site: Site, index: int) -> None:
+    component = site.component(index)
+    assert isinstance(component, Head if site.block == "attn" else Neuron)
+    assert component.site == site
+    assert (component.layer, component.index) == (site.layer, index)
+
+
+def test_a_head_is_not_the_neuron_of_the_same_index() -> None:
+    assert Head(1, 2) != Neuron(1, 2)
+    assert len({Site(1, "attn"), Site(1, "mlp"), Site(1, "attn")}) == 2
+
+
+def test_every_error_is_ours_and_a_value_error() -> None:
+    assert issubclass(InvalidValueError, Steer2EditError)
+    assert issubclass(InvalidValueError, ValueError)

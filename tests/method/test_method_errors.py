@@ -1,0 +1,149 @@
+"""Settings and tensors that the method cannot use: what was wrong, with which value, and what to do."""
+
+import pytest
+import torch
+from random_sites import random_site
+
+from steer2edit.errors import InvalidValueError
+from steer2edit.method import (
+    Hyperparameters,
+    Rules,
+    grid,
+    importance,
+    input_directions,
+    magnitude,
+    output_direction,
+    site_factors,
+)
+from unchecked import unchecked
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, -0.1, NAN, INF])
+def test_alpha_outside_its_range(alpha: float) -> None:
+    with pytest.raises(InvalidValueError, match=rf"alpha must be in \[0, 1\), got {alpha}: .* Try 0\.9\."):
+        Hyperparameters(0.2, 0.2, alpha)
+    with pytest.raises(InvalidValueError, match=f"got {alpha}"):
+        magnitude(torch.ones(2), torch.tensor([0.2]), torch.tensor([alpha]))
+
+
+@pytest.mark.parametrize("kappa", [0.0, -1.0, NAN, INF])
+def test_a_limit_that_is_not_positive(kappa: float) -> None:
+    with pytest.raises(InvalidValueError, match=rf"max_shift must be > 0, got {kappa}. Leave it out for no limit"):
+        Hyperparameters(0.2, 0.2, 0.5, kappa)
+
+
+@pytest.mark.parametrize("rho", [0.0, -1.0, NAN, INF, -INF])
+@pytest.mark.parametrize("name", ["rho_attn", "rho_mlp"])
+def test_rho_that_is_not_positive(name: str, rho: float) -> None:
+    with pytest.raises(InvalidValueError, match=rf"{name} must be > 0, got {rho}: .* Use 'off'"):
+        Hyperparameters(**{"rho_attn": 0.2, "rho_mlp": 0.2, name: rho}, alpha=0.5)
+    with pytest.raises(InvalidValueError, match=f"rho must be > 0, got {rho}"):
+        magnitude(torch.ones(2), torch.tensor([rho]), torch.tensor([0.5]))
+
+
+def test_a_bad_configuration_among_good_ones() -> None:
+    with pytest.raises(InvalidValueError, match=r"got 1\.0"):
+        magnitude(torch.ones(2), torch.tensor([0.2, 0.2]), torch.tensor([0.5, 1.0]))
+    site = random_site()
+    factors = site_factors(site.weight, site.vector, site.input_mean, site.width)
+    with pytest.raises(InvalidValueError, match="rho must be > 0"):
+        factors.edits([0.1, 0.0], [0.5, 0.5])
+
+
+def test_both_blocks_off() -> None:
+    with pytest.raises(InvalidValueError, match=r"rho_attn and rho_mlp are both off: .* Give at least one"):
+        Hyperparameters(None, None, 0.5)
+
+
+def test_either_block_may_be_off() -> None:
+    attention, mlp = Hyperparameters(0.2, None, 0.0), Hyperparameters(None, 0.4, 0.5)
+    assert (attention.rho("attn"), attention.rho("mlp")) == (0.2, None)
+    assert (mlp.rho("attn"), mlp.rho("mlp")) == (None, 0.4)
+    assert str(attention) == "ρ_attn=0.2 ρ_mlp=off α=0"
+    assert mlp.to_json() == {"rho_attn": None, "rho_mlp": 0.4, "alpha": 0.5, "max_shift": None}
+
+
+def test_a_grid_of_ones_own() -> None:
+    assert grid([0.1, 0.2], [None], [0.5]) == [Hyperparameters(0.1, None, 0.5), Hyperparameters(0.2, None, 0.5)]
+    with pytest.raises(InvalidValueError, match="both off"):
+        grid([None, 0.1], [None], [0.5])
+
+
+@pytest.mark.parametrize(("bad", "shown"), [(0.0, r"0\.0"), (NAN, "nan"), (INF, "inf"), (-INF, "inf")])
+def test_a_vector_without_direction(bad: float, shown: str) -> None:
+    v = torch.zeros(4) if bad == 0 else torch.tensor([1.0, bad, 0.0, 2.0])
+    with pytest.raises(InvalidValueError, match=rf"finite and not zero, its largest entry is {shown}: .*Check that"):
+        output_direction(v)
+    with pytest.raises(InvalidValueError, match="has no direction"):
+        site_factors(torch.ones(4, 2), v, torch.ones(2), 1)
+
+
+@pytest.mark.parametrize(
+    ("vector", "mean", "width"), [(11, 20, 4), (12, 19, 4), (12, 20, 3), (20, 12, 4), (12, 20, 40)]
+)
+def test_shapes_that_do_not_fit(vector: int, mean: int, width: int) -> None:
+    message = (
+        rf"a weight of shape \[12, 20\] with components of {width} columns needs a vector of \[12\] and an input "
+        rf"mean of \[20\], got \[{vector}\] and \[{mean}\]"
+    )
+    with unchecked(), pytest.raises(InvalidValueError, match=message):
+        site_factors(torch.ones(12, 20), torch.ones(vector), torch.ones(mean), width)
+
+
+@pytest.mark.parametrize(
+    "width",
+    [-4, pytest.param(0, marks=pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="m % 0"))],
+)
+def test_a_component_needs_columns(width: int) -> None:
+    with pytest.raises(InvalidValueError, match="component"):
+        site_factors(torch.ones(12, 20), torch.ones(12), torch.ones(20), width)
+
+
+@pytest.mark.parametrize("width", [0, -1, 3])
+def test_a_width_that_does_not_divide(width: int) -> None:
+    with pytest.raises(InvalidValueError, match=f"component width {width} must divide the input width 20"):
+        input_directions(torch.ones(12, 20), torch.ones(12), width)
+
+
+def test_the_rule_mean_needs_a_mean() -> None:
+    with pytest.raises(InvalidValueError, match=r"'mean' needs the input mean μ, got None"):
+        input_directions(torch.ones(12, 20), torch.ones(12), 4, rule="mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "suggestion"),
+    [
+        ("input_direction", "sensitive", "Did you mean 'sensitivity'? Known: mean, sensitivity, svd."),
+        ("importance", "cos", "Did you mean 'cosine'? Known: cosine, dot."),
+        ("magnitude", "elastic_net", "Did you mean 'elastic-net'? Known: elastic-net, ridge, top-k."),
+        ("magnitude", "xyz", "Known: elastic-net, ridge, top-k."),
+    ],
+)
+def test_unknown_rules(name: str, value: str, suggestion: str) -> None:
+    with unchecked(), pytest.raises(InvalidValueError) as caught:
+        Rules(**{name: value})
+    assert str(caught.value) == f"unknown {name} rule {value!r}. {suggestion}"
+
+
+def test_unknown_rules_of_single_functions() -> None:
+    W, v, mu = torch.ones(4, 2), torch.ones(4), torch.ones(2)
+    with unchecked():
+        with pytest.raises(InvalidValueError, match="unknown input direction rule 'pca': use sensitivity, mean, svd"):
+            input_directions(W, v, 1, rule="pca")
+        with pytest.raises(InvalidValueError, match="unknown importance rule 'l2': use cosine, dot"):
+            importance(W, v, mu, 1, rule="l2")
+        with pytest.raises(InvalidValueError, match="unknown magnitude rule 'l0': use elastic-net, top-k, ridge"):
+            magnitude(torch.ones(2), torch.tensor([0.2]), torch.tensor([0.5]), rule="l0")
+
+
+def test_settings_are_frozen_and_comparable() -> None:
+    assert Rules().to_json() == {
+        "input_direction": "sensitivity",
+        "importance": "cosine",
+        "magnitude": "elastic-net",
+    }
+    with pytest.raises(AttributeError):
+        Hyperparameters(0.1, 0.2, 0.3).alpha = 2.0
+    assert len({Hyperparameters(0.1, 0.2, 0.3), Hyperparameters(0.1, 0.2, 0.3)}) == 1

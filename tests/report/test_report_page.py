@@ -1,0 +1,314 @@
+import base64
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer2edit.core import WeightEdit
+from steer2edit.errors import ArtifactError, DataError
+from steer2edit.report import render_report, write_report
+from steer2edit.report.text import visible
+
+Json = dict[str, Any]
+
+HOSTILE = (
+    "<script>alert(1)</script></script><!--<img src=x onerror=alert(1)>-->\"'><svg/onload=alert(1)> "
+    ']]></style></textarea>{{ 7*7 }}{% raw %} %{x} <a href="javascript:alert(1)">&lt;b&gt;</a> '
+    "\x1b[31m\x1b]8;;http://evil.example\x07 \x00 \u2028\u202e \ud83d"
+)
+
+
+class Page(HTMLParser):
+    """Tags with attributes, scripts and styles apart, and the text that is shown."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.styles: list[str] = []
+        self.shown: list[str] = []
+        self._inside = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            attrs, content = self.scripts[-1]
+            self.scripts[-1] = (attrs, content + data)
+        elif self._inside == "style":
+            self.styles.append(data)
+        else:
+            self.shown.append(data)
+
+    @property
+    def text(self) -> str:
+        """The shown text, with runs of white space as one blank."""
+        return " ".join(" ".join(self.shown).split())
+
+    def embedded(self, name: str) -> Any:
+        """The JSON block with this id."""
+        return json.loads(next(content for attrs, content in self.scripts if attrs.get("id") == name))
+
+
+def with_strings(value: Any, text: str) -> Any:
+    """The JSON value with every string replaced, keys stay."""
+    if isinstance(value, str):
+        return text
+    if isinstance(value, list):
+        return [with_strings(entry, text) for entry in value]
+    if isinstance(value, dict):
+        return {key: entry if key == "kind" else with_strings(entry, text) for key, entry in value.items()}
+    return value
+
+
+def strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for entry in entries for text in strings(entry)]
+
+
+def structure(page: Page) -> list[tuple[str, list[str]]]:
+    return [(tag, sorted(attrs)) for tag, attrs in page.tags]
+
+
+@pytest.fixture
+def hostile(results: Json) -> Json:
+    """Every text of the results is hostile, also a setting's, a package's and a verified artifact's name."""
+    return with_strings(results, HOSTILE) | {
+        "settings": {HOSTILE: HOSTILE},
+        "versions": {HOSTILE: HOSTILE},
+        "verification": {HOSTILE: {"identical": 1, "n": 2}},
+    }
+
+
+def test_hostile_text_adds_no_tag_and_no_attribute(results: Json, hostile: Json, edit: WeightEdit) -> None:
+    harmless = json.loads(json.dumps(hostile).replace(json.dumps(HOSTILE)[1:-1], "x"))
+    page = Page(render_report(hostile, edit))
+    assert structure(page) == structure(Page(render_report(harmless, edit)))
+    assert visible(HOSTILE).split() == page.text[page.text.index("<script>alert") :].split()[: len(HOSTILE.split())]
+
+
+def test_hostile_text_is_shown_in_full_and_never_raw(hostile: Json, edit: WeightEdit) -> None:
+    source = render_report(hostile, edit)
+    without_scripts = re.sub(r"<script>.*?</script>", "", source, flags=re.DOTALL)
+    assert "<img" not in without_scripts
+    assert "<svg" not in without_scripts
+    assert "onerror" in without_scripts  # it is quoted, not dropped
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e\ud800-\udfff]", without_scripts)
+    source.encode("utf-8")
+
+
+def test_hostile_text_cannot_leave_the_embedded_json(hostile: Json, edit: WeightEdit) -> None:
+    source = render_report(hostile, edit)
+    block = re.search(r'<script type="application/json" id="figures">(.*?)</script>', source, flags=re.DOTALL)
+    assert block is not None
+    assert not set("<>&'") & set(block[1])
+    json.loads(block[1])
+
+
+def test_hostile_text_is_no_markup_for_plotly(hostile: Json, edit: WeightEdit) -> None:
+    figures = Page(render_report(hostile, edit)).embedded("figures")
+    texts = strings(figures)
+    assert any("&lt;script&gt;" in text for text in texts)
+    for text in texts:
+        assert "<" not in re.sub(r"</?b>|<br>|</?extra>|^weakened \(λ < 0\)$", "", text)
+
+
+def test_the_page_loads_nothing(hostile: Json, edit: WeightEdit) -> None:
+    page = Page(render_report(hostile, edit))
+    loading = {"link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "source", "image", "use"}
+    assert not loading & {tag for tag, _ in page.tags}
+    for tag, attrs in page.tags:
+        assert not {"src", "srcset", "action", "data", "poster", "background"} & attrs.keys(), tag
+        assert (attrs.get("href") or "#").startswith("#")
+        assert not any(name.startswith("on") for name in attrs)
+        assert "url(" not in (attrs.get("style") or "")
+    assert len(page.styles) == 1
+    assert not re.search(r"url\(|@import|https?:", page.styles[0])
+
+
+def test_only_our_own_scripts_may_run_and_no_request_is_allowed(hostile: Json, edit: WeightEdit) -> None:
+    page = Page(render_report(hostile, edit))
+    (policy,) = (attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    directives = dict(directive.strip().split(" ", 1) for directive in policy.split(";"))
+    assert directives["default-src"] == "'none'"
+    runnable = [content for attrs, content in page.scripts if attrs.get("type") != "application/json"]
+    digests = {base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in runnable}
+    assert set(directives["script-src"].split()) == {f"'sha256-{digest}'" for digest in digests}
+    assert len(runnable) == 2
+    assert "showSendToCloud: false" in runnable[1]  # plotly would offer to upload the plot
+
+
+def test_the_embedded_heat_map_is_lambda(results: Json, edit: WeightEdit) -> None:
+    heat = Page(render_report(results, edit)).embedded("figures")["heads"]["data"][0]
+    for site, site_edit in edit.sites.items():
+        if site.block == "attn":
+            assert [row[site.layer] for row in heat["z"]] == site_edit.magnitude.tolist()
+
+
+def test_every_plot_has_its_data_an_alternative_and_a_caption(results: Json, edit: WeightEdit) -> None:
+    page = Page(render_report(results, edit))
+    plots = [attrs for _, attrs in page.tags if "data-figure" in attrs]
+    assert {attrs["data-figure"] for attrs in plots} == set(page.embedded("figures"))
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in plots)
+    assert [tag for tag, _ in page.tags].count("figcaption") == len(plots) == 6
+    assert set(page.embedded("themes")) == {"light", "dark"}
+
+
+def test_tables_have_captions_and_ids_are_unique(results: Json, edit: WeightEdit) -> None:
+    tags = Page(render_report(results, edit)).tags
+    assert [tag for tag, _ in tags].count("table") == [tag for tag, _ in tags].count("caption")
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    targets = {(attrs["href"] or "")[1:] for tag, attrs in tags if tag == "a"}
+    assert targets <= set(ids)
+
+
+def test_the_headline_says_what_changed_with_intervals(results: Json, edit: WeightEdit) -> None:
+    text = Page(render_report(results, edit)).text
+    assert "Harmful requests refused: 12.5 % (6.2 to 25.0 %, n = 20) before the edit, 50.0 % (43.8 to 62.5 %" in text
+    assert "after it. The two intervals do not overlap." in text
+    assert "the NLL changes by +0.188 nats per token (+0.125 to +0.312, n = 20)" in text
+    assert "steering 0.2: harmful requests refused 75.0 %" in text
+    assert "at each of 4 sites. It changes 3 of 4 attention heads and 5 of 10 MLP neurons." in text
+
+
+def test_overlapping_intervals_are_said_to_overlap(results: Json, edit: WeightEdit) -> None:
+    # benign: base 0 (-0.0625 to 0.125), edited 0.0625 (0 to 0.1875)
+    assert "The two intervals overlap." in Page(render_report(results, edit)).text
+
+
+def test_a_null_estimate_is_not_scored_and_not_zero(results: Json, edit: WeightEdit) -> None:
+    nothing = {"value": None, "low": None, "high": None, "n": 0, "unscored": 20}
+    results["held_out"]["conditions"][2]["metrics"] = dict.fromkeys(("harmful_refused", "kl"), nothing)
+    page = Page(render_report(results, edit))
+    assert (
+        "Harmful requests refused: 12.5 % (6.2 to 25.0 %, n = 20) before the edit, not scored (n = 0, 20 not"
+        in page.text
+    )
+    assert "KL divergence from the base is not scored" in page.text
+    names = [trace.get("name") for trace in page.embedded("figures")["tradeoff-kl"]["data"]]
+    assert "edited, held-out" not in names
+    assert "steered, held-out" in names
+
+
+@pytest.mark.parametrize(
+    ("sites", "said", "figure"),
+    [
+        ({"L0_mlp": [1.0]}, "The attention block is off in this edit: no head is changed.", "heads"),
+        ({"L0_attn": [1.0]}, "The MLP block is off in this edit: no neuron is changed.", "neurons"),
+    ],
+)
+def test_a_block_that_is_off_is_said_to_be_off(
+    results: Json, make_edit: Callable[..., WeightEdit], sites: dict[str, list[float]], said: str, figure: str
+) -> None:
+    page = Page(render_report(results, make_edit(1, **sites)))
+    assert said in page.text
+    assert figure not in page.embedded("figures")
+    assert "(that block is off)" in page.text
+
+
+def test_an_edit_without_effect_is_said_to_be_one(results: Json, make_edit: Callable[..., WeightEdit]) -> None:
+    text = Page(render_report(results, make_edit(2, L0_attn=[0.0, 0.0]))).text
+    assert "The attention block is on, but no head is edited: every λ is 0." in text
+
+
+def test_noise_and_mismatches_are_said_plainly(results: Json, edit: WeightEdit) -> None:
+    text = Page(render_report(results, edit)).text
+    assert "the vectors of 1 of 3 sites are not to be trusted: L2.attn." in text
+    assert "adapter: 4 of 4 greedy replies identical." in text
+    assert "checkpoint: 3 of 4 greedy replies identical: it does not behave like the edit that was measured." in text
+
+
+def test_replies_are_tagged_for_the_filter(results: Json, edit: WeightEdit) -> None:
+    page = Page(render_report(results, edit))
+    tags = [attrs["data-tags"] for _, attrs in page.tags if "data-tags" in attrs]
+    # harmful: now refused; the same answer. benign: changed but not scored; the same answer.
+    assert tags == ["changed refused flipped", "", "changed", ""]
+    values = [attrs.get("value") for _, attrs in page.tags if attrs.get("name") == "filter-1"]
+    assert values == ["", "changed", "refused", "flipped"]
+    for entry in results["held_out"]["conditions"]:
+        assert all(text in page.shown for texts in entry["replies"].values() for text in texts)
+
+
+def test_without_outcomes_no_reply_is_called_refused(results: Json, edit: WeightEdit) -> None:
+    for entry in results["held_out"]["conditions"]:
+        del entry["outcomes"]
+    page = Page(render_report(results, edit))
+    assert [attrs["data-tags"] for _, attrs in page.tags if "data-tags" in attrs] == ["changed", "", "changed", ""]
+    assert [attrs.get("value") for _, attrs in page.tags if attrs.get("name") == "filter-1"] == ["", "changed"]
+    assert "now refused" not in page.text
+
+
+def test_provenance_is_complete(results: Json, edit: WeightEdit) -> None:
+    text = Page(render_report(results, edit)).text
+    for fact in ("f" * 64, "torch 2.9.1", "steer2edit demo --seed 3", "counts.train 8", 'phrases ["I cannot"]'):
+        assert fact in text
+
+
+def test_a_minimal_run_says_what_it_lacks(edit: WeightEdit) -> None:
+    text = Page(render_report({"schema_version": 1, "title": "t", "model": {"name": "m"}}, edit)).text
+    for absent in ("no held-out evaluation", "nothing to plot", "not diagnosed", "kept no replies"):
+        assert absent in text
+
+
+def test_the_same_input_gives_the_same_page(results: Json, edit: WeightEdit) -> None:
+    before = copy.deepcopy(results)
+    assert render_report(results, edit) == render_report(results, edit)
+    assert results == before
+
+
+def test_the_file_is_the_page(results: Json, edit: WeightEdit, tmp_path: Path) -> None:
+    write_report(results, edit, tmp_path / "run" / "report.html")
+    assert (tmp_path / "run" / "report.html").read_bytes() == render_report(results, edit).encode("utf-8")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.html"]
+
+
+def test_an_existing_file_is_replaced_only_on_request(results: Json, edit: WeightEdit, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("mine")
+    with pytest.raises(ArtifactError, match="exists already"):
+        write_report(results, edit, path)
+    assert path.read_text() == "mine"
+    write_report(results, edit, path, overwrite=True)
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_an_interruption_leaves_the_old_file_and_nothing_else(
+    results: Json, edit: WeightEdit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("mine")
+
+    def interrupted(self: Path, *args: object, **kwargs: object) -> int:
+        self.write_bytes(b"<!doctype")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(results, edit, path, overwrite=True)
+    assert path.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_malformed_results_write_nothing(results: Json, edit: WeightEdit, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        write_report({**results, "schema_version": 99}, edit, tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
