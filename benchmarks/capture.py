@@ -132,7 +132,7 @@ def main(
     model: str = "smollm2",
     dtype: str = "auto",
     device: str = "auto",
-    responses: Annotated[int, typer.Option(min=8, help="How many responses every arm reads.")] = 128,
+    responses: Annotated[int, typer.Option(min=8, help="How many responses every arm reads.")] = 96,
     rounds: Annotated[int, typer.Option(min=5, help="Measured rounds, after one to warm up.")] = 5,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> None:
