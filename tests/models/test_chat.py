@@ -85,7 +85,7 @@ class TestBoundary:
     def test_span_by_hand(self) -> None:
         # <|im_start|> us er \n h i <|im_end|> \n <|im_start|> assistant \n | H el l o: the last prompt token predicts H
         (encoded,) = encode_responses(MODEL, [("hi", "Hello")])
-        tokens = MODEL.tokenizer.convert_ids_to_tokens(list(encoded.ids))  # type: ignore[union-attr]
+        tokens = MODEL.tokenizer.convert_ids_to_tokens(list(encoded.ids))
         assert tokens[encoded.start - 2 :] == ["assistant", "Ċ", "H", "el", "l", "o"]
         assert encoded.span == range(encoded.start - 1, encoded.start + 3)
         assert tokens[encoded.span.start] == "Ċ"
@@ -119,7 +119,7 @@ class TestTemplate:
             {"role": "assistant", "content": "Hello"},
             {"role": "user", "content": "Bye"},
         ]
-        rendered = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)  # type: ignore[index]
+        rendered = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
         rendered += "<|im_start|>assistant\n"
         (ids,) = encode_prompts(MODEL, [messages])
         assert bytes_of(MODEL, ids) == rendered.encode()
@@ -255,5 +255,3 @@ class TestTokenizerWithoutOffsets:
             encode_responses(self.model, [("Why?", " ")])
         with pytest.raises(DataError, match="is 128"):
             encode_responses(self.model, [("Why?", "x" * 128)])
-
-

@@ -59,7 +59,7 @@ class TestEnding:
         assert one.finished
         assert other.ids == tuple(second)
         assert not other.finished
-        assert one.text == model.tokenizer.decode(first[:stop], skip_special_tokens=True).strip()  # type: ignore[union-attr]
+        assert one.text == model.tokenizer.decode(first[:stop], skip_special_tokens=True).strip()
 
     def test_end_at_the_last_allowed_token_counts_as_finished(self) -> None:
         model = tiny_chat_model()

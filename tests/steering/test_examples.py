@@ -20,7 +20,10 @@ def write(path: Path, name: str, content: str | list) -> Path:
 
 
 class TestFormats:
-    ROWS = ({"prompt": "a", "response": "x, y", "label": "positive"}, {"prompt": "b", "response": "z", "label": "negative"})
+    ROWS = (
+        {"prompt": "a", "response": "x, y", "label": "positive"},
+        {"prompt": "b", "response": "z", "label": "negative"},
+    )
     WANTED = (Example("a", "x, y", "positive"), Example("b", "z", "negative"))
 
     def test_jsonl(self, tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ class TestFormats:
 
 class TestRows:
     def read(self, tmp_path: Path, *rows: object, label: str | None = None) -> list[Example]:
-        return read_examples(write(tmp_path, "data.jsonl", [*rows]), label)  # type: ignore[arg-type]
+        return read_examples(write(tmp_path, "data.jsonl", [*rows]), label)
 
     def test_pair(self, tmp_path: Path) -> None:
         row = {"prompt": "a", "positive": "x", "negative": "y", "split": "train", "reference": 42}
@@ -82,17 +85,23 @@ class TestRows:
 
     def test_two_files(self, tmp_path: Path) -> None:
         rows = [{"prompt": "a", "response": "x"}, {"prompt": "b"}]
-        assert self.read(tmp_path, *rows, label="negative") == [Example("a", "x", "negative"), Example("b", None, "negative")]
+        assert self.read(tmp_path, *rows, label="negative") == [
+            Example("a", "x", "negative"),
+            Example("b", None, "negative"),
+        ]
 
     def test_messages(self, tmp_path: Path) -> None:
         rows = [{"messages": [SYSTEM, USER], "response": "x"}, {"prompt": [USER]}]
-        assert self.read(tmp_path, *rows) == [Example([SYSTEM, USER], "x"), Example([USER])]  # type: ignore[list-item]
+        assert self.read(tmp_path, *rows) == [Example([SYSTEM, USER], "x"), Example([USER])]
 
     def test_a_conversation_brings_its_response(self, tmp_path: Path) -> None:
-        rows = [{"messages": [USER, ASSISTANT], "label": "positive"}, {"messages": [USER, ASSISTANT, USER], "response": "x"}]
+        rows = [
+            {"messages": [USER, ASSISTANT], "label": "positive"},
+            {"messages": [USER, ASSISTANT, USER], "response": "x"},
+        ]
         assert self.read(tmp_path, *rows) == [
-            Example([USER], "Because.", "positive"),  # type: ignore[list-item]
-            Example([USER, ASSISTANT, USER], "x"),  # type: ignore[list-item]
+            Example([USER], "Because.", "positive"),
+            Example([USER, ASSISTANT, USER], "x"),
         ]
 
     def test_neither_response_nor_label(self, tmp_path: Path) -> None:
@@ -100,8 +109,8 @@ class TestRows:
 
     def test_keys(self) -> None:
         assert Example(" a b\n").key == Example("a b").key != Example("a  b").key
-        assert Example([USER]).key == Example([{"content": "Why?", "role": "user"}]).key  # type: ignore[list-item]
-        assert Example([USER]).key != Example([SYSTEM, USER]).key  # type: ignore[list-item]
+        assert Example([USER]).key == Example([{"content": "Why?", "role": "user"}]).key
+        assert Example([USER]).key != Example([SYSTEM, USER]).key
 
 
 class TestBadFiles:
@@ -113,7 +122,11 @@ class TestBadFiles:
             ("a.json", '{"prompt": "a"}', "must hold a list of rows, got dict"),
             ("a.jsonl", '"just text"\n', "must hold one object per row"),
             ("a.json", "[1, 2]", "must hold one object per row"),
-            ("a.parquet", "x", r"cannot tell the format of .*a\.parquet: the name must end in \.jsonl, \.json, \.csv, \.txt"),
+            (
+                "a.parquet",
+                "x",
+                r"cannot tell the format of .*a\.parquet: the name must end in \.jsonl, \.json, \.csv, \.txt",
+            ),
             ("a.jsonl", "", r"a\.jsonl has no rows"),
             ("a.json", "[]", r"a\.json has no rows"),
             ("a.csv", "", r"a\.csv has no rows"),
@@ -176,5 +189,5 @@ class TestBadRows:
     @pytest.mark.xfail(strict=True, reason="a response that is given and empty is accepted here and dropped later")
     @pytest.mark.parametrize("row", [{"response": "", "label": "positive"}, {"positive": "", "negative": "y"}])
     def test_empty_response(self, tmp_path: Path, row: dict) -> None:
-        with pytest.raises(DataError, match="row 1: .*empty"):
+        with pytest.raises(DataError, match=r"row 1: .*empty"):
             read_examples(write(tmp_path, "a.jsonl", [{"prompt": "a", **row}]))

@@ -14,7 +14,7 @@ PAIRED = {"train": 56, "validation": 32, "held_out": 56}
 
 
 def count(examples: list[Example], label: str) -> dict[str, int]:
-    return dict(Counter(e.split for e in examples if e.label == label))  # type: ignore[misc]
+    return dict(Counter(e.split for e in examples if e.label == label))
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,16 @@ def test_paired_answers_differ(name: str) -> None:
     answers: dict[str, dict[str, str]] = {}
     for e in preset_examples(name)[0]:
         answers.setdefault(e.key, {})[e.label or ""] = e.response or ""
-    assert all(set(pair) == {"positive", "negative"} and pair["positive"] != pair["negative"] for pair in answers.values())
+    assert all(
+        set(pair) == {"positive", "negative"} and pair["positive"] != pair["negative"] for pair in answers.values()
+    )
     if name == "conciseness":
         assert all(len(pair["positive"]) < len(pair["negative"]) for pair in answers.values())
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_safety_prompts(split: str) -> None:
-    harmful, benign = safety_prompts(split)  # type: ignore[arg-type]
+    harmful, benign = safety_prompts(split)
     assert len(harmful) == len(benign) == SAFETY[split]
     assert set(harmful) == {e.key for e in preset_examples("safety")[0] if e.split == split}
     others = {p for other in SPLITS if other != split for prompts in safety_prompts(other) for p in prompts}

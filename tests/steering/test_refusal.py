@@ -27,7 +27,7 @@ STRICT = {
     "You cannot mix bleach and ammonia.": False,
     "As an AI, I can help you write the letter.": False,
     "Unfortunately, the recipe is long. Step 1: boil water.": False,
-    'The speaker says: "I\'m sorry, but I can\'t."': False,
+    "The speaker says: \"I'm sorry, but I can't.\"": False,
     "": None,
     " \n\t": None,
 }

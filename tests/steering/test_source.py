@@ -41,7 +41,7 @@ class TestPresets:
         contrast = load_contrast("safety", model, limit=3, sampling=Sampling(max_new_tokens=4))
         rows = preset_examples("safety")[0]
         refused = {e.prompt: e.response for e in rows if e.label == "positive"}
-        assert all(refused[prompt] == response for prompt, response in contrast.train.positive)  # type: ignore[index]
+        assert all(refused[prompt] == response for prompt, response in contrast.train.positive)
         assert {p for p, _ in contrast.train.negative} == {p for p, _ in contrast.train.positive}
         assert contrast.notes["generated"] == 6
         assert contrast.notes["labels"] == {"negative": 6}  # a random model does not refuse
@@ -101,7 +101,7 @@ class TestFiles:
 
     def test_prompts_alone_without_a_labeller(self, model: LanguageModel, tmp_path: Path) -> None:
         (tmp_path / "prompts.txt").write_text("a\nb\n")
-        with pytest.raises(DataError, match="'prompts.txt' has rows without a label"):
+        with pytest.raises(DataError, match=r"'prompts\.txt' has rows without a label"):
             load_contrast(tmp_path / "prompts.txt", model)
 
     def test_limit_per_split_of_a_file_that_names_them(self, model: LanguageModel, tmp_path: Path) -> None:

@@ -95,7 +95,10 @@ class TestMismatch:
     def test_another_model(self) -> None:
         model, other = tiny_model(), tiny_model(seed=1)
         vectors = SteeringVectors(vectors_for(model).sites, {"model": other.describe()})
-        with pytest.raises(MismatchError, match="these vectors were made on 'tiny-llama'"), steered(model, vectors, 1.0):
+        with (
+            pytest.raises(MismatchError, match="these vectors were made on 'tiny-llama'"),
+            steered(model, vectors, 1.0),
+        ):
             pass
         base = logits(model)
         with steered(model, vectors, 1.0, allow_mismatch=True):

@@ -1,15 +1,24 @@
 """Loading a model: a Hub id, a local directory, or `smollm2`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from steer2edit.errors import ModelError, did_you_mean
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.smollm2 import smollm2_checkpoint
+from steer2edit.progress import step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PLAIN_TEXT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -40,24 +49,44 @@ def load_model(
         ModelError: unknown dtype or device, or the model is not there or cannot be read.
         LayoutError: the model has residual writers that no layout rule covers.
     """
-    path = smollm2_checkpoint() if name.lower() == "smollm2" else name
     target = _device(device)
     own_layout = Layout.from_file(layout) if layout else None
-    transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        network = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=_dtype(dtype, target, config),
-            device_map={"auto": "auto", "balanced": "balanced"}.get(target) or {"": target},
-            trust_remote_code=trust_remote_code,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with _our_progress_only(name):
+            network, tokenizer = _read(name, dtype, target, trust_remote_code)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(_why_not(name, error)) from error
     _set_chat_template(tokenizer, chat_template)
     revision = getattr(network.config, "_commit_hash", None)
     return LanguageModel(network, tokenizer, name=name, layout=own_layout, revision=revision)
+
+
+def _read(
+    name: str, dtype: str, device: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    path = smollm2_checkpoint() if name.lower() == "smollm2" else name
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    network = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=_dtype(dtype, device, config),
+        device_map=device if device in ("auto", "balanced") else {"": device},
+        trust_remote_code=trust_remote_code,
+    )
+    return network, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _our_progress_only(name: str) -> Iterator[None]:
+    """One bar for the whole loading, instead of one for each of its parts."""
+    theirs = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with step(f"Loading {name}", 1) as advance:
+            yield
+            advance(1)
+    finally:
+        if theirs:
+            transformers_logging.enable_progress_bar()
 
 
 def _device(device: str) -> str:

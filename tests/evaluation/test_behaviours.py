@@ -1,0 +1,70 @@
+"""The built-in evaluations: which sets, which metrics, and that they run."""
+
+import pytest
+
+from steer2edit.engines import TransformersEngine
+from steer2edit.errors import DataError
+from steer2edit.evaluation import BASE_ARM, BEHAVIOURS, METRICS, Behaviour, behaviour, evaluate
+from steer2edit.steering import preset_examples, safety_prompts
+from steer2edit.steering.examples import SPLITS
+from tiny_chat import tiny_chat_model
+
+ATTRIBUTES = {
+    "safety": ("harmful_refused", 1, {"harmful": 48, "benign": 48}),
+    "truthfulness": ("truth_preferred", 1, {"questions": 32}),
+    "conciseness": ("reply_tokens", -1, {"requests": 32}),
+}
+
+
+def prompts_of(name: str, split: str) -> set[str]:
+    return {prompt for prompts in behaviour(name, split).prompts.values() for prompt in prompts}
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+class TestEach:
+    def test_sets_and_direction(self, name: str) -> None:
+        found = behaviour(name, "validation")
+        assert isinstance(found, Behaviour)
+        counts = {key: len(prompts) for key, prompts in found.prompts.items()}
+        assert (found.name, found.attribute, found.direction, counts) == (name, *ATTRIBUTES[name])
+
+    def test_splits_share_no_prompt_with_each_other_nor_with_the_training(self, name: str) -> None:
+        validation, held_out = prompts_of(name, "validation"), prompts_of(name, "held_out")
+        train = {e.key for e in preset_examples(name)[0] if e.split == "train"}
+        assert not validation & held_out
+        assert not (validation | held_out) & train
+
+    def test_limit(self, name: str) -> None:
+        few, all_of_them = behaviour(name, "held_out", limit=3), behaviour(name, "held_out")
+        assert {key: prompts[:3] for key, prompts in all_of_them.prompts.items()} == few.prompts
+
+    def test_runs(self, name: str) -> None:
+        found = behaviour(name, "validation", limit=2, max_new_tokens=3)
+        (base,) = evaluate(TransformersEngine(tiny_chat_model()), found.tasks, [BASE_ARM])
+        assert found.attribute in base.metrics
+        assert set(base.metrics) < set(METRICS)
+        assert {"nll_increase", "kl"} < set(base.metrics)  # every behaviour says what it costs
+        assert base.metrics["kl"].value == 0.0
+        assert base.metrics[found.attribute].n == 2
+        for key, replies in base.replies.items():
+            assert len(replies) == len(found.prompts[key]) == 2  # aligned with the prompts
+        for key, outcomes in base.outcomes.items():
+            assert len(outcomes) == len(found.prompts[key])
+
+
+def test_safety_prompts_are_the_presets() -> None:
+    for split in SPLITS:
+        found = behaviour("safety", split)
+        assert (found.prompts["harmful"], found.prompts["benign"]) == safety_prompts(split)
+
+
+def test_truthfulness_pairs_each_question_with_both_answers() -> None:
+    task = behaviour("truthfulness", "validation").tasks[0]
+    answers = {(e.key, e.label): e.response for e in preset_examples("truthfulness")[0]}
+    for prompt, true, false in task.questions:
+        assert (true, false) == (answers[prompt, "positive"], answers[prompt, "negative"])
+
+
+def test_unknown() -> None:
+    with pytest.raises(DataError, match=r"no evaluation 'safty'\. Did you mean 'safety'\? Known: conciseness, safety"):
+        behaviour("safty", "validation")
