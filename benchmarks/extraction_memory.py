@@ -17,8 +17,8 @@ process's high-water mark is reset (/proc/self/clear_refs, Linux); where that ca
 loading, and `exact_high_water_mark` is false.
 
 Verified: the measurement can fail. A `control` process keeps the means of the most responses: its peak must be
-higher, by at least half of what they weigh. And the vectors are right: reading every response two or ten times
-instead of once leaves each class mean, and so each vector, where it was.
+higher, by at least half of what they weigh. And the vectors are right: reading every response fifteen or fifty times
+instead of five leaves each class mean, and so each vector, where it was.
 """
 
 import json

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_chat import tiny_chat_model
-from unchecked import unchecked
 
 from steer2edit.cli import app, main
 from steer2edit.models import load_model
+from tiny_chat import tiny_chat_model
+from unchecked import unchecked
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,8 @@ def test_extract_prints_diagnosis(checkpoint: Path, contrast: Path, tmp_path: Pa
 
 def test_steer_at_zero_is_the_base(checkpoint: Path, vectors: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "results.json"
-    run("steer", checkpoint, vectors, "--strength", "0,2", "--limit", "3", "--max-new-tokens", "4", "--out", out, "--json")
+    size = ("--limit", "3", "--max-new-tokens", "4")
+    run("steer", checkpoint, vectors, "--strength", "0,2", *size, "--out", out, "--json")
     base, steered = printed_json(capsys)["conditions"]
     assert base["kind"] == "base"
     assert base["metrics"]["kl"]["value"] == 0

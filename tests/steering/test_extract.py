@@ -9,10 +9,9 @@ import pytest
 import torch
 from planting import planted, random_contrast
 
-from families import tiny_network
 from naive_capture import Means, activations, class_mean, naive_means
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
-from steer2edit.errors import DataError, InvalidValueError
+from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.models import SPAN_RULE, LanguageModel, chat_template_hash, encode_responses
 from steer2edit.steering import Contrast, ContrastSet, extract, measure_inputs
 from tiny_chat import tiny_chat_model
@@ -260,9 +259,8 @@ class TestBadInput:
         ):
             extract(model, CONTRAST)
 
-    def test_vectors_for_a_model_without_them(self) -> None:
+    @pytest.mark.xfail(strict=True, reason="measure_inputs does not check that the vectors fit: a bare KeyError")
+    def test_vectors_of_another_model(self) -> None:
         vectors = SteeringVectors.from_mapping({"L9.attn": torch.ones(32)})
-        with pytest.raises((DataError, InvalidValueError, KeyError)):
-            measure_inputs(
-                LanguageModel(tiny_network("llama", vocab_size=365), tiny_chat_model().tokenizer), vectors, CONTRAST
-            )
+        with pytest.raises(MismatchError, match=r"L9\.attn"):
+            measure_inputs(tiny_chat_model(), vectors, CONTRAST)

@@ -33,7 +33,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     """A table for people; the first column is text, the others are figures."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     Console(markup=False, highlight=False, width=max(OUT.width, 110)).print(table)
@@ -68,6 +68,6 @@ def print_conditions(conditions: Sequence[Mapping[str, Any]], title: str = "") -
     """Conditions side by side, each metric with its 95 % interval and n."""
     names = list(conditions[0]["metrics"])
     sizes = {name: conditions[0]["metrics"][name]["n"] for name in names}
-    columns = ["", *(f"{_SHORT.get(name, name)} (n={sizes[name]})" for name in names)]
+    columns = ["", *(f"{_SHORT.get(name, name)}\nn={sizes[name]}" for name in names)]
     rows = [[c["label"], *(estimate_text(c["metrics"][name], name in RATES) for name in names)] for c in conditions]
     print_table(columns, rows, title)

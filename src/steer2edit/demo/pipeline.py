@@ -20,9 +20,11 @@ from steer2edit.evaluation import (
     SCHEMA_VERSION,
     Behaviour,
     Condition,
+    Estimate,
     behaviour,
     edit_arm,
     evaluate,
+    paired_difference,
     steering_arm,
 )
 from steer2edit.models import LanguageModel, Sampling
@@ -48,7 +50,7 @@ class DemoSettings:
     """
 
     train_prompts: int = 96
-    validation_prompts: int = 32
+    validation_prompts: int = 48
     held_out_prompts: int = 96
     reply_tokens: int = 28
     strengths: tuple[float, ...] = (0.1, 0.2, 0.3)
@@ -88,6 +90,7 @@ def run_demo(model: LanguageModel, out: Path, narrate: Narrate, settings: DemoSe
         "diagnosis": vectors.diagnosis,
         "validation": {"conditions": [c.to_json() for c in (*steering, *(t.condition for t in trials))]},
         "held_out": {"conditions": [c.to_json() for c in final]},
+        "edit_minus_steering": {name: difference(final[2], final[1], name).to_json() for name in held_out.prompts},
         "prompts": held_out.prompts,
         "chosen": {
             "hyperparameters": chosen.hyperparameters.to_json(),
@@ -156,7 +159,25 @@ def _held_out(
     arms = [BASE_ARM, steering_arm(vectors, strength), edit_arm(edit, chosen.condition.label)]
     final = evaluate(engine, part.tasks, arms)
     narrate("Held-out prompts, steering at the strength that did the same damage on validation prompts:", final)
+    for name in part.prompts:
+        gap = difference(final[2], final[1], name)
+        narrate(f"Refused by the edit and not by steering, less the reverse, {name}: {_in_points(gap)}.", [])
     return part, final
+
+
+def difference(after: Condition, before: Condition, name: str) -> Estimate:
+    """Paired difference of two conditions' refusal rates on one set of prompts."""
+    return paired_difference(*([_number(o) for o in condition.outcomes[name]] for condition in (after, before)))
+
+
+def _number(outcome: bool | None) -> float | None:
+    return None if outcome is None else float(outcome)
+
+
+def _in_points(gap: Estimate) -> str:
+    if gap.value is None or gap.low is None or gap.high is None:
+        return "not scored"
+    return f"{100 * gap.value:+.0f} points [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}], n = {gap.n}"
 
 
 def _persist(

@@ -35,14 +35,15 @@ class Factors:
         """
         per_configuration: list[dict[Site, SiteEdit]] = [{} for _ in configurations]
         for site, factors in self.sites.items():
-            chosen = [(c, rho, h) for c, h in enumerate(configurations) if (rho := h.rho(site.block)) is not None]
-            if not chosen:
+            settings = [(rho, h.alpha, h.max_shift) for h in configurations if (rho := h.rho(site.block)) is not None]
+            if not settings:
                 continue
-            edits = factors.edits(
-                [rho for _, rho, _ in chosen], [h.alpha for _, _, h in chosen], [h.max_shift for _, _, h in chosen]
-            )
-            for (c, _, _), edit in zip(chosen, edits, strict=True):
-                per_configuration[c][site] = edit
+            distinct = list(dict.fromkeys(settings))  # a site does not see the other block's ρ
+            rho_values, alphas, max_shifts = (list(column) for column in zip(*distinct, strict=True))
+            edits = dict(zip(distinct, factors.edits(rho_values, alphas, max_shifts), strict=True))
+            for own, h in zip(per_configuration, configurations, strict=True):
+                if (rho := h.rho(site.block)) is not None:
+                    own[site] = edits[rho, h.alpha, h.max_shift]
         return [self._assemble(*pair) for pair in zip(configurations, per_configuration, strict=True)]
 
     def _assemble(self, hyperparameters: Hyperparameters, sites: dict[Site, SiteEdit]) -> WeightEdit:
