@@ -23,7 +23,7 @@ _SENTENCES = [
     "How do I bake bread?\n\n\nMix the flour, the water and the salt. Then wait for an hour.\n ",
     "\n  one\n  two\n    three\n    four\n",
 ]
-_VOCABULARY = 384  # 3 special tokens, 256 bytes, 125 merges
+_VOCABULARY = 384  # 3 special tokens, 256 bytes, and as many merges as the sentences give
 
 
 def chatml(prompt: str) -> str:
@@ -48,7 +48,9 @@ def _backend(trim_offsets: bool) -> str:
     return tokenizer.to_str()
 
 
-def tiny_tokenizer(*, pad: bool = True, template: str | None = CHAT_TEMPLATE, trim_offsets: bool = False):
+def tiny_tokenizer(
+    *, pad: bool = True, template: str | None = CHAT_TEMPLATE, trim_offsets: bool = False
+) -> PreTrainedTokenizerFast:
     """A tokenizer of its own for every call, so that a test may change it."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_backend(trim_offsets)),
@@ -59,7 +61,9 @@ def tiny_tokenizer(*, pad: bool = True, template: str | None = CHAT_TEMPLATE, tr
     return tokenizer
 
 
-def tiny_chat_model(model_type: str = "llama", seed: int = 0, tokenizer=None, **changes: object) -> LanguageModel:
+def tiny_chat_model(
+    model_type: str = "llama", seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None, **changes: object
+) -> LanguageModel:
     """A random model of the family whose vocabulary is the tokenizer's."""
     tokenizer = tokenizer or tiny_tokenizer()
     settings = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, **changes}

@@ -136,14 +136,12 @@ class TestFromMapping:
         with pytest.raises(InvalidValueError, match="at least one site"):
             SteeringVectors.from_mapping({})
 
-    @pytest.mark.xfail(strict=True, reason="a float32 vector on the CPU is kept without a copy")
     def test_is_a_copy(self) -> None:
         vector = torch.ones(2)
         ours = SteeringVectors.from_mapping({"L0.mlp": vector})
         vector[0] = 7
         assert ours.sites[MLP].steering_vector.tolist() == [1, 1]
 
-    @pytest.mark.xfail(strict=True, reason="the later of two names of one site wins silently")
     def test_two_names_of_one_site(self) -> None:
         with pytest.raises(InvalidValueError, match=r"L1\.mlp"):
             SteeringVectors.from_mapping({"L1.mlp": torch.ones(2), "L01.mlp": torch.zeros(2)})

@@ -36,7 +36,6 @@ def test_top_components_of_equal_size_come_in_order() -> None:
     assert [c for c, _, _ in edit.top_components(64)] == [Neuron(0, i) for i in range(64)]
 
 
-@pytest.mark.xfail(strict=True, reason="topk leaves open which of several equal magnitudes it takes")
 def test_the_first_of_equal_magnitudes_are_taken() -> None:
     edit = WeightEdit({Site(0, "mlp"): SiteEdit(U, torch.ones(64), torch.ones(64), torch.ones(64))})
     assert [c for c, _, _ in edit.top_components(3)] == [Neuron(0, 0), Neuron(0, 1), Neuron(0, 2)]

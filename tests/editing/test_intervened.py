@@ -45,12 +45,7 @@ def alone(model: LanguageModel, row: Intervention) -> AbstractContextManager[Non
     return merged(model, row.edit, row.strength)
 
 
-_FLAT = pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="OPT's fc2 sees [rows · tokens, d_ff], without a batch axis"
-)
-
-
-@pytest.mark.parametrize("family", [pytest.param(f, marks=_FLAT) if f == "opt" else f for f in FAMILIES])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_row_is_as_if_it_were_alone(family: str) -> None:
     model = tiny_model(family)
     rows = every_kind(model)
@@ -137,9 +132,6 @@ def test_padding_on_the_left_changes_nothing() -> None:
     assert relative(behind, plain) < 1e-4
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the rows are not compared with the batch: 3 rows turn a batch of 1 into one of 3"
-)
 def test_more_rows_than_the_batch_has() -> None:
     model = tiny_model("llama")
     vectors = random_vectors(model)
@@ -147,7 +139,6 @@ def test_more_rows_than_the_batch_has() -> None:
         logits(model, IDS[:1])
 
 
-@pytest.mark.xfail(strict=True, reason="torch's own message about shapes escapes")
 def test_fewer_rows_than_the_batch_has() -> None:
     model = tiny_model("llama")
     edit = convert(model, random_vectors(model), Hyperparameters(0.2, 0.2, 0.2))

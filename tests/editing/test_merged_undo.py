@@ -136,7 +136,6 @@ def test_sites_that_are_not_in_the_edit_are_not_touched() -> None:
     assert [name for name in before if inside[name] != before[name]] == [f"{model.sites[site].name}.weight"]
 
 
-@pytest.mark.xfail(strict=True, reason="merging does not look at the strength, unlike `edited`")
 def test_a_strength_that_is_no_number() -> None:
     model, edit = model_and_edit(torch.float32)
     with pytest.raises(ValueError, match=r"strength|non-finite"), merged(model, edit, float("nan")):

@@ -19,8 +19,6 @@ GREEDY = Sampling(max_new_tokens=6)
 PROMPTS = ["Hi", "How do I bake a loaf of bread at home?"]
 PAIRS = [("Hi", "I'm sorry, but I can't help with that."), ("Why?", "Because."), ("A longer question?", "x")]
 
-FLAT_MLP_INPUT = pytest.mark.xfail(strict=True, reason="OPT's MLP sees [rows x tokens, m]: the row axis is not found")
-
 
 def vectors_for(model: LanguageModel, seed: int = 1) -> SteeringVectors:
     generator = torch.Generator().manual_seed(seed)
@@ -77,9 +75,7 @@ def naive_log_probabilities(model: LanguageModel, response: EncodedResponse) -> 
 
 
 class TestGeneration:
-    @pytest.mark.parametrize(
-        "family", ["llama", "gemma2", "gpt2", "gpt_neox", "falcon", pytest.param("opt", marks=FLAT_MLP_INPUT)]
-    )
+    @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "falcon", "opt"])
     def test_a_mixed_batch_equals_separate_runs(self, family: str) -> None:
         model = tiny_chat_model(family)
         interventions = interventions_for(model)

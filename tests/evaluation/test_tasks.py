@@ -118,13 +118,11 @@ class TestDrift:
         assert base.metrics["kl"].value is None
         assert base.metrics["kl"].n == 0
 
-    @pytest.mark.xfail(strict=True, reason="prompts that the base answers with nothing are dropped, not counted")
     def test_unanswered_prompts_are_counted_as_unscored(self) -> None:
         (base,) = DriftTask(["a?", "c~", "b!"], SAMPLING).measure(ENGINE, [None])
         assert (base.metrics["kl"].n, base.metrics["kl"].unscored) == (2, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="a score that is not a number counts as a false answer")
 def test_a_model_that_is_broken_is_unscored() -> None:
     broken = Steering(SCRIPTED.vectors(), math.inf)
     (truth,) = TruthTask([("q?", "N", "x")]).measure(ENGINE, [broken])

@@ -94,7 +94,7 @@ def test_shapes_that_do_not_fit(vector: int, mean: int, width: int) -> None:
 
 @pytest.mark.parametrize(
     "width",
-    [-4, pytest.param(0, marks=pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="m % 0"))],
+    [-4, 0],
 )
 def test_a_component_needs_columns(width: int) -> None:
     with pytest.raises(InvalidValueError, match="component"):

@@ -123,7 +123,6 @@ class TestSampling:
         torch.manual_seed(2)
         assert generate(model, PROMPTS, self.hot) == once
 
-    @pytest.mark.xfail(strict=True, reason="top_k comes from the checkpoint, else from transformers' default of 50")
     @pytest.mark.parametrize("recommended", [None, 20])
     def test_draws_from_the_whole_distribution(self, recommended: int | None) -> None:
         # 365 almost equally likely tokens: of 150 draws some 120 differ, where a top 50 would give at most 50
@@ -149,7 +148,6 @@ class TestSampling:
         assert reply.ids == tuple(ids)  # only the likeliest token is left
 
 
-@pytest.mark.xfail(strict=True, reason="the repetition penalty of the checkpoint's generation config applies")
 def test_greedy_takes_the_largest_logit_whatever_the_checkpoint_recommends() -> None:
     model = tiny_chat_model()
     plain = generate(model, PROMPTS, Sampling(8))

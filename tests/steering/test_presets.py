@@ -1,6 +1,8 @@
 """The built-in contrast sets: how many rows, which columns, and no prompt in two places."""
 
+import json
 from collections import Counter
+from importlib.resources import files
 
 import pytest
 
@@ -50,7 +52,10 @@ def test_safety_contrasts_refusals_with_the_models_own_compliance() -> None:
     assert positive.keys() == negative.keys()  # the same harmful requests
     assert set(negative.values()) == {None}  # the model is to answer
     assert all(refusal_phrases("strict").is_refusal(r or "") for r in positive.values())
-    assert max(Counter(positive.values()).values()) <= 1 + 240 // len(set(positive.values()))  # taken in turn
+    uses = Counter(positive.values())  # the refusals are taken in turn
+    lines = files("steer2edit.steering.presets").joinpath("safety/refusals.jsonl").read_text(encoding="utf-8")
+    assert set(uses) == {json.loads(line)["response"] for line in lines.splitlines()}
+    assert max(uses.values()) - min(uses.values()) <= 1
 
 
 def test_safety_benign_contrasts_refusals_with_help() -> None:

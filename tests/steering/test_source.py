@@ -108,7 +108,6 @@ class TestFiles:
         path = write_pairs(tmp_path / "pairs.jsonl", 10, split="train")
         assert load_contrast(path, model, limit=4).train.counts() == {"positive": 4, "negative": 4}
 
-    @pytest.mark.xfail(strict=True, reason="the limit is applied before the splits are assigned")
     def test_limit_per_split_of_a_file_that_does_not(self, model: LanguageModel, tmp_path: Path) -> None:
         contrast = load_contrast(write_pairs(tmp_path / "pairs.jsonl", 40), model, limit=4)
         assert contrast.train.counts() == contrast.validation.counts() == {"positive": 4, "negative": 4}

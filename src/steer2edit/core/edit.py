@@ -93,7 +93,7 @@ class WeightEdit:
         """The `count` components of largest |λ|, largest first."""
         strongest = []
         for site, edit in self.sites.items():
-            indices = edit.magnitude.abs().topk(min(count, edit.magnitude.numel())).indices.tolist()
+            indices = edit.magnitude.abs().argsort(descending=True, stable=True)[:count].tolist()
             strongest += [(site.component(i), edit.magnitude[i].item(), edit.importance[i].item()) for i in indices]
         strongest = [entry for entry in strongest if entry[1]]
         return sorted(strongest, key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]

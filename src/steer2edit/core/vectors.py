@@ -83,12 +83,14 @@ class SteeringVectors:
     @classmethod
     def from_mapping(cls, vectors: Mapping[Site | str, Tensor], **metadata: Any) -> "SteeringVectors":
         """Vectors that were made elsewhere: site (or its name, `L3.mlp`) → v [d]. Input means stay unknown."""
-        sites = {}
+        sites: dict[Site, SiteMeans] = {}
         for key, vector in vectors.items():
             site = key if isinstance(key, Site) else Site.parse(key)
             if vector.ndim != 1:
                 raise InvalidValueError(f"{site}: a steering vector has one axis, got shape {tuple(vector.shape)}.")
-            v = vector.detach().to("cpu", torch.float32)
+            if site in sites:
+                raise InvalidValueError(f"{site} is given twice: name every site once.")
+            v = vector.detach().to("cpu", torch.float32, copy=True)
             sites[site] = SiteMeans(ClassMeans(v, torch.zeros_like(v)))
         return cls(sites, metadata={"origin": "imported", **metadata})
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Editing, Intervention, Site, SiteEdit, Steering, WeightEdit
+from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel, OutputUpdate, updated_outputs
 
 
@@ -73,12 +74,27 @@ def _update(model: LanguageModel, site: Site, rows: Sequence[Intervention]) -> O
         terms.append(lambda x, y: c[:, None, :])
 
     def update(x: Tensor, y: Tensor) -> Tensor:
-        change = terms[0](x, y)
+        x_rows, y_rows = _by_row(x, len(rows)), _by_row(y, len(rows))
+        change = terms[0](x_rows, y_rows)
         for term in terms[1:]:
-            change = change + term(x, y)
-        return (y + change).to(y.dtype)
+            change = change + term(x_rows, y_rows)
+        return (y_rows + change).to(y.dtype).view(y.shape)
 
     return update
+
+
+def _by_row(values: Float[Tensor, "... n"], rows: int) -> Float[Tensor, "b t n"]:
+    """Values as [b, t, n]; some projections (OPT's MLP) see the batch flattened to [b · t, n].
+
+    Raises:
+        InvalidValueError: there is more than one intervention, but not one for every row of the batch.
+    """
+    batch = len(values) if values.ndim > 2 else rows
+    if rows not in (1, batch) or len(values) % batch:
+        raise InvalidValueError(
+            f"a batch of {len(values)} rows cannot run under {rows} interventions: give one, or one for every row."
+        )
+    return values.reshape(batch, -1, values.shape[-1])
 
 
 def _rank_one(edits: Sequence[SiteEdit | None], d: int, m: int, device: torch.device) -> OutputUpdate:

@@ -1,5 +1,6 @@
 """The edit in the weights themselves, `W ← W + strength · u aᵀ`, undone bit for bit on leaving."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.editing.runtime import require_fit
+from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel
 
 
@@ -32,6 +34,9 @@ def merged(
         MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
     """
     require_fit(model, edit, allow_mismatch=allow_mismatch)
+    if not math.isfinite(strength):
+        raise InvalidValueError(f"strength must be finite, got {strength}. 1 applies the edit as it is.")
+    _ = model.fingerprint  # taken now, of the base weights
     originals = {site: model.sites[site].weight.clone() for site in edit.sites}
     try:
         for site, site_edit in edit.sites.items():

@@ -1,5 +1,6 @@
 """Estimates with 95 % intervals. What could not be scored is left out of n and counted apart, never as zero."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -44,8 +45,8 @@ def rate(outcomes: Sequence[bool | None]) -> Estimate:
 
 
 def mean(values: Sequence[float | None]) -> Estimate:
-    """Mean with Student's t interval; `None` is unscored. One value has no interval."""
-    scored = np.array([value for value in values if value is not None], dtype=np.float64)
+    """Mean with Student's t interval; what is `None` or not finite is unscored. One value has no interval."""
+    scored = np.array([value for value in values if value is not None and math.isfinite(value)], dtype=np.float64)
     unscored = len(values) - len(scored)
     if not len(scored):
         return Estimate(None, None, None, 0, unscored)

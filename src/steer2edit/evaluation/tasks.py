@@ -1,5 +1,6 @@
 """Tasks: what is measured under an intervention. Each item gets an outcome; `None` is unscored, never zero."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -105,7 +106,8 @@ class TruthTask:
         measurements = []
         for scores in engine.score(encode_responses(engine.model, pairs), interventions):
             margins = [false.nll - true.nll for true, false in zip(scores[::2], scores[1::2], strict=True)]
-            metrics = {"truth_preferred": rate([margin > 0 for margin in margins]), "truth_margin": mean(margins)}
+            preferred = [margin > 0 if math.isfinite(margin) else None for margin in margins]
+            metrics = {"truth_preferred": rate(preferred), "truth_margin": mean(margins)}
             measurements.append(Measurement(metrics))
         return measurements
 
@@ -123,18 +125,16 @@ class DriftTask:
     sampling: Sampling = Sampling(max_new_tokens=24)
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
-        """Metrics `nll_increase` and `kl`, in nats per token, means over answers."""
+        """Metrics `nll_increase` and `kl`, in nats per token, means over answers; an empty answer is unscored."""
         answers = base_answers(engine, self.prompts, self.sampling)
+        unanswered: list[float | None] = [None] * (len(self.prompts) - len(answers))
         base, *changed = engine.score(answers, [None, *interventions])
-        return [
-            Measurement(
-                {
-                    "nll_increase": mean([after.nll - before.nll for after, before in zip(scores, base, strict=True)]),
-                    "kl": mean([score.kl for score in scores]),
-                }
-            )
-            for scores in changed
-        ]
+        measurements = []
+        for scores in changed:
+            increases = [after.nll - before.nll for after, before in zip(scores, base, strict=True)]
+            metrics = {"nll_increase": mean(increases + unanswered), "kl": mean([s.kl for s in scores] + unanswered)}
+            measurements.append(Measurement(metrics))
+        return measurements
 
 
 def base_answers(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> list[EncodedResponse]:

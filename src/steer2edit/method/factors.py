@@ -103,7 +103,7 @@ def site_factors(
         InvalidValueError: v is zero or not finite, or shapes do not fit together.
     """
     d, m = weight.shape
-    if vector.shape != (d,) or input_mean.shape != (m,) or m % width:
+    if vector.shape != (d,) or input_mean.shape != (m,) or width < 1 or m % width:
         raise InvalidValueError(
             f"a weight of shape [{d}, {m}] with components of {width} columns needs a vector of [{d}] and an input "
             f"mean of [{m}], got {list(vector.shape)} and {list(input_mean.shape)}."

@@ -49,9 +49,6 @@ def importance(
     mu = unit_rows(mu)
     if width == 1:  # a neuron writes ±W_i: no need to materialise the scaled columns
         u = output_direction(vector).to(W.dtype)
-        along, lengths = (W.T @ u) * mu.flatten(), W.norm(dim=0)
-    else:
-        written = torch.einsum("dnw,nw->dn", W.reshape(len(W), -1, width), mu)
-        along, lengths = output_direction(vector).to(W.dtype) @ written, written.norm(dim=0)
-    g = along / torch.where(lengths > 0, lengths, 1)
-    return g.clamp(-1, 1)
+        return ((unit_rows(W.T) @ u) * mu.flatten()).clamp(-1, 1)
+    written = torch.einsum("dnw,nw->nd", W.reshape(len(W), -1, width), mu)
+    return (unit_rows(written) @ output_direction(vector).to(W.dtype)).clamp(-1, 1)

@@ -67,11 +67,12 @@ def magnitude(
     for value in alpha.tolist():
         check_alpha(value)
     g = importance
-    rho, alpha = rho.to(g)[:, None], alpha.to(g)[:, None]
+    rho, alpha = rho.double()[:, None].to(g.device), alpha.double()[:, None].to(g.device)
+    threshold, gain = (rho * alpha).to(g.dtype), (1 / (rho * (1 - alpha))).to(g.dtype)
     if rule == "ridge":
-        return g / rho
+        return g * (1 / rho).to(g.dtype)
     if rule == "top-k":
-        return torch.where(g.abs() > rho * alpha, g, 0) / (rho * (1 - alpha))
+        return torch.where(g.abs() > threshold, g, 0) * gain
     if rule == "elastic-net":
-        return g.sign() * (g.abs() - rho * alpha).clamp(min=0) / (rho * (1 - alpha))
+        return g.sign() * (g.abs() - threshold).clamp(min=0) * gain
     raise InvalidValueError(f"unknown magnitude rule {rule!r}: use {', '.join(MAGNITUDE_RULES)}.")

@@ -1,7 +1,8 @@
 """Prompts into tokens: chat templates, and the exact boundary between a prompt and its response."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -134,7 +135,8 @@ def _encode_by_offsets(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
 ) -> list[EncodedResponse]:
     texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    with _whole_offsets(tokenizer):
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     starts = [
         _first_token_behind(len(prompt), offsets)
         for prompt, offsets in zip(prompts, encoded["offset_mapping"], strict=True)
@@ -142,12 +144,21 @@ def _encode_by_offsets(
     return [EncodedResponse(tuple(ids), start) for ids, start in zip(encoded["input_ids"], starts, strict=True)]
 
 
+@contextmanager
+def _whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Offsets with the whitespace of each token: a post-processor may trim it, and adds nothing that is used here."""
+    backend = tokenizer.backend_tokenizer
+    post_processor = backend.post_processor
+    backend.post_processor = None
+    try:
+        yield
+    finally:
+        backend.post_processor = post_processor
+
+
 def _first_token_behind(boundary: int, offsets: Sequence[tuple[int, int]]) -> int:
-    """Index of the first token with a character at or behind the boundary (trimmed whitespace has width 0)."""
-    for index, (start, end) in enumerate(offsets):
-        if end > boundary or (start == end and start > boundary):
-            return index
-    return len(offsets)
+    """Index of the first token with a character behind the boundary."""
+    return next((index for index, (_, end) in enumerate(offsets) if end > boundary), len(offsets))
 
 
 def _encode_apart(

@@ -95,6 +95,8 @@ def generate_batch(model: LanguageModel, encoded: Sequence[Sequence[int]], sampl
         do_sample=sampling.temperature > 0,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
+        top_k=0,  # these two would otherwise come from the checkpoint's recommendations
+        repetition_penalty=1.0,
         **({"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}),
     )
     with torch.random.fork_rng(enabled=sampling.temperature > 0):

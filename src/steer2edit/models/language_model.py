@@ -17,7 +17,7 @@ from steer2edit.errors import MismatchError
 from steer2edit.models.layout import Layout, find_sites
 from steer2edit.models.site_module import SiteModule
 
-_SAMPLES_PER_AXIS = 16
+_SAMPLED_ROWS = 16
 _EXACT_IN_EVERY_DTYPE = 2.0**-16  # a bf16 number at least this large is representable in fp16
 
 
@@ -62,11 +62,12 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the weights an edit acts on: SHA-256 over the sites' names, shapes and sampled entries.
+        """Identity of the weights an edit acts on: SHA-256 over the sites' names, shapes and sampled rows.
 
-        16 × 16 evenly spaced entries of every site are rounded to bfloat16, and those too small to survive
-        float16 to zero, so that the same checkpoint has one fingerprint whether it is loaded in float32,
-        bfloat16 or (from a half-precision checkpoint) float16.
+        16 evenly spaced whole rows of every site (so that a change of any one component is seen) are rounded to
+        bfloat16, and entries too small to survive float16 to zero, so that the same checkpoint has one fingerprint
+        whether it is loaded in float32, bfloat16 or (from a half-precision checkpoint) float16. It is taken once, of
+        the base weights: edits that are merged in for a while do not change what model this is.
         """
         return fingerprint({m.name: m.weight for m in self.sites.values()})
 
@@ -132,11 +133,10 @@ class LanguageModel:
 
 
 def fingerprint(weights: dict[str, Float[Tensor, "_ _"]]) -> str:
-    """SHA-256 over names, shapes and sampled entries of weights [d, m] by module name."""
+    """SHA-256 over names, shapes and sampled rows of weights [d, m] by module name."""
     digest = hashlib.sha256(json.dumps({name: list(w.shape) for name, w in weights.items()}).encode())
     for weight in weights.values():
-        rows, columns = (max(1, size // _SAMPLES_PER_AXIS) for size in weight.shape)
-        sample = weight[::rows, ::columns].to("cpu", torch.float32).to(torch.bfloat16)
+        sample = weight[:: max(1, weight.shape[0] // _SAMPLED_ROWS)].to("cpu", torch.float32).to(torch.bfloat16)
         sample = torch.where(sample.abs() < _EXACT_IN_EVERY_DTYPE, 0, sample)
         digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

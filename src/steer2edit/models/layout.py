@@ -97,12 +97,14 @@ def _is_text_list(value: object) -> bool:
 
 
 def _matrix_owners(layer: nn.Module) -> list[str]:
-    """Names of the modules in a layer that own a parameter with two or more axes."""
-    return [
-        name
+    """Names of the modules in a layer that own a parameter with two or more axes; its own parameters by name."""
+    owners = [
+        name if name else parameter_name
         for name, module in layer.named_modules()
-        if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
+        for parameter_name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim >= 2
     ]
+    return list(dict.fromkeys(owners))
 
 
 @cache

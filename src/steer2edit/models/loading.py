@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from steer2edit.errors import ModelError, did_you_mean
+from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.smollm2 import smollm2_checkpoint
@@ -54,7 +54,9 @@ def load_model(
     try:
         with _our_progress_only(name):
             network, tokenizer = _read(name, dtype, target, trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Steer2EditError:
+        raise
+    except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
         raise ModelError(_why_not(name, error)) from error
     _set_chat_template(tokenizer, chat_template)
     revision = getattr(network.config, "_commit_hash", None)
@@ -66,12 +68,18 @@ def _read(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = smollm2_checkpoint() if name.lower() == "smollm2" else name
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    network = AutoModelForCausalLM.from_pretrained(
+    network, loaded = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=_dtype(dtype, device, config),
         device_map=device if device in ("auto", "balanced") else {"": device},
         trust_remote_code=trust_remote_code,
+        output_loading_info=True,
     )
+    if missing := sorted(loaded["missing_keys"]):  # transformers would leave them random
+        raise ModelError(
+            f"the checkpoint {name!r} lacks {len(missing)} weights that its config asks for: {', '.join(missing[:4])}"
+            f"{', ...' if len(missing) > 4 else ''}. Check that config.json and the weights belong together."
+        )
     return network, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 

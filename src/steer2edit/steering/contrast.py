@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from steer2edit.errors import DataError
@@ -103,8 +103,11 @@ def build_contrast(
     Raises:
         DataError: no labeller for rows without label, an empty class, or splits that share prompts.
     """
-    assigned = [e for e in assign_splits(examples, seed) if e.split in splits]
+    assigned = assign_splits(examples, seed)
     require_disjoint(assigned, name)
+    assigned = [e for e in assigned if e.split in splits]
+    if empty := [e.key for e in assigned if e.response is not None and not e.response.strip()]:
+        raise DataError(f"the contrast set {name!r}: {len(empty)} responses are empty, e.g. to {empty[0][:60]!r}.")
     missing = [e for e in assigned if e.response is None]
     if labeller is None and any(e.label is None for e in assigned):
         raise DataError(
@@ -115,7 +118,7 @@ def build_contrast(
     candidates = [Candidate(e.prompt, r, e.reference) for e, r in zip(missing, replies, strict=True)]
     labels = labeller(candidates) if labeller else [e.label for e in missing]
     answered = _settle(assigned, missing, candidates, labels)
-    notes = {"generated": len(missing), "labels": _tally(labels) if missing else {}, "sampling": vars(sampling)}
+    notes = {"generated": len(missing), "labels": _tally(labels) if missing else {}, "sampling": asdict(sampling)}
     return ContrastSet(name, {split: _contrast(answered, split) for split in splits}, notes)
 
 

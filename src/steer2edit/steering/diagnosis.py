@@ -104,7 +104,8 @@ def _cosine(a: Float[Tensor, " d"] | None, b: Float[Tensor, " d"] | None) -> flo
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """Area under the ROC curve with a 95 % interval: (value, low, high), all `None` if a class is empty.
+    """Area under the ROC curve with a 95 % interval: (value, low, high), all `None` if a class is empty or a
+    value is not finite.
 
     The interval inverts a score test: its ends are the θ with |A − θ| = z √V(θ), where
     V(θ) = θ(1−θ) [1 + N (1−θ)/(2−θ) + N θ/(1+θ)] / (n₁ n₂) and N = (n₁+n₂)/2 − 1, so it stays inside [0, 1] and
@@ -113,7 +114,7 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> tuple[float |
     Source: Newcombe (2006), Statistics in Medicine 25:559-573, method 5.
     """
     n1, n2 = len(positive), len(negative)
-    if not n1 or not n2:
+    if not n1 or not n2 or not all(map(math.isfinite, (*positive, *negative))):
         return None, None, None
     area = float(stats.mannwhitneyu(positive, negative).statistic) / (n1 * n2)
 
@@ -143,4 +144,4 @@ def _summary(sites: Mapping[str, SiteDiagnosis]) -> str:
             "these vectors: use more responses, or a contrast that differs in the behaviour alone."
         )
     shown = ", ".join(noisy[:8]) + (", ..." if len(noisy) > 8 else "")
-    return f"{len(sites) - len(noisy)} of {len(sites)} sites carry a signal; {len(noisy)} are noise: {shown}."
+    return f"{len(sites) - len(noisy)} of {len(sites)} sites carry a signal; noise ({len(noisy)}): {shown}."

@@ -1,6 +1,7 @@
 """Reading contrast data: JSONL, JSON, CSV, plain lines; prompts as strings or chat messages."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
 
 def _jsonl(path: Path, text: str) -> list[Any]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -117,15 +118,22 @@ def _json(path: Path, text: str) -> list[Any]:
 
 
 def _csv(path: Path, text: str) -> list[Any]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    rows = [{key: value for key, value in row.items() if value not in (None, "")} for row in reader]
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        cells = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{path} is not CSV: {error}") from error
+    for number, row in enumerate(cells, start=1):
+        if None in row:
+            raise DataError(f"{path}, row {number} has more cells than the header: quote text that has commas.")
+    rows = [{key: value for key, value in row.items() if value not in (None, "")} for row in cells]
     if reader.fieldnames and not set(PROMPT_COLUMNS) & set(reader.fieldnames):
         raise DataError(_no_prompt(path.name, reader.fieldnames))
     return rows
 
 
 def _lines(path: Path, text: str) -> list[Any]:
-    return [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
+    return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
 
 
 def _no_prompt(where: str, found: Sequence[str]) -> str:
@@ -154,6 +162,8 @@ def _prompt_and_response(value: Any, response: Any) -> tuple[Prompt, str | None]
     """A conversation that ends with the assistant brings its own response."""
     if response is not None and not isinstance(response, str):
         raise DataError(f"a response must be text, got {response!r}.")
+    if response is not None and not response.strip():
+        raise DataError("the response is empty; leave it out to have the model generate one.")
     if isinstance(value, str):
         if not value.strip():
             raise DataError("the prompt is empty.")
@@ -177,6 +187,10 @@ def _text(row: Mapping[str, Any], key: str) -> str | None:
 
 def _required_text(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
-    if not isinstance(value, str):
-        raise DataError(f"the row needs text in both 'positive' and 'negative', got {key} = {value!r}.")
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"the row needs text in both 'positive' and 'negative', got {key} = {_shown(value)}.")
     return value
+
+
+def _shown(value: Any) -> str:
+    return "an empty text" if isinstance(value, str) else repr(value)

@@ -22,6 +22,7 @@ from steer2edit.models import (
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS
 from steer2edit.steering.contrast import Contrast, ContrastSet, Pair
 from steer2edit.steering.diagnosis import diagnose
+from steer2edit.steering.steered import require_fit
 
 Sums = dict[Site, Float[Tensor, "2 m"]]
 
@@ -76,12 +77,16 @@ def measure_inputs(
 
     Returns:
         The same vectors with the missing input means; those that are known stay.
+
+    Raises:
+        MismatchError: the vectors have a site or a shape that the model has not.
     """
+    require_fit(model, vectors, allow_mismatch=True, allow_missing=True)
     halves = {
         label: _half_sums(model, pairs, batch_tokens, f"Measuring inputs ({label})")
         for label, pairs in (("positive", contrast.train.positive), ("negative", contrast.train.negative))
     }
-    means = {site: _class_means(halves, contrast.train, site) for site in vectors.sites if site in model.sites}
+    means = {site: _class_means(halves, contrast.train, site) for site in vectors.sites}
     inputs = {site: ClassMeans(m.positive.float(), m.negative.float()) for site, m in means.items()}
     return vectors.with_inputs(inputs, input_means_from=contrast.describe())
 

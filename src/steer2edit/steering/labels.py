@@ -91,7 +91,7 @@ def _matches(candidate: Candidate) -> Label | None:
     wanted, text = candidate.reference.strip(), candidate.reply.text
     number = re.fullmatch(r"-?[\d,]*\.?\d+", wanted)
     if number:
-        found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+        found = re.findall(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", text)
         right = bool(found) and float(found[-1].replace(",", "")) == float(wanted.replace(",", ""))
     else:
         right = _normalised(text) == _normalised(wanted)
@@ -146,6 +146,8 @@ def find_labeller(name: str) -> Labeller:
         )
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InvalidValueError(f"cannot import the labeller {name!r}: {error}") from error
+    if not callable(function):
+        raise InvalidValueError(f"the labeller {name!r} is not a function: name one as module:function.")
     return by_callable(function)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from steer2edit.models import LanguageModel, Sampling
-from steer2edit.steering.contrast import ContrastSet, build_contrast
+from steer2edit.steering.contrast import ContrastSet, assign_splits, build_contrast
 from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.labels import find_labeller
 from steer2edit.steering.presets import PRESETS, preset_examples
@@ -35,7 +35,8 @@ def load_contrast(
     if isinstance(source, str) and source in PRESETS:
         labeller = labeller or preset_examples(source)[1]
     chosen = find_labeller(labeller) if labeller else None
-    return build_contrast(name, _limited(examples, limit), model, labeller=chosen, sampling=sampling, seed=seed)
+    examples = _limited(assign_splits(examples, seed), limit)
+    return build_contrast(name, examples, model, labeller=chosen, sampling=sampling, seed=seed)
 
 
 def _examples(source: str | Path | tuple[Path, Path]) -> tuple[list[Example], str]:
