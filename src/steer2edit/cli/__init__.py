@@ -1,5 +1,6 @@
 """The command line: one file per command. Heavy imports happen inside commands, so `--help` is instant."""
 
+import os
 import sys
 
 import typer
@@ -28,6 +29,7 @@ for command in (extract, steer, convert, apply, inspect, demo):
 
 def main() -> None:
     """Run the command line; an expected error is one message on stderr and exit status 1."""
+    sys.path.append(os.getcwd())  # where a user's own labeller, module:function, is looked for last
     try:
         app()
     except Steer2EditError as error:

@@ -90,17 +90,17 @@ def generate_batch(model: LanguageModel, encoded: Sequence[Sequence[int]], sampl
     """Replies to one batch of token sequences."""
     ends = _end_ids(model)
     ids, mask = pad(encoded, pad_id=ends[0] if ends else 0, device=model.device, left=True)
+    sampled = sampling.temperature > 0
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
-        do_sample=sampling.temperature > 0,
+        do_sample=sampled,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
-        top_k=0,  # these two would otherwise come from the checkpoint's recommendations
-        repetition_penalty=1.0,
-        **({"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature > 0 else {}),
+        repetition_penalty=1.0,  # this and top_k would otherwise come from the checkpoint's recommendations
+        **({"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampled else {}),
     )
-    with torch.random.fork_rng(enabled=sampling.temperature > 0):
-        if sampling.temperature > 0:
+    with torch.random.fork_rng(enabled=sampled):
+        if sampled:
             torch.manual_seed(sampling.seed)
         output = model.network.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return [_reply(model, row, ends) for row in output[:, ids.shape[1] :].tolist()]
