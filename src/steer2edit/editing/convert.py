@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steer2edit.core import Site, SiteEdit, SteeringVectors, WeightEdit
-from steer2edit.errors import MismatchError
+from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, SiteFactors, site_factors
 from steer2edit.models import LanguageModel
 from steer2edit.steering.steered import require_fit
@@ -86,7 +86,7 @@ def compute_factors(
         "method": "steer2edit",
         "rules": rules.to_json(),
         "model": model.describe(),
-        "vectors": {"sha256": vectors.digest(), **vectors.metadata},
+        "vectors": {**vectors.metadata, "sha256": vectors.digest()},
     }
     return Factors(sites, metadata)
 
@@ -96,7 +96,7 @@ def _factors_of(model: LanguageModel, vectors: SteeringVectors, site: Site, rule
     assert means.input is not None
     v = means.steering_vector
     if not bool(v.any()):
-        raise MismatchError(
+        raise InvalidValueError(
             f"{site}: the steering vector is zero, so it has no direction. The positive and negative responses "
             "gave the same mean there: check the contrast set, or leave the site out of the vectors."
         )

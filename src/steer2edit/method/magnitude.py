@@ -67,10 +67,10 @@ def magnitude(
     for value in alpha.tolist():
         check_alpha(value)
     g = importance
-    rho, alpha = rho.double()[:, None].to(g.device), alpha.double()[:, None].to(g.device)
-    threshold, gain = (rho * alpha).to(g.dtype), (1 / (rho * (1 - alpha))).to(g.dtype)
+    rho, alpha = rho.cpu().double()[:, None], alpha.cpu().double()[:, None]  # not every device has float64
+    threshold, gain = (rho * alpha).to(g), (1 / (rho * (1 - alpha))).to(g)
     if rule == "ridge":
-        return g * (1 / rho).to(g.dtype)
+        return g * (1 / rho).to(g)
     if rule == "top-k":
         return torch.where(g.abs() > threshold, g, 0) * gain
     if rule == "elastic-net":

@@ -56,6 +56,10 @@ class Layout:
         wrong += [k for k in lists & table.keys() if not _is_text_list(table[k])]
         if wrong:
             raise LayoutError(f"layout {name!r}: {', '.join(sorted(wrong))} must be text, and lists must hold text.")
+        if table["attn"] == table["mlp"]:
+            raise LayoutError(
+                f"layout {name!r}: attn and mlp are both {table['attn']!r}; one module cannot be two sites."
+            )
         return cls(
             name,
             layers=table["layers"],

@@ -1,5 +1,6 @@
 """Loading a model: a Hub id, a local directory, or `smollm2`."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,7 @@ def load_model(
 def _read(
     name: str, dtype: str, device: str, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = smollm2_checkpoint() if name.lower() == "smollm2" else name
+    path = smollm2_checkpoint() if name.lower() == "smollm2" else os.path.expanduser(name)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     network, loaded = AutoModelForCausalLM.from_pretrained(
         path,
