@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,15 +63,16 @@ _WRITTEN = {
 }
 
 
-def _print_replies(results: dict[str, object], count: int = 2) -> None:
-    """A few replies of every condition in full, for the first held-out prompts of each kind."""
+def _print_replies(results: dict[str, Any], count: int = 2) -> None:
+    """Replies of every condition in full, for the first prompts of each kind whose refusal the edit changed."""
     from steer2edit.cli.console import say
 
-    prompts, held_out = results["prompts"], results["held_out"]
-    assert isinstance(prompts, dict)
-    assert isinstance(held_out, dict)
-    for kind, texts in prompts.items():
-        for index in range(min(count, len(texts))):
-            say(f"\n{kind}: {texts[index]}", style="bold")
-            for condition in held_out["conditions"]:
-                say(f"  {condition['label']}: {condition['replies'][kind][index]}")
+    conditions = results["held_out"]["conditions"]
+    for kind, texts in results["prompts"].items():
+        before, after = (conditions[i]["outcomes"][kind] for i in (0, -1))
+        changed = [i for i in range(len(texts)) if before[i] != after[i]]
+        say(f"\n{kind}: the edit changed {len(changed)} of {len(texts)} verdicts; the first {count}:", style="bold")
+        for index in changed[:count]:
+            say(f"  {texts[index]}")
+            for condition in conditions:
+                say(f"    {condition['label']}: {' '.join(condition['replies'][kind][index].split())}")

@@ -21,7 +21,6 @@ LIMITED_CANDIDATES = tuple(
     Hyperparameters(rho_attn, rho_mlp, alpha, max_shift)
     for rho_attn, rho_mlp, alpha, max_shift in (
         (0.2, 0.9, 0.5, 1.0),
-        (0.2, 0.9, 0.2, 0.5),
         (0.15, None, 0.5, 0.4),
         (0.12, None, 0.5, 0.4),
         (0.1, None, 0.5, 0.4),
