@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from dense_definitions import SLACK, DenseEdit, blocks, dense_edit, float64
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from random_sites import RandomSite, alphas, random_site, rhos, sites
 
+from dense_definitions import SLACK, DenseEdit, blocks, dense_edit, float64
 from steer2edit.core import SiteEdit
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, SiteFactors, grid, site_factors
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from dense_definitions import dense_edit, float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_sites import RandomSite, alphas, random_site, rhos, sites
 
+from dense_definitions import dense_edit, float64
 from steer2edit.method import limit_shift, site_factors
 
 # The heads of test_by_hand.py: a = (0.8, 16/15, −√2, √2), μ = (1, 0, 1, 3), ‖v‖ = 5, so aᵀμ = 0.8 + 2√2 = 3.628.

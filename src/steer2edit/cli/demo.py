@@ -21,7 +21,7 @@ def demo(
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Make SmolLM2-135M refuse harmful requests, offline, in minutes, and show what it cost.
+    """Make SmolLM2-135M refuse harmful requests more often, offline, in minutes, and show what it cost.
 
     Base, steered and edited model side by side on held-out prompts; the adapter, the checkpoint and report.html are
     written to --out.
