@@ -10,7 +10,7 @@ _bars = ContextVar("_bars", default=None)  # the rich.progress.Progress in use, 
 
 @contextmanager
 def show_progress() -> Iterator[None]:
-    """Show bars on stderr for the steps run within the context; plain lines of nothing where stderr is no terminal."""
+    """Show bars on stderr for the steps run within the context, and nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -31,7 +31,7 @@ ChatTemplateOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings. Read it first.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything random: splits and sampling.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of what is random: splits of data files, and sampling.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")]
 AllowMismatchOption = Annotated[
     bool, typer.Option("--allow-mismatch", help="Accept an artifact made on a model with another fingerprint.")
