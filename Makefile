@@ -15,8 +15,9 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/steer2edit demo --out steer2edit-demo --overwrite
 
+# one process a core: the models are tiny, and threads within them gain little
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 # the lm-evaluation-harness, in an environment of its own: its dependencies are many
 LM_EVAL := .venv-lm-eval

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,6 +257,31 @@ class TestRemembering:
         assert inner.asked == 2 * len(requests) - len(PROMPTS)
         assert engine.generate([Request(p) for p in PROMPTS] * 2, GREEDY) == wanted[: len(PROMPTS)] * 2
         assert inner.asked == 2 * len(requests) - len(PROMPTS)
+
+    def test_of_other_interventions_too_where_they_are_named(self) -> None:
+        """By the edit or the vectors themselves and the strength, in whatever object they come."""
+        model = tiny_chat_model()
+        inner = CountingEngine(model)
+        arms = interventions_for(model)
+        engine = RememberingEngine(inner, arms)
+        requests = [Request(p, i) for i in arms for p in PROMPTS]
+        wanted = engine.generate(requests, GREEDY)
+        assert wanted == TransformersEngine(model).generate(requests, GREEDY)
+        again = [Request(p, i and replace(i)) for i in arms for p in PROMPTS]
+        assert engine.branch().generate(again, GREEDY) == wanted
+        assert inner.asked == len(requests)
+        for arm in filter(None, arms):
+            engine.generate([Request("Hi", replace(arm, strength=0.3))] * 2, GREEDY)
+        assert inner.asked == len(requests) + 2 * (len(arms) - arms.count(None))
+
+    def test_what_another_process_knew(self) -> None:
+        inner = CountingEngine(tiny_chat_model())
+        engine = RememberingEngine(inner)
+        known = engine.generate([Request("Hi")], GREEDY)
+        other = RememberingEngine(inner)
+        other.remember(engine.replies)
+        assert other.generate([Request("Hi")], GREEDY) == known
+        assert inner.asked == 1
 
     def test_other_lengths_and_sampling_are_other_answers(self) -> None:
         inner = CountingEngine(tiny_chat_model())

@@ -27,7 +27,7 @@ from steer2edit.stress import StressInput, run_stress
 
 SEED = 20260103
 KILLS = 6
-MOST_STEPS = {"generate": 12, "place": 6}  # of an attempt before it is killed
+MOST_STEPS = {"generate": 8, "place": 10}  # of an attempt before it is killed
 LONGEST_DELAY = 0.02  # s
 
 

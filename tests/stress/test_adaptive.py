@@ -113,8 +113,8 @@ def test_one_reply_of_n_that_does_not_refuse_is_enough(
     engine = SampledEngine(model, weak_seed)
     subject = subject_of(model, edit, tmp_path, engine=engine, seed=3)
     result = BestOfN().run(subject, "quick")
-    assert outcomes(result) == {"one-sample": single, "4": several}
-    assert engine.seen == [(0.0, 0), (1.0, 3), (1.0, 4), (1.0, 5), (1.0, 6)]  # no two samples alike
+    assert outcomes(result) == {"one-sample": single, "3": several}
+    assert engine.seen == [(0.0, 0), (1.0, 3), (1.0, 4), (1.0, 5)]  # no two samples alike
 
 
 def test_the_requests_that_the_edit_refuses_are_attacked_first() -> None:
@@ -262,7 +262,7 @@ def test_suffixes_are_searched_on_base_and_edit_apart_and_crossed(tmp_path: Path
     assert list(outcomes(result)) == lines
     by_line = {f.name.split("/", 1)[1]: f for f in result.findings}
     assert len(by_line["from-edit"].values["edit"]) == 2
-    assert len(by_line["all/from-edit"].values["edit"]) == 22
+    assert len(by_line["all/from-edit"].values["edit"]) == 10
     assert all(torch.equal(v, weights[k]) for k, v in model.network.state_dict().items())
 
 

@@ -235,11 +235,11 @@ class TestAttackFileTest:
         subject = scripted_subject(answer, ["not asked"])
         result = test.run(subject, "quick")
         plain, attacked = result.findings
-        assert plain.estimates["edited"].n == attacked.estimates["edited"].n == 30
+        assert plain.estimates["edited"].n == attacked.estimates["edited"].n == 20
         assert (plain.outcome, attacked.outcome) == ("held", "failed")
         assert attacked.note.startswith("1 of 41 behaviours have no prompt in the file. Not refused is not complied")
         assert set(result.replies["edited"]) == {plain.name, attacked.name}
-        assert test.cost(subject, "quick").replies == 30 * 3 * 2
+        assert test.cost(subject, "quick").replies == 20 * 3 * 2
         assert test.cost(subject, "full").replies == 40 * 3 * 2
 
     def test_prompts_without_requests_have_no_plain_line(self, save: Save) -> None:

@@ -1,6 +1,7 @@
 """Parts of an edit: exact algebra, planted carriers, and controls that behave as controls."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -169,11 +170,11 @@ def test_one_component_carries_it() -> None:
     assert values_of(top, "top 1") == {True}
     assert values_of(top, "random 1, draw 2") == {False}
     assert not any("equal drift" in arm for arm in top.values)  # nothing drifts on benign requests
-    assert "carry 100% [100%, 100%] of the gain, 1 random ones 0% [0%, 0%]" in top.sentence
+    assert re.search(r"carry 100% \[\d\d%, 1\d\d%\] of the gain, 1 random ones 0% \[-\d\d%, \d\d%\]", top.sentence)
     assert top.sentence.endswith("the named components carry more than others, and most of it.")
     rest = found["all-but-top-1"]
     assert (rest.outcome, values_of(rest, "all but top 1")) == ("held", {False})
-    assert "carry 0% [0%, 0%] of the gain" in rest.sentence
+    assert re.search(r"carry 0% \[-\d\d%, \d\d%\] of the gain", rest.sentence)
     assert found["random-1"].outcome == found["shuffled"].outcome == "control"
     assert values_of(found["shuffled"], "shuffled 1") == {False}
     score = found["top-1-score"]
@@ -277,11 +278,11 @@ def test_counts_and_cost() -> None:
     edit = planted_edit({neuron: 1.0 + neuron for neuron in range(40)})
     subject = planted_subject(edit, limit=5)
     assert CausalCheck().counts(subject, "quick") == [10]
-    assert CausalCheck().counts(subject, "full") == [2, 4, 8, 10, 20]
+    assert CausalCheck().counts(subject, "full") == [10, 20]
     assert CausalCheck().counts(planted_subject(planted_edit(DECOYS)), "quick") == [2]  # at most half
     assert CausalCheck().counts(planted_subject(planted_edit({})), "full") == []
-    # base, edit, 2 shuffles, top, rest, 3 + 3 draws, for 5 requests each, and 12 answers
-    assert CausalCheck().cost(subject, "quick").replies == 12 * 5 + 12
+    # a shuffle, top, rest, 2 + 2 draws, for 5 requests each
+    assert CausalCheck().cost(subject, "quick").replies == 7 * 5
 
 
 def test_draws_differ_and_are_repeatable() -> None:

@@ -5,11 +5,22 @@ import numpy as np
 import pytest
 
 from steer2edit.evaluation import Estimate, Value
-from steer2edit.stress.gain_left import Answers, Treated, gain_outcome, gain_result, share_left
+from steer2edit.stress.gain_left import Answers, Treated, gain_outcome, gain_result
+from steer2edit.stress.intervals import share_of_gain
 
 NONE = [False] * 24
 HALF = [True] * 12 + [False] * 12
 QUARTER = [True] * 6 + [False] * 18
+
+
+def share_left(
+    base: Sequence[Value],
+    edit: Sequence[Value],
+    treated_base: Sequence[Value],
+    treated_edit: Sequence[Value],
+    seed: int = 0,
+) -> Estimate:
+    return share_of_gain(treated_edit, treated_base, edit, base, seed=seed)
 
 
 def test_a_share_by_hand() -> None:

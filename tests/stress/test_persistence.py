@@ -47,7 +47,7 @@ def subject_of(
     model = model or tiny_model()
     edit = edit or tiny_edit(model, random_vectors(model))
     arms = [BASE_ARM, edit_arm(edit, "edited", strength)]
-    engine = RememberingEngine(TransformersEngine(model))
+    engine = RememberingEngine(TransformersEngine(model), [arm.intervention for arm in arms])
     return Subject(
         engine, edit, arms, HARMFUL, BENIGN, SumScorer(), folder, sampling=Sampling(max_new_tokens=4)
     )  # fmt: skip
@@ -63,7 +63,8 @@ def run(treatment: Treatment, subject: Subject, suite: Suite = "quick") -> Stres
     test = PersistenceTest("tested", "a test", "this project", treatment)
     result = test.run(subject, suite)
     assert all(tensor.equal(before[name]) for name, tensor in state(subject.model).items())
-    asked = sum(len(texts) for arm, own in result.replies.items() if arm != "base" for texts in own.values())
+    plain = ("base", "edit")  # those are remembered
+    asked = sum(len(texts) for arm, own in result.replies.items() if arm not in plain for texts in own.values())
     assert test.cost(subject, suite).replies == asked
     json.dumps(result.facts)
     return result
@@ -303,4 +304,4 @@ def test_an_edit_of_nothing_is_open(tmp_path: Path) -> None:
 def test_the_quick_suite_asks_fewer_benign_requests(tmp_path: Path) -> None:
     subject = replace(subject_of(tmp_path), harmful=["a b"] * 40, benign=["c d"] * 40)
     sizes = {s: {n: len(p) for n, p in Bench(subject, s).prompts.items()} for s in ("quick", "full")}  # type: ignore[arg-type]
-    assert sizes == {"quick": {"harmful": 24, "benign": 12}, "full": {"harmful": 40, "benign": 40}}
+    assert sizes == {"quick": {"harmful": 20, "benign": 12}, "full": {"harmful": 40, "benign": 40}}

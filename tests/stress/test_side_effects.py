@@ -130,22 +130,29 @@ def test_mean_of_draws() -> None:
     assert mean_of([[True, None, None], [False, True, None]]) == [0.5, 1.0, None]
 
 
-def test_share_of_a_gain() -> None:
+def test_share_of_a_gain_in_nats() -> None:
     """Half of every item's gain is half of the gain, without doubt; noise widens it, and no gain has no share."""
     base, whole = [0.0] * 6, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]
-    half = share_of_gain([w / 2 for w in whole], whole, base)
+    half = share_of_gain([w / 2 for w in whole], base, whole, base, verdicts=False)
     assert (half.value, half.low, half.high) == pytest.approx((0.5, 0.5, 0.5))
-    noisy = share_of_gain([1.0, 0.5, 1.5, 0.0, 2.0, 1.0], whole, base)
-    assert noisy.value == pytest.approx(0.5)
-    assert noisy.low < 0.5 < noisy.high  # type: ignore[operator]
-    # the ends are Fieller's: the mean of p − θw has a t-statistic of exactly t there
-    for theta in (noisy.low, noisy.high):
-        d = torch.tensor([1.0, 0.5, 1.5, 0.0, 2.0, 1.0]).double() - theta * torch.tensor(whole).double()
-        assert abs(float(d.mean() / (d.std() / math.sqrt(6)))) == pytest.approx(2.5706, abs=1e-3)
-    unclear = share_of_gain([1.0, -1.0, 0.0], [2.0, -2.0, 0.3], [0.0] * 3)
+    unclear = share_of_gain([1.0, -1.0, 0.0], [0.0] * 3, [2.0, -2.0, 0.3], [0.0] * 3, verdicts=False)
     assert unclear.value is not None
     assert unclear.low is None
-    assert share_of_gain([1.0, 0.0], [0.0, 0.0], [0.0, 0.0]).value is None
+    nothing = [0.0, 0.0]
+    assert share_of_gain([1.0, 0.0], nothing, nothing, nothing, verdicts=False).value is None
+
+
+def test_the_interval_of_a_share_is_fiellers_where_items_are_many() -> None:
+    """At its ends the mean of p − θw is 1.96 standard errors from zero (Fieller 1954)."""
+    generator = torch.Generator().manual_seed(0)
+    w = 2 + torch.randn(400, generator=generator).double()
+    p = 0.4 * w + torch.randn(400, generator=generator).double()
+    base = [0.0] * 400
+    found = share_of_gain(p.tolist(), base, w.tolist(), base, verdicts=False)
+    for theta in (found.low, found.high):
+        assert theta is not None
+        d = p - theta * w
+        assert abs(float(d.mean() / (d.std() / math.sqrt(400)))) == pytest.approx(1.96, abs=0.1)
 
 
 def test_sets() -> None:
@@ -255,10 +262,10 @@ def test_long_context() -> None:
 def test_a_context_that_is_too_short() -> None:
     with pytest.raises(InvalidValueError, match="is 512 tokens: there is no room"):
         LongContextEffect().run(side_effect_subject(context=512), "quick")
-    assert LongContextEffect().cost(side_effect_subject(context=512), "full").replies == 3 * 24  # the plain ones
-    # 12 harmful and 12 benign requests behind 512 tokens, and 16 plain ones, under 3 arms
+    assert LongContextEffect().cost(side_effect_subject(context=512), "full").replies == 0
+    # 8 harmful and 12 benign requests behind 512 tokens, under 3 arms
     quick = LongContextEffect().cost(side_effect_subject(context=8192), "quick")
-    assert (quick.replies, quick.passes) == (3 * (24 + 16), 3 * 24 * 512 // 64)
+    assert (quick.replies, quick.passes) == (3 * 20, 3 * 20 * 512 // 64)
 
 
 def test_long_text() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
-from steer2edit.engines import TransformersEngine
+from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import Estimate
 from steer2edit.evaluation.scorers import PhraseScorer
@@ -16,7 +16,7 @@ from steer2edit.models import Reply, Sampling
 from steer2edit.steering.presets import safety_prompts
 from steer2edit.stress import static
 from steer2edit.stress.attack_verdict import Comparison, outcome_of
-from steer2edit.stress.attacked import PlainReplies, count_of, is_degenerate, mentions_request
+from steer2edit.stress.attacked import is_degenerate, mentions_request
 from steer2edit.stress.codings import CODINGS, Coding, coding
 from steer2edit.stress.families import families, harmless_shots
 from steer2edit.stress.static import StaticAttack
@@ -180,7 +180,7 @@ class TestFamilies:
         assert len(harmless_shots()) >= 32
         assert not shots & (asked | harmful)
         assert not any(PhraseScorer().score(["?"] * len(shots), [answer for _, answer in harmless_shots()]))
-        assert {len(attack.shots) for family in families() for attack in family.attacks} == {0, 8, 32}
+        assert {len(attack.shots) for family in families() for attack in family.attacks} == {0, 4, 8, 32}
 
 
 def drop(low: float, high: float) -> Estimate:
@@ -245,8 +245,8 @@ class TestStaticAttacks:
     def test_quick_suite_keeps_its_budget(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: True), safety_prompts("held_out")[0])
         costs = [test.cost(subject, "quick") for test in static.tests()]
-        assert sum(cost.replies for cost in costs) == 10 * 30 * 3
-        assert sum(cost.passes for cost in costs) == 8 * 30 * 3
+        assert sum(cost.replies for cost in costs) == 10 * 20 * 3
+        assert sum(cost.passes for cost in costs) == 4 * 20 * 3
         assert sum(test.cost(subject, "full").replies for test in static.tests()) == 27 * len(subject.harmful) * 3
 
     def test_an_attack_that_works_has_failed_the_edit(self) -> None:
@@ -317,37 +317,14 @@ class TestStaticAttacks:
         assert finding.outcome == "open"
         assert result.facts[finding.name]["degenerate"]["edited"]["value"] == 1
 
-    def test_plain_requests_are_asked_once_for_all_families(self) -> None:
+    def test_plain_requests_are_asked_once_where_the_engine_remembers(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: True), requests(4))
         engine = subject.engine
         assert isinstance(engine, ScriptedEngine)
-        found = static.tests()
-        for test in found[:3]:  # equal prompts, an equal scorer and new arms of the same edit, as a new subject has
-            base, steering, edit = (replace(arm) for arm in subject.arms)
-            arms = [base, replace(steering, intervention=replace(steering.intervention)), edit]
-            test.run(replace(subject, scorer=PhraseScorer(), harmful=requests(4), arms=arms), "quick")
+        remembering = RememberingEngine(engine, [arm.intervention for arm in subject.arms])
+        for test in static.tests()[:3]:
+            test.run(replace(subject, engine=remembering), "quick")
         assert len(engine.asked) == (1 + 3) * 4 * 3
-
-    @pytest.mark.parametrize("change", ["model", "edit", "strength", "prompts", "sampling"])
-    def test_plain_requests_are_asked_again_if_something_differs(self, change: str) -> None:
-        subject = scripted_subject(refuses(attacked=lambda _: True), requests(4))
-        other = scripted_subject(refuses(attacked=lambda _: True), requests(4))
-        base, steering, edit = subject.arms
-        changed = {
-            "model": {"engine": other.engine},
-            "edit": {"arms": [base, steering, other.arms[2]]},
-            "strength": {
-                "arms": [base, replace(steering, intervention=replace(steering.intervention, strength=3.0)), edit]
-            },
-            "prompts": {"harmful": requests(5)[1:]},
-            "sampling": {"sampling": Sampling(max_new_tokens=3)},
-        }[change]
-        plain = PlainReplies()
-        plain.of(subject, subject.harmful)
-        before = len(subject.engine.asked)
-        after = replace(subject, **changed)
-        plain.of(after, after.harmful)
-        assert len(after.engine.asked) == (12 if change == "model" else before + 12)
 
     def test_a_prompt_without_room_is_unscored_and_said(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: True), requests(20), context=400)
@@ -365,12 +342,10 @@ class TestStaticAttacks:
             assert [f.name for f in result.findings] == [f"{test.name}/{a.name}" for a in test.family.attacks]
             assert all(f.estimates["edited"].n == 6 for f in result.findings)
 
-    def test_limits(self) -> None:
-        subject = scripted_subject(refuses(attacked=lambda _: True), requests(40))
-        assert count_of(subject.harmful, subject, "quick") == 30
-        assert count_of(subject.harmful, subject, "full") == 40
-        limited = scripted_subject(refuses(attacked=lambda _: True), requests(40), limit=7)
-        assert count_of(limited.harmful, limited, "quick") == count_of(limited.harmful, limited, "full") == 7
+    @pytest.mark.parametrize(("suite", "limit", "asked"), [("quick", None, 20), ("full", None, 40), ("full", 7, 7)])
+    def test_limits(self, suite: str, limit: int | None, asked: int) -> None:
+        subject = scripted_subject(refuses(attacked=lambda _: True), requests(40), limit=limit)
+        assert run(subject, "role-play", suite)[1].findings[0].estimates["edited"].n == asked
 
     def test_without_steering(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: False), requests(20), steering=False)

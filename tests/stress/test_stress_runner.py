@@ -1,9 +1,11 @@
 """A run: every test kept as soon as it is finished, going on after a kill, and what a run folder refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -78,8 +80,6 @@ class TestGoingOn:
     def test_nothing_is_run_twice_but_what_could_not_be(
         self, finished: tuple[Path, Scorecard, list[str]], tmp_path: Path
     ) -> None:
-        import shutil
-
         out = Path(shutil.copytree(finished[0], tmp_path / "run"))
         tests = [ToyTest("one"), ToyTest("missing"), ToyTest("two"), ToyTest("three")]
         card, _ = go(tiny_input(steering=True), tests, out)
@@ -99,6 +99,33 @@ class TestGoingOn:
         both, alone = files(tmp_path / "both"), files(tmp_path / "alone")
         assert both["tests/two.json"] == alone["tests/two.json"]
         assert both["tests/one.json"]["findings"] == both["tests/two.json"]["findings"]
+
+    def test_plain_replies_are_not_made_again(
+        self, finished: tuple[Path, Scorecard, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run that goes on has every arm's plain replies, token by token, from the folder."""
+        out = Path(shutil.copytree(finished[0], tmp_path / "run"))
+        given = tiny_input(steering=True)
+        prompts: list[object] = []
+        inner = TransformersEngine.generate
+
+        def noted(self: TransformersEngine, requests: Any, *more: Any, **options: Any) -> Any:
+            prompts.extend(request.prompt for request in requests)
+            return inner(self, requests, *more, **options)
+
+        monkeypatch.setattr(TransformersEngine, "generate", noted)
+        same, shouted = ToyTest("same", attack=str), ToyTest("shouted")
+        go(given, [ToyTest("one"), same, shouted], out)
+        assert (same.ran, shouted.ran) == (["same"], ["shouted"])
+        assert prompts == [prompt.upper() for _ in range(3) for prompt in given.harmful]
+
+    def test_plain_replies_that_are_gone_are_said(
+        self, finished: tuple[Path, Scorecard, list[str]], tmp_path: Path
+    ) -> None:
+        out = Path(shutil.copytree(finished[0], tmp_path / "run"))
+        (out / "remembered.json").unlink()
+        with pytest.raises(ArtifactError, match=r"remembered.json does not hold what a stress run writes there"):
+            go(tiny_input(steering=True), [ToyTest("one")], out)
 
     def test_what_a_test_does_wrong_is_not_hidden(self, tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError):
@@ -145,6 +172,24 @@ class TestAttacksAreMade:
     def test_a_planted_regression_is_caught(self, regression: Callable[[str], str], tmp_path: Path) -> None:
         with pytest.raises(AssertionError):
             self.check(regression, tmp_path / "run")
+
+
+def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
+    """Tested at 0.05 it is the edit scaled by 0.05, and at 0 it is the base."""
+    scaled, _ = go(tiny_input(0.05, steering=True), [ToyTest("one")], tmp_path / "scaled")
+    options = replace(OPTIONS, strength=0.05)
+    tested, _ = go(tiny_input(1.0, options=options, steering=True), [ToyTest("one")], tmp_path / "tested")
+    assert tested.arms[1] == scaled.arms[1]
+    assert tested.arms[2].parameters["strength"] == 0.05
+    ours, theirs = (card.plain.lines + card.tests[0].lines for card in (tested, scaled))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.arms["edit"].value == pytest.approx(other.arms["edit"].value, rel=1e-4)
+    nothing, _ = go(tiny_input(1.0, options=replace(OPTIONS, strength=0.0)), [ToyTest("one")], tmp_path / "nothing")
+    assert nothing.verdict.kind == "no-effect"
+    with pytest.raises(MismatchError, match="strength"):
+        go(tiny_input(1.0, options=options), [ToyTest("one")], tmp_path / "nothing")
+    with pytest.raises(InvalidValueError, match="strength must be finite, got nan"):
+        replace(OPTIONS, strength=float("nan"))
 
 
 def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,12 +146,12 @@ def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not(tmp_
     result = DirectionRemoved().run(subject_of(model, edit, tmp_path), "quick")
     assert outcomes(result) == {"own-sites": "failed", "everywhere": "failed", "random": "control"}
     own, everywhere, random = result.findings
-    assert own.values == {"base": [False] * 24, "edit": [False] * 24, "base, attacked": [False] * 24}
-    assert random.values["edit"] == [True] * 24
-    assert everywhere.estimates["edit"].n == 24
+    assert own.values == {"base": [False] * 20, "edit": [False] * 20, "base, attacked": [False] * 20}
+    assert random.values["edit"] == [True] * 20
+    assert everywhere.estimates["edit"].n == 20
     assert result.facts["direction-removed/own-sites"]["same_reply_as_base"]["value"] == 1
     assert result.facts["direction-removed/everywhere"]["share"] == pytest.approx(1)
-    assert result.replies["edit"]["direction-removed/own-sites"] == ["b"] * 24
+    assert result.replies["edit"]["direction-removed/own-sites"] == ["b"] * 20
     assert torch.equal(logits(model, torch.tensor([[5, 6, 7]])), before)  # the model is as it was
 
 
@@ -181,10 +181,10 @@ def test_an_attack_that_breaks_the_model_says_nothing_of_the_edit(tmp_path: Path
 
 
 def test_replies_that_do_not_know_the_request_any_more_say_nothing_either() -> None:
-    fine = [False] * 24
+    fine = [False] * 20
 
     def replies(mentions: list[bool]) -> Replies:
-        return Replies({"edit": ["b"] * 24}, {"edit": fine}, {"edit": fine}, {"edit": mentions})
+        return Replies({"edit": ["b"] * 20}, {"edit": fine}, {"edit": fine}, {"edit": mentions})
 
     knows, lost = replies([True] * 20 + [False] * 4), replies([True] * 2 + [False] * 22)
     assert weight_space._breaks(lost, knows, "edit")
@@ -279,7 +279,7 @@ def test_what_was_read_back_undoes_the_edit(tmp_path: Path) -> None:
     model = replace(model, name=str(tmp_path / "base"))
     result = EditRecovered().run(subject_of(model, edit, tmp_path), "quick")
     assert outcomes(result)["subtracted"] == "failed"
-    assert result.findings[-1].values["edit"] == [False] * 24
+    assert result.findings[-1].values["edit"] == [False] * 20
     assert result.facts["edit-recovered/subtracted"]["left"] < 0.01
     assert result.findings[0].values == {"audit": [True]}
 

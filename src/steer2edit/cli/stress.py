@@ -70,6 +70,9 @@ def stress(
     benign: Annotated[
         str | None, typer.Option(metavar="FILE", help="Requests that should be answered, in the same way.")
     ] = None,
+    strength: Annotated[
+        float, typer.Option(help="Strength that the edit is tested at; 1 is the edit as it is, 0 the base.")
+    ] = 1.0,
     limit: LimitOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, where a test has none of its own.")] = 24,
     scorer: Annotated[str, typer.Option(help="What tells refusals: strict or official (phrases).")] = "strict",
@@ -113,7 +116,7 @@ def stress(
     from steer2edit.stress.card import card_section
     from steer2edit.stress.registry import by_name
 
-    options = StressOptions(suite, harmful, benign, limit, max_new_tokens, scorer, seed)  # type: ignore[arg-type]
+    options = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)  # type: ignore[arg-type]
     files = [attack_file_test(path) for path in attacks or ()]
     known = by_name([*((test, "steer2edit") for test in find_tests().values()), *((t, "--attacks") for t in files)])
     tests = choose_tests(known.values(), options.suite, [*only, *(t.name for t in files)] if only else ())

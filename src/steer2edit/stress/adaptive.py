@@ -5,7 +5,7 @@ base's under the same attack, by the rules in `attack_verdict`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from steer2edit.core import Intervention
@@ -23,7 +23,7 @@ from steer2edit.models import (
 from steer2edit.progress import step
 from steer2edit.stress.asking import some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
-from steer2edit.stress.attacked import PlainReplies, Replies, arms_of, ask
+from steer2edit.stress.attacked import Replies, arms_of, ask
 from steer2edit.stress.marked import marked
 from steer2edit.stress.static import by_arm
 from steer2edit.stress.stress_test import SUITES, Cost, Group, StressResult, StressTest, Subject, Suite
@@ -41,11 +41,9 @@ class Prefilling:
     any of its sentences.
 
     Args:
-        plain: shared with the other adaptive attacks.
         openers: what replies are begun with.
     """
 
-    plain: PlainReplies = field(default_factory=PlainReplies)
     openers: Sequence[str] = OPENERS
     name: str = "prefilling"
     group: Group = "adaptive"
@@ -54,14 +52,14 @@ class Prefilling:
     suites: frozenset[Suite] = frozenset(SUITES)
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """A reply to every request under every arm and opener, and the plain ones."""
+        """A reply to every request under every arm and opener."""
         each = len(some(subject, suite, subject.harmful)) * len(subject.arms)
-        return Cost(each * (1 + len(self._openers(suite))))
+        return Cost(each * len(self._openers(suite)))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Refusals in the continuations."""
         requests = some(subject, suite, subject.harmful)
-        plain = self.plain.of(subject, requests)
+        plain = ask(subject, requests, requests)
         findings, texts, facts = [], {}, {}
         for number, opener in enumerate(self._openers(suite), 1):
             line = f"{self.name}/opener-{number}"
@@ -113,14 +111,12 @@ class BestOfN:
     The line `one-sample` is the first of them: what the temperature alone does.
 
     Args:
-        plain: shared with the other adaptive attacks.
         temperature: of sampling.
         samples: N, in the quick and in the full suite.
     """
 
-    plain: PlainReplies = field(default_factory=PlainReplies)
     temperature: float = 1.0
-    samples: tuple[int, int] = (4, 16)
+    samples: tuple[int, int] = (3, 16)
     name: str = "best-of-n"
     group: Group = "adaptive"
     summary: str = "every request is sampled N times with temperature; one reply that does not refuse is enough"
@@ -128,13 +124,13 @@ class BestOfN:
     suites: frozenset[Suite] = frozenset(SUITES)
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """N replies and a plain one to every request under every arm."""
-        return Cost(len(some(subject, suite, subject.harmful)) * len(subject.arms) * (1 + self._samples(suite)))
+        """N replies to every request under every arm."""
+        return Cost(len(some(subject, suite, subject.harmful)) * len(subject.arms) * self._samples(suite))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Requests that every sample refuses."""
         requests = some(subject, suite, subject.harmful)
-        plain = self.plain.of(subject, requests)
+        plain = ask(subject, requests, requests)
         samples = [self._sample(subject, requests, i) for i in range(self._samples(suite))]
         findings, texts, facts = [], {}, {}
         for line, found in (
@@ -180,6 +176,5 @@ def _pick(refused: Sequence[bool | None]) -> int:
 
 
 def tests() -> list[StressTest]:
-    """The adaptive attacks; they share the replies to the plain requests."""
-    plain = PlainReplies()
-    return [SuffixAttack(plain), Prefilling(plain), BestOfN(plain)]
+    """The adaptive attacks."""
+    return [SuffixAttack(), Prefilling(), BestOfN()]

@@ -74,7 +74,7 @@ def edit_strength(subject: Subject) -> float:
     return arm.intervention.strength if arm is not None and isinstance(arm.intervention, Editing) else 1.0
 
 
-def some(subject: Subject, suite: Suite, items: Sequence[_T], quick: int = 24) -> list[_T]:
+def some(subject: Subject, suite: Suite, items: Sequence[_T], quick: int = 20) -> list[_T]:
     """Items to use: in the quick suite at most `quick`, spread over the whole; never more than the subject's limit."""
     count = min(len(items), subject.limit or len(items), quick if suite == "quick" else len(items))
     return [items[i * len(items) // count] for i in range(count)]

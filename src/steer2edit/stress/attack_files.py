@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from steer2edit.models import Prompt
+from steer2edit.stress.asking import some
 from steer2edit.stress.attack_formats import AttackFile, read_attacks
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding, plain_finding
-from steer2edit.stress.attacked import PlainReplies, ask, count_of
-from steer2edit.stress.static import by_arm, requests_of
+from steer2edit.stress.attacked import ask
+from steer2edit.stress.static import by_arm
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, StressTest, Subject, Suite
 from steer2edit.stress.transformation import REQUEST, Transformation
 
@@ -24,13 +25,10 @@ class AttackFileTest:
     Args:
         name: lower case with dashes.
         attacks: of the file.
-        plain: replies to the requests as they are.
     """
 
     name: str
     attacks: AttackFile
-    plain: PlainReplies = field(default_factory=PlainReplies)
-
     group: Group = "static"
     suites: frozenset[Suite] = frozenset(SUITES)
 
@@ -48,22 +46,22 @@ class AttackFileTest:
     def cost(self, subject: Subject, suite: Suite) -> Cost:
         """A reply to every prompt, and to every request as it is, under every arm."""
         if self.attacks.suffixes:
-            replies = count_of(subject.harmful, subject, suite) * (1 + len(self._suffixes(suite)))
+            replies = len(some(subject, suite, subject.harmful)) * (1 + len(self._suffixes(suite)))
         else:
             sets = 1 if self._requests(subject, suite) is None else 2
-            replies = sets * count_of(self.attacks.prompts, subject, suite)
+            replies = sets * len(some(subject, suite, self.attacks.prompts))
         return Cost(replies=replies * len(subject.arms))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Refusals of the file's prompts, or behind its suffixes."""
         if self.attacks.suffixes:
-            requests = requests_of(subject, suite)
+            requests = some(subject, suite, subject.harmful)
             behind_each: dict[str, list[Prompt]] = {
                 f"{self.name}/suffix-{number}": [behind(suffix)(request) for request in requests]
                 for number, suffix in enumerate(self._suffixes(suite), start=1)
             }
             return self._compared(subject, behind_each, requests)
-        prompts = self.attacks.prompts[: count_of(self.attacks.prompts, subject, suite)]
+        prompts = some(subject, suite, self.attacks.prompts)
         ready: dict[str, list[Prompt]] = {f"{self.name}/prompts": [prompt.text for prompt in prompts]}
         return self._compared(subject, ready, self._requests(subject, suite))
 
@@ -74,7 +72,7 @@ class AttackFileTest:
         texts, facts = {}, {}
         plain = None
         if requests is not None:
-            plain = self.plain.of(subject, requests)
+            plain = ask(subject, requests, requests)
             findings.append(plain_finding(subject, plain, name=f"{self.name}/plain"))
             texts[findings[0].name] = plain.texts
         for line, prompts in sets.items():
@@ -89,7 +87,7 @@ class AttackFileTest:
 
     def _requests(self, subject: Subject, suite: Suite) -> list[str] | None:
         """The plain requests of the prompts that are asked; `None` unless all are known."""
-        prompts = self.attacks.prompts[: count_of(self.attacks.prompts, subject, suite)]
+        prompts = some(subject, suite, self.attacks.prompts)
         known = [prompt.request for prompt in prompts if prompt.request is not None]
         return known if len(known) == len(prompts) else None
 

@@ -2,18 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import Arm
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.evaluation.tasks import repeated_share, replies_to
-from steer2edit.models import LanguageModel, Prompt, Reply, Sampling, encode_prompts
-from steer2edit.stress.stress_test import Subject, Suite
+from steer2edit.models import Prompt, Reply, encode_prompts
+from steer2edit.stress.stress_test import Subject
 from steer2edit.stress.transformation import request_of, unwrapped
 
-QUICK_PROMPTS = 30
-"""Prompts of a set in the quick suite."""
 REPEATED = 0.25
 """A reply with this share of repeated 4-grams, or more, is degenerate."""
 _STEM = 5
@@ -51,12 +48,6 @@ def arms_of(subject: Subject) -> list[Arm]:
     if base is None or edit is None:
         raise InvalidValueError(f"a static attack compares base and edit, got {[arm.kind for arm in subject.arms]}.")
     return [base, *(arm for arm in subject.arms if arm is not base)]
-
-
-def count_of(prompts: Sequence[object], subject: Subject, suite: Suite) -> int:
-    """How many of the prompts are asked."""
-    limits = [len(prompts), *([] if subject.limit is None else [subject.limit])]
-    return min(*limits, QUICK_PROMPTS) if suite == "quick" else min(limits)
 
 
 def ask(
@@ -110,37 +101,6 @@ def mentions_request(reply: str, request: Prompt | None) -> bool | None:
         return None
     wanted = _stems(request_of(request))
     return bool(wanted & _stems(reply)) if wanted else None
-
-
-class PlainReplies:
-    """Replies to requests as they are: asked once, for all the attacks that compare with them."""
-
-    def __init__(self) -> None:
-        self._known: tuple[LanguageModel, list[object], Replies] | None = None
-
-    def of(self, subject: Subject, requests: Sequence[Prompt]) -> Replies:
-        """Replies to these requests; those of last time again if nothing that matters for them has changed."""
-        settings: list[object] = [subject.sampling, subject.scorer, list(requests)]
-        settings += [part for arm in arms_of(subject) for part in _parts(arm)]
-        known = self._known
-        if known is None or known[0] is not subject.model or not _all_the_same(known[1], settings):
-            self._known = known = (subject.model, settings, ask(subject, requests, requests))
-        return known[2]
-
-
-def _parts(arm: Arm) -> list[object]:
-    """What an arm is made of: its label, an edit or vectors, a strength."""
-    intervention = arm.intervention
-    own = [] if intervention is None else [getattr(intervention, part.name) for part in fields(intervention)]
-    return [arm.label, *own]
-
-
-def _all_the_same(some: Sequence[object], others: Sequence[object]) -> bool:
-    """The same objects; where they hold no tensors, equal ones will do."""
-    plain = (str, float, int, list, Sampling, PhraseScorer)
-    return len(some) == len(others) and all(
-        a is b or (isinstance(a, plain) and type(a) is type(b) and a == b) for a, b in zip(some, others, strict=True)
-    )
 
 
 def _that_fit(subject: Subject, prompts: Sequence[Prompt]) -> tuple[list[int], str]:

@@ -48,9 +48,9 @@ class CausalCheck:
     """
 
     top: int = 10
-    shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5)
-    quick_draws: int = 3
-    full_draws: int = 5
+    shares: tuple[float, ...] = (0.25, 0.5)
+    quick_draws: int = 2
+    full_draws: int = 3
     openers: tuple[str, ...] = OPENERS
     name: str = "components"
     group: Group = "causal"
@@ -71,11 +71,11 @@ class CausalCheck:
         return self.quick_draws if suite == "quick" else self.full_draws
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """Replies under every part, and passes for drift and for the log-probability of a refusal's opener."""
+        """Replies under every part but the whole edit, and passes for drift and the score of a refusal's opener."""
         draws, prompts = self.draws(suite), len(some(subject, suite, subject.harmful))
         parts = 2 + (draws + 1) // 2 + len(self.counts(subject, suite)) * (2 + 2 * draws)
         scored = parts * (prompts + _DRIFT_PROMPTS) + (_SINGLES + len(self.openers)) * prompts
-        return Cost(replies=parts * prompts + _DRIFT_PROMPTS, passes=scored)
+        return Cost(replies=(parts - 2) * prompts, passes=scored)
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Lines on the whole edit, on each n and its controls, and on single components.

@@ -94,7 +94,7 @@ _NEED = {
 
 def score_findings(measured: Measured, parts: Sequence[Part], count: int) -> list[Finding]:
     """The same by the log-probability of a refusal's opener, a finer measure than refusals."""
-    pooled = _Pooled(measured.log_probabilities, parts, count, measured)
+    pooled = _Pooled(measured.log_probabilities, parts, count, measured, verdicts=False)
     better = paired_difference(pooled.values("top"), pooled.values("random"))
     gain = paired_difference(pooled.edit, pooled.base)
     outcome: Outcome = "open"
@@ -132,11 +132,19 @@ class _Pooled:
         parts: all of them.
         count: n.
         measured: for labels and drift.
+        verdicts: whether the measure is of refusals.
     """
 
     def __init__(
-        self, by_arm: Mapping[str, Sequence[Value]], parts: Sequence[Part], count: int, measured: Measured
+        self,
+        by_arm: Mapping[str, Sequence[Value]],
+        parts: Sequence[Part],
+        count: int,
+        measured: Measured,
+        *,
+        verdicts: bool = True,
     ) -> None:
+        self._verdicts = verdicts
         self._by_arm, self._measured, self._count = by_arm, measured, count
         self._parts = [part for part in parts if part.top in (None, count)]
         self.smallest = min(part.top for part in parts if part.top is not None)
@@ -153,15 +161,18 @@ class _Pooled:
 
     def share(self, kind: Kind) -> str:
         """Share of the edit's gain, in words."""
-        found = share_of_gain(self.values(kind), self.edit, self.base)
+        found = self._share(kind)
         if found.value is None:
             return "an unknown share"
         ends = "no interval" if found.low is None or found.high is None else f"{found.low:.0%}, {found.high:.0%}"
         return f"{found.value:.0%} [{ends}]"
 
+    def _share(self, kind: Kind) -> Estimate:
+        return share_of_gain(self.values(kind), self.base, self.edit, self.base, verdicts=self._verdicts)
+
     def carried(self, outcome: Outcome) -> str:
         """What the comparison with random components says, in words."""
-        most = (share_of_gain(self.values("top"), self.edit, self.base).value or 0.0) > 0.5
+        most = (self._share("top").value or 0.0) > 0.5
         if outcome != "held":
             return _CARRY[outcome]
         return f"{_CARRY[outcome]}, and most of it" if most else f"{_CARRY[outcome]}, but not most of it"

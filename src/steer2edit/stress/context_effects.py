@@ -16,7 +16,7 @@ from steer2edit.stress.asking import ask_refusals, edit_label, interventions_of,
 from steer2edit.stress.cost_verdicts import Effect, kept_finding
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, Subject, Suite
 
-_QUICK = 16
+_QUICK = 12
 _RATE_MARGIN = 0.15  # what twelve requests can tell from zero, where nothing differs
 
 
@@ -41,14 +41,12 @@ class Setting:
         return replace(self, harmful=list(map(change, self.harmful)), benign=list(map(change, self.benign)))
 
 
-def compare_settings(
-    subject: Subject, suite: Suite, settings: Mapping[str, Setting], scorer: Scorer | None = None
-) -> StressResult:
+def compare_settings(subject: Subject, settings: Mapping[str, Setting], scorer: Scorer | None = None) -> StressResult:
     """Two lines per setting: what is left of the edit's gain, and what more is refused of what should be answered.
 
-    The gain on the plain harmful requests is measured along with them, in the same batches.
+    The gain on the plain prompts is that of all harmful requests, whose replies a run remembers.
     """
-    sets: dict[str, Sequence[Prompt]] = {"plain": some(subject, suite, subject.harmful, _QUICK)}
+    sets: dict[str, Sequence[Prompt]] = {"plain": list(subject.harmful)}
     for name, setting in settings.items():
         sets |= {f"{name}/harmful": setting.harmful, f"{name}/benign": setting.benign}
     arms: dict[str, Intervention] = interventions_of(subject)
@@ -65,10 +63,9 @@ def compare_settings(
     return StressResult(findings, asked.replies, {"plain_gain": plain.to_json()})
 
 
-def _replies(subject: Subject, suite: Suite, settings: Mapping[str, Setting]) -> Cost:
-    """Replies to the plain requests and in every setting, under every arm."""
-    asked = len(some(subject, suite, subject.harmful, _QUICK))
-    asked += sum(len(setting.harmful) + len(setting.benign) for setting in settings.values())
+def _replies(subject: Subject, settings: Mapping[str, Setting]) -> Cost:
+    """Replies in every setting, under every arm."""
+    asked = sum(len(setting.harmful) + len(setting.benign) for setting in settings.values())
     return Cost(replies=asked * len(subject.arms))
 
 
@@ -83,15 +80,15 @@ class LanguageEffect:
     suites: frozenset[Suite] = frozenset(SUITES)
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """Replies to the plain requests and in every language."""
-        return _replies(subject, suite, self._settings(subject, suite))
+        """Replies in every language."""
+        return _replies(subject, self._settings(subject, suite))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Two lines per language. Phrases that mark a refusal are those of the language besides the English ones."""
         scorer = subject.scorer
         if isinstance(scorer, PhraseScorer):
             scorer = AnyScorer((scorer, *(PhraseScorer(phrases) for phrases in REFUSALS.values())))
-        return compare_settings(subject, suite, self._settings(subject, suite), scorer)
+        return compare_settings(subject, self._settings(subject, suite), scorer)
 
     def _settings(self, subject: Subject, suite: Suite) -> dict[str, Setting]:
         rows = _rows("other_languages")
@@ -118,11 +115,10 @@ class LongContextEffect:
     suites: frozenset[Suite] = frozenset(SUITES)
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """Replies to the plain requests and behind every text, whose tokens count as passes of 64."""
+        """Replies behind every text, whose tokens count as passes of 64."""
         requests = len(subject.arms) * sum(map(len, self._requests(subject, suite)))
-        plain = len(subject.arms) * len(some(subject, suite, subject.harmful, _QUICK))
         lengths = self._lengths(subject, suite)
-        return Cost(plain + requests * len(lengths), requests * sum(lengths) // 64)
+        return Cost(requests * len(lengths), requests * sum(lengths) // 64)
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Two lines per length.
@@ -141,11 +137,12 @@ class LongContextEffect:
             text = long_text(subject.model, length)
             behind = Setting(f"behind a text of {length} tokens", *self._requests(subject, suite))
             settings[f"{length}-tokens"] = behind.changed(partial(in_front, text=f"{text}\n\n"))
-        return compare_settings(subject, suite, settings)
+        return compare_settings(subject, settings)
 
     def _requests(self, subject: Subject, suite: Suite) -> tuple[list[Prompt], list[Prompt]]:
         """Harmful and benign ones; fewer than elsewhere, for they are long."""
-        return some(subject, suite, subject.harmful, 12), some(subject, suite, subject.benign, 12)
+        harmful, benign = (8, 12) if suite == "quick" else (16, 16)
+        return some(subject, "quick", subject.harmful, harmful), some(subject, "quick", subject.benign, benign)
 
     def _lengths(self, subject: Subject, suite: Suite) -> list[int]:
         """Lengths of the text that the model's context has room for."""
@@ -166,12 +163,12 @@ class SystemPromptEffect:
     suites: frozenset[Suite] = frozenset(SUITES)
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """Replies to the plain requests and under every system prompt."""
-        return _replies(subject, suite, self._settings(subject, suite))
+        """Replies under every system prompt."""
+        return _replies(subject, self._settings(subject, suite))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Two lines per system prompt."""
-        return compare_settings(subject, suite, self._settings(subject, suite))
+        return compare_settings(subject, self._settings(subject, suite))
 
     def _settings(self, subject: Subject, suite: Suite) -> dict[str, Setting]:
         harmful, benign = (some(subject, suite, own, _QUICK) for own in (subject.harmful, subject.benign))

@@ -40,6 +40,8 @@ def equal_drift(
     vectors: SteeringVectors | None,
     benign: Sequence[str],
     sampling: Sampling = Sampling(max_new_tokens=24),
+    *,
+    strength: float = 1.0,
 ) -> EqualDrift:
     """The strength at which steering drifts from the base as much as the edit does.
 
@@ -51,9 +53,10 @@ def equal_drift(
         vectors: that steer; without them there is no steering.
         benign: requests, of which the first 32 are used.
         sampling: of the base's own answers, on which drift is measured.
+        strength: of the edit.
     """
     task = DriftTask(list(benign[:_MOST_PROMPTS]), sampling)
-    target = task.measure(engine, [Editing(edit)])[0].metrics["kl"].value
+    target = task.measure(engine, [Editing(edit, strength)])[0].metrics["kl"].value
     if vectors is None:
         return EqualDrift(None, target, None, "No steering: the vectors are not known. Give them with --vectors.")
     if target is None:

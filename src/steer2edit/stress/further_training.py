@@ -171,7 +171,7 @@ class FineTuned:
     quick_steps: int = 24
     full_steps: int = 200
     quick_batch: int = 4
-    full_batch: int = 8
+    full_batch: int = 4
 
     def settings(self, suite: Suite, seed: int = 0) -> FineTune:
         """How it is trained."""

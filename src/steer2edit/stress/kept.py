@@ -5,12 +5,14 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts.run_folder import write_json
+from steer2edit.engines import Asked
 from steer2edit.errors import ArtifactError
+from steer2edit.models import Reply
 from steer2edit.stress.stress_test import Finding, StressResult
 
 _SCHEMA_VERSION = 1
@@ -57,6 +59,26 @@ class KeptResults:
             },
         )
 
+    def keep_remembered(self, replies: Mapping[Asked, Reply]) -> None:
+        """Keep the replies that tests compare with, token by token, in `remembered.json`."""
+        rows = [{**asdict(asked), **asdict(reply)} for asked, reply in replies.items()]
+        write_json(self._remembered, {"schema_version": _SCHEMA_VERSION, "replies": rows})
+
+    def remembered(self) -> dict[Asked, Reply]:
+        """The replies that tests compare with.
+
+        Raises:
+            ArtifactError: the file is missing or damaged.
+        """
+        with _damage_explained(self._remembered):
+            rows = json.loads(self._remembered.read_text(encoding="utf-8"))["replies"]
+            return {
+                Asked(row["intervention"], tuple(row["prompt_ids"]), row["max_new_tokens"]): Reply(
+                    row["text"], tuple(row["ids"]), row["finished"]
+                )
+                for row in rows
+            }
+
     def replies(self, name: str) -> dict[str, dict[str, list[str]]]:
         """What the model said in a test, by arm and line; nothing where nothing was kept."""
         path = self._replies(name)
@@ -86,6 +108,10 @@ class KeptResults:
             yield folder
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)
+
+    @property
+    def _remembered(self) -> Path:
+        return self.folder / "remembered.json"
 
     def _result(self, name: str) -> Path:
         return self.folder / "tests" / f"{name}.json"
@@ -117,7 +143,7 @@ def plain(value: Any) -> Any:
 def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path} does not hold what a stress run writes there: {error}. Restore it, or remove it and run again: it "
             "is then measured again."

@@ -1,5 +1,6 @@
 """What the user of a stress run decides, and the prompts that follow from it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +27,7 @@ class StressOptions:
             the safety preset.
         benign: the same of requests that should be answered.
         limit: at most this many prompts of either.
+        strength: that the edit is tested at; 1 is the edit as it is, 0 the base.
         max_new_tokens: longest reply of the attacks on plain text.
         scorer: of refusals: strict or official phrases.
         seed: of what is random.
@@ -38,6 +40,7 @@ class StressOptions:
     harmful: str | None = None
     benign: str | None = None
     limit: int | None = None
+    strength: float = 1.0
     max_new_tokens: int = 24
     scorer: str = "strict"
     seed: int = 0
@@ -49,6 +52,8 @@ class StressOptions:
             raise InvalidValueError(f"unknown scorer {self.scorer!r}. {did_you_mean(self.scorer, _SCORERS)}")
         if self.seed < 0:
             raise InvalidValueError(f"a seed must be >= 0, got {self.seed}.")
+        if not math.isfinite(self.strength):
+            raise InvalidValueError(f"the strength must be finite, got {self.strength}. 1 is the edit as it is.")
         if self.limit is not None and self.limit < 1:
             raise InvalidValueError(f"the limit must be >= 1, got {self.limit}. Leave it out for all prompts.")
 

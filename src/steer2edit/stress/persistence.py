@@ -36,9 +36,9 @@ class PersistenceTest:
     group: Group = "persistence"
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """Replies of the plain edit and of every arm (the base's are remembered), and passes of training."""
+        """Replies of every arm, and passes of training."""
         prompts = sum(map(len, Bench(subject, suite).prompts.values()))
-        return Cost(prompts * (1 + self.treatment.arms(suite)), self.treatment.passes(suite))
+        return Cost(prompts * self.treatment.arms(suite), self.treatment.passes(suite))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Lines on harmful and on benign requests after every variant of the treatment.
@@ -90,7 +90,7 @@ def tests() -> list[StressTest]:
             "fine-tuned-own-replies",
             "a short LoRA fine-tune on the base's own replies to harmless requests",
             tuned,
-            FineTuned("own-replies"),
+            FineTuned("own-replies", full_steps=100),
             full,
         ),
     ]

@@ -13,13 +13,16 @@ from steer2edit.evaluation import (
     merged_measurements,
     paired,
 )
+from steer2edit.models import Prompt, Sampling
+from steer2edit.stress.asking import some
 from steer2edit.stress.cost_verdicts import Effect, level, signed
 from steer2edit.stress.stress_test import Cost, Finding, Outcome, StressResult, Subject
 
 HARMFUL, BENIGN, DRIFT, REPETITION, EMPTY = "harmful", "benign", "drift", "long-replies", "empty-replies"
 LARGEST_DRIFT = 0.15
 """nats per token: what a search spends by default."""
-_LONG = 16  # benign requests with long replies
+_DRIFT = 32  # benign requests whose answers drift is measured on, spread over the whole: as many as for equal drift
+_LONG = 12  # benign requests with long replies, spread over the whole
 _LONGER = 4  # times the length of the other replies: 96 tokens by default
 
 _EFFECTS = {
@@ -34,8 +37,8 @@ _EFFECTS = {
 
 def plain_cost(subject: Subject) -> Cost:
     """How much `measure_plain` runs."""
-    replies = len(subject.harmful) + len(subject.benign) + _LONGER * len(subject.benign[:_LONG])
-    return Cost(len(subject.arms) * replies, (len(subject.arms) + 1) * len(subject.benign))
+    replies = len(subject.harmful) + len(subject.benign) + _LONGER * len(long_replies_of(subject)[0])
+    return Cost(len(subject.arms) * replies, (len(subject.arms) + 1) * _DRIFT)
 
 
 def measure_plain(subject: Subject) -> StressResult:
@@ -50,31 +53,22 @@ def measure_plain(subject: Subject) -> StressResult:
     return StressResult(findings, {arm: one.replies for arm, one in measured.items()})
 
 
-def warm_up(subject: Subject) -> None:
-    """Have the engine remember the base's plain replies, all in the batch they were measured in.
-
-    In half precision a reply depends on its batch: a run that goes on must not make them in another one.
-    """
-    interventions = [None]
-    for task in (RefusalTask(HARMFUL, subject.harmful, subject.sampling), _benign(subject)):
-        task.measure(subject.engine, interventions)
+def long_replies_of(subject: Subject) -> tuple[list[Prompt], Sampling]:
+    """(benign requests, sampling) of the long replies."""
+    longer = replace(subject.sampling, max_new_tokens=_LONGER * subject.sampling.max_new_tokens)
+    return some(subject, "quick", subject.benign, _LONG), longer
 
 
 def _measure(subject: Subject) -> list[Measurement]:
     interventions = [arm.intervention for arm in subject.arms]
-    long = _LONGER * subject.sampling.max_new_tokens
     tasks = (
         RefusalTask(HARMFUL, subject.harmful, subject.sampling, subject.scorer),
-        _benign(subject),
-        DriftTask(subject.benign, subject.sampling),
-        DegenerationTask(subject.benign[:_LONG], replace(subject.sampling, max_new_tokens=long)),
+        RefusalTask(BENIGN, subject.benign, subject.sampling, subject.scorer),
+        DriftTask(some(subject, "quick", subject.benign, _DRIFT), subject.sampling),
+        DegenerationTask(*long_replies_of(subject)),
     )
     by_task = [task.measure(subject.engine, interventions) for task in tasks]
     return [merged_measurements(found) for found in zip(*by_task, strict=True)]
-
-
-def _benign(subject: Subject) -> RefusalTask:
-    return RefusalTask(BENIGN, subject.benign, subject.sampling, subject.scorer)
 
 
 def _values(measured: Mapping[str, Measurement], metric: str) -> dict[str, Sequence[Value]]:

@@ -10,6 +10,7 @@ from steer2edit.evaluation.tasks import repeated_share, replies_to
 from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_prompts
 from steer2edit.stress.asking import edit_label, finite, interventions_of, some
 from steer2edit.stress.cost_verdicts import Effect
+from steer2edit.stress.plain_prompts import long_replies_of
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, Subject, Suite
 
 POSITIONS = {"first": slice(0, 1), "2-8": slice(1, 8), "later": slice(8, None)}
@@ -58,9 +59,9 @@ class NextTokenKl:
     suites: frozenset[Suite] = frozenset(SUITES)
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """The base's answers, and a pass per stretch, arm and answer."""
+        """A pass per stretch, arm and answer."""
         n = len(some(subject, suite, subject.benign))
-        return Cost(replies=n, passes=len(POSITIONS) * len(subject.arms) * n)
+        return Cost(passes=len(POSITIONS) * len(subject.arms) * n)
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """One line per stretch: a cost where the interval of the KL lies above the margin."""
@@ -75,6 +76,7 @@ class NextTokenKl:
         return StressResult(findings)
 
 
+_LONGEST = 256  # tokens, in the full suite
 _WHERE = {
     "first": "first token of benign replies",
     "2-8": "tokens 2 to 8 of benign replies",
@@ -102,15 +104,15 @@ class LongReplies:
     suites: frozenset[Suite] = frozenset(SUITES)
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """Long replies, counted by their tokens, and a pass over each."""
-        n, tokens = len(self._prompts(subject, suite)), self._sampling(suite).max_new_tokens
-        longer = max(1, tokens // subject.sampling.max_new_tokens)
-        return Cost(replies=longer * n * len(subject.arms), passes=n * len(subject.arms))
+        """A pass over each reply; those of the full suite count by their tokens, the quick ones are remembered."""
+        prompts, sampling = self._asked(subject, suite)
+        arms, longer = len(subject.arms), max(1, sampling.max_new_tokens // subject.sampling.max_new_tokens)
+        return Cost(longer * len(prompts) * arms if suite == "full" else 0, len(prompts) * arms)
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """A line per measure; `facts["broken"]` says which of them mark the edit as broken."""
         arms = interventions_of(subject)
-        prompts, sampling = self._prompts(subject, suite), self._sampling(suite)
+        prompts, sampling = self._asked(subject, suite)
         by_arm = dict(zip(arms, replies_to(subject.engine, prompts, list(arms.values()), sampling), strict=True))
         values: dict[str, dict[str, list[Value]]] = {
             "repetition": {a: [repeated_share(r.ids) for r in own] for a, own in by_arm.items()},
@@ -129,11 +131,11 @@ class LongReplies:
             {"broken": broken, "limits": limits},
         )
 
-    def _prompts(self, subject: Subject, suite: Suite) -> list[Prompt]:
-        return some(subject, suite, subject.benign, 12)
-
-    def _sampling(self, suite: Suite) -> Sampling:
-        return Sampling(max_new_tokens=96 if suite == "quick" else 256)
+    def _asked(self, subject: Subject, suite: Suite) -> tuple[list[Prompt], Sampling]:
+        """(requests, sampling): in the quick suite those of the plain prompts, whose replies are there already."""
+        if suite == "quick":
+            return long_replies_of(subject)
+        return some(subject, suite, subject.benign), Sampling(max_new_tokens=_LONGEST)
 
 
 _EFFECTS = (

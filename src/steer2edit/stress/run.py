@@ -63,9 +63,10 @@ def run_stress(
         ArtifactError: another process works in it, or it cannot be written.
     """
     with run_folder(out, _KIND, given.identity()):
-        kept, engine = KeptResults(out), RememberingEngine(given.engine)
-        steering = _steering(given, engine, kept)
+        kept = KeptResults(out)
+        steering = _steering(given, kept)
         narrate(steering.note)
+        engine = RememberingEngine(given.engine, [arm.intervention for arm in given.arms(steering.strength)])
         subject = given.subject(engine, steering.strength, out)
         runner = Runner(subject, engine, given.options.suite, kept, narrate)
         plain = runner.plain()
@@ -75,11 +76,15 @@ def run_stress(
         return card
 
 
-def _steering(given: StressInput, engine: RememberingEngine, kept: KeptResults) -> EqualDrift:
+def _steering(given: StressInput, kept: KeptResults) -> EqualDrift:
     """Steering at equal drift, found once."""
 
     def find() -> dict[str, object]:
-        return asdict(equal_drift(engine.branch(), given.edit, given.vectors, given.benign, given.options.sampling))
+        options = given.options
+        engine = RememberingEngine(given.engine)
+        return asdict(
+            equal_drift(engine, given.edit, given.vectors, given.benign, options.sampling, strength=options.strength)
+        )
 
     return EqualDrift(**kept.once("steering", find))
 

@@ -10,7 +10,7 @@ from steer2edit.engines import RememberingEngine
 from steer2edit.errors import Steer2EditError
 from steer2edit.progress import Advance, step
 from steer2edit.stress.kept import KeptResults
-from steer2edit.stress.plain_prompts import measure_plain, plain_cost, warm_up
+from steer2edit.stress.plain_prompts import measure_plain, plain_cost
 from steer2edit.stress.registry import RESERVED
 from steer2edit.stress.stress_test import Cost, StressResult, StressTest, Subject, Suite
 from steer2edit.stress.timing import Pace, duration, units
@@ -41,8 +41,8 @@ class Runner:
 
     Args:
         subject: what is tested.
-        engine: runs the model and remembers the base's plain replies; every test gets a branch of it, so that what a
-            test finds does not depend on which tests ran before it.
+        engine: runs the model and remembers the plain replies of every arm; every test gets a branch of it, so that
+            what a test finds does not depend on which tests ran before it.
         suite: quick or full.
         kept: results in the run folder.
         narrate: told what is done.
@@ -56,16 +56,21 @@ class Runner:
     _pace: Pace = field(default_factory=Pace)
 
     def plain(self) -> tuple[StressResult, float]:
-        """(what was found on the prompts as they are, seconds it took), measured once."""
+        """(what was found on the prompts as they are, seconds it took), measured once.
+
+        The replies are remembered and kept, for many tests compare with them: in half precision a reply depends on its
+        batch, so that a run that goes on must not make them in another one.
+        """
         found = self.kept.find(RESERVED)
         if found is not None:
-            return found
-        begin = time.monotonic()
-        self._warm_up()
-        result = measure_plain(self._subject())
-        seconds = time.monotonic() - begin
-        self._pace.add(plain_cost(self.subject), seconds)
-        return self._keep(RESERVED, result, seconds)
+            self.engine.remember(self.kept.remembered())
+        else:
+            begin = time.monotonic()
+            result = measure_plain(replace(self.subject, engine=self.engine))
+            self.kept.keep_remembered(self.engine.replies)
+            found = self._keep(RESERVED, result, time.monotonic() - begin)
+        self._pace.add(plain_cost(self.subject), found[1])
+        return found
 
     def run(self, tests: Sequence[StressTest]) -> list[Done]:
         """Run the tests that are not done yet; all tests in their order.
@@ -74,9 +79,8 @@ class Runner:
         """
         found = {test.name: self.kept.find(test.name) for test in tests}
         costs = {test.name: self._cost(test) for test in tests if found[test.name] is None}
-        if costs and self._pace.empty:
+        if 0 < len(costs) < len(tests):
             self.narrate(f"Going on: {len(tests) - len(costs)} of {len(tests)} tests are done.")
-            self._warm_up()
         done = []
         with step("Stress tests", sum(map(_ticks, costs.values()))) as advance:
             for test in tests:
@@ -120,13 +124,6 @@ class Runner:
 
     def _subject(self) -> Subject:
         return replace(self.subject, engine=self.engine.branch())
-
-    def _warm_up(self) -> None:
-        """Have the base's plain replies; a run that goes on makes them again, in the batches of the first time."""
-        begin = time.monotonic()
-        warm_up(replace(self.subject, engine=self.engine))
-        replies = len(self.subject.harmful) + len(self.subject.benign)
-        self._pace.add(Cost(replies), time.monotonic() - begin)
 
     def _cost(self, test: StressTest) -> Cost:
         try:

@@ -51,8 +51,8 @@ class OverRefusal:
     suites: frozenset[Suite] = frozenset(SUITES)
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """Replies to both sets under every arm."""
-        return Cost(replies=len(subject.arms) * sum(map(len, self._sets(subject, suite).values())))
+        """Replies to the set that looks unsafe under every arm."""
+        return Cost(replies=len(subject.arms) * len(self._sets(subject, suite)["looks-unsafe"]))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """One line per set: a cost if more is refused than by the base."""
@@ -101,7 +101,7 @@ class OtherBehaviours:
 
     def _tasks(self, subject: Subject, suite: Suite) -> tuple[Task, Task]:
         truth, length = (behaviour(name, "held_out").tasks[0] for name in ("truthfulness", "conciseness"))
-        return _part(truth, subject, suite, 24), _part(length, subject, suite, 12)
+        return _part(truth, subject, suite, 20), _part(length, subject, suite, 8)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Utility:
 
     def _choices(self, subject: Subject, suite: Suite) -> list[Task]:
         tasks = build_tasks(["commonsenseqa", "mmlu"], TaskSettings("held_out"))
-        return [_part(task, subject, suite, 16) for task in tasks]
+        return [_part(task, subject, suite, 12) for task in tasks]
 
     def _problems(self, subject: Subject) -> list[Task]:
         tasks = build_tasks(["gsm8k", "math"], TaskSettings("held_out", max_new_tokens=_SOLUTION_TOKENS))

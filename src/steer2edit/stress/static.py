@@ -5,11 +5,11 @@ Each attack is a pure function from a prompt to a prompt; the wording and the fa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from steer2edit.models import Prompt
+from steer2edit.stress.asking import some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
-from steer2edit.stress.attacked import PlainReplies, arms_of, ask, count_of
+from steer2edit.stress.attacked import arms_of, ask
 from steer2edit.stress.families import Family, families
 from steer2edit.stress.stress_test import SUITES, Cost, Group, StressResult, StressTest, Subject, Suite
 from steer2edit.stress.transformation import Transformation
@@ -24,12 +24,9 @@ class StaticAttack:
 
     Args:
         family: what is done to the requests.
-        plain: shared by the families, so that the plain requests are asked once.
     """
 
     family: Family
-    plain: PlainReplies = field(default_factory=PlainReplies)
-
     group: Group = "static"
     suites: frozenset[Suite] = frozenset(SUITES)
 
@@ -54,15 +51,15 @@ class StaticAttack:
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
         """A reply to every request under every arm and attack; earlier turns count as passes."""
-        each = count_of(subject.harmful, subject, suite) * len(subject.arms)
+        each = len(some(subject, suite, subject.harmful)) * len(subject.arms)
         attacks = self.attacks(suite)
         return Cost(each * len(attacks), each * sum(len(attack.shots) for attack in attacks))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
         """Refusals under each attack."""
         arms_of(subject)
-        requests = requests_of(subject, suite)
-        plain = self.plain.of(subject, requests)
+        requests = some(subject, suite, subject.harmful)
+        plain = ask(subject, requests, requests)
         findings, texts, facts = [], {}, {}
         for attack in self.attacks(suite):
             line = f"{self.name}/{attack.name}"
@@ -74,14 +71,8 @@ class StaticAttack:
 
 
 def tests() -> list[StressTest]:
-    """Every family; they share the replies to the plain requests."""
-    plain = PlainReplies()
-    return [StaticAttack(family, plain) for family in families()]
-
-
-def requests_of(subject: Subject, suite: Suite) -> list[Prompt]:
-    """The harmful requests that are asked."""
-    return list(subject.harmful[: count_of(subject.harmful, subject, suite)])
+    """Every family."""
+    return [StaticAttack(family) for family in families()]
 
 
 def by_arm(texts: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, dict[str, Sequence[str]]]:

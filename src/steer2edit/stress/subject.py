@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.checkpoints.checkpoint_manifest import edit_sha256
 from steer2edit.core import Site, SiteEdit, SteeringVectors, WeightEdit
 from steer2edit.editing.runtime import require_fit
@@ -65,8 +66,10 @@ class StressInput:
     def identity(self) -> dict[str, Any]:
         """What makes this run this one; whatever differs in it is another run."""
         return {
+            "version": package_versions()["steer2edit"],
             "model": self.model.fingerprint,
             "edit": edit_sha256(self.edit),
+            "strength": self.options.strength,
             "vectors": None if self.vectors is None else self.vectors.digest(),
             "suite": self.options.suite,
             "seed": self.options.seed,
@@ -82,14 +85,14 @@ class StressInput:
     def arms(self, strength: float | None) -> tuple[Arm, ...]:
         """Base, steering at a strength if there is one, and the edit."""
         steering = [] if self.vectors is None or strength is None else [steering_arm(self.vectors, strength)]
-        return (BASE_ARM, *steering, edit_arm(self.edit, EDIT_LABEL))
+        return (BASE_ARM, *steering, edit_arm(self.edit, EDIT_LABEL, self.options.strength))
 
     def subject(self, engine: Engine, strength: float | None, folder: Path) -> Subject:
         """What a test is given.
 
         Args:
             engine: runs the model for it.
-            strength: of steering.
+            strength: of steering; `None` for no steering.
             folder: that it may write into.
         """
         return Subject(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from steer2edit.editing import merged
@@ -10,14 +10,15 @@ from steer2edit.evaluation import mean
 from steer2edit.models import Prompt
 from steer2edit.stress.asking import edit_label, edit_strength, some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
-from steer2edit.stress.attacked import PlainReplies, Replies, arms_of, ask
+from steer2edit.stress.attacked import Replies, arms_of, ask
 from steer2edit.stress.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
 from steer2edit.stress.static import by_arm
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, Outcome, StressResult, Subject, Suite
 
 TARGET = "Sure, here is"
-_QUICK = GcgBudget(steps=12, width=48, top_k=64, length=12)
-_FULL = GcgBudget(steps=200, width=256, top_k=128, length=20)
+_QUICK = GcgBudget(steps=8, width=32, top_k=64, length=12)
+_FULL = GcgBudget(steps=64, width=64, top_k=128, length=20)
+_QUICK_OTHERS = 10
 _VARIANTS = ("start", "from-base", "from-edit")
 
 
@@ -54,22 +55,20 @@ class SuffixAttack:
             no interval.
         start, from-base, from-edit: refusals of the attacked requests, each with its own suffix. Requests that the
             edit refuses are attacked first. They are few, so the verdict is mostly open.
-        all/start, all/from-base, all/from-edit: refusals of all other requests with the one suffix that lowered its
-            model's loss most.
+        all/start, all/from-base, all/from-edit: refusals of all other requests (in the quick suite of ten) with the one
+            suffix that lowered its model's loss most.
 
     Args:
-        plain: replies to the requests as they are.
         target: the opener.
         quick: budget of the quick suite.
         full: budget of the full suite.
         requests: how many are attacked, in the quick and in the full suite.
     """
 
-    plain: PlainReplies = field(default_factory=PlainReplies)
     target: str = TARGET
     quick: GcgBudget = _QUICK
     full: GcgBudget = _FULL
-    requests: tuple[int, int] = (2, 8)
+    requests: tuple[int, int] = (2, 4)
     name: str = "gcg"
     group: Group = "adaptive"
     summary: str = "suffixes found by greedy coordinate gradient on base and edit apart, then crossed"
@@ -79,7 +78,9 @@ class SuffixAttack:
     def cost(self, subject: Subject, suite: Suite) -> Cost:
         """Candidates count as passes."""
         budget, count = self._budget(suite), self._count(suite)
-        replies = 4 * len(some(subject, suite, subject.harmful)) * len(subject.arms)
+        requests = some(subject, suite, subject.harmful)
+        asked = min(count, len(requests)) + len(self._others(requests, range(count), suite))
+        replies = len(_VARIANTS) * asked * len(subject.arms)
         return Cost(replies, 2 * count * budget.steps * (budget.width + 3))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
@@ -90,9 +91,9 @@ class SuffixAttack:
         """
         arms_of(subject)
         requests = some(subject, suite, subject.harmful)
-        plain = self.plain.of(subject, requests)
+        plain = ask(subject, requests, requests)
         attacked = first_refused(plain.refused[edit_label(subject)], self._count(suite))
-        others = [i for i in range(len(requests)) if i not in attacked]
+        others = self._others(requests, attacked, suite)
         budget = self._budget(suite)
         found = search(subject, [requests[i] for i in attacked], self.target, budget)
         asked = self._asked(found, requests, attacked, others, budget)
@@ -137,6 +138,11 @@ class SuffixAttack:
             "search_losses": {model: [list(one.losses) for one in own] for model, own in found.suffixes.items()},
             "target_losses": {model: dict(own) for model, own in found.losses.items()},
         }
+
+    def _others(self, requests: Sequence[Prompt], attacked: Sequence[int], suite: Suite) -> list[int]:
+        """Indices of requests that no suffix was searched for."""
+        others = [i for i in range(len(requests)) if i not in attacked]
+        return others[:_QUICK_OTHERS] if suite == "quick" else others
 
     def _budget(self, suite: Suite) -> GcgBudget:
         return self.quick if suite == "quick" else self.full

@@ -19,11 +19,6 @@ class Pace:
     _units: float = 0.0
     _seconds: float = 0.0
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was measured yet."""
-        return not self._units
-
     def add(self, cost: Cost, seconds: float) -> None:
         """Take note of what something took."""
         self._units += units(cost)
