@@ -12,8 +12,10 @@ from steer2edit.artifacts.run_folder import RunKind, run_folder, write_json
 from steer2edit.engines import RememberingEngine
 from steer2edit.evaluation import BASE_ARM
 from steer2edit.steering import prompt_digests
+from steer2edit.stress.asking import some
 from steer2edit.stress.equal_drift import EqualDrift, equal_drift
 from steer2edit.stress.kept import KeptResults
+from steer2edit.stress.pooled import NAME, SUMMARY, pooled_finding
 from steer2edit.stress.registry import RESERVED
 from steer2edit.stress.runner import Done, Narrate, Runner
 from steer2edit.stress.scorecard import (
@@ -26,7 +28,8 @@ from steer2edit.stress.scorecard import (
     line_record,
     summarise,
 )
-from steer2edit.stress.stress_test import StressResult, StressTest, Subject
+from steer2edit.stress.static import StaticAttack
+from steer2edit.stress.stress_test import StressResult, StressTest, Subject, Suite
 from steer2edit.stress.subject import EDIT_LABEL, StressInput
 from steer2edit.stress.verdict import RULES, judge
 
@@ -101,6 +104,7 @@ def _scorecard(
 ) -> Scorecard:
     first = _plain_entry(*plain, subject)
     entries = [_entry(one, subject) for one in done]
+    entries += _pooled_entry(plain[0], done, subject, given.options.suite)
     return Scorecard(
         title=f"Stress tests of {name}, an edit of {given.model.name}",
         created=now(),
@@ -141,6 +145,32 @@ def _entry(done: Done, subject: Subject) -> EntryRecord:
         lines=[] if result is None else [line_record(one, subject.arms) for one in result.findings],
         facts={} if result is None else dict(result.facts),
     )  # fmt: skip
+
+
+def _pooled_entry(plain: StressResult, done: Sequence[Done], subject: Subject, suite: Suite) -> list[EntryRecord]:
+    """The static attacks together, if there are several; they are all on the same requests."""
+    attacked = [
+        finding for one in done if isinstance(one.test, StaticAttack) and one.result for finding in one.result.findings
+    ]
+    asked = some(subject, suite, range(len(subject.harmful)))
+    harmful = plain.findings[0].values
+    refused = {arm: [values[i] for i in asked] for arm, values in harmful.items()}
+    found = pooled_finding(attacked, refused, subject.arms)
+    if found is None:
+        return []
+    return [
+        EntryRecord(
+            name=NAME,
+            group="static",
+            summary=SUMMARY,
+            citation="this project",
+            tested=True,
+            message="",
+            seconds=None,
+            lines=[line_record(found, subject.arms)],
+            facts={"attacks": [one.name for one in attacked]},
+        )
+    ]
 
 
 def _verdict(plain: StressResult, done: Sequence[Done]) -> VerdictRecord:

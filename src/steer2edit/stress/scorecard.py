@@ -178,7 +178,7 @@ def line_record(finding: Finding, arms: Sequence[Arm]) -> LineRecord:
     return LineRecord(
         name=finding.name,
         metric=finding.metric,
-        share=all(isinstance(value, bool) for value in every),
+        share=finding.metric == "refused" or all(isinstance(value, bool) for value in every),
         arms={arm: _estimate(one) for arm, one in finding.estimates.items()},
         differences={arm: _estimate(one) for arm, one in finding.differences.items()},
         edit_minus_steering=_estimate(paired(finding.values[str(edit)], finding.values[str(steering)]))
