@@ -33,7 +33,7 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    layout: Path | None = None,
+    layout: Path | Layout | None = None,
     chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
@@ -45,7 +45,7 @@ def load_model(
             `bfloat16` or `float16`.
         device: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or `balanced` to spread a model
             that is larger than one device over all of them.
-        layout: a layout file for an architecture that is not known (docs/add-a-model.md).
+        layout: a layout, or a file of one, for an architecture that is not known (docs/add-a-model.md).
         chat_template: a Jinja file instead of the tokenizer's own template, or `none` for plain text.
         trust_remote_code: run the Python code that a checkpoint brings. Only for code you have read.
 
@@ -54,7 +54,7 @@ def load_model(
         LayoutError: the model has residual writers that no layout rule covers.
     """
     target = _device(device)
-    own_layout = Layout.from_file(layout) if layout else None
+    own_layout = layout if layout is None or isinstance(layout, Layout) else Layout.from_file(layout)
     try:
         with _our_progress_only(name):
             network, tokenizer = _read(name, dtype, target, trust_remote_code)

@@ -1,5 +1,6 @@
 """A short fine-tune of a model in memory: LoRA with PEFT, taken off again without a trace."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -84,7 +85,9 @@ def fine_tuned(model: LanguageModel, rows: Sequence[EncodedResponse], settings: 
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         try:
-            wrapped = get_peft_model(network, config)
+            with warnings.catch_warnings():  # PEFT reads a property that transformers 5 renamed
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                wrapped = get_peft_model(network, config)
         except ValueError as error:
             raise ModelError(f"PEFT cannot put a LoRA on {model.name!r}: {error}") from error
     try:
