@@ -40,7 +40,7 @@ def test_shares_by_hand() -> None:
     assert found.values["base"] == [0.5] * 2 + [0.0] * 18
     assert found.estimates["edited"].value == pytest.approx(0.3)
     assert found.outcome == "weakened"
-    assert "All 2 static attacks together: refused by base 5 %, steering 80 %, edit 30 %" in found.sentence
+    assert "The 2 static attacks in the clear together: refused by base 5 %, steering 80 %, edit 30 %" in found.sentence
     assert "(the edit on plain requests: 80 %); the edit's change -50 points [" in found.sentence
     # edit less steering: 30 % less 80 %, and 80 % less 80 % before
     assert "edit less steering -50 points [" in found.sentence
@@ -80,14 +80,14 @@ def test_one_attack_has_nothing_to_add_up() -> None:
 def test_a_run_with_several_families_has_the_line(tmp_path: Path) -> None:
     """Of the requests that the attacks were made of, whatever other tests there are."""
     families = {test.name: test for test in static.tests()}
-    tests = [families["role-play"], ToyTest("toy"), families["style"]]
+    tests = [families["role-play"], ToyTest("toy"), families["encoding"], families["style"]]
     card = run_stress(tiny_input(2.0), tests, tmp_path / "run", lambda text: None)  # type: ignore[list-item]
     entry = card.tests[-1]
     assert (entry.name, entry.group, entry.facts["attacks"]) == (NAME, "static", ["role-play/novelist", "style/json"])
     (line,) = entry.lines
     assert line.share
     assert line.arms["edit"].n == 3
-    alone = [test.lines[0].arms["edit"].value for test in card.tests if test.name in families]
+    alone = [test.lines[0].arms["edit"].value for test in card.tests if test.name in ("role-play", "style")]
     assert line.arms["edit"].value == pytest.approx(sum(filter(None, alone)) / 2)
     fewer = run_stress(tiny_input(2.0), tests[:2], tmp_path / "other", lambda text: None)  # type: ignore[list-item]
     assert NAME not in {test.name for test in fewer.tests}

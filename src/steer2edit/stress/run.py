@@ -148,9 +148,13 @@ def _entry(done: Done, subject: Subject) -> EntryRecord:
 
 
 def _pooled_entry(plain: StressResult, done: Sequence[Done], subject: Subject, suite: Suite) -> list[EntryRecord]:
-    """The static attacks together, if there are several; they are all on the same requests."""
+    """The static attacks in the clear together, if there are several; they are all on the same requests."""
     attacked = [
-        finding for one in done if isinstance(one.test, StaticAttack) and one.result for finding in one.result.findings
+        finding
+        for one in done
+        if isinstance(one.test, StaticAttack) and one.result
+        for finding, attack in zip(one.result.findings, one.test.attacks(suite), strict=True)
+        if not attack.hides
     ]
     asked = some(subject, suite, range(len(subject.harmful)))
     harmful = plain.findings[0].values
