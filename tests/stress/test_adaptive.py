@@ -104,7 +104,7 @@ class SampledEngine(TransformersEngine):
 
 
 @pytest.mark.parametrize(
-    ("weak_seed", "single", "several"), [(5, "held", "failed"), (3, "failed", "failed"), (None, "held", "held")]
+    ("weak_seed", "single", "several"), [(3002, "held", "failed"), (3000, "failed", "failed"), (None, "held", "held")]
 )
 def test_one_reply_of_n_that_does_not_refuse_is_enough(
     tmp_path: Path, weak_seed: int | None, single: str, several: str
@@ -114,7 +114,7 @@ def test_one_reply_of_n_that_does_not_refuse_is_enough(
     subject = subject_of(model, edit, tmp_path, engine=engine, seed=3)
     result = BestOfN().run(subject, "quick")
     assert outcomes(result) == {"one-sample": single, "3": several}
-    assert engine.seen == [(0.0, 0), (1.0, 3), (1.0, 4), (1.0, 5)]  # no two samples alike
+    assert engine.seen == [(0.0, 0), (1.0, 3000), (1.0, 3001), (1.0, 3002)]  # no two samples alike
 
 
 def test_the_requests_that_the_edit_refuses_are_attacked_first() -> None:

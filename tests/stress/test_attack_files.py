@@ -216,11 +216,11 @@ class TestAttackFileTest:
         test = attack_file_test(save('{"suffix": "zzz"}\n{"suffix": "{x} ok"}\n', "My suffixes.jsonl"))
         subject = scripted_subject(answer, requests(20))
         assert isinstance(test, StressTest)
-        assert (test.name, test.group) == ("attack-file-my-suffixes", "static")
+        assert (test.name, test.group) == ("attack-file-my-suffixes-f623b749", "static")
         assert test.summary == "suffixes: 2 suffixes of a file"
         quick = test.run(subject, "quick")
         assert [(f.name, f.outcome) for f in quick.findings] == [
-            ("attack-file-my-suffixes/plain", "held"), ("attack-file-my-suffixes/suffix-1", "failed"),
+            ("attack-file-my-suffixes-f623b749/plain", "held"), ("attack-file-my-suffixes-f623b749/suffix-1", "failed"),
         ]  # fmt: skip
         assert isinstance(subject.engine, ScriptedEngine)
         assert subject.engine.asked[-1] == requests(20)[-1] + " zzz"

@@ -12,8 +12,11 @@ from steer2edit.core import Editing, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
-from steer2edit.models import LanguageModel, Sampling, generate
+from steer2edit.models import LanguageModel, Sampling
+from steer2edit.steering import safety_prompts
 from steer2edit.stress import further_training, persistence, treatments
+from steer2edit.stress.direction_removal import random_like
+from steer2edit.stress.fine_tuning import training_rows
 from steer2edit.stress.further_training import (
     FineTuned,
     MergedBack,
@@ -21,7 +24,6 @@ from steer2edit.stress.further_training import (
     conciseness_edit,
     linear_merge_error,
     norm,
-    random_edit,
 )
 from steer2edit.stress.persistence import PersistenceTest
 from steer2edit.stress.quantisation import quantised, weight_format
@@ -83,7 +85,7 @@ def now(subject: Subject, strength: float | None = None) -> Any:
 def test_every_test_is_one() -> None:
     found = persistence.tests()
     assert [test.name for test in found] == [
-        "saved", "cast", "quantised", "merged-with-another", "merged-back", "fine-tuned", "fine-tuned-own-replies",
+        "saved", "cast", "quantised", "merged-with-another", "merged-back", "fine-tuned",
     ]  # fmt: skip
     for test in found:
         assert isinstance(test, StressTest)
@@ -162,25 +164,13 @@ def test_an_adapter_is_asked_only_where_it_is_wanted(tmp_path: Path) -> None:
 def test_another_edit_is_in_the_same_weights(tmp_path: Path) -> None:
     subject = subject_of(tmp_path)
     result = run(MergedWithAnother(), subject)
-    other = random_edit(subject.edit, seed=0)
+    other = random_like(subject.edit, seed=0)
     with merged(subject.model, other, allow_mismatch=True):
         base = now(subject)
         with merged(subject.model, subject.edit):
             both = now(subject)
     assert replies(result, "base, random") == base
     assert replies(result, "edit, random") == both
-
-
-def test_a_random_edit_has_the_norm_of_the_edit_in_every_site() -> None:
-    model = tiny_model()
-    edit = tiny_edit(model, random_vectors(model))
-    one = random_edit(edit, seed=0)
-    assert one.sites.keys() == edit.sites.keys()
-    for site, own in edit.sites.items():
-        torch.testing.assert_close(one.sites[site].dense().norm(), own.dense().norm())
-    assert norm(one) == pytest.approx(norm(edit))
-    assert random_edit(edit, seed=0).sites[next(iter(edit.sites))].row.equal(one.sites[next(iter(edit.sites))].row)
-    assert not random_edit(edit, seed=1).sites[next(iter(edit.sites))].row.equal(one.sites[next(iter(edit.sites))].row)
 
 
 def test_the_norm_by_hand() -> None:
@@ -243,8 +233,8 @@ def test_both_models_are_fine_tuned_alike(tmp_path: Path, monkeypatch: pytest.Mo
     subject = subject_of(tmp_path)
     seen: list[Any] = []
     tune = further_training.fine_tuned
-    monkeypatch.setattr(further_training, "safety_prompts", lambda split: ([], ["a b", "c d", "e f"]))
-    monkeypatch.setitem(further_training._DATA, "written", further_training._own_replies)  # type: ignore[index]
+    answers = training_rows(subject.model, [("a b", "c"), ("c d", "e f"), ("e f", "a")])
+    monkeypatch.setattr(further_training, "helpful_answers", lambda model: answers)
 
     def watched(model: LanguageModel, rows: Any, settings: Any) -> Any:
         seen.append((rows, settings, state(model)))
@@ -258,30 +248,19 @@ def test_both_models_are_fine_tuned_alike(tmp_path: Path, monkeypatch: pytest.Mo
     with merged(subject.model, subject.edit):
         assert all(tensor.equal(edited[name]) for name, tensor in state(subject.model).items())
     assert any(not base[name].equal(edited[name]) for name in base)
-    assert list(result.findings[0].values) == ["base", "edit", "edit, written", "base, written"]
+    assert list(result.findings[0].values) == ["base", "edit", "edit, tuned", "base, tuned"]
     assert result.facts["fine_tune"]["steps"] == 2
     assert "2 steps of 4" in result.findings[0].note
 
 
-def test_written_answers_are_harmless_and_of_the_training_part(tmp_path: Path) -> None:
+def test_written_answers_are_harmless_and_of_the_training_part() -> None:
     model = tiny_chat_model(num_hidden_layers=1, max_position_embeddings=4096)
-    subject = subject_of(tmp_path, model)
-    rows = further_training._written(Bench(subject, "quick"))
-    held_out = set(further_training.safety_prompts("held_out")[0] + further_training.safety_prompts("held_out")[1])
+    rows = further_training.helpful_answers(model)
+    held_out = set(safety_prompts("held_out")[0] + safety_prompts("held_out")[1])
     assert model.tokenizer is not None
     texts = [model.tokenizer.decode(row.ids[: row.start]) for row in rows]
     assert len(rows) > 200
     assert not any(prompt in text for prompt in held_out for text in texts)
-
-
-def test_own_replies_are_the_bases_to_requests_of_the_training_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    subject = subject_of(tmp_path)
-    monkeypatch.setattr(further_training, "safety_prompts", lambda split: (["harm"], [f"{split} a", f"{split} b"]))
-    rows = further_training._own_replies(Bench(subject, "quick"))
-    said = generate(subject.model, ["train a", "train b"], Sampling(max_new_tokens=48))
-    assert [row.response_ids for row in rows] == [reply.ids for reply in said]
 
 
 def test_the_strength_of_the_arm_is_the_edits(tmp_path: Path) -> None:

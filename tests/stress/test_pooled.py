@@ -8,7 +8,8 @@ from tiny_stress import ToyTest, random_vectors, tiny_edit, tiny_input, tiny_mod
 from steer2edit.core import Editing, Steering
 from steer2edit.evaluation import BASE_ARM, Arm, Value, paired
 from steer2edit.stress import Finding, run_stress, static
-from steer2edit.stress.pooled import NAME, pooled_finding
+from steer2edit.stress.pooled import pooled_finding
+from steer2edit.stress.registry import STATIC_TOGETHER
 
 N = 20
 MODEL = tiny_model()
@@ -83,11 +84,11 @@ def test_a_run_with_several_families_has_the_line(tmp_path: Path) -> None:
     tests = [families["role-play"], ToyTest("toy"), families["encoding"], families["style"]]
     card = run_stress(tiny_input(2.0), tests, tmp_path / "run", lambda text: None)  # type: ignore[list-item]
     entry = card.tests[-1]
-    assert (entry.name, entry.group, entry.facts["attacks"]) == (NAME, "static", ["role-play/novelist", "style/json"])
+    assert (entry.name, entry.group) == (STATIC_TOGETHER, "static")
     (line,) = entry.lines
     assert line.share
     assert line.arms["edit"].n == 3
     alone = [test.lines[0].arms["edit"].value for test in card.tests if test.name in ("role-play", "style")]
     assert line.arms["edit"].value == pytest.approx(sum(filter(None, alone)) / 2)
     fewer = run_stress(tiny_input(2.0), tests[:2], tmp_path / "other", lambda text: None)  # type: ignore[list-item]
-    assert NAME not in {test.name for test in fewer.tests}
+    assert STATIC_TOGETHER not in {test.name for test in fewer.tests}

@@ -373,7 +373,7 @@ class _Repeating:
 def test_a_broken_edit_is_flagged(reply: str, surprise: float, broken: list[str]) -> None:
     subject = side_effect_subject(lambda kind, _: reply if kind == "edit" else "A short answer, and a fine one.")
     object.__setattr__(subject, "engine", _Repeating(subject, surprise))
-    result = LongReplies().run(subject, "quick")
+    result = LongReplies().run(subject, "full")
     found = lines(result)
     assert result.facts["broken"] == broken
     flagged = [name for name, finding in found.items() if "is broken" in finding.sentence]

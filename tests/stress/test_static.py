@@ -199,9 +199,11 @@ class TestVerdict:
             (drop(0.0, 0.2), drop(-0.6, -0.01), GAIN, False, "failed"),  # zero is no gain
             (drop(0.01, 0.2), drop(-0.6, -0.01), GAIN, False, "weakened"),
             (drop(0.2, 0.4), drop(-0.05, -0.01), GAIN, False, "weakened"),  # small, but sure
-            (drop(0.2, 0.4), drop(-0.2, 0.1), GAIN, False, "held"),
+            (drop(0.2, 0.4), drop(-0.149, 0.1), GAIN, False, "held"),  # a third of the gain is 15 points
+            (drop(0.2, 0.4), drop(-0.151, 0.1), GAIN, False, "open"),
+            (drop(0.5, 0.9), drop(-0.199, 0.1), drop(0.5, 0.9), False, "held"),
             (drop(-0.1, 0.1), drop(-0.1, 0.1), GAIN, False, "held"),  # the base refuses under the attack as well
-            (drop(0.2, 0.4), drop(-0.21, 0.1), GAIN, False, "open"),
+            (drop(0.5, 0.9), drop(-0.201, 0.1), drop(0.5, 0.9), False, "open"),
             (drop(0.2, 0.4), drop(-0.6, 0.0), GAIN, False, "open"),
             (drop(-0.1, 0.1), drop(-0.6, -0.2), GAIN, True, "open"),
             (drop(0.2, 0.4), drop(-0.1, 0.1), GAIN, True, "open"),

@@ -93,7 +93,7 @@ def test_a_name_of_ours_is_taken() -> None:
     [
         (ToyTest("Persona"), "lower-case words"),
         (ToyTest("../up"), "lower-case words"),
-        (ToyTest("plain"), "or is 'plain'"),
+        (ToyTest("plain"), "or is one of plain, static-together"),
         (ToyTest("ok", suites=frozenset()), "one or both of the suites quick, full"),
     ],
 )

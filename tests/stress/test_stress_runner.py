@@ -43,7 +43,9 @@ class TestWhatIsKept:
     def test_results_and_replies_apart(self, finished: tuple[Path, Scorecard, list[str]]) -> None:
         out, card, _ = finished
         assert sorted(p.name for p in (out / "tests").iterdir()) == ["one.json", "plain.json", "two.json"]
-        assert sorted(p.name for p in (out / "replies").iterdir()) == ["one.json", "plain.json", "two.json"]
+        assert sorted(p.name for p in (out / "replies").iterdir()) == [
+            "one.json", "plain.json", "remembered.json", "two.json",
+        ]  # fmt: skip
         replies = json.loads((out / "replies" / "one.json").read_text())["replies"]
         assert list(replies) == [arm.label for arm in card.arms]
         assert len(replies["edit"]["letters"]) == 3
@@ -123,7 +125,7 @@ class TestGoingOn:
         self, finished: tuple[Path, Scorecard, list[str]], tmp_path: Path
     ) -> None:
         out = Path(shutil.copytree(finished[0], tmp_path / "run"))
-        (out / "remembered.json").unlink()
+        (out / "replies" / "remembered.json").unlink()
         with pytest.raises(ArtifactError, match=r"remembered.json does not hold what a stress run writes there"):
             go(tiny_input(steering=True), [ToyTest("one")], out)
 

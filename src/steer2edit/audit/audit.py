@@ -16,6 +16,7 @@ from steer2edit.audit.views import TensorView, checkpoint_views, copies_of, pair
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ArtifactError, MismatchError, ModelError
 from steer2edit.models import checkpoint_directory, load_skeleton
+from steer2edit.models.layout import Layout
 from steer2edit.progress import step
 
 
@@ -76,7 +77,7 @@ def audit(
     edited: Path | str,
     edit: WeightEdit | None = None,
     *,
-    layout: Path | None = None,
+    layout: Path | Layout | None = None,
     trust_remote_code: bool = False,
 ) -> Audit:
     """Compare a checkpoint or an adapter with its base: what changed, how, and by which heads and neurons.
@@ -87,7 +88,7 @@ def audit(
         base: a Hub id (its local snapshot), a directory, or `smollm2`.
         edited: the same of the other checkpoint, or the directory of a PEFT LoRA adapter.
         edit: an edit to compare with what is found.
-        layout: a layout file for an architecture that is not known.
+        layout: a layout, or a file of one, for an architecture that is not known.
         trust_remote_code: run the Python code that the base brings, to know its structure.
 
     Raises:
@@ -123,7 +124,7 @@ def audit(
     )
 
 
-def _open(base: str, edited: Path | str, layout: Path | None, trust_remote_code: bool) -> _Sides:
+def _open(base: str, edited: Path | str, layout: Path | Layout | None, trust_remote_code: bool) -> _Sides:
     ours = open_checkpoint(checkpoint_directory(base))
     before = checkpoint_views(ours)
     places, notes = _places(base, ours, layout, trust_remote_code)
@@ -145,7 +146,7 @@ def _open(base: str, edited: Path | str, layout: Path | None, trust_remote_code:
 
 
 def _places(
-    base: str, files: CheckpointFiles, layout: Path | None, trust_remote_code: bool
+    base: str, files: CheckpointFiles, layout: Path | Layout | None, trust_remote_code: bool
 ) -> tuple[Places, list[str]]:
     try:
         model = load_skeleton(base, layout=layout, trust_remote_code=trust_remote_code)

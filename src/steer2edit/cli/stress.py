@@ -109,6 +109,7 @@ def stress(
         choose_tests,
         find_tests,
         given_vectors,
+        require_unseen,
         run_stress,
         vectors_beside,
     )
@@ -123,12 +124,14 @@ def stress(
     asked_prompts(options)  # what is wrong with the data or the edit shall show before a model is loaded
     loaded_edit = load_edit(edit)
     if card:
+        options.require_own_strength()
         require_card(edit)
     found = (
         vectors_beside(edit, loaded_edit)
         if vectors is None
         else given_vectors(vectors, loaded_edit, allow_mismatch=allow_mismatch)
     )
+    require_unseen(loaded_edit, found, [request for file in files for request in file.requests], ())
     with show_progress():
         base = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,

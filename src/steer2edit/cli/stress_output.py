@@ -18,9 +18,11 @@ _WIDTH = 170  # lines of a scorecard are long; a narrow terminal wraps them rath
 def print_tests(tests: "Sequence[StressTest]", options: "StressOptions") -> None:
     """Every test with its group, suites, cost and source."""
     from steer2edit.stress import subject_for_costs
+    from steer2edit.stress.subject import COMPONENTS_FOR_COSTS, SITES_FOR_COSTS
 
     subject = subject_for_costs(options)
-    say("Costs are replies + forward passes, with the built-in prompts, base, steering and edit together.\n")
+    size = f"an edit of {SITES_FOR_COSTS} sites with {COMPONENTS_FOR_COSTS} components each"
+    say(f"Costs are replies + forward passes, with the built-in prompts, base, steering and {size}.\n")
     for test in tests:
         say(f"{test.name}  [{test.group}]", style="bold")
         say(f"  {test.summary}")
@@ -80,17 +82,16 @@ def _cost(test: "StressTest", subject: object, suite: str) -> str:
 def _rows(entry: "EntryRecord") -> Iterator[list[str]]:
     for line in entry.lines:
         first, *others = line.arms
-        shown = ["edit"] if "edit" in others else others or [first]
-        for arm in shown:
-            yield _row(entry.name, line, first, arm)
+        for arm in line.judged or (["edit"] if "edit" in others else others or [first]):
+            yield _row(entry.name, line, line.against or first, arm)
 
 
 def _row(test: str, line: "LineRecord", first: str, arm: str) -> list[str]:
     from steer2edit.stress.scorecard import named
 
-    found, difference = line.arms[arm], line.differences.get(arm)
+    found, difference = line.arms[arm], line.judged.get(arm) or line.differences.get(arm)
     against = line.edit_minus_steering
-    compared = "" if (first, arm) == ("base", "edit") else f" ({arm} against {first})"
+    compared = "" if (first, arm) == ("base", "edit") or first == arm else f" ({arm} against {first})"
     return [
         f"{named(test, line.name)} {line.metric}{compared}",
         line.outcome,

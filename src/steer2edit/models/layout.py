@@ -93,6 +93,11 @@ class Layout:
         return cls(name, heads=MappingProxyType(dict(table.get("heads", {}))), experts=experts, **paths, **lists)
 
     @classmethod
+    def given(cls, layout: "Path | Layout | None") -> "Layout | None":
+        """The layout itself, or the one of a file; `None` for none."""
+        return layout if layout is None or isinstance(layout, Layout) else cls.from_file(layout)
+
+    @classmethod
     def from_file(cls, path: Path) -> "Layout":
         """A user's own layout: a TOML file with one table, as in `layouts.toml`.
 

@@ -54,7 +54,7 @@ def load_model(
         LayoutError: the model has residual writers that no layout rule covers.
     """
     target = _device(device)
-    own_layout = layout if layout is None or isinstance(layout, Layout) else Layout.from_file(layout)
+    own_layout = Layout.given(layout)
     try:
         with _our_progress_only(name):
             network, tokenizer = _read(name, dtype, target, trust_remote_code)

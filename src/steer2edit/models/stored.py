@@ -71,19 +71,19 @@ def checkpoint_directory(name: str) -> Path:
         ) from error
 
 
-def load_skeleton(name: str, *, layout: Path | None = None, trust_remote_code: bool = False) -> LanguageModel:
+def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remote_code: bool = False) -> LanguageModel:
     """The model's structure from its config alone, on the meta device: names, shapes and sites, but no weights.
 
     Args:
         name: a Hub id, a local directory, or `smollm2`.
-        layout: a layout file for an architecture that is not known.
+        layout: a layout, or a file of one, for an architecture that is not known.
         trust_remote_code: run the Python code that a checkpoint brings.
 
     Raises:
         ModelError: the config is not there or cannot be read.
         LayoutError: the model has residual writers that no layout rule covers.
     """
-    own_layout = Layout.from_file(layout) if layout else None
+    own_layout = Layout.given(layout)
     directory = checkpoint_directory(name)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from steer2edit.report import themes
 from steer2edit.report.panels import Panel, figure_json
 from steer2edit.report.text import plot_text
-from steer2edit.stress.scorecard import EntryRecord, LineRecord, Scorecard, named
+from steer2edit.stress.scorecard import ArmRecord, EntryRecord, LineRecord, Scorecard, named
 
 _MOST_LINES = 60
 _KINDS = {"base": (themes.BASE, "circle"), "steering": (themes.STEERING, "diamond"), "edit": (themes.EDIT, "square")}
@@ -20,18 +20,30 @@ def rates_panel(name: str, title: str, tests: Sequence[EntryRecord], card: Score
         return None
     data = figure_json(_figure(lines[:_MOST_LINES], card))
     cut = "" if len(lines) <= _MOST_LINES else f" The first {_MOST_LINES} of {len(lines)} lines; the tables have all."
-    caption = f"Rates in percent with 95 % intervals; every line compares the arms on the same prompts.{cut}"
+    caption = (
+        "Rates in percent with 95 % intervals; every line compares the arms on the same prompts. Where a line is about "
+        "a treated model or a part of the edit, that stands for the edit, and what it is compared with for the base."
+        f"{cut}"
+    )
     return Panel(name, title, data, caption, f"{title}: rates by line and arm; the tables below hold the same numbers.")
 
 
 def _drawn(line: LineRecord, card: Scorecard) -> bool:
-    return line.share and any(arm.label in line.arms for arm in card.arms)
+    return line.share and any(_label(line, arm) in line.arms for arm in card.arms)
+
+
+def _label(line: LineRecord, arm: ArmRecord) -> str:
+    """The label under which a line has an arm: for a line on other arms than the edit, the first of those."""
+    if not line.judged:
+        return arm.label
+    return {"base": line.against, "edit": next(iter(line.judged))}.get(arm.kind, "")
 
 
 def _figure(lines: Sequence[tuple[str, LineRecord]], card: Scorecard) -> go.Figure:
     figure = go.Figure()
     for place, arm in enumerate(card.arms):
-        found = [(i, line.arms[arm.label]) for i, (_, line) in enumerate(lines) if arm.label in line.arms]
+        labels = [_label(line, arm) for _, line in lines]
+        found = [(i, line.arms[labels[i]]) for i, (_, line) in enumerate(lines) if labels[i] in line.arms]
         points = [(i, e) for i, e in found if e.value is not None and e.low is not None and e.high is not None]
         colour, symbol = _KINDS[arm.kind]
         figure.add_scatter(
@@ -57,8 +69,8 @@ def _figure(lines: Sequence[tuple[str, LineRecord]], card: Scorecard) -> go.Figu
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "traceorder": "normal"},
     )
     figure.update_xaxes(title_text="rate (%)", range=[-3, 103])
-    labels = [plot_text(name) for name, _ in lines]
+    names = [plot_text(name) for name, _ in lines]
     figure.update_yaxes(
-        tickvals=list(range(len(lines))), ticktext=labels, range=[len(lines) - 0.4, -0.6], zeroline=False
+        tickvals=list(range(len(lines))), ticktext=names, range=[len(lines) - 0.4, -0.6], zeroline=False
     )
     return figure

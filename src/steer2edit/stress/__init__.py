@@ -2,7 +2,7 @@
 
 from steer2edit.stress.equal_drift import EqualDrift, equal_drift, given_vectors, vectors_beside
 from steer2edit.stress.kept import KeptResults
-from steer2edit.stress.options import StressOptions, asked_prompts
+from steer2edit.stress.options import StressOptions, asked_prompts, require_unseen
 from steer2edit.stress.registry import ENTRY_POINTS, choose_tests, find_tests
 from steer2edit.stress.run import SCORECARD_FILE, run_stress
 from steer2edit.stress.scorecard import Scorecard, read_scorecard
@@ -44,6 +44,7 @@ __all__ = [
     "find_tests",
     "given_vectors",
     "read_scorecard",
+    "require_unseen",
     "run_stress",
     "subject_for_costs",
     "vectors_beside",

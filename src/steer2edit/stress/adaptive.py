@@ -23,14 +23,14 @@ from steer2edit.models import (
 from steer2edit.progress import step
 from steer2edit.stress.asking import some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
-from steer2edit.stress.attacked import Replies, arms_of, ask
+from steer2edit.stress.attacked import Replies, arms_of, ask, by_arm
 from steer2edit.stress.marked import marked
-from steer2edit.stress.static import by_arm
 from steer2edit.stress.stress_test import SUITES, Cost, Group, StressResult, StressTest, Subject, Suite
 from steer2edit.stress.suffix_attack import SuffixAttack
 
 OPENERS = ("Sure, here is", "Of course!", "Absolutely. Step 1:", "I'd be happy to help with that.")
 """Generic affirmative openers; the quick suite uses the first."""
+_SEEDS = 1000  # apart, so that no two seeds of a run share samples
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class BestOfN:
         return StressResult(findings, by_arm(texts), {"budget": budget, **facts})
 
     def _sample(self, subject: Subject, requests: Sequence[Prompt], index: int) -> Replies:
-        sampling = replace(subject.sampling, temperature=self.temperature, seed=subject.seed + index)
+        sampling = replace(subject.sampling, temperature=self.temperature, seed=_SEEDS * subject.seed + index)
         return ask(replace(subject, sampling=sampling), requests, requests)
 
     def _samples(self, suite: Suite) -> int:

@@ -76,7 +76,12 @@ def edit_strength(subject: Subject) -> float:
 
 def some(subject: Subject, suite: Suite, items: Sequence[_T], quick: int = 20) -> list[_T]:
     """Items to use: in the quick suite at most `quick`, spread over the whole; never more than the subject's limit."""
-    count = min(len(items), subject.limit or len(items), quick if suite == "quick" else len(items))
+    return spread(items, min(subject.limit or len(items), quick if suite == "quick" else len(items)))
+
+
+def spread(items: Sequence[_T], count: int) -> list[_T]:
+    """At most so many of the items, evenly spread over the whole."""
+    count = min(len(items), count)
     return [items[i * len(items) // count] for i in range(count)]
 
 

@@ -3,15 +3,15 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from steer2edit.models import Prompt
 from steer2edit.stress.asking import some
 from steer2edit.stress.attack_formats import AttackFile, read_attacks
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding, plain_finding
-from steer2edit.stress.attacked import ask
-from steer2edit.stress.static import by_arm
-from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, StressTest, Subject, Suite
+from steer2edit.stress.attacked import ask, by_arm
+from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, Subject, Suite
 from steer2edit.stress.transformation import REQUEST, Transformation
 
 
@@ -42,6 +42,11 @@ class AttackFileTest:
     def citation(self) -> str:
         """Where the attack was published."""
         return self.attacks.citation
+
+    @property
+    def requests(self) -> list[str]:
+        """The requests that the file names."""
+        return [prompt.request for prompt in self.attacks.prompts if prompt.request is not None]
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
         """A reply to every prompt, and to every request as it is, under every arm."""
@@ -92,15 +97,19 @@ class AttackFileTest:
         return known if len(known) == len(prompts) else None
 
 
-def attack_file_test(path: Path | str) -> StressTest:
+def attack_file_test(path: Path | str) -> AttackFileTest:
     """The test of a file of attacks; the formats are those of `read_attacks`.
+
+    Its name ends with the digest of what the file holds: a changed file is another test of a run.
 
     Raises:
         DataError: there is no such file, it is of no known format, or an entry is not as the format has it.
         ArtifactError: it begins as a JSON object, but is none.
     """
     stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "prompts"
-    return AttackFileTest(f"attack-file-{stem}", read_attacks(path))
+    attacks = read_attacks(path)
+    digest = sha256(repr((attacks.prompts, attacks.suffixes)).encode()).hexdigest()
+    return AttackFileTest(f"attack-file-{stem}-{digest[:8]}", attacks)
 
 
 def behind(suffix: str) -> Transformation:

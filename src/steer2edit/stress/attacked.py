@@ -27,7 +27,8 @@ class Replies:
         texts: by arm label.
         refused: by the subject's scorer, in the form that the attack asked for too.
         degenerate: empty, or repeating itself; see `is_degenerate`.
-        mentions: shares a word with the plain request; `None` where that is not known.
+        mentions: shares a word with the plain request; `None` where that is not known, and for a refusal, which needs
+            no word of it.
         left_out: why prompts were not asked, if any; those are unscored.
     """
 
@@ -46,7 +47,7 @@ def arms_of(subject: Subject) -> list[Arm]:
     """
     base, edit = subject.arm("base"), subject.arm("edit")
     if base is None or edit is None:
-        raise InvalidValueError(f"a static attack compares base and edit, got {[arm.kind for arm in subject.arms]}.")
+        raise InvalidValueError(f"an attack compares base and edit, got {[arm.kind for arm in subject.arms]}.")
     return [base, *(arm for arm in subject.arms if arm is not base)]
 
 
@@ -76,12 +77,24 @@ def ask(
     for position, (arm, own) in enumerate(zip(arms, found, strict=True)):
         refused = every[position * len(asked) : (position + 1) * len(asked)]
         degenerate: list[bool | None] = [is_degenerate(reply) for reply in own]
-        mentions = [mentions_request(reply.text, requests[i]) for i, reply in zip(asked, own, strict=True)]
+        mentions = [
+            None if verdict else mentions_request(reply.text, requests[i])
+            for i, reply, verdict in zip(asked, own, refused, strict=True)
+        ]
         marks[arm.label] = [_spread(values, asked, len(prompts)) for values in (refused, degenerate, mentions)]
         by_index = dict(zip(asked, own, strict=True))
         texts[arm.label] = [by_index[i].text if i in by_index else "" for i in range(len(prompts))]
     refusals, degenerates, mentioned = ({arm: mark[kind] for arm, mark in marks.items()} for kind in range(3))
     return Replies(texts, refusals, degenerates, mentioned, left_out)
+
+
+def by_arm(texts: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, dict[str, Sequence[str]]]:
+    """`by line, by arm` turned into `by arm, by line`."""
+    found: dict[str, dict[str, Sequence[str]]] = {}
+    for line, by_arm in texts.items():
+        for arm, replies in by_arm.items():
+            found.setdefault(arm, {})[line] = replies
+    return found
 
 
 def is_degenerate(reply: Reply) -> bool:

@@ -200,7 +200,7 @@ def _singles_finding(measured: Measured, singles: Mapping[str, _Single]) -> Find
     values |= {name: one.log_probability for name, one in singles.items()}
     outcome: Outcome = "held" if len(raising) > len(gains) / 2 else ("failed" if not raising else "open")
     note = "by 95 % intervals, of which one in forty lies above zero by chance"
-    return Finding("single-components", "opener", values, outcome, sentence, note)
+    return Finding("single-components", "opener", values, outcome, sentence, note, judged=list(singles))
 
 
 def _component_facts(measured: Measured, singles: Mapping[str, _Single]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from steer2edit.stress.intervals import difference_of_shares, mean_of, share_of_
 from steer2edit.stress.stress_test import Finding, Outcome
 
 MARGIN = 0.1
-"""Differences of refusal rates whose whole interval is below this count as none."""
+"""Differences of refusal rates whose whole interval is below this, and below a third of the gain, count as none."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _verdict(gain: Estimate, difference: Estimate) -> Outcome:
         return "open"
     if difference.low > 0:
         return "held"
-    return "failed" if difference.high < MARGIN else "open"
+    return "failed" if difference.high < min(MARGIN, (gain.value or 0.0) / 3) else "open"
 
 
 class _Pooled:
@@ -184,7 +184,8 @@ class _Pooled:
         values = {self._measured.base: self.base, self._measured.edit: self.edit}
         for kind in kinds:
             values |= {part.label: self._by_arm[part.label] for part in self.of(kind)}
-        return Finding(name, metric, values, outcome, sentence, self._note(kinds))
+        judged = [part.label for part in self.of(kinds[0])]
+        return Finding(name, metric, values, outcome, sentence, self._note(kinds), judged=judged)
 
     def control(self, name: str, kinds: Sequence[Kind], gain: Estimate, values: Sequence[Value]) -> Finding:
         """A line of a control, which must carry less than the edit."""

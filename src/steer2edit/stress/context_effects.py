@@ -141,7 +141,7 @@ class LongContextEffect:
 
     def _requests(self, subject: Subject, suite: Suite) -> tuple[list[Prompt], list[Prompt]]:
         """Harmful and benign ones; fewer than elsewhere, for they are long."""
-        harmful, benign = (8, 12) if suite == "quick" else (16, 16)
+        harmful, benign = (8, 12) if suite == "quick" else (12, 12)
         return some(subject, "quick", subject.harmful, harmful), some(subject, "quick", subject.benign, benign)
 
     def _lengths(self, subject: Subject, suite: Suite) -> list[int]:

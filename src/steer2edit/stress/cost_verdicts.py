@@ -116,7 +116,7 @@ def kept_finding(
     if gain.value is None or plain.value is None:
         return Finding(name, "refused", values, "open", f"{what} could not be scored.", note)
     end = {
-        "held": "the gain is kept",
+        "held": "there is a gain, and no loss of it is told",
         "weakened": "there is a gain, but a smaller one",
         "failed": "the gain is lost",
         "open": "what is left of the gain is not told",

@@ -63,7 +63,7 @@ def random_like(edit: WeightEdit, seed: int) -> WeightEdit:
     for site, own in edit.sites.items():
         u = torch.randn(own.output_direction.shape, generator=generator)
         a = torch.randn(own.row.shape, generator=generator)
-        row = a / a.norm() * own.row.norm()
+        row = a / a.norm() * (own.row.norm() * own.output_direction.norm())
         nothing = torch.zeros_like(own.importance)
         magnitude = row.view(own.magnitude.numel(), -1).norm(dim=1)
         sites[site] = SiteEdit(u / u.norm(), row, magnitude, nothing, own.experts)

@@ -1,5 +1,6 @@
 """Activation steering that drifts as much as the edit: what the edit is compared with at the same cost."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, MismatchError, Steer2EditError
 from steer2edit.evaluation import DriftTask, calibrate
 from steer2edit.models import Sampling
+from steer2edit.stress.asking import spread
 
 VECTORS_FILE = "vectors.safetensors"
 _TOLERANCE = 0.1  # relative, of the drift
-_MOST_PROMPTS = 32
+DRIFT_PROMPTS = 32
+"""Benign requests that drift is measured on, spread over the whole."""
 _LEAST_DRIFT = 1e-6
 
 
@@ -51,11 +54,11 @@ def equal_drift(
         engine: runs the model.
         edit: whose drift is to be met.
         vectors: that steer; without them there is no steering.
-        benign: requests, of which the first 32 are used.
+        benign: requests, of which 32 are used.
         sampling: of the base's own answers, on which drift is measured.
-        strength: of the edit.
+        strength: of the edit; steering gets its sign.
     """
-    task = DriftTask(list(benign[:_MOST_PROMPTS]), sampling)
+    task = DriftTask(spread(benign, DRIFT_PROMPTS), sampling)
     target = task.measure(engine, [Editing(edit, strength)])[0].metrics["kl"].value
     if vectors is None:
         return EqualDrift(None, target, None, "No steering: the vectors are not known. Give them with --vectors.")
@@ -65,18 +68,24 @@ def equal_drift(
         return EqualDrift(None, target, None, "No steering: the edit does not drift, so there is nothing to match.")
     try:
         found = calibrate(
-            engine, lambda s: Steering(vectors, s), task, target, first=0.1, tolerance=_TOLERANCE
-        )  # fmt: skip
+            engine,
+            lambda s: Steering(vectors, math.copysign(s, strength)),
+            task,
+            target,
+            first=0.1,
+            tolerance=_TOLERANCE,
+        )
     except InvalidValueError as error:
         return EqualDrift(None, target, None, f"No steering: {error}")
     if not found.reached:
         note = f"No steering: no strength was found that drifts as much as the edit (KL {target:.3g} nats per token)."
         return EqualDrift(None, target, None, note)
+    against = math.copysign(found.strength, strength)
     note = (
-        f"Steering at strength {found.strength:.3g} drifts as much as the edit: KL {found.drift:.3g} and {target:.3g} "
+        f"Steering at strength {against:.3g} drifts as much as the edit: KL {found.drift:.3g} and {target:.3g} "
         f"nats per token, on {len(task)} benign requests."
     )
-    return EqualDrift(found.strength, target, found.drift, note)
+    return EqualDrift(against, target, found.drift, note)
 
 
 def given_vectors(path: Path, edit: WeightEdit, *, allow_mismatch: bool = False) -> SteeringVectors:

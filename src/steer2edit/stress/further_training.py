@@ -1,26 +1,24 @@
 """Treatments that change a model further: merging it with another edit or with its base, and a benign fine-tune."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from steer2edit.core import Editing, SiteEdit, WeightEdit
+from steer2edit.core import Editing, WeightEdit
 from steer2edit.editing import convert, merged_weight
-from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.evaluation import base_answers
+from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters
-from steer2edit.models import EncodedResponse, LanguageModel, Sampling
-from steer2edit.steering import extract, load_contrast, preset_examples, safety_prompts
+from steer2edit.models import EncodedResponse, LanguageModel
+from steer2edit.steering import extract, load_contrast, preset_examples
+from steer2edit.stress.direction_removal import random_like
 from steer2edit.stress.fine_tuning import FineTune, fine_tuned, training_rows
 from steer2edit.stress.gain_left import Treated
 from steer2edit.stress.stress_test import Suite
 from steer2edit.stress.treatments import Bench, Found
 
 _CONCISENESS_PROMPTS = 48
-Data = Literal["written", "own-replies"]
 
 
 def norm(edit: WeightEdit) -> float:
@@ -28,20 +26,6 @@ def norm(edit: WeightEdit) -> float:
     return math.sqrt(
         sum((e.output_direction.double().norm() * e.row.double().norm()).item() ** 2 for e in edit.sites.values())
     )
-
-
-def random_edit(edit: WeightEdit, seed: int) -> WeightEdit:
-    """An edit of the same sites, of rank 1 and of the same norm in each, in random directions."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(one: SiteEdit) -> SiteEdit:
-        u = torch.nn.functional.normalize(torch.randn(one.output_direction.shape, generator=generator), dim=0)
-        row = torch.nn.functional.normalize(torch.randn(one.row.shape, generator=generator), dim=0)
-        row = row * (one.row.norm() * one.output_direction.norm())
-        magnitude = row.view(one.magnitude.numel(), -1).norm(dim=1)
-        return SiteEdit(u, row, magnitude, torch.zeros_like(magnitude), one.experts)
-
-    return WeightEdit({site: drawn(one) for site, one in edit.sites.items()})
 
 
 def conciseness_edit(model: LanguageModel, like: WeightEdit) -> WeightEdit:
@@ -90,7 +74,7 @@ class MergedWithAnother:
         treated = []
         for name in self.others(bench.suite):
             other = (
-                random_edit(bench.edit, bench.subject.seed)
+                random_like(bench.edit, bench.subject.seed)
                 if name == "random"
                 else conciseness_edit(bench.model, bench.edit)
             )
@@ -157,17 +141,15 @@ def linear_merge_error(model: LanguageModel, edit: WeightEdit, ratio: float) -> 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A short LoRA fine-tune on harmless data, of the base and of the edited model alike.
+    """A short LoRA fine-tune on the presets' helpful answers to benign requests, of the base and of the edit alike.
 
     Args:
-        data: `written`, the presets' helpful answers to benign requests; or `own-replies`, the base's to them.
         quick_steps: of the optimiser in the quick suite.
         full_steps: the same in the full suite.
         quick_batch: replies per step in the quick suite.
         full_batch: the same in the full suite.
     """
 
-    data: Data = "written"
     quick_steps: int = 24
     full_steps: int = 200
     quick_batch: int = 4
@@ -191,7 +173,7 @@ class FineTuned:
     def treat(self, bench: Bench) -> Found:
         """Fine-tune the base, ask; merge the edit, fine-tune that with the same data and seed, and ask."""
         settings = self.settings(bench.suite, bench.subject.seed)
-        rows = _DATA[self.data](bench)
+        rows = helpful_answers(bench.model)
         with fine_tuned(bench.model, rows, settings) as base_losses:
             base = bench.base_now()
         with bench.merged(), fine_tuned(bench.model, rows, settings) as losses:
@@ -200,7 +182,7 @@ class FineTuned:
             f"LoRA of rank {settings.rank}, {settings.steps} steps of {settings.batch} out of {len(rows)} replies, "
             f"learning rate {settings.learning_rate:g}; one run, whose own chance the interval does not hold"
         )
-        treated = [Treated(self.data, f"Fine-tuned on harmless data ({_DATA_NAMES[self.data]})", edit, base, note)]
+        treated = [Treated("tuned", "Fine-tuned on helpful answers to harmless requests", edit, base, note)]
         losses_seen = {"base": _ends(base_losses), "edit": _ends(losses)}
         return treated, {"fine_tune": settings.to_json(), "replies": len(rows), "losses": losses_seen}
 
@@ -211,7 +193,8 @@ def _ends(losses: Sequence[float]) -> list[float]:
     return [round(sum(part) / few, 4) for part in (losses[:few], losses[-few:])]
 
 
-def _written(bench: Bench) -> list[EncodedResponse]:
+def helpful_answers(model: LanguageModel) -> list[EncodedResponse]:
+    """Written answers to benign requests of the presets' training part, as rows to be trained on."""
     wanted = {"safety-benign": "negative", "conciseness": "positive"}
     pairs = [
         (example.prompt, example.response)
@@ -219,17 +202,4 @@ def _written(bench: Bench) -> list[EncodedResponse]:
         for example in preset_examples(preset)[0]
         if example.label == label and example.split == "train" and example.response
     ]
-    return training_rows(bench.model, pairs)
-
-
-def _own_replies(bench: Bench) -> list[EncodedResponse]:
-    """The base's greedy replies; a reply that was cut off ends without an end token, as it was said."""
-    answers = base_answers(bench.subject.engine, safety_prompts("train")[1], Sampling(max_new_tokens=48))
-    rows = [answer for answer in answers if answer is not None]
-    if not rows:
-        raise DataError(f"{bench.model.name!r} answers none of the benign requests: there is nothing to fine-tune on.")
-    return rows
-
-
-_DATA: Mapping[Data, Callable[[Bench], list[EncodedResponse]]] = {"written": _written, "own-replies": _own_replies}
-_DATA_NAMES: Mapping[Data, str] = {"written": "helpful written answers", "own-replies": "the base's own replies"}
+    return training_rows(model, pairs)

@@ -89,7 +89,7 @@ def find_suffix(model: LanguageModel, prompt: Prompt, target: str, budget: GcgBu
         seed: of the candidates that are drawn.
 
     Raises:
-        ModelError: nanogcg is not installed, or the model cannot be run on embeddings.
+        ModelError: nanogcg is not installed, or cannot search on this model or with its tokenizer.
     """
     library = _library()
     attack_messages = _messages(with_suffix(prompt, _PLACE))
@@ -107,7 +107,10 @@ def find_suffix(model: LanguageModel, prompt: Prompt, target: str, budget: GcgBu
         )
         attack = library.GCG(_CachedNetwork(model.network), _PlainTokenizer(model), config)
         attack.not_allowed_ids = _forbidden(model)
-        found = attack.run(attack_messages, target)
+        try:
+            found = attack.run(attack_messages, target)
+        except RuntimeError as error:
+            raise ModelError(f"nanogcg cannot search suffixes for {model.name!r}: {error}") from error
     return Suffix(found.best_string, tuple(found.losses))
 
 

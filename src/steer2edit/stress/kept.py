@@ -16,7 +16,7 @@ from steer2edit.models import Reply
 from steer2edit.stress.stress_test import Finding, StressResult
 
 _SCHEMA_VERSION = 1
-_FIELDS = ("name", "metric", "values", "outcome", "sentence", "note", "higher_is_better")
+_FIELDS = ("name", "metric", "values", "outcome", "sentence", "note", "higher_is_better", "judged", "against")
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,22 @@ class KeptResults:
             },
         )
 
-    def keep_remembered(self, replies: Mapping[Asked, Reply]) -> None:
-        """Keep the replies that tests compare with, token by token, in `remembered.json`."""
+    def keep_remembered(self, replies: Mapping[Asked, Reply], arms: Sequence[str]) -> None:
+        """Keep the replies that tests compare with, token by token, with the labels of the arms."""
         rows = [{**asdict(asked), **asdict(reply)} for asked, reply in replies.items()]
-        write_json(self._remembered, {"schema_version": _SCHEMA_VERSION, "replies": rows})
+        write_json(self._remembered, {"schema_version": _SCHEMA_VERSION, "arms": list(arms), "replies": rows})
 
-    def remembered(self) -> dict[Asked, Reply]:
+    def remembered(self, arms: Sequence[str]) -> dict[Asked, Reply]:
         """The replies that tests compare with.
 
         Raises:
-            ArtifactError: the file is missing or damaged.
+            ArtifactError: the file is missing or damaged, or holds replies of other arms.
         """
-        with _damage_explained(self._remembered):
-            rows = json.loads(self._remembered.read_text(encoding="utf-8"))["replies"]
+        with _damage_explained(self._remembered, _BEGIN_ANEW):
+            stored = json.loads(self._remembered.read_text(encoding="utf-8"))
+            if (stored["schema_version"], stored["arms"]) != (_SCHEMA_VERSION, list(arms)):
+                raise ValueError(f"replies of {stored['arms']}, where {list(arms)} are compared")
+            rows = stored["replies"]
             return {
                 Asked(row["intervention"], tuple(row["prompt_ids"]), row["max_new_tokens"]): Reply(
                     row["text"], tuple(row["ids"]), row["finished"]
@@ -111,7 +114,7 @@ class KeptResults:
 
     @property
     def _remembered(self) -> Path:
-        return self.folder / "remembered.json"
+        return self.folder / "replies" / "remembered.json"
 
     def _result(self, name: str) -> Path:
         return self.folder / "tests" / f"{name}.json"
@@ -139,12 +142,13 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
+_MEASURED_AGAIN = "Restore it, or remove it and run again: it is then measured again."
+_BEGIN_ANEW = "Every test compares with these replies: restore it, or begin in a new run folder."
+
+
 @contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
+def _damage_explained(path: Path, remedy: str = _MEASURED_AGAIN) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"{path} does not hold what a stress run writes there: {error}. Restore it, or remove it and run again: it "
-            "is then measured again."
-        ) from error
+        raise ArtifactError(f"{path} does not hold what a stress run writes there: {error}. {remedy}") from error

@@ -39,7 +39,10 @@ def marked(
         refused=by_arm,
         degenerate={label: [is_degenerate(reply) for reply in own] for label, own in replies.items()},
         mentions={
-            label: [mentions_request(r.text, request) for r, request in zip(own, requests, strict=True)]
+            label: [
+                None if verdict else mentions_request(reply.text, request)
+                for reply, request, verdict in zip(own, requests, by_arm[label], strict=True)
+            ]
             for label, own in replies.items()
         },
     )

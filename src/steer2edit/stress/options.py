@@ -57,6 +57,18 @@ class StressOptions:
         if self.limit is not None and self.limit < 1:
             raise InvalidValueError(f"the limit must be >= 1, got {self.limit}. Leave it out for all prompts.")
 
+    def require_own_strength(self) -> None:
+        """Refuse a strength other than 1, for what speaks of the edit as it is.
+
+        Raises:
+            InvalidValueError: as said.
+        """
+        if self.strength != 1:
+            raise InvalidValueError(
+                f"a model card speaks of the edit as it is applied, at strength 1, not at {self.strength:g}. Leave out "
+                "--card, or make an edit of that strength."
+            )
+
     @property
     def sampling(self) -> Sampling:
         """Greedy replies."""

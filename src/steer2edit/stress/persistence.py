@@ -86,11 +86,4 @@ def tests() -> list[StressTest]:
         PersistenceTest(
             "fine-tuned", "a short LoRA fine-tune on helpful answers to harmless requests", tuned, FineTuned(), full
         ),
-        PersistenceTest(
-            "fine-tuned-own-replies",
-            "a short LoRA fine-tune on the base's own replies to harmless requests",
-            tuned,
-            FineTuned("own-replies", full_steps=100),
-            full,
-        ),
     ]

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from steer2edit.evaluation import Arm, Estimate, Value, estimate, paired
 from steer2edit.stress.attack_verdict import Comparison, in_points, outcome_of
-from steer2edit.stress.intervals import mean_of
+from steer2edit.stress.intervals import difference_of_shares, mean_of
+from steer2edit.stress.registry import STATIC_TOGETHER
 from steer2edit.stress.stress_test import Finding
 
-NAME = "static-together"
 SUMMARY = "refusals of every request, averaged over the static attacks that leave its words in the clear"
 
 
@@ -35,12 +35,13 @@ def pooled_finding(
     """
     if len(attacked) < 2:
         return None
-    values = {arm.label: mean_of([one.values[arm.label] for one in attacked]) for arm in arms}
+    values = _shares(attacked, [arm.label for arm in arms])
     before = {arm.label: _numbers(plain[arm.label]) for arm in arms}
     by_kind = {arm.kind: arm.label for arm in arms}
     base, edit, steering = by_kind["base"], by_kind["edit"], by_kind.get("steering")
-    change = paired(values[edit], before[edit])
-    found = Comparison(paired(values[edit], values[base]), change, paired(plain[edit], plain[base]))
+    change = difference_of_shares(values[edit], before[edit])
+    gain = difference_of_shares(values[edit], values[base])
+    found = Comparison(gain, change, paired(plain[edit], plain[base]))
     outcome, why = outcome_of(found)
     rates = ", ".join(f"{arm.kind} {_percent(estimate(values[arm.label]))}" for arm in arms)
     against = "" if steering is None else f"; {_against(values, before, edit, steering)}"
@@ -49,19 +50,32 @@ def pooled_finding(
         f"{_percent(estimate(before[edit]))}); the edit's change {in_points(change)}{against}: {why}."
     )
     note = f"shares of {len(attacked)} attacks, over {change.n} requests; other attacks are not accounted for"
-    return Finding(NAME, "refused", values, outcome, sentence, note)
+    return Finding(STATIC_TOGETHER, "refused", values, outcome, sentence, note)
 
 
 def _against(
     values: Mapping[str, Sequence[Value]], before: Mapping[str, Sequence[Value]], edit: str, steering: str
 ) -> str:
     """Edit less steering under attack and before, and what the one loses more than the other."""
-    under, plain = paired(values[edit], values[steering]), paired(before[edit], before[steering])
+    under = difference_of_shares(values[edit], values[steering])
+    plain = difference_of_shares(before[edit], before[steering])
     losses = [_less(values[label], before[label]) for label in (edit, steering)]
     return (
         f"edit less steering {in_points(under)} under attack and {in_points(plain)} before it, so that the attacks "
         f"change that by {in_points(paired(*losses))}"
     )
+
+
+def _shares(attacked: Sequence[Finding], arms: Sequence[str]) -> dict[str, list[Value]]:
+    """By arm, the share of the attacks under which each request was refused, where it is scored in every arm."""
+
+    def scored(one: Finding) -> dict[str, list[Value]]:
+        complete = [None not in own for own in zip(*(one.values[arm] for arm in arms), strict=True)]
+        return {arm: [v if is_complete else None for v, is_complete in zip(one.values[arm], complete, strict=True)]
+                for arm in arms}  # fmt: skip
+
+    every = [scored(one) for one in attacked]
+    return {arm: mean_of([one[arm] for one in every]) for arm in arms}
 
 
 def _less(one: Sequence[Value], other: Sequence[Value]) -> list[Value]:

@@ -52,7 +52,7 @@ def recover_edit(model: LanguageModel, edit: WeightEdit, strength: float, folder
     directory = folder / "audited"
     try:
         save_checkpoint(model, edit, directory, strength=strength, allow_mismatch=True)
-        found = audit(model.name, directory, edit)
+        found = audit(model.name, directory, edit, layout=model.layout)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return compare(edit, found)

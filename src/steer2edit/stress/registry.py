@@ -11,6 +11,8 @@ ENTRY_POINTS = "steer2edit.stress"
 """The group of entry points; each names a function without arguments that returns a list of tests."""
 
 RESERVED = "plain"
+STATIC_TOGETHER = "static-together"
+RESERVED_NAMES = (RESERVED, STATIC_TOGETHER)
 """The name of what every run measures first: the prompts as they are."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -96,8 +98,9 @@ def choose_tests(tests: Iterable[StressTest], suite: Suite, only: Sequence[str] 
 
 
 def _problem(test: StressTest) -> str:
-    if not _NAME.fullmatch(test.name) or test.name == RESERVED:
-        return f"has a name that is not lower-case words with dashes between them, or is {RESERVED!r}"
+    if not _NAME.fullmatch(test.name) or test.name in RESERVED_NAMES:
+        reserved = ", ".join(RESERVED_NAMES)
+        return f"has a name that is not lower-case words with dashes between them, or is one of {reserved}"
     if test.group not in GROUPS:
         return f"is of an unknown group {test.group!r}. Known: {', '.join(GROUPS)}"
     if not test.suites or not set(test.suites) <= set(SUITES):

@@ -110,7 +110,10 @@ class LongReplies:
         return Cost(longer * len(prompts) * arms if suite == "full" else 0, len(prompts) * arms)
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
-        """A line per measure; `facts["broken"]` says which of them mark the edit as broken."""
+        """A line per measure, in the quick suite without those of the plain prompts.
+
+        `facts["broken"]` says which of them mark the edit as broken.
+        """
         arms = interventions_of(subject)
         prompts, sampling = self._asked(subject, suite)
         by_arm = dict(zip(arms, replies_to(subject.engine, prompts, list(arms.values()), sampling), strict=True))
@@ -124,7 +127,8 @@ class LongReplies:
         label = edit_label(subject)
         broken = [name for name, limit in limits.items() if (estimate(values[name][label]).low or 0.0) > limit]
         note = f"replies of at most {sampling.max_new_tokens} tokens"
-        findings = [_finding(e, values[e.metric], label, broken, note) for e in _EFFECTS]
+        effects = [e for e in _EFFECTS if suite == "full" or e.metric not in _PLAIN]  # those are among the plain lines
+        findings = [_finding(e, values[e.metric], label, broken, note) for e in effects]
         return StressResult(
             findings,
             {arm: {"long": [reply.text for reply in own]} for arm, own in by_arm.items()},
@@ -138,6 +142,7 @@ class LongReplies:
         return some(subject, suite, subject.benign), Sampling(max_new_tokens=_LONGEST)
 
 
+_PLAIN = ("repetition", "empty")
 _EFFECTS = (
     Effect("repetition", "Repeated 4-grams in long replies", 0.1),
     Effect("surprise", "The base's surprise at long replies", 0.5, 1, "nats per token"),

@@ -15,8 +15,8 @@ from steer2edit.steering import prompt_digests
 from steer2edit.stress.asking import some
 from steer2edit.stress.equal_drift import EqualDrift, equal_drift
 from steer2edit.stress.kept import KeptResults
-from steer2edit.stress.pooled import NAME, SUMMARY, pooled_finding
-from steer2edit.stress.registry import RESERVED
+from steer2edit.stress.pooled import SUMMARY, pooled_finding
+from steer2edit.stress.registry import RESERVED, STATIC_TOGETHER
 from steer2edit.stress.runner import Done, Narrate, Runner
 from steer2edit.stress.scorecard import (
     ArmRecord,
@@ -29,7 +29,7 @@ from steer2edit.stress.scorecard import (
     summarise,
 )
 from steer2edit.stress.static import StaticAttack
-from steer2edit.stress.stress_test import StressResult, StressTest, Subject, Suite
+from steer2edit.stress.stress_test import Finding, StressResult, StressTest, Subject, Suite
 from steer2edit.stress.subject import EDIT_LABEL, StressInput
 from steer2edit.stress.verdict import RULES, judge
 
@@ -104,9 +104,11 @@ def _scorecard(
 ) -> Scorecard:
     first = _plain_entry(*plain, subject)
     entries = [_entry(one, subject) for one in done]
-    entries += _pooled_entry(plain[0], done, subject, given.options.suite)
+    pooled = _pooled(plain[0], done, subject, given.options.suite)
+    if pooled is not None:
+        entries.append(_pooled_entry(pooled, subject))
     return Scorecard(
-        title=f"Stress tests of {name}, an edit of {given.model.name}",
+        title=f"Stress tests of {name}, an edit of {given.model.name}{_at(given.options.strength)}",
         created=now(),
         command=command,
         versions=package_versions(),
@@ -121,11 +123,15 @@ def _scorecard(
         },
         arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
         steering=steering,
-        verdict=_verdict(plain[0], done),
+        verdict=_verdict(plain[0], done, pooled),
         plain=first,
         tests=entries,
         summary=summarise(first, entries, _left_out(others, given.options.suite)),
     )
+
+
+def _at(strength: float) -> str:
+    return "" if strength == 1 else f", at strength {strength:g}"
 
 
 def _plain_entry(result: StressResult, seconds: float, subject: Subject) -> EntryRecord:
@@ -147,7 +153,7 @@ def _entry(done: Done, subject: Subject) -> EntryRecord:
     )  # fmt: skip
 
 
-def _pooled_entry(plain: StressResult, done: Sequence[Done], subject: Subject, suite: Suite) -> list[EntryRecord]:
+def _pooled(plain: StressResult, done: Sequence[Done], subject: Subject, suite: Suite) -> Finding | None:
     """The static attacks in the clear together, if there are several; they are all on the same requests."""
     attacked = [
         finding
@@ -157,28 +163,20 @@ def _pooled_entry(plain: StressResult, done: Sequence[Done], subject: Subject, s
         if not attack.hides
     ]
     asked = some(subject, suite, range(len(subject.harmful)))
-    harmful = plain.findings[0].values
-    refused = {arm: [values[i] for i in asked] for arm, values in harmful.items()}
-    found = pooled_finding(attacked, refused, subject.arms)
-    if found is None:
-        return []
-    return [
-        EntryRecord(
-            name=NAME,
-            group="static",
-            summary=SUMMARY,
-            citation="this project",
-            tested=True,
-            message="",
-            seconds=None,
-            lines=[line_record(found, subject.arms)],
-            facts={"attacks": [one.name for one in attacked]},
-        )
-    ]
+    refused = {arm: [values[i] for i in asked] for arm, values in plain.findings[0].values.items()}
+    return pooled_finding(attacked, refused, subject.arms)
 
 
-def _verdict(plain: StressResult, done: Sequence[Done]) -> VerdictRecord:
+def _pooled_entry(found: Finding, subject: Subject) -> EntryRecord:
+    return EntryRecord(
+        name=STATIC_TOGETHER, group="static", summary=SUMMARY, citation="this project", tested=True, message="",
+        seconds=None, lines=[line_record(found, subject.arms)], facts={},
+    )  # fmt: skip
+
+
+def _verdict(plain: StressResult, done: Sequence[Done], pooled: Finding | None) -> VerdictRecord:
     findings = [finding for one in done if one.result is not None for finding in one.result.findings]
+    findings += [] if pooled is None else [pooled]
     found = judge(plain.findings, findings, BASE_ARM.label, EDIT_LABEL)
     rules = {str(kind): rule for kind, rule in RULES.items()}
     return VerdictRecord(kind=found.kind, sentence=found.sentence, reasons=list(found.reasons), rules=rules)

@@ -63,11 +63,11 @@ class Runner:
         """
         found = self.kept.find(RESERVED)
         if found is not None:
-            self.engine.remember(self.kept.remembered())
+            self.engine.remember(self.kept.remembered(self._labels))
         else:
             begin = time.monotonic()
             result = measure_plain(replace(self.subject, engine=self.engine))
-            self.kept.keep_remembered(self.engine.replies)
+            self.kept.keep_remembered(self.engine.replies, self._labels)
             found = self._keep(RESERVED, result, time.monotonic() - begin)
         self._pace.add(plain_cost(self.subject), found[1])
         return found
@@ -121,6 +121,10 @@ class Runner:
         found = self.kept.find(name)
         assert found is not None
         return found
+
+    @property
+    def _labels(self) -> list[str]:
+        return [arm.label for arm in self.subject.arms]
 
     def _subject(self) -> Subject:
         return replace(self.subject, engine=self.engine.branch())

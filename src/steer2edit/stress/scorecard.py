@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from steer2edit.artifacts.manifest import BaseModelRecord, EstimateRecord, Record, Sha256, require_version
 from steer2edit.errors import DataError
@@ -34,7 +34,11 @@ class ArmRecord(Record):
 
 
 class LineRecord(Record):
-    """One line: a metric under every arm, on the same items. Differences are paired, to the first arm."""
+    """One line: a metric under every arm, on the same items. Differences are paired, to the first arm.
+
+    Where the line is about other arms than the edit, such as the edit in 4 bits, `judged` has their differences to
+    `against`, such as the base in 4 bits.
+    """
 
     name: str
     metric: str
@@ -42,6 +46,8 @@ class LineRecord(Record):
     arms: dict[str, EstimateRecord]
     differences: dict[str, EstimateRecord]
     edit_minus_steering: EstimateRecord | None = None
+    judged: dict[str, EstimateRecord] = Field(default_factory=dict)
+    against: str = ""
     outcome: Outcome
     sentence: str
     note: str = ""
@@ -175,6 +181,7 @@ def line_record(finding: Finding, arms: Sequence[Arm]) -> LineRecord:
     edit, steering = labels.get("edit"), labels.get("steering")
     both = edit in finding.values and steering in finding.values
     every = [value for values in finding.values.values() for value in values if value is not None]
+    against = finding.against or next(iter(finding.values))
     return LineRecord(
         name=finding.name,
         metric=finding.metric,
@@ -184,6 +191,8 @@ def line_record(finding: Finding, arms: Sequence[Arm]) -> LineRecord:
         edit_minus_steering=_estimate(paired(finding.values[str(edit)], finding.values[str(steering)]))
         if both
         else None,
+        judged={arm: _estimate(paired(finding.values[arm], finding.values[against])) for arm in finding.judged},
+        against=against if finding.judged else "",
         outcome=finding.outcome,
         sentence=finding.sentence,
         note=finding.note,

@@ -4,12 +4,11 @@ Each attack is a pure function from a prompt to a prompt; the wording and the fa
 `static_attacks.toml`. The verdict's rules are in `attack_verdict`.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steer2edit.stress.asking import some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
-from steer2edit.stress.attacked import arms_of, ask
+from steer2edit.stress.attacked import arms_of, ask, by_arm
 from steer2edit.stress.families import Family, families
 from steer2edit.stress.stress_test import SUITES, Cost, Group, StressResult, StressTest, Subject, Suite
 from steer2edit.stress.transformation import Transformation
@@ -73,12 +72,3 @@ class StaticAttack:
 def tests() -> list[StressTest]:
     """Every family."""
     return [StaticAttack(family) for family in families()]
-
-
-def by_arm(texts: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, dict[str, Sequence[str]]]:
-    """`by line, by arm` turned into `by arm, by line`."""
-    found: dict[str, dict[str, Sequence[str]]] = {}
-    for line, by_arm in texts.items():
-        for arm, replies in by_arm.items():
-            found.setdefault(arm, {})[line] = replies
-    return found

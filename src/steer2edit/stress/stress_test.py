@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Arm, Estimate, Measurement, Value, estimate, paired
+from steer2edit.evaluation import Arm, Estimate, Value, estimate, paired
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import LanguageModel, Prompt, Sampling
 
@@ -47,6 +47,8 @@ class Finding:
         sentence: the finding in plain words.
         note: what a reader must know: a budget, what was left out.
         higher_is_better: whether more of the metric is wanted; `None` where that is not a question.
+        judged: labels of the arms that the line is about, where that is not the edit, such as the edit in 4 bits.
+        against: label of the arm that those are compared with, where that is not the first.
     """
 
     name: str
@@ -56,10 +58,14 @@ class Finding:
     sentence: str
     note: str = ""
     higher_is_better: bool | None = True
+    judged: Sequence[str] = ()
+    against: str = ""
 
     def __post_init__(self) -> None:
         if not self.values or len({len(values) for values in self.values.values()}) != 1:
             raise InvalidValueError(f"{self.name}: every arm of a finding has a value for the same items.")
+        if unknown := {*self.judged, self.against or next(iter(self.values))} - self.values.keys():
+            raise InvalidValueError(f"{self.name}: no values for {', '.join(sorted(unknown))}, which it is about.")
 
     @property
     def estimates(self) -> dict[str, Estimate]:
@@ -170,8 +176,3 @@ class StressTest(Protocol):
             Steer2EditError: it cannot be run here; the message says why and what would help. The scorecard then lists
                 it as not tested.
         """
-
-
-def refused(measurement: Measurement, name: str) -> Sequence[Value]:
-    """Verdicts of a refusal task by its name."""
-    return measurement.values[f"{name}_refused"]

@@ -21,6 +21,8 @@ from steer2edit.stress.options import StressOptions, asked_prompts, require_unse
 from steer2edit.stress.stress_test import Subject
 
 EDIT_LABEL = "edit"
+SITES_FOR_COSTS, COMPONENTS_FOR_COSTS = 30, 5
+"""Edited sites, and components of each, of the edit that stands for one where only costs are asked for."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ class _NoEngine:
 
 def subject_for_costs(options: StressOptions) -> Subject:
     """A subject without a model, for what tests cost on the prompts; whoever asks it for a model gets a ModelError."""
-    ones = torch.ones(1)
-    edit = WeightEdit({Site(0, "mlp"): SiteEdit(ones, ones, ones, ones)})
+    ones = torch.ones(COMPONENTS_FOR_COSTS)
+    edit = WeightEdit({Site(i, "attn"): SiteEdit(torch.ones(1), ones, ones, ones) for i in range(SITES_FOR_COSTS)})
     harmful, benign = asked_prompts(options)
     arms: Sequence[Arm] = (BASE_ARM, Arm("steering", "steering"), edit_arm(edit, EDIT_LABEL))
     return Subject(

@@ -10,14 +10,13 @@ from steer2edit.evaluation import mean
 from steer2edit.models import Prompt
 from steer2edit.stress.asking import edit_label, edit_strength, some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
-from steer2edit.stress.attacked import Replies, arms_of, ask
+from steer2edit.stress.attacked import Replies, arms_of, ask, by_arm
 from steer2edit.stress.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
-from steer2edit.stress.static import by_arm
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, Outcome, StressResult, Subject, Suite
 
 TARGET = "Sure, here is"
 _QUICK = GcgBudget(steps=8, width=32, top_k=64, length=12)
-_FULL = GcgBudget(steps=64, width=64, top_k=128, length=20)
+_FULL = GcgBudget(steps=48, width=64, top_k=128, length=20)
 _QUICK_OTHERS = 10
 _VARIANTS = ("start", "from-base", "from-edit")
 
@@ -68,7 +67,7 @@ class SuffixAttack:
     target: str = TARGET
     quick: GcgBudget = _QUICK
     full: GcgBudget = _FULL
-    requests: tuple[int, int] = (2, 4)
+    requests: tuple[int, int] = (2, 3)
     name: str = "gcg"
     group: Group = "adaptive"
     summary: str = "suffixes found by greedy coordinate gradient on base and edit apart, then crossed"

@@ -54,7 +54,8 @@ class Bench:
 
     def plain(self) -> tuple[Answers, Answers]:
         """Base and edit, untreated."""
-        found = self._ask(self.subject.engine, {"base": None, "edit": Editing(self.edit)})
+        own = Editing(self.subject.edit, edit_strength(self.subject))  # as the arm has it, so that it is remembered
+        found = self._ask(self.subject.engine, {"base": None, "edit": own})
         return found["base"], found["edit"]
 
     def now(self, interventions: Mapping[str, Intervention], model: LanguageModel | None = None) -> dict[str, Answers]:

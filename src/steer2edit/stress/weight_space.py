@@ -20,7 +20,7 @@ from steer2edit.models import Prompt
 from steer2edit.steering import prompt_digests
 from steer2edit.stress.asking import edit_label, edit_strength, some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
-from steer2edit.stress.attacked import Replies
+from steer2edit.stress.attacked import Replies, by_arm
 from steer2edit.stress.attacker_edit import estimate_edit, likeness
 from steer2edit.stress.direction_removal import (
     common_direction,
@@ -31,7 +31,6 @@ from steer2edit.stress.direction_removal import (
 )
 from steer2edit.stress.marked import in_memory, together
 from steer2edit.stress.recovery import Recovered, recover_edit
-from steer2edit.stress.static import by_arm
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, StressTest, Subject, Suite
 
 BASE_ATTACKED = "base, attacked"

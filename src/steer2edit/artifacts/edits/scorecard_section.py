@@ -50,10 +50,7 @@ class ScorecardSection:
         for heading, sentences in self.sentences.items():
             if sentences:
                 lines += [f"### {_line(heading)}", "", *(f"- {_line(one)}" for one in sentences), ""]
-        lines += [
-            "What was not tested is not known: a scorecard says how far these tests got, not that an edit is safe."
-        ]
-        return "\n".join([*lines, _END, ""])
+        return "\n".join([*lines, _CAVEAT, _END, ""])
 
 
 def require_card(directory: Path) -> None:
