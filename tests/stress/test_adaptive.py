@@ -262,7 +262,7 @@ def test_suffixes_are_searched_on_base_and_edit_apart_and_crossed(tmp_path: Path
     assert list(outcomes(result)) == lines
     by_line = {f.name.split("/", 1)[1]: f for f in result.findings}
     assert len(by_line["from-edit"].values["edit"]) == 2
-    assert len(by_line["all/from-edit"].values["edit"]) == 10
+    assert len(by_line["all/from-edit"].values["edit"]) == 6
     assert all(torch.equal(v, weights[k]) for k, v in model.network.state_dict().items())
 
 

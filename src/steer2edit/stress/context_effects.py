@@ -112,7 +112,7 @@ class LongContextEffect:
     group: Group = "side-effects"
     summary: str = "refusal and over-refusal behind a long harmless text"
     citation: str = "this project; on long contexts and safety: Anil et al., Many-shot Jailbreaking, 2024"
-    suites: frozenset[Suite] = frozenset(SUITES)
+    suites: frozenset[Suite] = frozenset({"full"})
 
     def cost(self, subject: Subject, suite: Suite) -> Cost:
         """Replies behind every text, whose tokens count as passes of 64."""

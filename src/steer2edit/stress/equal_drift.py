@@ -15,7 +15,7 @@ from steer2edit.stress.asking import spread
 
 VECTORS_FILE = "vectors.safetensors"
 _TOLERANCE = 0.1  # relative, of the drift
-DRIFT_PROMPTS = 32
+DRIFT_PROMPTS = 24
 """Benign requests that drift is measured on, spread over the whole."""
 _LEAST_DRIFT = 1e-6
 
@@ -54,7 +54,7 @@ def equal_drift(
         engine: runs the model.
         edit: whose drift is to be met.
         vectors: that steer; without them there is no steering.
-        benign: requests, of which 32 are used.
+        benign: requests, of which 24 are used.
         sampling: of the base's own answers, on which drift is measured.
         strength: of the edit; steering gets its sign.
     """

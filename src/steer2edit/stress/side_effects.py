@@ -141,7 +141,7 @@ class Utility:
 
     def _choices(self, subject: Subject, suite: Suite) -> list[Task]:
         tasks = build_tasks(["commonsenseqa", "mmlu"], TaskSettings("held_out"))
-        return [_part(task, subject, suite, 12) for task in tasks]
+        return [_part(task, subject, suite, 8) for task in tasks]
 
     def _problems(self, subject: Subject) -> list[Task]:
         tasks = build_tasks(["gsm8k", "math"], TaskSettings("held_out", max_new_tokens=_SOLUTION_TOKENS))

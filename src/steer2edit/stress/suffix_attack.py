@@ -15,9 +15,9 @@ from steer2edit.stress.gcg import GcgBudget, Suffix, find_suffix, target_losses,
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, Outcome, StressResult, Subject, Suite
 
 TARGET = "Sure, here is"
-_QUICK = GcgBudget(steps=8, width=32, top_k=64, length=12)
+_QUICK = GcgBudget(steps=8, width=24, top_k=64, length=12)
 _FULL = GcgBudget(steps=48, width=64, top_k=128, length=20)
-_QUICK_OTHERS = 10
+_QUICK_OTHERS = 6
 _VARIANTS = ("start", "from-base", "from-edit")
 
 
@@ -54,7 +54,7 @@ class SuffixAttack:
             no interval.
         start, from-base, from-edit: refusals of the attacked requests, each with its own suffix. Requests that the
             edit refuses are attacked first. They are few, so the verdict is mostly open.
-        all/start, all/from-base, all/from-edit: refusals of all other requests (in the quick suite of ten) with the one
+        all/start, all/from-base, all/from-edit: refusals of all other requests (in the quick suite of six) with the one
             suffix that lowered its model's loss most.
 
     Args:

@@ -41,7 +41,7 @@ _BROKEN_SENTENCE = (
     "the request."
 )
 PRESETS = ("safety", "safety-benign")
-_LIMITS = (32, 96)  # prompts of a class for an attacker's estimate, quick and full
+_LIMITS = (24, 96)  # prompts of a class for an attacker's estimate, quick and full
 
 
 @dataclass
