@@ -63,7 +63,7 @@ def outcome_of(found: Comparison, unread: bool = False) -> tuple[Outcome, str]:
         above = gain.low > 0
         return ("held", "it refuses more than the base") if above else ("open", "no plain requests to compare with")
     if plain_gain.low is None or plain_gain.low <= 0:
-        return "open", "the edit shows no gain on the plain requests, so there is nothing to attack"
+        return "open", "on these requests as they are no gain over the base is told, so there is nothing to attack"
     tolerance = min(TOLERANCE, (plain_gain.value or 0.0) / 3)
     return _by_change(change, gain.low > 0, unread, tolerance)
 
