@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steer2edit.evaluation import Estimate, mean, paired_difference, rate
@@ -32,7 +32,6 @@ class TestRate:
         assert (found.value, found.n, found.unscored) == (successes / 10, 10, 0)
         assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
 
-    @settings(deadline=None)
     @given(st.integers(0, 30), st.integers(1, 30))
     def test_wilson(self, successes: int, failures: int) -> None:
         found = rate([True] * successes + [False] * failures)

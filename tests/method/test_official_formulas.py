@@ -44,7 +44,7 @@ def official_neurons(site: RandomSite, rho: float, alpha: float) -> Tensor:
     return v_hat[:, None] * folded[None]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     d=st.integers(2, 24), n=st.integers(1, 9), seed=st.integers(0, 2**31),
     rho=st.floats(0.05, 1.0), alpha=st.floats(0.0, 0.9),

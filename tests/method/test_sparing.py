@@ -20,7 +20,7 @@ def test_by_hand() -> None:
     assert torch.equal(spare(row, edited, torch.zeros(4), [1.0]), row)  # nothing to remove
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(site=sites(), rho=rhos, alpha=alphas, gain=st.floats(0.1, 4.0))
 def test_nothing_is_done_on_average_to_benign_inputs(site: RandomSite, rho: float, alpha: float, gain: float) -> None:
     benign = torch.randn(site.weight.shape[1], generator=torch.Generator().manual_seed(3))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steer2edit.errors import ModelError
@@ -12,7 +12,6 @@ from steer2edit.models.batching import pad
 CPU = torch.device("cpu")
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
 def test_every_item_once_within_the_limit(lengths: list[int], limit: int) -> None:
     batches = list(length_batches(lengths, limit))
