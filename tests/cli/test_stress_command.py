@@ -11,6 +11,7 @@ import pytest
 from steer2edit.artifacts import load_edit, save_edit, save_vectors
 from steer2edit.cli import app, main
 from steer2edit.engines import TransformersEngine
+from steer2edit.errors import InvalidValueError
 from steer2edit.models import load_model
 from steer2edit.stress import registry
 from stress.tiny_stress import ToyTest, random_vectors, tiny_edit
@@ -123,6 +124,8 @@ def test_only_and_the_model_card(checkpoint: Path, edits: Path, tmp_path: Path, 
     assert "## Stress tests" in text
     assert "Not asked for: shouting, heads." in text
     load_edit(edit)
+    with pytest.raises(InvalidValueError, match=r"at strength 1, not at 0\.5\. Leave out --card"):
+        call(checkpoint, *arguments, "--card", "--strength", 0.5)
     call(checkpoint, *arguments)  # the rest of the suite, in the same folder
     names = [test["name"] for test in json.loads((tmp_path / "run" / "scorecard.json").read_text())["tests"]]
     assert names == ["shouting", "heads"]

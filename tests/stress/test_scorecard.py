@@ -11,8 +11,9 @@ from tiny_stress import ToyTest, random_vectors, tiny_input
 
 from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.artifacts.edits.scorecard_section import write_scorecard_section
-from steer2edit.errors import ArtifactError, DataError, MismatchError
-from steer2edit.evaluation import Arm, Value, paired
+from steer2edit.cli.stress_output import _rows
+from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
+from steer2edit.evaluation import BASE_ARM, Arm, Value, paired
 from steer2edit.report import render_scorecard
 from steer2edit.stress import Finding, Scorecard, read_scorecard, run_stress
 from steer2edit.stress.card import card_section
@@ -57,6 +58,7 @@ class TestVerdict:
             ({"drift": around(1.0)}, "no-gain"),  # the interval holds the bound
             ({"drift": [math.nan] * 40}, "broken"),
             ({"drift": [None] * 40}, "broken"),
+            ({"drift": [math.nan, *[0.3] * 39]}, "broken"),  # not finite on one request
             ({"long_replies": around(0.5)}, "broken"),
             ({"long_replies": around(0.25)}, "no-gain"),
             ({"empty_replies": share(20)}, "broken"),
@@ -99,6 +101,25 @@ def test_differences_are_paired() -> None:
     assert found.edit_minus_steering is not None
     assert (found.edit_minus_steering.value, found.edit_minus_steering.n) == (0.5, 2)
     assert found.arms["steering 0.1"].unscored == 1
+
+
+def test_lines_on_other_arms_than_the_edit() -> None:
+    """The edit in 4 bits against the base in 4 bits, not the plain edit against the plain base."""
+    values = {"base": share(0), "edit": share(40), "edit, int4": share(10), "base, int4": share(4)}
+    found = Finding("int4", "refused", values, "failed", "A.", judged=["edit, int4"], against="base, int4")
+    record = line_record(found, [BASE_ARM, Arm("edit", "edit")])
+    assert (list(record.judged), record.against) == (["edit, int4"], "base, int4")
+    assert record.judged["edit, int4"].value == pytest.approx(6 / 40)
+    entry = EntryRecord(
+        name="quantised", group="persistence", summary="", citation="", tested=True, message="", seconds=1.0,
+        lines=[record], facts={},
+    )  # fmt: skip
+    ((name, _, n, base, edit, difference, _),) = _rows(entry)
+    assert name == "quantised: int4 refused (edit, int4 against base, int4)"
+    assert (n, base.split(" [")[0], edit.split(" [")[0]) == ("40", "10 %", "25 %")
+    assert difference.startswith("+15 points")
+    with pytest.raises(InvalidValueError, match="no values for edit, int8"):
+        Finding("int4", "refused", values, "failed", "A.", judged=["edit, int8"])
 
 
 def test_sentences_by_outcome() -> None:

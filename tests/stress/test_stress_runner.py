@@ -190,6 +190,11 @@ def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
     assert nothing.verdict.kind == "no-effect"
     with pytest.raises(MismatchError, match="strength"):
         go(tiny_input(1.0, options=options), [ToyTest("one")], tmp_path / "nothing")
+    opposite, _ = go(
+        tiny_input(1.0, options=replace(OPTIONS, strength=-0.05), steering=True), [], tmp_path / "opposite"
+    )
+    assert opposite.arms[1].parameters["strength"] < 0  # steering away, as the edit does
+    assert opposite.title.endswith(", at strength -0.05")
     with pytest.raises(InvalidValueError, match="strength must be finite, got nan"):
         replace(OPTIONS, strength=float("nan"))
 
