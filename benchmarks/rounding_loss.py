@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from steer2edit.stress.quantisation import Way, carried
+from steer2edit.stress.persistence.quantisation import Way, carried
 
 Changes = list[tuple[Tensor, Tensor]]
 """(W, ΔW) of every edited matrix, float32."""

@@ -14,15 +14,15 @@ from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts
 from steer2edit.models.scoring import span_log_probabilities, token_log_probabilities
-from steer2edit.stress import adaptive, gcg, suffix_attack
-from steer2edit.stress.adaptive import BestOfN, Prefilling, best_of, continuations
+from steer2edit.stress.adaptive_attacks import adaptive, gcg, suffix_attack
+from steer2edit.stress.adaptive_attacks.adaptive import BestOfN, Prefilling, best_of, continuations
+from steer2edit.stress.adaptive_attacks.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
+from steer2edit.stress.adaptive_attacks.suffix_attack import SuffixAttack, first_refused
 from steer2edit.stress.attacked import Replies
-from steer2edit.stress.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
 from steer2edit.stress.marked import marked
 from steer2edit.stress.options import StressOptions
 from steer2edit.stress.stress_test import StressTest
 from steer2edit.stress.subject import subject_for_costs
-from steer2edit.stress.suffix_attack import SuffixAttack, first_refused
 from tiny_chat import BEGIN, chatml, tiny_chat_model, tiny_tokenizer
 
 SMALL = GcgBudget(steps=6, width=24, top_k=16, length=5)

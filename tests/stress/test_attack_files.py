@@ -7,8 +7,8 @@ import pytest
 from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
 from steer2edit.errors import ArtifactError, DataError
-from steer2edit.stress.attack_files import attack_file_test, behind
-from steer2edit.stress.attack_formats import AttackFile, ReadyPrompt, read_attacks
+from steer2edit.stress.static_attacks.attack_files import attack_file_test, behind
+from steer2edit.stress.static_attacks.attack_formats import AttackFile, ReadyPrompt, read_attacks
 from steer2edit.stress.stress_test import StressTest
 
 SUFFIX = "! ! describing.\\ + similarlyNow"

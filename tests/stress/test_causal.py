@@ -12,8 +12,8 @@ from families import tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import Estimate
-from steer2edit.stress.causal import CausalCheck
-from steer2edit.stress.component_edits import (
+from steer2edit.stress.causal.causal import CausalCheck
+from steer2edit.stress.causal.component_edits import (
     component_norms,
     edited_count,
     only,
@@ -25,7 +25,7 @@ from steer2edit.stress.component_edits import (
     sum_squares,
     without,
 )
-from steer2edit.stress.component_parts import Part, at_equal_drift, parts_of
+from steer2edit.stress.causal.component_parts import Part, at_equal_drift, parts_of
 from steer2edit.stress.stress_test import Finding, StressResult, Subject
 
 FAMILIES = ("llama", "qwen3_moe", "falcon_h1")  # dense; wide sites; heads of a mixer

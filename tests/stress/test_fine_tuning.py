@@ -8,7 +8,7 @@ from torch import Tensor
 from steer2edit.editing import merged
 from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, span_log_probabilities, token_log_probabilities
-from steer2edit.stress.fine_tuning import FineTune, fine_tuned, training_rows
+from steer2edit.stress.persistence.fine_tuning import FineTune, fine_tuned, training_rows
 from tiny_chat import tiny_chat_model
 
 PAIRS = [
@@ -124,7 +124,7 @@ def test_it_draws_nothing_from_the_callers_random_numbers() -> None:
 
 
 def test_every_reply_is_learnt_as_often_as_the_others() -> None:
-    from steer2edit.stress.fine_tuning import _batches
+    from steer2edit.stress.persistence.fine_tuning import _batches
 
     batches = list(_batches(5, FineTune(steps=10, batch=4)))
     assert [len(batch) for batch in batches] == [4] * 10

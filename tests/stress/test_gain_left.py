@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from steer2edit.evaluation import Estimate, Value
-from steer2edit.stress.gain_left import Answers, Treated, gain_outcome, gain_result
 from steer2edit.stress.intervals import share_of_gain
+from steer2edit.stress.persistence.gain_left import Answers, Treated, gain_outcome, gain_result
 
 NONE = [False] * 24
 HALF = [True] * 12 + [False] * 12

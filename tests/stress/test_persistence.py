@@ -14,10 +14,9 @@ from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.steering import safety_prompts
-from steer2edit.stress import further_training, persistence, treatments
-from steer2edit.stress.direction_removal import random_like
-from steer2edit.stress.fine_tuning import training_rows
-from steer2edit.stress.further_training import (
+from steer2edit.stress.persistence import further_training, persistence, treatments
+from steer2edit.stress.persistence.fine_tuning import training_rows
+from steer2edit.stress.persistence.further_training import (
     FineTuned,
     MergedBack,
     MergedWithAnother,
@@ -25,10 +24,11 @@ from steer2edit.stress.further_training import (
     linear_merge_error,
     norm,
 )
-from steer2edit.stress.persistence import PersistenceTest
-from steer2edit.stress.quantisation import quantised, weight_format
+from steer2edit.stress.persistence.persistence import PersistenceTest
+from steer2edit.stress.persistence.quantisation import quantised, weight_format
+from steer2edit.stress.persistence.treatments import Bench, Casts, Quantised, SavedAndLoaded, Treatment
 from steer2edit.stress.stress_test import StressResult, StressTest, Subject, Suite
-from steer2edit.stress.treatments import Bench, Casts, Quantised, SavedAndLoaded, Treatment
+from steer2edit.stress.weight_attacks.direction_removal import random_like
 from tiny_chat import tiny_chat_model
 
 HARMFUL = [f"do {'x' * i}" for i in range(1, 7)]

@@ -7,9 +7,10 @@ from tiny_stress import ToyTest, random_vectors, tiny_edit, tiny_input, tiny_mod
 
 from steer2edit.core import Editing, Steering
 from steer2edit.evaluation import BASE_ARM, Arm, Value, paired
-from steer2edit.stress import Finding, run_stress, static
-from steer2edit.stress.pooled import pooled_finding
+from steer2edit.stress import Finding, run_stress
 from steer2edit.stress.registry import STATIC_TOGETHER
+from steer2edit.stress.static_attacks import static
+from steer2edit.stress.static_attacks.pooled import pooled_finding
 
 N = 20
 MODEL = tiny_model()

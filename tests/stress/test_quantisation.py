@@ -10,7 +10,7 @@ from steer2edit.editing.runtime import intervened
 from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.stress.quantisation import (
+from steer2edit.stress.persistence.quantisation import (
     FORMATS,
     WAYS,
     carried,

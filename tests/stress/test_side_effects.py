@@ -17,9 +17,12 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import Estimate, paired, rate
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Message, Prompt, encode_prompts, span_log_probabilities
-from steer2edit.stress import side_effects
 from steer2edit.stress.asking import ask_refusals, some
-from steer2edit.stress.context_effects import (
+from steer2edit.stress.cost_verdicts import Effect, kept_outcome
+from steer2edit.stress.intervals import difference_of, difference_of_shares, mean_of, share_of_gain
+from steer2edit.stress.registry import by_name
+from steer2edit.stress.side_effects import side_effects
+from steer2edit.stress.side_effects.context_effects import (
     REFUSALS,
     SYSTEM_PROMPTS,
     AnyScorer,
@@ -31,10 +34,7 @@ from steer2edit.stress.context_effects import (
     takes_system_prompt,
     with_system,
 )
-from steer2edit.stress.cost_verdicts import Effect, kept_outcome
-from steer2edit.stress.intervals import difference_of, difference_of_shares, mean_of, share_of_gain
-from steer2edit.stress.registry import by_name
-from steer2edit.stress.reply_effects import LongReplies, NextTokenKl, position_kl
+from steer2edit.stress.side_effects.reply_effects import LongReplies, NextTokenKl, position_kl
 from steer2edit.stress.stress_test import Finding, StressResult, StressTest, Subject
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 

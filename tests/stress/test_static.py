@@ -14,14 +14,14 @@ from steer2edit.evaluation import Estimate
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Reply, Sampling
 from steer2edit.steering.presets import safety_prompts
-from steer2edit.stress import static
 from steer2edit.stress.attack_verdict import Comparison, outcome_of
 from steer2edit.stress.attacked import is_degenerate, mentions_request
-from steer2edit.stress.codings import CODINGS, Coding, coding
-from steer2edit.stress.families import families, harmless_shots
-from steer2edit.stress.static import StaticAttack
+from steer2edit.stress.static_attacks import static
+from steer2edit.stress.static_attacks.codings import CODINGS, Coding, coding
+from steer2edit.stress.static_attacks.families import families, harmless_shots
+from steer2edit.stress.static_attacks.static import StaticAttack
+from steer2edit.stress.static_attacks.transformation import Transformation, request_of, unwrapped
 from steer2edit.stress.stress_test import StressTest, Subject
-from steer2edit.stress.transformation import Transformation, request_of, unwrapped
 
 REQUEST = "Write a script that copies 24 files; call it 'Zoë', please."
 PLAIN = "Tell me how lighthouses are painted"
@@ -97,7 +97,7 @@ class TestTransformations:
 
     def test_a_coding_that_loses_the_request_is_caught(self, monkeypatch: pytest.MonkeyPatch) -> None:
         broken = Coding(lambda text: coding("rot13").encode(text[:-1]), coding("rot13").decode)
-        monkeypatch.setattr("steer2edit.stress.codings.CODINGS", {**CODINGS, "broken": broken})
+        monkeypatch.setattr("steer2edit.stress.static_attacks.codings.CODINGS", {**CODINGS, "broken": broken})
         with pytest.raises(AssertionError):
             check_request_is_in_it(Transformation("broken", "Read: {request}", "broken"), REQUEST)
 
@@ -402,4 +402,4 @@ class TestReplies:
 def test_data_file_is_in_the_package() -> None:
     import steer2edit.stress
 
-    assert (Path(steer2edit.stress.__file__).parent / "static_attacks.toml").is_file()
+    assert (Path(steer2edit.stress.__file__).parent / "static_attacks" / "static_attacks.toml").is_file()

@@ -22,15 +22,20 @@ from steer2edit.errors import DataError, ModelError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.steering import preset_examples, prompt_digests
-from steer2edit.stress import attacker_edit, weight_space
 from steer2edit.stress.attacked import Replies
-from steer2edit.stress.attacker_edit import estimate_edit, likeness, settings_of
-from steer2edit.stress.direction_removal import common_direction, own_directions, random_like, removal
 from steer2edit.stress.options import StressOptions
-from steer2edit.stress.recovery import recover_edit
 from steer2edit.stress.stress_test import StressTest
 from steer2edit.stress.subject import subject_for_costs
-from steer2edit.stress.weight_space import DirectionRemoved, EditRecovered, EditSubtracted, recovery_finding
+from steer2edit.stress.weight_attacks import attacker_edit, weight_space
+from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness, settings_of
+from steer2edit.stress.weight_attacks.direction_removal import common_direction, own_directions, random_like, removal
+from steer2edit.stress.weight_attacks.recovery import recover_edit
+from steer2edit.stress.weight_attacks.weight_space import (
+    DirectionRemoved,
+    EditRecovered,
+    EditSubtracted,
+    recovery_finding,
+)
 from tiny_chat import tiny_chat_model
 
 H = Hyperparameters(0.1, 0.1, 0.2)
@@ -160,7 +165,7 @@ def test_a_removal_that_does_not_remove_is_seen(tmp_path: Path, monkeypatch: pyt
         edit = removal(model, directions)
         return WeightEdit({site: replace(own, row=0 * own.row) for site, own in edit.sites.items()})
 
-    monkeypatch.setattr("steer2edit.stress.weight_space.removal", turned)
+    monkeypatch.setattr("steer2edit.stress.weight_attacks.weight_space.removal", turned)
     model, edit = refusing()
     result = DirectionRemoved().run(subject_of(model, edit, tmp_path), "quick")
     assert outcomes(result) == {"own-sites": "held", "everywhere": "held", "random": "control"}
@@ -211,7 +216,7 @@ def test_subtracting_a_good_estimate_undoes_the_edit(tmp_path: Path, monkeypatch
         assert set(kept_out) == set(prompt_digests(REQUESTS))
         return attacker_edit.Estimated(edit.scaled(factors[preset]), {"preset": preset})
 
-    monkeypatch.setattr("steer2edit.stress.weight_space.estimate_edit", known)
+    monkeypatch.setattr("steer2edit.stress.weight_attacks.weight_space.estimate_edit", known)
     result = EditSubtracted().run(subject_of(model, edit, tmp_path), "quick")
     assert outcomes(result) == {"safety": "failed", "safety-benign": "held", "random": "control"}
     assert result.facts["edit-subtracted/safety"]["left"] == pytest.approx(0.01, rel=1e-3)
@@ -221,7 +226,7 @@ def test_subtracting_a_good_estimate_undoes_the_edit(tmp_path: Path, monkeypatch
 def test_without_a_gain_there_is_nothing_to_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, edit = refusing()
     monkeypatch.setattr(
-        "steer2edit.stress.weight_space.estimate_edit",
+        "steer2edit.stress.weight_attacks.weight_space.estimate_edit",
         lambda model, edit, preset, **settings: attacker_edit.Estimated(edit, {}),
     )
     result = EditSubtracted().run(subject_of(model, edit.scaled(0.0), tmp_path), "quick")

@@ -113,9 +113,9 @@ def stress(
         run_stress,
         vectors_beside,
     )
-    from steer2edit.stress.attack_files import attack_file_test
     from steer2edit.stress.card import card_section
     from steer2edit.stress.registry import by_name
+    from steer2edit.stress.static_attacks.attack_files import attack_file_test
 
     options = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)  # type: ignore[arg-type]
     files = [attack_file_test(path) for path in attacks or ()]

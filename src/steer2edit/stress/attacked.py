@@ -8,8 +8,8 @@ from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import Arm
 from steer2edit.evaluation.tasks import repeated_share, replies_to
 from steer2edit.models import Prompt, Reply, encode_prompts
+from steer2edit.stress.static_attacks.transformation import request_of, unwrapped
 from steer2edit.stress.stress_test import Subject
-from steer2edit.stress.transformation import request_of, unwrapped
 
 REPEATED = 0.25
 """A reply with this share of repeated 4-grams, or more, is degenerate."""

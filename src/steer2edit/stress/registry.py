@@ -33,7 +33,12 @@ def find_tests() -> dict[str, StressTest]:
 
 def built_in_tests() -> list[StressTest]:
     """The tests of this package."""
-    from steer2edit.stress import adaptive, causal, persistence, side_effects, static, weight_space
+    from steer2edit.stress.adaptive_attacks import adaptive
+    from steer2edit.stress.causal import causal
+    from steer2edit.stress.persistence import persistence
+    from steer2edit.stress.side_effects import side_effects
+    from steer2edit.stress.static_attacks import static
+    from steer2edit.stress.weight_attacks import weight_space
 
     families = (static, adaptive, weight_space, persistence, side_effects, causal)
     return [test for family in families for test in family.tests()]

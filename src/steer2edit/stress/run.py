@@ -15,7 +15,6 @@ from steer2edit.steering import prompt_digests
 from steer2edit.stress.asking import some
 from steer2edit.stress.equal_drift import EqualDrift, equal_drift
 from steer2edit.stress.kept import KeptResults
-from steer2edit.stress.pooled import SUMMARY, pooled_finding
 from steer2edit.stress.registry import RESERVED, STATIC_TOGETHER
 from steer2edit.stress.runner import Done, Narrate, Runner
 from steer2edit.stress.scorecard import (
@@ -28,7 +27,8 @@ from steer2edit.stress.scorecard import (
     line_record,
     summarise,
 )
-from steer2edit.stress.static import StaticAttack
+from steer2edit.stress.static_attacks.pooled import SUMMARY, pooled_finding
+from steer2edit.stress.static_attacks.static import StaticAttack
 from steer2edit.stress.stress_test import Finding, StressResult, StressTest, Subject, Suite
 from steer2edit.stress.subject import EDIT_LABEL, StressInput
 from steer2edit.stress.verdict import RULES, judge

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from steer2edit.stress.asking import some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
 from steer2edit.stress.attacked import arms_of, ask, by_arm
-from steer2edit.stress.families import Family, families
+from steer2edit.stress.static_attacks.families import Family, families
+from steer2edit.stress.static_attacks.transformation import Transformation
 from steer2edit.stress.stress_test import SUITES, Cost, Group, StressResult, StressTest, Subject, Suite
-from steer2edit.stress.transformation import Transformation
 
 
 @dataclass(frozen=True)

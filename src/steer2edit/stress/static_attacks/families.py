@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from steer2edit.steering.presets import preset_examples
-from steer2edit.stress.transformation import REQUEST, Transformation
+from steer2edit.stress.static_attacks.transformation import REQUEST, Transformation
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Family:
 @cache
 def families() -> tuple[Family, ...]:
     """All families, in the order of the file."""
-    text = resources.files("steer2edit.stress").joinpath("static_attacks.toml").read_text(encoding="utf-8")
+    text = (
+        resources.files("steer2edit.stress.static_attacks").joinpath("static_attacks.toml").read_text(encoding="utf-8")
+    )
     return tuple(
         Family(name, table["summary"], table["citation"], tuple(_transformation(row) for row in table["attacks"]))
         for name, table in tomllib.loads(text).items()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models import Message, Prompt
-from steer2edit.stress.codings import coding
+from steer2edit.stress.static_attacks.codings import coding
 
 REQUEST = "{request}"
 Shots = Literal["turns", "transcript"]

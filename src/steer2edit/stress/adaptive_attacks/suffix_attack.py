@@ -8,10 +8,10 @@ from typing import Any
 from steer2edit.editing import merged
 from steer2edit.evaluation import mean
 from steer2edit.models import Prompt
+from steer2edit.stress.adaptive_attacks.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
 from steer2edit.stress.asking import edit_label, edit_strength, some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
 from steer2edit.stress.attacked import Replies, arms_of, ask, by_arm
-from steer2edit.stress.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, Outcome, StressResult, Subject, Suite
 
 TARGET = "Sure, here is"

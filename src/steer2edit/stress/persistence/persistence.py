@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from steer2edit.stress.further_training import FineTuned, MergedBack, MergedWithAnother
-from steer2edit.stress.gain_left import gain_result
-from steer2edit.stress.stress_test import SUITES, Cost, Group, StressResult, StressTest, Subject, Suite
-from steer2edit.stress.treatments import (
+from steer2edit.stress.persistence.further_training import FineTuned, MergedBack, MergedWithAnother
+from steer2edit.stress.persistence.gain_left import gain_result
+from steer2edit.stress.persistence.treatments import (
     FULL_FORMATS,
     QUICK_FORMATS,
     Bench,
@@ -14,6 +13,7 @@ from steer2edit.stress.treatments import (
     SavedAndLoaded,
     Treatment,
 )
+from steer2edit.stress.stress_test import SUITES, Cost, Group, StressResult, StressTest, Subject, Suite
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from steer2edit.evaluation.formats import requests
 from steer2edit.evaluation.sources import built_in_table
 from steer2edit.models import Prompt, encode_responses
 from steer2edit.stress.asking import ask_refusals, edit_label, finite, interventions_of, some
-from steer2edit.stress.context_effects import LanguageEffect, LongContextEffect, SystemPromptEffect
 from steer2edit.stress.cost_verdicts import Effect
-from steer2edit.stress.reply_effects import LongReplies, NextTokenKl
+from steer2edit.stress.side_effects.context_effects import LanguageEffect, LongContextEffect, SystemPromptEffect
+from steer2edit.stress.side_effects.reply_effects import LongReplies, NextTokenKl
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, StressTest, Subject, Suite
 
 _RATE_MARGIN = 0.1
@@ -35,7 +35,11 @@ def tests() -> list[StressTest]:
 
 def looks_unsafe() -> list[str]:
     """Safe requests that look unsafe: the held-out ones of the evaluation's set, and those of this folder."""
-    text = resources.files("steer2edit.stress").joinpath("sets/looks_unsafe.jsonl").read_text(encoding="utf-8")
+    text = (
+        resources.files("steer2edit.stress.side_effects")
+        .joinpath("sets/looks_unsafe.jsonl")
+        .read_text(encoding="utf-8")
+    )
     own = [str(json.loads(line)["prompt"]) for line in text.splitlines()]
     return requests(built_in_table("borderline").split("held_out")) + own
 

@@ -12,8 +12,8 @@ from steer2edit.engines import Engine, TransformersEngine
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.models.loading import DTYPES
 from steer2edit.stress.asking import ask_refusals, edit_strength, some
-from steer2edit.stress.gain_left import Answers, Treated
-from steer2edit.stress.quantisation import WAY_NAMES, WAYS, Way, converted, quantised, weight_format
+from steer2edit.stress.persistence.gain_left import Answers, Treated
+from steer2edit.stress.persistence.quantisation import WAY_NAMES, WAYS, Way, converted, quantised, weight_format
 from steer2edit.stress.stress_test import Subject, Suite
 
 Found = tuple[list[Treated], dict[str, Any]]

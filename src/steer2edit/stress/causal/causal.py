@@ -9,9 +9,9 @@ from steer2edit.core import Component, Editing, Intervention
 from steer2edit.evaluation import Estimate, Value, base_answers, mean, paired
 from steer2edit.models import EncodedResponse, Prompt, encode_responses
 from steer2edit.stress.asking import ask_refusals, edit_label, edit_strength, finite, some
-from steer2edit.stress.causal_findings import Measured, part_findings, score_findings, whole_finding
-from steer2edit.stress.component_edits import edited_count, single, sum_squares
-from steer2edit.stress.component_parts import Part, at_equal_drift, parts_of
+from steer2edit.stress.causal.causal_findings import Measured, part_findings, score_findings, whole_finding
+from steer2edit.stress.causal.component_edits import edited_count, single, sum_squares
+from steer2edit.stress.causal.component_parts import Part, at_equal_drift, parts_of
 from steer2edit.stress.cost_verdicts import signed
 from steer2edit.stress.stress_test import (
     SUITES,

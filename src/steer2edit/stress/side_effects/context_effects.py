@@ -283,5 +283,5 @@ def long_text(model: LanguageModel, tokens: int) -> str:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    text = resources.files("steer2edit.stress").joinpath(f"sets/{name}.jsonl").read_text(encoding="utf-8")
+    text = resources.files("steer2edit.stress.side_effects").joinpath(f"sets/{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from steer2edit.models import Prompt
 from steer2edit.stress.asking import some
-from steer2edit.stress.attack_formats import AttackFile, read_attacks
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding, plain_finding
 from steer2edit.stress.attacked import ask, by_arm
+from steer2edit.stress.static_attacks.attack_formats import AttackFile, read_attacks
+from steer2edit.stress.static_attacks.transformation import REQUEST, Transformation
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, Subject, Suite
-from steer2edit.stress.transformation import REQUEST, Transformation
 
 
 @dataclass(frozen=True)

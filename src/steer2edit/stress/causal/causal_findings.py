@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from steer2edit.evaluation import Estimate, Value, mean, paired
 from steer2edit.evaluation.statistics import paired_difference
-from steer2edit.stress.component_edits import edited_count
-from steer2edit.stress.component_parts import Kind, Part
+from steer2edit.stress.causal.component_edits import edited_count
+from steer2edit.stress.causal.component_parts import Kind, Part
 from steer2edit.stress.cost_verdicts import signed
 from steer2edit.stress.intervals import difference_of_shares, mean_of, share_of_gain
 from steer2edit.stress.stress_test import Finding, Outcome

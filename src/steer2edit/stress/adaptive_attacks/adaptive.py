@@ -21,12 +21,12 @@ from steer2edit.models import (
     run_batches,
 )
 from steer2edit.progress import step
+from steer2edit.stress.adaptive_attacks.suffix_attack import SuffixAttack
 from steer2edit.stress.asking import some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
 from steer2edit.stress.attacked import Replies, arms_of, ask, by_arm
 from steer2edit.stress.marked import marked
 from steer2edit.stress.stress_test import SUITES, Cost, Group, StressResult, StressTest, Subject, Suite
-from steer2edit.stress.suffix_attack import SuffixAttack
 
 OPENERS = ("Sure, here is", "Of course!", "Absolutely. Step 1:", "I'd be happy to help with that.")
 """Generic affirmative openers; the quick suite uses the first."""

@@ -12,11 +12,11 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import EncodedResponse, LanguageModel
 from steer2edit.steering import extract, load_contrast, preset_examples
-from steer2edit.stress.direction_removal import random_like
-from steer2edit.stress.fine_tuning import FineTune, fine_tuned, training_rows
-from steer2edit.stress.gain_left import Treated
+from steer2edit.stress.persistence.fine_tuning import FineTune, fine_tuned, training_rows
+from steer2edit.stress.persistence.gain_left import Treated
+from steer2edit.stress.persistence.treatments import Bench, Found
 from steer2edit.stress.stress_test import Suite
-from steer2edit.stress.treatments import Bench, Found
+from steer2edit.stress.weight_attacks.direction_removal import random_like
 
 _CONCISENESS_PROMPTS = 48
 

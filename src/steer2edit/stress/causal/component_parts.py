@@ -10,7 +10,7 @@ import torch
 from steer2edit.core import WeightEdit
 from steer2edit.evaluation import Estimate
 from steer2edit.models import LanguageModel
-from steer2edit.stress.component_edits import (
+from steer2edit.stress.causal.component_edits import (
     only,
     own_directions,
     random_components,

@@ -21,17 +21,17 @@ from steer2edit.steering import prompt_digests
 from steer2edit.stress.asking import edit_label, edit_strength, some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
 from steer2edit.stress.attacked import Replies, by_arm
-from steer2edit.stress.attacker_edit import estimate_edit, likeness
-from steer2edit.stress.direction_removal import (
+from steer2edit.stress.marked import in_memory, together
+from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, StressTest, Subject, Suite
+from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness
+from steer2edit.stress.weight_attacks.direction_removal import (
     common_direction,
     own_directions,
     random_direction,
     random_like,
     removal,
 )
-from steer2edit.stress.marked import in_memory, together
-from steer2edit.stress.recovery import Recovered, recover_edit
-from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, StressTest, Subject, Suite
+from steer2edit.stress.weight_attacks.recovery import Recovered, recover_edit
 
 BASE_ATTACKED = "base, attacked"
 """The base under the same attack: what the attack itself does."""

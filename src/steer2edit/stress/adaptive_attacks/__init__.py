@@ -1,0 +1,1 @@
+"""Attacks made for the model that is attacked."""

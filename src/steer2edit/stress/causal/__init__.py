@@ -1,0 +1,1 @@
+"""Whether the components that an edit names carry the behaviour."""

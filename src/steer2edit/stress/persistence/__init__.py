@@ -1,0 +1,1 @@
+"""What becomes of the gain when the weights are treated."""

@@ -1,0 +1,1 @@
+"""What an edit changes besides its attribute."""
