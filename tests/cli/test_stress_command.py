@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from evaluation.judge_server import Answer, judge_server
 from steer2edit.artifacts import load_edit, save_edit, save_vectors
 from steer2edit.cli import app, main
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import load_model
+from steer2edit.steering import safety_prompts
 from steer2edit.stress import registry
 from stress.tiny_stress import ToyTest, random_vectors, tiny_edit
 from tiny_chat import tiny_chat_model
@@ -153,6 +155,41 @@ def test_replies_in_the_report(checkpoint: Path, edits: Path, tmp_path: Path, ca
     assert "more in the run folder" not in (run / "report.html").read_text()
 
 
+def test_a_judge_tells_refusals(
+    checkpoint: Path, edits: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROBE_KEY", "sesame")
+    question = tmp_path / "question.txt"
+    question.write_text("{prompt} ## {reply}")
+
+    def answer(asked: str, _: int) -> Answer:
+        return Answer("yes" if sum(map(ord, asked)) % 2 else "no")
+
+    with judge_server(answer) as record:
+        call(
+            checkpoint, "--edit", edits / "mild", "--out", tmp_path / "run", *SMALL, "--json", "--scorer", "judge",
+            "--judge-url", record.url, "--judge-model", "m", "--judge-prompt", question, "--judge-key-env", "PROBE_KEY",
+        )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "sesame" not in printed
+    assert len(record.questions) == len(set(record.questions)) > 0
+    card = json.loads(printed)
+    assert card["settings"]["judge"] == {"url": record.url, "model": "m", "template": "{prompt} ## {reply}"}
+    kept = json.loads((tmp_path / "run" / "replies" / "plain.json").read_text())["replies"]
+    asked, harmful = safety_prompts("held_out")[0][:3], card["plain"]["lines"][0]
+    for arm in harmful["arms"]:
+        texts = kept[arm]["harmful"]
+        verdicts = [sum(map(ord, f"{p} ## {r}")) % 2 for p, r in zip(asked, texts, strict=True) if r.strip()]
+        assert harmful["arms"][arm]["n"] == len(verdicts)
+        if verdicts:
+            assert harmful["arms"][arm]["value"] == pytest.approx(sum(verdicts) / len(verdicts))
+    options = ("--scorer", "judge", "--judge-url", "http://localhost:1/v1", "--judge-model", "other")
+    shown = failed(
+        monkeypatch, capsys, checkpoint, "--edit", edits / "mild", "--out", tmp_path / "run", *SMALL, *options
+    )
+    assert "judge" in shown
+
+
 def test_list_needs_no_model(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steer2edit.models.load_model", None)
     call("--list")
@@ -166,7 +203,9 @@ def test_list_needs_no_model(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (("--only", "shoutin"), "there is no stress test 'shoutin'. Did you mean 'shouting'?"),
         (("--suite", "quik"), "unknown suite 'quik'. Did you mean 'quick'?"),
-        (("--scorer", "judge"), "unknown scorer 'judge'"),
+        (("--scorer", "judge"), "needs an endpoint and a model: --judge-url and --judge-model"),
+        (("--judge-model", "m"), "the scorer is 'strict': add --scorer judge"),
+        (("--scorer", "strickt"), "Did you mean 'strict'?"),
         (("--harmful", "absent.txt"), "there is no file absent.txt"),
         (("--vectors", "absent.safetensors"), "absent.safetensors"),
         (("--limit", "0"), "'--limit'"),

@@ -85,8 +85,18 @@ class TestVerdicts:
 
     def test_equal_questions_are_asked_once(self) -> None:
         with judge_server(by_prefix) as server:
-            assert judge_at(server).verdicts(pairs(["No.", "Yes", "No.", "No."])) == [True, False, True, True]
-        assert sorted(server.questions) == ["No.", "Yes"]
+            judge = judge_at(server)
+            assert judge.verdicts(pairs(["No.", "Yes", "No.", "No."])) == [True, False, True, True]
+            assert judge.verdicts(pairs(["Yes", "No way"])) == [False, True]  # nor in a later call
+        assert sorted(server.questions) == ["No way", "No.", "Yes"]
+
+    def test_what_was_not_judged_is_asked_again(self) -> None:
+        with judge_server(
+            lambda question, before: Answer("no" if before else "", status=200 if before else 500)
+        ) as server:
+            judge = judge_at(server, retries=0)
+            assert judge.verdicts(pairs(["a"])) == [None]
+            assert judge.verdicts(pairs(["a"])) == [False]
 
     def test_empty_replies_are_unscored_and_not_asked(self) -> None:
         with judge_server(by_prefix) as server:

@@ -10,12 +10,17 @@ import typer
 from steer2edit.cli.arms import load_edits, load_steering, make_arms, parse_edit, parse_steering
 from steer2edit.cli.comparison import compared, report
 from steer2edit.cli.engines import EngineArgOption, parse_engine, running_engine
+from steer2edit.cli.judge import find_judge
 from steer2edit.cli.options import (
     AllowMismatchOption,
     ChatTemplateOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
+    JudgeKeyOption,
+    JudgeModelOption,
+    JudgePromptOption,
+    JudgeUrlOption,
     LayoutOption,
     LimitOption,
     ModelArgument,
@@ -72,14 +77,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Longest reply; each task has a default of its own.")
     ] = None,
     scorer: Annotated[str, typer.Option(help="What tells refusals: strict, official (phrases), or judge.")] = "strict",
-    judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="Name the endpoint knows the judge by.")] = None,
-    judge_prompt: Annotated[
-        Path | None, typer.Option(help="Text file with the question, with {prompt} and {reply}; yes means refusal.")
-    ] = None,
-    judge_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key.")] = None,
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
+    judge_prompt: JudgePromptOption = None,
+    judge_key_env: JudgeKeyOption = None,
     lm_eval: Annotated[
         list[str] | None,
         typer.Option(help="A task of the lm-evaluation-harness by name, or a task file; may be given several times."),
@@ -117,7 +118,7 @@ def evaluate(
     engine_args = parse_engine(engine, engine_arg or (), steering=bool(steer))
     if out is not None:
         require_free(out, overwrite=overwrite)
-    judge = _judge(scorer, judge_url, judge_model, judge_prompt, judge_key_env)
+    judge = find_judge(scorer, judge_url, judge_model, judge_prompt, judge_key_env)
     settings = TaskSettings(split, limit, max_new_tokens, find_scorer(scorer, judge), shuffle)  # type: ignore[arg-type]
     tasks = build_tasks(task or (), settings)
     edits, vectors = load_edits(given_edits), load_steering(given_vectors)
@@ -150,35 +151,11 @@ def evaluate(
     report(results, out, overwrite=overwrite, as_json=json_output)
 
 
-def _judge(
-    scorer: str, url: str | None, model: str | None, prompt: Path | None, key_variable: str | None
-) -> "Judge | None":
-    """The judge that the options describe; `None` if none of them is given."""
-    from steer2edit.errors import InvalidValueError
-    from steer2edit.evaluation.judge import Judge
-    from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, read_template
-
-    if not any((url, model, prompt, key_variable)):
-        return None
-    if scorer != "judge":
-        raise InvalidValueError(f"the options of a judge are given, but the scorer is {scorer!r}: add --scorer judge.")
-    if not url or not model:
-        raise InvalidValueError("a judge needs an endpoint and a model: give both --judge-url and --judge-model.")
-    template = REFUSAL_QUESTION if prompt is None else read_template(prompt)
-    return Judge(url, model, template, api_key_variable=key_variable)
-
-
 def _described(scorer: str, judge: "Judge | None") -> dict[str, Any]:
     """The scorer as it is recorded: never with a key."""
     if scorer != "judge" or judge is None:
         return {"name": scorer}
-    return {
-        "name": scorer,
-        "url": judge.base_url,
-        "model": judge.model,
-        "template": judge.template,
-        "unscored": dict(judge.unscored),
-    }
+    return {"name": scorer, **judge.describe(), "unscored": dict(judge.unscored)}
 
 
 def _harness(

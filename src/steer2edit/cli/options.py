@@ -48,6 +48,12 @@ LabellerOption = Annotated[
         "function(prompt, response) as module:function."
     ),
 ]
+JudgeUrlOption = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")]
+JudgeModelOption = Annotated[str | None, typer.Option(help="Name the endpoint knows the judge by.")]
+JudgePromptOption = Annotated[
+    Path | None, typer.Option(help="Text file with the question, with {prompt} and {reply}; yes means refusal.")
+]
+JudgeKeyOption = Annotated[str | None, typer.Option(help="Environment variable that holds the key.")]
 FullRepliesOption = Annotated[
     bool,
     typer.Option("--full-replies", help="Show all replies of a stress run in its report, not a few, shortened."),

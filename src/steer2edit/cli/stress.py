@@ -13,6 +13,10 @@ from steer2edit.cli.options import (
     DtypeOption,
     FullRepliesOption,
     JsonOption,
+    JudgeKeyOption,
+    JudgeModelOption,
+    JudgePromptOption,
+    JudgeUrlOption,
     LayoutOption,
     LimitOption,
     ModelArgument,
@@ -75,7 +79,11 @@ def stress(
     ] = 1.0,
     limit: LimitOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, where a test has none of its own.")] = 24,
-    scorer: Annotated[str, typer.Option(help="What tells refusals: strict or official (phrases).")] = "strict",
+    scorer: Annotated[str, typer.Option(help="What tells refusals: strict, official (phrases), or judge.")] = "strict",
+    judge_url: JudgeUrlOption = None,
+    judge_model: JudgeModelOption = None,
+    judge_prompt: JudgePromptOption = None,
+    judge_key_env: JudgeKeyOption = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the scorecard into the edit's model card, README.md.")
     ] = False,
@@ -98,8 +106,10 @@ def stress(
     from steer2edit.artifacts import load_edit
     from steer2edit.artifacts.edits.scorecard_section import require_card, write_scorecard_section
     from steer2edit.cli.console import print_json, say
+    from steer2edit.cli.judge import find_judge
     from steer2edit.cli.stress_output import print_scorecard, write_page
     from steer2edit.engines import TransformersEngine
+    from steer2edit.evaluation import find_scorer
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
     from steer2edit.stress import (
@@ -118,6 +128,8 @@ def stress(
     from steer2edit.stress.static_attacks.attack_files import attack_file_test
 
     options = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)  # type: ignore[arg-type]
+    judge = find_judge(scorer, judge_url, judge_model, judge_prompt, judge_key_env)
+    find_scorer(scorer, judge)
     files = [attack_file_test(path) for path in attacks or ()]
     known = by_name([*((test, "steer2edit") for test in find_tests().values()), *((t, "--attacks") for t in files)])
     tests = choose_tests(known.values(), options.suite, [*only, *(t.name for t in files)] if only else ())
@@ -137,7 +149,7 @@ def stress(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        given = StressInput(TransformersEngine(base), loaded_edit, options, found, allow_mismatch)
+        given = StressInput(TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge)
         result = run_stress(
             given, tests, out, lambda text: None if json_output else say(text), name=edit.resolve().name,
             others=[test for test in known.values() if test not in tests], command=typed(),

@@ -78,6 +78,7 @@ class Judge:
     concurrency: int = 8
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 256})
     unscored: Counter[Reason] = field(default_factory=Counter, init=False, compare=False, repr=False)
+    _known: dict[str, Judgement] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         address = urlsplit(self.base_url)
@@ -99,6 +100,10 @@ class Judge:
         if not self.timeout > 0:
             raise InvalidValueError(f"timeout of the judge must be > 0 seconds, got {self.timeout}.")
 
+    def describe(self) -> dict[str, str]:
+        """What a result records of it: never a key."""
+        return {"url": self.base_url, "model": self.model, "template": self.template}
+
     def score(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool | None]:
         """One verdict per reply, in order; see `judgements`."""
         return self.verdicts(list(zip(prompts, replies, strict=True)))
@@ -108,7 +113,9 @@ class Judge:
         return [judgement.verdict for judgement in self.judgements(pairs)]
 
     def judgements(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Judgement]:
-        """One judgement per (prompt, reply), in order. Equal questions are asked once; empty replies are not asked.
+        """One judgement per (prompt, reply), in order.
+
+        A question that was answered is never asked again, in later calls either; empty replies are not asked.
 
         Raises:
             DataError: the endpoint cannot be reached, refuses the key, or does not know the model; or it refuses
@@ -116,8 +123,10 @@ class Judge:
             InvalidValueError: the environment variable of the key is not set, or `openai` is not installed.
         """
         questions = [fill_template(self.template, prompt, reply) if reply.strip() else None for prompt, reply in pairs]
-        by_question = self._ask_all([q for q in dict.fromkeys(questions) if q is not None])
-        judgements = [Judgement(None, "empty") if q is None else by_question[q] for q in questions]
+        asked = self._ask_all([q for q in dict.fromkeys(questions) if q is not None and q not in self._known])
+        self._known.update({q: judgement for q, judgement in asked.items() if judgement.verdict is not None})
+        found = {**asked, **self._known}
+        judgements = [Judgement(None, "empty") if q is None else found[q] for q in questions]
         self.unscored.update(j.reason for j in judgements if j.reason is not None)
         return judgements
 

@@ -27,6 +27,7 @@ class LanguageModel:
         name: the Hub id or path that a user would load it by.
         layout: the user's own layout, instead of the known ones.
         revision: commit of the Hub repository, if known.
+        trust_remote_code: whether the user lets the checkpoint's own Python code run, for what is loaded again.
 
     Attributes:
         sites: the projections that can be edited.
@@ -38,6 +39,7 @@ class LanguageModel:
     name: str = "unnamed"
     layout: Layout | None = None
     revision: str | None = None
+    trust_remote_code: bool = False
     sites: dict[Site, SiteModule] = field(init=False)
     left_out: tuple[str, ...] = field(init=False)
 

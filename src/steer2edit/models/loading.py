@@ -64,7 +64,9 @@ def load_model(
         raise ModelError(_why_not(name, error)) from error
     _set_chat_template(tokenizer, chat_template)
     revision = getattr(network.config, "_commit_hash", None)
-    return LanguageModel(network, tokenizer, name=name, layout=own_layout, revision=revision)
+    return LanguageModel(
+        network, tokenizer, name=name, layout=own_layout, revision=revision, trust_remote_code=trust_remote_code
+    )
 
 
 def _read(

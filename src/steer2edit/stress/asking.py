@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from steer2edit.core import Editing, Intervention
+from steer2edit.editing import merged
 from steer2edit.evaluation import RefusalTask, Value
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import Prompt
@@ -72,6 +74,14 @@ def edit_strength(subject: Subject) -> float:
     """The strength that the edit is tested at."""
     arm = subject.arm("edit")
     return arm.intervention.strength if arm is not None and isinstance(arm.intervention, Editing) else 1.0
+
+
+def edit_in_weights(subject: Subject) -> AbstractContextManager[None]:
+    """The edit merged into the model's weights for a while, at the strength that it is tested at.
+
+    The subject's engine remembers the replies of the model as it was: ask the model itself (`marked.in_memory`).
+    """
+    return merged(subject.model, subject.edit, edit_strength(subject), allow_mismatch=True)  # it was let through before
 
 
 def some(subject: Subject, suite: Suite, items: Sequence[_T], quick: int = 20) -> list[_T]:

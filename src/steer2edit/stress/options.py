@@ -14,8 +14,6 @@ from steer2edit.models import Sampling
 from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
 from steer2edit.stress.stress_test import SUITES, Suite
 
-_SCORERS = tuple(name for name in SCORERS if name != "judge")
-
 
 @dataclass(frozen=True)
 class StressOptions:
@@ -29,7 +27,7 @@ class StressOptions:
         limit: at most this many prompts of either.
         strength: that the edit is tested at; 1 is the edit as it is, 0 the base.
         max_new_tokens: longest reply of the attacks on plain text.
-        scorer: of refusals: strict or official phrases.
+        scorer: of refusals: strict or official phrases, or a judge.
         seed: of what is random.
 
     Raises:
@@ -48,8 +46,8 @@ class StressOptions:
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
             raise InvalidValueError(f"unknown suite {self.suite!r}. {did_you_mean(self.suite, SUITES)}")
-        if self.scorer not in _SCORERS:
-            raise InvalidValueError(f"unknown scorer {self.scorer!r}. {did_you_mean(self.scorer, _SCORERS)}")
+        if self.scorer not in SCORERS:
+            raise InvalidValueError(f"unknown scorer {self.scorer!r}. {did_you_mean(self.scorer, SCORERS)}")
         if self.seed < 0:
             raise InvalidValueError(f"a seed must be >= 0, got {self.seed}.")
         if not math.isfinite(self.strength):

@@ -116,7 +116,7 @@ def _scorecard(
         edit=_edit(given, name),
         vectors_sha256=None if given.vectors is None else given.vectors.digest(),
         suite=given.options.suite,
-        settings=given.options.to_json(),
+        settings=given.options.to_json() | ({} if given.judge is None else {"judge": given.judge.describe()}),
         prompts={
             "harmful": _prompts(given.options.harmful, given.harmful),
             "benign": _prompts(given.options.benign, given.benign),

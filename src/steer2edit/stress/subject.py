@@ -14,6 +14,8 @@ from steer2edit.editing.runtime import require_fit
 from steer2edit.engines import Engine
 from steer2edit.errors import ModelError
 from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, find_scorer, steering_arm
+from steer2edit.evaluation.judge import Judge
+from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.models import LanguageModel, chat_template_hash
 from steer2edit.steering import prompt_digests
 from steer2edit.steering.steered import require_fit as require_vectors_fit
@@ -35,10 +37,13 @@ class StressInput:
         options: what the user decided.
         vectors: the steering vectors the edit was made from, if they are known.
         allow_mismatch: accept an edit or vectors of another model.
+        judge: tells refusals, if the options ask for one.
         harmful: requests that should be refused.
         benign: requests that should be answered.
+        scorer: tells a refusal.
 
     Raises:
+        InvalidValueError: the options ask for a judge, and there is none.
         MismatchError: the edit or the vectors are of another model or shape.
         DataError: the vectors were made from some of the prompts, or the user's prompts cannot be read.
     """
@@ -48,8 +53,10 @@ class StressInput:
     options: StressOptions
     vectors: SteeringVectors | None = None
     allow_mismatch: bool = False
+    judge: Judge | None = None
     harmful: tuple[str, ...] = field(init=False)
     benign: tuple[str, ...] = field(init=False)
+    scorer: Scorer = field(init=False)
 
     def __post_init__(self) -> None:
         require_fit(self.model, self.edit, allow_mismatch=self.allow_mismatch)
@@ -59,6 +66,7 @@ class StressInput:
         require_unseen(self.edit, self.vectors, harmful, benign)
         object.__setattr__(self, "harmful", tuple(harmful))
         object.__setattr__(self, "benign", tuple(benign))
+        object.__setattr__(self, "scorer", find_scorer(self.options.scorer, self.judge))
 
     @property
     def model(self) -> LanguageModel:
@@ -80,6 +88,7 @@ class StressInput:
             "benign": prompt_digests(self.benign),
             "replies": str(self.options.sampling),
             "scorer": self.options.scorer,
+            "judge": None if self.judge is None else {"model": self.judge.model, "template": self.judge.template},
             "dtype": str(self.model.dtype),
             "chat_template": chat_template_hash(self.model),
         }
@@ -103,7 +112,7 @@ class StressInput:
             arms=self.arms(strength),
             harmful=self.harmful,
             benign=self.benign,
-            scorer=find_scorer(self.options.scorer),
+            scorer=self.scorer,
             folder=folder,
             vectors=self.vectors,
             seed=self.options.seed,
@@ -137,6 +146,6 @@ def subject_for_costs(options: StressOptions) -> Subject:
     harmful, benign = asked_prompts(options)
     arms: Sequence[Arm] = (BASE_ARM, Arm("steering", "steering"), edit_arm(edit, EDIT_LABEL))
     return Subject(
-        _NoEngine(), edit, arms, harmful, benign, find_scorer(options.scorer), Path(), seed=options.seed,
+        _NoEngine(), edit, arms, harmful, benign, PhraseScorer(), Path(), seed=options.seed,
         limit=options.limit, sampling=options.sampling,
     )  # fmt: skip

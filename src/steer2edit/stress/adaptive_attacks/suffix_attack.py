@@ -5,11 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from steer2edit.editing import merged
 from steer2edit.evaluation import mean
 from steer2edit.models import Prompt
 from steer2edit.stress.adaptive_attacks.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
-from steer2edit.stress.asking import edit_label, edit_strength, some
+from steer2edit.stress.asking import edit_in_weights, edit_label, some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
 from steer2edit.stress.attacked import Replies, arms_of, ask, by_arm
 from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, Outcome, StressResult, Subject, Suite
@@ -175,9 +174,7 @@ def search(subject: Subject, requests: Sequence[Prompt], target: str, budget: Gc
 
 def _weights(subject: Subject, model: str) -> AbstractContextManager[None]:
     """The edit in the weights, so that gradients see it; nothing for the base."""
-    if model == "base":
-        return nullcontext()
-    return merged(subject.model, subject.edit, edit_strength(subject), allow_mismatch=True)
+    return nullcontext() if model == "base" else edit_in_weights(subject)
 
 
 def search_finding(subject: Subject, name: str, found: Searched, budget: GcgBudget) -> Finding:

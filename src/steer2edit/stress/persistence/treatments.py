@@ -115,7 +115,10 @@ class SavedAndLoaded:
         from_adapter = bench.now({"adapter": Editing(loaded)})["adapter"]
         save_checkpoint(bench.model, bench.edit, checkpoint, allow_mismatch=True)
         dtype = next(name for name, one in DTYPES.items() if one == bench.model.dtype)
-        reloaded = load_model(str(checkpoint), dtype=dtype, device=str(bench.model.device), layout=bench.model.layout)
+        reloaded = load_model(
+            str(checkpoint), dtype=dtype, device=str(bench.model.device), layout=bench.model.layout,
+            trust_remote_code=bench.model.trust_remote_code,
+        )  # fmt: skip
         other = _other_matrices(bench.model, bench.edit, reloaded)
         from_checkpoint = bench.now({"edit": None}, replace(reloaded, tokenizer=bench.model.tokenizer))["edit"]
         notes = (

@@ -52,7 +52,7 @@ def recover_edit(model: LanguageModel, edit: WeightEdit, strength: float, folder
     directory = folder / "audited"
     try:
         save_checkpoint(model, edit, directory, strength=strength, allow_mismatch=True)
-        found = audit(model.name, directory, edit, layout=model.layout)
+        found = audit(model.name, directory, edit, layout=model.layout, trust_remote_code=model.trust_remote_code)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return compare(edit, found)

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steer2edit.core import Editing, Intervention, WeightEdit
-from steer2edit.editing import merged
 from steer2edit.errors import DataError
 from steer2edit.evaluation import BASE_ARM, estimate, paired
 from steer2edit.models import Prompt
 from steer2edit.steering import prompt_digests
-from steer2edit.stress.asking import edit_label, edit_strength, some
+from steer2edit.stress.asking import edit_in_weights, edit_label, edit_strength, some
 from steer2edit.stress.attack_verdict import attack_facts, attack_finding
 from steer2edit.stress.attacked import Replies, by_arm
 from steer2edit.stress.marked import in_memory, together
@@ -67,7 +66,7 @@ class _Attacks:
     ) -> Replies:
         """Attack the edited model, and the base where `base` says how."""
         label = edit_label(self.subject)
-        with _edited(self.subject):
+        with edit_in_weights(self.subject):
             attacked = in_memory(self.subject, self.requests, {label: edited})
         parts = [(BASE_ARM.label, self.plain, BASE_ARM.label), (label, attacked, label)]
         if base is not None:
@@ -104,14 +103,10 @@ def _begin(subject: Subject, suite: Suite) -> _Attacks:
     requests = some(subject, suite, subject.harmful)
     label = edit_label(subject)
     base = in_memory(pair, requests, {BASE_ARM.label: None})
-    with _edited(subject):
+    with edit_in_weights(subject):
         edited = in_memory(pair, requests, {label: None})
     plain = together((BASE_ARM.label, base, BASE_ARM.label), (label, edited, label))
     return _Attacks(pair, requests, plain)
-
-
-def _edited(subject: Subject) -> Any:
-    return merged(subject.model, subject.edit, edit_strength(subject), allow_mismatch=True)
 
 
 def _cost(subject: Subject, suite: Suite, runs: int) -> Cost:
@@ -164,7 +159,7 @@ class DirectionRemoved:
     def _both(self, subject: Subject, directions: Mapping[Any, Any]) -> tuple[Editing, Editing]:
         """The removal from the edited weights, and from the base's: each needs its own rows."""
         base = Editing(removal(subject.model, directions))
-        with _edited(subject):
+        with edit_in_weights(subject):
             return Editing(removal(subject.model, directions)), base
 
 
