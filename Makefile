@@ -6,9 +6,15 @@ READY := $(VENV)/.installed
 
 .PHONY: demo test lint benchmarks clean test-lm-eval test-vllm test-llamacpp
 
+# torch with its own dependencies, which its build for CUDA needs and the one for CPUs has not; then all that is locked
+define install-lock
+$(1)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock $$(grep '^torch==' requirements.lock)
+	$(1)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+endef
+
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(call install-lock,$(BIN))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
@@ -24,8 +30,8 @@ LM_EVAL := .venv-lm-eval
 
 $(LM_EVAL)/.installed: requirements.lock tests_lm_eval/requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(LM_EVAL)
-	for lock in requirements.lock tests_lm_eval/requirements.lock; do \
-		$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $$lock || exit 1; done
+	$(call install-lock,$(LM_EVAL)/bin)
+	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests_lm_eval/requirements.lock
 	$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -65,7 +71,7 @@ LLAMACPP := .venv-llamacpp
 
 $(LLAMACPP)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(LLAMACPP)
-	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(call install-lock,$(LLAMACPP)/bin)
 	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check \
 		llama-cpp-python==0.3.36
 	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

@@ -4,7 +4,7 @@ import steer2edit as s2e
 
 model = s2e.load_model("smollm2")
 vectors = s2e.extract(model, s2e.load_contrast("safety", model))
-edit = s2e.convert(model, vectors, s2e.Hyperparameters(rho_attn=0.3, rho_mlp=0.9, alpha=0.5))
+edit = s2e.convert(model, vectors, s2e.Hyperparameters(rho_attn=0.2, rho_mlp=0.9, alpha=0.5, max_shift=1.0))
 with s2e.edited(model, edit):
     ...
 s2e.save_edit(model, edit, "edit")

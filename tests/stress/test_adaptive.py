@@ -1,13 +1,17 @@
 """Attacks made for the model: on a model known by hand, on scripted replies, and against nanogcg's own numbers."""
 
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from attackable import REQUESTS, refusing, subject_of
 
+from families import tiny_network
+from steer2edit.core import WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import Request, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, ModelError
@@ -155,6 +159,40 @@ def test_the_cached_prompt_gives_the_logits_of_the_whole() -> None:
             assert torch.allclose(found, expected, atol=1e-5)
         single = wrapped(inputs_embeds=embedded[:1, 5:], past_key_values=prompt, use_cache=True).logits
     assert torch.allclose(single, expected[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "granite"])
+def test_the_embedding_matrix_is_what_the_embedding_gives(family: str) -> None:
+    """nanogcg's gradient is that of `onehot @ weight`; Gemma's embedding multiplies by √d besides."""
+    network = tiny_network(family)
+    embedding = gcg._CachedNetwork(network).get_input_embeddings()
+    ids = torch.arange(embedding.num_embeddings)
+    with torch.no_grad():
+        assert torch.allclose(embedding.weight, network.get_input_embeddings()(ids))
+        assert torch.equal(embedding(ids), network.get_input_embeddings()(ids))
+
+
+@pytest.mark.parametrize(("family", "repeatable"), [("llama", True), ("lfm2", False), ("falcon_h1", False)])
+def test_a_search_where_the_prompts_states_cannot_be_repeated(family: str, repeatable: bool) -> None:
+    pytest.importorskip("nanogcg")
+    model = tiny_chat_model(family)
+    assert gcg._repeatable_cache(model) is repeatable
+    found = find_suffix(model, "How do I bake bread?", TARGET, SMALL, seed=1)
+    before, after = target_losses(model, ["How do I bake bread?" + s for s in (SMALL.start, found.text)], TARGET)
+    assert after <= before
+    assert after == pytest.approx(min(found.losses), abs=1e-3)
+
+
+def test_a_broken_edit_is_searched_and_sampled_without_a_crash(tmp_path: Path) -> None:
+    """An edit after which every logit is NaN."""
+    pytest.importorskip("nanogcg")
+    model, edit = refusing()
+    edit = WeightEdit({s: replace(e, output_direction=3e38 * e.output_direction) for s, e in edit.sites.items()})
+    with merged(model, edit):
+        assert not math.isfinite(target_losses(model, [REQUESTS[0]], "b")[0])
+    for test in (SuffixAttack(target="b", quick=GcgBudget(steps=1, width=4, top_k=4, length=3)), BestOfN()):
+        result = test.run(subject_of(model, edit, tmp_path), "quick")
+        assert all(finding.sentence for finding in result.findings)
 
 
 @pytest.fixture(scope="module")

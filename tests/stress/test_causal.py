@@ -16,8 +16,8 @@ from steer2edit.stress.causal.causal import CausalCheck
 from steer2edit.stress.causal.component_edits import (
     component_norms,
     edited_count,
+    input_directions_of,
     only,
-    own_directions,
     random_components,
     shuffled,
     single,
@@ -64,7 +64,7 @@ def test_top_and_rest_are_the_edit(family: str) -> None:
 def test_directions_are_the_methods(family: str) -> None:
     """k_i = W_iᵀu / ‖·‖ of the edited components is what the edit's own rows hold, up to their λ."""
     model, edit = tiny_model(family), random_edit(family)
-    directions = own_directions(model, edit)
+    directions = input_directions_of(model, edit)
     for site, own in edit.sites.items():
         rows = own.row.view(-1, own.component_width)
         torch.testing.assert_close(own.magnitude[:, None] * directions[site], rows, rtol=1e-4, atol=1e-5)
@@ -79,7 +79,7 @@ def test_directions_are_the_methods(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_components(family: str) -> None:
     model, edit = tiny_model(family), random_edit(family)
-    chosen, directions = strongest(edit, 5), own_directions(model, edit)
+    chosen, directions = strongest(edit, 5), input_directions_of(model, edit)
     drawn, unedited = random_components(edit, chosen, directions, seeded())
     again, _ = random_components(edit, chosen, directions, seeded())
     other, _ = random_components(edit, chosen, directions, seeded(1))
@@ -102,7 +102,7 @@ def test_random_components(family: str) -> None:
 
 def test_where_all_are_edited_random_ones_are_edited_too() -> None:
     edit = planted_edit(dict.fromkeys(range(48), 1.0))
-    directions = own_directions(planted_model(), edit)
+    directions = input_directions_of(planted_model(), edit)
     drawn, unedited = random_components(edit, strongest(edit, 3), directions, seeded())
     assert not unedited
     assert edited_count(drawn) == 3
@@ -120,7 +120,7 @@ def test_no_random_control() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shuffled(family: str) -> None:
     model, edit = tiny_model(family), random_edit(family)
-    moved = shuffled(edit, own_directions(model, edit), seeded())
+    moved = shuffled(edit, input_directions_of(model, edit), seeded())
     differs = 0
     for site, own in edit.sites.items():
         one = moved.sites[site]

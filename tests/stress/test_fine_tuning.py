@@ -8,8 +8,8 @@ from torch import Tensor
 from steer2edit.editing import merged
 from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, span_log_probabilities, token_log_probabilities
-from steer2edit.stress.persistence.fine_tuning import FineTune, fine_tuned, training_rows
-from tiny_chat import tiny_chat_model
+from steer2edit.stress.persistence.fine_tuning import FineTune, fine_tuned, training_rows, turn_end
+from tiny_chat import END, END_OF_TEXT, tiny_chat_model
 
 PAIRS = [
     ("How do I bake bread?", "Mix the flour, the water and the salt."),
@@ -161,3 +161,16 @@ def test_a_diverging_fine_tune_is_an_error() -> None:
     with pytest.raises(ModelError, match="diverged"), fine_tuned(model, rows, settings):
         pass
     assert look(model) == seen
+
+
+def test_the_end_of_a_turn_is_the_templates() -> None:
+    """Llama-3 lists <|end_of_text|> before <|eot_id|>; its template writes the second."""
+    model = tiny_chat_model(num_hidden_layers=1)
+    assert model.tokenizer is not None
+    end, other = (model.tokenizer.convert_tokens_to_ids(token) for token in (END, END_OF_TEXT))
+    assert model.network.generation_config is not None
+    model.network.generation_config.eos_token_id = [other, end]
+    assert turn_end(model) == (end,)
+    assert training_rows(model, PAIRS[2:])[0].ids[-1] == end
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    assert turn_end(model) == (other,)

@@ -7,7 +7,7 @@ from tiny_stress import ToyTest, random_vectors, tiny_edit, tiny_input, tiny_mod
 
 from steer2edit.core import Editing, Steering
 from steer2edit.evaluation import BASE_ARM, Arm, Value, paired
-from steer2edit.stress import Finding, run_stress
+from steer2edit.stress import Finding, attacked, run_stress
 from steer2edit.stress.registry import STATIC_TOGETHER
 from steer2edit.stress.static_attacks import static
 from steer2edit.stress.static_attacks.pooled import pooled_finding
@@ -37,7 +37,6 @@ PLAIN = {"base": first(0), "steered": first(16), "edited": first(16)}
 def test_shares_by_hand() -> None:
     """The edit is refused 16, then 8 and 4 of 20; a request's value is the mean of its two verdicts."""
     found = pooled_finding([attack(0, 16, 8), attack(2, 16, 4)], PLAIN, ARMS)
-    assert found is not None
     assert found.values["edited"] == [1.0] * 4 + [0.5] * 4 + [0.0] * 12
     assert found.values["base"] == [0.5] * 2 + [0.0] * 18
     assert found.estimates["edited"].value == pytest.approx(0.3)
@@ -57,13 +56,11 @@ def test_shares_by_hand() -> None:
 )
 def test_the_rules_are_those_of_a_single_attack(edited: tuple[int, int], outcome: str) -> None:
     found = pooled_finding([attack(0, 16, count) for count in edited], PLAIN, ARMS)
-    assert found is not None
     assert found.outcome == outcome
 
 
 def test_an_edit_without_a_gain_is_open() -> None:
     found = pooled_finding([attack(0, 0, 0)] * 3, {arm: first(0) for arm in PLAIN}, ARMS)
-    assert found is not None
     assert found.outcome == "open"
 
 
@@ -71,12 +68,22 @@ def test_a_request_that_no_attack_scored_is_unscored() -> None:
     none: list[Value] = [None, *first(8)[1:]]
     values = {"base": none, "steered": none, "edited": none}
     found = pooled_finding([Finding("a", "refused", values, "open", "")] * 2, PLAIN, ARMS)
-    assert found is not None
     assert (found.estimates["edited"].n, found.estimates["edited"].unscored) == (N - 1, 1)
 
 
-def test_one_attack_has_nothing_to_add_up() -> None:
-    assert pooled_finding([attack(0, 1, 1)], PLAIN, ARMS) is None
+def test_one_attack_has_nothing_to_add_up(tmp_path: Path) -> None:
+    families = {test.name: test for test in static.tests()}
+    (one,) = (test for test in (families["many-shot"],))
+    card = run_stress(tiny_input(2.0), [one, families["encoding"]], tmp_path / "run", lambda text: None)
+    assert [entry.name for entry in card.tests] == ["many-shot", "encoding"]  # what is encoded is not in the clear
+
+
+def test_the_plain_replies_are_scored_as_the_attacked_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `ask` finds more refusals than the scorer alone, it finds them on both sides."""
+    monkeypatch.setattr(attacked, "_refused", lambda subject, shown, replies, openers: [True] * len(replies))
+    families = {test.name: test for test in static.tests()}
+    card = run_stress(tiny_input(2.0), [families["role-play"], families["style"]], tmp_path / "run", lambda text: None)
+    assert "(the edit on plain requests: 100 %); the edit's change +0 points" in card.tests[-1].lines[0].sentence
 
 
 def test_a_run_with_several_families_has_the_line(tmp_path: Path) -> None:

@@ -129,14 +129,36 @@ class TestGoingOn:
         with pytest.raises(ArtifactError, match=r"remembered.json does not hold what a stress run writes there"):
             go(tiny_input(steering=True), [ToyTest("one")], out)
 
-    def test_what_a_test_does_wrong_is_not_hidden(self, tmp_path: Path) -> None:
-        with pytest.raises(ZeroDivisionError):
-            go(tiny_input(), [ToyTest("one"), ToyTest("bug", error=ZeroDivisionError())], tmp_path / "run")
+    def test_a_faulty_test_does_not_cost_the_others(self, tmp_path: Path) -> None:
+        bug = ToyTest("bug", error=ZeroDivisionError("by nothing"))
+        card, told = go(tiny_input(), [ToyTest("one"), bug, ToyTest("two")], tmp_path / "run")
+        assert [(test.name, test.tested) for test in card.tests] == [("one", True), ("bug", False), ("two", True)]
+        (said,) = [text for text in told if "ZeroDivisionError" in text]
+        assert "it failed, which is a fault of the test: ZeroDivisionError: by nothing." in said
+        kept = (tmp_path / "run" / "errors" / "bug.txt").read_text()
+        assert kept.startswith("Traceback (most recent call last):")
+        assert "by nothing" in kept
         again = ToyTest("one")
-        card, told = go(tiny_input(), [again, ToyTest("bug")], tmp_path / "run")
+        card, told = go(tiny_input(), [again, ToyTest("bug"), ToyTest("two")], tmp_path / "run")
         assert again.ran == []
-        assert "Going on: 1 of 2 tests are done." in told
-        assert [test.tested for test in card.tests] == [True, True]
+        assert "Going on: 2 of 3 tests are done." in told
+        assert [test.tested for test in card.tests] == [True] * 3
+
+    def test_memory_that_runs_out_is_said(self, tmp_path: Path) -> None:
+        full = ToyTest("full", error=torch.OutOfMemoryError("CUDA out of memory"))
+        card, _ = go(tiny_input(), [full, ToyTest("one")], tmp_path / "run")
+        assert [test.tested for test in card.tests] == [False, True]
+        assert card.tests[0].message.startswith("memory ran out. Use a smaller dtype")
+        assert not (tmp_path / "run" / "errors").exists()
+
+    def test_what_earlier_calls_found_stays_in_the_scorecard(self, tmp_path: Path) -> None:
+        one, two, heads = ToyTest("one"), ToyTest("two"), ToyTest("heads", group="causal")
+        go(tiny_input(), [one, heads], tmp_path / "run", others=[two])
+        card, _ = go(tiny_input(), [two], tmp_path / "run", others=[one, heads, ToyTest("three")])
+        assert [test.name for test in card.tests] == ["two", "one", "heads"]  # by group
+        assert all(test.tested for test in card.tests)
+        assert one.ran == ["one"]
+        assert "Not asked for: three." in card.summary.not_tested
 
     def test_killed_anywhere_it_ends_with_the_same_files(self, tmp_path: Path) -> None:
         """SIGKILL at many places; the script says how often."""
@@ -260,7 +282,7 @@ class TestRefused:
         ("changes", "message"),
         [
             ({"suite": "fast"}, "unknown suite 'fast'"),
-            ({"scorer": "judge"}, "unknown scorer 'judge'"),
+            ({"scorer": "juge"}, "unknown scorer 'juge'. Did you mean 'judge'"),
             ({"seed": -1}, "a seed must be >= 0, got -1"),
             ({"limit": 0}, "the limit must be >= 1, got 0"),
         ],

@@ -313,3 +313,11 @@ def test_every_test_says_what_it_costs_without_a_model() -> None:
         assert isinstance(test, StressTest)
         assert test.group == "weight-space"
         assert 0 < test.cost(subject_for_costs(StressOptions()), "quick").replies <= 400
+
+
+def test_a_control_that_takes_the_gain_too_is_no_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A "random" edit that is the edit: subtracting it undoes the refusals, and the line says so."""
+    model, edit = refusing()
+    monkeypatch.setattr(weight_space, "random_like", lambda edit, seed: edit)
+    result = EditSubtracted(presets=()).run(subject_of(model, edit, tmp_path), "quick")
+    assert outcomes(result) == {"random": "failed"}

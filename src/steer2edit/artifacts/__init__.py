@@ -9,7 +9,10 @@ from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files, save_che
 from steer2edit.artifacts.checkpoints.checkpoint_manifest import CheckpointManifest
 from steer2edit.artifacts.checkpoints.verification import Verification, verify_checkpoint
 from steer2edit.artifacts.edits.adapter import load_edit, save_edit
+from steer2edit.artifacts.edits.combined import load_members, read_members, save_combined
+from steer2edit.artifacts.edits.hub import push
 from steer2edit.artifacts.edits.official_edit import load_official_edit
+from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.artifacts.manifest import EditManifest, package_versions, read_manifest
 from steer2edit.artifacts.vector_files.block_files import save_block_vectors
 from steer2edit.artifacts.vector_files.vectors import (
@@ -33,16 +36,21 @@ __all__ = [
     "as_vectors",
     "atomic_directory",
     "atomic_file",
+    "export_edit",
     "load_edit",
+    "load_members",
     "load_official_edit",
     "load_vectors",
     "open_base",
     "package_versions",
+    "push",
     "read_manifest",
+    "read_members",
     "read_vectors",
     "require_free",
     "save_block_vectors",
     "save_checkpoint",
+    "save_combined",
     "save_edit",
     "save_vectors",
     "verify_checkpoint",

@@ -80,7 +80,8 @@ def convert(
 ) -> None:
     """Turn vectors into a rank-1 weight edit of heads and neurons, saved as a PEFT adapter.
 
-    Example: steer2edit convert smollm2 vectors.safetensors --rho-attn 0.2 --rho-mlp 0.9 --alpha 0.5 --out edit
+    Example: steer2edit convert smollm2 vectors.safetensors --rho-attn 0.2 --rho-mlp 0.9 --alpha 0.5 --max-shift 1 \\
+    --out edit
     """
     if gain != 1.0 and spare is None:
         raise typer.BadParameter(f"--gain {gain:g} multiplies what sparing leaves of the edit: give --spare too.")

@@ -21,9 +21,9 @@ def report(
     from steer2edit.cli.console import print_json, say
 
     if (run / "scorecard.json").is_file():
-        from steer2edit.cli.stress_output import write_page
+        from steer2edit.report import write_stress_page
 
-        page = write_page(run, out, full_replies=full_replies)
+        page = write_stress_page(run, out, full_replies=full_replies)
     else:
         from steer2edit.recipes import render_again
 

@@ -15,7 +15,6 @@ from steer2edit.cli.options import (
     LimitOption,
     ModelArgument,
     OverwriteOption,
-    SeedOption,
     TrustOption,
     VectorsArgument,
 )
@@ -38,7 +37,6 @@ def steer(
     chat_template: ChatTemplateOption = None,
     trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
-    seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -77,7 +75,6 @@ def steer(
         "model": loaded.describe(),
         "behaviour": evaluate,
         "split": split,
-        "seed": seed,
         "prompts": chosen.prompts,
         "conditions": [condition.to_json() for condition in conditions],
     }

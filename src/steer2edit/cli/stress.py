@@ -107,11 +107,12 @@ def stress(
     from steer2edit.artifacts.edits.scorecard_section import require_card, write_scorecard_section
     from steer2edit.cli.console import print_json, say
     from steer2edit.cli.judge import find_judge
-    from steer2edit.cli.stress_output import print_scorecard, write_page
+    from steer2edit.cli.stress_output import print_scorecard
     from steer2edit.engines import TransformersEngine
     from steer2edit.evaluation import find_scorer
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
+    from steer2edit.report import write_stress_page
     from steer2edit.stress import (
         StressInput,
         StressOptions,
@@ -154,7 +155,7 @@ def stress(
             given, tests, out, lambda text: None if json_output else say(text), name=edit.resolve().name,
             others=[test for test in known.values() if test not in tests], command=typed(),
         )  # fmt: skip
-    page = write_page(out, full_replies=full_replies)
+    page = write_stress_page(out, full_replies=full_replies)
     if card:
         write_scorecard_section(edit, card_section(result))
     if json_output:

@@ -1,7 +1,6 @@
-"""What `stress` prints and writes for people."""
+"""What `stress` prints for people."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steer2edit.cli.comparison import difference_text
@@ -48,25 +47,6 @@ def print_scorecard(card: "Scorecard") -> None:
     say(f"\nVerdict: {card.verdict.sentence}", style="bold")
     for reason in card.verdict.reasons:
         say(f"  {reason}")
-
-
-def write_page(run: Path, page: Path | None = None, *, full_replies: bool = False) -> Path:
-    """Make the page of a stress run from its `scorecard.json`.
-
-    Args:
-        run: the run folder.
-        page: where it goes; by default `report.html` in the folder. Replaced.
-        full_replies: show all replies as they are.
-    """
-    from steer2edit.artifacts.manifest import read_json
-    from steer2edit.report import write_scorecard
-    from steer2edit.stress import SCORECARD_FILE, KeptResults, read_scorecard
-
-    card, kept = read_scorecard(read_json(run / SCORECARD_FILE)), KeptResults(run)
-    replies = {entry.name: kept.replies(entry.name) for entry in (card.plain, *card.tests) if entry.tested}
-    page = page or run / "report.html"
-    write_scorecard(card, page, replies, full_replies=full_replies, overwrite=True)
-    return page
 
 
 def _cost(test: "StressTest", subject: object, suite: str) -> str:

@@ -27,9 +27,10 @@ def scoring_budget(model: LanguageModel) -> TokenBudget:
 
 
 def _tokens(model: LanguageModel, bytes_per_token: int, on_cpu: int) -> int:
-    """It goes by the memory that the device has, not by what is free now: the same run makes the same batches."""
+    """It goes by the memory that the weights' devices have, not what is free: the same run makes the same batches."""
     if model.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(model.device).total_memory
+        devices = {p.device for p in model.network.parameters() if p.device.type == "cuda"}
+        memory = sum(torch.cuda.get_device_properties(device).total_memory for device in devices)
         most = 64 * on_cpu
     else:
         memory = _physical_memory()

@@ -73,7 +73,8 @@ class RememberingEngine:
             place = self._place(request.intervention)
             keys.append(index if place is None else Asked(place, tuple(ids), sampling.max_new_tokens))
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._replies}
-        made = dict(zip(missing, self._engine.generate(list(missing.values()), sampling, description), strict=True))
+        replies = self._engine.generate(list(missing.values()), sampling, description) if missing else []
+        made = dict(zip(missing, replies, strict=True))
         self.remember({key: reply for key, reply in made.items() if isinstance(key, Asked)})
         return [self._replies[key] if isinstance(key, Asked) else made[key] for key in keys]
 

@@ -3,6 +3,7 @@
 from steer2edit.evaluation.behaviours import BEHAVIOUR_SETS, BEHAVIOURS, Behaviour, behaviour
 from steer2edit.evaluation.calibration import Calibration, Secant, calibrate
 from steer2edit.evaluation.comparison import compare, paired, paired_rate_difference
+from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.metrics import METRICS, MetricName, metric_name
 from steer2edit.evaluation.registry import SCORERS, build_tasks, find_scorer, task_names
 from steer2edit.evaluation.results import SCHEMA_VERSION, Condition
@@ -41,6 +42,7 @@ __all__ = [
     "DegenerationTask",
     "DriftTask",
     "Estimate",
+    "Judge",
     "LengthTask",
     "MathTask",
     "Measurement",

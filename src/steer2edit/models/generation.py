@@ -106,6 +106,7 @@ def generate_batch(model: LanguageModel, encoded: Sequence[Sequence[int]], sampl
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
         repetition_penalty=1.0,  # this and top_k would otherwise come from the checkpoint's recommendations
+        remove_invalid_values=sampled,  # of a model that an edit has broken: nothing can be drawn from NaN
         **({"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampled else {}),
     )
     with torch.random.fork_rng(enabled=sampled):

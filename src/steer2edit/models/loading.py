@@ -81,6 +81,12 @@ def _read(
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
+    if getattr(network, "is_quantized", False):
+        method = getattr(network, "quantization_method", "an unknown method")
+        raise ModelError(
+            f"the weights of {name!r} are quantised ({method}), and what an edit is computed from and measured with is "
+            "the weights as plain numbers. Use the unquantised checkpoint, and quantise after the edit."
+        )
     if missing := sorted(loaded["missing_keys"]):  # transformers would leave them random
         raise ModelError(
             f"the checkpoint {name!r} lacks {len(missing)} weights that its config asks for: {', '.join(missing[:4])}"

@@ -47,7 +47,7 @@ class Projection:
             ModelError: the weight is quantised, or has been left on no device.
         """
         stored = self._stored
-        if not stored.is_floating_point() or stored.is_meta:
+        if not stored.is_floating_point() or stored.itemsize < 2 or stored.is_meta:
             raise ModelError(
                 f"{self.key}: the weight is not available as plain floating point (dtype {stored.dtype}, device "
                 f"{stored.device}). Load the model unquantised, and with enough memory that no layer is left on the "

@@ -23,7 +23,9 @@ def span_log_probabilities(model: LanguageModel, responses: Sequence[EncodedResp
     """
     ids, mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
     first = min(response.span.start for response in responses)
-    kept = torch.arange(first, ids.shape[1] - 1, device=model.device)
+    kept = torch.arange(
+        first, ids.shape[1] - 1
+    )  # on the CPU: the hidden states may be on another device than the inputs
     logits = model.network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
     return [
         logits[i, response.span.start - first : response.span.stop - first].float().log_softmax(dim=-1)

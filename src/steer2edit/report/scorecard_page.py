@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from steer2edit.artifacts import atomic_file
+from steer2edit.artifacts.manifest import read_json
 from steer2edit.report.html import content_security_policy, environment, page_scripts
 from steer2edit.report.scorecard_content import Replies, scorecard_content
 from steer2edit.report.themes import themes
-from steer2edit.stress.scorecard import Scorecard
+from steer2edit.stress.kept import KeptResults
+from steer2edit.stress.run import SCORECARD_FILE
+from steer2edit.stress.scorecard import Scorecard, read_scorecard
 
 
 def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_replies: bool = False) -> str:
@@ -37,3 +40,24 @@ def write_scorecard(
     page = render_scorecard(card, replies, full_replies=full_replies)
     with atomic_file(path, overwrite=overwrite) as scratch:
         scratch.write_text(page, encoding="utf-8", newline="\n")
+
+
+def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool = False) -> Path:
+    """Make the page of a stress run from the `scorecard.json` and the replies in its folder.
+
+    Args:
+        run: the run folder.
+        page: where it goes; by default `report.html` in the folder. Replaced.
+        full_replies: show all replies as they are.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        ArtifactError: the folder holds no finished stress run, or the page cannot be written.
+    """
+    card, kept = read_scorecard(read_json(run / SCORECARD_FILE)), KeptResults(run)
+    replies = {entry.name: kept.replies(entry.name) for entry in (card.plain, *card.tests) if entry.tested}
+    page = page or run / "report.html"
+    write_scorecard(card, page, replies, full_replies=full_replies, overwrite=True)
+    return page

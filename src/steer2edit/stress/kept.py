@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from steer2edit.artifacts import atomic_file
 from steer2edit.artifacts.run_folder import write_json
 from steer2edit.engines import Asked
 from steer2edit.errors import ArtifactError
@@ -81,6 +82,14 @@ class KeptResults:
                 )
                 for row in rows
             }
+
+    def keep_error(self, name: str, text: str) -> Path:
+        """Keep how a test failed; where."""
+        path = self.folder / "errors" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        with atomic_file(path, overwrite=True) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+        return path
 
     def replies(self, name: str) -> dict[str, dict[str, list[str]]]:
         """What the model said in a test, by arm and line; nothing where nothing was kept."""

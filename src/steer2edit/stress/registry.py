@@ -13,7 +13,7 @@ ENTRY_POINTS = "steer2edit.stress"
 RESERVED = "plain"
 STATIC_TOGETHER = "static-together"
 RESERVED_NAMES = (RESERVED, STATIC_TOGETHER)
-"""The name of what every run measures first: the prompts as they are."""
+"""What every run measures first, the prompts as they are; and the static attacks pooled. No test may be named so."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 

@@ -13,6 +13,7 @@ from steer2edit.engines import RememberingEngine
 from steer2edit.evaluation import BASE_ARM
 from steer2edit.steering import prompt_digests
 from steer2edit.stress.asking import some
+from steer2edit.stress.attacked import ask
 from steer2edit.stress.equal_drift import EqualDrift, equal_drift
 from steer2edit.stress.kept import KeptResults
 from steer2edit.stress.registry import RESERVED, STATIC_TOGETHER
@@ -29,7 +30,7 @@ from steer2edit.stress.scorecard import (
 )
 from steer2edit.stress.static_attacks.pooled import SUMMARY, pooled_finding
 from steer2edit.stress.static_attacks.static import StaticAttack
-from steer2edit.stress.stress_test import Finding, StressResult, StressTest, Subject, Suite
+from steer2edit.stress.stress_test import GROUPS, Finding, StressResult, StressTest, Subject, Suite
 from steer2edit.stress.subject import EDIT_LABEL, StressInput
 from steer2edit.stress.verdict import RULES, judge
 
@@ -57,7 +58,8 @@ def run_stress(
         tests: the tests.
         out: the run folder.
         narrate: told what is done, step by step.
-        others: tests that there are besides, to be named among what was not tested.
+        others: tests that there are besides: what the folder has of them is in the scorecard too, the rest is named
+            among what was not tested.
         name: of the edit, for people.
         command: what the user typed, for the record.
 
@@ -74,7 +76,11 @@ def run_stress(
         runner = Runner(subject, engine, given.options.suite, kept, narrate)
         plain = runner.plain()
         narrate(plain[0].findings[0].sentence)
-        card = _scorecard(given, subject, plain, runner.run(tests), steering.note, others, name, command)
+        done = [*runner.run(tests), *runner.done_before(others)]
+        done.sort(key=lambda one: GROUPS.index(one.test.group))
+        left = [test for test in others if test not in [one.test for one in done]]
+        pooled = _pooled(subject, done, given.options.suite)
+        card = _scorecard(given, subject, plain, done, pooled, steering.note, left, name, command)
         write_json(out / SCORECARD_FILE, card.to_json())
         return card
 
@@ -97,14 +103,14 @@ def _scorecard(
     subject: Subject,
     plain: tuple[StressResult, float],
     done: Sequence[Done],
+    pooled: Finding | None,
     steering: str,
-    others: Sequence[StressTest],
+    left: Sequence[StressTest],
     name: str,
     command: str,
 ) -> Scorecard:
     first = _plain_entry(*plain, subject)
     entries = [_entry(one, subject) for one in done]
-    pooled = _pooled(plain[0], done, subject, given.options.suite)
     if pooled is not None:
         entries.append(_pooled_entry(pooled, subject))
     return Scorecard(
@@ -126,7 +132,7 @@ def _scorecard(
         verdict=_verdict(plain[0], done, pooled),
         plain=first,
         tests=entries,
-        summary=summarise(first, entries, _left_out(others, given.options.suite)),
+        summary=summarise(first, entries, _left_out(left, given.options.suite)),
     )
 
 
@@ -153,8 +159,11 @@ def _entry(done: Done, subject: Subject) -> EntryRecord:
     )  # fmt: skip
 
 
-def _pooled(plain: StressResult, done: Sequence[Done], subject: Subject, suite: Suite) -> Finding | None:
-    """The static attacks in the clear together, if there are several; they are all on the same requests."""
+def _pooled(subject: Subject, done: Sequence[Done], suite: Suite) -> Finding | None:
+    """The static attacks in the clear together, if there are several; they are all on the same requests.
+
+    The plain replies that they are compared with are remembered, and scored in the same way as those to the attacks.
+    """
     attacked = [
         finding
         for one in done
@@ -162,9 +171,10 @@ def _pooled(plain: StressResult, done: Sequence[Done], subject: Subject, suite: 
         for finding, attack in zip(one.result.findings, one.test.attacks(suite), strict=True)
         if not attack.hides
     ]
-    asked = some(subject, suite, range(len(subject.harmful)))
-    refused = {arm: [values[i] for i in asked] for arm, values in plain.findings[0].values.items()}
-    return pooled_finding(attacked, refused, subject.arms)
+    if len(attacked) < 2:
+        return None
+    requests = some(subject, suite, subject.harmful)
+    return pooled_finding(attacked, ask(subject, requests, requests).refused, subject.arms)
 
 
 def _pooled_entry(found: Finding, subject: Subject) -> EntryRecord:
@@ -193,9 +203,9 @@ def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:
     return PromptsRecord(source=source or "built in, held out", n=len(prompts), sha256=digest)
 
 
-def _left_out(others: Sequence[StressTest], suite: str) -> list[str]:
+def _left_out(left: Sequence[StressTest], suite: str) -> list[str]:
     """What was not asked for, in a sentence or two."""
-    full = [test.name for test in others if suite not in test.suites]
-    asked = [test.name for test in others if suite in test.suites]
+    full = [test.name for test in left if suite not in test.suites]
+    asked = [test.name for test in left if suite in test.suites]
     sentences = [f"In the other suite only: {', '.join(full)}."] if full else []
     return sentences + ([f"Not asked for: {', '.join(asked)}."] if asked else [])

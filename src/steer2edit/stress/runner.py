@@ -1,6 +1,7 @@
 """Running tests one after the other, each kept as soon as it is finished."""
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -8,6 +9,7 @@ import torch
 
 from steer2edit.engines import RememberingEngine
 from steer2edit.errors import Steer2EditError
+from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import Advance, step
 from steer2edit.stress.kept import KeptResults
 from steer2edit.stress.plain_prompts import measure_plain, plain_cost
@@ -75,7 +77,8 @@ class Runner:
     def run(self, tests: Sequence[StressTest]) -> list[Done]:
         """Run the tests that are not done yet; all tests in their order.
 
-        A test that raises a `Steer2EditError` is done without a result; anything else it raises is passed on.
+        A test that raises an error is done without a result. If that is no `Steer2EditError`, it is a fault of the
+        test or of what it runs, and the traceback is kept in the run folder.
         """
         found = {test.name: self.kept.find(test.name) for test in tests}
         costs = {test.name: self._cost(test) for test in tests if found[test.name] is None}
@@ -87,6 +90,11 @@ class Runner:
                 known = found[test.name]
                 done.append(Done(test, *known) if known is not None else self._run(test, costs, advance))
         return done
+
+    def done_before(self, tests: Sequence[StressTest]) -> list[Done]:
+        """Those of other tests that an earlier call has finished in this folder."""
+        found = {test.name: self.kept.find(test.name) for test in tests}
+        return [Done(test, *known) for test in tests if (known := found[test.name]) is not None]
 
     def _run(self, test: StressTest, costs: dict[str, Cost], advance: Advance) -> Done:
         number = f"[{len(costs)} left]" if len(costs) > 1 else "[last]"
@@ -113,7 +121,17 @@ class Runner:
                 result = test.run(replace(self._subject(), folder=folder), self.suite)
             except Steer2EditError as error:
                 return Done(test, None, message=str(error))
+            except Exception as error:  # a faulty test, of a plug-in perhaps, shall not cost what the others find
+                return Done(test, None, message=self._fault(test.name, error))
         return Done(test, *self._keep(test.name, result, time.monotonic() - begin))
+
+    def _fault(self, name: str, error: Exception) -> str:
+        if out_of_memory(error):
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return "memory ran out. Use a smaller dtype (--dtype bfloat16), a smaller --limit, or a larger device."
+        where = self.kept.keep_error(name, "".join(traceback.format_exception(error)))
+        return f"it failed, which is a fault of the test: {type(error).__name__}: {error}. The traceback is in {where}."
 
     def _keep(self, name: str, result: StressResult, seconds: float) -> tuple[StressResult, float]:
         """Keep a result and read it back: a run that goes on sees exactly what this one sees."""

@@ -87,8 +87,9 @@ def refuse_quantised(files: CheckpointFiles, config: Mapping[str, Any], weight: 
     return ArtifactError(
         f"{weight} is quantised in {files.directory} ({method}, stored as {stored}), so that the edit cannot be added "
         f"to it. {loss or 'Rounding it again could lose most of the edit'}. Use the edit as an adapter on this "
-        "checkpoint, which loses nothing (its directory loads with PEFT; see steer2edit export), or apply it to the "
-        "unquantised checkpoint and quantise afterwards, to 8-bit integers at the least."
+        "checkpoint, which rounds nothing of it (its directory loads with PEFT; see steer2edit export), or apply it "
+        "to the unquantised checkpoint and quantise afterwards, to 8-bit integers at the least. Measure what will be "
+        "served, either way: a 4-bit base may not act on an edit as the exact one does."
     )
 
 

@@ -16,7 +16,7 @@ from steer2edit.core import Block, Site, WeightEdit
 from steer2edit.core.expert_edits import ExpertEdit, expert_edits
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel
-from steer2edit.models.smollm2 import HUB_ID
+from steer2edit.models.smollm2 import HUB_ID, is_embedded
 
 CARD_FILE = "README.md"
 _TOP_COMPONENTS = 10
@@ -113,6 +113,10 @@ Value with its 95 % interval and the number of items.
 
 - base model: {{ base_name | cell }}{% if revision %}, revision `{{ revision }}`{% endif %}
 - its fingerprint: `{{ fingerprint }}`
+{% if embedded -%}
+- those weights are the embedded copy of {{ hub_id | cell }}, dequantised from a 4-bit file (Q4_1): not bit for bit the
+  Hub's, on which the edit was not measured
+{% endif -%}
 {% if vectors_sha256 -%}
 - steering vectors: SHA-256 `{{ vectors_sha256 }}`
 {% endif -%}
@@ -144,6 +148,7 @@ def write_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, d
             revision_argument=f", revision={_quoted(model.revision)}" if model.revision else "",
             revision=made_on.get("revision"),
             fingerprint=made_on["fingerprint"],
+            embedded=is_embedded(model.name),
             vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
             blocks=_blocks(edit),
             mixtures=_mixtures(edit, left_out),

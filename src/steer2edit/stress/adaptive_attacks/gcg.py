@@ -104,6 +104,7 @@ def find_suffix(model: LanguageModel, prompt: Prompt, target: str, budget: GcgBu
             allow_non_ascii=True,  # which tokens are not allowed is set below, once per tokenizer
             seed=None,  # its own seeding would change torch's settings for the rest of the process
             verbosity="ERROR",
+            use_prefix_cache=_repeatable_cache(model),
         )
         attack = library.GCG(_CachedNetwork(model.network), _PlainTokenizer(model), config)
         attack.not_allowed_ids = _forbidden(model)
@@ -232,12 +233,43 @@ class _PromptCache:
         return cache
 
 
+@torch.inference_mode()
+def _repeatable_cache(model: LanguageModel) -> bool:
+    """Whether the cache of a prompt can be repeated for many rows: the states of linear attention cannot."""
+    output = model.network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)
+    layers = getattr(output.past_key_values, "layers", ())
+    return bool(layers) and not any("LinearAttention" in kind.__name__ for own in layers for kind in type(own).__mro__)
+
+
+class _Embedding:
+    """The input embedding, for a caller that takes its `weight` for what it gives: Gemma's multiplies by √d besides."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    @property
+    def weight(self) -> Tensor:
+        """What the module gives for every token, [v, d]."""
+        own = self._module.get_parameter("weight")
+        scale = getattr(self._module, "embed_scale", None)
+        return own if scale is None else own * torch.as_tensor(scale).to(own)
+
+    def __call__(self, ids: Tensor) -> Any:
+        return self._module(ids)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 class _CachedNetwork:
     """The network, for a caller that keeps a cache of transformers 4."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._prompt: _PromptCache | None = None
+
+    def get_input_embeddings(self) -> _Embedding:
+        return _Embedding(self._network.get_input_embeddings())  # type: ignore[operator]
 
     def __call__(self, *, past_key_values: Any = None, **inputs: Any) -> Any:
         if past_key_values is None:

@@ -172,10 +172,12 @@ class _Pooled:
 
     def carried(self, outcome: Outcome) -> str:
         """What the comparison with random components says, in words."""
-        most = (self._share("top").value or 0.0) > 0.5
-        if outcome != "held":
+        share = self._share("top")
+        if outcome != "held" or share.low is None or share.high is None:
             return _CARRY[outcome]
-        return f"{_CARRY[outcome]}, and most of it" if most else f"{_CARRY[outcome]}, but not most of it"
+        if share.low > 0.5:
+            return f"{_CARRY[outcome]}, and most of it"
+        return f"{_CARRY[outcome]}, but not most of it" if share.high < 0.5 else _CARRY[outcome]
 
     def finding(
         self, name: str, kinds: Sequence[Kind], outcome: Outcome, sentence: str, metric: str = "refused"

@@ -58,7 +58,7 @@ def _masked(edit: SiteEdit, kept: Bool[Tensor, " n"]) -> SiteEdit:
     return replace(edit, row=row, magnitude=magnitude)
 
 
-def own_directions(model: LanguageModel, edit: WeightEdit) -> Directions:
+def input_directions_of(model: LanguageModel, edit: WeightEdit) -> Directions:
     """k_i = W_iᵀu / ‖W_iᵀu‖ of every component of the edited sites, edited or not.
 
     Raises:

@@ -11,8 +11,8 @@ from steer2edit.core import WeightEdit
 from steer2edit.evaluation import Estimate
 from steer2edit.models import LanguageModel
 from steer2edit.stress.causal.component_edits import (
+    input_directions_of,
     only,
-    own_directions,
     random_components,
     shuffled,
     strongest,
@@ -60,7 +60,7 @@ def parts_of(
     parts = [Part("edit", label, edit)]
     if not counts:
         return parts
-    directions, generator = own_directions(model, edit), torch.Generator().manual_seed(seed)
+    directions, generator = input_directions_of(model, edit), torch.Generator().manual_seed(seed)
     for draw in range(1, (draws + 1) // 2 + 1):
         parts.append(Part("shuffled", f"shuffled {draw}", shuffled(edit, directions, generator)))
     for count in counts:

@@ -130,10 +130,10 @@ def linear_merge_error(model: LanguageModel, edit: WeightEdit, ratio: float) -> 
     wrong = size = 0.0
     for site, site_edit in edit.sites.items():
         for projection in model.sites[site].projections:
-            weight, part = projection.weight, site_edit.part(projection.columns)
+            weight, part = projection.weight.cpu(), site_edit.part(projection.columns)  # not every device has float64
             edited = merged_weight(weight, part)
             back = (ratio * edited.double() + (1 - ratio) * weight.double()).to(weight.dtype)
-            change = ratio * part.dense().to(weight.device, torch.float64)
+            change = ratio * part.dense().to("cpu", torch.float64)
             wrong += (back.double() - weight.double() - change).norm().item() ** 2
             size += change.norm().item() ** 2
     return math.sqrt(wrong / size) if size else 0.0

@@ -182,11 +182,13 @@ def linear_weights(model: LanguageModel) -> "list[Float[Tensor, 'd m']]":
 def holding(views: Sequence[Tensor], changed: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Hold `changed(W)` in place of every W [d, m], and put the old values back bit for bit on leaving.
 
+    The old values wait in main memory: a device may have no room for two models.
+
     Args:
         views: of a model's parameters.
         changed: W as it is in the model → what it is to hold, rounded to the dtype of W.
     """
-    originals = [view.clone() for view in views]
+    originals = [view.to("cpu", copy=True) for view in views]
     try:
         for view in views:
             view.copy_(changed(view))

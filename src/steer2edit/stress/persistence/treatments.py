@@ -115,9 +115,10 @@ class SavedAndLoaded:
         from_adapter = bench.now({"adapter": Editing(loaded)})["adapter"]
         save_checkpoint(bench.model, bench.edit, checkpoint, allow_mismatch=True)
         dtype = next(name for name, one in DTYPES.items() if one == bench.model.dtype)
+        spread = len({parameter.device for parameter in bench.model.network.parameters()}) > 1
         reloaded = load_model(
-            str(checkpoint), dtype=dtype, device=str(bench.model.device), layout=bench.model.layout,
-            trust_remote_code=bench.model.trust_remote_code,
+            str(checkpoint), dtype=dtype, device="balanced" if spread else str(bench.model.device),
+            layout=bench.model.layout, trust_remote_code=bench.model.trust_remote_code,
         )  # fmt: skip
         other = _other_matrices(bench.model, bench.edit, reloaded)
         from_checkpoint = bench.now({"edit": None}, replace(reloaded, tokenizer=bench.model.tokenizer))["edit"]
@@ -143,12 +144,11 @@ def _same_edit(one: WeightEdit, other: WeightEdit) -> bool:
 
 def _other_matrices(model: LanguageModel, edit: WeightEdit, reloaded: LanguageModel) -> int:
     """How many edited matrices of a reloaded model are not those of the edit merged in memory."""
-    pairs = [
-        (merged_weight(own.weight, edit.sites[site].part(own.columns)), found.weight)
+    return sum(
+        not merged_weight(own.weight, edit.sites[site].part(own.columns)).cpu().equal(found.weight.cpu())
         for site in edit.sites
         for own, found in zip(model.sites[site].projections, reloaded.sites[site].projections, strict=True)
-    ]
-    return sum(not wanted.equal(found) for wanted, found in pairs)
+    )
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,17 @@ from steer2edit.stress.stress_test import Finding
 SUMMARY = "refusals of every request, averaged over the static attacks that leave its words in the clear"
 
 
-def pooled_finding(
-    attacked: Sequence[Finding], plain: Mapping[str, Sequence[Value]], arms: Sequence[Arm]
-) -> Finding | None:
+def pooled_finding(attacked: Sequence[Finding], plain: Mapping[str, Sequence[Value]], arms: Sequence[Arm]) -> Finding:
     """The line of several static attacks together, by the rules of a single one.
 
     With p the plain and a the attacked share of refusals of a request: the edit's `change` is mean(a − p); where there
     is steering, the sentence compares what either loses, mean((a − p) of the edit − (a − p) of steering).
 
     Args:
-        attacked: lines of attacks on the same requests, refusals by arm.
+        attacked: lines of at least two attacks on the same requests, refusals by arm.
         plain: refusals of those requests as they are, by arm label.
         arms: base, steering where there is one, and edit.
-
-    Returns:
-        `None` where there are fewer than two attacks, which have nothing to add up.
     """
-    if len(attacked) < 2:
-        return None
     values = _shares(attacked, [arm.label for arm in arms])
     before = {arm.label: _numbers(plain[arm.label]) for arm in arms}
     by_kind = {arm.kind: arm.label for arm in arms}
