@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import steer2edit
 from steer2edit.cli import app, main
 from steer2edit.models import load_model
 from tiny_chat import tiny_chat_model
@@ -230,6 +231,11 @@ def test_interrupted_run_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert process.returncode not in (0, None)
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_version(capsys: Any) -> None:
+    app(["--version"], standalone_mode=False)
+    assert capsys.readouterr().out == f"steer2edit {steer2edit.__version__}\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -2,9 +2,11 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from steer2edit import __version__
 from steer2edit.cli.apply import apply
 from steer2edit.cli.combine import combine
 from steer2edit.cli.convert import convert
@@ -33,6 +35,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"steer2edit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """The callback of the app: its help is given there."""
+
+
 for command in (
     extract,
     steer,
