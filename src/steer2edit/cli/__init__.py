@@ -37,10 +37,12 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"steer2edit {__version__}")
-        raise typer.Exit
+def _print_version(wanted: bool) -> bool:
+    """Show the version and end, if that is wanted."""
+    if not wanted:
+        return False
+    typer.echo(f"steer2edit {__version__}")
+    raise typer.Exit
 
 
 @app.callback()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from steer2edit.stress.stress_test import Cost
 
-_PASSES_PER_REPLY = 8  # a reply of 24 tokens takes about as long as so many passes, on a CPU and in batches
+_PASSES_PER_REPLY = 3  # a reply of 24 tokens takes about as long as so many passes, on a CPU and in batches
 
 
 def units(cost: Cost) -> float:

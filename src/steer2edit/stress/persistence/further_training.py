@@ -166,9 +166,9 @@ class FineTuned:
         return 2
 
     def passes(self, suite: Suite) -> int:
-        """A step is worth thirty passes over each reply: it goes back through the model, in small batches."""
+        """A step is worth sixteen passes over each reply: it goes back through the model, in small batches."""
         settings = self.settings(suite)
-        return 2 * 30 * settings.steps * settings.batch
+        return 2 * 16 * settings.steps * settings.batch
 
     def treat(self, bench: Bench) -> Found:
         """Fine-tune the base, ask; merge the edit, fine-tune that with the same data and seed, and ask."""
