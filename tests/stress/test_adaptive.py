@@ -10,7 +10,7 @@ import pytest
 import torch
 from attackable import REQUESTS, refusing, subject_of
 
-from families import tiny_network
+from families import FAMILIES, tiny_network
 from steer2edit.core import WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import Request, TransformersEngine
@@ -161,7 +161,7 @@ def test_the_cached_prompt_gives_the_logits_of_the_whole() -> None:
     assert torch.allclose(single, expected[:1], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "granite"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_embedding_matrix_is_what_the_embedding_gives(family: str) -> None:
     """nanogcg's gradient is that of `onehot @ weight`; Gemma's embedding multiplies by √d besides."""
     network = tiny_network(family)

@@ -143,6 +143,7 @@ class TestGoingOn:
         assert again.ran == []
         assert "Going on: 2 of 3 tests are done." in told
         assert [test.tested for test in card.tests] == [True] * 3
+        assert not (tmp_path / "run" / "errors" / "bug.txt").exists()
 
     def test_memory_that_runs_out_is_said(self, tmp_path: Path) -> None:
         full = ToyTest("full", error=torch.OutOfMemoryError("CUDA out of memory"))

@@ -130,7 +130,7 @@ def stress(
 
     options = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)  # type: ignore[arg-type]
     judge = find_judge(scorer, judge_url, judge_model, judge_prompt, judge_key_env)
-    find_scorer(scorer, judge)
+    find_scorer(scorer, judge)  # as below: what is wrong shall show before a model is loaded
     files = [attack_file_test(path) for path in attacks or ()]
     known = by_name([*((test, "steer2edit") for test in find_tests().values()), *((t, "--attacks") for t in files)])
     tests = choose_tests(known.values(), options.suite, [*only, *(t.name for t in files)] if only else ())

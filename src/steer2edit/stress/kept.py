@@ -47,7 +47,8 @@ class KeptResults:
             return StressResult(findings, {}, stored["facts"]), float(stored["seconds"])
 
     def keep(self, name: str, result: StressResult, seconds: float) -> None:
-        """Keep a result; the replies first, so that a result that is there is complete."""
+        """Keep a result in place of an earlier failure; the replies first: a result that is there is complete."""
+        self._error(name).unlink(missing_ok=True)
         write_json(self._replies(name), plain({"name": name, "replies": result.replies}))
         write_json(
             self._result(name),
@@ -85,7 +86,7 @@ class KeptResults:
 
     def keep_error(self, name: str, text: str) -> Path:
         """Keep how a test failed; where."""
-        path = self.folder / "errors" / f"{name}.txt"
+        path = self._error(name)
         path.parent.mkdir(exist_ok=True)
         with atomic_file(path, overwrite=True) as scratch:
             scratch.write_text(text, encoding="utf-8")
@@ -127,6 +128,9 @@ class KeptResults:
 
     def _result(self, name: str) -> Path:
         return self.folder / "tests" / f"{name}.json"
+
+    def _error(self, name: str) -> Path:
+        return self.folder / "errors" / f"{name}.txt"
 
     def _replies(self, name: str) -> Path:
         return self.folder / "replies" / f"{name}.json"
