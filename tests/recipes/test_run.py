@@ -132,7 +132,7 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Recipe, tmp_path: Path, monk
 def test_vectors_of_another_model_contrast_or_limit_are_not_reused(recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_recipe(recipe, tiny(), out, Told(), OPTIONS)
-    with pytest.raises(MismatchError, match=r"belongs to another run\. It differs in: model \("):
+    with pytest.raises(MismatchError, match=r"belongs to another recipe-run\. It differs in: model \("):
         run_recipe(recipe, tiny(seed=1), out, Told(), OPTIONS)
     with pytest.raises(MismatchError, match=r"differs in: limit \(4, now 3\)"):
         run_recipe(recipe, tiny(), out, Told(), RecipeOptions(other_model=True, limit=3, max_new_tokens=4))
@@ -145,7 +145,7 @@ def test_vectors_of_another_model_contrast_or_limit_are_not_reused(recipe: Recip
 def test_a_folder_with_other_things_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
-    with pytest.raises(ArtifactError, match="holds something that is no run of a recipe"):
+    with pytest.raises(ArtifactError, match="holds something that is no recipe-run"):
         run_recipe(recipe, tiny(), tmp_path / "mine", Told(), OPTIONS)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     (tmp_path / "file").write_text("mine")

@@ -2,7 +2,8 @@
 
 Everything is written beside the target under a temporary name (`.<name>-<random>.partial`), flushed to the disk,
 and renamed at the end. An exception, Ctrl+C included, removes what was written; a killed process or a power cut
-leaves at most the temporary name behind, never half a target.
+leaves at most the temporary name behind, never half a target. Whether a target may be replaced is decided when it is
+renamed: of two processes that write one target, the first to end has written it, and the other is refused.
 """
 
 import errno
@@ -86,7 +87,7 @@ def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator
             with _every_error_explained(target):
                 for path in [*scratch.rglob("*"), scratch, target.parent]:
                     flush(path)
-                _rename_directory(scratch, target)
+                _rename_directory(scratch, target, overwrite)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -113,7 +114,7 @@ def atomic_file(target: Path | str, *, overwrite: bool = False) -> Iterator[Path
             yield scratch
             with _every_error_explained(target):
                 flush(scratch)
-                scratch.replace(target)
+                _rename_file(scratch, target, overwrite)
                 flush(target.parent)
         except BaseException:
             scratch.unlink(missing_ok=True)
@@ -179,15 +180,41 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _rename_directory(scratch: Path, target: Path) -> None:
-    if not os.path.lexists(target):
-        scratch.rename(target)
+def _rename_file(scratch: Path, target: Path, overwrite: bool) -> None:
+    if overwrite:
+        scratch.replace(target)
         return
+    try:
+        try:
+            os.link(scratch, target)  # unlike a rename, it never replaces
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: take the name before another process can
+            target.touch(exist_ok=False)
+            scratch.replace(target)
+    except FileExistsError:
+        _require_replaceable(target, overwrite)
+        raise
+    scratch.unlink(missing_ok=True)
+
+
+def _rename_directory(scratch: Path, target: Path, overwrite: bool) -> None:
+    """A rename never replaces a directory that holds something, so of several processes one is the first."""
     retired = _sibling(target, "replaced")
-    target.rename(retired)
+    if os.path.lexists(target):
+        _require_replaceable(target, overwrite)
+        with suppress(FileNotFoundError):  # another process is replacing it as well
+            target.rename(retired)
     try:
         scratch.rename(target)
-    except BaseException:
-        retired.rename(target)
-        raise
-    shutil.rmtree(retired)
+    except BaseException as error:
+        if not os.path.lexists(target):
+            with suppress(FileNotFoundError):
+                retired.rename(target)
+            raise
+        shutil.rmtree(retired, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        return _rename_directory(scratch, target, overwrite)  # another process was first
+    shutil.rmtree(retired, ignore_errors=True)
+    return None

@@ -61,10 +61,12 @@ def run_folder(path: Path, kind: RunKind, identity: Mapping[str, Any]) -> Iterat
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back when the process dies
-        except OSError as error:
+        except BlockingIOError as error:
             raise ArtifactError(
                 f"another process is {kind.working} in {path}. Wait for it, or choose another --out{kind.shared_by}."
             ) from error
+        except OSError as error:
+            raise ArtifactError(f"cannot lock {path}: {error.strerror}. Choose another --out.") from error
         _clear(path)
         _settle(path, kind, identity)
         yield
@@ -80,7 +82,7 @@ def different_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write or replace a JSON file of a run folder, completely or not at all."""
-    with atomic_file(path, overwrite=path.exists()) as scratch:
+    with atomic_file(path, overwrite=True) as scratch:
         scratch.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 

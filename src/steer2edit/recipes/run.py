@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steer2edit.artifacts import load_edit, load_vectors, save_vectors
+from steer2edit.artifacts.run_folder import RunKind, run_folder
 from steer2edit.core import SteeringVectors
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
@@ -25,7 +26,6 @@ from steer2edit.evaluation import (
 )
 from steer2edit.evaluation.answers import is_right
 from steer2edit.models import LanguageModel, Sampling
-from steer2edit.recipes.folder import open_folder
 from steer2edit.recipes.schema import Grid, Recipe
 from steer2edit.recipes.search_run import search_and_report, write_run
 from steer2edit.report.run_results import read_results
@@ -34,6 +34,7 @@ from steer2edit.search.folder import RunFolder
 from steer2edit.steering import extract, load_contrast, prompt_digests, require_no_overlap
 
 Stage = Literal["coarse", "refined"]
+_KIND = RunKind("recipe-run", 1, "working", "model and options")
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,16 @@ def run_recipe(
     tasks = build_tasks(specs, settings)  # first: what cannot be read shall not cost a search
     if any(isinstance(task, MathTask) for task in tasks):
         is_right("1", "1")  # nor shall a package that is not installed
-    folder = open_folder(out, _identity(recipe, model, options))
-    vectors = _vectors(recipe, model, folder.vectors, narrate, options)
-    _require_apart(recipe, vectors, tasks, options)
-    results = search_and_report(model, vectors, wanted, folder.search, narrate, command=options.command)
-    results["recipe"] = {**recipe.to_json(), "stage": options.stage_of(), "on_own_model": not options.other_model}
-    if tasks:
-        results["data_sets"] = _measured(model, vectors, tasks, specs, settings, folder.search, results, narrate)
-    write_run(results, load_edit(folder.search / "edit"), folder.search)
-    return results
+    with run_folder(out, _KIND, _identity(recipe, model, options)):
+        vectors = _vectors(recipe, model, out / "vectors.safetensors", narrate, options)
+        _require_apart(recipe, vectors, tasks, options)
+        folder = out / "search"
+        results = search_and_report(model, vectors, wanted, folder, narrate, command=options.command)
+        results["recipe"] = {**recipe.to_json(), "stage": options.stage_of(), "on_own_model": not options.other_model}
+        if tasks:
+            results["data_sets"] = _measured(model, vectors, tasks, specs, settings, folder, results, narrate)
+        write_run(results, load_edit(folder / "edit"), folder)
+        return results
 
 
 def _identity(recipe: Recipe, model: LanguageModel, options: RecipeOptions) -> dict[str, Any]:
