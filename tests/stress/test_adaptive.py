@@ -244,7 +244,9 @@ def test_the_candidates_of_the_gradient_lower_the_loss_more_often_than_random_on
     library = pytest.importorskip("nanogcg.gcg")
     model, _ = searched
     attack = library.GCG(
-        gcg._CachedNetwork(model.network), gcg._PlainTokenizer(model), library.GCGConfig(num_steps=1, search_width=1)
+        gcg._CachedNetwork(model.network),
+        gcg._PlainTokenizer(model, TARGET),
+        library.GCGConfig(num_steps=1, search_width=1),
     )
     seen: list[torch.Tensor] = []
     gradient_of = attack.compute_token_gradient

@@ -30,7 +30,7 @@ from steer2edit.models import (
     span_log_probabilities,
     token_log_probabilities,
 )
-from steer2edit.models.chat import render, tokenizer_of
+from steer2edit.models.chat import render_turns, tokenizer_of
 from steer2edit.progress import step
 
 INSTALL_HINT = "pip install --no-deps nanogcg==0.3.0"
@@ -93,6 +93,7 @@ def find_suffix(model: LanguageModel, prompt: Prompt, target: str, budget: GcgBu
     """
     library = _library()
     attack_messages = _messages(with_suffix(prompt, _PLACE))
+    tokenizer = _PlainTokenizer(model, target)
     with _quiet(library, budget.steps), torch.random.fork_rng():
         torch.manual_seed(seed)
         config = library.GCGConfig(
@@ -104,9 +105,10 @@ def find_suffix(model: LanguageModel, prompt: Prompt, target: str, budget: GcgBu
             allow_non_ascii=True,  # which tokens are not allowed is set below, once per tokenizer
             seed=None,  # its own seeding would change torch's settings for the rest of the process
             verbosity="ERROR",
+            add_space_before_target=tokenizer.before(attack_messages).endswith(" "),
             use_prefix_cache=_repeatable_cache(model),
         )
-        attack = library.GCG(_CachedNetwork(model.network), _PlainTokenizer(model), config)
+        attack = library.GCG(_CachedNetwork(model.network), tokenizer, config)
         attack.not_allowed_ids = _forbidden(model)
         try:
             found = attack.run(attack_messages, target)
@@ -194,12 +196,18 @@ class _PlainTokenizer:
 
     bos_token = None  # the library would delete its text everywhere in the prompt
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, target: str) -> None:
         self._model = model
+        self._target = target
         self._tokenizer = tokenizer_of(model)
 
+    def before(self, messages: Prompt) -> str:
+        """All that stands in front of the target."""
+        (turn,) = render_turns(self._model, [(messages, self._target)])
+        return turn.text[: turn.start]
+
     def apply_chat_template(self, messages: Prompt, **_: Any) -> str:
-        return render(self._model, messages)
+        return self.before(messages).removesuffix(" ")  # a space there is a part of the target's first token
 
     def __call__(self, text: Any, **settings: Any) -> Any:
         return self._tokenizer(text, **{**settings, "add_special_tokens": False})
