@@ -22,7 +22,8 @@ from steer2edit.evaluation.formats import (
     xstest,
 )
 from steer2edit.evaluation.questions import ChoiceQuestion, MathProblem, TruthQuestion
-from steer2edit.evaluation.sources import built_in_table, read_table
+from steer2edit.evaluation.sources import built_in_table
+from steer2edit.steering.rows import read_table
 
 
 @pytest.fixture
@@ -124,7 +125,8 @@ class TestRequests:
     def test_missing_column(self, table_file: Any) -> None:
         source = table_file(("text", "label"), ("a", "b"))
         with pytest.raises(
-            DataError, match=r"data\.csv, row 1 has no prompt column: need one of prompt, goal.*found text, label\."
+            DataError,
+            match=r"data\.csv, row 1 \(line 2\) has no prompt column: need one of prompt, .*found text, label\.",
         ):
             requests(read_table(source))
 
@@ -147,7 +149,7 @@ class TestXSTest:
 
     def test_missing_type(self, table_file: Any) -> None:
         source = table_file(("id", "prompt"), ("1", "a"))
-        with pytest.raises(DataError, match=r"row 1 has no column 'type': need prompt, type, found id, prompt\."):
+        with pytest.raises(DataError, match=r"row 1 \(line 2\) has no column 'type': need prompt, type, found id"):
             xstest(read_table(source))
 
 
@@ -340,17 +342,17 @@ class TestFiles:
     def test_not_csv(self, tmp_path: Path) -> None:
         path = tmp_path / "data.csv"
         path.write_text('goal\n"never closed')
-        with pytest.raises(DataError, match=r"data\.csv is not CSV"):
+        with pytest.raises(DataError, match=r"data\.csv, line 2 is not CSV"):
             read_table(str(path))
 
     def test_more_cells_than_columns(self, table_file: Any) -> None:
-        with pytest.raises(DataError, match=r"row 2 has more cells than the header"):
+        with pytest.raises(DataError, match=r"row 2 \(line 3\) has more cells than the header"):
             read_table(table_file(("goal",), ("a",), ("b", "c")))
 
     def test_not_text(self, tmp_path: Path) -> None:
         path = tmp_path / "data.csv"
         path.write_bytes(b"goal\n\xff\xfe\n")
-        with pytest.raises(DataError, match=r"cannot read .*data\.csv"):
+        with pytest.raises(DataError, match=r"data\.csv, row 1 \(line 2\) is not UTF-8"):
             read_table(str(path))
 
     def test_byte_order_mark(self, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from steer2edit.errors import DataError
-from steer2edit.steering import Example, read_examples, read_rows
+from steer2edit.steering import Example, read_examples
+from steer2edit.steering.rows import read_table
 
 USER = {"role": "user", "content": "Why?"}
 ASSISTANT = {"role": "assistant", "content": "Because."}
@@ -50,7 +51,8 @@ class TestFormats:
         assert read_examples(write(tmp_path, "data.txt", " a b \n\nc\n")) == [Example("a b"), Example("c")]
 
     def test_rows_of_text_lines(self, tmp_path: Path) -> None:
-        assert read_rows(write(tmp_path, "data.txt", "a\nb\n")) == [{"prompt": "a"}, {"prompt": "b"}]
+        table = read_table(write(tmp_path, "data.txt", "a\nb\n"))
+        assert [row.cells for row in table] == [{"prompt": "a"}, {"prompt": "b"}]
 
     @pytest.mark.parametrize(
         ("name", "text"),
@@ -119,12 +121,12 @@ class TestBadFiles:
             ("a.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', r"a\.jsonl, line 3 is not JSON"),
             ("a.json", "[{]", r"a\.json is not JSON"),
             ("a.json", '{"prompt": "a"}', "must hold a list of rows, got dict"),
-            ("a.jsonl", '"just text"\n', "must hold one object per row"),
-            ("a.json", "[1, 2]", "must hold one object per row"),
+            ("a.jsonl", '"just text"\n', "row 1 must be an object"),
+            ("a.json", "[1, 2]", "row 1 must be an object"),
             (
-                "a.parquet",
+                "a.xlsx",
                 "x",
-                r"cannot tell the format of .*a\.parquet: the name must end in \.jsonl, \.json, \.csv, \.txt",
+                r"cannot tell the format of .*a\.xlsx: the name must end in \.jsonl, \.json, \.csv, \.tsv, \.txt",
             ),
             ("a.jsonl", "", r"a\.jsonl has no rows"),
             ("a.json", "[]", r"a\.json has no rows"),
@@ -144,7 +146,7 @@ class TestBadFiles:
 
     def test_not_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b"\x80\x03PK\xff\xfe")
-        with pytest.raises(DataError, match=r"cannot read .*a\.jsonl"):
+        with pytest.raises(DataError, match=r"a\.jsonl, line 1 is not UTF-8 \(it has the byte 0x80\)"):
             read_examples(tmp_path / "a.jsonl")
 
     def test_a_directory(self, tmp_path: Path) -> None:
@@ -159,25 +161,25 @@ class TestBadRows:
         [
             ({"text": "a", "answer": "b"}, "no prompt column: need one of prompt, messages, .*found text, answer"),
             ({}, "no prompt column"),
-            ({"prompt": ""}, "the prompt is empty"),
-            ({"prompt": "  "}, "the prompt is empty"),
-            ({"prompt": None}, "a prompt must be text or a list of {role, content} messages, got None"),
+            ({"prompt": ""}, "prompt must be text and not empty"),
+            ({"prompt": "  "}, "prompt must be text and not empty"),
+            ({"prompt": None}, "the prompt is empty"),
             ({"prompt": 7}, "got 7"),
             ({"messages": []}, r"got \[\]"),
             ({"messages": [{"role": "user"}]}, "a list of {role, content} messages"),
             ({"messages": [{"role": "user", "content": None}]}, "a list of {role, content} messages"),
-            ({"prompt": "a", "response": 3}, "a response must be text, got 3"),
-            ({"prompt": "a", "label": "good"}, "label must be 'positive' or 'negative', got 'good'"),
-            ({"prompt": "a", "label": 1}, "label must be 'positive' or 'negative', got 1"),
+            ({"prompt": "a", "response": 3}, "response must be text and not empty, got 3"),
+            ({"prompt": "a", "label": "good"}, "label must be one of positive, negative, got 'good'"),
+            ({"prompt": "a", "label": 1}, "label must be one of positive, negative, got 1"),
             ({"prompt": "a", "split": "test"}, "split must be one of train, validation, held_out, got 'test'"),
-            ({"prompt": "a", "positive": "x"}, "text in both 'positive' and 'negative', got negative = None"),
-            ({"prompt": "a", "negative": "x"}, "got positive = None"),
-            ({"prompt": "a", "positive": "x", "negative": 1}, "got negative = 1"),
+            ({"prompt": "a", "positive": "x"}, "text in both 'positive' and 'negative' .*found prompt, positive"),
+            ({"prompt": "a", "negative": "x"}, "text in both 'positive' and 'negative' .*found prompt, negative"),
+            ({"prompt": "a", "positive": "x", "negative": 1}, "negative must be text and not empty, got 1"),
         ],
     )
     def test_message_names_the_row(self, tmp_path: Path, row: dict, message: str) -> None:
         file = write(tmp_path, "a.jsonl", [{"prompt": "fine"}, row])
-        with pytest.raises(DataError, match=rf"a\.jsonl, row 2: .*{message}"):
+        with pytest.raises(DataError, match=rf"a\.jsonl, row 2.*{message}"):
             read_examples(file)
 
     def test_csv_row_with_too_many_cells(self, tmp_path: Path) -> None:

@@ -181,9 +181,9 @@ class TestRowsAndFiles:
             ("{}", "a.json", DataError, "no attack file that is known: .* found nothing"),
             ('{"prompts": ["a"]}', "a.json", DataError, "needs one of jailbreaks, adv_prompts, controls, best_string, "
              "found prompts"),
-            ("text\nDo a\n", "a.csv", DataError, "row 1 has neither a suffix nor a prompt: need .*found text"),
-            ("goal,prompt\nDo a,Please\nDo b,\n", "a.csv", DataError, r"row 2: prompt must be text and not empty"),
-            ("goal,adv\nDo a,x\n,y\n", "a.csv", DataError, r"row 2: goal must be text and not empty"),
+            ("text\nDo a\n", "a.csv", DataError, r"row 1 \(line 2\) has neither a suffix nor a prompt: .*found text"),
+            ("goal,prompt\nDo a,Please\nDo b,\n", "a.csv", DataError, r"row 2 \(line 3\): prompt must be text and not"),
+            ("goal,adv\nDo a,x\n,y\n", "a.csv", DataError, r"row 2 \(line 3\): goal must be text and not empty"),
             ("a", "a.pkl", DataError, "cannot tell the format"),
             ("", "a.txt", DataError, "has no rows"),
         ],

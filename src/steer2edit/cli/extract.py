@@ -26,7 +26,7 @@ def extract(
     contrast: Annotated[
         str | None,
         typer.Option(
-            help="Preset (safety, safety-benign, truthfulness, conciseness) or a .jsonl/.json/.csv/.txt file."
+            help="Preset (safety, safety-benign, truthfulness, conciseness) or a file: .jsonl, .json, .csv, .tsv, .txt, .parquet, or hub:OWNER/NAME/FILE."
         ),
     ] = None,
     positive: Annotated[Path | None, typer.Option(help="File of positive rows, with --negative.")] = None,

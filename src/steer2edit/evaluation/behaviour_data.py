@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from steer2edit.errors import DataError, did_you_mean
 from steer2edit.evaluation import formats
-from steer2edit.evaluation.sources import divided, read_table
-from steer2edit.steering.examples import Split
+from steer2edit.evaluation.sources import divided
+from steer2edit.steering.rows import Split, read_table
 
 Questions = list[tuple[str, str, str]]
 """(question, true answer, false answer)."""
@@ -24,7 +24,7 @@ def check_sets(data: Mapping[str, str], known: tuple[str, ...], behaviour: str) 
 
 def own_requests(source: str, split: Split, seed: int) -> list[str]:
     """Requests of one part of the user's data, in any of the published formats."""
-    return list(dict.fromkeys(formats.requests(divided(read_table(source), split, seed))))
+    return formats.plain_requests(divided(read_table(source), split, seed))
 
 
 def own_questions(source: str, split: Split, seed: int) -> Questions:

@@ -11,7 +11,7 @@ from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.tasks import DriftTask, LengthTask, RefusalTask, Task, TruthTask
 from steer2edit.models import Sampling
 from steer2edit.steering import preset_examples, safety_prompts
-from steer2edit.steering.examples import Split
+from steer2edit.steering.rows import Split
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Published data formats: rows into items. Each reader names its columns, and where they come from."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -8,30 +7,36 @@ from typing import Any, TypeVar
 from steer2edit.errors import DataError
 from steer2edit.evaluation.answers import last_boxed
 from steer2edit.evaluation.questions import LETTERS, ChoiceQuestion, MathProblem, TruthQuestion
-from steer2edit.evaluation.sources import Row, Table
+from steer2edit.models import Prompt
+from steer2edit.steering.rows import Row, Table
 
-REQUEST_COLUMNS = ("prompt", "goal", "forbidden_prompt", "instruction", "question")
 _T = TypeVar("_T")
 
 MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")
 
 
-def requests(table: Table) -> list[str]:
-    """Requests: AdvBench's `goal`, StrongREJECT's `forbidden_prompt`, `prompt`, `instruction`, `question`; lines.
+def requests(table: Table) -> list[Prompt]:
+    """Requests: AdvBench's `goal`, StrongREJECT's `forbidden_prompt`, `prompt`, `messages`, `instruction`; lines.
 
     Raises:
-        DataError: a row has none of the columns, or an empty text.
+        DataError: a row has none of the columns, or an empty text, or a conversation that ends with the assistant.
     """
-    found = []
+    return [row.request() for row in table]
+
+
+def plain_requests(table: Table) -> list[str]:
+    """Requests that must be texts, each once.
+
+    Raises:
+        DataError: as `requests`, or a row has a conversation.
+    """
+    found: dict[str, None] = {}
     for row in table:
-        column = next((name for name in REQUEST_COLUMNS if row.get(name) is not None), None)
-        if column is None:
-            raise DataError(
-                f"{row.where} has no prompt column: need one of {', '.join(REQUEST_COLUMNS)}, "
-                f"found {', '.join(row.cells) or 'none'}."
-            )
-        found.append(row.text(column))
-    return found
+        request = row.request()
+        if not isinstance(request, str):
+            raise row.error("a conversation cannot be used here: give the request as text")
+        found[request] = None
+    return list(found)
 
 
 def xstest(table: Table) -> tuple[list[str], list[str]]:
@@ -197,10 +202,7 @@ def _index(row: Row, choices: int) -> int:
 def _texts(row: Row, column: str, value: Any) -> tuple[str, ...]:
     """A list of texts, in JSON or as JSON in a CSV cell."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise row.error(f"{column} must be a list of texts, got {value!r}") from error
+        value = row.parsed(column, value, "a list of texts")
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         raise row.error(f"{column} must be a list of texts, got {value!r}")
     return tuple(text.strip() for text in value)

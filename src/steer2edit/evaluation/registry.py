@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.evaluation.sources import divided, read_table
+from steer2edit.evaluation.sources import divided
 from steer2edit.evaluation.task_kinds import TASK_KINDS, TaskSettings
 from steer2edit.evaluation.tasks import NamedTask
 from steer2edit.steering import refusal_phrases
+from steer2edit.steering.rows import read_table
 
 SCORERS = ("strict", "official", "judge")
 

@@ -10,7 +10,7 @@ from steer2edit.evaluation import formats
 from steer2edit.evaluation.behaviours import BEHAVIOURS, behaviour
 from steer2edit.evaluation.questions import ChoiceQuestion, MathProblem, TruthQuestion
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.evaluation.sources import Table, built_in_table
+from steer2edit.evaluation.sources import built_in_table
 from steer2edit.evaluation.tasks import (
     ChoiceTask,
     DegenerationTask,
@@ -22,9 +22,9 @@ from steer2edit.evaluation.tasks import (
     TruthChoiceTask,
     TruthTask,
 )
-from steer2edit.models import Sampling
+from steer2edit.models import Prompt, Sampling
 from steer2edit.steering import safety_prompts
-from steer2edit.steering.examples import Split
+from steer2edit.steering.rows import PROMPT_COLUMNS, Split, Table
 
 _T = TypeVar("_T")
 
@@ -111,7 +111,7 @@ def _xstest(table: Table | None, settings: TaskSettings) -> list[NamedTask]:
     return [_refused(name, prompts, settings) for name, prompts in sets.items() if prompts]
 
 
-def _refused(name: str, prompts: Sequence[str], settings: TaskSettings) -> RefusalTask:
+def _refused(name: str, prompts: Sequence[Prompt], settings: TaskSettings) -> RefusalTask:
     return RefusalTask(name, settings.some(prompts), settings.sampling(24), settings.scorer)
 
 
@@ -191,7 +191,7 @@ def _preset(name: str) -> TaskKind:
     return TaskKind(f"the behaviour {name}, with what it costs", "", f"the preset {name}", build)
 
 
-_REQUESTS = " or ".join(formats.REQUEST_COLUMNS)
+_REQUESTS = " or ".join(PROMPT_COLUMNS)
 _TRUTH = "question, best_answer, correct_answers, incorrect_answers; or question, mc1_targets, mc2_targets"
 TASK_KINDS: dict[str, TaskKind] = {
     "refusal": TaskKind("refusal of harmful requests", _REQUESTS, "harmful requests of the safety preset", _refusal),

@@ -20,7 +20,8 @@ from steer2edit.search.search import Search, SearchSettings
 from steer2edit.search.space import COORDINATES, Range, SearchSpace
 from steer2edit.search.study import STUDY_NAME, shown_storage
 from steer2edit.steering import BenignMeans, benign_means, prompt_digests, require_no_overlap
-from steer2edit.steering.examples import Split, prompt_key
+from steer2edit.steering.examples import prompt_key
+from steer2edit.steering.rows import Split
 
 _LARGEST_IMPORTANCE = 0.999  # quantile of |g|: thresholds above it leave next to nothing to edit
 _REPORTED = {

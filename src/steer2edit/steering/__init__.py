@@ -3,7 +3,7 @@
 from steer2edit.steering.benign import BenignMeans, benign_means
 from steer2edit.steering.contrast import Contrast, ContrastSet, build_contrast
 from steer2edit.steering.diagnosis import auroc
-from steer2edit.steering.examples import Example, read_examples, read_rows
+from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.extract import extract, measure_inputs
 from steer2edit.steering.labels import find_labeller
 from steer2edit.steering.overlap import prompt_digests, require_no_overlap
@@ -29,7 +29,6 @@ __all__ = [
     "preset_examples",
     "prompt_digests",
     "read_examples",
-    "read_rows",
     "refusal_phrases",
     "require_no_overlap",
     "safety_prompts",

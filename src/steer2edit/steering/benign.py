@@ -59,7 +59,7 @@ def benign_means(
     if str(source) == BUILT_IN:
         prompts = safety_prompts("train")[1][:_PROMPTS]
     else:
-        prompts = [example.prompt for example in read_examples(Path(source))]
+        prompts = [example.prompt for example in read_examples(source)]
     encoded = encode_prompts(model, prompts, room=sampling.max_new_tokens)
     replies = generate(model, prompts, sampling, description="Answering benign requests")
     answers = [

@@ -7,8 +7,9 @@ from typing import Any
 
 from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel, Prompt, Sampling, generate
-from steer2edit.steering.examples import SPLITS, Example, Split
+from steer2edit.steering.examples import Example
 from steer2edit.steering.labels import Candidate, Label, Labeller
+from steer2edit.steering.rows import SPLITS, Split
 
 SHARES: dict[Split, float] = {"train": 0.6, "validation": 0.2, "held_out": 0.2}
 Pair = tuple[Prompt, str]

@@ -1,20 +1,16 @@
-"""Reading contrast data: JSONL, JSON, CSV, plain lines; prompts as strings or chat messages."""
+"""Contrast data: rows into examples."""
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
-from steer2edit.errors import DataError
 from steer2edit.models import Message, Prompt
 from steer2edit.steering.labels import Label
+from steer2edit.steering.rows import SPLITS, Row, Split, read_table
 
-Split = Literal["train", "validation", "held_out"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-PROMPT_COLUMNS = ("prompt", "messages", "question", "goal", "instruction")
+_SIDES: tuple[Label, ...] = get_args(Label)
 
 
 @dataclass(frozen=True)
@@ -46,151 +42,57 @@ def prompt_key(prompt: Prompt) -> str:
     return prompt.strip() if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True)
 
 
-def read_examples(path: Path, label: Label | None = None) -> list[Example]:
+def read_examples(source: str | Path, label: Label | None = None) -> list[Example]:
     """Rows of a contrast file.
 
-    A row has a prompt (`prompt`, `messages`, `question`, `goal` or `instruction`) and one of
+    A row has a prompt (`prompt`, `messages`, `goal`, `forbidden_prompt`, `instruction` or `question`) and one of
     - `positive` and `negative`: two responses;
-    - `response` and `label` ("positive" or "negative");
+    - `response` and `label` ("positive" or "negative"); a conversation that ends with the assistant brings its own
+      response;
     - `response` alone, where `label` is given for the whole file;
     - neither: the model will generate and a labeller decide.
     Optional: `reference`, `split` (train, validation, held_out).
 
     Args:
-        path: .jsonl, .json (a list), .csv, or .txt (a prompt a line).
+        source: see `read_table`.
         label: class of every row, for data in two files.
 
     Raises:
-        DataError: the file is missing, is not what its name says, or a row lacks what it needs.
+        DataError: the file is missing, is not what its name says, or a row lacks what it needs or says two things.
     """
-    rows = read_rows(path)
-    if not rows:
-        raise DataError(f"{path} has no rows.")
-    examples = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            examples += _examples_of(row, label)
-        except DataError as error:
-            raise DataError(f"{path}, row {number}: {error}") from error
-    return examples
+    return [example for row in read_table(source) for example in _examples_of(row, label)]
 
 
-def read_rows(path: Path) -> list[Mapping[str, Any]]:
-    """Rows of a data file as mappings; a plain text line becomes `{"prompt": line}`.
-
-    Raises:
-        DataError: the file is missing, unreadable, malformed, or of an unknown kind.
-    """
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _lines}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"cannot tell the format of {path}: the name must end in {', '.join(readers)}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    rows = readers[path.suffix.lower()](path, text)
-    if not all(isinstance(row, Mapping) for row in rows):
-        raise DataError(f'{path} must hold one object per row, e.g. {{"prompt": ..., "response": ...}}.')
-    return rows
+def _examples_of(row: Row, label: Label | None) -> list[Example]:
+    own, reference = row.one_of("label", _SIDES), row.get("reference")
+    if label and own not in (None, label):
+        raise row.error(f"the file is given as the {label} one, and the row's label is {own!r}: remove one of the two")
+    pairs = {side: row.whole_text(side) for side in _SIDES if row.get(side) is not None}
+    if pairs and (label or own or row.get("response") is not None or len(pairs) < len(_SIDES)):
+        raise row.error(
+            "the row needs text in both 'positive' and 'negative' and then neither a label nor a response, or a single "
+            f"response; found {', '.join(name for name, cell in row.cells.items() if cell is not None)}"
+        )
+    prompt, response = _prompt_and_response(row, bool(pairs))
+    reference = None if reference is None else str(reference)
+    example = Example(prompt, response, label or own, reference, row.one_of("split", SPLITS))
+    return [replace(example, response=text, label=side) for side, text in pairs.items()] or [example]
 
 
-def _jsonl(path: Path, text: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}") from error
-    return rows
-
-
-def _json(path: Path, text: str) -> list[Any]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path} must hold a list of rows, got {type(rows).__name__}.")
-    return rows
-
-
-def _csv(path: Path, text: str) -> list[Any]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        cells = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path} is not CSV: {error}") from error
-    for number, row in enumerate(cells, start=1):
-        if None in row:
-            raise DataError(f"{path}, row {number} has more cells than the header: quote text that has commas.")
-    rows = [{key: value for key, value in row.items() if value not in (None, "")} for row in cells]
-    if reader.fieldnames and not set(PROMPT_COLUMNS) & set(reader.fieldnames):
-        raise DataError(_no_prompt(path.name, reader.fieldnames))
-    return rows
-
-
-def _lines(path: Path, text: str) -> list[Any]:
-    return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
-
-
-def _no_prompt(where: str, found: Sequence[str]) -> str:
-    return f"{where} has no prompt column: need one of {', '.join(PROMPT_COLUMNS)}, found {', '.join(found)}."
-
-
-def _examples_of(row: Mapping[str, Any], label: Label | None) -> list[Example]:
-    column = next((name for name in PROMPT_COLUMNS if name in row), None)
-    if column is None:
-        raise DataError(_no_prompt("the row", list(row)))
-    prompt, response = _prompt_and_response(row[column], row.get("response"))
-    split = row.get("split")
-    if split not in (None, *SPLITS):
-        raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
-    example = Example(prompt, response, label, _text(row, "reference"), split)
-    if "positive" in row or "negative" in row:
-        return [replace(example, response=_required_text(row, side), label=side) for side in ("positive", "negative")]
-    if label is not None or "label" not in row:
-        return [example]
-    if row["label"] not in ("positive", "negative"):
-        raise DataError(f"label must be 'positive' or 'negative', got {row['label']!r}.")
-    return [replace(example, label=row["label"])]
-
-
-def _prompt_and_response(value: Any, response: Any) -> tuple[Prompt, str | None]:
+def _prompt_and_response(row: Row, has_pair: bool) -> tuple[Prompt, str | None]:
     """A conversation that ends with the assistant brings its own response."""
-    if response is not None and not isinstance(response, str):
-        raise DataError(f"a response must be text, got {response!r}.")
-    if response is not None and not response.strip():
-        raise DataError("the response is empty; leave it out to have the model generate one.")
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError("the prompt is empty.")
-        return value, response
-    if not isinstance(value, list) or not value or not all(_is_message(m) for m in value):
-        raise DataError(f"a prompt must be text or a list of {{role, content}} messages, got {value!r}.")
-    messages: list[Message] = [{"role": m["role"], "content": m["content"]} for m in value]
-    if messages[-1]["role"] == "assistant" and response is None:
-        response = messages.pop()["content"]
-    return messages, response
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-
-
-def _text(row: Mapping[str, Any], key: str) -> str | None:
-    value = row.get(key)
-    return None if value is None else str(value)
-
-
-def _required_text(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"the row needs text in both 'positive' and 'negative', got {key} = {_shown(value)}.")
-    return value
-
-
-def _shown(value: Any) -> str:
-    return "an empty text" if isinstance(value, str) else repr(value)
+    prompt = row.prompt()
+    given = row.get("response") is not None
+    response = row.whole_text("response") if given else None
+    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
+        return prompt, response
+    if given or has_pair:
+        raise row.error(
+            "the conversation ends with the assistant, and there is a response besides: take the assistant's last "
+            "message out, or put its words in front of the response"
+        )
+    begun: Sequence[Message] = prompt[:-1]
+    response = prompt[-1]["content"]
+    if not begun or not response.strip():
+        raise row.error("the conversation needs a request, and words of the assistant that answer it")
+    return begun, response

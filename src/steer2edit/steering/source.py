@@ -4,6 +4,7 @@ from pathlib import Path
 
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.steering.contrast import ContrastSet, assign_splits, build_contrast
+from steer2edit.steering.data_files import HUB
 from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.labels import find_labeller
 from steer2edit.steering.presets import PRESETS, preset_examples
@@ -21,7 +22,7 @@ def load_contrast(
     """The contrast set of a preset, of one data file, or of two files (positive, negative).
 
     Args:
-        source: preset name, path, or two paths.
+        source: preset name, a file as `read_table` takes it, or two paths.
         model: generates the responses that are missing.
         labeller: name or `module:function`; a preset brings its own.
         limit: use at most this many prompts of every split.
@@ -44,9 +45,9 @@ def _examples(source: str | Path | tuple[Path, Path]) -> tuple[list[Example], st
         positive, negative = source
         name = f"{positive.name} against {negative.name}"
         return read_examples(positive, "positive") + read_examples(negative, "negative"), name
-    if isinstance(source, str) and (source in PRESETS or not Path(source).suffix):
+    if isinstance(source, str) and (source in PRESETS or not (Path(source).suffix or source.startswith(HUB))):
         return preset_examples(source)[0], source
-    return read_examples(Path(source)), Path(source).name
+    return read_examples(source), Path(source).name
 
 
 def _limited(examples: list[Example], limit: int | None) -> list[Example]:

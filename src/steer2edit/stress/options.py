@@ -9,9 +9,9 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.evaluation import formats
 from steer2edit.evaluation.registry import SCORERS
-from steer2edit.evaluation.sources import read_table
 from steer2edit.models import Sampling
 from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
+from steer2edit.steering.rows import read_table
 from steer2edit.stress.stress_test import SUITES, Suite
 
 
@@ -110,4 +110,4 @@ def require_unseen(
 
 
 def _read(source: str) -> list[str]:
-    return list(dict.fromkeys(formats.requests(read_table(source).split("held_out"))))
+    return formats.plain_requests(read_table(source).split("held_out"))

@@ -6,7 +6,8 @@ from importlib import resources
 from typing import Any
 
 from steer2edit.errors import DataError, did_you_mean
-from steer2edit.steering.examples import Example, Split
+from steer2edit.steering.examples import Example
+from steer2edit.steering.rows import Split
 
 __all__ = ["PRESETS", "preset_examples", "safety_prompts"]
 

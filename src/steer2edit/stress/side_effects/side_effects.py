@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from steer2edit.evaluation import Task, TaskSettings, Value, behaviour, build_tasks, estimate, merged_measurements
-from steer2edit.evaluation.formats import requests
+from steer2edit.evaluation.formats import plain_requests
 from steer2edit.evaluation.sources import built_in_table
 from steer2edit.models import Prompt, encode_responses
 from steer2edit.stress.asking import ask_refusals, edit_label, finite, interventions_of, some
@@ -41,7 +41,7 @@ def looks_unsafe() -> list[str]:
         .read_text(encoding="utf-8")
     )
     own = [str(json.loads(line)["prompt"]) for line in text.splitlines()]
-    return requests(built_in_table("borderline").split("held_out")) + own
+    return plain_requests(built_in_table("borderline").split("held_out")) + own
 
 
 @dataclass(frozen=True)

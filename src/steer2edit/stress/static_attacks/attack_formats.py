@@ -7,7 +7,7 @@ from typing import Any
 
 from steer2edit.artifacts.strict_json import parse_object
 from steer2edit.errors import DataError
-from steer2edit.evaluation.sources import Row, read_table
+from steer2edit.steering.rows import Row, read_table
 
 SUFFIX_COLUMNS = ("adv", "suffix", "adv_suffix", "control", "best_string")
 PROMPT_COLUMNS = ("adv_prompt", "jailbreak_prompt", "attack_prompt", "jailbreak", "prompt")
@@ -77,7 +77,7 @@ def read_attacks(path: Path | str) -> AttackFile:
         except OSError as error:
             raise DataError(f"cannot read {source}: {error}") from error
         if raw.lstrip().startswith(b"{"):
-            return _from_object(parse_object(raw, str(source)), str(source))
+            return _from_object(Row(str(source), parse_object(raw, str(source))).cells, str(source))
     return _from_rows(str(source))
 
 

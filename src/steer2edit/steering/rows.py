@@ -1,0 +1,244 @@
+"""Rows of data: the one reader of what comes from outside, for contrast sets, tasks and attacks alike."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from steer2edit.errors import DataError
+from steer2edit.models import Message, Prompt
+from steer2edit.steering.data_files import read_records, without_repeats
+
+Split = Literal["train", "validation", "held_out"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+PROMPT_COLUMNS = ("prompt", "messages", "goal", "forbidden_prompt", "instruction", "question")
+_CONVERSATION = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"].*\}\s*\]\s*", re.DOTALL)
+_LONGEST_SHOWN = 200
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a data set, which knows where it stands.
+
+    Args:
+        where: for messages, e.g. `advbench.csv, row 3 (line 4)`.
+        cells: by column, without regard to case and surrounding space; `Best Answer` is `best_answer`.
+
+    Raises:
+        DataError: two columns have one name, or there is half of a surrogate pair anywhere: JSON can hold it, text
+            cannot.
+    """
+
+    where: str
+    cells: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        try:
+            cells = without_repeats((_plain(name), value) for name, value in self.cells.items())
+        except ValueError as error:
+            raise self.error(f"the column {error}") from error
+        object.__setattr__(self, "cells", cells)
+        for name, value in cells.items():
+            self._require_whole(name, name)
+            self._require_whole(name, value)
+
+    def needs(self, *columns: str) -> None:
+        """Refuse a row that lacks columns.
+
+        Raises:
+            DataError: names them and the columns found.
+        """
+        missing = [column for column in columns if _plain(column) not in self.cells]
+        if missing:
+            raise DataError(
+                f"{self.where} has no column {', '.join(map(repr, missing))}: need {', '.join(columns)}, "
+                f"found {', '.join(self.cells) or 'none'}."
+            )
+
+    def get(self, column: str) -> Any:
+        """The cell, or `None`."""
+        return self.cells.get(_plain(column))
+
+    def text(self, column: str) -> str:
+        """The cell without surrounding space; see `whole_text`."""
+        return self.whole_text(column).strip()
+
+    def whole_text(self, column: str) -> str:
+        """The cell, which must be a text with something in it.
+
+        Raises:
+            DataError: it is not, or it is a conversation.
+        """
+        self.needs(column)
+        value = self.get(column)
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(f"{column} must be text and not empty, got {_shown(value)}")
+        if _CONVERSATION.fullmatch(value):
+            raise self.error(f"{column} must be text, not a conversation, got {_shown(value)}")
+        return value
+
+    def one_of(self, column: str, known: Sequence[str]) -> Any:
+        """The cell, one of the known words, or `None`.
+
+        Raises:
+            DataError: it is another.
+        """
+        value = self.get(column)
+        word = value.strip() if isinstance(value, str) else value
+        if word not in (None, *known):
+            raise self.error(f"{column} must be one of {', '.join(known)}, got {_shown(value)}")
+        return word
+
+    def prompt(self) -> Prompt:
+        """The request of the row, a text or a conversation, in one of `PROMPT_COLUMNS`.
+
+        Raises:
+            DataError: there is none, or there are two, or it is neither.
+        """
+        columns = [name for name in PROMPT_COLUMNS if name in self.cells]
+        if not columns:
+            raise DataError(
+                f"{self.where} has no prompt column: need one of {', '.join(PROMPT_COLUMNS)}, "
+                f"found {', '.join(self.cells) or 'none'}."
+            )
+        filled = [name for name in columns if self.get(name) is not None] or columns
+        if len(filled) > 1 and any(self.get(name) != self.get(filled[0]) for name in filled):
+            raise self.error(f"there are {len(filled)} prompts, {', '.join(filled)}: rename all of them but one")
+        value = self.get(filled[0])
+        if isinstance(value, str) and _CONVERSATION.fullmatch(value):
+            value = self.parsed(filled[0], value, "a conversation as JSON")
+        if value is None:
+            raise self.error(f"the {filled[0]} is empty")
+        return self.whole_text(filled[0]) if isinstance(value, str) else self._messages(filled[0], value)
+
+    def request(self) -> Prompt:
+        """The prompt, where nothing but the request is used: a conversation must end with it.
+
+        Raises:
+            DataError: it ends with the assistant.
+        """
+        prompt = self.prompt()
+        if isinstance(prompt, str):
+            return prompt.strip()
+        if prompt[-1]["role"] == "assistant":
+            raise self.error("the conversation ends with the assistant, not with a request: take its last message out")
+        return prompt
+
+    def parsed(self, column: str, text: str, what: str) -> Any:
+        """JSON in a cell.
+
+        Raises:
+            DataError: it is not.
+        """
+        try:
+            value = json.loads(text, object_pairs_hook=without_repeats)
+        except (ValueError, RecursionError) as error:
+            raise self.error(f"{column} must be {what}, got {_shown(text)}") from error
+        self._require_whole(column, value)
+        return value
+
+    def error(self, what: str) -> DataError:
+        """An error about this row."""
+        return DataError(f"{self.where}: {what}.")
+
+    def _messages(self, column: str, value: Any) -> list[Message]:
+        if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
+            raise self.error(f"a prompt must be text or a list of {{role, content}} messages, got {_shown(value)}")
+        for number, message in enumerate(value, start=1):
+            if more := [key for key in message if key not in ("role", "content") and message[key] is not None]:
+                raise self.error(
+                    f"message {number} of {column} has {', '.join(map(repr, more))} besides role and content, which "
+                    "would be lost: take it out, or put it into the content"
+                )
+        return [Message(role=message["role"], content=message["content"]) for message in value]
+
+    def _require_whole(self, column: str, value: Any) -> None:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        if half := _HALF.search(text):
+            raise self.error(
+                f"{column!a} has half of a character, {ascii(half[0])[1:-1]}: a text was cut in the middle of an "
+                "emoji, say. Repair it or take it out"
+            )
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one data set.
+
+    Args:
+        name: in letters, digits and underscores: what metrics are called after.
+        where: for messages.
+        rows: never none.
+
+    Raises:
+        DataError: there are no rows.
+    """
+
+    name: str
+    where: str
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise DataError(f"{self.where} has no rows.")
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def split(self, split: Split) -> "Table":
+        """The rows of one split; all rows where the data has no column `split`.
+
+        Raises:
+            DataError: a split of another name or none, or none of the rows belongs to this one.
+        """
+        marked = [row.one_of("split", SPLITS) for row in self.rows]
+        if all(value is None for value in marked):
+            return self
+        if None in marked:
+            raise self.rows[marked.index(None)].error(f"split must be one of {', '.join(SPLITS)}, got None")
+        rows = tuple(row for row, value in zip(self.rows, marked, strict=True) if value == split)
+        if not rows:
+            found = ", ".join(f"{name}: {marked.count(name)}" for name in SPLITS if name in marked)
+            raise DataError(f"{self.where} has no rows of the split {split!r} (found {found}). Ask for another split.")
+        return replace(self, rows=rows)
+
+
+def read_table(source: str | Path, columns_without_header: Sequence[str] = (), *, name: str | None = None) -> Table:
+    """The rows of a file or of a file of a Hub data set.
+
+    Args:
+        source: a .jsonl, .json (a list), .csv or .tsv, .txt (a prompt a line) or .parquet file; or
+            `hub:OWNER/NAME/FILE`, or `hub:OWNER/NAME@REVISION/FILE`, such a file of a data set on the Hub. Text is
+            UTF-8, or UTF-16 with its mark; cells are separated by commas, semicolons or tabs.
+        columns_without_header: names of the columns of a CSV file, if it has no header: its first line then has
+            as many cells and ends with a single letter.
+        name: of a set that comes with the package; its messages say so.
+
+    Raises:
+        DataError: it is missing, unreadable, malformed, empty, or cannot be reached.
+    """
+    where = str(source) if name is None else f"the built-in set {name}"
+    rows = []
+    for number, (line, cells) in enumerate(read_records(str(source), columns_without_header), start=1):
+        place = f"{where}, row {number}" + (f" (line {line})" if line not in (0, number) else "")
+        if not isinstance(cells, Mapping):
+            raise DataError(f'{place} must be an object, e.g. {{"prompt": ..., "response": ...}}, got {_shown(cells)}.')
+        rows.append(Row(place, cells))
+    plain = re.sub(r"\W+", "_", Path(source).stem.lower(), flags=re.ASCII).strip("_") or "data"
+    return Table(name or plain, where, tuple(rows))
+
+
+def _plain(column: object) -> str:
+    return str(column).strip().lower().replace(" ", "_")
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
