@@ -82,25 +82,12 @@ def test_own_adapter_matches_its_edit(family: str, tmp_path: Path) -> None:
         assert (lam - planted.magnitudes[site]).abs().max() < 1e-4
 
 
-def test_what_cannot_be_placed_is_noted(tmp_path: Path) -> None:
-    lora(tmp_path)
-    path = tmp_path / "adapter" / "adapter_model.safetensors"
-    tensors = load_file(path)
-    tensors |= {f"base_model.model.tower.proj.lora_{side}.weight": torch.ones(4, 4) for side in "AB"}
-    tensors["base_model.model.lm_head.weight"] = torch.ones(3)
-    save_file(tensors, path, {"format": "pt"})
-    notes = audit(str(tmp_path / "base"), tmp_path / "adapter").notes
-    assert len(notes) == 3
-    assert any("lm_head" in note for note in notes)
-    assert any("tower.proj" in note for note in notes)
-
-
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     lora(tmp_path)
     config = tmp_path / "adapter" / "adapter_config.json"
     content = json.loads(config.read_text())
     config.write_text(json.dumps({**content, "use_dora": True}))
-    with pytest.raises(ArtifactError, match="DORA"):
+    with pytest.raises(ArtifactError, match="use_dora"):
         audit(str(tmp_path / "base"), tmp_path / "adapter")
     config.write_text(json.dumps(content))
     path = tmp_path / "adapter" / "adapter_model.safetensors"

@@ -1,10 +1,12 @@
 """The audit of a checkpoint, or of an adapter, against its base: streamed, tensor by tensor."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, has_safetensors, open_checkpoint
+from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.audit.adapter_views import adapter_views, is_adapter
 from steer2edit.audit.change import Place, TensorChange, describe_change
 from steer2edit.audit.classify import Classification, classify
@@ -12,7 +14,8 @@ from steer2edit.audit.match import EditMatch, match_edit
 from steer2edit.audit.matrix_pair import MatrixPair
 from steer2edit.audit.other_files import FileChange, changed_files
 from steer2edit.audit.places import Places, find_places
-from steer2edit.audit.views import TensorView, checkpoint_views, copies_of, pair_of_views, same_content
+from steer2edit.audit.structure import Structure, compare_structure, counted, differing_settings, tie_heads
+from steer2edit.audit.views import TensorView, checkpoint_views, pair_of_views, same_content
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ArtifactError, MismatchError, ModelError
 from steer2edit.models import checkpoint_directory, load_skeleton
@@ -31,13 +34,12 @@ class Audit:
         compared: tensors that both have, in the same shape.
         identical: how many of them are the same bit for bit.
         changes: the others.
-        added: tensors that only `edited` has, with the tensor they are a copy of, if any.
-        missing: tensors that only the base has, in the same way.
-        other_shape: (shape before, shape after) by tensor.
+        structure: what differs besides: tensors that only one has, other shapes, settings.
+        unread: tensors of an adapter that were not looked at, and why.
         files: other files that differ.
         classification: the whole in words.
         match: against the edit that was given, if one was.
-        notes: what could not be looked at, and why.
+        notes: what else could not be told, and why.
     """
 
     base: str
@@ -46,9 +48,8 @@ class Audit:
     compared: int
     identical: int
     changes: tuple[TensorChange, ...]
-    added: Mapping[str, str | None]
-    missing: Mapping[str, str | None]
-    other_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    structure: Structure
+    unread: Mapping[str, str]
     files: tuple[FileChange, ...]
     classification: Classification
     match: EditMatch | None
@@ -62,14 +63,20 @@ class _Sides:
     places: Places
     files: tuple[FileChange, ...]
     notes: tuple[str, ...]
-    is_adapter: bool
+    settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
+    is_adapter: bool = False
 
     @property
     def common(self) -> list[str]:
         return [n for n in self.before if n in self.after and self.before[n].shape == self.after[n].shape]
 
-    def pair_of(self, tensor: str, place: Place) -> MatrixPair:
-        return pair_of_views(self.before[tensor], self.after[tensor], place.expert)
+    def pair_of(self, tensor: str, place: Place) -> MatrixPair | None:
+        """A projection before and after, or `None` where the two cannot be subtracted."""
+        before, after = self.before[tensor], self.after.get(tensor)
+        if after is None or after.shape != before.shape or before.dtype is None or after.dtype is None:
+            return None
+        return pair_of_views(before, after, place.expert)
 
 
 def audit(
@@ -93,19 +100,24 @@ def audit(
 
     Raises:
         ModelError: one of the models is not there.
-        ArtifactError: files are damaged, or no checkpoint or LoRA adapter in safetensors files.
+        ArtifactError: files are damaged, no checkpoint in safetensors files and no LoRA adapter, or an adapter with
+            settings that are not understood.
         MismatchError: the two are of different models.
     """
     sides = _open(base, edited, layout, trust_remote_code)
     changes, identical = _compare(sides)
-    shapes = {
-        name: (view.shape, sides.after[name].shape)
-        for name, view in sides.before.items()
-        if name in sides.after and sides.after[name].shape != view.shape
-    }
-    added = {name: copies_of(name, sides.after) for name in sides.after if name not in sides.before}
-    missing = {name: copies_of(name, sides.before) for name in sides.before if name not in sides.after}
-    match = None if edit is None else match_edit(edit, changes, sides.places.by_tensor, sides.pair_of)
+    differing = [f.name for f in sides.files if f.matters and not (f.name == "config.json" and sides.settings)]
+    code = tuple(name for name in differing if name.endswith(".py"))
+    structure = compare_structure(sides.before, sides.after, sides.settings, code)
+    unread = counted(sides.unread, "tensor", "of the adapter not looked at")
+    besides = counted([n for n in differing if n not in code], "other file", "that differs", "that differ")
+    match = None
+    if edit is not None:
+        if not sides.places.sites:
+            raise ModelError(f"{edited} cannot be compared with an edit: {'; '.join(sides.notes)}")
+        remarks = (*structure.phrases, *unread, *besides)
+        match = match_edit(edit, changes, sides.places.by_tensor, sides.pair_of, remarks)
+    own = [change for change in changes if not structure.is_moved(change.tensor)]
     compared = len(sides.common)
     return Audit(
         base=base,
@@ -114,35 +126,52 @@ def audit(
         compared=compared,
         identical=identical,
         changes=tuple(changes),
-        added=added,
-        missing=missing,
-        other_shape=shapes,
+        structure=structure,
+        unread=sides.unread,
         files=sides.files,
-        classification=classify(changes, compared, _remarks(added, missing, shapes, sides.files)),
+        classification=classify(own, compared, structure.phrases, unread, besides),
         match=match,
         notes=sides.notes,
     )
 
 
 def _open(base: str, edited: Path | str, layout: Path | Layout | None, trust_remote_code: bool) -> _Sides:
-    ours = open_checkpoint(checkpoint_directory(base))
+    where, other = checkpoint_directory(base), checkpoint_directory(str(edited))
+    if is_adapter(where):
+        raise ArtifactError(
+            f"{base} holds an adapter, and an audit compares with a whole model. Give the model that the adapter "
+            "was made for, or merge the two with PEFT (merge_and_unload) and give the merged checkpoint."
+        )
+    ours = open_checkpoint(where)
     before = checkpoint_views(ours)
     places, notes = _places(base, ours, layout, trust_remote_code)
-    other = checkpoint_directory(str(edited))
     if is_adapter(other):
-        if has_safetensors(other):
-            raise ArtifactError(
-                f"{edited} holds both a model's weights and an adapter, and transformers loads the one on top of the "
-                "other. Audit them one by one: move adapter_config.json and adapter_model.safetensors to a folder of "
-                "their own."
-            )
-        after, unread = adapter_views(other, before, places)
-        notes += [f"the adapter's {name} could not be placed in the base and was not looked at" for name in unread]
-        return _Sides(before, after, places, (), tuple(notes), True)
+        return _open_adapter(str(edited), other, ours, before, places, notes)
     theirs = open_checkpoint(other)
     after = checkpoint_views(theirs)
     _require_related(base, str(edited), before, after)
-    return _Sides(before, after, places, tuple(changed_files(ours, theirs)), tuple(notes), False)
+    settings = differing_settings(where, other)
+    tie_heads(before, after, places, settings)
+    return _Sides(before, after, places, tuple(changed_files(ours, theirs)), tuple(notes), settings)
+
+
+def _open_adapter(
+    edited: str, directory: Path, ours: CheckpointFiles, before: dict[str, TensorView], places: Places, notes: list[str]
+) -> _Sides:
+    if has_safetensors(directory):
+        raise ArtifactError(
+            f"{edited} holds both a model's weights and an adapter, and transformers loads the one on top of the "
+            f"other. Audit them one by one: move {CONFIG_FILE} and {ADAPTER_FILE} to a folder of their own."
+        )
+    tied = {places.head: before[places.embedding]} if places.ties_head and places.embedding in before else {}
+    after, unread = adapter_views(directory, {**tied, **before}, places)  # type: ignore[dict-item]
+    for name, view in tied.items():
+        if name not in before and after[str(name)] is view:
+            del after[str(name)]
+        else:
+            before.setdefault(str(name), view)
+    files = [f for f in changed_files(ours, CheckpointFiles(directory, (), {})) if f.what == "differs" and f.matters]
+    return _Sides(before, after, places, tuple(files), tuple(notes), unread=unread, is_adapter=True)
 
 
 def _places(
@@ -202,23 +231,3 @@ def _changes(sides: _Sides, name: str) -> Iterator[TensorChange]:
         change = describe_change(name, pair, place)
         if change is not None:
             yield change
-
-
-def _remarks(
-    added: Mapping[str, str | None],
-    missing: Mapping[str, str | None],
-    shapes: Mapping[str, object],
-    files: tuple[FileChange, ...],
-) -> list[str]:
-    news = [name for name, copy in added.items() if copy is None]
-    lost = [name for name, copy in missing.items() if copy is None]
-    differing = [change.name for change in files if change.matters]
-    parts = [
-        (news, "tensors added"), (lost, "tensors missing"), (list(shapes), "tensors of another shape"),
-        (differing, "other files that differ"),
-    ]  # fmt: skip
-    return [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for names, what in parts
-        if names
-    ]

@@ -8,7 +8,8 @@ from typing import Literal
 from steer2edit.audit.change import TensorChange
 
 Label = Literal[
-    "identical", "rounded-copy", "steer2edit-like", "directional-ablation", "rank-1", "low-rank", "full-rank", "other"
+    "identical", "rounded-copy", "steer2edit-like", "directional-ablation", "rank-1", "low-rank", "full-rank", "other",
+    "partly-read",
 ]  # fmt: skip
 
 ALONG = 0.9
@@ -27,29 +28,45 @@ class Classification:
     sentence: str
 
 
-def classify(changes: Sequence[TensorChange], compared: int, remarks: Sequence[str] = ()) -> Classification:
+def classify(
+    changes: Sequence[TensorChange],
+    compared: int,
+    structure: Sequence[str] = (),
+    unread: Sequence[str] = (),
+    besides: Sequence[str] = (),
+) -> Classification:
     """Name the kind of edit that a checkpoint's changes amount to.
 
-    The kind is that of most of the changed matrices; what does not belong to it is named after it.
+    The kind is that of most of the changed matrices; what does not belong to it is named after it. What was not read
+    comes first, since nothing is known of it.
 
     Args:
         changes: of all tensors that are not identical.
         compared: how many tensors both checkpoints have.
-        remarks: what differs besides, such as added tensors, one phrase each.
+        structure: in what else the models differ, such as added tensors, one phrase each: they are not the same model.
+        unread: what was not looked at.
+        besides: what differs but is no part of the model, such as its tokenizer.
     """
     real = [change for change in changes if not change.is_tiny]
     groups: dict[str, list[TensorChange]] = {}
     for change in real:
         groups.setdefault(_group(change), []).append(change)
     matrices = {name: group for name, group in groups.items() if name in ("edit", "low-rank", "full-rank")}
-    if matrices:
-        main = max(matrices, key=lambda name: len(matrices[name]))
-        label, text = _main(main, matrices[main], compared)
+    main = max(matrices, key=lambda name: len(matrices[name]), default="")
+    label, text = _main(main, matrices[main], compared) if main else _without_matrices(changes, real, compared)
+    rest = [_phrase(name, group) for name, group in groups.items() if name != main]
+    rest += _unexplained(matrices.get(main, []))
+    if label in ("identical", "rounded-copy") and structure:
+        label, text = "other", f"Not the same model: {'; '.join(structure)}. The tensors that both have: {_small(text)}"
     else:
-        main, label, text = "", *_without_matrices(changes, real, compared)
-    besides = [_phrase(name, group) for name, group in groups.items() if name != main]
-    besides += _unexplained(matrices.get(main, [])) + list(remarks)
-    return Classification(label, f"{text}. {_besides(besides)}".strip())
+        rest += structure
+    if unread:
+        label, text = "partly-read", f"Read in part: {'; '.join(unread)}. The rest: {_small(text)}"
+    return Classification(label, f"{text}. {_besides([*rest, *besides])}".strip())
+
+
+def _small(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def _group(change: TensorChange) -> str:
@@ -119,7 +136,7 @@ def _without_matrices(
     kinds = {change.kind for change in changes}
     if kinds <= {"rounded", "same-values"}:
         formats = sorted({change.rounded_to or change.dtypes[1] for change in changes})
-        return "rounded-copy", f"The same model in another number format ({', '.join(formats)}): nothing else differs"
+        return "rounded-copy", f"The same model in another number format ({', '.join(formats)})"
     return "rounded-copy", f"The same model up to rounding: {len(changes)} of {compared} tensors differ by no more"
 
 

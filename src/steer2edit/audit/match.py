@@ -14,12 +14,13 @@ from torch import Tensor
 from steer2edit.audit.change import Place, TensorChange
 from steer2edit.audit.components import Recovered
 from steer2edit.audit.matrix_pair import MatrixPair
+from steer2edit.audit.structure import counted
 from steer2edit.core import Site, SiteEdit, WeightEdit
 
 _ALLOWED_SHARE = 1e-3
 _HALFWIDTHS = 2.0
 _ROUND = ((0.05, 0.01), (0.01, 0.002))  # (steps, how near): people choose round strengths
-PairOf = Callable[[str, Place], MatrixPair]
+PairOf = Callable[[str, Place], MatrixPair | None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class SiteMatch:
         strength: fitted factor of the edit; `None` where no rank-1 change was found.
         direction_cosine: of u, up to its sign.
         row_cosine: of a, with the sign that u's gives.
-        outside: share of the entries that the edit at the common strength does not explain up to rounding.
+        outside: share of the entries that the edit at the common strength does not explain up to rounding, or that
+            could not be compared.
         same_bits: share of the entries that adding the edit in float32 gives bit for bit.
     """
 
@@ -56,11 +58,13 @@ class EditMatch:
         strength: the common factor; `None` where nothing of the edit was found.
         sites: every site that the edit changes.
         elsewhere: names of tensors that changed although the edit leaves them alone.
+        besides: in what else the two differ, and what was not looked at, one phrase each.
     """
 
     strength: float | None
     sites: tuple[SiteMatch, ...]
     elsewhere: tuple[str, ...]
+    besides: tuple[str, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -79,12 +83,22 @@ class EditMatch:
                 f"{len(self.sites)} sites differ by more than rounding ({', '.join(differing[:6])}"
                 f"{', ...' if len(differing) > 6 else ''})."
             )
-        rest = f" {len(self.elsewhere)} other tensors changed." if self.elsewhere else " Nothing else changed."
-        return f"Matches the given edit at strength {self.strength:g}, in all {len(self.sites)} sites.{rest}"
+        exceptions = [str(site.site) for site in self.sites if site.outside]
+        rest = [
+            *counted(exceptions, "site", "with single entries that it does not explain"),
+            *counted(self.elsewhere, "other tensor", "changed"),
+            *self.besides,
+        ]
+        also = f"Besides: {'; '.join(rest)}." if rest else "Nothing else changed."
+        return f"Matches the given edit at strength {self.strength:g}, in all {len(self.sites)} sites. {also}"
 
 
 def match_edit(
-    edit: WeightEdit, changes: Sequence[TensorChange], places: Mapping[str, Sequence[Place]], pair_of: PairOf
+    edit: WeightEdit,
+    changes: Sequence[TensorChange],
+    places: Mapping[str, Sequence[Place]],
+    pair_of: PairOf,
+    besides: tuple[str, ...] = (),
 ) -> EditMatch:
     """Compare what was found with a given edit.
 
@@ -92,7 +106,8 @@ def match_edit(
         edit: the edit.
         changes: of all tensors that are not identical.
         places: the projections by the tensor that holds them.
-        pair_of: a projection before and after.
+        pair_of: a projection before and after; `None` where it cannot be compared.
+        besides: what else is to be said of the two.
     """
     found = {c.place.key: c.recovered for c in changes if c.place is not None and c.recovered is not None}
     by_site: dict[Site, list[tuple[str, Place]]] = {}
@@ -108,7 +123,7 @@ def match_edit(
         outside, same = _check(site_edit, strength or 0.0, by_site.get(site, []), pair_of)
         sites.append(SiteMatch(site, strength_here, u_cosine, a_cosine, outside, same))
     elsewhere = [c.name for c in changes if not c.is_tiny and (c.place is None or c.place.site not in edited)]
-    return EditMatch(strength, tuple(sites), tuple(elsewhere))
+    return EditMatch(strength, tuple(sites), tuple(elsewhere), besides)
 
 
 def _common_strength(
@@ -161,6 +176,9 @@ def _check(
         u, a = edit.output_direction.float(), strength * edit.row[place.columns].float()
         left, right = (a, u) if place.transposed else (u, a)
         pair = pair_of(tensor, place)
+        if pair is None:
+            outside, entries = outside + u.numel() * a.numel(), entries + u.numel() * a.numel()
+            continue
         for block in pair.blocks():
             expected = torch.outer(left[block.rows], right)
             outside += int(_beyond(block.change, expected, block.halfwidth).sum())

@@ -9,6 +9,7 @@ from typing import Any
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.checkpoints.safetensors_files import INDEX_FILE, CheckpointFiles
 from steer2edit.artifacts.checkpoints.side_files import find_side_files
+from steer2edit.audit.structure import WITHOUT_EFFECT
 
 _PROVENANCE = {"README.md", "LICENSE", "LICENSE.txt", ".gitattributes", MANIFEST_FILE}
 _NO_DIFFERENCE = {INDEX_FILE}  # which shard holds which tensor: the tensors themselves are compared
@@ -30,8 +31,8 @@ class FileChange:
 
     @property
     def matters(self) -> bool:
-        """Whether it is read when the model runs: not a licence or a card."""
-        return self.name not in _PROVENANCE
+        """Whether it is read when the model runs, and says something else: not a licence, a card or a version."""
+        return self.name not in _PROVENANCE and not (self.settings and self.settings.keys() <= WITHOUT_EFFECT)
 
 
 def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> list[FileChange]:
@@ -49,8 +50,8 @@ def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> list[FileCha
     found += [FileChange(name, "missing", {}) for name in sorted(ours - theirs)]
     for name in sorted(ours & theirs - _NO_DIFFERENCE):
         one, two = base.directory / name, other.directory / name
-        if not filecmp.cmp(one, two, shallow=False):
-            found.append(FileChange(name, "differs", _settings(one, two)))
+        if not filecmp.cmp(one, two, shallow=False) and (settings := _settings(one, two)) != {}:
+            found.append(FileChange(name, "differs", settings or {}))
     return [change for change in found if change.name not in _NO_DIFFERENCE]
 
 
@@ -59,13 +60,14 @@ def _differ(base: CheckpointFiles, other: CheckpointFiles, name: str) -> bool:
     return one.is_file() and two.is_file() and not filecmp.cmp(one, two, shallow=False)
 
 
-def _settings(one: Path, two: Path) -> dict[str, tuple[Any, Any]]:
+def _settings(one: Path, two: Path) -> dict[str, tuple[Any, Any]] | None:
+    """What differs between two JSON objects, nothing where only their layout does; `None` for other files."""
     if one.suffix != ".json":
-        return {}
+        return None
     try:
         before, after = (json.loads(path.read_bytes()) for path in (one, two))
     except (ValueError, RecursionError):
-        return {}  # that the files differ is said; what a damaged one holds cannot be
+        return None  # that the files differ is said; what a damaged one holds cannot be
     if not isinstance(before, dict) or not isinstance(after, dict):
-        return {}
+        return None
     return {k: (before.get(k), after.get(k)) for k in sorted({*before, *after}) if before.get(k) != after.get(k)}

@@ -88,10 +88,17 @@ def as_json(audit: Audit) -> dict[str, Any]:
             "compared": audit.compared,
             "identical": audit.identical,
             "changed": [_change(change) for change in audit.changes],
-            "added": dict(audit.added),
-            "missing": dict(audit.missing),
-            "other_shape": {name: {"before": b, "after": a} for name, (b, a) in audit.other_shape.items()},
+            "added": dict(audit.structure.added),
+            "missing": dict(audit.structure.missing),
+            "other_shape": {name: {"before": b, "after": a} for name, (b, a) in audit.structure.other_shape.items()},
+            "unread": dict(audit.unread),
         },
+        "layers": {
+            "added": dict(audit.structure.added_layers),
+            "missing": list(audit.structure.missing_layers),
+            "moved": dict(audit.structure.moved_layers),
+        },
+        "settings": {name: list(values) for name, values in audit.structure.settings.items()},
         "files": [
             {"name": f.name, "what": f.what, "settings": {k: list(v) for k, v in f.settings.items()}}
             for f in audit.files
@@ -138,6 +145,7 @@ def _match(match: EditMatch) -> dict[str, Any]:
         "strength": match.strength,
         "sites": [{**vars(site), "site": str(site.site), "matches": site.matches} for site in match.sites],
         "elsewhere": list(match.elsewhere),
+        "besides": list(match.besides),
     }
 
 

@@ -68,11 +68,14 @@ def _kind(change: "TensorChange") -> str:
 def _print_the_rest(audit: "Audit") -> None:
     from steer2edit.cli.console import say
 
-    for what, tensors in (("Added", audit.added), ("Missing", audit.missing)):
+    found = audit.structure
+    for what, tensors in (("Added", found.added), ("Missing", found.missing)):
         for name, copy in tensors.items():
             say(f"{what} tensor: {name}" + (f" (a copy of {copy})" if copy else ""))
-    for name, (before, after) in audit.other_shape.items():
+    for name, (before, after) in found.other_shape.items():
         say(f"Other shape: {name}, {list(before)} in the base, {list(after)} here")
+    for name, why in audit.unread.items():
+        say(f"Not looked at: {name} ({why})")
     for file in audit.files:
         say(f"File {file.what}: {file.name}{_settings(file)}")
     for note in audit.notes:

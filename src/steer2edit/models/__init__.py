@@ -21,7 +21,14 @@ from steer2edit.models.projection import Projection
 from steer2edit.models.scoring import next_token_log_probabilities, span_log_probabilities, token_log_probabilities
 from steer2edit.models.site_module import SiteModule
 from steer2edit.models.sites import find_sites
-from steer2edit.models.stored import StoredMatrix, checkpoint_directory, load_skeleton, stored_matrices
+from steer2edit.models.stored import (
+    StoredMatrix,
+    checkpoint_directory,
+    load_skeleton,
+    read_settings,
+    stored_matrices,
+    stored_parameters,
+)
 from steer2edit.models.updates import SiteUpdate
 
 __all__ = [
@@ -56,12 +63,14 @@ __all__ = [
     "load_skeleton",
     "mean_output",
     "next_token_log_probabilities",
+    "read_settings",
     "run_batches",
     "sample_step",
     "sampled_fingerprint",
     "span_log_probabilities",
     "span_means",
     "stored_matrices",
+    "stored_parameters",
     "token_log_probabilities",
     "updated_outputs",
 ]

@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -95,6 +96,32 @@ def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remot
         ) from error
     network.name_or_path = str(directory)
     return LanguageModel(network, name=name, layout=own_layout)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The settings of config.json as the architecture understands them: with its defaults, older names renewed.
+
+    Raises:
+        ModelError: the config is not there, cannot be read, or is of an unknown architecture.
+    """
+    try:
+        return dict(AutoConfig.from_pretrained(directory, trust_remote_code=False).to_dict())
+    except Exception as error:  # configs raise what they like
+        raise ModelError(f"cannot read {directory / 'config.json'}: {' '.join(str(error).split())[:400]}") from error
+
+
+def stored_parameters(model: LanguageModel, tensors: Iterable[str]) -> dict[str, str]:
+    """By parameter or buffer, the tensor of the files that is loaded into it as it is, renamed at most."""
+    transforms = get_model_conversion_mapping(model.network)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    state = model.network.state_dict()
+    found: dict[str, str] = {}
+    for name in tensors:
+        target, pattern = rename_source_key(name, renamings, converters, model.network.base_model_prefix, state)
+        if target in state and pattern is None:
+            found[target] = name
+    return found
 
 
 def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | None]) -> dict[str, StoredMatrix]:

@@ -1,0 +1,178 @@
+"""Whether two checkpoints are of one model: tensors and layers that only one has, other shapes, and other settings."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steer2edit.artifacts.manifest import read_json
+from steer2edit.audit.places import Places
+from steer2edit.audit.views import TensorView, copies_of, same_content
+from steer2edit.errors import ModelError
+from steer2edit.models import read_settings
+
+WITHOUT_EFFECT = frozenset({
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "_attn_implementation",
+    "_attn_implementation_autoset", "attn_implementation", "initializer_range", "gradient_checkpointing",
+    "output_attentions", "output_hidden_states", "return_dict", "torchscript", "id2label", "label2id", "problem_type",
+    "attention_dropout", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "embd_pdrop",
+    "resid_pdrop", "attn_pdrop", "classifier_dropout", "router_aux_loss_coef", "pretraining_tp",
+})  # fmt: skip
+"""Settings of config.json that change nothing of what the model computes: provenance, storage, training."""
+TOKENS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+"""Settings that say where a text begins and ends, but change no number that is computed."""
+_TYING = "tie_word_embeddings"
+_LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.(?P<part>.+)")
+_MOST_NAMES = 3
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What differs between two models besides the values of tensors that both have.
+
+    Args:
+        added: tensors that only the edited one has, with the tensor they are a copy of, if any.
+        missing: tensors that only the base has, in the same way.
+        other_shape: (shape before, shape after) by tensor.
+        settings: (before, after) by the name of a setting that changes what is computed.
+        code: Python files that differ.
+        added_layers: layers that only the edited one has, with the base's layer they are a copy of, if any.
+        missing_layers: layers that only the base has.
+        moved_layers: layers of both, with the base's other layer that the edited one has there.
+    """
+
+    added: Mapping[str, str | None] = field(default_factory=dict)
+    missing: Mapping[str, str | None] = field(default_factory=dict)
+    other_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    code: tuple[str, ...] = ()
+    added_layers: Mapping[str, str | None] = field(default_factory=dict)
+    missing_layers: tuple[str, ...] = ()
+    moved_layers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def phrases(self) -> list[str]:
+        """One phrase for each kind of difference."""
+        whole = (*self.added_layers, *self.missing_layers)
+        rest = [[name for name in names if _layer_of(name) not in whole] for names in (self.added, self.missing)]
+        copies = [f"{n}, a copy of {c}" if c else n for n, c in self.added_layers.items()]
+        moved = [f"{n} is the base's {other}" for n, other in self.moved_layers.items()]
+        return [
+            *counted(copies, "layer", "added"),
+            *counted(self.missing_layers, "layer", "missing"),
+            *counted(moved, "layer", "moved"),
+            *counted(rest[0], "tensor", "added"),
+            *counted(rest[1], "tensor", "missing"),
+            *counted(self.other_shape, "tensor", "of another shape"),
+            *counted(self.settings, "setting", "of config.json that differs", "of config.json that differ"),
+            *counted(self.code, "file", "of code that differs", "of code that differ"),
+        ]
+
+    def is_moved(self, tensor: str) -> bool:
+        """Whether a tensor is of a layer that the base has elsewhere."""
+        return _layer_of(tensor) in self.moved_layers
+
+
+def counted(names: Collection[str], noun: str, what: str, several: str | None = None) -> list[str]:
+    """`2 tensors added (a; b)`, or nothing where there are none."""
+    if not names:
+        return []
+    shown = "; ".join(list(names)[:_MOST_NAMES]) + ("; ..." if len(names) > _MOST_NAMES else "")
+    is_one = len(names) == 1
+    return [f"{len(names)} {noun}{'' if is_one else 's'} {what if is_one else several or what} ({shown})"]
+
+
+def compare_structure(
+    before: Mapping[str, TensorView],
+    after: Mapping[str, TensorView],
+    settings: Mapping[str, tuple[Any, Any]],
+    code: tuple[str, ...] = (),
+) -> Structure:
+    """Compare two models' tensors by name and shape, and their layers by content where their number differs."""
+    added = [name for name in after if name not in before]
+    missing = [name for name in before if name not in after]
+    ours, theirs = _layers(before), _layers(after)
+    stacks = {layer.rpartition(".")[0] for layer in ours}
+    new_layers = [layer for layer in theirs if layer not in ours and layer.rpartition(".")[0] in stacks]
+    lost_layers = tuple(layer for layer in ours if layer not in theirs)
+    moved: dict[str, str] = {}
+    if new_layers or lost_layers:
+        for layer in (layer for layer in theirs if layer in ours and not _same(theirs[layer], ours[layer])):
+            if (other := _copied(theirs[layer], ours)) is not None:
+                moved[layer] = other
+    return Structure(
+        added={name: copies_of(name, after) for name in added},
+        missing={name: copies_of(name, before) for name in missing},
+        other_shape={
+            n: (v.shape, after[n].shape) for n, v in before.items() if n in after and after[n].shape != v.shape
+        },
+        settings=settings,
+        code=code,
+        added_layers={layer: _copied(theirs[layer], ours) for layer in new_layers},
+        missing_layers=lost_layers,
+        moved_layers=moved,
+    )
+
+
+def _layers(views: Mapping[str, TensorView]) -> dict[str, dict[str, TensorView]]:
+    found: dict[str, dict[str, TensorView]] = {}
+    for name, view in views.items():
+        if match := _LAYER.fullmatch(name):
+            found.setdefault(match["layer"], {})[match["part"]] = view
+    return found
+
+
+def _layer_of(tensor: str) -> str | None:
+    match = _LAYER.fullmatch(tensor)
+    return match["layer"] if match else None
+
+
+def _copied(layer: Mapping[str, TensorView], ours: Mapping[str, Mapping[str, TensorView]]) -> str | None:
+    return next((name for name, other in ours.items() if _same(layer, other)), None)
+
+
+def _same(one: Mapping[str, TensorView], other: Mapping[str, TensorView]) -> bool:
+    return one.keys() == other.keys() and all(same_content(view, other[part]) for part, view in one.items())
+
+
+def tie_heads(
+    before: dict[str, TensorView], after: dict[str, TensorView], places: Places, settings: dict[str, tuple[Any, Any]]
+) -> None:
+    """Give a side whose output head is tied to its embedding that head, where the other has it as a tensor of its own.
+
+    Where both have a head, whether it is tied is no difference of its own.
+    """
+    head, embedding = places.head, places.embedding
+    if head is None or embedding is None:
+        return
+    ties = [places.ties_head] * 2
+    if _TYING in settings:
+        ties = [bool(value) for value in settings[_TYING]]
+    for views, other, tied in ((before, after, ties[0]), (after, before, ties[1])):
+        if tied and head not in views and head in other and embedding in views:
+            views[head] = views[embedding]
+    if head in before and head in after:
+        settings.pop(_TYING, None)
+
+
+def differing_settings(base: Path, other: Path) -> dict[str, tuple[Any, Any]]:
+    """(before, after) of each setting in config.json that changes what is computed, as the architecture reads it."""
+    try:
+        one, two = (read_settings(path) for path in (base, other))
+    except ModelError:  # an unknown architecture: as they are written
+        one, two = (
+            read_json(path / "config.json") if (path / "config.json").is_file() else {} for path in (base, other)
+        )
+    one, two = (_computing(settings) for settings in (one, two))
+    return {k: (one.get(k), two.get(k)) for k in sorted({*one, *two}) if one.get(k) != two.get(k)}
+
+
+def _computing(settings: Any) -> Any:
+    """Settings without those that change nothing; those of a part, such as text_config, as well."""
+    if not isinstance(settings, dict):
+        return settings
+    kept = {k: _computing(v) for k, v in settings.items() if k not in WITHOUT_EFFECT | TOKENS}
+    if isinstance(kept.get("architectures"), list):
+        kept["architectures"] = sorted(kept["architectures"], key=str)
+    return kept
