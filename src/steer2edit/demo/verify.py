@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from steer2edit.core import WeightEdit
 from steer2edit.editing import edited, merged
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel, Sampling, generate, load_model
+from steer2edit.models.reply import end_ids
 
 
 def verify_artifacts(
@@ -34,30 +36,24 @@ def verify_artifacts(
         from_weights = [list(reply.ids) for reply in generate(model, prompts, sampling, description="Verifying")]
     dtype = str(model.dtype).removeprefix("torch.")
     base = str(exact.network.config._name_or_path)
-    from_adapter = _reloaded(base, adapter, "float32", prompts, max_new_tokens)
-    from_checkpoint = _reloaded(str(checkpoint), None, dtype, prompts, max_new_tokens)
+    asked = {"prompts": list(prompts), "max_new_tokens": max_new_tokens, "ends": end_ids(exact)}
+    from_adapter = _reloaded({"base": base, "adapter": str(adapter), "dtype": "float32", **asked})
+    from_checkpoint = _reloaded({"base": str(checkpoint), "adapter": None, "dtype": dtype, **asked})
     return {
         "adapter": _agreement(from_hook, from_adapter),
         "checkpoint": _agreement(from_weights, from_checkpoint),
     }
 
 
-def _reloaded(
-    base: str, adapter: Path | None, dtype: str, prompts: Sequence[str], max_new_tokens: int
-) -> list[list[int]]:
-    request = {
-        "base": base,
-        "adapter": None if adapter is None else str(adapter),
-        "dtype": dtype,
-        "prompts": list(prompts),
-        "max_new_tokens": max_new_tokens,
-    }
+def _reloaded(request: Mapping[str, Any]) -> list[list[int]]:
     script = Path(__file__).with_name("reload.py")
     done = subprocess.run(
         [sys.executable, "-I", str(script)], input=json.dumps(request), capture_output=True, text=True
     )
     if done.returncode:
-        raise ArtifactError(f"{adapter or base} does not load in a fresh process: {done.stderr.strip()[-500:]}")
+        raise ArtifactError(
+            f"{request['adapter'] or request['base']} does not load in a fresh process: {done.stderr.strip()[-500:]}"
+        )
     replies: list[list[int]] = json.loads(done.stdout)
     return replies
 

@@ -21,7 +21,7 @@ from steer2edit.engines.vllm_answers import own_score, whole_distributions
 from steer2edit.engines.vllm_start import checkpoint_of, import_vllm, llm_settings, start
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models import EncodedResponse, LanguageModel, Reply, Sampling, encode_prompts
-from steer2edit.models.generation import end_ids, reply_of
+from steer2edit.models.reply import end_ids, reply_of
 from steer2edit.progress import Advance, step
 
 _LOWEST_TEMPERATURE = 0.01  # vLLM raises anything between 0 and this to this

@@ -19,6 +19,7 @@ from steer2edit.editing import edited
 from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.evaluation.harness_metrics import HarnessMetric, read_metrics
 from steer2edit.models import LanguageModel
+from steer2edit.models.generation import generating
 from steer2edit.progress import step
 from steer2edit.steering import steered
 
@@ -209,7 +210,7 @@ def _applied(model: LanguageModel, intervention: Intervention) -> Iterator[None]
         context = steered(model, intervention.vectors, intervention.strength)
     else:
         context = nullcontext()
-    with context:
+    with context, generating(model):
         yield
 
 

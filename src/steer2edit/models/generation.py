@@ -1,7 +1,7 @@
 """Generating replies, batch by batch."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +9,9 @@ from transformers import GenerationConfig
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.models.batching import TokenBudget, pad, run_batches
-from steer2edit.models.chat import Prompt, encode_prompts, tokenizer_of
+from steer2edit.models.chat import Prompt, encode_prompts
 from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.reply import Reply, end_ids, reply_of
 from steer2edit.progress import step
 
 GENERATION_TOKENS = 8192
@@ -40,21 +41,6 @@ class Sampling:
             raise InvalidValueError(
                 f"temperature must be >= 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}."
             )
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A generated reply.
-
-    Args:
-        text: without special tokens.
-        ids: its tokens, without the end token.
-        finished: whether it ended by itself; a reply that was cut off is not short.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    finished: bool
 
 
 def generate(
@@ -105,30 +91,28 @@ def generate_batch(model: LanguageModel, encoded: Sequence[Sequence[int]], sampl
         do_sample=sampled,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
-        repetition_penalty=1.0,  # this and top_k would otherwise come from the checkpoint's recommendations
         remove_invalid_values=sampled,  # of a model that an edit has broken: nothing can be drawn from NaN
         **({"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampled else {}),
     )
-    with torch.random.fork_rng(enabled=sampled):
+    with generating(model, config), torch.random.fork_rng(enabled=sampled):
         if sampled:
             torch.manual_seed(sampling.seed)
         output = model.network.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return [reply_of(model, row, ends) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def end_ids(model: LanguageModel) -> list[int]:
-    """Tokens that end a reply, from the model's generation config, else from its tokenizer."""
-    declared = getattr(model.network.generation_config, "eos_token_id", None)
-    if declared is None:
-        declared = tokenizer_of(model).eos_token_id
-    if declared is None:
-        return []
-    return list(declared) if isinstance(declared, (list, tuple)) else [declared]
+@contextmanager
+def generating(model: LanguageModel, config: GenerationConfig | None = None) -> Iterator[None]:
+    """For a while transformers fills what a call leaves unset from this, not from what the checkpoint recommends.
 
-
-def reply_of(model: LanguageModel, row: list[int], ends: list[int]) -> Reply:
-    """The reply that generated tokens make, up to the first end token."""
-    stop = next((i for i, token in enumerate(row) if token in ends), None)
-    ids = tuple(row if stop is None else row[:stop])
-    text = tokenizer_of(model).decode(list(ids), skip_special_tokens=True)
-    return Reply(str(text).strip(), ids, stop is not None)
+    Args:
+        model: whose network generates.
+        config: by default only the tokens that end a reply.
+    """
+    network = model.network
+    recommended = network.generation_config
+    network.generation_config = config or GenerationConfig(eos_token_id=end_ids(model) or None)
+    try:
+        yield
+    finally:
+        network.generation_config = recommended

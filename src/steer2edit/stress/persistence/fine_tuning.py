@@ -12,8 +12,7 @@ from torch import Tensor
 from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.batching import pad
-from steer2edit.models.chat import tokenizer_of
-from steer2edit.models.generation import end_ids
+from steer2edit.models.reply import end_ids, turn_end
 from steer2edit.progress import step
 
 _IGNORED = -100  # transformers' label of a token without loss
@@ -58,20 +57,14 @@ def training_rows(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> 
     """
     if not pairs:
         raise DataError("there is nothing to fine-tune on: give at least one (prompt, reply) pair.")
-    end = turn_end(model)
+    end = reply_end(model)
     return [EncodedResponse((*row.ids, *end), row.start) for row in encode_responses(model, pairs)]
 
 
-def turn_end(model: LanguageModel) -> tuple[int, ...]:
-    """The token that ends a reply in the model's chat template; where that has none, the first that ends replies.
-
-    Llama-3, for one, ends generation at `<|end_of_text|>` and at `<|eot_id|>`, and its template has the latter.
-    """
-    ends, tokenizer = end_ids(model), tokenizer_of(model)
-    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}]
-    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    written = [token for token in tokenizer(rendered, add_special_tokens=False)["input_ids"] if token in ends]
-    return tuple(written[-1:] or ends[:1])
+def reply_end(model: LanguageModel) -> tuple[int, ...]:
+    """The token that ends a reply in the model's chat template; where that has none, the first that ends replies."""
+    end = turn_end(model)
+    return tuple(end_ids(model)[:1]) if end is None else (end,)
 
 
 @contextmanager
