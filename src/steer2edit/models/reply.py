@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from steer2edit.models.chat import tokenizer_of
+from steer2edit.errors import DataError
+from steer2edit.models.chat import render, render_turns, tokenizer_of
 from steer2edit.models.language_model import LanguageModel
-
-_REPLY = "Reply-0"  # stands for a reply where the template is asked what it writes around one
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,13 @@ def turn_end(model: LanguageModel) -> int | None:
     tokenizer = model.tokenizer
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return None
-    request, reply = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": _REPLY}
     try:
-        asked, answered = (
-            str(tokenizer.apply_chat_template(turns, tokenize=False)) for turns in ([request], [request, reply])
-        )
-    except Exception:  # a template is a program of the model's author: it raises what it likes
+        asked, (answered,) = render(model, "Hello"), render_turns(model, [("Hello", "Hello")])
+    except DataError:
         return None
-    before, found, behind = answered.rpartition(_REPLY)
-    if not found:
-        return None
+    before, behind = answered.text[: answered.start], answered.text[answered.end :]
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, before, strict=False)))
-    within = before[shared:]
-    inside, outside = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (within, behind))
+    inside, outside = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before[shared:], behind))
     return next((token for token in outside if token in _marks(tokenizer).difference(inside)), None)
 
 
