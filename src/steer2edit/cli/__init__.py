@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from steer2edit import __version__
 from steer2edit.cli.apply import apply
 from steer2edit.cli.combine import combine
+from steer2edit.cli.console import show_what_stdout_can, visible
 from steer2edit.cli.convert import convert
 from steer2edit.cli.demo import demo
 from steer2edit.cli.evaluate import evaluate
@@ -29,7 +31,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     help="Turn an activation-steering vector into a persistent, component-level weight edit, without training.\n\n"
-    "extract → steer → convert → apply; start with: steer2edit demo",
+    "extract, steer, convert, apply; start with: steer2edit demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -76,10 +78,34 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line; an expected error is one message on stderr and exit status 1."""
-    sys.path.append(os.getcwd())  # where a user's own labeller, module:function, is looked for last
+    """Run the command line; what a user can resolve is one message on stderr and exit status 1."""
+    sys.path.append("")  # the current directory, where a user's own labeller, module:function, is looked for last
+    show_what_stdout_can()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk is still an error that can be told
+    except BrokenPipeError:
+        _end("")
     except Steer2EditError as error:
-        sys.stderr.write(f"steer2edit: {error}\n")
-        sys.exit(1)
+        _end(f"steer2edit: {error}\n")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = "the output" if error.filename is None else str(error.filename)
+        _end(
+            f"steer2edit: cannot read or write {place}: {error.strerror}. Check that it exists, who may use it, "
+            "and the space on its disk.\n"
+        )
+
+
+def _end(message: str) -> None:
+    """Exit with status 1, also where neither stdout nor stderr takes anything more."""
+    with suppress(OSError):
+        sys.stderr.write(visible(message))
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is left in the buffer would fail once more when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)

@@ -54,7 +54,9 @@ def apply(
     It is made from the files, without loading the model, so its size does not matter. (A model without safetensors
     files is loaded, and saved from memory.) EDIT_DIR may also be several edits in one, made by `combine`.
 
-    Example: steer2edit apply smollm2 edit --out edited-model
+    \b
+    Example:
+    steer2edit apply smollm2 edit --out edited-model
     """
     from steer2edit.artifacts import require_free
     from steer2edit.artifacts.checkpoints.copying import require_link

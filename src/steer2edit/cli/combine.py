@@ -30,7 +30,9 @@ def combine(
 ) -> None:
     """Make one adapter of several edits of the same base, and show how they overlap and interfere.
 
-    Example: steer2edit combine safety truth --weights 1,0.5 --out both
+    \b
+    Example:
+    steer2edit combine edit run/edit --weights 1,0.5 --out both
     """
     from steer2edit.artifacts import require_free
     from steer2edit.artifacts.edits.combined import read_members, save_combined

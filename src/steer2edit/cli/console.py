@@ -1,6 +1,9 @@
 """What commands print: tables and text for people on stdout, or one JSON object."""
 
+import codecs
+import io
 import json
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +13,21 @@ from rich.table import Table
 from rich.text import Text
 
 OUT = Console(markup=False, highlight=False, soft_wrap=True)
+_IN_ASCII = {"−": "-", "–": "-", "→": ">", "‖": "|", "≤": "<=", "≥": ">=", "×": "x", "·": ".", "ρ": "rho", "α": "alpha"}
+_IN_ASCII |= {"κ": "kappa", "λ": "lambda", "Δ": "d", "Σ": "sum"}
+
+
+def show_what_stdout_can() -> None:
+    """Have stdout replace what its encoding lacks, as stderr does by itself; a minus sign stays one."""
+    codecs.register_error("steer2edit", _in_ascii)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="steer2edit")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(character, "?") for character in lacking), error.end
 
 
 def say(text: str = "", style: str = "") -> None:
@@ -18,8 +36,8 @@ def say(text: str = "", style: str = "") -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """One JSON object on stdout, in ASCII: any encoding has it, and no control character is left in it."""
+    print(json.dumps(value, indent=2, default=str))
 
 
 def visible(text: str) -> str:
@@ -31,9 +49,9 @@ def visible(text: str) -> str:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", least_width: int = 110) -> None:
     """A table for people; the first column is text, the others are figures."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    table = Table(title=visible(title) or None, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(Text(visible(column)), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     Console(markup=False, highlight=False, width=max(OUT.width, least_width)).print(table)

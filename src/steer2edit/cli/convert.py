@@ -28,10 +28,10 @@ def convert(
     vectors: VectorsArgument,
     out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
     rho_attn: Annotated[
-        str, typer.Option(help="Budget ρ > 0 of attention heads, or off. Larger means weaker.")
+        str, typer.Option(help="Budget rho > 0 of attention heads, or off. Larger means weaker.")
     ] = "off",
-    rho_mlp: Annotated[str, typer.Option(help="Budget ρ > 0 of MLP neurons, or off. Larger means weaker.")] = "off",
-    alpha: Annotated[float, typer.Option(help="l1 share α in [0, 1). Larger means sparser.")] = 0.5,
+    rho_mlp: Annotated[str, typer.Option(help="Budget rho > 0 of MLP neurons, or off. Larger means weaker.")] = "off",
+    alpha: Annotated[float, typer.Option(help="l1 share alpha in [0, 1). Larger means sparser.")] = 0.5,
     max_shift: Annotated[
         float | None,
         typer.Option(
@@ -52,7 +52,7 @@ def convert(
     ] = "sensitivity",
     importance: Annotated[str, typer.Option(help="Rule for g: cosine (the paper's), dot.")] = "cosine",
     magnitude: Annotated[
-        str, typer.Option(help="Rule for λ: elastic-net (the paper's), top-k, ridge.")
+        str, typer.Option(help="Rule for lambda: elastic-net (the paper's), top-k, ridge.")
     ] = "elastic-net",
     min_expert_tokens: Annotated[
         int | None,
@@ -80,8 +80,10 @@ def convert(
 ) -> None:
     """Turn vectors into a rank-1 weight edit of heads and neurons, saved as a PEFT adapter.
 
-    Example: steer2edit convert smollm2 vectors.safetensors --rho-attn 0.2 --rho-mlp 0.9 --alpha 0.5 --max-shift 1 \\
-    --out edit
+    \b
+    Example:
+    steer2edit convert smollm2 vectors.safetensors --rho-attn 0.2 \\
+      --rho-mlp 0.9 --alpha 0.5 --max-shift 1 --out edit
     """
     if gain != 1.0 and spare is None:
         raise typer.BadParameter(f"--gain {gain:g} multiplies what sparing leaves of the edit: give --spare too.")

@@ -101,7 +101,10 @@ def evaluate(
 ) -> None:
     """Measure a model, and edits and steering of it, side by side on the same items, with paired differences.
 
-    Example: steer2edit evaluate smollm2 --edit edit --steer vectors.safetensors:0.2 --task safety --task mmlu
+    \b
+    Example:
+    steer2edit evaluate smollm2 --edit edit --steer vectors.safetensors:0.2 \\
+      --task safety --task mmlu
     """
     if not task and not lm_eval:
         raise typer.BadParameter("give at least one --task or --lm-eval; `steer2edit evaluate --list` shows the tasks.")

@@ -27,7 +27,9 @@ def export(
 ) -> None:
     """Write adapters for other engines, one per strength, and say how to serve them.
 
-    Example: steer2edit export edit --format gguf-lora --strength 0.5,1 --out adapters
+    \b
+    Example:
+    steer2edit export edit --format gguf-lora --strength 0.5,1 --out adapters
     """
     from steer2edit.artifacts import require_free
     from steer2edit.artifacts.edits.combined import load_members

@@ -26,7 +26,8 @@ def extract(
     contrast: Annotated[
         str | None,
         typer.Option(
-            help="Preset (safety, safety-benign, truthfulness, conciseness) or a file: .jsonl, .json, .csv, .tsv, .txt, .parquet, or hub:OWNER/NAME/FILE."
+            help="Preset (safety, safety-benign, truthfulness, conciseness) or a file: "
+            ".jsonl, .json, .csv, .tsv, .txt, .parquet, or hub:OWNER/NAME/FILE."
         ),
     ] = None,
     positive: Annotated[Path | None, typer.Option(help="File of positive rows, with --negative.")] = None,
@@ -53,7 +54,9 @@ def extract(
 ) -> None:
     """Find a behaviour's steering vectors by contrasting responses, and say whether they are any good.
 
-    Example: steer2edit extract smollm2 --contrast safety --out vectors.safetensors
+    \b
+    Example:
+    steer2edit extract smollm2 --contrast safety --out vectors.safetensors
 
     A contrast file has a prompt per row and either `positive` and `negative` responses, or a `response` with a
     `label`; rows without a response are answered by the model and sorted by --labeller.

@@ -19,7 +19,7 @@ from steer2edit.cli.options import (
 def import_edit(
     model: ModelArgument,
     file: Annotated[
-        Path, typer.Argument(metavar="EDIT_PT", help="An edit of the official Steer2Edit code (rank1__….pt).")
+        Path, typer.Argument(metavar="EDIT_PT", help="An edit of the official Steer2Edit code (rank1__*.pt).")
     ],
     out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
     dtype: DtypeOption = "auto",
@@ -31,7 +31,10 @@ def import_edit(
 ) -> None:
     """Turn an edit of the official Steer2Edit code into an edit directory (a PEFT adapter).
 
-    Example: steer2edit import-edit Qwen/Qwen3-4B-Thinking-2507 rank1__ra-1.0_rm0.7_a0.1.pt --out edit
+    \b
+    Example:
+    steer2edit import-edit Qwen/Qwen3-4B-Thinking-2507 \\
+      rank1__ra-1.0_rm0.7_a0.1.pt --out edit
 
     The file is a pickle: it is read without running anything in it. It does not say which model it is for; shapes and
     layers are checked.

@@ -29,7 +29,7 @@ def inspect(
     directions: Annotated[
         Path | None, typer.Option(help="Audit: write u of every rank-1 site to this safetensors file.")
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="How many components to list, by |λ|.")] = 20,
+    top: Annotated[int, typer.Option(min=0, help="How many components to list, by |lambda|.")] = 20,
     layout: LayoutOption = None,
     trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
@@ -37,9 +37,10 @@ def inspect(
 ) -> None:
     """Show which heads and neurons an edit touches, signed; or audit a checkpoint: what was edited in it, and how.
 
-    Example: steer2edit inspect edit
-
-    Example: steer2edit inspect --base smollm2 --edited edited-model --edit edit
+    \b
+    Example:
+    steer2edit inspect edit
+    steer2edit inspect --base smollm2 --edited edited-model --edit edit
     """
     if base is None and edited is None:
         if edit_dir is None or edit is not None:

@@ -17,7 +17,9 @@ def push(
 ) -> None:
     """Push an edit with its model card to the Hugging Face Hub: our files only, in one commit.
 
-    Example: steer2edit push edit me/my-edit --private
+    \b
+    Example:
+    steer2edit push edit me/my-edit --private
     """
     from steer2edit.artifacts.edits.hub import push as push_to_hub
     from steer2edit.cli.console import print_json, say

@@ -16,7 +16,9 @@ def report(
 ) -> None:
     """Make the HTML report of a run again: from its results.json and edit/, or from its scorecard.json.
 
-    Example: steer2edit report run
+    \b
+    Example:
+    steer2edit report run
     """
     from steer2edit.cli.console import print_json, say
 

@@ -76,7 +76,9 @@ def run(
 ) -> None:
     """Run a recipe: vectors, search, the recommended edit and its report; resumable.
 
-    Example: steer2edit run llama2-safety --model smollm2 --limit 16 --out run
+    \b
+    Example:
+    steer2edit run llama2-safety --model smollm2 --limit 16 --out run
     """
     from steer2edit.cli.console import print_conditions, print_json, say
     from steer2edit.models import load_model

@@ -41,13 +41,13 @@ def search(
     coordinates: Annotated[
         str,
         typer.Option(
-            help="paper: ρ_attn, ρ_mlp, α; threshold: a threshold and a gain per block; drift: thresholds, the balance "
-            "of the blocks and the drift to spend, from which the strength follows."
+            help="paper: rho_attn, rho_mlp, alpha; threshold: a threshold and a gain per block; drift: thresholds, the "
+            "balance of the blocks and the drift to spend, from which the strength follows."
         ),
     ] = "paper",
     blocks: Annotated[str, typer.Option(help="Blocks that may be edited: attn, mlp or attn,mlp.")] = "attn,mlp",
     max_shift: Annotated[
-        bool, typer.Option("--max-shift", help="Beyond the paper: search the limit κ of each site's mean shift too.")
+        bool, typer.Option("--max-shift", help="Beyond the paper: search the limit kappa of the mean shift too.")
     ] = False,
     spare: Annotated[
         str | None,
@@ -101,7 +101,9 @@ def search(
 ) -> None:
     """Find the edit with most of a behaviour within a utility budget; resumable, with steering in the same run.
 
-    Example: steer2edit search smollm2 vectors.safetensors --behaviour safety --out run
+    \b
+    Example:
+    steer2edit search smollm2 vectors.safetensors --behaviour safety --out run
     """
     from steer2edit.artifacts import load_vectors
     from steer2edit.cli.console import print_conditions, print_json, say

@@ -42,7 +42,10 @@ def steer(
 ) -> None:
     """Validate vectors by activation steering: how the attribute and the damage grow with strength.
 
-    Example: steer2edit steer smollm2 vectors.safetensors --strength 0,0.1,0.2,0.3 --evaluate safety
+    \b
+    Example:
+    steer2edit steer smollm2 vectors.safetensors --strength 0,0.1,0.2,0.3 \\
+      --evaluate safety
     """
     strengths = parse_numbers(strength)
     import json

@@ -101,7 +101,9 @@ def stress(
 
     Base, steering at equal drift and the edit are compared on the same prompts, and end in a scorecard.
 
-    Example: steer2edit stress smollm2 --edit edit --out stress-run
+    \b
+    Example:
+    steer2edit stress smollm2 --edit edit --out stress-run
     """  # fmt: skip
     from steer2edit.artifacts import load_edit
     from steer2edit.artifacts.edits.scorecard_section import require_card, write_scorecard_section

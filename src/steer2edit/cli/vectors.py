@@ -41,7 +41,9 @@ def vectors(
 ) -> None:
     """Show what a file of steering vectors holds, and convert it between formats where they can hold the same.
 
-    Example: steer2edit vectors happy.gguf --use-at mlp --to happy.safetensors
+    \b
+    Example:
+    steer2edit vectors happy.gguf --use-at mlp --to happy.safetensors
 
     Control vectors and .svec files have one direction per block output; steer2edit works with one per projection.
     Neither is turned into the other silently: extract with --block-outputs to get both, or give --use-at.

@@ -11,7 +11,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from steer2edit.errors import ModelError
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -24,13 +27,24 @@ def is_embedded(name: str) -> bool:
 
 
 def smollm2_checkpoint() -> str:
-    """Directory of the converted checkpoint, made on first use; the Hub id where the package is not installed."""
+    """Directory of the converted checkpoint, made on first use; the Hub id where the package is not installed.
+
+    Raises:
+        ModelError: the cache cannot be written.
+    """
     package = _package_directory()
     if package is None:
         return HUB_ID
     target = _cache_directory() / _CONVERTED_NAME
-    if not (target / "config.json").is_file():
-        _convert(package, target)
+    try:
+        if not (target / "config.json").is_file():
+            _convert(package, target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(
+            f"cannot put the model smollm2 into {target}: {reason}. Set STEER2EDIT_CACHE to a directory that can be "
+            "written and has 300 MB of space."
+        ) from error
     return str(target)
 
 
@@ -40,11 +54,9 @@ def _package_directory() -> Path | None:
 
 
 def _cache_directory() -> Path:
-    root = (
-        os.environ.get("STEER2EDIT_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "steer2edit"
-    )
-    return Path(root)
+    """STEER2EDIT_CACHE, or a directory of ours in XDG_CACHE_HOME or ~/.cache; a variable that is empty is not set."""
+    own = os.environ.get("STEER2EDIT_CACHE")
+    return Path(os.path.expanduser(own or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "steer2edit")))
 
 
 def _convert(source: Path, target: Path) -> None:
