@@ -370,7 +370,7 @@ class TestSettings:
         with pytest.raises(DataError, match=r"question\.txt.*must contain \{reply\}"):
             read_template(path)
         path.write_bytes(b"\xff{reply}")
-        with pytest.raises(DataError, match=r"cannot read .*question\.txt"):
+        with pytest.raises(DataError, match=r"question\.txt, line 1 is not UTF-8"):
             read_template(path)
         with pytest.raises(DataError, match="there is no file"):
             read_template(tmp_path / "other.txt")

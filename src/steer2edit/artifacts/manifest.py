@@ -159,7 +159,7 @@ def _as_dictionary(value: object) -> dict[Any, Any]:
 def write_manifest(manifest: Record, directory: Path) -> None:
     """Write `steer2edit.json` into a directory."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 _REMEDIES = {

@@ -83,7 +83,7 @@ def different_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write or replace a JSON file of a run folder, completely or not at all."""
     with atomic_file(path, overwrite=True) as scratch:
-        scratch.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+        scratch.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8", errors="backslashreplace")
 
 
 def _shown(value: object) -> str:

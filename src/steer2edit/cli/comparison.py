@@ -24,7 +24,9 @@ def report(results: Mapping[str, Any], out: Path | None, *, overwrite: bool, as_
         from steer2edit.artifacts import atomic_file
 
         with atomic_file(out, overwrite=overwrite) as scratch:
-            scratch.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+            scratch.write_text(
+                json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8", errors="backslashreplace"
+            )
     if as_json:
         return print_json(results)
     _print_metrics(results["conditions"])

@@ -83,7 +83,9 @@ def steer(
     }
     if out is not None:
         with atomic_file(out, overwrite=overwrite) as scratch:
-            scratch.write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+            scratch.write_text(
+                json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8", errors="backslashreplace"
+            )
     if json_output:
         return print_json(results)
     print_conditions(results["conditions"], title=f"{evaluate}, {split} prompts, 95 % intervals")  # type: ignore[arg-type]

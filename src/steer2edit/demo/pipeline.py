@@ -100,7 +100,9 @@ def run_demo(model: LanguageModel, out: Path, narrate: Narrate, settings: DemoSe
         },
         "verification": verification,
     }
-    (out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8")
+    (out / "results.json").write_text(
+        json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8", errors="backslashreplace"
+    )
     write_report(results, edit, out / "report.html")
     return results
 

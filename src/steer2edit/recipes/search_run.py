@@ -56,7 +56,7 @@ def write_run(results: dict[str, Any], edit: WeightEdit, out: Path) -> None:
     """Write `results.json` and `report.html` into a run folder, in place of those that are there."""
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_file(out / RESULTS_FILE, overwrite=True) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
     write_report(results, edit, out / "report.html", overwrite=True)
 
 

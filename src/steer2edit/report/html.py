@@ -58,7 +58,7 @@ def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path,
     """
     page = render_report(results, edit)
     with atomic_file(path, overwrite=overwrite) as scratch:
-        scratch.write_text(page, encoding="utf-8", newline="\n")
+        scratch.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 @cache

@@ -39,7 +39,7 @@ def write_scorecard(
     """
     page = render_scorecard(card, replies, full_replies=full_replies)
     with atomic_file(path, overwrite=overwrite) as scratch:
-        scratch.write_text(page, encoding="utf-8", newline="\n")
+        scratch.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool = False) -> Path:

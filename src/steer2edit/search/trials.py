@@ -91,7 +91,7 @@ def write_generation(folder: Path, trials: Sequence[Trial], worker: str) -> None
         {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]}, ensure_ascii=False
     )
     with atomic_file(folder / f"{worker}-{trials[0].generation:04d}.json") as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_trials(folder: Path, worker: str | None = None) -> list[Trial]:

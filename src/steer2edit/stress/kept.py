@@ -89,7 +89,7 @@ class KeptResults:
         path = self._error(name)
         path.parent.mkdir(exist_ok=True)
         with atomic_file(path, overwrite=True) as scratch:
-            scratch.write_text(text, encoding="utf-8")
+            scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         return path
 
     def replies(self, name: str) -> dict[str, dict[str, list[str]]]:

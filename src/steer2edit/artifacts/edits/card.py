@@ -161,7 +161,7 @@ def write_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, d
             versions=manifest.versions,
         )
     )
-    (directory / CARD_FILE).write_text(text, encoding="utf-8")
+    (directory / CARD_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _environment() -> Environment:

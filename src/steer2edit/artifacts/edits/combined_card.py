@@ -50,4 +50,4 @@ model = PeftModel.from_pretrained(base, "path/to/this/directory")
 - made: {manifest.created.isoformat()}
 - with: {versions}
 """
-    (directory / CARD_FILE).write_text(text, encoding="utf-8")
+    (directory / CARD_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")

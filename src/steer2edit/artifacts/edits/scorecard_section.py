@@ -86,7 +86,7 @@ def write_scorecard_section(directory: Path, section: ScorecardSection) -> None:
     path = directory / CARD_FILE
     text = _with_section(path.read_text(encoding="utf-8"), section.markdown())
     with atomic_file(path, overwrite=True) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _with_section(card: str, section: str) -> str:

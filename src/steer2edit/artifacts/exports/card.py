@@ -34,4 +34,4 @@ with the fingerprint `{base["fingerprint"]}` only.
 
 `steer2edit.json` has the strengths, and the SHA-256 of every file.
 """
-    (directory / CARD_FILE).write_text(text, encoding="utf-8")
+    (directory / CARD_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -50,7 +50,7 @@ def write_scaled_copy(source: Path, strength: float, target: Path) -> None:
             _scale_file(source / name, target / name, scaled, strength)
     manifest["files"] = {name: file_sha256(target / name) for name in manifest["files"]}
     text = json.dumps(_scaled_manifest(manifest, strength), indent=2, ensure_ascii=False, allow_nan=False)
-    (target / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    (target / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     if (source / CARD_FILE).is_file():
         _write_card(source / CARD_FILE, target / CARD_FILE, strength)
 
@@ -103,4 +103,6 @@ def _write_card(source: Path, target: Path, strength: float) -> None:
         "the edit at strength 1."
     )
     text = source.read_text(encoding="utf-8")
-    target.write_text(_TITLE.sub(lambda title: title[0] + remark, text, count=1), encoding="utf-8")
+    target.write_text(
+        _TITLE.sub(lambda title: title[0] + remark, text, count=1), encoding="utf-8", errors="backslashreplace"
+    )

@@ -53,12 +53,18 @@ def save_vectors(vectors: SteeringVectors, path: Path | str, *, overwrite: bool 
             raise ArtifactError(f"{path} reads back differently from what was written: the disk may be failing.")
 
 
+def _json(value: Any, what: str) -> str:
+    """JSON that is text: half of a surrogate pair, as in a file name that is not UTF-8, is escaped."""
+    text = json.dumps(plain_json(value, what), ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _header(vectors: SteeringVectors) -> dict[str, str]:
     return {
         "schema_version": str(SCHEMA_VERSION),
         "kind": KIND,
-        "metadata": json.dumps(plain_json(vectors.metadata, "vectors' metadata"), ensure_ascii=False),
-        "diagnosis": json.dumps(plain_json(vectors.diagnosis, "vectors' diagnosis"), ensure_ascii=False),
+        "metadata": _json(vectors.metadata, "vectors' metadata"),
+        "diagnosis": _json(vectors.diagnosis, "vectors' diagnosis"),
     }
 
 
