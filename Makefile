@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint benchmarks clean test-lm-eval test-vllm test-llamacpp
+.PHONY: demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp
 
 # torch with its own dependencies, which its build for CUDA needs and the one for CPUs has not; then all that is locked
 define install-lock
@@ -21,9 +21,15 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/steer2edit demo --out steer2edit-demo --overwrite
 
-# one process a core: the models are tiny, and threads within them gain little
+# One process a core: the models are tiny, and threads within them gain little. A file stays in one process, which
+# makes its fixtures once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST) --hypothesis-profile many
 
 # the lm-evaluation-harness, in an environment of its own: its dependencies are many
 LM_EVAL := .venv-lm-eval

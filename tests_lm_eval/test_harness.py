@@ -146,7 +146,7 @@ class TestBadInput:
             harness_results(tiny_chat_model(seed=1), ["tasks/capitals.yaml"], [Editing(edit)])
 
 
-@pytest.mark.smollm2
+@pytest.mark.slow
 def test_smollm2() -> None:
     """The real model, float32, knows more of capitals and sequences than chance does."""
     model = load_model("smollm2", dtype="float32", device="cpu")

@@ -523,7 +523,7 @@ def test_a_mixture_of_experts_from_memory_and_from_its_files(tmp_path: Path, fam
     assert hashes[0] == hashes[1]
 
 
-@pytest.mark.smollm2
+@pytest.mark.slow
 def test_smollm2_from_its_files(tmp_path: Path) -> None:
     model = load_model("smollm2", dtype="bfloat16", device="cpu")
     sites = {Site(3, "attn"), Site(20, "attn"), Site(20, "mlp")}

@@ -22,12 +22,7 @@ from steer2edit.core import WeightEdit
 from steer2edit.errors import Steer2EditError
 from steer2edit.models import LanguageModel
 
-FUZZ = settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.sampled_from([0, 1, 4, 8, 12, 16]), st.floats(),
     st.text(max_size=8), st.sampled_from(["F32", "BF16", "F4", "a", "b", "../x.safetensors", "two.safetensors"]),
@@ -167,7 +162,7 @@ def test_fields_of_a_manifest(tmp_path: Path, written: tuple[Path, Path, WeightE
     assert all(record.file for record in manifest.edited_tensors.values())
 
 
-@settings(parent=FUZZ, max_examples=25)
+@FUZZ
 @given(data=st.data())
 def test_a_damaged_base_gives_no_wrong_checkpoint(
     tmp_path: Path, written: tuple[Path, Path, WeightEdit], data: st.DataObject

@@ -34,7 +34,7 @@ def random_edit(model: LanguageModel) -> WeightEdit:
     return WeightEdit(sites, {"model": model.describe()})
 
 
-@pytest.mark.smollm2
+@pytest.mark.slow
 def test_heads_and_neurons_of_a_bfloat16_edit_are_recovered(tmp_path: Path) -> None:
     model = load_model("smollm2", dtype="bfloat16", device="cpu")
     edit = random_edit(model)

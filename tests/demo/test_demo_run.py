@@ -16,7 +16,7 @@ from steer2edit.models import load_model
 HELD_OUT = 40
 
 
-@pytest.mark.smollm2
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_demo_on_smollm2(tmp_path: Path) -> None:
     told: list[str] = []

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_sites import RandomSite, alphas, random_site, rhos, sites
 
@@ -20,7 +20,6 @@ def edit_of(site: RandomSite, rho: float = 0.2, alpha: float = 0.4, rules: Rules
     return factors.edits([rho], [alpha])[0]
 
 
-@settings(max_examples=50)
 @given(site=sites(), rho=rhos, alpha=alphas, c=POWERS_OF_TWO, s=POWERS_OF_TWO, t=POWERS_OF_TWO)
 def test_lengths_of_vector_input_and_weight_do_not_matter(
     site: RandomSite, rho: float, alpha: float, c: float, s: float, t: float
@@ -31,7 +30,6 @@ def test_lengths_of_vector_input_and_weight_do_not_matter(
         assert torch.equal(getattr(ours, name), getattr(other, name))
 
 
-@settings(max_examples=50)
 @given(site=sites())
 def test_the_opposite_vector_gives_the_opposite_edit(site: RandomSite) -> None:
     """u, k, g and λ change sign, so a = λk stays and ΔW = u aᵀ changes sign: steering back undoes the edit."""
@@ -43,7 +41,6 @@ def test_the_opposite_vector_gives_the_opposite_edit(site: RandomSite) -> None:
     assert torch.equal(opposite.dense(), -ours.dense())
 
 
-@settings(max_examples=50)
 @given(site=sites())
 def test_the_opposite_input_gives_the_opposite_edit(site: RandomSite) -> None:
     """Only g and λ change sign: u and k do not depend on μ."""
@@ -53,7 +50,6 @@ def test_the_opposite_input_gives_the_opposite_edit(site: RandomSite) -> None:
     assert torch.equal(opposite.dense(), -ours.dense())
 
 
-@settings(max_examples=50)
 @given(site=sites(), seed=st.integers(0, 1000))
 def test_permuting_components_permutes_the_edit(site: RandomSite, seed: int) -> None:
     order = torch.randperm(site.count, generator=torch.Generator().manual_seed(seed))
@@ -65,7 +61,6 @@ def test_permuting_components_permutes_the_edit(site: RandomSite, seed: int) -> 
     assert torch.allclose(other.dense(), ours.dense()[:, columns], **LOOSE)
 
 
-@settings(max_examples=50)
 @given(site=sites(), seed=st.integers(0, 1000))
 def test_rotating_the_output_rotates_only_u(site: RandomSite, seed: int) -> None:
     """With W → QW and v → Qv for a rotation Q, every cosine stays: λ, k and a are those of before."""
@@ -78,7 +73,6 @@ def test_rotating_the_output_rotates_only_u(site: RandomSite, seed: int) -> None
     assert torch.allclose(other.dense(), Q @ ours.dense(), **LOOSE)
 
 
-@settings(max_examples=50)
 @given(site=sites(), rho=rhos, alpha=alphas)
 def test_every_component_pushes_its_mean_input_along_the_vector(site: RandomSite, rho: float, alpha: float) -> None:
     """λ_i has the sign of g_i, which is the sign of k_i·μ_i: the mean output only ever moves along +v."""
@@ -88,7 +82,6 @@ def test_every_component_pushes_its_mean_input_along_the_vector(site: RandomSite
     assert bool((pushes >= -1e-5 * sizes).all())
 
 
-@settings(max_examples=50)
 @given(g=st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20), rho=rhos, alpha=alphas)
 def test_magnitudes_are_signed_sparse_and_bounded(g: list[float], rho: float, alpha: float) -> None:
     importance = torch.tensor(g, dtype=torch.float64)

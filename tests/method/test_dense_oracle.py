@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from random_sites import RandomSite, alphas, random_site, rhos, sites
 
@@ -34,7 +34,6 @@ def require_equal(factors: SiteFactors, edit: SiteEdit, dense: DenseEdit, width:
     require_close(torch.stack(ours), dense.delta, dense.delta_error, "ΔW")
 
 
-@settings(max_examples=150)
 @given(site=sites(), rho=rhos, alpha=alphas)
 def test_the_papers_rule(site: RandomSite, rho: float, alpha: float) -> None:
     dense = dense_edit(site.weight, site.vector, site.input_mean, site.width, rho, alpha)
@@ -50,7 +49,6 @@ def test_the_papers_rule_on_weights_of_other_dtypes(dtype: torch.dtype, width: i
     require_equal(*our_edit(site, 0.3, 0.5), dense, width)
 
 
-@settings(max_examples=50)
 @given(site=sites(), rho=rhos, alpha=alphas)
 @pytest.mark.parametrize("rule", ["top-k", "ridge"])
 def test_ablation_of_the_magnitude(rule: str, site: RandomSite, rho: float, alpha: float) -> None:
@@ -60,21 +58,18 @@ def test_ablation_of_the_magnitude(rule: str, site: RandomSite, rho: float, alph
     require_equal(*our_edit(site, rho, alpha, Rules(magnitude=rule)), dense, site.width)
 
 
-@settings(max_examples=50)
 @given(site=sites(), rho=rhos, alpha=alphas)
 def test_ablation_of_the_importance(site: RandomSite, rho: float, alpha: float) -> None:
     dense = dense_edit(site.weight, site.vector, site.input_mean, site.width, rho, alpha, g_rule="dot")
     require_equal(*our_edit(site, rho, alpha, Rules(importance="dot")), dense, site.width)
 
 
-@settings(max_examples=50)
 @given(site=sites(), rho=rhos, alpha=alphas)
 def test_ablation_of_the_input_direction_by_the_mean(site: RandomSite, rho: float, alpha: float) -> None:
     dense = dense_edit(site.weight, site.vector, site.input_mean, site.width, rho, alpha, k_rule="mean")
     require_equal(*our_edit(site, rho, alpha, Rules(input_direction="mean")), dense, site.width)
 
 
-@settings(max_examples=50)
 @given(
     n=st.integers(1, 9), d=st.integers(2, 24), width=st.sampled_from([1, 2, 8]), seed=st.integers(0, 2**31),
     rho=rhos, alpha=alphas,

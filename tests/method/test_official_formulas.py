@@ -5,7 +5,7 @@ Source: `edit.py` of Trustworthy-ML-Lab/Steer2Edit, which stores (λ, k̂) per h
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_sites import RandomSite, random_site
 from torch import Tensor
@@ -44,7 +44,6 @@ def official_neurons(site: RandomSite, rho: float, alpha: float) -> Tensor:
     return v_hat[:, None] * folded[None]
 
 
-@settings(max_examples=50)
 @given(
     d=st.integers(2, 24), n=st.integers(1, 9), seed=st.integers(0, 2**31),
     rho=st.floats(0.05, 1.0), alpha=st.floats(0.0, 0.9),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizer
 
@@ -53,7 +53,6 @@ def assert_exact_boundary(model: LanguageModel, encoded: EncodedResponse, render
 
 
 class TestBoundary:
-    @settings(max_examples=300)
     @given(prompt=TEXTS, response=TEXTS)
     @example(prompt="hi", response="\n\nnewlines that merge with the template's own")
     @example(prompt="hi", response="  two spaces: one merges with the template's newline")
@@ -63,7 +62,6 @@ class TestBoundary:
         (encoded,) = encode_responses(MODEL, [(prompt, response)])
         assert_exact_boundary(MODEL, encoded, chatml(prompt), response)
 
-    @settings(max_examples=100)
     @given(prompt=TEXTS, response=TEXTS)
     @example(prompt="hi", response="\n  a list")
     def test_span_with_trimmed_offsets(self, prompt: str, response: str) -> None:
@@ -105,7 +103,6 @@ class TestBoundary:
 
 
 class TestTemplate:
-    @settings(max_examples=50)
     @given(prompt=TEXTS)
     def test_prompt_is_rendered_once_up_to_the_reply(self, prompt: str) -> None:
         (ids,) = encode_prompts(MODEL, [prompt])

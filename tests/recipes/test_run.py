@@ -232,7 +232,7 @@ def test_ranges_are_those_of_the_papers_coordinates() -> None:
     assert SearchOptions().ranges is None
 
 
-@pytest.mark.smollm2
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama2-safety", "gemma2-truthfulness", "qwen3-conciseness"])
 def test_each_behaviour_runs_offline_on_smollm2(name: str, tmp_path: Path, smollm2: LanguageModel) -> None:
     recipe = read_recipe(name)
