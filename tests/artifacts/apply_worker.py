@@ -1,14 +1,12 @@
-"""Applies an edit in processes of its own, which can be limited, measured and killed.
+"""Applies an edit in processes of its own, which can be measured and killed.
 
 Importing torch takes seconds, so one process imports it and then forks for every line it reads: a JSON object with
-`base`, `factors`, `out` and `limit` (largest size of a file, or null). It answers with a line `started <pid>`, and
-after the child has ended with its peak memory in MB above the start, or the error.
+`base`, `factors` and `out`. It answers with a line `started <pid>`, and after the child has ended with its peak memory
+in MB above the start, or the error.
 """
 
 import json
 import os
-import resource
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -25,10 +23,7 @@ def high_water_mark() -> int:
     return int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")).split()[1])
 
 
-def work(base: str, factors: str, out: str, limit: int | None) -> None:
-    if limit is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+def work(base: str, factors: str, out: str) -> None:
     tensors = load_file(factors)
     names = {key.rsplit(".", 1)[0] for key in tensors}
     edit = WeightEdit({Site.parse(n): SiteEdit(*(tensors[f"{n}.{field}"] for field in FIELDS)) for n in names})

@@ -13,6 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from tiny_search import tiny_model
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("killed_search.py")
 
 

@@ -137,6 +137,7 @@ def test_seed_decides() -> None:
     assert one != other
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth() -> None:
     """Items drawn anew 150 times: the 95 % interval of the known difference holds it about 95 % of the time."""
     generator = np.random.default_rng(0)

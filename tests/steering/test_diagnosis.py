@@ -54,6 +54,7 @@ class TestAuroc:
         value, low, high = auroc([3.0, 1.0, 2.0, 5.0], [0.0, 2.5])
         assert auroc([0.0, 2.5], [3.0, 1.0, 2.0, 5.0]) == pytest.approx((1 - value, 1 - high, 1 - low))
 
+    @pytest.mark.slow
     def test_the_interval_covers_the_truth(self) -> None:
         # normal scores a standard deviation apart: the area is Φ(1/√2) = 0.7602
         generator = np.random.default_rng(0)

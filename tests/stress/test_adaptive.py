@@ -239,6 +239,7 @@ def test_no_suffix_has_a_special_token_or_one_that_is_not_printable(searched) ->
     assert found.text.isprintable()
 
 
+@pytest.mark.slow
 def test_the_candidates_of_the_gradient_lower_the_loss_more_often_than_random_ones(searched) -> None:
     """The oracle of the gradient: single replacements, all tried, at every position."""
     library = pytest.importorskip("nanogcg.gcg")

@@ -161,6 +161,7 @@ class TestGoingOn:
         assert one.ran == ["one"]
         assert "Not asked for: three." in card.summary.not_tested
 
+    @pytest.mark.slow
     def test_killed_anywhere_it_ends_with_the_same_files(self, tmp_path: Path) -> None:
         """SIGKILL at many places; the script says how often."""
         done = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True)
