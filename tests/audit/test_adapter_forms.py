@@ -103,6 +103,9 @@ def test_names_with_the_adapter_in_them_and_pickled_files(tmp_path: Path) -> Non
     torch.save({"w": Path("x")}, file.with_suffix(".bin"))
     with pytest.raises(ArtifactError, match="is refused"):
         audited(tmp_path)
+    file.with_suffix(".bin").unlink()
+    with pytest.raises(ArtifactError, match="has neither"):
+        audited(tmp_path)
     name = next(iter(tensors))
     save_file({**tensors, name.replace(".default", ""): tensors[name].clone()}, file, {"format": "pt"})
     with pytest.raises(ArtifactError, match="twice"):

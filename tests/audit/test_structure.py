@@ -138,6 +138,7 @@ def test_an_edited_projection_that_is_not_there(tmp_path: Path) -> None:
     assert match is not None
     assert not match.matches
     assert [str(site.site) for site in match.sites if not site.matches] == ["L1.attn"]
+    assert "1 site of it that could not be compared (L1.attn)" in match.besides
 
 
 def test_an_edit_of_an_unknown_architecture_is_not_denied(tmp_path: Path) -> None:

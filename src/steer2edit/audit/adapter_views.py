@@ -90,8 +90,10 @@ def adapter_views(
 def _by_name(directory: Path, unread: dict[str, str]) -> dict[str, Tensor]:
     """The adapter's tensors as PEFT names them, without its prefix and the adapter's own name."""
     path = directory / ADAPTER_FILE
-    if not path.is_file() and (directory / PICKLED_FILE).is_file():
+    if not path.is_file():
         path = directory / PICKLED_FILE
+    if not path.is_file():
+        raise ArtifactError(f"{directory} has neither {ADAPTER_FILE} nor {PICKLED_FILE}. Get the adapter again, whole.")
     tensors = read_pt(path) if path.name == PICKLED_FILE else read_tensors(path, "adapter's tensors")[0]
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ArtifactError(f"{path} must hold tensors by name, and holds none or something else. Get it again.")

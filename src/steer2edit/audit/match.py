@@ -76,7 +76,8 @@ class EditMatch:
         """The outcome in words."""
         differing = [str(site.site) for site in self.sites if not site.matches]
         if self.strength is None:
-            return "The given edit is not in this checkpoint."
+            also = f" Besides: {'; '.join(self.besides)}." if self.besides else ""
+            return f"The given edit is not in what was compared.{also}"
         if differing:
             return (
                 f"Does not match the given edit: at the best common strength, {self.strength:g}, {len(differing)} of "
@@ -123,6 +124,11 @@ def match_edit(
         outside, same = _check(site_edit, strength or 0.0, by_site.get(site, []), pair_of)
         sites.append(SiteMatch(site, strength_here, u_cosine, a_cosine, outside, same))
     elsewhere = [c.name for c in changes if not c.is_tiny and (c.place is None or c.place.site not in edited)]
+    unread = [
+        str(site) for site in edited
+        if not by_site.get(site) or any(pair_of(*where) is None for where in by_site[site])
+    ]  # fmt: skip
+    besides = (*counted(unread, "site", "of it that could not be compared"), *besides)
     return EditMatch(strength, tuple(sites), tuple(elsewhere), besides)
 
 

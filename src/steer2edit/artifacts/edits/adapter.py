@@ -198,7 +198,8 @@ def _require_edit_directory(directory: Path) -> None:
     if (directory / CONFIG_FILE).is_file():
         raise ArtifactError(
             f"{directory} is a PEFT adapter without {MANIFEST_FILE}: steer2edit did not write it, so which components "
-            "it edits is unknown. Load it with PEFT, or give a directory that convert wrote."
+            "it edits is unknown. Audit it (steer2edit inspect --base BASE --edited ADAPTER), or give a directory that "
+            "convert wrote."
         )
     raise ArtifactError(f"{directory} holds no edit (no {MANIFEST_FILE}). Give the directory that convert wrote.")
 
