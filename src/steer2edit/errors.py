@@ -40,6 +40,10 @@ class BudgetError(Steer2EditError, ValueError):
     """Nothing that was tried keeps to the budget."""
 
 
+class NoiseError(Steer2EditError, ValueError):
+    """The diagnosis calls the steering vectors noise."""
+
+
 class PluginError(Steer2EditError, ValueError):
     """Something that another package adds to this one cannot be used."""
 

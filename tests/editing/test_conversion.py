@@ -62,7 +62,7 @@ def test_the_whole_grid_equals_one_configuration_after_another() -> None:
     configurations = [*grid(), *off]
     assert len(configurations) == 127
     for h, together in zip(configurations, factors.edits(configurations), strict=True):
-        alone = factors.edit(h)
+        (alone,) = factors.edits([h])
         assert list(together.sites) == list(alone.sites)
         assert {site.block for site in alone.sites} == {b for b in ("attn", "mlp") if h.rho(b) is not None}
         assert together.metadata == alone.metadata

@@ -1,4 +1,7 @@
-"""What an edit leaves out, read from its metadata, in plain words: experts with too few tokens, and whole modules."""
+"""What an edit leaves out, read from its metadata, in plain words: experts with too few tokens, and whole modules.
+
+And what it does not: sites whose vectors are noise.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,6 +13,7 @@ from pydantic import Field, ValidationError
 from steer2edit.artifacts.manifest import Record
 from steer2edit.core import Site
 from steer2edit.errors import ArtifactError
+from steer2edit.steering.diagnosis import listed
 
 _Tokens = Annotated[int, Field(ge=0)]
 _MixtureName = Annotated[str, Field(pattern=r"^L[0-9]{1,6}\.mlp$")]
@@ -35,10 +39,12 @@ class LeftOut(Record):
     Args:
         experts: `None` if there is none.
         modules: names of modules that write to the residual stream but have neither heads nor neurons.
+        noisy: sites that were edited although the diagnosis calls their vectors noise.
     """
 
     experts: LeftOutExperts | None = Field(default=None, alias="experts_left_out")
     modules: list[str] = Field(default=[], alias="left_out")
+    noisy: list[str] = Field(default=[], alias="noisy_sites")
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "LeftOut":
@@ -47,7 +53,8 @@ class LeftOut(Record):
         Raises:
             ArtifactError: it says so in another form.
         """
-        known = {name: metadata[name] for name in ("experts_left_out", "left_out") if metadata.get(name) is not None}
+        names = [field.alias for field in cls.model_fields.values() if field.alias]
+        known = {name: metadata[name] for name in names if metadata.get(name) is not None}
         try:
             return cls.model_validate(known)
         except ValidationError as error:
@@ -73,7 +80,7 @@ class LeftOut(Record):
 
     @property
     def sentences(self) -> list[str]:
-        """One sentence on experts and one on modules, as far as there are any."""
+        """One sentence each on experts, modules and noise, as far as there are any."""
         found = []
         if self.experts is not None and (tokens := self.tokens):
             layers = len({site for site, _ in tokens})
@@ -84,6 +91,11 @@ class LeftOut(Record):
         if self.modules:
             names = ", ".join(grouped(self.modules))
             found.append(f"Left out, because they have no heads or neurons that an adapter could edit: {names}.")
+        if self.noisy:
+            found.append(
+                f"Edited, although the diagnosis calls their vectors noise: {listed(self.noisy)} "
+                f"({counted(len(self.noisy), 'site')})."
+            )
         return found
 
 

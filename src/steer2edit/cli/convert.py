@@ -11,6 +11,7 @@ from steer2edit.cli.options import (
     ChatTemplateOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     JsonOption,
     LabellerOption,
     LayoutOption,
@@ -74,6 +75,7 @@ def convert(
     trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
     allow_missing: AllowMissingOption = False,
+    force: ForceOption = False,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -115,7 +117,7 @@ def convert(
         edit = compute_edit(
             loaded, loaded_vectors, hyperparameters, rules, benign=benign,
             min_tokens=MIN_TOKENS if min_expert_tokens is None else min_expert_tokens,
-            allow_mismatch=allow_mismatch, allow_missing=allow_missing,
+            allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force,
         )  # fmt: skip
         save_edit(loaded, edit, out, overwrite=overwrite)
     print_edit(edit, out, top=10, as_json=json_output)

@@ -39,6 +39,9 @@ AllowMismatchOption = Annotated[
 AllowMissingOption = Annotated[
     bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
 ]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Use at most this many prompts of every set.")]
 LabellerOption = Annotated[

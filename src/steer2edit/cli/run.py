@@ -11,6 +11,7 @@ from steer2edit.cli.options import (
     ChatTemplateOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     JsonOption,
     LayoutOption,
     LimitOption,
@@ -72,6 +73,7 @@ def run(
     layout: LayoutOption = None,
     chat_template: ChatTemplateOption = None,
     trust_remote_code: TrustOption = False,
+    force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Run a recipe: vectors, search, the recommended edit and its report; resumable.
@@ -88,7 +90,7 @@ def run(
     options = RecipeOptions(
         other_model=model is not None, stage=stage, contrast=contrast, limit=limit, trials=trials,  # type: ignore[arg-type]
         strategy=strategy, strengths=numbers(strengths), max_kl=max_kl, max_new_tokens=max_new_tokens,
-        published=published, command=typed(),
+        published=published, force=force, command=typed(),
     )  # fmt: skip
     wanted = read_recipe(recipe)
     search_options(wanted, options)  # what cannot be asked for shall not cost loading a model

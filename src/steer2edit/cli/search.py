@@ -14,6 +14,7 @@ from steer2edit.cli.options import (
     ChatTemplateOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     JsonOption,
     LayoutOption,
     LimitOption,
@@ -96,6 +97,7 @@ def search(
     trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
     allow_missing: AllowMissingOption = False,
+    force: ForceOption = False,
     seed: SeedOption = 0,
     json_output: JsonOption = False,
 ) -> None:
@@ -141,7 +143,7 @@ def search(
                 runner = RoutingEngine(runner, TransformersEngine(loaded))
             results = search_and_report(
                 loaded, loaded_vectors, options, out, narrate, command=typed(), engine=RememberingEngine(runner),
-                allow_mismatch=allow_mismatch, allow_missing=allow_missing,
+                allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force,
             )  # fmt: skip
     if json_output:
         return print_json(results)

@@ -36,6 +36,11 @@ class Site:
     def __str__(self) -> str:
         return f"L{self.layer}.{self.block}"
 
+    @property
+    def tuned_block(self) -> Block:
+        """The block whose ρ it takes."""
+        return SHARES_RHO.get(self.block, self.block)
+
     @classmethod
     def parse(cls, text: str) -> "Site":
         """Read `L12.attn`, `L12.ssm` or `L12.mlp`.

@@ -96,6 +96,11 @@ class WeightEdit:
             raise InvalidValueError("a weight edit needs at least one site, got none.")
         object.__setattr__(self, "sites", MappingProxyType(dict(sorted(self.sites.items()))))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether every ΔW is zero."""
+        return not any(bool(edit.row.any()) for edit in self.sites.values())
+
     def scaled(self, strength: float) -> "WeightEdit":
         """The edit with every ΔW multiplied by `strength`."""
         return replace(self, sites={s: e.scaled(strength) for s, e in self.sites.items()})

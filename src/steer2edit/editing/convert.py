@@ -1,18 +1,24 @@
 """From steering vectors to weight edits: the method applied to every site of a model."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steer2edit.core import Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
+from steer2edit.core import TUNED_BLOCKS, Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, SiteFactors, joined, site_factors
 from steer2edit.models import LanguageModel
 from steer2edit.steering.benign import BenignMeans
+from steer2edit.steering.diagnosis import noisy_sites, require_signal
 from steer2edit.steering.steered import require_fit
 
 MIN_TOKENS = 32
 """Tokens that an expert must have been given, over both classes, to be edited."""
+_NOTHING_LEFT = (
+    "no component is left that has an input direction and is neither spared nor left out. Leave out --spare or "
+    "--min-expert-tokens, or edit the other block too"
+)
 
 
 @dataclass(frozen=True)
@@ -22,20 +28,34 @@ class Factors:
     Args:
         sites: the factors by site, float32, on the CPU.
         metadata: passed on to every edit.
+        noisy: sites whose vectors are noise; an edit's metadata name those that it has (`noisy_sites`).
+        force: edit blocks whose vectors are all noise.
     """
 
     sites: Mapping[Site, SiteFactors]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    noisy: frozenset[Site] = frozenset()
+    force: bool = False
 
     def edit(self, hyperparameters: Hyperparameters) -> WeightEdit:
-        """The edit of one configuration."""
-        return self.edits([hyperparameters])[0]
+        """The edit of one configuration.
+
+        Raises:
+            InvalidValueError: it is empty; the message says which ρ would edit something.
+            MismatchError: as `edits`.
+            NoiseError: as `edits`.
+        """
+        edit = self.edits([hyperparameters])[0]
+        if edit.is_empty:
+            raise InvalidValueError(f"{hyperparameters} changes nothing: {self._why_empty(hyperparameters)}")
+        return edit
 
     def edits(self, configurations: Sequence[Hyperparameters]) -> list[WeightEdit]:
-        """The edits of many configurations; each site's are computed in one product.
+        """The edits of many configurations, which may be empty; each site's are computed in one product.
 
         Raises:
             MismatchError: a configuration edits no site, because the vectors cover no block that is on.
+            NoiseError: the vectors of a block that is on are all noise.
         """
         per_configuration: list[dict[Site, SiteEdit]] = [{} for _ in configurations]
         for site, factors in self.sites.items():
@@ -52,7 +72,38 @@ class Factors:
     def _assemble(self, hyperparameters: Hyperparameters, sites: dict[Site, SiteEdit]) -> WeightEdit:
         if not sites:
             raise MismatchError(f"{hyperparameters}: the vectors have no site of a block that is on; nothing to edit.")
-        return WeightEdit(sites, {**self.metadata, "hyperparameters": hyperparameters.to_json()})
+        self.require_signal(sites)
+        noisy = [str(site) for site in sites if site in self.noisy]
+        named = {"noisy_sites": noisy} if noisy else {}
+        return WeightEdit(sites, {**self.metadata, **named, "hyperparameters": hyperparameters.to_json()})
+
+    def require_signal(self, sites: Iterable[Site]) -> None:
+        """Require a signal in every block of these sites, unless that was waived.
+
+        Raises:
+            NoiseError: the vectors of all sites of a block are noise.
+        """
+        if not self.force:
+            require_signal(self.noisy, sites)
+
+    def _why_empty(self, h: Hyperparameters) -> str:
+        reasons = []
+        for block in TUNED_BLOCKS:
+            rho, alpha = h.rho(block), h.alpha_of(block)
+            found = (f.largest_importance for site, f in self.sites.items() if site.tuned_block == block)
+            largest = max(found, default=0.0)
+            if rho is not None and 0 < largest <= rho * alpha:
+                reasons.append(
+                    f"|g| of {block} is at most {largest:.3g}, and only components above ρα = {rho * alpha:.3g} are "
+                    f"edited. Give rho_{block} (--rho-{block}) below {_floored(largest / alpha)} at this α"
+                )
+        return "; ".join(reasons or [_NOTHING_LEFT]) + "."
+
+
+def _floored(value: float) -> str:
+    """Three digits, rounded down: below it is below the value."""
+    digits = 2 - math.floor(math.log10(value))
+    return f"{math.floor(value * 10.0**digits) / 10.0**digits:.3g}"
 
 
 Setting = tuple[float, float, float | None, float | None]
@@ -73,6 +124,7 @@ def compute_factors(
     min_tokens: int = MIN_TOKENS,
     allow_mismatch: bool = False,
     allow_missing: bool = False,
+    force: bool = False,
 ) -> Factors:
     """Factors of every site the vectors cover.
 
@@ -85,12 +137,17 @@ def compute_factors(
             known well enough. Which were, the edits' metadata say (`experts_left_out`).
         allow_mismatch: accept vectors of a model with another fingerprint.
         allow_missing: accept vectors that lack sites; those are not edited.
+        force: accept vectors that the diagnosis calls noise.
 
     Raises:
         MismatchError: vectors of another model or shape, without some sites, or without input means.
+        NoiseError: the diagnosis calls all vectors noise.
         InvalidValueError: a steering vector is zero; the message names the site.
     """
     require_fit(model, vectors, allow_mismatch=allow_mismatch, allow_missing=allow_missing)
+    noisy = noisy_sites(vectors)
+    if not force and noisy == vectors.sites.keys():
+        require_signal(noisy, vectors.sites)
     lacking = [str(site) for site, means in vectors.sites.items() if means.input is None]
     if lacking:
         raise MismatchError(
@@ -109,7 +166,7 @@ def compute_factors(
         **_experts_left_out(model, vectors, left_out, min_tokens),
         **({"left_out": list(model.left_out)} if model.left_out else {}),
     }
-    return Factors(sites, metadata)
+    return Factors(sites, metadata, noisy, force)
 
 
 def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: int) -> list[int]:
@@ -181,6 +238,7 @@ def convert(
     min_tokens: int = MIN_TOKENS,
     allow_mismatch: bool = False,
     allow_missing: bool = False,
+    force: bool = False,
 ) -> WeightEdit:
     """The weight edit of one configuration: `compute_factors` and `Factors.edit` in one call."""
     factors = compute_factors(
@@ -191,5 +249,6 @@ def convert(
         min_tokens=min_tokens,
         allow_mismatch=allow_mismatch,
         allow_missing=allow_missing,
+        force=force,
     )
     return factors.edit(hyperparameters)

@@ -44,6 +44,12 @@ class SiteFactors:
     benign_mean: Float[Tensor, " m"] | None = None
     experts: Experts | None = None
 
+    @property
+    def largest_importance(self) -> float:
+        """Largest |g| of the components that have an input direction; 0 if none has."""
+        directed = (self.input_directions.view(self.importance.numel(), -1) != 0).any(dim=1)
+        return (self.importance.abs() * directed).max().item()
+
     def left_out(self) -> "SiteFactors":
         """The same factors without any input direction, so that no component is edited."""
         return replace(self, input_directions=torch.zeros_like(self.input_directions))

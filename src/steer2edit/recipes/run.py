@@ -52,6 +52,7 @@ class RecipeOptions:
         max_kl: drift budget.
         max_new_tokens: longest reply.
         published: measure the data sets on their published data instead of the built-in sets.
+        force: search over vectors that the diagnosis calls noise.
         command: what the user typed, for the record.
 
     Raises:
@@ -68,6 +69,7 @@ class RecipeOptions:
     max_kl: float | None = None
     max_new_tokens: int | None = None
     published: bool = False
+    force: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -132,6 +134,7 @@ def run_recipe(
         DataError: bad data, or prompts with two uses.
         MismatchError: the folder belongs to another run.
         BudgetError: no trial keeps the budget.
+        NoiseError: the diagnosis calls the vectors noise.
     """
     wanted = search_options(recipe, options)
     specs = [data_set.spec(options.published) for data_set in recipe.data_sets]
@@ -143,7 +146,9 @@ def run_recipe(
         vectors = _vectors(recipe, model, out / "vectors.safetensors", narrate, options)
         _require_apart(recipe, vectors, tasks, options)
         folder = out / "search"
-        results = search_and_report(model, vectors, wanted, folder, narrate, command=options.command)
+        results = search_and_report(
+            model, vectors, wanted, folder, narrate, command=options.command, force=options.force
+        )
         results["recipe"] = {**recipe.to_json(), "stage": options.stage_of(), "on_own_model": not options.other_model}
         if tasks:
             results["data_sets"] = _measured(model, vectors, tasks, specs, settings, folder, results, narrate)

@@ -26,6 +26,7 @@ def search_and_report(
     engine: Engine | None = None,
     allow_mismatch: bool = False,
     allow_missing: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Search, and write `results.json`, `report.html` and the recommended `edit/` into the run folder.
 
@@ -39,13 +40,16 @@ def search_and_report(
         engine: runs the model; by default the transformers engine.
         allow_mismatch: accept vectors of another model.
         allow_missing: accept vectors that lack sites.
+        force: accept vectors that the diagnosis calls noise.
 
     Returns:
         What `results.json` holds.
     """
     search = prepare_search(
-        model, vectors, options, engine=engine, allow_mismatch=allow_mismatch, allow_missing=allow_missing
+        model, vectors, options, engine=engine, allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force
     )
+    if search.factors.noisy:
+        narrate((vectors.diagnosis or {}).get("summary", ""), [])
     result = run_search(search, out, narrate)
     results = search_results(search, result, options, command)
     write_run(results, result.edit, out)

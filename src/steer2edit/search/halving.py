@@ -103,7 +103,7 @@ def spend(
     """
     edits = factors.edits(shapes)
     secants = [Secant(target, tolerance=_SPENT_WITHIN) for target in targets]
-    left = [i for i, edit in enumerate(edits) if any(bool(site.magnitude.any()) for site in edit.sites.values())]
+    left = [i for i, edit in enumerate(edits) if not edit.is_empty]
     for _ in range(_MOST_STEPS):
         found = task.measure(engine, [Editing(edits[i], secants[i].strength) for i in left])
         for i, measured in zip(left, found, strict=True):
@@ -118,7 +118,7 @@ def spend(
 
 def _filter(engine: Engine, candidates: Sequence[_Candidate], sanity: DriftTask, drifts: tuple[float, float]) -> None:
     for candidate in candidates:
-        if not any(bool(site.magnitude.any()) for site in candidate.edit.sites.values()):
+        if candidate.edit.is_empty:
             candidate.stopped = NO_EDIT
     left = [c for c in candidates if c.stopped is None]
     for candidate, found in zip(left, sanity.measure(engine, [Editing(c.edit) for c in left]), strict=True):

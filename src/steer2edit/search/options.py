@@ -142,6 +142,7 @@ def prepare_search(
     engine: Engine | None = None,
     allow_mismatch: bool = False,
     allow_missing: bool = False,
+    force: bool = False,
 ) -> Search:
     """Everything a search needs.
 
@@ -152,18 +153,22 @@ def prepare_search(
         engine: runs the model; by default the transformers engine.
         allow_mismatch: accept vectors of another model.
         allow_missing: accept vectors that lack sites.
+        force: accept vectors that the diagnosis calls noise.
 
     Raises:
         DataError: vector, validation and held-out prompts overlap; an unknown behaviour or task.
         MismatchError: vectors of another model or shape, or without input means.
+        NoiseError: the vectors of a block that may be edited are all noise.
     """
     validation, held_out = behaviours_of(options)
     benign = benign_means(model, options.spare) if options.spare else None
     _require_apart(vectors, benign, validation, held_out)
     factors = compute_factors(
-        model, vectors, options.rules, benign=benign, allow_mismatch=allow_mismatch, allow_missing=allow_missing
-    )
+        model, vectors, options.rules, benign=benign, allow_mismatch=allow_mismatch, allow_missing=allow_missing,
+        force=force,
+    )  # fmt: skip
     blocks: tuple[Block, ...] = tuple(block for block in TUNED_BLOCKS if block in options.blocks)
+    factors.require_signal(site for site in factors.sites if site.tuned_block in blocks)
     present = tuple(block for block in blocks if any(site.block == block for site in factors.sites))
     space = SearchSpace(
         options.coordinates, present, options.max_shift, benign is not None, _largest_thresholds(factors),  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Is a steering vector a signal or noise? Split-half agreement and held-out separability, per site."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ from jaxtyping import Float
 from scipy import optimize, stats
 from torch import Tensor
 
-from steer2edit.core import Site, SteeringVectors
+from steer2edit.core import TUNED_BLOCKS, Site, SteeringVectors
+from steer2edit.errors import NoiseError
 from steer2edit.models import LanguageModel, encode_responses, span_means
 from steer2edit.steering.contrast import ContrastSet, Pair
 
@@ -81,6 +82,38 @@ def diagnose(
     }
 
 
+def noisy_sites(vectors: SteeringVectors) -> frozenset[Site]:
+    """The sites whose vectors the diagnosis calls noise; none without a diagnosis."""
+    judged = (vectors.diagnosis or {}).get("sites", {})
+    return frozenset(site for site in vectors.sites if judged.get(str(site), {}).get("noise"))
+
+
+def require_signal(noisy: Collection[Site], sites: Iterable[Site]) -> None:
+    """Require a signal in every block that is to be edited.
+
+    Args:
+        noisy: of `noisy_sites`.
+        sites: that are to be edited.
+
+    Raises:
+        NoiseError: the vectors of all sites of a block (`attn` with `ssm`, or `mlp`) are noise.
+    """
+    wanted = list(sites)
+    for block in TUNED_BLOCKS:
+        members = [site for site in wanted if site.tuned_block == block]
+        if members and set(members) <= set(noisy):
+            raise NoiseError(
+                f"noise: held-out responses confirm the steering vector of none of the {len(members)} {block} sites "
+                f"({listed(members)}). Make vectors from more responses, or from a contrast that differs in the "
+                f"behaviour alone; leave {block} out; or edit with them all the same: --force (force=True)."
+            )
+
+
+def listed(names: Collection[object], most: int = 8) -> str:
+    """The first names, with commas between."""
+    return ", ".join(map(str, list(names)[:most])) + (", ..." if len(names) > most else "")
+
+
 def _projections(
     model: LanguageModel, vectors: SteeringVectors, pairs: Sequence[Pair], batch_tokens: int
 ) -> dict[Site, list[float]]:
@@ -142,5 +175,4 @@ def _summary(sites: Mapping[str, SiteDiagnosis]) -> str:
             f"NOISE: none of the {len(sites)} sites carries a signal that held-out responses confirm. Do not edit with "
             "these vectors: use more responses, or a contrast that differs in the behaviour alone."
         )
-    shown = ", ".join(noisy[:8]) + (", ..." if len(noisy) > 8 else "")
-    return f"{len(sites) - len(noisy)} of {len(sites)} sites carry a signal; noise ({len(noisy)}): {shown}."
+    return f"{len(sites) - len(noisy)} of {len(sites)} sites carry a signal; noise ({len(noisy)}): {listed(noisy)}."

@@ -77,10 +77,15 @@ def save_edit(
 
     Raises:
         MismatchError: the edit is for another model or shape.
-        InvalidValueError: metadata or evaluation is not JSON, or the evaluation has another form.
+        InvalidValueError: the edit is empty, metadata or evaluation is not JSON, or the evaluation has another form.
         ArtifactError: the directory exists or cannot be written, or PEFT does not load what was written.
     """
     require_fit(model, edit)
+    if edit.is_empty:
+        raise InvalidValueError(
+            "this edit is empty: every ΔW is zero, so it changes nothing and there is nothing to save. Make one with "
+            "a smaller ρ, or from other vectors."
+        )
     edit = _with_plain_metadata(model, edit)
     sites = _site_records(model, edit)
     factors = {s: LowRank.of(e) for s, e in edit.sites.items() if sites[str(s)].in_adapter}

@@ -115,14 +115,17 @@ def save_combined(
         How the edits interfere.
 
     Raises:
-        InvalidValueError: the edits cancel each other.
+        InvalidValueError: the edits are empty or cancel each other.
         MismatchError: the edits are for other shapes than the model's.
         ArtifactError: the directory exists or cannot be written, or PEFT does not load what was written.
     """
     weighted = [(m.edit, m.weight) for m in members]
     factors = combined_factors(weighted)
     if not any(bool(f.a.any()) for f in factors.values()):
-        raise InvalidValueError("these edits cancel each other exactly: the sum would change nothing.")
+        raise InvalidValueError(
+            "the sum of these edits changes nothing: they are empty, or cancel each other exactly. Give other "
+            "edits or weights."
+        )
     rank = common_rank(factors)
     targets = lora_targets(model, factors, rank)
     interference = measure_interference(weighted)

@@ -50,7 +50,7 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         model: the model that the edit is for, with its weights.
 
     Raises:
-        ArtifactError: it is no such file, damaged, or has entries that are not finite or of another form.
+        ArtifactError: it is no such file, damaged, empty, or has entries that are not finite or of another form.
         MismatchError: the model has no such layer, head or neuron, or other shapes.
     """
     path = Path(path)
@@ -72,7 +72,10 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
             "hyperparameters": hyperparameters.to_json(), "model": model.describe(),
             "importance": "from λ; 0 where nothing is edited and g is unknown",
         }  # fmt: skip
-        return WeightEdit(sites, metadata)
+        edit = WeightEdit(sites, metadata)
+        if edit.is_empty:
+            raise InvalidValueError("every lambda is 0: the edit changes nothing. Make it again with a smaller rho.")
+        return edit
     except InvalidValueError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
