@@ -14,7 +14,7 @@ from tiny_chat import tiny_chat_model
 from unchecked import unchecked
 
 SMALL = ("--limit", "2", "--max-new-tokens", "2", "--trials", "4", "--generation", "2", "--strategy", "random",
-         "--strengths", "0.02,0.05", "--max-kl", "2")  # fmt: skip
+         "--strengths", "0.02,0.05", "--max-kl", "2", "--force")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_bad_options_are_one_message(
     capsys: Any,
 ) -> None:  # fmt: skip
     out = tmp_path / "run"
-    given = ("--limit", "2", "--max-new-tokens", "2", *arguments)
+    given = ("--limit", "2", "--max-new-tokens", "2", "--force", *arguments)
     code, error = failed(monkeypatch, capsys, checkpoint, vectors, "--out", out, *given)
     assert code in (1, 2)
     assert message in error

@@ -12,7 +12,7 @@ from dense_definitions import dense_edit, float64
 from families import MIXTURES, tiny_model
 from steer2edit.core import ClassMeans, ExpertNeuron, Experts, RoutingMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.editing import compute_factors, convert
-from steer2edit.errors import MismatchError
+from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method import Hyperparameters, SiteFactors, joined
 from steer2edit.models import LanguageModel, encode_responses, span_means
 from steer2edit.steering import Contrast, ContrastSet, extract
@@ -179,8 +179,8 @@ def test_experts_with_too_few_tokens_are_left_out_and_listed() -> None:
     assert "L1.mlp" not in with_all.metadata.get("experts_left_out", {"sites": {}})["sites"]
     assert with_all.sites[site].part(slice(3 * 48, 4 * 48)).row.any()
     assert torch.equal(with_all.sites[site].row[: 3 * 48], edit.sites[site].row[: 3 * 48])
-    none = convert(model, vectors, Hyperparameters(None, 0.1, 0.0), min_tokens=10_000)
-    assert not none.sites[site].row.any()
+    with pytest.raises(InvalidValueError, match="--min-expert-tokens"):
+        convert(model, vectors, Hyperparameters(None, 0.1, 0.0), min_tokens=10_000)
 
 
 def token_means(model: LanguageModel, site: Site, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:

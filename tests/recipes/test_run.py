@@ -239,7 +239,13 @@ def test_each_behaviour_runs_offline_on_smollm2(name: str, tmp_path: Path, smoll
     tasks = [one for one in recipe.data_sets if one.task == "gsm8k" and name == "llama2-safety"]  # once is enough
     recipe = recipe.model_copy(update={"data_sets": tasks})
     options = RecipeOptions(
-        other_model=True, limit=2, strategy="tpe", trials=3, strengths=(0.1,), max_kl=5.0, max_new_tokens=4,
+        other_model=True,
+        limit=2,
+        strategy="tpe",
+        trials=3,
+        strengths=(0.1,),
+        max_kl=5.0,
+        max_new_tokens=4,
         force=True,
     )
     results = run_recipe(recipe, smollm2, tmp_path / "run", Told(), options)

@@ -8,7 +8,6 @@ import torch
 
 from steer2edit.core import Editing, WeightEdit
 from steer2edit.editing import convert, merged_weight
-from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import EncodedResponse, LanguageModel
 from steer2edit.steering import extract, load_contrast, preset_examples
@@ -32,17 +31,15 @@ def conciseness_edit(model: LanguageModel, like: WeightEdit) -> WeightEdit:
     """An edit towards short replies, of the same blocks and the same norm as another.
 
     Raises:
-        InvalidValueError: it edits nothing.
+        InvalidValueError: it edits nothing (`Factors.edit`).
     """
     blocks = {site.block for site in like.sites}
     vectors = extract(model, load_contrast("conciseness", model, limit=_CONCISENESS_PROMPTS))
     settings = Hyperparameters(
         0.15 if "attn" in blocks else None, None if blocks == {"attn"} else 0.5, 0.5, max_shift=0.4
     )
-    edit = convert(model, vectors, settings)
-    if not (own := norm(edit)):
-        raise InvalidValueError(f"the conciseness edit of {model.name!r} is zero at {settings}: nothing to merge with.")
-    return edit.scaled(norm(like) / own)
+    edit = convert(model, vectors, settings, force=True)
+    return edit.scaled(norm(like) / norm(edit))
 
 
 @dataclass(frozen=True)

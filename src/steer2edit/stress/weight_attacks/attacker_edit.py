@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steer2edit.core import SteeringVectors, WeightEdit
-from steer2edit.editing import convert
+from steer2edit.editing import compute_factors
 from steer2edit.errors import DataError
 from steer2edit.method import Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Sampling
@@ -95,7 +95,9 @@ def _converted(
     model: LanguageModel, vectors: SteeringVectors, hyperparameters: Hyperparameters, rules: Rules
 ) -> WeightEdit:
     benign = benign_means(model) if hyperparameters.spare is not None else None
-    return convert(model, vectors, hyperparameters, rules, benign=benign, allow_mismatch=True)
+    # an attacker takes what there is, noise as well
+    factors = compute_factors(model, vectors, rules, benign=benign, allow_mismatch=True, force=True)
+    return factors.edits([hyperparameters])[0]
 
 
 def likeness(one: WeightEdit, other: WeightEdit) -> dict[str, float]:
