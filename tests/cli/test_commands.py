@@ -87,7 +87,7 @@ def test_extract_prints_diagnosis(checkpoint: Path, contrast: Path, tmp_path: Pa
 def test_steer_at_zero_is_the_base(checkpoint: Path, vectors: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "results.json"
     size = ("--limit", "3", "--max-new-tokens", "4")
-    run("steer", checkpoint, vectors, "--strength", "0,2", *size, "--out", out, "--json")
+    run("steer", checkpoint, vectors, "--evaluate", "safety", "--strength", "0,2", *size, "--out", out, "--json")
     base, steered = printed_json(capsys)["conditions"]
     assert base["kind"] == "base"
     assert base["metrics"]["kl"]["value"] == 0

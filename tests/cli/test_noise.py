@@ -38,7 +38,9 @@ def outcome(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(caught.value.code or 0)
 
 
-@pytest.mark.parametrize("command", [("convert", "--rho-attn", "0.2"), ("search", "--limit", "2")])
+@pytest.mark.parametrize(
+    "command", [("convert", "--rho-attn", "0.2"), ("search", "--limit", "2", "--behaviour", "safety")]
+)
 def test_noise_is_refused(
     command: tuple[str, ...], files: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

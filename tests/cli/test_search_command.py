@@ -145,7 +145,7 @@ def test_bad_options_are_one_message(
     capsys: Any,
 ) -> None:  # fmt: skip
     out = tmp_path / "run"
-    given = ("--limit", "2", "--max-new-tokens", "2", "--force", *arguments)
+    given = ("--limit", "2", "--max-new-tokens", "2", "--force", "--behaviour", "safety", *arguments)
     code, error = failed(monkeypatch, capsys, checkpoint, vectors, "--out", out, *given)
     assert code in (1, 2)
     assert message in error

@@ -39,6 +39,10 @@ AllowMismatchOption = Annotated[
 AllowMissingOption = Annotated[
     bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
 ]
+BehaviourOption = Annotated[
+    str | None,
+    typer.Option(help="What to measure: safety, truthfulness or conciseness. By default what the vectors are of."),
+]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")
 ]

@@ -11,6 +11,7 @@ from steer2edit.cli.engines import EngineArgOption, parse_engine, running_engine
 from steer2edit.cli.options import (
     AllowMismatchOption,
     AllowMissingOption,
+    BehaviourOption,
     ChatTemplateOption,
     DeviceOption,
     DtypeOption,
@@ -32,7 +33,7 @@ def search(
     model: ModelArgument,
     vectors: VectorsArgument,
     out: Annotated[Path, typer.Option(help="Run folder. A search that is there already goes on.")],
-    behaviour: Annotated[str, typer.Option(help="safety, truthfulness or conciseness.")] = "safety",
+    behaviour: BehaviourOption = None,
     strategy: Annotated[
         str, typer.Option(help="tpe, nsga2 or random (Optuna), or grid: the paper's coarse grid, then refined ones.")
     ] = "tpe",
@@ -110,13 +111,15 @@ def search(
     from steer2edit.artifacts import load_vectors
     from steer2edit.cli.console import print_conditions, print_json, say
     from steer2edit.engines import RememberingEngine, RoutingEngine, TransformersEngine
+    from steer2edit.evaluation import behaviour_of
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
     from steer2edit.recipes import search_and_report
     from steer2edit.search import SearchOptions, behaviours_of
 
+    loaded_vectors = load_vectors(vectors)
     options = SearchOptions(
-        behaviour=behaviour, strategy=strategy, trials=trials, coordinates=coordinates,
+        behaviour=behaviour or behaviour_of(loaded_vectors, "--behaviour"), strategy=strategy, trials=trials, coordinates=coordinates,
         blocks=tuple(blocks.split(",")), max_shift=max_shift, spare=spare, max_kl=max_kl,
         max_over_refusal=max_over_refusal, min_utility=min_utility, utility=utility, target_kl=target_kl,
         strengths=numbers(strengths), generation=generation, storage=storage, study=study, worker=worker,
@@ -132,7 +135,6 @@ def search(
 
     engine_args = parse_engine(engine, engine_arg or ())
     behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
-    loaded_vectors = load_vectors(vectors)
     with show_progress():
         loaded = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,

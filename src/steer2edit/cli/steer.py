@@ -7,6 +7,7 @@ import typer
 
 from steer2edit.cli.options import (
     AllowMismatchOption,
+    BehaviourOption,
     ChatTemplateOption,
     DeviceOption,
     DtypeOption,
@@ -24,7 +25,7 @@ def steer(
     model: ModelArgument,
     vectors: VectorsArgument,
     strength: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.1,0.2,0.3",
-    evaluate: Annotated[str, typer.Option(help="What to measure: safety, truthfulness or conciseness.")] = "safety",
+    evaluate: BehaviourOption = None,
     split: Annotated[str, typer.Option(help="validation to choose on, held_out for final figures.")] = "validation",
     out: Annotated[
         Path | None, typer.Option(help="Also write the results, with all replies, to this JSON file.")
@@ -53,7 +54,7 @@ def steer(
     from steer2edit.artifacts import atomic_file, load_vectors, require_free
     from steer2edit.cli.console import print_conditions, print_json, say
     from steer2edit.engines import TransformersEngine
-    from steer2edit.evaluation import BASE_ARM, behaviour, steering_arm
+    from steer2edit.evaluation import BASE_ARM, behaviour, behaviour_of, steering_arm
     from steer2edit.evaluation import evaluate as run_evaluation
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
@@ -64,7 +65,8 @@ def steer(
     if out is not None:
         require_free(out, overwrite=overwrite)
     loaded_vectors = load_vectors(vectors)
-    chosen = behaviour(evaluate, split, limit=limit, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
+    name = evaluate or behaviour_of(loaded_vectors, "--evaluate")
+    chosen = behaviour(name, split, limit=limit, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
     with show_progress():
         loaded = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
@@ -76,7 +78,7 @@ def steer(
     results = {
         "schema_version": 1,
         "model": loaded.describe(),
-        "behaviour": evaluate,
+        "behaviour": name,
         "split": split,
         "prompts": chosen.prompts,
         "conditions": [condition.to_json() for condition in conditions],
@@ -88,7 +90,7 @@ def steer(
             )
     if json_output:
         return print_json(results)
-    print_conditions(results["conditions"], title=f"{evaluate}, {split} prompts, 95 % intervals")  # type: ignore[arg-type]
+    print_conditions(results["conditions"], title=f"{name}, {split} prompts, 95 % intervals")  # type: ignore[arg-type]
     if out is not None:
         say(f"Results: {out}")
     return None

@@ -1,6 +1,6 @@
 """Evaluation: tasks, statistics with intervals, and the runner that compares interventions."""
 
-from steer2edit.evaluation.behaviours import BEHAVIOUR_SETS, BEHAVIOURS, Behaviour, behaviour
+from steer2edit.evaluation.behaviours import BEHAVIOUR_SETS, BEHAVIOURS, Behaviour, behaviour, behaviour_of
 from steer2edit.evaluation.calibration import Calibration, Secant, calibrate
 from steer2edit.evaluation.comparison import compare, paired, paired_rate_difference
 from steer2edit.evaluation.judge import Judge
@@ -58,6 +58,7 @@ __all__ = [
     "Value",
     "base_answers",
     "behaviour",
+    "behaviour_of",
     "build_tasks",
     "calibrate",
     "compare",

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from steer2edit.core import SteeringVectors
 from steer2edit.errors import DataError, did_you_mean
 from steer2edit.evaluation.behaviour_data import check_sets, own_questions, own_requests
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
@@ -109,6 +110,26 @@ def behaviour(
     return _BEHAVIOURS[name](_Wanted(split, limit, max_new_tokens, scorer or PhraseScorer(), data or {}, seed))
 
 
+def behaviour_of(vectors: SteeringVectors, option: str = "behaviour") -> str:
+    """The behaviour that vectors are of, by the preset that they were made from.
+
+    Args:
+        vectors: with the metadata of an extraction.
+        option: what a user says it with otherwise.
+
+    Raises:
+        DataError: they were not made from a preset.
+    """
+    contrast = vectors.metadata.get("contrast")
+    name = contrast.get("name") if isinstance(contrast, dict) else None
+    if name in _MADE_FROM:
+        return _MADE_FROM[name]
+    source = "do not say what they were made from" if name is None else f"were made from {name!r}"
+    raise DataError(
+        f"these vectors {source}, which tells no behaviour. Say what to measure: {option} {' | '.join(BEHAVIOURS)}."
+    )
+
+
 def _safety(wanted: _Wanted) -> Behaviour:
     harmful = wanted.requests("harmful", lambda: safety_prompts(wanted.split)[0])
     benign, sampling = wanted.benign(), wanted.sampling(24)
@@ -153,6 +174,8 @@ _BEHAVIOURS: dict[str, Callable[[_Wanted], Behaviour]] = {
     "conciseness": _conciseness,
 }
 BEHAVIOURS = tuple(_BEHAVIOURS)
+_MADE_FROM = {**{name: name for name in BEHAVIOURS}, "safety-benign": "safety"}
+"""By the preset of the contrast, what vectors are of."""
 BEHAVIOUR_SETS: Mapping[str, tuple[str, ...]] = {
     "safety": ("harmful", "benign"),
     "truthfulness": ("questions", "benign"),
