@@ -119,7 +119,8 @@ def search(
 
     loaded_vectors = load_vectors(vectors)
     options = SearchOptions(
-        behaviour=behaviour or behaviour_of(loaded_vectors, "--behaviour"), strategy=strategy, trials=trials, coordinates=coordinates,
+        behaviour=behaviour or behaviour_of(loaded_vectors, "--behaviour"),
+        strategy=strategy, trials=trials, coordinates=coordinates,
         blocks=tuple(blocks.split(",")), max_shift=max_shift, spare=spare, max_kl=max_kl,
         max_over_refusal=max_over_refusal, min_utility=min_utility, utility=utility, target_kl=target_kl,
         strengths=numbers(strengths), generation=generation, storage=storage, study=study, worker=worker,
