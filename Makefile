@@ -87,7 +87,7 @@ test-llamacpp: $(LLAMACPP)/.installed
 	HF_HUB_OFFLINE=1 $(LLAMACPP)/bin/python -m pytest tests_llamacpp
 
 benchmarks: $(READY)
-	for script in startup convert_grid capture extraction_memory batched_edits configurations audit patch_checkpoint; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in startup convert_grid capture extraction_memory batched_edits configurations audit busy_machine patch_checkpoint; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-vllm .venv-lm-eval .venv-llamacpp steer2edit-demo
