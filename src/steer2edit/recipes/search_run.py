@@ -48,8 +48,6 @@ def search_and_report(
     search = prepare_search(
         model, vectors, options, engine=engine, allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force
     )
-    if search.factors.noisy:
-        narrate((vectors.diagnosis or {}).get("summary", ""), [])
     result = run_search(search, out, narrate)
     results = search_results(search, result, options, command)
     write_run(results, result.edit, out)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from steer2edit.artifacts import package_versions
+from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.evaluation import SCHEMA_VERSION, Condition, Estimate, paired
 from steer2edit.search.halving import stopped_counts
 from steer2edit.search.options import SearchOptions
@@ -68,6 +69,7 @@ def _summary(search: Search, result: SearchResult) -> list[str]:
         f"Against activation steering at the same {goal.cost}: {goal.attribute} better by "
         f"{_shown(found.at_equal_cost)}{relative} (bootstrap intervals).",
         f"Hypervolume of the front, edits by steering: {_shown(found.ratio)}.",
+        *LeftOut.of(result.edit.metadata).sentences,
     ]
 
 
