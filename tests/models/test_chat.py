@@ -14,7 +14,6 @@ from steer2edit.models import (
     LanguageModel,
     Prompt,
     Sampling,
-    chat_template_hash,
     encode_prompts,
     encode_responses,
     generate,
@@ -138,11 +137,6 @@ class TestTemplate:
         assert encode_prompts(model, ["Hi"]) == encode_prompts(MODEL, ["Hi"])
         assert encode_responses(model, [("Hi", "Yo")]) == encode_responses(MODEL, [("Hi", "Yo")])
 
-    def test_hash_tells_templates_apart(self) -> None:
-        other = tiny_chat_model(tokenizer=tiny_tokenizer(template=CHAT_TEMPLATE + " "))
-        assert chat_template_hash(MODEL) == chat_template_hash(TRIMMING)
-        assert chat_template_hash(MODEL) != chat_template_hash(other)
-
 
 class TestBadInput:
     @pytest.mark.parametrize("response", ["", "  ", "\n\n"])
@@ -176,7 +170,6 @@ class TestBadInput:
         for use in (
             lambda: encode_prompts(model, ["Hi"]),
             lambda: encode_responses(model, [("Hi", "Yo")]),
-            lambda: chat_template_hash(model),
         ):
             with pytest.raises(ModelError, match=r"'tiny-llama' has no chat template\. Pass --chat-template FILE"):
                 use()

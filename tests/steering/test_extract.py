@@ -12,7 +12,7 @@ from planting import planted, random_contrast
 from naive_capture import Means, activations, class_mean, naive_means
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
-from steer2edit.models import SPAN_RULE, LanguageModel, chat_template_hash, encode_responses
+from steer2edit.models import SPAN_RULE, LanguageModel, encode_responses
 from steer2edit.steering import Contrast, ContrastSet, extract, measure_inputs, prompt_digests
 from tiny_chat import tiny_chat_model
 
@@ -157,7 +157,6 @@ def test_metadata() -> None:
         },
         "prompts": prompt_digests([*(p for p, _ in CONTRAST.train.positive), *(p for p, _ in CONTRAST.train.negative)]),
         "span": SPAN_RULE,
-        "chat_template": chat_template_hash(model),
         "dtype": "float32",
     }
     assert vectors.diagnosis is not None

@@ -31,6 +31,7 @@ class BaseModelRecord(Record):
     fingerprint: Sha256
     revision: str | None = None
     model_type: str | None = None
+    chat: dict[str, Any] | None = None
 
 
 def _names_its_model(edit: dict[str, Any]) -> dict[str, Any]:

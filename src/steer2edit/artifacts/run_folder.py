@@ -72,6 +72,15 @@ def run_folder(path: Path, kind: RunKind, identity: Mapping[str, Any]) -> Iterat
         yield
 
 
+def begun_with(path: Path) -> Mapping[str, Any]:
+    """What makes the run of a folder this run; nothing if there is no run, or it cannot be read."""
+    try:
+        identity = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return identity if isinstance(identity, dict) else {}
+
+
 def different_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What two identities differ in, with both values."""
     plain = json.loads(json.dumps(dict(wanted), default=str))

@@ -128,7 +128,8 @@ def _from_memory(
             "the model as safetensors first (save_pretrained), and apply to that."
         )
     ((edit, strength),) = edits
-    save_checkpoint(load_model(model, device=device, **settings), edit, out, strength=strength, **writing)
+    loaded = load_model(model, device=device, like=edit.metadata, **settings)
+    save_checkpoint(loaded, edit, out, strength=strength, **writing)
     return read_manifest(out, CheckpointManifest), None
 
 

@@ -19,8 +19,10 @@ from steer2edit.cli.options import (
     ModelArgument,
     OverwriteOption,
     SeedOption,
+    TemplateArgOption,
     TrustOption,
     VectorsArgument,
+    named_values,
 )
 
 
@@ -72,6 +74,7 @@ def convert(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     chat_template: ChatTemplateOption = None,
+    template_arg: TemplateArgOption = None,
     trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
     allow_missing: AllowMissingOption = False,
@@ -109,6 +112,8 @@ def convert(
         loaded = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            template_args=named_values("--template-arg", template_arg),
+            like=loaded_vectors.metadata,
         )  # fmt: skip
         if contrast is not None and not loaded_vectors.has_input_means:
             measured = load_contrast(contrast, loaded, labeller=labeller, limit=limit, seed=seed)

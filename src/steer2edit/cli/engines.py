@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from steer2edit.cli.options import named_values
+
 if TYPE_CHECKING:
     from steer2edit.engines import Engine
     from steer2edit.models import LanguageModel
@@ -26,8 +28,6 @@ def parse_engine(engine: str, given: Sequence[str], *, steering: bool = False) -
     Raises:
         InvalidValueError: an unknown engine, or something that it does not do.
     """
-    import json
-
     from steer2edit.errors import InvalidValueError, did_you_mean
 
     if engine not in ENGINES:
@@ -36,16 +36,7 @@ def parse_engine(engine: str, given: Sequence[str], *, steering: bool = False) -
         raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
     if given and engine != "vllm":
         raise InvalidValueError(f"--engine-arg is for --engine vllm, got {', '.join(given)} with {engine}.")
-    arguments: dict[str, Any] = {}
-    for text in given:
-        name, found, value = text.partition("=")
-        if not name or not found:
-            raise InvalidValueError(f"--engine-arg takes NAME=VALUE, got {text!r}.")
-        try:
-            arguments[name] = json.loads(value)
-        except json.JSONDecodeError:
-            arguments[name] = value
-    return arguments
+    return named_values("--engine-arg", given)
 
 
 @contextmanager

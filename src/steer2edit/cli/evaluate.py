@@ -25,7 +25,9 @@ from steer2edit.cli.options import (
     LimitOption,
     ModelArgument,
     OverwriteOption,
+    TemplateArgOption,
     TrustOption,
+    named_values,
 )
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ def evaluate(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     chat_template: ChatTemplateOption = None,
+    template_arg: TemplateArgOption = None,
     trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
     overwrite: OverwriteOption = False,
@@ -129,6 +132,8 @@ def evaluate(
         loaded = load_model(
             model, dtype=dtype, device="cpu" if engine == "vllm" else device, layout=layout,
             chat_template=chat_template, trust_remote_code=trust_remote_code,
+            template_args=named_values("--template-arg", template_arg),
+            like=[*(own.metadata for _, own in edits), *(own.metadata for _, own in vectors)],
         )  # fmt: skip
         arms = make_arms(loaded, edits, vectors, allow_mismatch=allow_mismatch)
         # the harness first: a task that it does not know shall not cost the work of the others

@@ -17,7 +17,9 @@ from steer2edit.cli.options import (
     ModelArgument,
     OverwriteOption,
     SeedOption,
+    TemplateArgOption,
     TrustOption,
+    named_values,
 )
 
 
@@ -47,6 +49,7 @@ def extract(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     chat_template: ChatTemplateOption = None,
+    template_arg: TemplateArgOption = None,
     trust_remote_code: TrustOption = False,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -74,6 +77,7 @@ def extract(
         loaded = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            template_args=named_values("--template-arg", template_arg),
         )  # fmt: skip
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         chosen = load_contrast(source, loaded, labeller=labeller, limit=limit, sampling=sampling, seed=seed)

@@ -1,7 +1,9 @@
 """Arguments and options that several commands share: one definition each."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +29,14 @@ LayoutOption = Annotated[
 ]
 ChatTemplateOption = Annotated[
     str | None, typer.Option(help="Jinja file to use as chat template, or `none` for plain-text prompts.")
+]
+TemplateArgOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Argument of the chat template, e.g. enable_thinking=false; several times. A step that goes on from "
+        "vectors or an edit uses theirs.",
+    ),
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings. Read it first.")
@@ -65,3 +75,21 @@ FullRepliesOption = Annotated[
     bool,
     typer.Option("--full-replies", help="Show all replies of a stress run in its report, not a few, shortened."),
 ]
+
+
+def named_values(option: str, given: Sequence[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` arguments by name, values as JSON where they are.
+
+    Raises:
+        typer.BadParameter: one is something else.
+    """
+    values: dict[str, Any] = {}
+    for text in given or ():
+        name, found, value = text.partition("=")
+        if not name or not found:
+            raise typer.BadParameter(f"{option} takes NAME=VALUE, got {text!r}.")
+        try:
+            values[name] = json.loads(value, parse_constant=int)  # NaN is no JSON
+        except ValueError:
+            values[name] = value
+    return values

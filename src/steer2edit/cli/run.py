@@ -15,7 +15,9 @@ from steer2edit.cli.options import (
     JsonOption,
     LayoutOption,
     LimitOption,
+    TemplateArgOption,
     TrustOption,
+    named_values,
 )
 from steer2edit.cli.search import numbers
 
@@ -72,6 +74,7 @@ def run(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     chat_template: ChatTemplateOption = None,
+    template_arg: TemplateArgOption = None,
     trust_remote_code: TrustOption = False,
     force: ForceOption = False,
     json_output: JsonOption = False,
@@ -82,6 +85,7 @@ def run(
     Example:
     steer2edit run llama2-safety --model smollm2 --limit 16 --out run
     """
+    from steer2edit.artifacts.run_folder import begun_with
     from steer2edit.cli.console import print_conditions, print_json, say
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
@@ -106,6 +110,8 @@ def run(
         loaded = load_model(
             model or wanted.model.id, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            template_args=options.template_args(wanted, named_values("--template-arg", template_arg)),
+            like=begun_with(out),
         )  # fmt: skip
         results = run_recipe(wanted, loaded, out, narrate, options)
     if json_output:

@@ -21,8 +21,10 @@ from steer2edit.cli.options import (
     LimitOption,
     ModelArgument,
     SeedOption,
+    TemplateArgOption,
     TrustOption,
     VectorsArgument,
+    named_values,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ def search(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     chat_template: ChatTemplateOption = None,
+    template_arg: TemplateArgOption = None,
     trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
     allow_missing: AllowMissingOption = False,
@@ -109,6 +112,7 @@ def search(
     steer2edit search smollm2 vectors.safetensors --behaviour safety --out run
     """
     from steer2edit.artifacts import load_vectors
+    from steer2edit.artifacts.run_folder import begun_with
     from steer2edit.cli.console import print_conditions, print_json, say
     from steer2edit.engines import RememberingEngine, RoutingEngine, TransformersEngine
     from steer2edit.evaluation import behaviour_of
@@ -140,6 +144,8 @@ def search(
         loaded = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            template_args=named_values("--template-arg", template_arg),
+            like=(begun_with(out), loaded_vectors.metadata),
         )  # fmt: skip
         with running_engine(engine, loaded, engine_args) as runner:
             if engine == "vllm":

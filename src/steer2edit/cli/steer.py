@@ -16,8 +16,10 @@ from steer2edit.cli.options import (
     LimitOption,
     ModelArgument,
     OverwriteOption,
+    TemplateArgOption,
     TrustOption,
     VectorsArgument,
+    named_values,
 )
 
 
@@ -36,6 +38,7 @@ def steer(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     chat_template: ChatTemplateOption = None,
+    template_arg: TemplateArgOption = None,
     trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
     overwrite: OverwriteOption = False,
@@ -71,6 +74,8 @@ def steer(
         loaded = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            template_args=named_values("--template-arg", template_arg),
+            like=loaded_vectors.metadata,
         )  # fmt: skip
         require_fit(loaded, loaded_vectors, allow_mismatch=allow_mismatch, allow_missing=True)
         arms = [steering_arm(loaded_vectors, value) if value else BASE_ARM for value in strengths]

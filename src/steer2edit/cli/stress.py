@@ -21,7 +21,9 @@ from steer2edit.cli.options import (
     LimitOption,
     ModelArgument,
     SeedOption,
+    TemplateArgOption,
     TrustOption,
+    named_values,
 )
 
 
@@ -92,6 +94,7 @@ def stress(
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
     chat_template: ChatTemplateOption = None,
+    template_arg: TemplateArgOption = None,
     trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
     seed: SeedOption = 0,
@@ -107,6 +110,7 @@ def stress(
     """  # fmt: skip
     from steer2edit.artifacts import load_edit
     from steer2edit.artifacts.edits.scorecard_section import require_card, write_scorecard_section
+    from steer2edit.artifacts.run_folder import begun_with
     from steer2edit.cli.console import print_json, say
     from steer2edit.cli.judge import find_judge
     from steer2edit.cli.stress_output import print_scorecard
@@ -151,6 +155,8 @@ def stress(
         base = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            template_args=named_values("--template-arg", template_arg),
+            like=(begun_with(out), loaded_edit.metadata, {} if found is None else found.metadata),
         )  # fmt: skip
         given = StressInput(TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge)
         result = run_stress(

@@ -8,7 +8,7 @@ from typing import Any
 from steer2edit.core import TUNED_BLOCKS, Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, SiteFactors, joined, site_factors
-from steer2edit.models import LanguageModel
+from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.steering.benign import BenignMeans
 from steer2edit.steering.diagnosis import noisy_sites, require_signal
 from steer2edit.steering.steered import require_fit
@@ -157,10 +157,11 @@ def compute_factors(
         )
     left_out = {site: _left_out(model, site, means, min_tokens) for site, means in vectors.sites.items()}
     sites = {site: _factors_of(model, vectors, site, rules, benign, left_out[site]) for site in vectors.sites}
+    made_with = recorded_chat(vectors.metadata)
     metadata = {
         "method": "steer2edit",
         "rules": rules.to_json(),
-        "model": model.describe(),
+        "model": {**model.describe(), **({"chat": dict(made_with)} if made_with else {})},
         "vectors": {**vectors.metadata, "sha256": vectors.digest()},
         **({"benign": dict(benign.metadata)} if benign else {}),
         **_experts_left_out(model, vectors, left_out, min_tokens),

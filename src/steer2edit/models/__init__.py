@@ -7,10 +7,10 @@ from steer2edit.models.chat import (
     EncodedResponse,
     Message,
     Prompt,
-    chat_template_hash,
     encode_prompts,
     encode_responses,
 )
+from steer2edit.models.chat_format import ChatFormat, recorded_chat
 from steer2edit.models.fingerprint import fingerprint, sample_step, sampled_fingerprint
 from steer2edit.models.generation import GENERATION_TOKENS, Sampling, generate, generate_batch
 from steer2edit.models.hooks import updated_outputs
@@ -36,6 +36,7 @@ __all__ = [
     "GENERATION_TOKENS",
     "SPAN_RULE",
     "BatchMeans",
+    "ChatFormat",
     "EncodedResponse",
     "LanguageModel",
     "Layout",
@@ -50,7 +51,6 @@ __all__ = [
     "SpanMeans",
     "StoredMatrix",
     "TokenBudget",
-    "chat_template_hash",
     "checkpoint_directory",
     "encode_prompts",
     "encode_responses",
@@ -65,6 +65,7 @@ __all__ = [
     "mean_output",
     "next_token_log_probabilities",
     "read_settings",
+    "recorded_chat",
     "run_batches",
     "sample_step",
     "sampled_fingerprint",

@@ -1,6 +1,5 @@
 """Prompts into tokens: chat templates, and the exact boundary between a prompt and its response."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,11 +61,6 @@ def tokenizer_of(model: LanguageModel) -> PreTrainedTokenizerBase:
             "or --chat-template none to use prompts as plain text."
         )
     return model.tokenizer
-
-
-def chat_template_hash(model: LanguageModel) -> str:
-    """SHA-256 of the chat template, for artifacts."""
-    return hashlib.sha256(str(tokenizer_of(model).chat_template).encode()).hexdigest()
 
 
 def render(model: LanguageModel, prompt: Prompt) -> str:
@@ -161,7 +155,12 @@ def _rendered(model: LanguageModel, messages: Sequence[Mapping[str, str]], *, re
     """The conversation as text; with `reply`, up to where the assistant's next reply begins."""
     tokenizer = tokenizer_of(model)
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply))
+        with model.chat.clock():
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=reply, **model.chat.arguments
+                )
+            )
     except Exception as error:  # a template is a program of the model's author: it raises what it likes
         raise DataError(
             f"the chat template of {model.name!r} rejects the prompt {messages[-1]['content']!r}: {error}"

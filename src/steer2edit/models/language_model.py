@@ -1,5 +1,6 @@
 """A causal language model with its tokenizer, its sites and its identity."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer2edit.core import Site
 from steer2edit.errors import MismatchError
+from steer2edit.models.chat_format import ChatFormat, recorded_chat, template_of
 from steer2edit.models.fingerprint import fingerprint
 from steer2edit.models.layout import Layout
 from steer2edit.models.site_module import SiteModule
@@ -28,6 +30,7 @@ class LanguageModel:
         layout: the user's own layout, instead of the known ones.
         revision: commit of the Hub repository, if known.
         trust_remote_code: whether the user lets the checkpoint's own Python code run, for what is loaded again.
+        chat: how prompts are rendered.
 
     Attributes:
         sites: the projections that can be edited.
@@ -40,6 +43,7 @@ class LanguageModel:
     layout: Layout | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    chat: ChatFormat = field(default_factory=ChatFormat)
     sites: dict[Site, SiteModule] = field(init=False)
     left_out: tuple[str, ...] = field(init=False)
 
@@ -82,19 +86,28 @@ class LanguageModel:
         return fingerprint({p.key: p.weight for site in self.sites.values() for p in site.projections})
 
     def require_same(self, metadata: Mapping[str, Any], what: str, *, allow_mismatch: bool = False) -> None:
-        """Refuse an artifact that was made on another model.
+        """Refuse an artifact that was made on another model, or with other arguments of its chat template.
 
         Args:
-            metadata: of the artifact; its key `model` holds `name` and `fingerprint`. Without one (vectors made
-                elsewhere) there is nothing to compare, and only shapes are checked.
+            metadata: of the artifact; its key `model` is what `describe` gave. What is not there (in vectors made
+                elsewhere) is not compared.
             what: the artifact's kind, for the message.
             allow_mismatch: accept it all the same.
 
         Raises:
-            MismatchError: the fingerprints differ and `allow_mismatch` is not set.
+            MismatchError: something differs and `allow_mismatch` is not set.
         """
+        if allow_mismatch:
+            return
+        made_with = recorded_chat(metadata).get("arguments", self.chat.arguments)
+        if made_with != self.chat.arguments:
+            raise MismatchError(
+                f"these {what} were made with the template arguments {json.dumps(made_with)}, but {self.name!r} is "
+                f"used with {json.dumps(self.chat.arguments)}. Leave out --template-arg to use theirs "
+                "(load_model(..., like=METADATA)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
+            )
         made_on = metadata.get("model") or {}
-        if allow_mismatch or "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint:
+        if "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint:
             return
         raise MismatchError(
             f"these {what} were made on {made_on.get('name', 'another model')!r} (fingerprint "
@@ -139,4 +152,5 @@ class LanguageModel:
             "revision": self.revision,
             "model_type": self.network.config.model_type,
             "fingerprint": self.fingerprint,
+            **({} if self.tokenizer is None else {"chat": self.chat.describe(template_of(self.tokenizer))}),
         }

@@ -1,7 +1,7 @@
 """Loading a model: a Hub id, a local directory, or `smollm2`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
+from steer2edit.models.chat_format import ChatFormat, template_of
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.smollm2 import smollm2_checkpoint
@@ -35,6 +36,8 @@ def load_model(
     device: str = "auto",
     layout: Path | Layout | None = None,
     chat_template: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    like: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     trust_remote_code: bool = False,
 ) -> LanguageModel:
     """Load a causal language model with its tokenizer.
@@ -47,9 +50,13 @@ def load_model(
             that is larger than one device over all of them.
         layout: a layout, or a file of one, for an architecture that is not known (docs/add-a-model.md).
         chat_template: a Jinja file instead of the tokenizer's own template, or `none` for plain text.
+        template_args: handed to the chat template by name, such as `{"enable_thinking": False}`.
+        like: metadata of vectors or of an edit that is gone on from, or several: the template arguments and the date
+            that the first was made with are used again.
         trust_remote_code: run the Python code that a checkpoint brings. Only for code you have read.
 
     Raises:
+        InvalidValueError: a template argument that the chat template does not read.
         ModelError: unknown dtype or device, or the model is not there or cannot be read.
         LayoutError: the model has residual writers that no layout rule covers.
     """
@@ -63,10 +70,13 @@ def load_model(
     except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
         raise ModelError(_why_not(name, error)) from error
     _set_chat_template(tokenizer, chat_template)
+    chat = ChatFormat.going_on(template_args or {}, like, chat_template)
+    chat.require_used(template_of(tokenizer))
     revision = getattr(network.config, "_commit_hash", None)
     return LanguageModel(
-        network, tokenizer, name=name, layout=own_layout, revision=revision, trust_remote_code=trust_remote_code
-    )
+        network, tokenizer, name=name, layout=own_layout, revision=revision, trust_remote_code=trust_remote_code,
+        chat=chat,
+    )  # fmt: skip
 
 
 def _read(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from steer2edit.evaluation import (
     steering_arm,
 )
 from steer2edit.evaluation.answers import is_right
-from steer2edit.models import LanguageModel, Sampling
+from steer2edit.models import LanguageModel, Sampling, recorded_chat
 from steer2edit.recipes.schema import Grid, Recipe
 from steer2edit.recipes.search_run import search_and_report, write_run
 from steer2edit.report.run_results import read_results
@@ -79,6 +79,10 @@ class RecipeOptions:
     def stage_of(self) -> Stage:
         """The grid to search."""
         return self.stage or ("coarse" if self.other_model else "refined")
+
+    def template_args(self, recipe: Recipe, own: Mapping[str, Any]) -> dict[str, Any]:
+        """The chat template's arguments: one's own, and those of the recipe for its own model."""
+        return {**({} if self.other_model else recipe.model.template_args), **own}
 
     def longest_reply(self, recipe: Recipe) -> int | None:
         """The limit of replies; the recipe's own holds for its own model alone."""
@@ -164,6 +168,7 @@ def _identity(recipe: Recipe, model: LanguageModel, options: RecipeOptions) -> d
     return {
         "behaviour": recipe.behaviour,
         "model": model.fingerprint,
+        "chat": recorded_chat(model.describe()),
         "dtype": str(model.dtype),
         "contrast": contrast,
         "limit": options.limit,

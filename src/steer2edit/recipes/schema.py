@@ -78,6 +78,7 @@ class RecipeModel(_Part):
     id: Annotated[str, Field(min_length=1)]
     refined: Grid
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    template_args: dict[str, Any] = Field(default_factory=dict)
 
 
 class RecipeContrast(_Part):

@@ -7,7 +7,7 @@ from steer2edit.core import SteeringVectors
 from steer2edit.editing import Factors
 from steer2edit.engines import Engine
 from steer2edit.evaluation import Behaviour
-from steer2edit.models import LanguageModel, chat_template_hash
+from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.search.goal import Budget, Goal
 from steer2edit.search.proposals import Strategy, check_strategy
 from steer2edit.search.space import SearchSpace
@@ -97,7 +97,7 @@ class Search:
             "space": self.space.to_json(),
             "budget": self.budget.to_json(),
             "dtype": str(model.dtype),
-            "chat_template": chat_template_hash(model),
+            "chat": recorded_chat(model.describe()),
             "replies": [str(task.sampling) for task in self.validation.tasks if hasattr(task, "sampling")],
             **settings,
         }

@@ -14,7 +14,6 @@ from steer2edit.core import ClassMeans, RoutingMeans, Site, SiteMeans, SteeringV
 from steer2edit.models import (
     SPAN_RULE,
     LanguageModel,
-    chat_template_hash,
     encode_responses,
     span_means,
 )
@@ -133,7 +132,6 @@ def _metadata(model: LanguageModel, contrast: ContrastSet) -> dict[str, Any]:
         "contrast": contrast.describe(),
         "prompts": prompt_digests(prompt for prompt, _ in (*contrast.train.positive, *contrast.train.negative)),
         "span": SPAN_RULE,
-        "chat_template": chat_template_hash(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         **({"left_out": list(model.left_out)} if model.left_out else {}),
     }

@@ -16,7 +16,7 @@ from steer2edit.errors import ModelError
 from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, find_scorer, steering_arm
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.models import LanguageModel, chat_template_hash
+from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.steering import prompt_digests
 from steer2edit.steering.steered import require_fit as require_vectors_fit
 from steer2edit.stress.options import StressOptions, asked_prompts, require_unseen
@@ -90,7 +90,7 @@ class StressInput:
             "scorer": self.options.scorer,
             "judge": None if self.judge is None else {"model": self.judge.model, "template": self.judge.template},
             "dtype": str(self.model.dtype),
-            "chat_template": chat_template_hash(self.model),
+            "chat": recorded_chat(self.model.describe()),
         }
 
     def arms(self, strength: float | None) -> tuple[Arm, ...]:

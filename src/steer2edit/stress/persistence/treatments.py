@@ -121,7 +121,9 @@ class SavedAndLoaded:
             layout=bench.model.layout, trust_remote_code=bench.model.trust_remote_code,
         )  # fmt: skip
         other = _other_matrices(bench.model, bench.edit, reloaded)
-        from_checkpoint = bench.now({"edit": None}, replace(reloaded, tokenizer=bench.model.tokenizer))["edit"]
+        from_checkpoint = bench.now(
+            {"edit": None}, replace(reloaded, tokenizer=bench.model.tokenizer, chat=bench.model.chat)
+        )["edit"]
         notes = (
             f"factors {'bit for bit those' if same_edit else 'NOT those'} that were saved",
             "weights bit for bit those of the edit merged in memory"

@@ -1,0 +1,117 @@
+"""What a rendered prompt depends on besides the template and the messages: the template's arguments and the day."""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
+
+from steer2edit.errors import InvalidValueError
+
+_SETTINGS = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages", "strftime_now"}
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How prompts are rendered: fixed for a model, written into what is made with it, and taken from there later.
+
+    Args:
+        arguments: handed to the template by name, such as `{"enable_thinking": False}`.
+        date: the day that templates which write the date are told, as YYYY-MM-DD; by default today.
+        source: the file that the template came from, for messages.
+
+    Raises:
+        InvalidValueError: an argument is not JSON, its name is not one or is what `steer2edit` itself hands to the
+            template, or the date is none.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: date.today().isoformat())
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            plain = json.loads(json.dumps(dict(self.arguments), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InvalidValueError(f"template arguments must be JSON, got {self.arguments!r}: {error}.") from error
+        object.__setattr__(self, "arguments", plain)
+        for name in plain:
+            if not name.isidentifier() or name in _SETTINGS:
+                raise InvalidValueError(
+                    f"{name!r} cannot be a template argument: it must be the name of a variable of the chat template, "
+                    "such as enable_thinking."
+                )
+        try:
+            date.fromisoformat(self.date)
+        except ValueError as error:
+            raise InvalidValueError(f"the date must be YYYY-MM-DD, got {self.date!r}.") from error
+
+    @classmethod
+    def going_on(
+        cls, arguments: Mapping[str, Any], like: Mapping[str, Any] | Sequence[Mapping[str, Any]], source: str | None
+    ) -> "ChatFormat":
+        """The format of what is gone on from, with arguments of one's own.
+
+        Args:
+            arguments: take precedence over recorded ones.
+            like: metadata of artifacts; the first that has a record counts.
+            source: of the template.
+        """
+        recorded = recorded_chat(*((like,) if isinstance(like, Mapping) else like))
+        day = {"date": str(recorded["date"])} if recorded.get("date") else {}
+        return cls({**(recorded.get("arguments") or {}), **arguments}, source=source, **day)
+
+    def require_used(self, template: str) -> None:
+        """Refuse an argument that a template does not read.
+
+        Raises:
+            InvalidValueError: as said.
+        """
+        for name in self.arguments:
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                raise InvalidValueError(
+                    f"the chat template has no variable {name!r}, so an argument of that name would change nothing. "
+                    "Check its spelling, or leave it out."
+                )
+
+    def describe(self, template: str) -> dict[str, Any]:
+        """JSON-able record for artifacts: the template's SHA-256, the arguments, and the day if it may write that."""
+        return {
+            "template": hashlib.sha256(template.encode()).hexdigest(),
+            "arguments": dict(self.arguments),
+            "date": self.date if "strftime_now" in template else None,
+        }
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """Within the context, templates are told midnight of the day: transformers asks its module's `datetime`."""
+        actual, day = chat_template_utils.datetime, datetime.fromisoformat(self.date)
+        chat_template_utils.datetime = SimpleNamespace(now=lambda: day)
+        try:
+            yield
+        finally:
+            chat_template_utils.datetime = actual
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a tokenizer's chat template, or of its named ones; empty if it has none."""
+    template = getattr(tokenizer, "chat_template", None)
+    return str(template) if template else ""
+
+
+def recorded_chat(*metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first record of `ChatFormat.describe` in the metadata of artifacts, or in what makes a run this run."""
+    for own in metadata:
+        for holder in (own.get("model"), own):
+            chat = holder.get("chat") if isinstance(holder, Mapping) else None
+            if isinstance(chat, Mapping):
+                return chat
+    return {}
