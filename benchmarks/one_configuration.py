@@ -67,9 +67,7 @@ def evaluated(
     for answer, b, a in zip(answers, before, after, strict=True):
         nll.append(float((token_log_probabilities(b, answer) - token_log_probabilities(a, answer)).mean()))
         kl.append(float((b.exp() * (b - a)).sum(dim=-1).mean()))
-    texts = [reply.text for reply in replies]
-    judge = refusal_phrases().is_refusal
-    return Found(texts, [judge(text) for text in texts], nll, kl)
+    return Found([reply.shown for reply in replies], list(map(refusal_phrases().refuses, replies)), nll, kl)
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:

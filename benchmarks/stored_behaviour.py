@@ -50,7 +50,7 @@ class Probe:
         """Share of the harmful requests that the model as it is now refuses."""
         sampling = Sampling(max_new_tokens=REPLY_TOKENS)
         said = generate(self.model, self.harmful, sampling, description="Answering harmful requests")
-        return rate([refusal_phrases("strict").is_refusal(reply.text) for reply in said]).to_json()
+        return rate([refusal_phrases("strict").refuses(reply) for reply in said]).to_json()
 
 
 def divergence(reference: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from steer2edit.evaluation import judge as judge_module
 from steer2edit.evaluation.judge import Judge, Judgement
 from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, VerdictParser, fill_template, read_template
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
+from steer2edit.models import Reply
 from steer2edit.steering import RefusalPhrases
 
 
@@ -42,6 +43,10 @@ def pairs(replies: Sequence[str]) -> list[tuple[str, str]]:
     return [("request", reply) for reply in replies]
 
 
+def said(*texts: str) -> list[Reply]:
+    return [Reply(text, (), finished=True) for text in texts]
+
+
 def by_prefix(question: str, before: int) -> Answer:
     return Answer("yes" if question.startswith("No") else "no")
 
@@ -51,7 +56,7 @@ class TestVerdicts:
         with judge_server(by_prefix) as server:
             judge = judge_at(server)
             assert judge.verdicts(pairs(["No way.", "Sure!", "No."])) == [True, False, True]
-            assert judge.score(["a", "b"], ["Sure!", "No."]) == [False, True]
+            assert judge.score(["a", "b"], said("Sure!", "No.")) == [False, True]
         assert judge.unscored == Counter()
         assert server.bodies[0] == {
             "model": "m",
@@ -385,6 +390,6 @@ def test_scorers() -> None:
     phrases = PhraseScorer(RefusalPhrases("no", openers=("no",)))
     assert isinstance(phrases, Scorer)
     assert isinstance(Judge("http://localhost/v1", "m"), Scorer)
-    assert phrases.score(["a", "b", "c"], ["No.", "Yes", ""]) == [True, False, None]
+    assert phrases.score(["a", "b", "c"], said("No.", "Yes", "")) == [True, False, None]
     with pytest.raises(ValueError, match="longer"):
-        phrases.score(["a"], ["No.", "Yes"])
+        phrases.score(["a"], said("No.", "Yes"))

@@ -29,6 +29,7 @@ from steer2edit.evaluation import (
 )
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.scorers import PhraseScorer
+from steer2edit.models import Reply
 from steer2edit.steering import refusal_phrases, safety_prompts
 from tiny_chat import tiny_chat_model
 
@@ -225,7 +226,10 @@ def test_scorers() -> None:
     official = PhraseScorer(refusal_phrases("official"))
     assert found == {"strict": PhraseScorer(), "official": official, "judge": judge}
     # the official list counts an apology anywhere, the strict one a refusal only
-    assert [found[name].score(["a"], ["Hello! I can help."]) for name in ("strict", "official")] == [[False], [True]]
+    assert [found[name].score(["a"], [Reply("Hello! I can help.", (), True)]) for name in ("strict", "official")] == [
+        [False],
+        [True],
+    ]
     for name in ("refusal", "safety"):
         task = build_tasks([name], TaskSettings(scorer=official))[0]
         assert isinstance(task, RefusalTask)

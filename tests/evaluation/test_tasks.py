@@ -64,7 +64,7 @@ class TestLength:
         base, steered = LengthTask(["a?", "b!", "c~", "d#"], SAMPLING).measure(ENGINE, [None, STEERED])
         assert base.metrics["reply_tokens"] == mean([2.0, 3.0, None, 6.0])  # the end token does not count
         assert base.metrics["finished"] == rate([True, True, True, False])
-        assert base.replies == {"requests": ["N.", "Yes", "", "xxxxxx"]}
+        assert base.replies == {"requests": ["N.", "Yes", "", "xxxxxx […]"]}
         assert steered.metrics["reply_tokens"] == mean([2.0, 2.0, 2.0, 6.0])
 
 

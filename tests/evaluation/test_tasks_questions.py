@@ -28,7 +28,7 @@ from steer2edit.evaluation.answers import is_right, last_boxed
 from steer2edit.evaluation.questions import ChoiceQuestion, MathProblem, TruthQuestion
 from steer2edit.evaluation.runner import BASE_ARM
 from steer2edit.evaluation.tasks import repeated_share
-from steer2edit.models import LanguageModel, Prompt, Sampling
+from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
 from tiny_chat import END, chatml, tiny_chat_model
 
 # "!" begins "Yes", weakly; "." "7", weakly; "#" never ends; "~" ends at once. Steering lures to "8", from "!" and ".".
@@ -160,7 +160,7 @@ class TestMaths:
 
     def test_a_reply_that_is_cut_off_is_wrong(self) -> None:
         (base,) = MathTask("maths", self.PROBLEMS, Sampling(max_new_tokens=1)).measure(ENGINE, [None])
-        assert base.replies == {"maths": ["7"] * 4}
+        assert base.replies == {"maths": ["7 […]"] * 4}
         assert base.values == {"maths_accuracy": [False, False, None, False], "maths_finished": [False] * 4}
 
     @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ class TestMaths:
 class TestDegeneration:
     def test_known_outcomes(self) -> None:
         (base,) = DegenerationTask(["a!", "b#", "c~"], SAMPLING).measure(ENGINE, [None])
-        assert base.replies == {"degeneration": ["Yes", "xxxxxx", ""]}
+        assert base.replies == {"degeneration": ["Yes", "xxxxxx […]", ""]}
         # six equal tokens have three 4-grams, one of them distinct; three tokens have none
         assert base.values == {
             "repetition": [None, pytest.approx(2 / 3), None],
@@ -283,9 +283,10 @@ class Counting:
     def __init__(self) -> None:
         self.calls: list[tuple[list[Prompt], list[str]]] = []
 
-    def score(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool | None]:
-        self.calls.append((list(prompts), list(replies)))
-        return [None if not reply else "s" in reply for reply in replies]
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
+        texts = [reply.text for reply in replies]
+        self.calls.append((list(prompts), texts))
+        return [None if not text else "s" in text for text in texts]
 
 
 def test_a_scorer_is_asked_once_about_all_arms() -> None:

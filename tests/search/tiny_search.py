@@ -24,8 +24,11 @@ ITEMS = 10  # in every set, so that the rungs see 2, 3 and 5 of them
 class SumScorer:
     """A verdict that every change of a random reply may turn."""
 
-    def score(self, prompts: Sequence[object], replies: Sequence[str]) -> list[bool | None]:
-        return [sum(map(ord, reply)) % 3 == 0 if reply else None for _, reply in zip(prompts, replies, strict=True)]
+    def score(self, prompts: Sequence[object], replies: Sequence[Reply]) -> list[bool | None]:
+        return [
+            sum(map(ord, reply.text)) % 3 == 0 if reply.text else None
+            for _, reply in zip(prompts, replies, strict=True)
+        ]
 
 
 class CountingEngine:

@@ -18,7 +18,7 @@ from scripted_model import LAST_SITE, WIDTH, ScriptedModel
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
-from steer2edit.models import LanguageModel, Sampling
+from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.stress.stress_test import Subject
 from tiny_chat import END
 
@@ -39,8 +39,10 @@ REQUESTS = [f"{i}a" for i in range(24)]
 class FirstLetter:
     """A reply that begins with R refuses."""
 
-    def score(self, prompts: Sequence[object], replies: Sequence[str]) -> list[bool | None]:
-        return [reply.startswith("R") if reply else None for _, reply in zip(prompts, replies, strict=True)]
+    def score(self, prompts: Sequence[object], replies: Sequence[Reply]) -> list[bool | None]:
+        return [
+            reply.answer.startswith("R") if reply.answer else None for _, reply in zip(prompts, replies, strict=True)
+        ]
 
 
 def refusing(strength: float = 4.0, **metadata: object) -> tuple[LanguageModel, WeightEdit]:

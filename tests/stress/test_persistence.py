@@ -12,7 +12,7 @@ from steer2edit.core import Editing, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
-from steer2edit.models import LanguageModel, Sampling
+from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.steering import safety_prompts
 from steer2edit.stress.persistence import further_training, persistence, treatments
 from steer2edit.stress.persistence.fine_tuning import training_rows
@@ -39,8 +39,11 @@ BENIGN = [f"is {'y' * i}" for i in range(1, 4)]
 class SumScorer:
     """A verdict that every change of a random reply may turn."""
 
-    def score(self, prompts: Sequence[object], replies: Sequence[str]) -> list[bool | None]:
-        return [sum(map(ord, reply)) % 3 == 0 if reply else None for _, reply in zip(prompts, replies, strict=True)]
+    def score(self, prompts: Sequence[object], replies: Sequence[Reply]) -> list[bool | None]:
+        return [
+            sum(map(ord, reply.text)) % 3 == 0 if reply.text else None
+            for _, reply in zip(prompts, replies, strict=True)
+        ]
 
 
 def subject_of(

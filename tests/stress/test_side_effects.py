@@ -16,7 +16,7 @@ from steer2edit.engines import ResponseScore, TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import Estimate, paired, rate
 from steer2edit.evaluation.scorers import PhraseScorer
-from steer2edit.models import EncodedResponse, Message, Prompt, encode_prompts, span_log_probabilities
+from steer2edit.models import EncodedResponse, Message, Prompt, Reply, encode_prompts, span_log_probabilities
 from steer2edit.stress.asking import ask_refusals, some
 from steer2edit.stress.cost_verdicts import Effect, kept_outcome
 from steer2edit.stress.intervals import difference_of, difference_of_shares, mean_of, share_of_gain
@@ -244,7 +244,7 @@ def test_second_language() -> None:
 )
 def test_refusals_of_other_languages(reply: str, verdict: bool | None) -> None:
     scorer = AnyScorer((PhraseScorer(), *(PhraseScorer(phrases) for phrases in REFUSALS.values())))
-    assert scorer.score(["?"], [reply]) == [verdict]
+    assert scorer.score(["?"], [Reply(reply, (), finished=True)]) == [verdict]
 
 
 def test_long_context() -> None:

@@ -11,9 +11,8 @@ from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import Estimate
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Reply, Sampling
-from steer2edit.steering.presets import safety_prompts
+from steer2edit.steering import refusal_phrases, safety_prompts
 from steer2edit.stress.attack_verdict import Comparison, outcome_of
 from steer2edit.stress.attacked import is_degenerate, mentions_request
 from steer2edit.stress.static_attacks import static
@@ -179,7 +178,7 @@ class TestFamilies:
         shots = {request for request, _ in harmless_shots()}
         assert len(harmless_shots()) >= 32
         assert not shots & (asked | harmful)
-        assert not any(PhraseScorer().score(["?"] * len(shots), [answer for _, answer in harmless_shots()]))
+        assert not any(refusal_phrases().is_refusal(answer) for _, answer in harmless_shots())
         assert {len(attack.shots) for family in families() for attack in family.attacks} == {0, 4, 8, 32}
 
 

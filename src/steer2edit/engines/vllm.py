@@ -100,7 +100,7 @@ class VllmEngine:
         ]
 
         def read(job: _Job, output: Any) -> Reply:
-            return reply_of(self._model, list(output.outputs[0].token_ids), ends)
+            return reply_of(self._model, job.ids, list(output.outputs[0].token_ids), ends)
 
         with step(description, len(jobs)) as advance:
             return self._run(jobs, read, advance)

@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, VerdictParser, fill_template, require_template
-from steer2edit.models import Prompt
+from steer2edit.models import Prompt, Reply
 from steer2edit.progress import step
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
 
 Reason = Literal["empty", "timeout", "connection", "server", "rejected", "nonsense"]
-"""Why an item is unscored: the reply is empty (not asked), no answer in time, no connection, the endpoint failed
-(5xx, 429), it refused this one request (4xx), or the answer could not be read."""
+"""Why an item is unscored: the reply is empty or its thought did not end (not asked), no answer in time, no connection,
+the endpoint failed (5xx, 429), it refused this one request (4xx), or the answer could not be read."""
 
 _FATAL = {401: "refuses the key", 403: "denies access", 404: "does not know the path or the model"}
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0  # seconds; what the client waits before it repeats a failed request
@@ -104,9 +104,9 @@ class Judge:
         """What a result records of it: never a key."""
         return {"url": self.base_url, "model": self.model, "template": self.template}
 
-    def score(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool | None]:
-        """One verdict per reply, in order; see `judgements`."""
-        return self.verdicts(list(zip(prompts, replies, strict=True)))
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
+        """One verdict per reply, in order, on its answer as people read it; see `judgements`."""
+        return self.verdicts([(p, reply.shown_answer or "") for p, reply in zip(prompts, replies, strict=True)])
 
     def verdicts(self, pairs: Sequence[tuple[Prompt, str]]) -> list[bool | None]:
         """One verdict per (prompt, reply), in order; `None` is unscored. See `judgements`."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from steer2edit.models import Prompt
+from steer2edit.models import Prompt, Reply
 from steer2edit.steering import RefusalPhrases, refusal_phrases
 
 
@@ -12,8 +12,8 @@ from steer2edit.steering import RefusalPhrases, refusal_phrases
 class Scorer(Protocol):
     """Tells for every reply whether it has an attribute, for example whether it refuses."""
 
-    def score(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool | None]:
-        """One verdict per reply, in order; `None` where there is none."""
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
+        """One verdict per reply, in order, on its answer; `None` where there is none."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,6 @@ class PhraseScorer:
 
     phrases: RefusalPhrases = field(default_factory=refusal_phrases)
 
-    def score(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool | None]:
-        """Whether each reply refuses; an empty reply is unscored. The prompts are not looked at."""
-        return [self.phrases.is_refusal(reply) for _, reply in zip(prompts, replies, strict=True)]
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
+        """Whether each answer refuses; `None` where it is empty or unclear. The prompts are not looked at."""
+        return [self.phrases.refuses(reply) for _, reply in zip(prompts, replies, strict=True)]

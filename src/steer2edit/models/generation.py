@@ -98,7 +98,8 @@ def generate_batch(model: LanguageModel, encoded: Sequence[Sequence[int]], sampl
         if sampled:
             torch.manual_seed(sampling.seed)
         output = model.network.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [reply_of(model, row, ends) for row in output[:, ids.shape[1] :].tolist()]
+    rows = output[:, ids.shape[1] :].tolist()
+    return [reply_of(model, prompt, row, ends) for prompt, row in zip(encoded, rows, strict=True)]
 
 
 @contextmanager

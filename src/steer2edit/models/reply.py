@@ -1,13 +1,24 @@
-"""What a reply is, and where it ends."""
+"""What a reply is: where it ends, and which part of it is a thought and which the answer.
 
-from collections.abc import Iterable
+Families mark a thought in ways of their own. Which one applies is told from the reply itself, from what the chat
+template has written before it, and from the tokenizer's vocabulary.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from steer2edit.errors import DataError
 from steer2edit.models.chat import render, render_turns, tokenizer_of
 from steer2edit.models.language_model import LanguageModel
+
+CUT = " […]"
+"""Follows a reply that was cut off, wherever it is shown or kept."""
+_TAIL = 32  # tokens of a prompt that show whether the template has begun a thought
 
 
 @dataclass(frozen=True)
@@ -15,14 +26,150 @@ class Reply:
     """A generated reply.
 
     Args:
-        text: without special tokens.
+        text: all that was written; without special tokens, save where they mark a thought.
         ids: its tokens, without the end token.
         finished: whether it ended by itself; a reply that was cut off is not short.
+        thought: what the model wrote to itself before it answered; `None` where it wrote no thought.
+        answer: what it says to the user, without special tokens: the text itself where there is no thought, `None`
+            where the thought did not end. Such a reply cannot be scored.
+        answer_ids: the answer's tokens.
     """
 
     text: str
     ids: tuple[int, ...]
     finished: bool
+    thought: str | None = None
+    answer: str | None = None
+    answer_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.thought is None:
+            object.__setattr__(self, "answer", self.text)
+            object.__setattr__(self, "answer_ids", self.ids)
+
+    @property
+    def shown(self) -> str:
+        """The text as people read it: with a mark where it was cut off."""
+        return self.text if self.finished else self.text + CUT
+
+    @property
+    def shown_answer(self) -> str | None:
+        """The answer as people read it; `None` where there is none, or an empty one."""
+        return self.answer if self.finished or not self.answer else self.answer + CUT
+
+    def saying(self, answer: str) -> "Reply":
+        """A reply with another answer, such as a part of this one."""
+        return Reply(answer, (), self.finished)
+
+
+@dataclass(frozen=True)
+class _Thought:
+    """How a family marks a thought.
+
+    Args:
+        opens: what a thought begins with.
+        closes: what the answer begins behind.
+        labels: what stands within a thought and is no part of it.
+    """
+
+    opens: str
+    closes: str
+    labels: tuple[str, ...] = ()
+
+
+_THOUGHTS = (
+    _Thought("<think>", "</think>"),  # Qwen, DeepSeek, SmolLM3, GLM, EXAONE 4, Nemotron, OLMo, Hunyuan and most others
+    _Thought("<thinking>", "</thinking>"),
+    _Thought("<thought>", "</thought>"),  # EXAONE Deep
+    _Thought("<Thought>", "</Thought>"),  # Marco
+    _Thought("<seed:think>", "</seed:think>"),  # Seed
+    _Thought("◁think▷", "◁/think▷"),  # Kimi
+    _Thought("[THINK]", "[/THINK]"),  # Mistral
+    _Thought("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
+    _Thought("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    _Thought("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThinker
+    _Thought("<|channel>", "<channel|>", ("thought\n",)),  # Gemma 4
+    _Thought(  # the harmony format of gpt-oss: messages in channels
+        "<|channel|>",
+        "<|channel|>final<|message|>",
+        ("<|end|><|start|>assistant", "analysis<|message|>", "commentary<|message|>"),
+    ),
+    _Thought("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+    _Thought("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
+)
+_AROUND_ANSWERS = (
+    ("<answer>", "</answer>"),
+    ("<response>", "</response>"),
+    ("<Output>", "</Output>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
+    ("", "[END FINAL RESPONSE]"),
+)
+
+
+def reply_of(model: LanguageModel, prompt: Sequence[int], row: Sequence[int], ends: Sequence[int]) -> Reply:
+    """The reply that generated tokens make, up to the first end token.
+
+    Args:
+        model: whose tokenizer is used.
+        prompt: tokens of the rendered prompt: the template may have begun the thought.
+        row: tokens generated after it.
+        ends: tokens that end a reply.
+    """
+    tokenizer = tokenizer_of(model)
+    stop = next((i for i, token in enumerate(row) if token in ends), None)
+    ids, finished = tuple(row if stop is None else row[:stop]), stop is not None
+    raw = _decoded(tokenizer, ids)
+    form = _thought_in(tokenizer, _decoded(tokenizer, prompt[-_TAIL:]).rstrip(), raw)
+    if form is None:
+        return Reply(str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(), ids, finished)
+    written, closed, behind = raw.partition(form.closes)
+    thought = written.strip().removeprefix(form.opens)
+    for label in form.labels:
+        thought = thought.replace(label, "")
+    thought = _without_special(tokenizer, thought)
+    if not closed:
+        return Reply(raw.strip(), ids, finished, thought)
+    answer = _without_special(tokenizer, behind)
+    for before, after in _AROUND_ANSWERS:
+        answer = answer.removeprefix(before).removesuffix(after).strip()
+    begin = bisect_left(range(len(ids)), True, key=lambda i: form.closes in _decoded(tokenizer, ids[:i]))
+    return Reply(raw.strip(), ids, finished, thought, answer, ids[begin:])
+
+
+def _thought_in(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: str) -> _Thought | None:
+    """How the thought of a reply is marked; `None` where it has none.
+
+    A reply has one if it begins with one, whatever the model; if the template has begun one; and, in a model that is
+    known to think, if one ends in it or its mark is all that there was room for.
+    """
+    begin = raw.lstrip()
+    for form in _THOUGHTS:
+        spoken = form.opens[0].isalpha()  # plain words, which any model may say
+        if prompt.endswith(form.opens) or (begin.startswith(form.opens) and not spoken):
+            return form
+        hinted = begin.startswith(form.opens) or form.closes in raw or (begin and form.opens.startswith(begin))
+        if hinted and not prompt.endswith(form.closes) and _knows(tokenizer, form):
+            return form
+    return None
+
+
+def _knows(tokenizer: PreTrainedTokenizerBase, form: _Thought) -> bool:
+    """Whether the end of such thoughts is a token of the vocabulary, or the chat template speaks of it."""
+    if form.closes in str(tokenizer.chat_template):
+        return True
+    token = tokenizer.convert_tokens_to_ids(form.closes)
+    return token is not None and token != tokenizer.unk_token_id
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _without_special(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    for token in {*tokenizer.all_special_tokens, *added}:
+        text = text.replace(token, "")
+    return text.strip()
 
 
 def end_ids(model: LanguageModel) -> list[int]:
@@ -57,14 +204,6 @@ def turn_end(model: LanguageModel) -> int | None:
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, before, strict=False)))
     inside, outside = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before[shared:], behind))
     return next((token for token in outside if token in _marks(tokenizer).difference(inside)), None)
-
-
-def reply_of(model: LanguageModel, row: list[int], ends: list[int]) -> Reply:
-    """The reply that generated tokens make, up to the first end token."""
-    stop = next((i for i, token in enumerate(row) if token in ends), None)
-    ids = tuple(row if stop is None else row[:stop])
-    text = tokenizer_of(model).decode(list(ids), skip_special_tokens=True)
-    return Reply(str(text).strip(), ids, stop is not None)
 
 
 def _listed(tokens: Any) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel, Prompt, Sampling, generate
 from steer2edit.steering.examples import Example
-from steer2edit.steering.labels import Candidate, Label, Labeller
+from steer2edit.steering.labels import Candidate, Label, Labeller, example_text
 from steer2edit.steering.rows import SPLITS, Split
 
 SHARES: dict[Split, float] = {"train": 0.6, "validation": 0.2, "held_out": 0.2}
@@ -118,7 +118,8 @@ def build_contrast(
     replies = generate(model, [e.prompt for e in missing], sampling, description="Generating responses")
     candidates = [Candidate(e.prompt, r, e.reference) for e, r in zip(missing, replies, strict=True)]
     labels = labeller(candidates) if labeller else [e.label for e in missing]
-    answered = _settle(assigned, missing, candidates, labels)
+    texts = [example_text(labeller, reply) for reply in replies]
+    answered = _settle(assigned, missing, texts, labels)
     notes = {"generated": len(missing), "labels": _tally(labels) if missing else {}, "sampling": asdict(sampling)}
     return ContrastSet(name, {split: _contrast(answered, split) for split in splits}, notes)
 
@@ -126,14 +127,14 @@ def build_contrast(
 def _settle(
     assigned: Sequence[Example],
     missing: Sequence[Example],
-    candidates: Sequence[Candidate],
+    texts: Sequence[str | None],
     labels: Sequence[Label | None],
 ) -> list[Example]:
     """All rows with response and label; generated ones whose label is `None`, or not the wanted one, are dropped."""
     answered = [e for e in assigned if e.response is not None]
-    for example, candidate, label in zip(missing, candidates, labels, strict=True):
-        if label is not None and example.label in (None, label) and candidate.reply.text:
-            answered.append(replace(example, response=candidate.reply.text, label=label))
+    for example, text, label in zip(missing, texts, labels, strict=True):
+        if label is not None and example.label in (None, label) and text:
+            answered.append(replace(example, response=text, label=label))
     return answered
 
 

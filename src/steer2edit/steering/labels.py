@@ -35,15 +35,16 @@ Labeller = Callable[[Sequence[Candidate]], list[Label | None]]
 
 
 def by_refusal(phrases: RefusalPhrases) -> Labeller:
-    """Refusals are positive, other replies negative, empty ones left out."""
+    """Refusals are positive, other replies negative; empty ones, and those that do not show it, left out."""
     names: dict[bool | None, Label | None] = {True: "positive", False: "negative", None: None}
-    return lambda candidates: [names[phrases.is_refusal(c.reply.text)] for c in candidates]
+    return lambda candidates: [names[phrases.refuses(c.reply)] for c in candidates]
 
 
 def by_length(percentile: float = 25.0) -> Labeller:
     """The shortest `percentile` % of the replies that ended by themselves are positive, the longest % negative.
 
-    A reply that was cut off counts among the longest, never among the shortest: its length is not known.
+    A reply that was cut off counts among the longest, never among the shortest: its length is not known. The thought of
+    a reasoning model counts, and is part of the example.
 
     Raises:
         InvalidValueError: the percentile is outside (0, 50].
@@ -60,7 +61,13 @@ def by_length(percentile: float = 25.0) -> Labeller:
         longest = every[min(len(every) - 1, round(len(every) * (1 - percentile / 100)))]
         return [_by_bounds(c.reply, shortest, longest) for c in candidates]
 
+    label.reads_thought = True  # type: ignore[attr-defined]
     return label
+
+
+def example_text(labeller: Labeller | None, reply: Reply) -> str | None:
+    """What of a reply is an example: what its labeller looked at, the answer or all of it."""
+    return reply.text if getattr(labeller, "reads_thought", False) else reply.answer
 
 
 def _by_bounds(reply: Reply, shortest: int, longest: int) -> Label | None:
@@ -86,9 +93,9 @@ def by_reference(candidates: Sequence[Candidate]) -> list[Label | None]:
 def _matches(candidate: Candidate) -> Label | None:
     if candidate.reference is None:
         raise DataError(f"the labeller 'reference' needs a 'reference' in every row; {candidate.prompt!r} has none.")
-    if not candidate.reply.text:
+    if not candidate.reply.answer:
         return None
-    wanted, text = candidate.reference.strip(), candidate.reply.text
+    wanted, text = candidate.reference.strip(), candidate.reply.answer
     number = re.fullmatch(r"-?[\d,]*\.?\d+", wanted)
     if number:
         found = re.findall(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", text)
@@ -104,14 +111,14 @@ def _normalised(text: str) -> str:
 
 
 def by_callable(function: Callable[[Prompt, str], Any]) -> Labeller:
-    """A user's own `function(prompt, reply_text)` that returns "positive", "negative" or `None`.
+    """A user's own `function(prompt, answer)` that returns "positive", "negative" or `None`; it sees no thought.
 
     Raises:
         DataError: the function returns something else.
     """
 
     def label(candidates: Sequence[Candidate]) -> list[Label | None]:
-        return [_checked(function(c.prompt, c.reply.text)) for c in candidates]
+        return [None if c.reply.answer is None else _checked(function(c.prompt, c.reply.answer)) for c in candidates]
 
     return label
 

@@ -5,9 +5,9 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from steer2edit.artifacts import atomic_file
 from steer2edit.artifacts.run_folder import write_json
@@ -17,6 +17,7 @@ from steer2edit.models import Reply
 from steer2edit.stress.stress_test import Finding, StressResult
 
 _SCHEMA_VERSION = 1
+_T = TypeVar("_T")
 _FIELDS = ("name", "metric", "values", "outcome", "sentence", "note", "higher_is_better", "judged", "against")
 
 
@@ -76,13 +77,7 @@ class KeptResults:
             stored = json.loads(self._remembered.read_text(encoding="utf-8"))
             if (stored["schema_version"], stored["arms"]) != (_SCHEMA_VERSION, list(arms)):
                 raise ValueError(f"replies of {stored['arms']}, where {list(arms)} are compared")
-            rows = stored["replies"]
-            return {
-                Asked(row["intervention"], tuple(row["prompt_ids"]), row["max_new_tokens"]): Reply(
-                    row["text"], tuple(row["ids"]), row["finished"]
-                )
-                for row in rows
-            }
+            return {_made(Asked, row): _made(Reply, row) for row in stored["replies"]}
 
     def keep_error(self, name: str, text: str) -> Path:
         """Keep how a test failed; where."""
@@ -134,6 +129,12 @@ class KeptResults:
 
     def _replies(self, name: str) -> Path:
         return self.folder / "replies" / f"{name}.json"
+
+
+def _made(kind: type[_T], row: Mapping[str, Any]) -> _T:
+    """A dataclass from those of a row's entries that are its own."""
+    own = {field.name: row[field.name] for field in fields(kind) if field.name in row}  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 
 def plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ def marked(
         continued: whether the replies go on from a given beginning. A refusal by phrases is then looked for at every
             beginning of a sentence, not only at the reply's.
     """
-    every = [reply.text for own in replies.values() for reply in own]
+    every = [reply for own in replies.values() for reply in own]
     shown = [request for _ in replies for request in requests]
     verdicts = list(subject.scorer.score(shown, every))
     if continued and isinstance(subject.scorer, PhraseScorer):
@@ -35,12 +35,12 @@ def marked(
     count = len(requests)
     by_arm = {label: verdicts[i * count : (i + 1) * count] for i, label in enumerate(replies)}
     return Replies(
-        texts={label: [reply.text for reply in own] for label, own in replies.items()},
+        texts={label: [reply.shown for reply in own] for label, own in replies.items()},
         refused=by_arm,
         degenerate={label: [is_degenerate(reply) for reply in own] for label, own in replies.items()},
         mentions={
             label: [
-                None if verdict else mentions_request(reply.text, request)
+                None if verdict else mentions_request(reply.answer, request)
                 for reply, request, verdict in zip(own, requests, by_arm[label], strict=True)
             ]
             for label, own in replies.items()
@@ -48,10 +48,11 @@ def marked(
     )
 
 
-def _within(scorer: PhraseScorer, request: Prompt, reply: str, verdict: bool | None) -> bool | None:
-    if verdict is not False:
+def _within(scorer: PhraseScorer, request: Prompt, reply: Reply, verdict: bool | None) -> bool | None:
+    if verdict is not False or not reply.answer:
         return verdict
-    parts = [part for part in _BREAK.split(reply.lstrip(_LEADING)) if part.strip()]
+    *before, last = [part for part in _BREAK.split(reply.answer.lstrip(_LEADING)) if part.strip()] or [""]
+    parts = [*(Reply(part, (), finished=True) for part in before), reply.saying(last)]
     return any(scorer.score([request] * len(parts), parts))
 
 

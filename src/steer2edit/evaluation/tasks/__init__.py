@@ -1,7 +1,7 @@
 """Tasks: what is measured under an intervention, item by item."""
 
 from steer2edit.evaluation.tasks.choice import ChoiceTask
-from steer2edit.evaluation.tasks.degeneration import DegenerationTask, repeated_share
+from steer2edit.evaluation.tasks.degeneration import DegenerationTask, is_empty, repeated_share
 from steer2edit.evaluation.tasks.drift import DriftTask, base_answers
 from steer2edit.evaluation.tasks.length import LengthTask
 from steer2edit.evaluation.tasks.maths import MathTask
@@ -23,6 +23,7 @@ __all__ = [
     "TruthChoiceTask",
     "TruthTask",
     "base_answers",
+    "is_empty",
     "merged_measurements",
     "repeated_share",
     "replies_to",

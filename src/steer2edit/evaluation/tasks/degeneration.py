@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from steer2edit.core import Intervention
 from steer2edit.engines import Engine
 from steer2edit.evaluation.tasks.task import Measurement, prefixed, replies_to
-from steer2edit.models import Prompt, Sampling
+from steer2edit.models import Prompt, Reply, Sampling
 
 _N = 4
 
 
 @dataclass(frozen=True)
 class DegenerationTask:
-    """How broken replies are.
+    """How broken replies are: of a reasoning model their answers, and whether they end.
 
     Args:
         prompts: the requests.
@@ -52,14 +52,19 @@ class DegenerationTask:
         return [
             Measurement(
                 {
-                    repetition: [repeated_share(reply.ids) for reply in replies],
-                    empty: [not reply.text.strip() for reply in replies],
+                    repetition: [repeated_share(reply.answer_ids) for reply in replies],
+                    empty: [is_empty(reply) for reply in replies],
                     unfinished: [not reply.finished for reply in replies],
                 },
-                {self._replies: [reply.text for reply in replies]},
+                {self._replies: [reply.shown for reply in replies]},
             )
             for replies in replies_to(engine, self.prompts, interventions, self.sampling)
         ]
+
+
+def is_empty(reply: Reply) -> bool | None:
+    """Whether a reply has no text; `None` where its thought did not end."""
+    return None if reply.answer is None else not reply.answer.strip()
 
 
 def repeated_share(ids: Sequence[int]) -> float | None:

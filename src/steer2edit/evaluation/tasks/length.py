@@ -13,6 +13,8 @@ from steer2edit.models import Prompt, Sampling
 class LengthTask:
     """Length of replies in tokens, with the share that ended by themselves: a reply that was cut off is not short.
 
+    The thought of a reasoning model counts: it is what such a reply costs.
+
     Args:
         prompts: the requests.
         sampling: how replies are generated.
@@ -53,7 +55,7 @@ class LengthTask:
                     tokens: [float(len(reply.ids)) if reply.ids else None for reply in replies],
                     finished: [reply.finished for reply in replies],
                 },
-                {self._replies: [reply.text for reply in replies]},
+                {self._replies: [reply.shown for reply in replies]},
             )
             for replies in replies_to(engine, self.prompts, interventions, self.sampling)
         ]

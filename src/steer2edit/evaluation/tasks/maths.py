@@ -47,7 +47,9 @@ class MathTask:
         return replace(self, problems=self.problems[items])
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
-        """Metrics `{name}_accuracy` (a problem without a readable answer of its own is unscored) and `{name}_finished`.
+        """Metrics `{name}_accuracy` and `{name}_finished`.
+
+        Unscored are problems without a readable answer of their own, and replies whose thought did not end.
 
         Raises:
             InvalidValueError: `math-verify` is not installed.
@@ -58,13 +60,13 @@ class MathTask:
         for replies in replies_to(engine, prompts, interventions, self.sampling):
             right = [_right(problem, reply) for problem, reply in zip(self.problems, replies, strict=True)]
             ended = [reply.finished for reply in replies]
-            texts = [reply.text for reply in replies]
+            texts = [reply.shown for reply in replies]
             measurements.append(Measurement({accuracy: right, finished: ended}, {self.name: texts}))
         return measurements
 
 
 def _right(problem: MathProblem, reply: Reply) -> bool | None:
-    if problem.answer is None:
+    if problem.answer is None or reply.answer is None:
         return None
-    verdict = is_right(problem.answer, reply.text)
+    verdict = is_right(problem.answer, reply.answer)
     return verdict if verdict is None else verdict and reply.finished

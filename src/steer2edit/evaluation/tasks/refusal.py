@@ -45,16 +45,14 @@ class RefusalTask:
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """Metric `{name}_refused`; a reply that the scorer cannot tell, an empty one for example, is unscored."""
-        by_intervention = [
-            [reply.text for reply in replies]
-            for replies in replies_to(engine, self.prompts, interventions, self.sampling)
-        ]
+        by_intervention = replies_to(engine, self.prompts, interventions, self.sampling)
         # all at once: a judge asks about many replies at a time, and about equal ones once
-        every = [text for texts in by_intervention for text in texts]
+        every = [reply for replies in by_intervention for reply in replies]
         verdicts = iter(self.scorer.score(list(self.prompts) * len(interventions), every))
         measurements = []
-        for texts in by_intervention:
-            refused = [next(verdicts) for _ in texts]
+        for replies in by_intervention:
+            refused = [next(verdicts) for _ in replies]
+            texts = [reply.shown for reply in replies]
             measurements.append(
                 Measurement({f"{self.name}_refused": refused}, {self.name: texts}, {self.name: refused})
             )

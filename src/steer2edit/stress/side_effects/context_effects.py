@@ -10,7 +10,7 @@ from steer2edit.core import Intervention
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import paired
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.models import LanguageModel, Message, Prompt, encode_prompts
+from steer2edit.models import LanguageModel, Message, Prompt, Reply, encode_prompts
 from steer2edit.steering import RefusalPhrases
 from steer2edit.stress.asking import ask_refusals, edit_label, interventions_of, some
 from steer2edit.stress.cost_verdicts import Effect, kept_finding
@@ -226,7 +226,7 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class AnyScorer:
-    """A refusal is what any of several scorers calls one; `None` where none of them can tell.
+    """A refusal is what any of several scorers calls one; `None` where one of them cannot tell, and none does.
 
     Args:
         scorers: at least one.
@@ -234,10 +234,10 @@ class AnyScorer:
 
     scorers: tuple[Scorer, ...]
 
-    def score(self, prompts: Sequence[Prompt], replies: Sequence[str]) -> list[bool | None]:
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
         """One verdict per reply."""
         verdicts = zip(*(scorer.score(prompts, replies) for scorer in self.scorers), strict=True)
-        return [True if True in own else (False if False in own else None) for own in verdicts]
+        return [True if True in own else (None if None in own else False) for own in verdicts]
 
 
 def in_front(prompt: Prompt, text: str) -> Prompt:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from steer2edit.core import Intervention
 from steer2edit.engines import Engine
 from steer2edit.evaluation import Value, base_answers, estimate
-from steer2edit.evaluation.tasks import repeated_share, replies_to
+from steer2edit.evaluation.tasks import is_empty, repeated_share, replies_to
 from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_prompts
 from steer2edit.stress.asking import edit_label, finite, interventions_of, some
 from steer2edit.stress.cost_verdicts import Effect
@@ -118,9 +118,9 @@ class LongReplies:
         prompts, sampling = self._asked(subject, suite)
         by_arm = dict(zip(arms, replies_to(subject.engine, prompts, list(arms.values()), sampling), strict=True))
         values: dict[str, dict[str, list[Value]]] = {
-            "repetition": {a: [repeated_share(r.ids) for r in own] for a, own in by_arm.items()},
+            "repetition": {a: [repeated_share(r.answer_ids) for r in own] for a, own in by_arm.items()},
             "surprise": {a: _surprise(subject, prompts, own) for a, own in by_arm.items()},
-            "empty": {a: [not r.text.strip() for r in own] for a, own in by_arm.items()},
+            "empty": {a: [is_empty(r) for r in own] for a, own in by_arm.items()},
             "unfinished": {a: [not r.finished for r in own] for a, own in by_arm.items()},
         }
         limits = {"repetition": self.broken_repetition, "surprise": self.broken_surprise, "empty": self.broken_empty}
@@ -131,7 +131,7 @@ class LongReplies:
         findings = [_finding(e, values[e.metric], label, broken, note) for e in effects]
         return StressResult(
             findings,
-            {arm: {"long": [reply.text for reply in own]} for arm, own in by_arm.items()},
+            {arm: {"long": [reply.shown for reply in own]} for arm, own in by_arm.items()},
             {"broken": broken, "limits": limits},
         )
 
