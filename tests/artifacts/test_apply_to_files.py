@@ -130,8 +130,11 @@ def test_a_part_of_the_experts_and_a_row_of_zeros(tmp_path: Path) -> None:
 
 def test_side_files_and_what_is_left_out(tmp_path: Path) -> None:
     model = saved(tmp_path / "base")
-    kept = {"modeling_own.py": b"print()", "nested/vocab.json": b"{}", "preprocessor_config.json": b"{}", "x.txt": b""}
-    left_out = {"pytorch_model.bin", "consolidated.safetensors", "nested/model.onnx", "model.gguf", ".gitattributes"}
+    kept = {"modeling_own.py": b"print()", "nested/vocab.json": b"{}", "preprocessor_config.json": b"{}", "x.txt": b"",
+            "original/own.py": b""}  # fmt: skip
+    left_out = {"pytorch_model.bin", "consolidated.safetensors", "params.json", "model.gguf", ".gitattributes",
+                "original/consolidated.00.pth", "original/params.json", "onnx/model.onnx_data", "onnx/config.json",
+                "openvino_model.xml", "openvino_model.bin", "flax_model.msgpack.index.json"}  # fmt: skip
     for name, content in {**kept, **dict.fromkeys(left_out, b"unedited")}.items():
         (tmp_path / "base" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "base" / name).write_bytes(content)
@@ -385,15 +388,6 @@ def test_a_projection_of_another_shape_or_none_at_all(tmp_path: Path) -> None:
     rewrite(tmp_path / "base", {name: {}})
     with pytest.raises(ModelError, match="no tensor for 1 of its projections"):
         apply_to_files(str(tmp_path / "base"), [(edit, 1.0)], tmp_path / "out")
-
-
-def test_a_base_without_safetensors_files(tmp_path: Path) -> None:
-    model = saved(tmp_path / "base")
-    for path in (tmp_path / "base").glob("model*"):
-        path.unlink()
-    torch.save({}, tmp_path / "base" / "pytorch_model.bin")
-    with pytest.raises(ArtifactError, match="no checkpoint in safetensors files"):
-        apply_to_files(str(tmp_path / "base"), [(random_edit(model), 1.0)], tmp_path / "out")
 
 
 def test_a_base_that_changes_meanwhile_leaves_nothing(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_files_in_the_hub_cache(tmp_path: Path, base: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("from_files", [True, False])
-@pytest.mark.parametrize("stage", [None, "write_manifest", "_manifest", "_save_tokenizer"])
+@pytest.mark.parametrize("stage", [None, "write_manifest", "_require_same_structure"])
 def test_memory_is_untouched_and_ctrl_c_leaves_nothing(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, from_files: bool, stage: str | None
 ) -> None:

@@ -133,7 +133,7 @@ def test_fields_of_an_index(tmp_path: Path, data: st.DataObject) -> None:
         return
     assert files.tensors
     for name, tensor in files.tensors.items():
-        assert torch.equal(files.read_rows(name, 0, tensor.rows).view(-1), TENSORS[name].view(-1))
+        assert torch.equal(tensor.read_rows(0, tensor.rows).view(-1), TENSORS[name].view(-1))
 
 
 @pytest.fixture(scope="module")

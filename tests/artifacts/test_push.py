@@ -14,7 +14,7 @@ from hub_server import TOKEN, Hub, running_hub
 from families import tiny_model
 from steer2edit.artifacts import save_edit
 from steer2edit.artifacts.edits.combined import read_members, save_combined
-from steer2edit.artifacts.edits.hub import push
+from steer2edit.artifacts.edits.hub import push, pushed_files
 from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
@@ -108,6 +108,30 @@ def test_a_local_base_that_the_card_does_not_know_is_reported(hub: Hub, tmp_path
     model.network.name_or_path = str(tmp_path)
     save_edit(model, sparse_edit(model), tmp_path / "edit")
     assert push(tmp_path / "edit", "me/edit").local_base == str(tmp_path)
+    assert json.loads(hub.commits[0][2]["adapter_config.json"])["base_model_name_or_path"] == tmp_path.name
+
+
+@pytest.mark.parametrize("what", ["edit", "combined", "peft", "vllm", "gguf-lora"])
+def test_no_path_of_this_machine_is_published(hub: Hub, tmp_path: Path, what: str) -> None:
+    base = tmp_path / "my-base"
+    base.mkdir()
+    model = LanguageModel(tiny_model("llama").network, name=str(base))
+    model.network.name_or_path = str(base)
+    save_edit(model, sparse_edit(model), tmp_path / "edit")
+    if what == "combined":
+        save_combined(model, read_members([tmp_path / "edit"] * 2, [1.0, 0.5]), tmp_path / what)
+    elif what != "edit":
+        export_edit(tmp_path / "edit", what, [1.0], tmp_path / what, model=model)
+    kept = json.loads((tmp_path / "edit" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert kept == str(base)  # here it is what loads the base
+    push(tmp_path / what, "me/it")
+    published = hub.commits[0][2]
+    assert [name for name, content in published.items() if str(tmp_path).encode() in content] == []
+    assert "my-base" in published["README.md"].decode()
+    for name, content in published.items():
+        (tmp_path / "again" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "again" / name).write_bytes(content)
+    assert set(pushed_files(tmp_path / "again")) == set(published)  # which reads everything, hashes included
 
 
 class TestRefused:

@@ -16,7 +16,7 @@ from torch import Tensor
 from families import tiny_network
 from steer2edit.audit import Audit, as_json, audit
 from steer2edit.audit.adapter_config import ONLY_EMPTY, WITHOUT_EFFECT, AdapterConfig
-from steer2edit.errors import ArtifactError
+from steer2edit.errors import ArtifactError, ModelError
 
 TARGETS = ["o_proj", "down_proj"]
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -208,5 +208,5 @@ def test_other_adapters_and_adapters_of_adapters(tmp_path: Path) -> None:
         get_peft_model(model.network, config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ArtifactError, match=r"IA3.*merge_and_unload"):
         audited(tmp_path)
-    with pytest.raises(ArtifactError, match="Give the model that the adapter was made for"):
+    with pytest.raises(ModelError, match="Give that model, or a checkpoint it is merged into"):
         audit(str(tmp_path / "adapter"), tmp_path / "adapter")

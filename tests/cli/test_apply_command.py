@@ -125,22 +125,6 @@ def test_a_result_that_was_changed_is_not_verified(
     assert verify_checkpoint(base, edits, out, device="cpu").greedy_agreement > 0.9
 
 
-def test_a_model_without_safetensors_is_saved_from_memory(
-    checkpoint: Path, edit: Path, model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (base / name).write_bytes((checkpoint / name).read_bytes())
-    torch.save(model.network.state_dict(), base / "pytorch_model.bin")
-    capsys.readouterr()
-    run("apply", base, edit, "--out", tmp_path / "out", "--device", "cpu", "--json")
-    assert json.loads(capsys.readouterr().out)["source"] == "memory"
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-    assert run_main(monkeypatch, "apply", base, edit, "--out", tmp_path / "again", "--verify") == 1
-    assert "no safetensors files to compare with" in " ".join(capsys.readouterr().err.split())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

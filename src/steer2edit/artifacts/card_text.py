@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 from steer2edit.artifacts.edits.peft_files import base_reference
 from steer2edit.models import LanguageModel
@@ -28,3 +29,15 @@ def base_on_the_hub(model: LanguageModel) -> str | None:
         return HUB_ID
     reference = base_reference(model)
     return reference if _HUB_ID.fullmatch(reference) else None
+
+
+def base_to_load(model: LanguageModel) -> str:
+    """What a card's example loads the base by: its Hub id, or where a folder of its name would be."""
+    reference = base_reference(model)
+    return base_on_the_hub(model) or (f"path/to/{portable(reference)}" if Path(reference).is_dir() else reference)
+
+
+def portable(name: str) -> str:
+    """A model's name as it can be passed on: of a path on this machine, the folder's name alone."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.is_absolute() or path.is_dir() else name

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, has_safetensors, open_checkpoint
-from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
+from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
 from steer2edit.audit.adapter_views import adapter_views, is_adapter
 from steer2edit.audit.change import Place, TensorChange, describe_change
 from steer2edit.audit.classify import Classification, classify
@@ -17,7 +16,7 @@ from steer2edit.audit.places import Places, find_places
 from steer2edit.audit.structure import Structure, compare_structure, counted, differing_settings, tie_heads
 from steer2edit.audit.views import TensorView, checkpoint_views, pair_of_views, same_content
 from steer2edit.core import WeightEdit
-from steer2edit.errors import ArtifactError, MismatchError, ModelError
+from steer2edit.errors import MismatchError, ModelError
 from steer2edit.models import checkpoint_directory, load_skeleton
 from steer2edit.models.layout import Layout
 from steer2edit.progress import step
@@ -136,17 +135,12 @@ def audit(
 
 
 def _open(base: str, edited: Path | str, layout: Path | Layout | None, trust_remote_code: bool) -> _Sides:
-    where, other = checkpoint_directory(base), checkpoint_directory(str(edited))
-    if is_adapter(where):
-        raise ArtifactError(
-            f"{base} holds an adapter, and an audit compares with a whole model. Give the model that the adapter "
-            "was made for, or merge the two with PEFT (merge_and_unload) and give the merged checkpoint."
-        )
+    where, other = checkpoint_directory(base), checkpoint_directory(str(edited), weights_alone=True)
     ours = open_checkpoint(where)
     before = checkpoint_views(ours)
     places, notes = _places(base, ours, layout, trust_remote_code)
     if is_adapter(other):
-        return _open_adapter(str(edited), other, ours, before, places, notes)
+        return _open_adapter(other, ours, before, places, notes)
     theirs = open_checkpoint(other)
     after = checkpoint_views(theirs)
     _require_related(base, str(edited), before, after)
@@ -156,13 +150,8 @@ def _open(base: str, edited: Path | str, layout: Path | Layout | None, trust_rem
 
 
 def _open_adapter(
-    edited: str, directory: Path, ours: CheckpointFiles, before: dict[str, TensorView], places: Places, notes: list[str]
+    directory: Path, ours: CheckpointFiles, before: dict[str, TensorView], places: Places, notes: list[str]
 ) -> _Sides:
-    if has_safetensors(directory):
-        raise ArtifactError(
-            f"{edited} holds both a model's weights and an adapter, and transformers loads the one on top of the "
-            f"other. Audit them one by one: move {CONFIG_FILE} and {ADAPTER_FILE} to a folder of their own."
-        )
     tied = {places.head: before[places.embedding]} if places.ties_head and places.embedding in before else {}
     after, unread = adapter_views(directory, {**tied, **before}, places)  # type: ignore[dict-item]
     for name, view in tied.items():

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
-from steer2edit.artifacts.checkpoints.safetensors_files import INDEX_FILE, CheckpointFiles
+from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles
 from steer2edit.artifacts.checkpoints.side_files import find_side_files
 from steer2edit.audit.structure import WITHOUT_EFFECT
+from steer2edit.models.model_path import INDEX_FILE
 
 _PROVENANCE = {"README.md", "LICENSE", "LICENSE.txt", ".gitattributes", MANIFEST_FILE}
 _NO_DIFFERENCE = {INDEX_FILE}  # which shard holds which tensor: the tensors themselves are compared

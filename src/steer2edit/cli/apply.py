@@ -18,7 +18,7 @@ from steer2edit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from steer2edit.artifacts import CheckpointManifest
+    from steer2edit.artifacts import BaseCheckpoint, CheckpointManifest
 
 LinkOption = Annotated[
     str,
@@ -51,31 +51,28 @@ def apply(
 ) -> None:
     """Write the edited checkpoint: the base's files, names and dtypes; only the edited tensors differ.
 
-    It is made from the files, without loading the model, so its size does not matter. (A model without safetensors
-    files is loaded, and saved from memory.) EDIT_DIR may also be several edits in one, made by `combine`.
+    It is made from the files, without loading the model, so its size does not matter. Weights in pytorch_model.bin
+    become safetensors. EDIT_DIR may also be several edits in one, made by `combine`.
 
     \b
     Example:
     steer2edit apply smollm2 edit --out edited-model
     """
-    from steer2edit.artifacts import require_free
+    from steer2edit.artifacts import apply_to_files, open_base, require_free
     from steer2edit.artifacts.checkpoints.copying import require_link
-    from steer2edit.artifacts.checkpoints.safetensors_files import has_safetensors
     from steer2edit.artifacts.edits.combined import load_members
     from steer2edit.cli.console import print_json
-    from steer2edit.models import checkpoint_directory
     from steer2edit.progress import show_progress
 
     require_free(out, overwrite=overwrite)
-    require_link(link)
     edits = [(edit, weight * strength) for edit, weight in load_members(edit_dir)]
-    settings: dict[str, Any] = {"layout": layout, "trust_remote_code": trust_remote_code}
-    writing: dict[str, Any] = {"link": link, "allow_mismatch": allow_mismatch, "overwrite": overwrite}
     with show_progress():
-        if has_safetensors(checkpoint_directory(model)):
-            manifest, verification = _from_files(model, edits, out, settings, writing, device if verify else None)
-        else:
-            manifest, verification = _from_memory(model, edits, out, settings, writing, device, verify)
+        base = open_base(model, layout=layout, trust_remote_code=trust_remote_code)
+        manifest = apply_to_files(
+            base, edits, out, link=require_link(link), allow_mismatch=allow_mismatch, overwrite=overwrite
+        )
+        settings: dict[str, Any] = {"device": device, "layout": layout, "trust_remote_code": trust_remote_code}
+        verification = _verified(base, edits, out, settings) if verify else None
     if json_output:
         tensors = {name: record.model_dump() for name, record in manifest.edited_tensors.items()}
         return print_json(
@@ -93,44 +90,15 @@ def apply(
     return None
 
 
-def _from_files(
-    model: str, edits: Any, out: Path, settings: dict[str, Any], writing: dict[str, Any], verify_on: str | None
-) -> "tuple[CheckpointManifest, dict[str, Any] | None]":
-    from steer2edit.artifacts import apply_to_files, open_base, verify_checkpoint
+def _verified(base: "BaseCheckpoint", edits: Any, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    from steer2edit.artifacts import verify_checkpoint
     from steer2edit.errors import Steer2EditError
 
-    base = open_base(model, **settings)
-    manifest = apply_to_files(base, edits, out, **writing)
-    if verify_on is None:
-        return manifest, None
     try:
-        return manifest, verify_checkpoint(base, edits, out, device=verify_on, **settings).as_json()
+        return verify_checkpoint(base, edits, out, **settings).as_json()
     except Steer2EditError:
         shutil.rmtree(out)  # what is not what it should be must not lie there as if it were
         raise
-
-
-def _from_memory(
-    model: str, edits: Any, out: Path, settings: dict[str, Any], writing: dict[str, Any], device: str, verify: bool
-) -> "tuple[CheckpointManifest, None]":
-    from steer2edit.artifacts import CheckpointManifest, read_manifest, save_checkpoint
-    from steer2edit.errors import InvalidValueError
-    from steer2edit.models import load_model
-
-    if verify:
-        raise InvalidValueError(
-            f"{model!r} has no safetensors files to compare with: leave out --verify. What is saved from memory is "
-            "read back and compared in any case."
-        )
-    if len(edits) > 1:
-        raise InvalidValueError(
-            f"{model!r} has no safetensors files, and from memory only one edit can be applied, got {len(edits)}. Save "
-            "the model as safetensors first (save_pretrained), and apply to that."
-        )
-    ((edit, strength),) = edits
-    loaded = load_model(model, device=device, like=edit.metadata, **settings)
-    save_checkpoint(loaded, edit, out, strength=strength, **writing)
-    return read_manifest(out, CheckpointManifest), None
 
 
 def _print(out: Path, manifest: "CheckpointManifest", verification: dict[str, Any] | None) -> None:

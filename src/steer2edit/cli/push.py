@@ -35,7 +35,8 @@ def push(
     say(f"Pushed {len(pushed.files)} files: {pushed.url}")
     if pushed.local_base:
         say(
-            f"The adapter names its base by a path of this machine, {pushed.local_base}. Write the base's Hub id as "
-            "base_model_name_or_path into adapter_config.json, and as base_model into README.md."
+            f"The base is a folder, {pushed.local_base}, and the adapter that was pushed has its name only. "
+            "Write the base's Hub id as base_model_name_or_path into adapter_config.json, and as base_model into "
+            "README.md."
         )
     return None

@@ -1,6 +1,5 @@
 """Loading a model: a Hub id, a local directory, or `smollm2`."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,11 @@ from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
 from steer2edit.models.chat_format import ChatFormat, template_of
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
-from steer2edit.models.smollm2 import smollm2_checkpoint
+from steer2edit.models.model_path import model_path
 from steer2edit.progress import step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DEQUANTISED_ON_LOADING = ("mxfp4", "fp8")
 _PLAIN_TEXT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
@@ -82,8 +82,9 @@ def load_model(
 def _read(
     name: str, dtype: str, device: str, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = smollm2_checkpoint() if name.lower() == "smollm2" else os.path.expanduser(name)
+    path = model_path(name)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    _require_plain(name, getattr(config, "quantization_config", None), _DEQUANTISED_ON_LOADING)
     network, loaded = model_class(config, trust_remote_code).from_pretrained(
         path,
         dtype=_dtype(dtype, device, config),
@@ -92,10 +93,11 @@ def _read(
         output_loading_info=True,
     )
     if getattr(network, "is_quantized", False):
-        method = getattr(network, "quantization_method", "an unknown method")
+        _require_plain(name, {"quant_method": getattr(network, "quantization_method", "an unknown method")})
+    if getattr(network, "_hf_peft_config_loaded", False):
         raise ModelError(
-            f"the weights of {name!r} are quantised ({method}), and what an edit is computed from and measured with is "
-            "the weights as plain numbers. Use the unquantised checkpoint, and quantise after the edit."
+            f"{name!r} holds both a model's weights and an adapter (adapter_config.json), and transformers loads the "
+            "one on top of the other. Download it, and move the adapter's files to a folder of their own."
         )
     if missing := sorted(loaded["missing_keys"]):  # transformers would leave them random
         raise ModelError(
@@ -103,6 +105,18 @@ def _read(
             f"{', ...' if len(missing) > 4 else ''}. Check that config.json and the weights belong together."
         )
     return network, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _require_plain(name: str, quantisation: Any, accepted: Sequence[str] = ()) -> None:
+    if not quantisation:
+        return
+    settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+    method = getattr(settings.get("quant_method"), "value", settings.get("quant_method"))
+    if method not in accepted:
+        raise ModelError(
+            f"the weights of {name!r} are quantised ({method}), and what an edit is computed from and measured with is "
+            "the weights as plain numbers. Use the unquantised checkpoint, and quantise after the edit."
+        )
 
 
 def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> Any:
@@ -165,8 +179,6 @@ def _dtype(dtype: str, device: str, config: object) -> torch.dtype:
 
 def _why_not(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:400]
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        return f"there is no model directory {name!r}. Give a directory, a Hub id such as org/name, or smollm2."
     return (
         f"cannot load the model {name!r}: {reason} "
         "Give a directory with config.json and safetensors weights, a Hub id that can be reached, or smollm2."

@@ -1,8 +1,8 @@
 """Where a model's projections are in the files of its checkpoint, and the model's structure without its weights."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,14 @@ from steer2edit.errors import ModelError
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.loading import model_class
+from steer2edit.models.model_path import has_weights, model_path
 from steer2edit.models.projection import Projection
-from steer2edit.models.smollm2 import smollm2_checkpoint
 
-_NOT_NEEDED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "*.ot")
+_NOT_NEEDED = ["*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "*.ot"]
+_SEARCHES: tuple[dict[str, Any], ...] = (
+    {"local_files_only": True}, {"ignore_patterns": ["*.bin", *_NOT_NEEDED]}, {"ignore_patterns": _NOT_NEEDED},
+)  # fmt: skip
+"""Where a Hub model's files are looked for, until its weights are there: `.bin` only where there is nothing better."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +48,35 @@ class StoredMatrix:
     transposed: bool
 
 
-def checkpoint_directory(name: str) -> Path:
+def checkpoint_directory(name: str, *, weights_alone: bool = False) -> Path:
     """The local directory of a model: itself, the converted `smollm2`, or the snapshot of a Hub id.
 
+    Args:
+        name: a Hub id, a local directory, or `smollm2`.
+        weights_alone: whether an adapter's folder, or weights without config.json, will do.
+
     Raises:
-        ModelError: there is none, and it cannot be downloaded.
+        ModelError: there is none, and it cannot be downloaded; or it is something else.
     """
-    path = Path(os.path.expanduser(smollm2_checkpoint() if name.lower() == "smollm2" else name))
-    if path.is_dir():
-        return path
-    if name.startswith((".", "/", "~")):
-        raise ModelError(
-            f"there is no model directory {name!r}. Give a directory, a Hub id such as org/name, or smollm2."
-        )
+    found = model_path(name, weights_alone=weights_alone)
+    if Path(found).is_dir():
+        return Path(found)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    directory = Path()
     try:
-        try:
-            return Path(snapshot_download(str(path), local_files_only=True, ignore_patterns=list(_NOT_NEEDED)))
-        except LocalEntryNotFoundError:
-            return Path(snapshot_download(str(path), ignore_patterns=list(_NOT_NEEDED)))
+        for options in _SEARCHES:
+            with suppress(LocalEntryNotFoundError) if "local_files_only" in options else nullcontext():
+                directory = Path(snapshot_download(found, **options))
+                if has_weights(directory) or (weights_alone and not (directory / "config.json").exists()):
+                    break
     except Exception as error:  # the Hub's client raises errors of many kinds
         raise ModelError(
             f"cannot find the model {name!r} on this machine or on the Hub: {' '.join(str(error).split())[:300]} "
             "Give a directory with config.json and safetensors weights, a Hub id that can be reached, or smollm2."
         ) from error
+    return Path(model_path(str(directory), weights_alone=weights_alone))
 
 
 def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remote_code: bool = False) -> LanguageModel:

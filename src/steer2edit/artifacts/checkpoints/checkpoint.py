@@ -1,14 +1,16 @@
 """The edited checkpoint: the base's files with `W + strength · u aᵀ` in place of W, and nothing else changed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from steer2edit.artifacts.atomic import atomic_directory, flush, require_free
 from steer2edit.artifacts.checkpoints.applied import earlier_edits, require_base, require_not_applied
-from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, open_base
+from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, base_checkpoint, open_base
 from steer2edit.artifacts.checkpoints.checkpoint_manifest import (
     BaseCheckpointRecord,
     CheckpointManifest,
@@ -25,15 +27,15 @@ from steer2edit.artifacts.checkpoints.checkpoint_plan import (
 )
 from steer2edit.artifacts.checkpoints.copying import Link, copy_file, require_link
 from steer2edit.artifacts.checkpoints.loaded_base import base_of_loaded
-from steer2edit.artifacts.checkpoints.memory_checkpoint import save_from_memory
-from steer2edit.artifacts.checkpoints.patching import patched_copy
-from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
+from steer2edit.artifacts.checkpoints.patching import patched_copy, written_anew
+from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
 from steer2edit.artifacts.checkpoints.side_files import SideFiles, find_side_files
 from steer2edit.artifacts.manifest import now, package_versions, plain_json, write_manifest
 from steer2edit.core import WeightEdit
 from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
+from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE
 from steer2edit.progress import Advance, step
 
 _MB = 2**20
@@ -54,7 +56,8 @@ def apply_to_files(
 
     Names, shards, headers and dtypes are the base's, and every byte of them but those of edited tensors, which are
     `W + Σ strength · u aᵀ`, added in float32 (float64 if W is) and rounded once. Memory is that of a few million
-    numbers, whatever the size of the model.
+    numbers, whatever the size of the model. Weights in `pytorch_model.bin` are written as safetensors, one file for
+    each, with the same names, dtypes and bits.
 
     Args:
         base: a Hub id (its local snapshot), a local directory, `smollm2`, or what `open_base` opened. It is only read.
@@ -74,8 +77,8 @@ def apply_to_files(
         MismatchError: an edit is for another model or shape, or is in the base already.
         InvalidValueError: a strength is not finite, or an edited weight would not be.
         ModelError: there is no such model, or its files lack a projection.
-        ArtifactError: the base is quantised, damaged, or not in safetensors files; or the directory exists or cannot
-            be written, or reads back differently.
+        ArtifactError: the base is quantised or damaged; or the directory exists or cannot be written, or reads back
+            differently.
     """
     require_link(link)
     require_strengths(edits)
@@ -100,9 +103,8 @@ def save_checkpoint(
 ) -> None:
     """Write the edited checkpoint of a model that is loaded, complete or not at all.
 
-    Where the model comes from safetensors files on this machine and still equals them, this is `apply_to_files`.
-    Otherwise the model is saved from memory, in the dtype it has there. Edited tensors are `W + strength · u aᵀ`,
-    added in float32 and rounded once.
+    Where the model comes from files on this machine and still equals them, this is `apply_to_files`. Otherwise it is
+    that with the files which transformers saves of the model, in the dtype it has in memory.
 
     Args:
         model: the base. It is only read.
@@ -126,21 +128,24 @@ def save_checkpoint(
     base = base_of_loaded(model)
     with atomic_directory(directory, overwrite=overwrite) as scratch:
         if base is None:
-            tensors = save_from_memory(model, edit, strength, scratch)
-            _save_tokenizer(model, scratch)
-            write_manifest(_manifest(model.describe(), edits, "memory", tensors, []), scratch)
+            saved = scratch / "saved"
+            model.network.save_pretrained(saved)
+            in_memory = base_checkpoint(model, open_checkpoint(saved))
+            _write_from_files(in_memory, edits, model.describe(), scratch, "copy", source="memory")
+            shutil.rmtree(saved)
         else:
             _write_from_files(base, edits, model.describe(), scratch, link)
-            _save_tokenizer(model, scratch)
-
-
-def _save_tokenizer(model: LanguageModel, scratch: Path) -> None:
-    if model.tokenizer is not None and not (scratch / "tokenizer_config.json").exists():
-        model.tokenizer.save_pretrained(scratch)
+        if model.tokenizer is not None and not (scratch / "tokenizer_config.json").exists():
+            model.tokenizer.save_pretrained(scratch)
 
 
 def _write_from_files(
-    base: BaseCheckpoint, edits: ScaledEdits, described: Mapping[str, Any], scratch: Path, link: Link
+    base: BaseCheckpoint,
+    edits: ScaledEdits,
+    described: Mapping[str, Any],
+    scratch: Path,
+    link: Link,
+    source: Literal["files", "memory"] = "files",
 ) -> CheckpointManifest:
     plan = plan_edits(base, edits)
     side = find_side_files(base.directory, base.files.shards)
@@ -151,17 +156,29 @@ def _write_from_files(
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             copy_file(base.directory / path, scratch / path, "copy", advance)
         for shard, in_shard in by_shard(base, plan).items():
-            source, target = base.directory / shard, scratch / shard
-            if in_shard:
-                hashes |= patched_copy(source, target, in_shard, link, advance)
+            before, target = base.directory / shard, scratch / shard
+            if shard in base.files.headers:
+                hashes |= written_anew(target, base.files.headers[shard], base.files.of_shard(shard), in_shard, advance)
+            elif in_shard:
+                hashes |= patched_copy(before, target, in_shard, link, advance)
             else:
-                copy_file(source, target, link, advance)
+                copy_file(before, target, link, advance)
             flushing.append(behind.submit(flush, target))  # while the next file is written
         for future in flushing:
             future.result()
+    if base.files.headers and SINGLE_FILE not in base.files.shards:
+        _write_index(base.files, scratch)
     _require_same_structure(base, scratch)
-    manifest = _manifest(described, edits, "files", _tensor_records(plan, hashes), side.left_out)
-    manifest = manifest.model_copy(update={"earlier_edits": earlier_edits(base)})
+    manifest = CheckpointManifest(
+        created=now(),
+        base=BaseCheckpointRecord(**described),
+        edits=applied_edits(edits, [_with_model(edit, described) for edit, _ in edits]),
+        source=source,
+        edited_tensors=_tensor_records(plan, hashes),
+        not_copied=[path.as_posix().encode("utf-8", "backslashreplace").decode() for path in side.left_out],
+        versions=package_versions(),
+        earlier_edits=earlier_edits(base),
+    )
     write_manifest(manifest, scratch)
     return manifest
 
@@ -169,8 +186,8 @@ def _write_from_files(
 @contextmanager
 def _megabytes(base: BaseCheckpoint, side: SideFiles) -> Iterator[Advance]:
     """A step of as many units as there are megabytes to write; the function yielded is told bytes."""
-    files = [*side.kept, *map(Path, base.files.shards)]
-    total, done = sum((base.directory / path).stat().st_size for path in files), 0
+    total = sum((base.directory / path).stat().st_size for path in side.kept)
+    total, done = total + sum(tensor.size for tensor in base.files.tensors.values()), 0
     with step("Writing the checkpoint (MB)", -(-total // _MB)) as advance:
 
         def count(size: int) -> None:
@@ -179,6 +196,14 @@ def _megabytes(base: BaseCheckpoint, side: SideFiles) -> Iterator[Advance]:
             advance(done // _MB - (done - size) // _MB)
 
         yield count
+
+
+def _write_index(files: CheckpointFiles, directory: Path) -> None:
+    content = {
+        "metadata": {"total_size": sum(tensor.size for tensor in files.tensors.values())},
+        "weight_map": {name: tensor.file.name for name, tensor in files.tensors.items()},
+    }
+    (directory / INDEX_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _require_same_structure(base: BaseCheckpoint, scratch: Path) -> None:
@@ -201,26 +226,8 @@ def _tensor_records(plan: Plan, hashes: Mapping[str, str]) -> dict[str, EditedTe
         tensor.name: EditedTensorRecord(
             file=tensor.file.name, sha256=hashes[tensor.name], site=planned.site, projections=planned.projections
         )
-        for tensor, planned in plan.items()
+        for tensor, planned in sorted(plan.items(), key=lambda item: item[0].name)
     }
-
-
-def _manifest(
-    described: Mapping[str, Any],
-    edits: ScaledEdits,
-    source: str,
-    tensors: Mapping[str, EditedTensorRecord],
-    left_out: Sequence[Path],
-) -> CheckpointManifest:
-    return CheckpointManifest(
-        created=now(),
-        base=BaseCheckpointRecord(**described),
-        edits=applied_edits(edits, [_with_model(edit, described) for edit, _ in edits]),
-        source=source,  # type: ignore[arg-type]
-        edited_tensors=dict(sorted(tensors.items())),
-        not_copied=[path.as_posix().encode("utf-8", "backslashreplace").decode() for path in left_out],
-        versions=package_versions(),
-    )
 
 
 def _with_model(edit: WeightEdit, described: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, base_checkpoint
-from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, has_safetensors, open_checkpoint
+from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
 from steer2edit.artifacts.tensors import same_bits
 from steer2edit.errors import ArtifactError, ModelError
 from steer2edit.models import LanguageModel
+from steer2edit.models.model_path import has_weights
 
 
 def base_of_loaded(model: LanguageModel) -> BaseCheckpoint | None:
@@ -19,7 +20,7 @@ def base_of_loaded(model: LanguageModel) -> BaseCheckpoint | None:
     in the files and in the model, is in the model's dtype bit for bit the model's.
     """
     directory = _directory(model)
-    if directory is None or not has_safetensors(directory):
+    if directory is None or not has_weights(directory):
         return None
     try:
         base = base_checkpoint(model, open_checkpoint(directory))

@@ -8,7 +8,7 @@ Shapes: d, m = width of a projection's output and input; r, c = rows and columns
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +97,28 @@ def patched_copy(
             done = tensor.end
         if not shared:
             copy_range(before, after, done, source.stat().st_size, advance)
+    return hashes
+
+
+def written_anew(
+    target: Path,
+    header: bytes,
+    tensors: Iterable[StoredTensor],
+    edits: Mapping[StoredTensor, Sequence[MatrixEdit]],
+    advance: Advance,
+) -> dict[str, str]:
+    """Write a file of tensors that are in no safetensors file yet; as `patched_copy` otherwise."""
+    hashes: dict[str, str] = {}
+    with fresh_file(target) as file, _one_thread(), ThreadPoolExecutor(1) as behind:
+        write_all(file, memoryview(header))
+        for tensor in sorted(tensors, key=lambda tensor: tensor.begin):
+            if tensor in edits:
+                hashes[tensor.name] = _patch(file, tensor, edits[tensor], behind, advance)
+                continue
+            file.seek(tensor.begin)
+            for block in tensor.blocks():
+                write_all(file, memoryview(block))
+                advance(len(block))
     return hashes
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's safetensors files, read by byte offset: which tensor lies where, and any rows of it.
+"""A checkpoint's files of weights, read by byte offset: which tensor lies where, and any rows of it.
 
 Only headers are read on opening, and they are not trusted: an index or a header that contradicts itself or the file
 is refused, because bytes are later written at the offsets it gives. Memory is that of the headers, plus the rows that
@@ -10,19 +10,18 @@ import os
 import reprlib
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxtyping import Shaped
-from torch import Tensor
-
+from steer2edit.artifacts.checkpoints.pickled_files import open_pickled
 from steer2edit.artifacts.checkpoints.stored_tensor import BITS, StoredTensor, unreadable
 from steer2edit.artifacts.strict_json import parse_object
 from steer2edit.errors import ArtifactError
+from steer2edit.models.model_path import INDEX_FILE, PICKLE_FILE, PICKLE_INDEX_FILE, SINGLE_FILE
 
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_FILES = ((SINGLE_FILE, INDEX_FILE), (PICKLE_FILE, PICKLE_INDEX_FILE))
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _LONGEST_INDEX = 100_000_000
 _MOST_AXES = 16
@@ -36,31 +35,22 @@ class CheckpointFiles:
         directory: of the checkpoint.
         shards: names of the files with its tensors.
         tensors: by name.
+        headers: by file, what a safetensors file begins with that is not there yet: its tensors are in a `.bin` file.
     """
 
     directory: Path
     shards: tuple[str, ...]
     tensors: Mapping[str, StoredTensor]
+    headers: Mapping[str, bytes] = field(default_factory=dict)
 
-    def read_rows(self, name: str, start: int, stop: int) -> Shaped[Tensor, "rows columns"]:
-        """Rows of a tensor as a matrix; see `StoredTensor.read_rows`.
-
-        Raises:
-            ArtifactError: there is no such tensor, or it cannot be read.
-            InvalidValueError: there are no such rows.
-        """
-        if name not in self.tensors:
-            raise ArtifactError(f"{self.directory} has no tensor {name!r}.")
-        return self.tensors[name].read_rows(start, stop)
-
-
-def has_safetensors(directory: Path) -> bool:
-    """Whether a directory holds `model.safetensors`, or the index of several files."""
-    return any((directory / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+    def of_shard(self, shard: str) -> list[StoredTensor]:
+        """The tensors of a file."""
+        return [tensor for tensor in self.tensors.values() if tensor.file.name == shard]
 
 
 def open_checkpoint(directory: Path | str) -> CheckpointFiles:
-    """Read the headers of a checkpoint's safetensors files: `model.safetensors`, or the files that the index names.
+    """Read what is in a checkpoint's weights: `model.safetensors` or the files that its index names, else the same of
+    `pytorch_model.bin`, whose tensors are given names and places of safetensors files.
 
     Raises:
         ArtifactError: there are none; a shard is missing; a header or the index is damaged, contradicts the files, or
@@ -69,21 +59,27 @@ def open_checkpoint(directory: Path | str) -> CheckpointFiles:
     directory = Path(directory)
     if not directory.is_dir():
         raise ArtifactError(f"there is no checkpoint directory {directory}. Check the path.")
-    if os.path.lexists(directory / SINGLE_FILE):
-        tensors = open_tensors(require_inside(directory / SINGLE_FILE, directory))
-        return CheckpointFiles(directory, (SINGLE_FILE,), MappingProxyType(tensors))
-    if not os.path.lexists(directory / INDEX_FILE):
+    there = [pair for pair in _FILES if any(os.path.lexists(directory / name) for name in pair)]
+    if not there:
         raise ArtifactError(
-            f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: it is no checkpoint in safetensors files."
+            f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}, nor {PICKLE_FILE}: it is no checkpoint."
         )
-    weight_map = _read_index(directory)
-    shards = tuple(sorted(set(weight_map.values())))
+    single, index = there[0]
+    weight_map = None if os.path.lexists(directory / single) else _read_index(directory, index)
     found: dict[str, StoredTensor] = {}
-    for shard in shards:
-        tensors = open_tensors(require_inside(directory / shard, directory))
-        _require_as_indexed(directory, shard, tensors, weight_map)
+    headers: dict[str, bytes] = {}
+    shards = []
+    for shard in [single] if weight_map is None else sorted(set(weight_map.values())):
+        path = require_inside(directory / shard, directory)
+        shards.append(shard if shard.endswith(".safetensors") else _as_safetensors(shard))
+        if shards[-1] == shard:
+            tensors = open_tensors(path)
+        else:
+            tensors, headers[shards[-1]] = open_pickled(path, directory / shards[-1])
+        if weight_map is not None:
+            _require_as_indexed(directory / index, shard, tensors, weight_map)
         found |= tensors
-    return CheckpointFiles(directory, shards, MappingProxyType(found))
+    return CheckpointFiles(directory, tuple(shards), MappingProxyType(found), MappingProxyType(headers))
 
 
 def open_tensors(file: Path | str) -> dict[str, StoredTensor]:
@@ -138,8 +134,13 @@ def require_inside(path: Path, directory: Path) -> Path:
     return path
 
 
-def _read_index(directory: Path) -> dict[str, str]:
-    path = require_inside(directory / INDEX_FILE, directory)
+def _as_safetensors(shard: str) -> str:
+    return shard.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
+
+
+def _read_index(directory: Path, index: str) -> dict[str, str]:
+    path = require_inside(directory / index, directory)
+    suffix = ".safetensors" if index == INDEX_FILE else ".bin"
     try:
         if path.stat().st_size > _LONGEST_INDEX:
             raise ArtifactError(f"{path} is larger than {_LONGEST_INDEX} bytes: it is no index of a checkpoint.")
@@ -150,34 +151,34 @@ def _read_index(directory: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ArtifactError(f"{path} has no weight_map, which says which file holds which tensor. Get it again.")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_file_name(shard):
+        if not isinstance(shard, str) or not _is_file_name(shard, suffix):
             raise ArtifactError(
-                f"{path} says that {name!r} is in {reprlib.repr(shard)}: it must be the name of a .safetensors file in "
+                f"{path} says that {name!r} is in {reprlib.repr(shard)}: it must be the name of a {suffix} file in "
                 "the same directory, without a path. Do not use this checkpoint unless you know why."
             )
     return weight_map
 
 
-def _is_file_name(shard: str) -> bool:
+def _is_file_name(shard: str, suffix: str) -> bool:
     """A plain name: no folder, drive, or character that a file name cannot hold."""
     plain = shard.isprintable() and not set(shard) & {"/", "\\", ":"}
-    return plain and shard.endswith(".safetensors") and not shard.startswith(".")
+    return plain and shard.endswith(suffix) and not shard.startswith(".")
 
 
 def _require_as_indexed(
-    directory: Path, shard: str, tensors: Mapping[str, StoredTensor], weight_map: Mapping[str, str]
+    index: Path, shard: str, tensors: Mapping[str, StoredTensor], weight_map: Mapping[str, str]
 ) -> None:
     lacking = sorted(name for name, where in weight_map.items() if where == shard and name not in tensors)
     surplus = sorted(name for name in tensors if weight_map.get(name) != shard)
     if lacking:
         raise ArtifactError(
-            f"{INDEX_FILE} says that {shard} holds {lacking[0]!r}, but it does not ({len(lacking)} such tensors). The "
-            f"files in {directory} do not belong together: get them again."
+            f"{index.name} says that {shard} holds {lacking[0]!r}, but it does not ({len(lacking)} such tensors). The "
+            f"files in {index.parent} do not belong together: get them again."
         )
     if surplus:
         raise ArtifactError(
-            f"{shard} holds {surplus[0]!r}, which {INDEX_FILE} does not place there ({len(surplus)} such tensors). The "
-            f"files in {directory} do not belong together: get them again."
+            f"{shard} holds {surplus[0]!r}, which {index.name} does not place there ({len(surplus)} such tensors). The "
+            f"files in {index.parent} do not belong together: get them again."
         )
 
 

@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
-from steer2edit.artifacts.checkpoints.safetensors_files import INDEX_FILE, require_inside
+from steer2edit.artifacts.checkpoints.safetensors_files import require_inside
+from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE
 
-_OTHER_WEIGHTS = {
+_WEIGHTS = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".keras", ".msgpack", ".npz", ".npy"),
     *(".gguf", ".ggml", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".nemo", ".pdparams", ".engine", ".data"),
 }
+_DESCRIBES = {
+    "adapter_config.json": "adapter_model.",
+    "params.json": "consolidated.",
+    "openvino_model.xml": "openvino_model.",
+}
+"""Files that engines read first, by the beginning of the weights without which they lead nowhere."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,9 @@ class SideFiles:
 
     Args:
         kept: what belongs to the checkpoint.
-        left_out: weights in other formats, which would still be unedited; hidden entries; folders that are links;
-            pipes, sockets and devices.
+        left_out: weights that are not the checkpoint's, which would still be unedited, and what cannot be loaded
+            without them: their indices and settings, and what else is in a folder of theirs, but for code; hidden
+            entries; folders that are links; pipes, sockets and devices.
     """
 
     kept: tuple[Path, ...]
@@ -34,14 +42,15 @@ def find_side_files(directory: Path, shards: Collection[str]) -> SideFiles:
     Raises:
         ArtifactError: a file that belongs to the checkpoint is a link that leads out of it, or nowhere.
     """
+    own = {MANIFEST_FILE, *shards}
+    entries = [path for path in _entries(directory, Path()) if str(path) not in own]
+    weights = [path for path in entries if path.suffix.lower() in _WEIGHTS]
     kept: list[Path] = []
     left_out: list[Path] = []
-    for path in _entries(directory, Path()):
-        if (path.name in shards and path.parent == Path()) or str(path) == MANIFEST_FILE:
-            continue
+    for path in entries:
         whole = directory / path
         special = whole.exists() and not whole.is_file()
-        if not special and _belongs(path):
+        if not special and path not in weights and _belongs(path, weights, SINGLE_FILE not in shards):
             require_inside(whole, directory)
             kept.append(path)
         else:
@@ -59,9 +68,13 @@ def _entries(directory: Path, within: Path) -> Iterator[Path]:
             yield path
 
 
-def _belongs(path: Path) -> bool:
+def _belongs(path: Path, weights: Collection[Path], indexed: bool) -> bool:
     if path.name.startswith("."):
         return False
     if path.name.endswith(".index.json"):
-        return str(path) == INDEX_FILE
-    return path.suffix.lower() not in _OTHER_WEIGHTS
+        return indexed and str(path) == INDEX_FILE
+    beside = [other.name for other in weights if other.parent == path.parent]
+    if path.parent != Path():
+        return not beside or path.suffix == ".py"
+    described = _DESCRIBES.get(path.name)
+    return described is None or not any(name.startswith(described) for name in beside)

@@ -1,8 +1,8 @@
-"""One tensor in a safetensors file: where its bytes are, and any rows of it, read by offset."""
+"""One tensor of a checkpoint: where its bytes are in a safetensors file, and any rows of it, read by offset."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ CHUNK = 2**18
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a safetensors file.
+    """One tensor in a safetensors file, or of another file, for a place in a safetensors file that is to be written.
 
     Args:
         file: of the tensor.
@@ -53,6 +53,7 @@ class StoredTensor:
         shape: of the tensor.
         begin: offset of its first byte from the beginning of the file.
         end: offset after its last byte.
+        values: the tensor itself where it is not read from that file.
     """
 
     file: Path
@@ -61,6 +62,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int
     end: int
+    values: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,6 +125,8 @@ class StoredTensor:
             raise InvalidValueError(f"{self.name} has rows 0 to {self.rows}, and {start} to {stop} are asked for.")
         count = stop - start
         values = torch.empty((count, self.columns), dtype=self.dtype) if into is None else into[:count]
+        if self.values is not None:
+            return values.copy_(self.values.reshape(self.rows, self.columns)[start:stop])
         if values.numel():
             read_into(self.file, self.row_offset(start), memoryview(values.view(torch.uint8).numpy().data).cast("B"))
         return values
@@ -133,6 +137,10 @@ class StoredTensor:
 
     def blocks(self) -> Iterator[bytes]:
         """The tensor's bytes, some at a time, whatever its dtype."""
+        if self.values is not None:
+            raw = self.values.reshape(-1).view(torch.uint8).numpy()
+            yield from (raw[start : start + CHUNK].tobytes() for start in range(0, self.size, CHUNK))
+            return
         for start in range(self.begin, self.end, CHUNK):
             block = bytearray(min(CHUNK, self.end - start))
             read_into(self.file, start, memoryview(block))

@@ -1,7 +1,5 @@
 """The model card of an adapter directory: how to load it, what was edited, what was measured."""
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +7,15 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
-from steer2edit.artifacts.edits.peft_files import base_reference
+from steer2edit.artifacts.card_text import CARD_FILE, base_on_the_hub, base_to_load, cell, portable, quoted
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.artifacts.manifest import EditManifest, EstimateRecord, EvaluationRecord
 from steer2edit.core import Block, Site, WeightEdit
 from steer2edit.core.expert_edits import ExpertEdit, expert_edits
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel
-from steer2edit.models.smollm2 import HUB_ID, is_embedded
+from steer2edit.models.smollm2 import is_embedded
 
-CARD_FILE = "README.md"
 _TOP_COMPONENTS = 10
 _BLOCK_NAMES: dict[Block, tuple[str, str]] = {
     "attn": ("attention", "heads"),
@@ -26,7 +23,6 @@ _BLOCK_NAMES: dict[Block, tuple[str, str]] = {
     "mlp": ("MLP", "neurons"),
 }
 _MOST_LEFT_OUT = 16
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 _TEMPLATE = """\
 ---
@@ -142,10 +138,10 @@ def write_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, d
         _environment()
         .from_string(_TEMPLATE)
         .render(
-            hub_id=_hub_id(model),
-            base=base_reference(model),
-            base_name=made_on["name"],
-            revision_argument=f", revision={_quoted(model.revision)}" if model.revision else "",
+            hub_id=base_on_the_hub(model),
+            base=base_to_load(model),
+            base_name=portable(made_on["name"]),
+            revision_argument=f", revision={quoted(model.revision)}" if model.revision else "",
             revision=made_on.get("revision"),
             fingerprint=made_on["fingerprint"],
             embedded=is_embedded(model.name),
@@ -167,17 +163,8 @@ def write_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, d
 def _environment() -> Environment:
     # Markdown, not HTML: autoescape would spoil it. Text goes through `cell` or `json` where it could break the page.
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters.update(cell=_cell, json=_quoted, estimate=_estimate)
+    environment.filters.update(cell=cell, json=quoted, estimate=_estimate)
     return environment
-
-
-def _quoted(text: str) -> str:
-    """A literal that YAML and Python both read."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _estimate(estimate: EstimateRecord | None) -> str:
@@ -186,14 +173,6 @@ def _estimate(estimate: EstimateRecord | None) -> str:
     interval = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:.3g}, {estimate.high:.3g}]"
     unscored = f", {estimate.unscored} not scored" if estimate.unscored else ""
     return f"{estimate.value:.3g}{interval}, n = {estimate.n}{unscored}"
-
-
-def _hub_id(model: LanguageModel) -> str | None:
-    """The base's Hub id; a local path would not be a valid `base_model` there."""
-    if model.name.lower() == "smollm2":
-        return HUB_ID
-    reference = base_reference(model)
-    return reference if _HUB_ID.fullmatch(reference) else None
 
 
 def _evaluation(raw: Mapping[str, Any] | None) -> EvaluationRecord | None:

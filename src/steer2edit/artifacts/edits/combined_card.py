@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from steer2edit.artifacts.card_text import CARD_FILE, CARD_TAGS, base_on_the_hub, cell, quoted
+from steer2edit.artifacts.card_text import CARD_FILE, CARD_TAGS, base_on_the_hub, base_to_load, cell, portable, quoted
 from steer2edit.artifacts.edits.combined_manifest import CombinedManifest
-from steer2edit.artifacts.edits.peft_files import base_reference
 from steer2edit.models import LanguageModel
 
 
@@ -14,7 +13,7 @@ def write_combined_card(model: LanguageModel, manifest: CombinedManifest, direct
     front = ["library_name: peft", *([f"base_model: {quoted(base)}"] if base else [])]
     front += ["pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in CARD_TAGS)]
     rows = [f"| {m.name} | {m.weight:g} | `members/{m.name}` |" for m in manifest.members]
-    name = cell(manifest.base.name)
+    name = cell(portable(manifest.base.name))
     versions = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
     text = f"""\
 ---
@@ -39,7 +38,7 @@ touch; negative: they cancel in part). `steer2edit.json` has it site by site.
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-base = AutoModelForCausalLM.from_pretrained({quoted(base_reference(model))})
+base = AutoModelForCausalLM.from_pretrained({quoted(base_to_load(model))})
 model = PeftModel.from_pretrained(base, "path/to/this/directory")
 ```
 

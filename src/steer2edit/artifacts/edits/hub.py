@@ -1,12 +1,13 @@
 """Pushing an edit to the Hugging Face Hub: our files and nothing else, in one commit."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.card_text import CARD_FILE
@@ -14,8 +15,9 @@ from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE
 from steer2edit.artifacts.edits.combined import MEMBERS, load_members
 from steer2edit.artifacts.edits.combined_manifest import COMBINED_KIND, kind_of, read_combined_manifest
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
-from steer2edit.artifacts.exports.export import EXPORT_KIND, read_export
+from steer2edit.artifacts.exports.export import EXPORT_KIND, portable_usage, read_export
 from steer2edit.artifacts.manifest import read_json
+from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.errors import ArtifactError
 from steer2edit.progress import step
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _EDIT_FILES = (CARD_FILE, CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, COMPONENTS_FILE)
 _COMBINED_FILES = (CARD_FILE, CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE)
 _EDIT_KIND = "weight-edit"
+_BASE = "base_model_name_or_path"
 _BASE_MODEL = re.compile(r"^base_model: \"([^\"]+)\"$", re.MULTILINE)
 
 
@@ -48,8 +51,8 @@ class Pushed:
 def push(directory: Path, repository: str, *, private: bool = False, revision: str | None = None) -> Pushed:
     """Create the repository if need be, and commit the artifact's files to it.
 
-    Where the model card knows the base's Hub id and the adapter names a path of this machine, the adapter that is
-    pushed names the Hub id.
+    What is pushed names no path of this machine: of a folder only its name, and for the base the Hub id where the model
+    card knows it.
 
     Args:
         directory: an edit, a combined edit, or an export.
@@ -101,31 +104,44 @@ def pushed_files(directory: Path) -> tuple[str, ...]:
 
 
 def _operations(directory: Path, files: tuple[str, ...]) -> tuple[list["CommitOperationAdd"], str | None]:
-    """What to commit, and the base's local path where an adapter keeps one."""
+    """What to commit, without paths of this machine; and the base's path where an adapter names no Hub id instead."""
     from huggingface_hub import CommitOperationAdd
 
-    operations, local_base = [], None
-    for name in files:
-        content: Path | bytes = directory / name
-        if Path(name).name == CONFIG_FILE:
-            content, local = _config(directory / name)
-            local_base = local_base or local
-        operations.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content))
-    return operations, local_base
+    contents: dict[str, Path | bytes] = {name: directory / name for name in files}
+    local_base: str | None = None
+    hashes: dict[str, str] = {}
+    for name in sorted((name for name in files if name.endswith(".json")), key=lambda name: name == MANIFEST_FILE):
+        before = read_json(directory / name)
+        after = {key: _portable(value) for key, value in before.items()}
+        if Path(name).name == CONFIG_FILE and after != before:
+            hub_id = _base_of_card(directory / name)
+            local_base = local_base or (None if hub_id else str(before[_BASE]))
+            after[_BASE] = hub_id or after[_BASE]
+        if name == MANIFEST_FILE and before.get("kind") == EXPORT_KIND:
+            after["usage"] = portable_usage(read_export(directory))
+        if after != before or (name == MANIFEST_FILE and hashes):
+            text = json.dumps(after, ensure_ascii=False, indent=2)
+            for old, new in hashes.items():  # an export's manifest has those of its other files
+                text = text.replace(old, new)
+            contents[name] = text.encode()
+            hashes[file_sha256(directory / name)] = hashlib.sha256(text.encode()).hexdigest()
+    return [CommitOperationAdd(path_in_repo=n, path_or_fileobj=content) for n, content in contents.items()], local_base
 
 
-def _config(path: Path) -> tuple[bytes, str | None]:
-    """An adapter's config with the base's Hub id in place of a path, where the card beside it knows one."""
-    config = read_json(path)
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not Path(base).is_absolute():
-        return path.read_bytes(), None
-    card = path.with_name(CARD_FILE)
+def _portable(value: Any) -> Any:
+    """A JSON value in which every path of this machine is the last part of it alone."""
+    if isinstance(value, dict):
+        return {key: _portable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_portable(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _base_of_card(config: Path) -> str | None:
+    """The Hub id that the card beside an adapter's config knows."""
+    card = config.with_name(CARD_FILE)
     found = _BASE_MODEL.search(card.read_text(encoding="utf-8")) if card.is_file() else None
-    if found is None:
-        return path.read_bytes(), base
-    config["base_model_name_or_path"] = found[1]
-    return json.dumps(config, indent=2, sort_keys=True).encode(), None
+    return None if found is None else found[1]
 
 
 def _commit(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from steer2edit.artifacts.card_text import CARD_FILE, CARD_TAGS, cell
+from steer2edit.artifacts.card_text import CARD_FILE, CARD_TAGS, cell, portable
 from steer2edit.artifacts.edits.low_rank import Members
 
 _LIBRARY = {"peft": "peft", "vllm": "peft", "gguf-lora": "gguf"}
@@ -22,7 +22,7 @@ tags:
 {tags}
 ---
 
-# Adapters of {cell(base["name"])} ({format})
+# Adapters of {cell(portable(base["name"]))} ({format})
 
 Weight edits computed in closed form from activation-steering vectors with
 [Steer2Edit](https://arxiv.org/abs/2602.09870), one adapter per strength, the strength folded in. They fit the weights

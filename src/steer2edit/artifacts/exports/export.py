@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
+from steer2edit.artifacts.card_text import portable
 from steer2edit.artifacts.edits.combined import load_members
 from steer2edit.artifacts.edits.lora_layout import lora_targets
 from steer2edit.artifacts.edits.low_rank import Members, combined_factors, common_rank
@@ -122,8 +123,14 @@ def export_edit(
             versions=package_versions(),
         )
         write_manifest(manifest, scratch)
-        write_export_card(manifest.format, members, manifest.usage, scratch)
+        write_export_card(known, members, portable_usage(manifest), scratch)
     return manifest
+
+
+def portable_usage(manifest: ExportManifest) -> list[str]:
+    """How to serve an export from within its folder, without paths of this machine."""
+    paths = [(adapter.strength, Path(adapter.path)) for adapter in manifest.adapters]
+    return usage(manifest.format, portable(manifest.base.name), paths, manifest.rank)
 
 
 def read_export(directory: Path) -> ExportManifest:
@@ -190,7 +197,7 @@ def _write(
         path = scratch / f"{source.resolve().name}-{name}.gguf"
         notes = {
             "strength": repr(strength),
-            "base_model.name": str(members[0][0].metadata["model"]["name"]),
+            "base_model.name": portable(str(members[0][0].metadata["model"]["name"])),
             "base_model.fingerprint": str(members[0][0].metadata["model"]["fingerprint"]),
             "edit.sha256": file_sha256(source / MANIFEST_FILE),
         }

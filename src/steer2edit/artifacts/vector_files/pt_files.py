@@ -1,6 +1,7 @@
 """Reading `.pt` files: tensors, text, numbers and containers; whatever else a pickle holds is refused and never run."""
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import torch
 from steer2edit.errors import ArtifactError
 
 
-def read_pt(path: Path) -> Any:
+def read_pt(path: Path, *, mapped: bool = False) -> Any:
     """The content of a file that `torch.save` wrote, read with `weights_only=True`.
+
+    Args:
+        path: of the file.
+        mapped: leave tensors in the file until they are used, unless it is of the format before torch 1.6.
 
     Raises:
         ArtifactError: it is damaged, of another format, or holds Python objects.
@@ -18,7 +23,7 @@ def read_pt(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch advises to load what is refused here
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except Exception as error:  # a hostile or damaged pickle can raise anything; whatever it is, the file is refused
         reason = " ".join(str(error).split())
         if "GLOBAL" in reason or "REDUCE" in reason:

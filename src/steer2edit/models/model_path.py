@@ -1,0 +1,115 @@
+"""What is at the path that is given as a model, told before anything is read: a checkpoint, or what else it is."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from steer2edit.errors import ModelError
+from steer2edit.models.smollm2 import smollm2_checkpoint
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+PICKLE_FILE, PICKLE_INDEX_FILE = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_WEIGHTS = (SINGLE_FILE, INDEX_FILE, PICKLE_FILE, PICKLE_INDEX_FILE)
+_ADAPTER_CONFIG = "adapter_config.json"
+_OTHER_WEIGHTS = {
+    ".gguf": "GGUF, weights packed for llama.cpp",
+    ".onnx": "an ONNX export",
+    ".npz": "an MLX export",
+    ".h5": "weights for TensorFlow",
+    ".msgpack": "weights for Flax",
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".pkl", ".pickle"), "a pickle, without a checkpoint's names and settings"),
+}
+_GIVE = "Give the checkpoint in safetensors that it was made from"
+_GGUF_AFTER = ", and take the edit to the GGUF file with `steer2edit export --format gguf-lora`"
+_MOST_NAMED = 3
+
+
+def model_path(name: str, *, weights_alone: bool = False) -> str:
+    """The folder of a model on this machine, or a Hub id, which is not looked at.
+
+    Args:
+        name: a Hub id, a local directory, or `smollm2`.
+        weights_alone: whether an adapter's folder, or weights without config.json, will do.
+
+    Raises:
+        ModelError: something else is there; the message says what it is, and what to give.
+    """
+    found = smollm2_checkpoint() if name.lower() == "smollm2" else os.path.expanduser(name)
+    path = Path(found)
+    if found and path.is_dir():
+        if fault := _fault_of_folder(path, weights_alone):
+            raise ModelError(f"{name!r} {fault}.")
+    elif found and path.exists():
+        raise ModelError(f"{name!r} is {_what_file(path)}.")
+    elif name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"there is no model directory {name!r}. Give a directory, a Hub id such as org/name, or smollm2."
+        )
+    return found
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a folder holds a checkpoint's weights, in safetensors files or in `pytorch_model.bin`."""
+    return any(os.path.lexists(directory / name) for name in _WEIGHTS)
+
+
+def _fault_of_folder(path: Path, weights_alone: bool) -> str:
+    """What is wrong with a folder as a model; empty where nothing is."""
+    weights = has_weights(path)
+    if (path / _ADAPTER_CONFIG).is_file():
+        return "" if weights_alone and not weights else _fault_of_adapter(path)
+    if weights and (weights_alone or (path / "config.json").is_file()):
+        return f"is quantised for MLX. {_GIVE}" if "quantization" in _json(path / "config.json") else ""
+    within = sorted(config.parent for pattern in ("*", "snapshots/*") for config in path.glob(f"{pattern}/config.json"))
+    if not (path / "config.json").is_file() and within:
+        more = f" (and {len(within) - 1} more)" if len(within) > 1 else ""
+        return f"has no config.json, but the folder {str(within[0])!r} in it has one{more}: give that"
+    if not weights and (found := _other_weights(path)):
+        return f"is {found}"
+    if not (path / "config.json").is_file():
+        return "has no config.json: it is no model. Give a directory with one and with weights in safetensors"
+    return ""
+
+
+def _fault_of_adapter(path: Path) -> str:
+    if has_weights(path):
+        return (
+            f"holds both a model's weights and an adapter ({_ADAPTER_CONFIG}), and transformers loads the one on top "
+            f"of the other. Move {_ADAPTER_CONFIG} and the adapter's weights to a folder of their own"
+        )
+    base = _json(path / _ADAPTER_CONFIG).get("base_model_name_or_path")
+    of = f" of {base!r}" if isinstance(base, str) and base else ""
+    return f"is an adapter{of} ({_ADAPTER_CONFIG}), not a model. Give that model, or a checkpoint it is merged into"
+
+
+def _what_file(path: Path) -> str:
+    what = _OTHER_WEIGHTS.get(path.suffix.lower())
+    with path.open("rb") as stream:
+        if stream.read(4) == b"GGUF":
+            what = _OTHER_WEIGHTS[".gguf"]
+    if what is None:
+        return "a file, and a model is a directory with config.json and weights. Give that, a Hub id, or smollm2"
+    return f"{what}. {_GIVE}{_GGUF_AFTER if 'GGUF' in what else ''}"
+
+
+def _other_weights(path: Path) -> str:
+    names = sorted(_files(path), key=lambda file: (list(_OTHER_WEIGHTS).index(file.suffix.lower()), file))
+    if not names:
+        return ""
+    what = _OTHER_WEIGHTS[names[0].suffix.lower()]
+    shown = ", ".join(str(file.relative_to(path)) for file in names[:_MOST_NAMED])
+    return f"{what} ({shown}). {_GIVE}{_GGUF_AFTER if 'GGUF' in what else ''}"
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix.lower() in _OTHER_WEIGHTS)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}  # whoever reads it for good says what is wrong with it
+    return content if isinstance(content, dict) else {}
