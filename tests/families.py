@@ -127,12 +127,14 @@ FAMILIES: dict[str, dict[str, object]] = {
         "mamba_d_state": 8,
         "mamba_n_groups": 1,
         "mamba_expand": 2,
+        "mamba_chunk_size": 8,  # a sequence is padded to a multiple of it
     },
     "falcon_h1": {
         "mamba_n_heads": 4,
         "mamba_d_head": 16,
         "mamba_d_state": 8,
         "mamba_d_ssm": 64,
+        "mamba_chunk_size": 8,
         "mamba_n_groups": 1,
         "head_dim": 8,
     },

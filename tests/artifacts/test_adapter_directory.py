@@ -162,14 +162,6 @@ def test_sites_that_change_nothing_are_kept_beside_the_adapter(tmp_path: Path, m
     require_equal(load_edit(tmp_path / "edit"), edit)
 
 
-def test_an_edit_that_changes_nothing_saves_and_loads(tmp_path: Path, model: LanguageModel) -> None:
-    edit = random_edit(model).scaled(0.0)
-    save_edit(model, edit, tmp_path / "edit")
-    require_equal(load_edit(tmp_path / "edit"), edit)
-    base = logits(model.network)
-    assert torch.equal(logits(PeftModel.from_pretrained(tiny_network("llama"), tmp_path / "edit")), base)
-
-
 def test_bfloat16_model_keeps_float32_factors(tmp_path: Path, model: LanguageModel) -> None:
     model = LanguageModel(model.network.bfloat16())
     edit = random_edit(model)

@@ -41,12 +41,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def edits(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`mild`, `nothing` (λ = 0) and `broken`, with the vectors beside them."""
+    """`mild` and `broken`, with the vectors beside them."""
     folder = tmp_path_factory.mktemp("edits")
     model = load_model(str(checkpoint))
     vectors = random_vectors(model)
     save_vectors(vectors, folder / "vectors.safetensors")
-    for name, strength in (("mild", 0.05), ("nothing", 0.0), ("broken", 200.0)):
+    for name, strength in (("mild", 0.05), ("broken", 200.0)):
         save_edit(model, tiny_edit(model, vectors).scaled(strength), folder / name)
     return folder
 
@@ -103,8 +103,8 @@ def test_a_broken_edit_is_flagged(checkpoint: Path, edits: Path, tmp_path: Path,
     assert "Verdict: This edit breaks the model: do not use it." in capsys.readouterr().out
 
 
-def test_an_edit_of_nothing_shows_no_difference(checkpoint: Path, edits: Path, tmp_path: Path, capsys: Any) -> None:
-    call(checkpoint, "--edit", edits / "nothing", "--out", tmp_path / "run", *SMALL, "--json")
+def test_no_strength_shows_no_difference(checkpoint: Path, edits: Path, tmp_path: Path, capsys: Any) -> None:
+    call(checkpoint, "--edit", edits / "mild", "--strength", "0", "--out", tmp_path / "run", *SMALL, "--json")
     card = json.loads(capsys.readouterr().out)
     assert card["verdict"]["kind"] == "no-effect"
     lines = [line for entry in (card["plain"], *card["tests"]) for line in entry["lines"]]

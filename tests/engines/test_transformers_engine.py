@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -58,6 +59,15 @@ def interventions_for(model: LanguageModel) -> list[Intervention]:
     ]
 
 
+@cache
+def few(family: str) -> tuple[LanguageModel, list[Intervention]]:
+    """A model of the family and an intervention of each kind, for what is asked of every family."""
+    model = tiny_chat_model(family)
+    vectors, others = vectors_for(model), vectors_for(model, seed=2)
+    both, one = edit_for(model, vectors, 0.2, 0.2), edit_for(model, others, 0.3, None)
+    return model, [None, Steering(vectors, -0.4), Editing(both), Editing(one, -0.5)]
+
+
 class alone:  # noqa: N801 - a context manager
     """The intervention in another way than the engine's: in the weights, or by `steered`."""
 
@@ -85,8 +95,7 @@ def naive_log_probabilities(model: LanguageModel, response: EncodedResponse) -> 
 class TestGeneration:
     @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "falcon", "opt", *OTHERS])
     def test_a_mixed_batch_equals_separate_runs(self, family: str) -> None:
-        model = tiny_chat_model(family)
-        interventions = interventions_for(model)
+        model, interventions = few(family)
         requests = [Request(p, i) for i in interventions for p in PROMPTS]
         together = TransformersEngine(model).generate(requests, GREEDY)
         base = together[: len(PROMPTS)]
@@ -94,7 +103,7 @@ class TestGeneration:
             with alone(model, request.intervention):
                 (wanted,) = generate(model, [request.prompt], GREEDY)
             assert reply == wanted, f"request {index}"
-        assert sum(reply.ids != base[i % 2].ids for i, reply in enumerate(together)) > 6  # interventions matter
+        assert sum(reply.ids != base[i % 2].ids for i, reply in enumerate(together)) > 3  # interventions matter
 
     def test_batch_sizes_do_not_matter(self) -> None:
         model = tiny_chat_model()
@@ -134,9 +143,8 @@ class TestGeneration:
 class TestScores:
     @pytest.mark.parametrize("family", [*DENSE_TRANSFORMERS, *OTHERS])
     def test_equal_a_computation_by_hand(self, family: str) -> None:
-        model = tiny_chat_model(family)
-        responses = encode_responses(model, PAIRS)
-        interventions = interventions_for(model)
+        model, interventions = few(family)
+        responses = encode_responses(model, PAIRS[:2])
         scores = TransformersEngine(model).score(responses, interventions)
         base = [naive_log_probabilities(model, response) for response in responses]
         for intervention, row in zip(interventions, scores, strict=True):
@@ -200,8 +208,8 @@ def test_the_first_row_does_not_decide() -> None:
 class TestNextToken:
     @pytest.mark.parametrize("family", [*DENSE_TRANSFORMERS, *OTHERS])
     def test_equals_a_computation_by_hand(self, family: str) -> None:
-        model = tiny_chat_model(family)
-        requests = [Request(p, i) for i in interventions_for(model) for p in PROMPTS]
+        model, interventions = few(family)
+        requests = [Request(p, i) for i in interventions for p in PROMPTS]
         found = TransformersEngine(model).next_token(requests)
         for request, distribution in zip(requests, found, strict=True):
             (ids,) = encode_prompts(model, [request.prompt])

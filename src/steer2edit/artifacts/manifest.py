@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -124,6 +125,7 @@ class EditManifest(Record):
 
 
 _M = TypeVar("_M", bound=Record)
+_version = cache(packages.version)  # each is a file to read
 
 
 def now() -> datetime:
@@ -133,7 +135,7 @@ def now() -> datetime:
 
 def package_versions() -> dict[str, str]:
     """Versions of this package and of those whose behaviour an artifact depends on."""
-    return {name: packages.version(name) for name in _PACKAGES}
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def plain_json(value: Any, what: str) -> Any:

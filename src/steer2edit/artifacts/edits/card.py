@@ -1,10 +1,11 @@
 """The model card of an adapter directory: how to load it, what was edited, what was measured."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from pydantic import ValidationError
 
 from steer2edit.artifacts.card_text import CARD_FILE, base_on_the_hub, base_to_load, cell, portable, quoted
@@ -134,37 +135,34 @@ def write_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, d
     evaluation, left_out = _evaluation(manifest.evaluation), LeftOut.of(edit.metadata)
     made_on = edit.metadata["model"]
     vectors = edit.metadata.get("vectors")
-    text = (
-        _environment()
-        .from_string(_TEMPLATE)
-        .render(
-            hub_id=base_on_the_hub(model),
-            base=base_to_load(model),
-            base_name=portable(made_on["name"]),
-            revision_argument=f", revision={quoted(model.revision)}" if model.revision else "",
-            revision=made_on.get("revision"),
-            fingerprint=made_on["fingerprint"],
-            embedded=is_embedded(model.name),
-            vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
-            blocks=_blocks(edit),
-            mixtures=_mixtures(edit, left_out),
-            left_out=left_out.sentences,
-            settings=_settings(edit.metadata),
-            top=edit.top_components(_TOP_COMPONENTS),
-            evaluation=evaluation,
-            metrics=_metric_names(evaluation),
-            created=manifest.created.isoformat(),
-            versions=manifest.versions,
-        )
+    text = _template().render(
+        hub_id=base_on_the_hub(model),
+        base=base_to_load(model),
+        base_name=portable(made_on["name"]),
+        revision_argument=f", revision={quoted(model.revision)}" if model.revision else "",
+        revision=made_on.get("revision"),
+        fingerprint=made_on["fingerprint"],
+        embedded=is_embedded(model.name),
+        vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
+        blocks=_blocks(edit),
+        mixtures=_mixtures(edit, left_out),
+        left_out=left_out.sentences,
+        settings=_settings(edit.metadata),
+        top=edit.top_components(_TOP_COMPONENTS),
+        evaluation=evaluation,
+        metrics=_metric_names(evaluation),
+        created=manifest.created.isoformat(),
+        versions=manifest.versions,
     )
     (directory / CARD_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _environment() -> Environment:
+@cache
+def _template() -> Template:
     # Markdown, not HTML: autoescape would spoil it. Text goes through `cell` or `json` where it could break the page.
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters.update(cell=cell, json=quoted, estimate=_estimate)
-    return environment
+    return environment.from_string(_TEMPLATE)
 
 
 def _estimate(estimate: EstimateRecord | None) -> str:
