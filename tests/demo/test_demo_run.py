@@ -25,7 +25,7 @@ def test_demo_on_smollm2(tmp_path: Path) -> None:
         told.append(text)
 
     settings = DemoSettings(
-        train_prompts=48, validation_prompts=16, held_out_prompts=HELD_OUT, strengths=(0.2,), verified_prompts=3
+        train_prompts=48, validation_prompts=32, held_out_prompts=HELD_OUT, strengths=(0.2,), verified_prompts=3
     )
     results = run_demo(load_model("smollm2"), tmp_path, narrate, settings)
 
@@ -55,22 +55,32 @@ def trial(rho: float, **values: float | None) -> Trial:
     return Trial(Hyperparameters(rho, None, 0.5), condition(**values))
 
 
-def test_choice_is_the_most_refusals_within_the_limits() -> None:
+def test_choice_is_the_most_harmful_less_the_benign_refused_within_the_limit() -> None:
     too_much = LIMITS["nll_increase"] + 0.01
     trials = [
         trial(0.1, harmful_refused=0.9, benign_refused=0.0, nll_increase=too_much),
-        trial(0.2, harmful_refused=0.8, benign_refused=LIMITS["benign_refused"] + 0.01, nll_increase=0.1),
+        trial(0.2, harmful_refused=0.8, benign_refused=0.4, nll_increase=0.1),
         trial(0.3, harmful_refused=0.5, benign_refused=0.0, nll_increase=0.1),
-        trial(0.4, harmful_refused=0.5, benign_refused=0.0, nll_increase=0.05),
+        trial(0.4, harmful_refused=0.6, benign_refused=0.1, nll_increase=0.05),  # as much as the one before
         trial(0.5, harmful_refused=0.2, benign_refused=0.0, nll_increase=0.01),
         trial(0.6, nll_increase=0.0),  # never measured: screened out
     ]
-    assert choose(trials, "harmful_refused").hyperparameters.rho_attn == 0.4
+    assert choose(trials).hyperparameters.rho_attn == 0.4
+
+
+@pytest.mark.parametrize("flipped", [0, 1, 2])
+def test_a_few_verdicts_do_not_turn_the_choice_into_an_edit_that_does_nothing(flipped: int) -> None:
+    """Of 16 prompts of each kind, as many benign ones refused by the edits that work, as rounding may have it."""
+    trials = [
+        trial(0.3, harmful_refused=0.0, benign_refused=0.0, nll_increase=0.13),
+        trial(0.1, harmful_refused=4 / 16, benign_refused=flipped / 16, nll_increase=0.14),
+    ]
+    assert choose(trials).hyperparameters.rho_attn == 0.1
 
 
 def test_without_an_allowed_trial_the_least_damaging_is_chosen() -> None:
     trials = [trial(0.1, nll_increase=0.9), trial(0.2, nll_increase=0.4), trial(0.3, nll_increase=None)]
-    assert choose(trials, "harmful_refused").hyperparameters.rho_attn == 0.2
+    assert choose(trials).hyperparameters.rho_attn == 0.2
 
 
 def test_steering_strength_at_equal_damage() -> None:

@@ -138,7 +138,7 @@ def _validate(
     trials = run_trials(engine, compute_factors(engine.model, vectors), part)
     measured = [trial.condition for trial in trials if part.attribute in trial.condition.metrics]
     narrate(f"Edits whose damage is within the limit, {len(measured)} of {len(trials)} tried:", measured)
-    chosen = choose(trials, part.attribute)
+    chosen = choose(trials)
     narrate(f"Chosen: {chosen.condition.label}: {RULE}.", [])
     return steering, trials, chosen
 
