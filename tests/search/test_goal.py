@@ -111,9 +111,9 @@ def test_few_items_do_not_condemn() -> None:
     budget = Budget({"refused": 0.08}, {"accuracy": 0.5})
     few = {"refused": rate([True] * 2 + [False] * 10), "accuracy": rate([True] * 5 + [False] * 7)}
     assert budget.violation(few) == pytest.approx((2 / 12 - 0.08) / 0.08 + (0.5 - 5 / 12) / 0.5)
-    assert budget.violation(few, doubt=True) == 0
+    assert budget.violation(few, "better") == 0
     many = {**few, "refused": rate([True] * 8 + [False] * 4)}
     low = many["refused"].low
     assert low is not None
-    assert budget.violation(many, doubt=True) == pytest.approx((low - 0.08) / 0.08)
-    assert budget.violation({"accuracy": few["accuracy"]}, doubt=True) == math.inf  # what is not scored is beyond
+    assert budget.violation(many, "better") == pytest.approx((low - 0.08) / 0.08)
+    assert budget.violation({"accuracy": few["accuracy"]}, "better") == math.inf  # what is not scored is beyond

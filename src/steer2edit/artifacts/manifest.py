@@ -105,10 +105,11 @@ class ConditionRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """The part of an evaluation that the model card shows: rows, and what each metric's name means."""
+    """The part of an evaluation that the model card shows: rows, what each metric's name means, and a broken budget."""
 
     conditions: list[ConditionRecord]
     metrics: dict[str, str] = {}
+    beyond_budget: str = ""
 
 
 class EditManifest(Record):

@@ -29,6 +29,7 @@ from steer2edit.evaluation import (
 )
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.report import write_report
+from steer2edit.search import Budget
 from steer2edit.steering import extract, load_contrast
 
 Narrate = Callable[[str, Sequence[Condition]], None]
@@ -77,7 +78,9 @@ def run_demo(model: LanguageModel, out: Path, narrate: Narrate, settings: DemoSe
     strength = strength_at(damage if damage is not None else 0.0, steering[1:])
     edit = compute_factors(model, vectors).edit(chosen.hyperparameters)
     held_out, final = _held_out(engine, vectors, edit, chosen, strength, narrate, settings)
-    verification = _persist(model, edit, final, held_out, out, narrate, settings)
+    beyond = Budget(LIMITS).broken(final[2].metrics)
+    narrate(beyond or "The edit keeps its limits on held-out prompts.", [])
+    verification = _persist(model, edit, final, beyond, held_out, out, narrate, settings)
     results = {
         "schema_version": SCHEMA_VERSION,
         "title": f"steer2edit demo: refusing harmful requests, {model.name}",
@@ -99,6 +102,7 @@ def run_demo(model: LanguageModel, out: Path, narrate: Narrate, settings: DemoSe
             "limits": dict(LIMITS),
         },
         "verification": verification,
+        "beyond_budget": beyond,
     }
     (out / "results.json").write_text(
         json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8", errors="backslashreplace"
@@ -186,13 +190,15 @@ def _persist(
     model: LanguageModel,
     edit: WeightEdit,
     final: list[Condition],
+    beyond_budget: str,
     part: Behaviour,
     out: Path,
     narrate: Narrate,
     settings: DemoSettings,
 ) -> dict[str, dict[str, int]]:
     card = [{k: v for k, v in condition.to_json().items() if k in ("label", "metrics")} for condition in final]
-    save_edit(model, edit, out / "edit", evaluation={"conditions": card, "metrics": METRICS})
+    evaluation = {"conditions": card, "metrics": METRICS, "beyond_budget": beyond_budget}
+    save_edit(model, edit, out / "edit", evaluation=evaluation)
     save_checkpoint(model, edit, out / "checkpoint")
     prompts = part.prompts["harmful"][: settings.verified_prompts] + part.prompts["benign"][: settings.verified_prompts]
     found = verify_artifacts(model, edit, out / "edit", out / "checkpoint", prompts, settings.reply_tokens)

@@ -181,7 +181,8 @@ class RunResults(_Part):
     """The JSON of a run. Parts that a run did not make stay empty, and the report says so.
 
     Only a search has `trials` (how many were tried, and how many ended in which way), `front` (the keys of its trials,
-    by growing cost), `comparison` and `calibrated`; only a recipe has `data_sets`.
+    by growing cost), `comparison` and `calibrated`; only a recipe has `data_sets`. `beyond_budget` says which
+    limits the chosen edit breaks on held-out items.
     """
 
     schema_version: int
@@ -203,6 +204,7 @@ class RunResults(_Part):
     comparison: Comparison | None = None
     calibrated: dict[str, EqualDrift] = Field(default_factory=dict)
     data_sets: Conditions = Conditions()
+    beyond_budget: str = ""
 
     @property
     def attribute(self) -> str:

@@ -12,6 +12,10 @@ COST = "kl"
 """The metric that a trade-off is drawn against: KL(base ‖ model) on benign requests, in nats per token."""
 
 
+At = Literal["better", "value", "worse"]
+End = Literal["low", "value", "high"]
+_ENDS: Mapping[At, tuple[End, End]] = {"better": ("low", "high"), "value": ("value", "value"), "worse": ("high", "low")}
+"""Which field of an estimate a largest, and a smallest, allowed value is compared with."""
 _UNLIMITED = 0.5  # nats per token: a trade-off beyond it is of no interest
 _GROUP = 4  # configurations that are compared with one another for about the same cost
 
@@ -33,31 +37,61 @@ class Budget:
             if not math.isfinite(limit):
                 raise InvalidValueError(f"the limit of {name} must be a number, got {limit}.")
 
-    def excess(self, metrics: Mapping[str, Estimate], *, doubt: bool = False) -> dict[str, float]:
+    def excess(self, metrics: Mapping[str, Estimate], at: At = "value") -> dict[str, float]:
         """By metric, how far beyond its limit it is (≤ 0: within); a metric that is not scored is beyond any limit.
 
         Args:
             metrics: estimates.
-            doubt: take the end of each interval that is nearer to being within: few items must not condemn.
+            at: the estimates themselves, or the end of each 95 % interval that is better or worse for the budget.
         """
-        over = {name: _value(metrics, name, math.inf, "low" if doubt else "value") - limit
-                for name, limit in self.at_most.items()}  # fmt: skip
-        under = {name: limit - _value(metrics, name, -math.inf, "high" if doubt else "value")
-                 for name, limit in self.at_least.items()}  # fmt: skip
+        upper, lower = _ENDS[at]
+        over = {name: _value(metrics, name, math.inf, upper) - limit for name, limit in self.at_most.items()}
+        under = {name: limit - _value(metrics, name, -math.inf, lower) for name, limit in self.at_least.items()}
         return {**over, **under}
 
-    def violation(self, metrics: Mapping[str, Estimate], *, doubt: bool = False) -> float:
+    def violation(self, metrics: Mapping[str, Estimate], at: At = "value") -> float:
         """Sum of the relative excesses; 0 if every limit is kept."""
         limits = {**self.at_most, **self.at_least}
-        excess = self.excess(metrics, doubt=doubt)
+        excess = self.excess(metrics, at)
         return sum(max(0.0, value) / max(abs(limits[name]), 0.01) for name, value in excess.items())
+
+    def kept(self, measured: Sequence[Mapping[str, Estimate]]) -> list[int]:
+        """Indices of what keeps the budget on validation items, with a margin for what held-out items may show.
+
+        What is chosen is the best of many estimates, and so better on these items than on others. A limit must
+        therefore hold for the worse end of the 95 % interval; where it does for none, those that keep the budget and
+        come nearest are left.
+
+        Args:
+            measured: the metrics of every configuration.
+        """
+        within = {i: self.violation(m, "worse") for i, m in enumerate(measured) if self.violation(m) == 0}
+        least = min(within.values(), default=0.0)
+        return [i for i, violation in within.items() if violation <= least]
+
+    def broken(self, held_out: Mapping[str, Estimate]) -> str:
+        """One sentence on the limits that a chosen edit breaks on held-out items; empty if it keeps them all."""
+        limits = {name: f"<= {limit:g}" for name, limit in self.at_most.items()}
+        limits |= {name: f">= {limit:g}" for name, limit in self.at_least.items()}
+        beyond = [name for name, excess in self.excess(held_out).items() if excess > 0]
+        found = [f"{n} {shown(held_out[n]) if n in held_out else 'not scored'}, budget {limits[n]}" for n in beyond]
+        return f"BEYOND ITS BUDGET on held-out items: {'; '.join(found)}." if found else ""
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Both kinds of limits by metric."""
         return {"at_most": dict(self.at_most), "at_least": dict(self.at_least)}
 
 
-def _value(metrics: Mapping[str, Estimate], name: str, worst: float, end: Literal["low", "value", "high"]) -> float:
+def shown(found: Estimate) -> str:
+    """`0.125 [0.073, 0.206]`."""
+    if found.value is None:
+        return "not scored"
+    if found.low is None:
+        return f"{found.value:.3g}"
+    return f"{found.value:.3g} [{found.low:.3g}, {'inf' if found.high is None else f'{found.high:.3g}'}]"
+
+
+def _value(metrics: Mapping[str, Estimate], name: str, worst: float, end: End) -> float:
     estimate = metrics.get(name)
     if estimate is None or estimate.value is None:
         return worst
@@ -130,7 +164,7 @@ def ranked(metrics: Sequence[Mapping[str, Estimate]], goal: Goal) -> list[int]:
     whole interval of a metric) comes behind, by how far; what could not be scored comes last.
     """
     points = [goal.point(m) for m in metrics]
-    beyond = [goal.budget.violation(m, doubt=True) for m in metrics]
+    beyond = [goal.budget.violation(m, "better") for m in metrics]
     allowed = sorted((point[1], i) for i, point in enumerate(points) if point is not None and beyond[i] == 0)
     places: list[tuple[int, int, int]] = []
     for begin in range(0, len(allowed), _GROUP):

@@ -1,15 +1,15 @@
 """What a search found, as the JSON that the report and scripts read."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.evaluation import SCHEMA_VERSION, Condition, Estimate, paired
+from steer2edit.evaluation import SCHEMA_VERSION, paired
+from steer2edit.search.goal import shown
 from steer2edit.search.halving import stopped_counts
 from steer2edit.search.options import SearchOptions
-from steer2edit.search.run import SearchResult
+from steer2edit.search.run import SearchResult, edits_of
 from steer2edit.search.search import Search
 
 
@@ -21,8 +21,8 @@ def search_results(search: Search, result: SearchResult, options: SearchOptions,
     """
     model, goal = search.engine.model, search.goal
     trials = [trial.condition() for trial in result.trials if trial.values]
-    shown = [c.to_json() for c in (result.base, *result.steering, *trials)]
-    for condition in shown[1 + len(result.steering) :]:
+    measured = [c.to_json() for c in (result.base, *result.steering, *trials)]
+    for condition in measured[1 + len(result.steering) :]:
         condition["replies"] = condition["outcomes"] = {}  # they stay in the run folder's trials
     equal = [c for c in result.held_out if c.kind == "steering" and c.parameters.get("equal_drift")]
     return {
@@ -35,13 +35,13 @@ def search_results(search: Search, result: SearchResult, options: SearchOptions,
         "command": command,
         "settings": options.to_json(),
         "diagnosis": search.vectors.diagnosis or {},
-        "validation": {"conditions": shown},
+        "validation": {"conditions": measured},
         "held_out": {"conditions": [c.to_json() for c in result.held_out]},
         "prompts": search.held_out.prompts,
         "chosen": {
             "hyperparameters": result.recommended.hyperparameters.to_json(),
             "steering_strength": equal[0].parameters["strength"] if equal else None,
-            "rule": f"the most of {goal.attribute} within the budget, on validation items",
+            "rule": f"the most of {goal.attribute}; {_margin(search, result)}",
             "limits": dict(search.budget.at_most),
             "floors": dict(search.budget.at_least),
         },
@@ -50,27 +50,39 @@ def search_results(search: Search, result: SearchResult, options: SearchOptions,
         "comparison": result.comparison.to_json(),
         "equal_drift": _equal_drift(search, result),
         "calibrated": {name: vars(found) for name, found in result.calibrated.items()},
+        "beyond_budget": result.beyond_budget,
         "summary": _summary(search, result),
     }
 
 
 def _summary(search: Search, result: SearchResult) -> list[str]:
     goal, found = search.goal, result.comparison
-    chosen = _edits(result.held_out)[-1]
+    chosen = edits_of(result.held_out)[-1]
     base = result.held_out[0]
-    relative = f", {_shown(found.relative)} of steering's own" if found.relative.value is not None else ""
+    relative = f", {shown(found.relative)} of steering's own" if found.relative.value is not None else ""
     n = chosen.metrics[goal.attribute].n
     return [
+        *([result.beyond_budget] if result.beyond_budget else []),
         f"{len(result.trials)} configurations tried, {sum(t.complete for t in result.trials)} measured in full, "
         f"{len(result.front)} on the front.",
-        f"Recommended: {result.recommended.hyperparameters}. Held-out {goal.attribute}: "
-        f"{_shown(chosen.metrics[goal.attribute])} (base {_shown(base.metrics[goal.attribute])}), {goal.cost} "
-        f"{_shown(chosen.metrics[goal.cost])}, n = {n}.",
+        f"Recommended: {result.recommended.hyperparameters}; {_margin(search, result)}. Held-out {goal.attribute}: "
+        f"{shown(chosen.metrics[goal.attribute])} (base {shown(base.metrics[goal.attribute])}), {goal.cost} "
+        f"{shown(chosen.metrics[goal.cost])}, n = {n}.",
         f"Against activation steering at the same {goal.cost}: {goal.attribute} better by "
-        f"{_shown(found.at_equal_cost)}{relative} (bootstrap intervals).",
-        f"Hypervolume of the front, edits by steering: {_shown(found.ratio)}.",
+        f"{shown(found.at_equal_cost)}{relative} (bootstrap intervals).",
+        f"Hypervolume of the front, edits by steering: {shown(found.ratio)}.",
         *LeftOut.of(result.edit.metadata).sentences,
     ]
+
+
+def _margin(search: Search, result: SearchResult) -> str:
+    """How surely the recommended edit keeps the budget on validation items."""
+    with_margin = search.budget.violation(result.recommended.metrics, "worse") == 0
+    return "on validation items " + (
+        "it keeps the budget with its whole 95 % intervals"
+        if with_margin
+        else "it keeps the budget, but no trial does with its whole 95 % intervals: more items would tell"
+    )
 
 
 def _equal_drift(search: Search, result: SearchResult) -> dict[str, Any] | None:
@@ -81,15 +93,3 @@ def _equal_drift(search: Search, result: SearchResult) -> dict[str, Any] | None:
     names = (search.goal.attribute, search.goal.cost)
     found = {name: paired(arms["edit"].values[name], arms["steering"].values[name]).to_json() for name in names}
     return {"target": search.settings.target_kl, "edit_minus_steering": found}
-
-
-def _edits(held_out: Sequence[Condition]) -> list[Condition]:
-    return [c for c in held_out if c.kind == "edit" and not c.parameters.get("equal_drift")]
-
-
-def _shown(found: Estimate) -> str:
-    if found.value is None:
-        return "not scored"
-    if found.low is None:
-        return f"{found.value:.3g}"
-    return f"{found.value:.3g} [{found.low:.3g}, {'inf' if found.high is None else f'{found.high:.3g}'}]"

@@ -41,10 +41,11 @@ class SearchResult:
         base: the base model on validation items.
         steering: activation steering on validation items.
         trials: every trial.
-        front: the complete trials within the budget that no other dominates, by growing cost.
+        front: the complete trials that keep the budget (`Budget.kept`) and no other dominates, by growing cost.
         recommended: of the front, the one with most of the attribute.
         edit: its weight edit.
         held_out: base, steering and the front on held-out items; the recommended edit is the last.
+        beyond_budget: which limits the recommended edit breaks on held-out items, in a sentence; empty if none.
         comparison: edits against steering on held-out items.
         calibrated: edit and steering at the target drift, by `edit` and `steering`, if asked for.
     """
@@ -56,6 +57,7 @@ class SearchResult:
     recommended: Trial
     edit: WeightEdit
     held_out: list[Condition]
+    beyond_budget: str
     comparison: TradeoffComparison
     calibrated: dict[str, Calibration] = field(default_factory=dict)
 
@@ -91,8 +93,9 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         held_out = measure_held_out(search, folder, steering, front, recommended, calibrated)
         comparison = compare_held_out(search, held_out)
         narrate("Held-out items, the front and steering at the strengths of the sweep:", held_out)
-        _save(search, folder, edit, held_out)
-        return SearchResult(base, steering, trials, front, recommended, edit, held_out, comparison, calibrated)
+        beyond = search.budget.broken(edits_of(held_out)[-1].metrics)
+        _save(search, folder, edit, held_out, beyond)
+        return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison, calibrated)
 
 
 def _measured(condition: Condition) -> Condition:
@@ -176,8 +179,9 @@ def _progress(made: Sequence[Trial], trials: Sequence[Trial], search: Search) ->
 
 
 def front_of(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
-    """Complete trials within the budget that no other dominates, by growing cost."""
-    allowed = [t for t in trials if t.complete and goal.budget.violation(t.metrics) == 0]
+    """Complete trials that keep the budget (`Budget.kept`) and that no other dominates, by growing cost."""
+    complete = [t for t in trials if t.complete]
+    allowed = [complete[i] for i in goal.budget.kept([t.metrics for t in complete])]
     return [allowed[i] for i in pareto_front([goal.point(t.metrics) for t in allowed])]
 
 
@@ -207,10 +211,18 @@ def _chosen(search: Search, trials: Sequence[Trial]) -> tuple[list[Trial], Trial
     )
 
 
-def _save(search: Search, folder: RunFolder, edit: WeightEdit, held_out: Sequence[Condition]) -> None:
+def edits_of(held_out: Sequence[Condition]) -> list[Condition]:
+    """The front on held-out items, the recommended edit last."""
+    return [c for c in held_out if c.kind == "edit" and not c.parameters.get("equal_drift")]
+
+
+def _save(
+    search: Search, folder: RunFolder, edit: WeightEdit, held_out: Sequence[Condition], beyond_budget: str
+) -> None:
     """The recommended edit as an adapter, with base, steering and edit on its card."""
     shown = [c for c in held_out if c.kind == "base" or not c.parameters.get("equal_drift")]
     chosen = [shown[0], *(c for c in shown if c.kind == "steering"), shown[-1]]
     card = [{key: value for key, value in c.to_json().items() if key in ("label", "metrics")} for c in chosen]
     target = folder.path / "edit"
-    save_edit(search.engine.model, edit, target, evaluation={"conditions": card, "metrics": METRICS}, overwrite=True)
+    evaluation = {"conditions": card, "metrics": METRICS, "beyond_budget": beyond_budget}
+    save_edit(search.engine.model, edit, target, evaluation=evaluation, overwrite=True)

@@ -63,8 +63,8 @@ def save_edit(
 ) -> None:
     """Write an edit as a PEFT adapter directory, complete or not at all, and check it by loading it again.
 
-    Factors are written in float32. A site whose row a is zero is left out of the adapter (if any other is not) and
-    kept in `steer2edit.safetensors`.
+    Factors are written in float32. A site whose row a is zero is left out of the adapter and kept in
+    `steer2edit.safetensors`.
 
     Args:
         model: the model that the edit is for. It is only read.
@@ -72,7 +72,8 @@ def save_edit(
             noted there.
         directory: must not exist.
         evaluation: for the model card and the manifest: `conditions`, a list of objects with `label` and `metrics`
-            (by name: value, low, high, n, unscored), and `metrics`, what each metric's name means.
+            (by name: value, low, high, n, unscored), and `metrics`, what each metric's name means; `beyond_budget`, a
+            sentence for the card's first line.
         overwrite: replace an existing artifact of this package.
 
     Raises:
@@ -150,15 +151,13 @@ def _with_plain_metadata(model: LanguageModel, edit: WeightEdit) -> WeightEdit:
 
 
 def _site_records(model: LanguageModel, edit: WeightEdit) -> dict[str, SiteRecord]:
-    changes_anything = {site: bool(e.row.any()) for site, e in edit.sites.items()}
-    keep_all = not any(changes_anything.values())  # PEFT refuses an adapter without a module
     return {
         str(site): SiteRecord(
             module=model.sites[site].name,
             shape=model.sites[site].shape,
             components=e.magnitude.numel(),
             edited_components=int(e.magnitude.count_nonzero()),
-            in_adapter=keep_all or changes_anything[site],
+            in_adapter=bool(e.row.any()),
             experts=None if e.experts is None else ExpertsRecord(**asdict(e.experts)),
             targets=_target_records(model, site, e),
         )

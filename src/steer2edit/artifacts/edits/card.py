@@ -39,6 +39,10 @@ tags:
 
 # A weight edit of {{ base_name | cell }}
 
+{% if evaluation and evaluation.beyond_budget -%}
+**{{ evaluation.beyond_budget | cell }}**
+
+{% endif -%}
 This adapter is a weight edit computed in closed form from activation-steering vectors with
 [Steer2Edit](https://arxiv.org/abs/2602.09870); nothing was trained. Every edited projection changes by one exactly
 rank-1 matrix, `W + u aᵀ`, stored as a LoRA of rank 1 with scaling 1 (`lora_B` = u, `lora_A` = aᵀ).
