@@ -255,3 +255,10 @@ def test_a_malformed_comparison_is_named() -> None:
     del results["comparison"]["ratio"]
     with pytest.raises(DataError, match=r"comparison\.ratio: Field required"):
         read_results(results)
+
+
+def test_a_broken_budget_is_the_pages_first_line(edit: WeightEdit) -> None:
+    said = "BEYOND ITS BUDGET on held-out items: benign_refused 0.125 [0.073, 0.206], budget <= 0.08."
+    page = render_report({**search_results(), "beyond_budget": said}, edit)
+    assert page.index("budget &lt;= 0.08.") < page.index("<h1>")
+    assert "BEYOND" not in render_report(search_results(), edit)
