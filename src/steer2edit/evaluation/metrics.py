@@ -60,7 +60,7 @@ _KINDS = {
         "{set} accuracy (sum)",
         "{set}: questions answered right by log-probability that is not normalised by length",
     ),
-    "reply_tokens": _Kind("amount", "reply tokens", "Reply length", "reply length (tokens, with the thought)"),
+    "reply_tokens": _Kind("amount", "reply tokens", "Reply length", "reply length, thought included (tokens)"),
     "finished": _Kind("share", "finished", "Replies that ended", "replies that ended by themselves"),
     "repetition": _Kind("share", "repetition", "Repeated 4-grams", "4-grams of a reply that occurred in it before"),
     "empty": _Kind("share", "empty", "Empty replies", "replies without any text"),
