@@ -1,27 +1,42 @@
-"""Prompts into tokens: chat templates, and the exact boundary between a prompt and its response."""
+"""Prompts and responses into tokens: the exact boundary between the two."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
-from steer2edit.errors import DataError, ModelError
+from steer2edit.errors import DataError
 from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.rendering import (
+    Message,
+    Prompt,
+    Turn,
+    messages_of,
+    prompt_ids,
+    render,
+    render_turns,
+    tokenizer_of,
+    turn_ids,
+)
+from steer2edit.models.tokenizer import renders_tokens
+
+__all__ = [
+    "SPAN_RULE",
+    "EncodedResponse",
+    "Message",
+    "Prompt",
+    "Turn",
+    "embedding_rows",
+    "encode_prompts",
+    "encode_responses",
+    "render",
+    "render_turns",
+    "require_rows",
+    "tokenizer_of",
+]
 
 SPAN_RULE = "positions whose next token belongs to the response: [start-1, end-1)"
-
-
-class Message(TypedDict):
-    """One chat message."""
-
-    role: str
-    content: str
-
-
-Prompt = str | Sequence[Message]
-"""A user's request, or a whole conversation that ends with it."""
 
 
 @dataclass(frozen=True)
@@ -47,126 +62,6 @@ class EncodedResponse:
         return self.ids[self.start :]
 
 
-def tokenizer_of(model: LanguageModel) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, which must have a chat template.
-
-    Raises:
-        ModelError: the model came without a tokenizer, or the tokenizer without a chat template.
-    """
-    if model.tokenizer is None:
-        raise ModelError(f"{model.name!r} was loaded without a tokenizer; give one to read or write text.")
-    if not getattr(model.tokenizer, "chat_template", None):
-        raise ModelError(
-            f"the tokenizer of {model.name!r} has no chat template. Pass --chat-template FILE (a Jinja template), "
-            "or --chat-template none to use prompts as plain text."
-        )
-    return model.tokenizer
-
-
-def render(model: LanguageModel, prompt: Prompt) -> str:
-    """The prompt as text, up to where the assistant's reply begins.
-
-    Raises:
-        DataError: the prompt is empty, or the template rejects it.
-    """
-    return _rendered(model, messages_of(prompt), reply=True)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A rendered conversation that ends with a given response.
-
-    Args:
-        text: of the whole.
-        start: of the response, in characters.
-        end: of the response; what follows is what the template writes behind it.
-    """
-
-    text: str
-    start: int
-    end: int
-
-
-def render_turns(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[Turn]:
-    """Prompts with their responses, each where the template writes the assistant's turn.
-
-    A template may put something between the prompt and the response (a space, an empty thought), and strip the
-    response: what it puts there is what it writes in front of a mark that stands for the response. Where the template
-    takes no turn of the assistant, or does not write the response as it is (most drop a thought that it begins with),
-    the response stands where the model would write it: behind the rendered prompt.
-
-    Raises:
-        DataError: a prompt is empty, or the template rejects it.
-    """
-    frames: dict[str, list[str]] = {}
-    turns = []
-    for prompt, response in pairs:
-        messages = messages_of(prompt)
-        key = repr(messages)
-        if key not in frames:
-            frames[key] = (_assistant_turn(model, messages, _MARK) or "").split(_MARK)
-        turns.append(_framed(model, messages, response, frames[key]) or _behind(render(model, prompt), response))
-    return turns
-
-
-_MARK = "\ue000"  # of Unicode's private use: in no text, and no whitespace that a template would strip
-
-
-def _framed(
-    model: LanguageModel, messages: Sequence[Mapping[str, str]], response: str, frame: Sequence[str]
-) -> Turn | None:
-    """The turn, if the template writes the response between the same texts as the mark."""
-    if len(frame) != 2:
-        return None
-    text = _assistant_turn(model, messages, response)
-    if text is None:
-        return None
-    before, behind = frame
-    start, end = len(before), len(text) - len(behind)
-    whole = text.startswith(before) and text.endswith(behind) and text[start:end].strip() == response.strip()
-    return Turn(text, start, end) if whole else None
-
-
-def _behind(prompt: str, response: str) -> Turn:
-    return Turn(prompt + response, len(prompt), len(prompt + response))
-
-
-def _assistant_turn(model: LanguageModel, messages: Sequence[Mapping[str, str]], content: str) -> str | None:
-    """The conversation with a last turn of the assistant; `None` if the template takes none."""
-    try:
-        return _rendered(model, [*messages, {"role": "assistant", "content": content}], reply=False)
-    except DataError:
-        return None
-
-
-def messages_of(prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as a conversation.
-
-    Raises:
-        DataError: it is empty.
-    """
-    messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [{**m} for m in prompt]
-    if not messages or not str(messages[-1].get("content", "")).strip():
-        raise DataError(f"a prompt must not be empty, got {prompt!r}.")
-    return messages
-
-
-def _rendered(model: LanguageModel, messages: Sequence[Mapping[str, str]], *, reply: bool) -> str:
-    """The conversation as text; with `reply`, up to where the assistant's next reply begins."""
-    tokenizer = tokenizer_of(model)
-    try:
-        with model.chat.clock():
-            return str(
-                tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=reply, **model.chat.arguments
-                )
-            )
-    except Exception as error:  # a template is a program of the model's author: it raises what it likes
-        raise DataError(
-            f"the chat template of {model.name!r} rejects the prompt {messages[-1]['content']!r}: {error}"
-        ) from error
-
-
 def encode_prompts(model: LanguageModel, prompts: Sequence[Prompt], room: int = 0) -> list[list[int]]:
     """Token ids of rendered prompts.
 
@@ -176,15 +71,41 @@ def encode_prompts(model: LanguageModel, prompts: Sequence[Prompt], room: int = 
         room: tokens that must still fit into the context behind the prompt.
 
     Raises:
-        DataError: a prompt is empty, or longer than the context leaves room for.
+        DataError: a prompt is empty, is longer than the context leaves room for, or has a token without a row.
     """
     if not prompts:
         return []
-    texts = [render(model, prompt) for prompt in prompts]
-    encoded = tokenizer_of(model)(texts, add_special_tokens=False)["input_ids"]
+    tokenizer = tokenizer_of(model)
+    if renders_tokens(tokenizer):
+        encoded = [prompt_ids(model, messages_of(prompt)) for prompt in prompts]
+    else:
+        texts = [render(model, prompt) for prompt in prompts]
+        encoded = [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     for prompt, ids in zip(prompts, encoded, strict=True):
         _require_fit(model, prompt, len(ids) + room)
-    return [list(ids) for ids in encoded]
+        require_rows(model, ids, "a prompt")
+    return encoded
+
+
+def embedding_rows(model: LanguageModel) -> int:
+    """How many tokens the input embedding has a row for."""
+    return int(model.network.get_input_embeddings().weight.shape[0])
+
+
+def require_rows(model: LanguageModel, ids: Sequence[int], where: str) -> None:
+    """Refuse a token that the embedding has no row for.
+
+    Raises:
+        DataError: as said.
+    """
+    rows = embedding_rows(model)
+    if (highest := max(ids, default=0)) >= rows:
+        token = tokenizer_of(model).convert_ids_to_tokens(highest)
+        raise DataError(
+            f"{token!r} (in {where}) is token {highest}, and the embedding of {model.name!r} has {rows} rows: its "
+            "tokenizer was given tokens that its weights do not know. Use the tokenizer that belongs to the weights, "
+            "or leave the token out."
+        )
 
 
 def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[EncodedResponse]:
@@ -195,7 +116,7 @@ def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) 
     that straddles the boundary belongs to the response.
 
     Raises:
-        DataError: an empty response, an empty prompt, or a pair longer than the context.
+        DataError: an empty response, an empty prompt, a pair longer than the context, or a token without a row.
     """
     if not pairs:
         return []
@@ -203,13 +124,22 @@ def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) 
         if not response.strip():
             raise DataError(f"the response to {prompt!r} is empty: there are no response tokens to average over.")
     tokenizer = tokenizer_of(model)
-    encode = _encode_by_offsets if tokenizer.is_fast else _encode_by_prefix
-    encoded = encode(tokenizer, render_turns(model, pairs))
+    if renders_tokens(tokenizer):
+        encoded = [_encode_tokens(model, messages_of(prompt), response) for prompt, response in pairs]
+    else:
+        encode = _encode_by_offsets if getattr(tokenizer, "is_fast", False) else _encode_by_prefix
+        encoded = encode(tokenizer, render_turns(model, pairs))
     for (prompt, response), item in zip(pairs, encoded, strict=True):
         if not 0 < item.start < len(item.ids):
             raise DataError(f"the response {response!r} to {prompt!r} has no tokens of its own.")
         _require_fit(model, prompt, len(item.ids))
+        require_rows(model, item.ids, "a prompt or its response")
     return encoded
+
+
+def _encode_tokens(model: LanguageModel, messages: Sequence[Mapping[str, str]], response: str) -> EncodedResponse:
+    head, whole = prompt_ids(model, messages), turn_ids(model, messages, response)
+    return EncodedResponse(tuple(whole), _tokens_within(tokenizer_of(model), head, whole))
 
 
 def _encode_by_offsets(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[EncodedResponse]:

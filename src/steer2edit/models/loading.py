@@ -10,7 +10,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,11 +21,11 @@ from steer2edit.models.chat_format import ChatFormat, template_of
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.model_path import model_path
+from steer2edit.models.tokenizer import load_tokenizer
 from steer2edit.progress import step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEQUANTISED_ON_LOADING = ("mxfp4", "fp8")
-_PLAIN_TEXT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
 def load_model(
@@ -49,7 +48,8 @@ def load_model(
         device: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or `balanced` to spread a model
             that is larger than one device over all of them.
         layout: a layout, or a file of one, for an architecture that is not known (docs/add-a-model.md).
-        chat_template: a Jinja file instead of the tokenizer's own template, or `none` for plain text.
+        chat_template: a Jinja file instead of the tokenizer's own template (or a JSON file with a `chat_template`), or
+            `none` for plain text.
         template_args: handed to the chat template by name, such as `{"enable_thinking": False}`.
         like: metadata of vectors or of an edit that is gone on from, or several: the template arguments and the date
             that the first was made with are used again.
@@ -64,13 +64,12 @@ def load_model(
     own_layout = Layout.given(layout)
     try:
         with _our_progress_only(name):
-            network, tokenizer = _read(name, dtype, target, trust_remote_code)
+            network, tokenizer = _read(name, dtype, target, chat_template, trust_remote_code)
     except Steer2EditError:
         raise
     except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
         raise ModelError(_why_not(name, error)) from error
-    _set_chat_template(tokenizer, chat_template)
-    chat = ChatFormat.going_on(template_args or {}, like, chat_template)
+    chat = ChatFormat.going_on(template_args or {}, like, None if chat_template == "none" else chat_template)
     chat.require_used(template_of(tokenizer))
     revision = getattr(network.config, "_commit_hash", None)
     return LanguageModel(
@@ -80,7 +79,7 @@ def load_model(
 
 
 def _read(
-    name: str, dtype: str, device: str, trust_remote_code: bool
+    name: str, dtype: str, device: str, chat_template: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = model_path(name)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -104,7 +103,7 @@ def _read(
             f"the checkpoint {name!r} lacks {len(missing)} weights that its config asks for: {', '.join(missing[:4])}"
             f"{', ...' if len(missing) > 4 else ''}. Check that config.json and the weights belong together."
         )
-    return network, AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return network, load_tokenizer(path, chat_template, trust_remote_code)
 
 
 def _require_plain(name: str, quantisation: Any, accepted: Sequence[str] = ()) -> None:
@@ -183,16 +182,3 @@ def _why_not(name: str, error: Exception) -> str:
         f"cannot load the model {name!r}: {reason} "
         "Give a directory with config.json and safetensors weights, a Hub id that can be reached, or smollm2."
     )
-
-
-def _set_chat_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
-    if chat_template is None:
-        return
-    if chat_template == "none":
-        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = (tokenizer.bos_token if begins else "") + _PLAIN_TEXT_TEMPLATE
-        return
-    try:
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"cannot read the chat template {chat_template!r}: {error}") from error

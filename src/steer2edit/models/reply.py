@@ -13,8 +13,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from steer2edit.errors import DataError
-from steer2edit.models.chat import render, render_turns, tokenizer_of
+from steer2edit.models.chat import embedding_rows, render, render_turns, require_rows, tokenizer_of
 from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.tokenizer import added_tokens
 
 CUT = " […]"
 """Follows a reply that was cut off, wherever it is shown or kept."""
@@ -166,7 +167,7 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def _without_special(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    added = (token.content for token in added_tokens(tokenizer).values() if token.special)
     for token in {*tokenizer.all_special_tokens, *added}:
         text = text.replace(token, "")
     return text.strip()
@@ -176,6 +177,9 @@ def end_ids(model: LanguageModel) -> list[int]:
     """Tokens that end a reply: all that the checkpoint, the tokenizer or the chat template names.
 
     A configuration's class has a default for it, so what it names must be a special or added token of the tokenizer.
+
+    Raises:
+        DataError: the embedding has no row for one of them.
     """
     network, tokenizer = model.network, model.tokenizer
     declared = _listed(getattr(network.generation_config, "eos_token_id", None))
@@ -184,8 +188,11 @@ def end_ids(model: LanguageModel) -> list[int]:
     configs = (network.config, network.config.get_text_config())
     others = [token for config in configs for token in _listed(getattr(config, "eos_token_id", None))]
     others += [*_listed(tokenizer.eos_token_id), *_listed(turn_end(model))]
-    marks = _marks(tokenizer)
-    return list(dict.fromkeys([*declared, *(token for token in others if token in marks)]))
+    marks, rows = _marks(tokenizer), embedding_rows(model)
+    declared = [token for token in declared if token < rows or token in marks]
+    ends = list(dict.fromkeys([*declared, *(token for token in others if token in marks)]))
+    require_rows(model, ends, "what ends a reply")
+    return ends
 
 
 def turn_end(model: LanguageModel) -> int | None:
@@ -214,4 +221,4 @@ def _listed(tokens: Any) -> list[int]:
 
 def _marks(tokenizer: Any) -> set[int]:
     """Tokens that are no text of their own: special ones, and those added to the vocabulary."""
-    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return {*tokenizer.all_special_ids, *added_tokens(tokenizer)}

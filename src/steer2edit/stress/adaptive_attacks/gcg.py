@@ -31,6 +31,7 @@ from steer2edit.models import (
     token_log_probabilities,
 )
 from steer2edit.models.chat import render_turns, tokenizer_of
+from steer2edit.models.tokenizer import added_tokens, renders_tokens
 from steer2edit.progress import step
 
 INSTALL_HINT = "pip install --no-deps nanogcg==0.3.0"
@@ -92,6 +93,10 @@ def find_suffix(model: LanguageModel, prompt: Prompt, target: str, budget: GcgBu
         ModelError: nanogcg is not installed, or cannot search on this model or with its tokenizer.
     """
     library = _library()
+    if renders_tokens(tokenizer_of(model)):
+        raise ModelError(
+            f"nanogcg cannot search suffixes for {model.name!r}: its tokenizer, mistral-common's, has no text."
+        )
     attack_messages = _messages(with_suffix(prompt, _PLACE))
     tokenizer = _PlainTokenizer(model, target)
     with _quiet(library, budget.steps), torch.random.fork_rng():
@@ -183,7 +188,7 @@ def _counted(advance: Callable[[int], None]) -> Callable[[Sequence[int]], Iterat
 def _forbidden(model: LanguageModel) -> Tensor:
     """Tokens that no suffix may have: special ones, what is not printable ASCII, and rows that are no token at all."""
     tokenizer = tokenizer_of(model)
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    special = set(tokenizer.all_special_ids) | set(added_tokens(tokenizer))
     rows = int(model.network.get_input_embeddings().num_embeddings)
     known = min(rows, len(tokenizer))
     texts = tokenizer.batch_decode([[i] for i in range(known)])
