@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from steer2edit.artifacts import load_edit, load_vectors
 from steer2edit.artifacts.run_folder import begun_with
@@ -14,7 +15,7 @@ from steer2edit.cli.options import named_values
 from steer2edit.editing import convert, edited
 from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method import Hyperparameters
-from steer2edit.models import ChatFormat, LanguageModel, chat, chat_format, load_model, recorded_chat
+from steer2edit.models import ChatFormat, LanguageModel, chat_format, load_model, recorded_chat
 from steer2edit.models.chat import render
 from steer2edit.recipes import RecipeOptions, read_recipe
 from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer
@@ -142,8 +143,10 @@ def test_a_command_goes_on_with_the_arguments_and_the_day_of_vectors_and_edits(
     assert recorded_chat(load_vectors(folder / "v.safetensors").metadata) == recorded
     assert recorded_chat(load_edit(folder / "edit").metadata) == recorded
     asked: list[str] = []
-    whole = chat._rendered
-    monkeypatch.setattr(chat, "_rendered", lambda *a, **k: asked.append(whole(*a, **k)) or asked[-1])
+    apply = PreTrainedTokenizerBase.apply_chat_template
+    monkeypatch.setattr(
+        PreTrainedTokenizerBase, "apply_chat_template", lambda *a, **k: asked.append(apply(*a, **k)) or asked[-1]
+    )
     run(*EVALUATE, *made, "--overwrite")
     assert "26 Jul 2024 00:00:00|" + chatml("How?") + "<think>\n\n</think>\n\n" in asked
     assert json.loads((folder / "out.json").read_text())["model"]["chat"] == recorded

@@ -28,7 +28,8 @@ LayoutOption = Annotated[
     Path | None, typer.Option(help="Layout file for an architecture that is not known (docs/add-a-model.md).")
 ]
 ChatTemplateOption = Annotated[
-    str | None, typer.Option(help="Jinja file to use as chat template, or `none` for plain-text prompts.")
+    str | None,
+    typer.Option(help="Jinja file to use as chat template (or a JSON file that has one), or `none` for plain text."),
 ]
 TemplateArgOption = Annotated[
     list[str] | None,
