@@ -3,6 +3,7 @@ items, for the base and for an edit that is merged into the weights."""
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from steer2edit.errors import DataError, MismatchError
 from steer2edit.evaluation import paired_difference, rate
 from steer2edit.evaluation.harness import harness_results
 from steer2edit.method import Hyperparameters
-from steer2edit.models import LanguageModel, load_model
+from steer2edit.models import ChatFormat, LanguageModel, load_model
 from steer2edit.steering import steered
 from tiny_chat import chatml, tiny_chat_model, tiny_tokenizer
 
@@ -91,6 +92,26 @@ class TestTinyModel:
         (metrics,) = harness_results(tiny, ["tasks/capitals.yaml"], apply_chat_template=True)
         assert list(metrics[f"{CHOICES}.acc"].values) == choices_right(tiny, chatml)[0]
         assert choices_right(tiny, chatml) != choices_right(tiny)
+
+    def test_arguments_and_the_day_of_the_chat_template(self) -> None:
+        """An empty thought behind the question, and the day that the model is told, in front of it."""
+        template = (
+            "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+            "<|im_end|>\n{% endfor %}<|im_start|>assistant\n{% if enable_thinking is false %}<think></think>{% endif %}"
+        )
+        model = tiny_chat_model(tokenizer=tiny_tokenizer(template=template))
+        model = replace(model, chat=ChatFormat({"enable_thinking": False}, "2024-07-26"))
+        (metrics,) = harness_results(model, ["tasks/capitals.yaml"], apply_chat_template=True)
+        right = choices_right(model, lambda text: f"2024-07-26 {chatml(text)}<think></think>")[0]
+        assert list(metrics[f"{CHOICES}.acc"].values) == right
+
+    def test_a_token_without_a_row(self) -> None:
+        tokenizer = tiny_tokenizer()
+        rows = len(tokenizer)
+        tokenizer.add_tokens(["capital"])
+        model = tiny_chat_model(tokenizer=tokenizer, vocab_size=rows)
+        with pytest.raises(DataError, match=f"'capital' .* is token {rows}, and the embedding"):
+            harness_results(model, ["tasks/capitals.yaml"])
 
     def test_as_the_harness_itself(self, tiny: LanguageModel) -> None:
         """With examples in the prompt, as turns of a chat: the figures of the harness's own entry point."""

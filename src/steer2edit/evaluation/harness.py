@@ -19,6 +19,7 @@ from steer2edit.editing import edited
 from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.evaluation.harness_metrics import HarnessMetric, read_metrics
 from steer2edit.models import LanguageModel
+from steer2edit.models.chat import require_rows
 from steer2edit.models.generation import generating
 from steer2edit.progress import step
 from steer2edit.steering import steered
@@ -142,9 +143,11 @@ def _wrapped(harness: Any, model: LanguageModel, batch_size: int) -> Any:
     logger.setLevel(logging.ERROR)  # it warns of launchers that are not used here
     try:
         # a copy of the tokenizer: the harness gives one without a padding token one
-        return harness.models.huggingface.HFLM(
+        wrapped = harness.models.huggingface.HFLM(
             pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size
         )
+        wrapped.chat_template_args = dict(model.chat.arguments)
+        return wrapped
     finally:
         logger.setLevel(level)
 
@@ -210,8 +213,22 @@ def _applied(model: LanguageModel, intervention: Intervention) -> Iterator[None]
         context = steered(model, intervention.vectors, intervention.strength)
     else:
         context = nullcontext()
-    with context, generating(model):
+    with context, generating(model), model.chat.clock(), _rows_checked(model):
         yield
+
+
+@contextmanager
+def _rows_checked(model: LanguageModel) -> Iterator[None]:
+    """A token that the embedding has no row for is named: the harness encodes texts by itself."""
+
+    def check(_: object, given: tuple[torch.Tensor, ...]) -> None:
+        require_rows(model, given[0].flatten().tolist(), "a task")
+
+    handle = model.network.get_input_embeddings().register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
