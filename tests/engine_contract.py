@@ -15,7 +15,7 @@ from steer2edit.models import EncodedResponse, LanguageModel, Prompt, Sampling
 
 def random_edits(model: LanguageModel, strengths: Sequence[float], rho: float = 0.2) -> list[Editing]:
     """One edit per strength: every second one of the attention alone, every third one along directions of its own."""
-    shared, own = _vectors(model, seed=1), _vectors(model, seed=2)
+    shared, own = random_vectors(model, seed=1), random_vectors(model, seed=2)
     edits = []
     for index, strength in enumerate(strengths):
         rho_mlp = None if index % 2 else rho * (1 + index / 4)
@@ -24,7 +24,7 @@ def random_edits(model: LanguageModel, strengths: Sequence[float], rho: float = 
     return edits
 
 
-def _vectors(model: LanguageModel, seed: int) -> SteeringVectors:
+def random_vectors(model: LanguageModel, seed: int) -> SteeringVectors:
     generator = torch.Generator().manual_seed(seed)
     return SteeringVectors({site: random_site_means(module, generator) for site, module in model.sites.items()})
 

@@ -166,7 +166,7 @@ def test_the_base_is_never_written_through_a_link(tmp_path: Path, link: str) -> 
 
 def test_reflink_is_refused_where_the_file_system_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = saved(tmp_path / "base")
-    monkeypatch.setattr("steer2edit.artifacts.checkpoints.copying._FICLONE", 0x40049400)  # no such request
+    monkeypatch.setattr("steer2edit.artifacts.checkpoints.copying.FICLONE", 0x40049400)  # no such request
     with pytest.raises(ArtifactError, match=r"cannot share blocks .* Use --link copy"):
         apply_to_files(str(tmp_path / "base"), [(random_edit(model), 1.0)], tmp_path / "out", link="reflink")
     with unchecked(), pytest.raises(InvalidValueError, match="unknown way to take over files 'symlink'"):

@@ -109,7 +109,7 @@ def test_a_result_that_was_changed_is_not_verified(
     with pytest.raises(ArtifactError, match=r"config.json is not the base's"):
         verify_checkpoint(base, edits, out, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr("steer2edit.artifacts.checkpoints.verification._require_files", lambda *_: 1)
+        patch.setattr("steer2edit.artifacts.checkpoints.verification.require_files", lambda *_: 1)
         with pytest.raises(ArtifactError, match=r"predicts otherwise than its base under the edit: .* nats per token"):
             verify_checkpoint(base, edits, out, device="cpu")
     (out / "config.json").write_bytes((checkpoint / "config.json").read_bytes())

@@ -1,11 +1,9 @@
 """The command line on a tiny checkpoint: every command, JSON, and what a mistake looks like to the user."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -213,23 +211,26 @@ def test_vectors_that_lack_layers_are_refused(
     run(*common, "--allow-missing")
 
 
-def test_interrupted_run_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_interrupted_run_leaves_nothing_half_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     """Ctrl+C while the demo is at work: no output directory, no scratch beside it, no traceback."""
-    out = tmp_path / "demo"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "steer2edit", "demo", "--out", str(out)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "Loaded smollm2" in line:
-            break
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode not in (0, None)
-    assert "Traceback" not in error
+    monkeypatch.setattr("steer2edit.models.load_model", lambda *_, **__: load_model(str(checkpoint)))
+    at_work: list[Path] = []
+
+    def interrupted(model: object, out: Path, *_: object) -> None:
+        (out / "vectors.safetensors").write_text("half")
+        at_work.extend(tmp_path.iterdir())
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("steer2edit.demo.run_demo", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        assert run_main(monkeypatch, "demo", "--out", tmp_path / "demo") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len(at_work) == 1
+    assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,10 +21,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert tiny.tokenizer is not None
     tiny.tokenizer.save_pretrained(folder / "base")
     model = load_model(str(folder / "base"), dtype="float32", device="cpu")
-    from engine_contract import _vectors
+    from engine_contract import random_vectors
 
     for seed, name in ((1, "one"), (2, "two")):
-        save_edit(model, convert(model, _vectors(model, seed), Hyperparameters(0.05, 0.05, 0.1)), folder / name)
+        save_edit(model, convert(model, random_vectors(model, seed), Hyperparameters(0.05, 0.05, 0.1)), folder / name)
     return folder
 
 

@@ -50,6 +50,8 @@ def alone(model: LanguageModel, row: Intervention) -> AbstractContextManager[Non
 def test_every_row_is_as_if_it_were_alone(family: str) -> None:
     model = tiny_model(family)
     rows = every_kind(model)
+    if family not in ("llama", "gpt2", "qwen3_moe", "granitemoehybrid"):
+        rows = [rows[k] for k in (0, 1, 3, 5)]  # two edits, the base and steering
     ids = torch.randint(3, 96, (len(rows), 9), generator=torch.Generator().manual_seed(0))
     base = logits(model, ids)
     with intervened(model, rows):

@@ -19,7 +19,7 @@ from steer2edit.models import LanguageModel
 from tiny_chat import END, tiny_tokenizer
 
 WIDTH = 64
-_LURE_AXIS = WIDTH - 1
+LURE_AXIS = WIDTH - 1
 LAST_SITE = "L2.mlp"
 
 
@@ -37,7 +37,7 @@ class ScriptedModel:
         self.head = np.zeros((len(self.tokenizer), WIDTH))
         for text, (successor, weight) in script.items():
             self.head[self.token(successor), self.axes[self.token(text)]] = weight
-        self.head[self.token(lure[0]), _LURE_AXIS] = lure[1]
+        self.head[self.token(lure[0]), LURE_AXIS] = lure[1]
         self.model = LanguageModel(self._network(), self.tokenizer, name="scripted")
 
     def token(self, text: str) -> int:
@@ -67,7 +67,7 @@ class ScriptedModel:
     def vectors(self) -> SteeringVectors:
         """Steering towards the lure, at the last layer."""
         v = torch.zeros(WIDTH)
-        v[_LURE_AXIS] = 1
+        v[LURE_AXIS] = 1
         return SteeringVectors.from_mapping({LAST_SITE: v})
 
     def log_probabilities(self, current: str, strength: float = 0.0) -> np.ndarray:
@@ -75,7 +75,7 @@ class ScriptedModel:
         residual = np.zeros(WIDTH)
         if self.token(current) in self.axes:
             residual[self.axes[self.token(current)]] = 1
-        residual[_LURE_AXIS] = strength
+        residual[LURE_AXIS] = strength
         length = math.sqrt(float(residual @ residual))
         logits = self.head @ residual * (math.sqrt(WIDTH) / length if length else 0.0)
         return logits - np.log(np.exp(logits).sum())

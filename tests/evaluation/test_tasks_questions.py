@@ -205,11 +205,11 @@ class TestMaths:
     def test_without_math_verify(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from steer2edit.evaluation import answers
 
-        answers._math_verify.cache_clear()
+        answers.math_verify_functions.cache_clear()
         monkeypatch.setitem(__import__("sys").modules, "math_verify", None)
         with pytest.raises(InvalidValueError, match=r"needs the package math-verify.*pip install math-verify"):
             is_right("1", "1")
-        answers._math_verify.cache_clear()
+        answers.math_verify_functions.cache_clear()
 
 
 class TestDegeneration:

@@ -1,12 +1,13 @@
 """The table in the docs is the one that the code gives, and names what the tests prove."""
 
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
+import pytest
+
 from families import FAMILIES, MULTIMODAL, tiny_network
-from steer2edit.models import known_layouts
+from steer2edit.models import architectures, known_layouts
 from steer2edit.models.architectures import architecture_table
 
 DOCS = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -35,7 +36,6 @@ def test_a_row_by_hand() -> None:
     assert len(architecture_table().splitlines()) == 2 + len(known_layouts())
 
 
-def test_as_a_command() -> None:
-    command = [sys.executable, "-m", "steer2edit.models.architectures"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == architecture_table()
+def test_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(architectures.__file__), run_name="__main__")
+    assert capsys.readouterr().out == architecture_table()

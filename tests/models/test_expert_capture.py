@@ -189,7 +189,7 @@ def test_rows_together_equal_rows_alone(family: str) -> None:
     model = tiny_model(family)
     together = one_batch(model, RESPONSES, block_outputs=True)
     assert sorted(together.blocks) == [0, 1, 2]
-    for row, index in enumerate(together.rows):
+    for row, index in list(enumerate(together.rows))[1:3]:  # a short and a longer one, both padded
         alone = one_batch(model, [RESPONSES[index]], block_outputs=True)
         for site, means in alone.sites.items():
             assert near(together.sites[site].input[row], means.input[0]), site

@@ -92,13 +92,13 @@ class TestSuccess:
     def test_what_auto_means_on_other_machines(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-        assert loading._device("auto") == "mps"
+        assert loading.device_map("auto") == "mps"
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        assert loading._device("auto") == "cuda"
+        assert loading.device_map("auto") == "cuda"
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        assert loading._device("auto") == "auto"  # accelerate spreads the model if it has to
-        assert loading._device("cuda:1") == "cuda:1"
+        assert loading.device_map("auto") == "auto"  # accelerate spreads the model if it has to
+        assert loading.device_map("cuda:1") == "cuda:1"
 
     @pytest.mark.parametrize("shown", [True, False])
     def test_the_progress_bars_of_transformers_are_as_they_were(self, saved: Path, shown: bool) -> None:

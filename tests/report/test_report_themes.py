@@ -23,10 +23,6 @@ def page_backgrounds() -> list[str]:
     return re.findall(r"--page: (#[0-9a-f]{6})", style)
 
 
-def test_the_contrast_of_black_and_white_is_21() -> None:
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-
-
 @pytest.mark.parametrize(
     "name", ["BASE", "STEERING", "EDIT", "BEYOND", "CHOSEN", "POSITIVE", "NEGATIVE", "ATTN", "SSM", "MLP"]
 )

@@ -202,7 +202,7 @@ def test_another_behaviour_is_refused(copy: Path) -> None:
 
 
 def test_a_journal_of_another_search_is_refused(copy: Path, tmp_path: Path) -> None:
-    run(again(seed=1), tmp_path / "other")
+    run(again(seed=1, trials=4), tmp_path / "other")
     shutil.copy(tmp_path / "other" / JOURNAL_FILE, copy / JOURNAL_FILE)
     with pytest.raises(MismatchError, match=r"belongs to another search: it differs in seed \(1, now 0\)"):
         run(again(), copy)
@@ -280,20 +280,20 @@ def test_damaged_files(name: str, content: str, message: str, copy: Path) -> Non
 def test_a_budget_no_trial_meets_says_which_came_closest(tmp_path: Path) -> None:
     impossible = Budget({"kl": 0.4, "harmful_refused": -1.0})
     with pytest.raises(BudgetError) as caught:
-        run(again(budget=impossible, trials=8), tmp_path / "run")
+        run(again(budget=impossible, trials=4), tmp_path / "run")
     trials = read_trials(tmp_path / "run" / "trials")
-    assert len(trials) == 8  # they stay
+    assert len(trials) == 4  # they stay
     closest = min((t for t in trials if t.complete), key=lambda t: impossible.violation(t.metrics))
     message = str(caught.value)
-    assert "none of 8 trials keeps the budget (kl <= 0.4, harmful_refused <= -1)" in message
+    assert "none of 4 trials keeps the budget (kl <= 0.4, harmful_refused <= -1)" in message
     assert (
         f"Closest came {closest.hyperparameters}: harmful_refused {closest.metrics['harmful_refused'].value:.3f}"
         in message
     )
     assert f"kl {closest.metrics['kl'].value:.3f}" in message
     assert "Allow more, or ask for more --trials" in message
-    with pytest.raises(BudgetError, match="none of 12 trials"):
-        run(again(budget=impossible, trials=12), tmp_path / "run")
+    with pytest.raises(BudgetError, match="none of 6 trials"):
+        run(again(budget=impossible, trials=6), tmp_path / "run")
 
 
 def test_nothing_sane(tmp_path: Path) -> None:
@@ -313,36 +313,36 @@ def test_two_workers_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("steer2edit.search.run.propose", spying)
 
     def worker(name: str, trials: int) -> SearchResult:
-        return run(again(storage=url, worker=name, trials=trials), tmp_path / name)
+        return run(again(storage=url, worker=name, trials=trials, generation=4), tmp_path / name)
 
-    worker("a", 8)
-    worker("b", 8)
-    a, b = worker("a", 16), worker("b", 16)
+    worker("a", 4)
+    worker("b", 4)
+    a, b = worker("a", 8), worker("b", 8)
     assert seen == [set(), {"a0"}, {"a0", "b0"}, {"a0", "b0", "a1"}]
-    assert facts(worker("a", 16).trials) == facts(a.trials)  # and once more nothing is added
+    assert facts(worker("a", 8).trials) == facts(a.trials)  # and once more nothing is added
     assert {path.name for path in (tmp_path / "a" / "trials").iterdir()} == {"a-0000.json", "a-0001.json"}
     (summary,) = optuna.get_all_study_summaries(url)
     trials = optuna.load_study(study_name=summary.study_name, storage=url).trials
     keys = [trial.user_attrs["key"] for trial in trials]
-    assert keys == [f"{w}-{g:04d}-{i:03d}" for g in (0, 1) for w in "ab" for i in range(8)]
-    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 32
+    assert keys == [f"{w}-{g:04d}-{i:03d}" for g in (0, 1) for w in "ab" for i in range(4)]
+    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 16
     assert [dict(trial.parameters) for trial in b.trials] == [t.params for t in trials if t.user_attrs["worker"] == "b"]
     assert not (tmp_path / "a" / JOURNAL_FILE).exists()
 
 
 def test_a_worker_needs_a_name_of_its_own(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    run(again(storage=url, trials=8), tmp_path / "one")
-    with pytest.raises(MismatchError, match=r"has 8 trials of a worker 'main' .*--worker"):
-        run(again(storage=url, trials=8), tmp_path / "two")
+    run(again(storage=url, trials=4), tmp_path / "one")
+    with pytest.raises(MismatchError, match=r"has 4 trials of a worker 'main' .*--worker"):
+        run(again(storage=url, trials=4), tmp_path / "two")
 
 
 def test_workers_whose_names_begin_alike_are_not_mixed_up(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    first = run(again(trials=8, worker="gpu-0", budget=Budget({"kl": 2.0})), out)
+    first = run(again(trials=4, worker="gpu-0", budget=Budget({"kl": 2.0})), out)
     assert read_trials(out / "trials", "gpu") == []
     assert facts(read_trials(out / "trials", "gpu-0")) == facts(first.trials)
-    assert len(read_trials(out / "trials")) == 8
+    assert len(read_trials(out / "trials")) == 4
 
 
 @pytest.mark.parametrize("storage", ["nonsense", "sqlite:////nowhere/at/all/study.db", "mongo://host/db"])

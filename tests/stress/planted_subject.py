@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.scripted_model import _LURE_AXIS, WIDTH, ScriptedModel
+from evaluation.scripted_model import LURE_AXIS, WIDTH, ScriptedModel
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
@@ -36,14 +36,14 @@ def planted_model() -> LanguageModel:
         for projection in (mlp.gate_proj, mlp.up_proj):
             projection.weight.zero_()
             projection.weight[CARRIER, axis] = 0.25
-        mlp.down_proj.weight[_LURE_AXIS] = 1e-6  # too little to be seen, but it gives every neuron its k = 1
+        mlp.down_proj.weight[LURE_AXIS] = 1e-6  # too little to be seen, but it gives every neuron its k = 1
     return scripted.model
 
 
 def planted_edit(magnitudes: Mapping[int, float]) -> WeightEdit:
     """λ by neuron; g has the sign of λ, and is 0.01 where there is none."""
     u, size = torch.zeros(WIDTH), torch.zeros(NEURONS)
-    u[_LURE_AXIS] = 1
+    u[LURE_AXIS] = 1
     for neuron, magnitude in magnitudes.items():
         size[neuron] = magnitude
     return WeightEdit({SITE: SiteEdit(u, size.clone(), size, torch.where(size < 0, -0.5, 0.01))})

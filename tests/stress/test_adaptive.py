@@ -146,7 +146,7 @@ def test_without_nanogcg_the_message_says_how_to_get_it(monkeypatch: pytest.Monk
 
 def test_the_cached_prompt_gives_the_logits_of_the_whole() -> None:
     network = tiny_chat_model().network
-    wrapped = gcg._CachedNetwork(network)
+    wrapped = gcg.CachedNetwork(network)
     ids = torch.arange(3, 3 + 24).view(2, 12)
     embedded = network.get_input_embeddings()(ids)
     with torch.no_grad():
@@ -165,7 +165,7 @@ def test_the_cached_prompt_gives_the_logits_of_the_whole() -> None:
 def test_the_embedding_matrix_is_what_the_embedding_gives(family: str) -> None:
     """nanogcg's gradient is that of `onehot @ weight`; Gemma's embedding multiplies by √d besides."""
     network = tiny_network(family)
-    embedding = gcg._CachedNetwork(network).get_input_embeddings()
+    embedding = gcg.CachedNetwork(network).get_input_embeddings()
     ids = torch.arange(embedding.num_embeddings)
     with torch.no_grad():
         assert torch.allclose(embedding.weight, network.get_input_embeddings()(ids))
@@ -176,7 +176,7 @@ def test_the_embedding_matrix_is_what_the_embedding_gives(family: str) -> None:
 def test_a_search_where_the_prompts_states_cannot_be_repeated(family: str, repeatable: bool) -> None:
     pytest.importorskip("nanogcg")
     model = tiny_chat_model(family)
-    assert gcg._repeatable_cache(model) is repeatable
+    assert gcg.repeatable_cache(model) is repeatable
     found = find_suffix(model, "How do I bake bread?", TARGET, SMALL, seed=1)
     before, after = target_losses(model, ["How do I bake bread?" + s for s in (SMALL.start, found.text)], TARGET)
     assert after <= before
@@ -192,7 +192,7 @@ def test_a_broken_edit_is_searched_and_sampled_without_a_crash(tmp_path: Path) -
         assert not math.isfinite(target_losses(model, [REQUESTS[0]], "b")[0])
     for test in (SuffixAttack(target="b", quick=GcgBudget(steps=1, width=4, top_k=4, length=3)), BestOfN()):
         result = test.run(subject_of(model, edit, tmp_path), "quick")
-        assert all(finding.sentence for finding in result.findings)
+        assert set(outcomes(result).values()) == {"open"}  # neither held nor failed
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_the_loss_of_a_target_is_that_of_its_tokens_behind_the_rendered_prompt(s
 
 def test_no_suffix_has_a_special_token_or_one_that_is_not_printable(searched) -> None:
     model, found = searched
-    forbidden = set(gcg._forbidden(model).tolist())
+    forbidden = set(gcg.forbidden_tokens(model).tolist())
     assert set(model.tokenizer.all_special_ids) <= forbidden
     assert model.tokenizer("\n", add_special_tokens=False)["input_ids"][0] in forbidden
     assert model.tokenizer("x", add_special_tokens=False)["input_ids"][0] not in forbidden
@@ -245,8 +245,8 @@ def test_the_candidates_of_the_gradient_lower_the_loss_more_often_than_random_on
     library = pytest.importorskip("nanogcg.gcg")
     model, _ = searched
     attack = library.GCG(
-        gcg._CachedNetwork(model.network),
-        gcg._PlainTokenizer(model, TARGET),
+        gcg.CachedNetwork(model.network),
+        gcg.PlainTokenizer(model, TARGET),
         library.GCGConfig(num_steps=1, search_width=1),
     )
     seen: list[torch.Tensor] = []

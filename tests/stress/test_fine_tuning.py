@@ -124,9 +124,9 @@ def test_it_draws_nothing_from_the_callers_random_numbers() -> None:
 
 
 def test_every_reply_is_learnt_as_often_as_the_others() -> None:
-    from steer2edit.stress.persistence.fine_tuning import _batches
+    from steer2edit.stress.persistence.fine_tuning import batches_of
 
-    batches = list(_batches(5, FineTune(steps=10, batch=4)))
+    batches = list(batches_of(5, FineTune(steps=10, batch=4)))
     assert [len(batch) for batch in batches] == [4] * 10
     seen = list(itertools.chain.from_iterable(batches))
     assert [seen.count(i) for i in range(5)] == [8] * 5

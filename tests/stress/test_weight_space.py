@@ -175,7 +175,7 @@ def test_a_removal_that_does_not_remove_is_seen(tmp_path: Path, monkeypatch: pyt
 def test_an_attack_that_breaks_the_model_says_nothing_of_the_edit(tmp_path: Path) -> None:
     model, edit = refusing()
     subject = subject_of(model, edit, tmp_path)
-    attacks = weight_space._begin(subject, "quick")
+    attacks = weight_space.begin(subject, "quick")
     # so much along the axis of "b" that the model says nothing but its successor, the end
     shifted = WeightEdit(
         {s: replace(e, output_direction=model_axis_of_b(model), row=50 * e.row) for s, e in edit.sites.items()}
@@ -192,9 +192,9 @@ def test_replies_that_do_not_know_the_request_any_more_say_nothing_either() -> N
         return Replies({"edit": ["b"] * 20}, {"edit": fine}, {"edit": fine}, {"edit": mentions})
 
     knows, lost = replies([True] * 20 + [False] * 4), replies([True] * 2 + [False] * 22)
-    assert weight_space._breaks(lost, knows, "edit")
-    assert not weight_space._breaks(knows, knows, "edit")
-    assert not weight_space._breaks(lost, lost, "edit")  # nothing was lost
+    assert weight_space.breaks(lost, knows, "edit")
+    assert not weight_space.breaks(knows, knows, "edit")
+    assert not weight_space.breaks(lost, lost, "edit")  # nothing was lost
 
 
 def model_axis_of_b(model: LanguageModel) -> torch.Tensor:

@@ -35,7 +35,7 @@ def print_scorecard(card: "Scorecard") -> None:
     from steer2edit.stress.scorecard import SUMMARY_TITLES
 
     for title, tests in [("Plain prompts", [card.plain]), *card.groups()]:
-        if rows := [row for test in tests for row in _rows(test)]:
+        if rows := [row for test in tests for row in rows_of(test)]:
             say()
             print_table(_COLUMNS, rows, f"{title}, 95 % intervals", _WIDTH)
     sections = card.summary.model_dump()
@@ -59,7 +59,8 @@ def _cost(test: "StressTest", subject: object, suite: str) -> str:
     return f"{cost.replies:,} replies + {cost.passes:,} passes"
 
 
-def _rows(entry: "EntryRecord") -> Iterator[list[str]]:
+def rows_of(entry: "EntryRecord") -> Iterator[list[str]]:
+    """The rows of one test in the table."""
     for line in entry.lines:
         first, *others = line.arms
         for arm in line.judged or (["edit"] if "edit" in others else others or [first]):

@@ -27,7 +27,7 @@ def is_right(answer: str, reply: str) -> bool | None:
 
     Source: math-verify (Hugging Face).
     """
-    parse, verify, rules = _math_verify()
+    parse, verify, rules = math_verify_functions()
     known = parse(f"\\boxed{{{answer}}}", rules, parsing_timeout=_SECONDS)
     if not known:
         return None
@@ -48,7 +48,8 @@ def last_boxed(text: str) -> str | None:
 
 
 @cache
-def _math_verify() -> tuple[Any, Any, Any]:
+def math_verify_functions() -> tuple[Any, Any, Any]:
+    """Reading and comparing by math-verify, imported once, and the settings of both."""
     try:
         from math_verify import (  # type: ignore[import-untyped]
             ExprExtractionConfig,

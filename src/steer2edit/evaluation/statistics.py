@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95
 
@@ -64,8 +64,9 @@ def mean(values: Sequence[float | None]) -> Estimate:
     if len(scored) == 1 or np.ptp(scored) == 0:
         known = len(scored) > 1
         return Estimate(centre, centre if known else None, centre if known else None, len(scored), unscored)
-    low, high = stats.t.interval(CONFIDENCE, len(scored) - 1, loc=centre, scale=stats.sem(scored))
-    return Estimate(centre, float(low), float(high), len(scored), unscored)
+    # scipy.stats.t.interval gives the same and takes ten times as long
+    half = float(special.stdtrit(len(scored) - 1, (1 + CONFIDENCE) / 2) * scored.std(ddof=1)) / math.sqrt(len(scored))
+    return Estimate(centre, centre - half, centre + half, len(scored), unscored)
 
 
 def paired_difference(after: Sequence[float | None], before: Sequence[float | None]) -> Estimate:

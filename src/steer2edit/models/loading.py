@@ -60,7 +60,7 @@ def load_model(
         ModelError: unknown dtype or device, or the model is not there or cannot be read.
         LayoutError: the model has residual writers that no layout rule covers.
     """
-    target = _device(device)
+    target = device_map(device)
     own_layout = Layout.given(layout)
     try:
         with _our_progress_only(name):
@@ -144,7 +144,8 @@ def _our_progress_only(name: str) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _device(device: str) -> str:
+def device_map(device: str) -> str:
+    """The `device_map` of transformers for a device; `auto` is what this machine has."""
     if device == "auto":
         if torch.cuda.is_available():
             return "auto" if torch.cuda.device_count() > 1 else "cuda"

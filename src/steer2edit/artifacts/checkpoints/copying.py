@@ -17,7 +17,7 @@ Link = Literal["copy", "reflink", "hardlink"]
 LINKS: tuple[Link, ...] = get_args(Link)
 _AT_ONCE = 64 * 2**20
 _BUFFER = 4 * 2**20
-_FICLONE = 0x40049409  # Linux: share all blocks of another file, each until one of the two is written
+FICLONE = 0x40049409  # Linux: share all blocks of another file, each until one of the two is written
 _NOT_IN_KERNEL = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.EBADF}
 
 
@@ -90,7 +90,7 @@ def share_blocks(source: FileIO, target: FileIO, link: Link) -> bool:
         import fcntl
 
         try:
-            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+            fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
             return True
         except OSError as error:
             if error.errno not in _NOT_IN_KERNEL:

@@ -83,7 +83,7 @@ def verify_checkpoint(
     """
     written = Path(written)
     plan = plan_edits(base, edits)
-    tensors = _require_files(base, plan, written)
+    tensors = require_files(base, plan, written)
     settings: dict[str, Any] = {"layout": layout, "device": device, "trust_remote_code": trust_remote_code}
     model = load_model(str(base.directory), dtype="float32", **settings)
     plain = list(_log_probabilities(model))
@@ -113,7 +113,8 @@ def verify_checkpoint(
     return result
 
 
-def _require_files(base: BaseCheckpoint, plan: Plan, written: Path) -> int:
+def require_files(base: BaseCheckpoint, plan: Plan, written: Path) -> int:
+    """Number of tensors of files that are a base with the planned edits, and nothing else."""
     found = open_checkpoint(written)
     if found.tensors.keys() != base.files.tensors.keys():
         raise ArtifactError(f"{written} does not have the tensors of {base.directory}: it is not that base, edited.")

@@ -98,7 +98,7 @@ def find_suffix(model: LanguageModel, prompt: Prompt, target: str, budget: GcgBu
             f"nanogcg cannot search suffixes for {model.name!r}: its tokenizer, mistral-common's, has no text."
         )
     attack_messages = _messages(with_suffix(prompt, _PLACE))
-    tokenizer = _PlainTokenizer(model, target)
+    tokenizer = PlainTokenizer(model, target)
     with _quiet(library, budget.steps), torch.random.fork_rng():
         torch.manual_seed(seed)
         config = library.GCGConfig(
@@ -111,10 +111,10 @@ def find_suffix(model: LanguageModel, prompt: Prompt, target: str, budget: GcgBu
             seed=None,  # its own seeding would change torch's settings for the rest of the process
             verbosity="ERROR",
             add_space_before_target=tokenizer.before(attack_messages).endswith(" "),
-            use_prefix_cache=_repeatable_cache(model),
+            use_prefix_cache=repeatable_cache(model),
         )
-        attack = library.GCG(_CachedNetwork(model.network), tokenizer, config)
-        attack.not_allowed_ids = _forbidden(model)
+        attack = library.GCG(CachedNetwork(model.network), tokenizer, config)
+        attack.not_allowed_ids = forbidden_tokens(model)
         try:
             found = attack.run(attack_messages, target)
         except RuntimeError as error:
@@ -185,7 +185,7 @@ def _counted(advance: Callable[[int], None]) -> Callable[[Sequence[int]], Iterat
     return bar
 
 
-def _forbidden(model: LanguageModel) -> Tensor:
+def forbidden_tokens(model: LanguageModel) -> Tensor:
     """Tokens that no suffix may have: special ones, what is not printable ASCII, and rows that are no token at all."""
     tokenizer = tokenizer_of(model)
     special = set(tokenizer.all_special_ids) | set(added_tokens(tokenizer))
@@ -196,7 +196,7 @@ def _forbidden(model: LanguageModel) -> Tensor:
     return torch.tensor([*bad, *range(known, rows)], dtype=torch.long, device=model.device)
 
 
-class _PlainTokenizer:
+class PlainTokenizer:
     """The model's tokenizer, with the prompt rendered and tokenised as in `models.chat`: no token is added."""
 
     bos_token = None  # the library would delete its text everywhere in the prompt
@@ -212,9 +212,11 @@ class _PlainTokenizer:
         return turn.text[: turn.start]
 
     def apply_chat_template(self, messages: Prompt, **_: Any) -> str:
+        """The text up to the target."""
         return self.before(messages).removesuffix(" ")  # a space there is a part of the target's first token
 
     def __call__(self, text: Any, **settings: Any) -> Any:
+        """Without tokens of the tokenizer's own."""
         return self._tokenizer(text, **{**settings, "add_special_tokens": False})
 
     def __getattr__(self, name: str) -> Any:
@@ -247,7 +249,7 @@ class _PromptCache:
 
 
 @torch.inference_mode()
-def _repeatable_cache(model: LanguageModel) -> bool:
+def repeatable_cache(model: LanguageModel) -> bool:
     """Whether the cache of a prompt can be repeated for many rows: the states of linear attention cannot."""
     output = model.network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)
     layers = getattr(output.past_key_values, "layers", ())
@@ -274,7 +276,7 @@ class _Embedding:
         return getattr(self._module, name)
 
 
-class _CachedNetwork:
+class CachedNetwork:
     """The network, for a caller that keeps a cache of transformers 4."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -282,9 +284,11 @@ class _CachedNetwork:
         self._prompt: _PromptCache | None = None
 
     def get_input_embeddings(self) -> _Embedding:
+        """What makes vectors of tokens."""
         return _Embedding(self._network.get_input_embeddings())  # type: ignore[operator]
 
     def __call__(self, *, past_key_values: Any = None, **inputs: Any) -> Any:
+        """A pass; behind the prompt, if that is given."""
         if past_key_values is None:
             output = self._network(**inputs)
             if inputs.get("use_cache"):

@@ -114,7 +114,7 @@ def _train(model: LanguageModel, rows: Sequence[EncodedResponse], settings: Fine
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     losses = []
     with step("Fine-tuning", settings.steps) as advance:
-        for chosen in _batches(len(rows), settings):
+        for chosen in batches_of(len(rows), settings):
             loss = _loss(model, [rows[i] for i in chosen])
             torch.autograd.backward(loss)
             optimiser.step()
@@ -126,7 +126,7 @@ def _train(model: LanguageModel, rows: Sequence[EncodedResponse], settings: Fine
     return losses
 
 
-def _batches(count: int, settings: FineTune) -> Iterator[list[int]]:
+def batches_of(count: int, settings: FineTune) -> Iterator[list[int]]:
     """Indices of every step's rows: shuffled passes over the data, one behind the other."""
     generator = torch.Generator().manual_seed(settings.seed)
     order: list[int] = []
