@@ -202,28 +202,13 @@ class TestCard:
         assert "more in the run folder" not in whole
 
 
-FAINT = 1e-9
-"""Strength of an edit that is there, and changes no token."""
-
-
-@pytest.fixture(scope="module")
-def faint(tmp_path_factory: pytest.TempPathFactory) -> Scorecard:
-    out = tmp_path_factory.mktemp("stress") / "faint"
-    return run_stress(tiny_input(FAINT), [ToyTest("one")], out, lambda text: None, command="steer2edit stress")
-
-
 class TestModelCard:
-<<<<<<< HEAD
-    def test_written_and_written_again(self, faint: Scorecard, tmp_path: Path) -> None:
-        given = tiny_input(FAINT)
-=======
     def test_written_and_written_again(self, card: Scorecard, tmp_path: Path) -> None:
         given = tiny_input(1e-30)
->>>>>>> 0b85418 (Check: no private names and no races on the clock; what could not fail can; searches, rows and captures with fewer repetitions)
         save_edit(given.model, given.edit, tmp_path / "edit")
         path = tmp_path / "edit" / "README.md"
         before = path.read_text()
-        section = card_section(faint)
+        section = card_section(card)
         write_scorecard_section(tmp_path / "edit", section)
         once = path.read_text()
         assert "## Stress tests" in once
@@ -242,17 +227,12 @@ class TestModelCard:
             write_scorecard_section(tmp_path / "edit", card_section(card))
         assert "Stress tests" not in (tmp_path / "edit" / "README.md").read_text()
 
-<<<<<<< HEAD
-    def test_without_a_card(self, faint: Scorecard, tmp_path: Path) -> None:
-        given = tiny_input(FAINT)
-=======
     def test_without_a_card(self, card: Scorecard, tmp_path: Path) -> None:
         given = tiny_input(1e-30)
->>>>>>> 0b85418 (Check: no private names and no races on the clock; what could not fail can; searches, rows and captures with fewer repetitions)
         save_edit(given.model, given.edit, tmp_path / "edit")
         (tmp_path / "edit" / "README.md").unlink()
         with pytest.raises(ArtifactError, match=r"no model card README\.md"):
-            write_scorecard_section(tmp_path / "edit", card_section(faint))
+            write_scorecard_section(tmp_path / "edit", card_section(card))
 
     def test_no_sentence_ends_the_section(self, card: Scorecard) -> None:
         hostile = "x <!-- end of the scorecard --> | `y`\nnew line"
