@@ -1,0 +1,200 @@
+"""First-order effects: what each input column of a site would add to a score of a response, if the site wrote it along u.
+
+    A     a score of one response, a sum of log-probabilities
+    w_t   = ∂A/∂y_t · u,    y_t what the site writes at position t, u the site's output direction
+    e     = Σ_t w_t x_t,    x_t the input of the site's projection
+
+so that A moves by aᵀe, to first order, under the edit ΔW = u aᵀ of that site. One backward pass per batch of responses
+gives e at every site; nothing but a batch is ever held. Of an expert, x_t counts with its routing weight.
+
+Shapes: b = rows of a batch, t = tokens, s = pairs of a token and an expert, d, m = width of a site's output and input.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steer2edit.core import Site
+from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches, pad
+from steer2edit.models.chat import EncodedResponse
+from steer2edit.models.experts import RoutedTokens, routed_tokens
+from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.site_module import SiteModule
+from steer2edit.progress import step
+
+Score = Callable[[Float[Tensor, "t v"], EncodedResponse], Float[Tensor, ""]]
+"""(log-distributions at a response's span, the response) → A, with a gradient."""
+
+
+@dataclass(frozen=True)
+class BatchEffects:
+    """The effects of one batch of responses.
+
+    Args:
+        rows: indices of the batch's rows among the responses.
+        sites: e by site, [b, m], float32, on the CPU.
+    """
+
+    rows: list[int]
+    sites: dict[Site, Float[Tensor, "b m"]]
+
+
+def first_tokens(count: int) -> Score:
+    """log p of a response's first tokens: a decision such as a refusal falls there, and later tokens dilute it.
+
+    Args:
+        count: how many.
+    """
+
+    def score(log_probabilities: Tensor, response: EncodedResponse) -> Tensor:
+        ids = torch.tensor(response.response_ids[:count], device=log_probabilities.device)
+        return log_probabilities[: len(ids)].gather(1, ids[:, None]).sum()
+
+    return score
+
+
+def sampled_tokens(generator: torch.Generator) -> Score:
+    """log p of tokens drawn from the model itself at each position of the span, divided by √(their number).
+
+    The square of a column's effect is then, in the mean over draws, what the Fisher information of the next tokens
+    says of it per token: twice what KL(base ‖ edited) costs per token, to second order, for a unit of that column.
+
+    Args:
+        generator: draws the tokens; on the CPU.
+    """
+
+    def score(log_probabilities: Tensor, response: EncodedResponse) -> Tensor:
+        probabilities = log_probabilities.detach().exp().cpu()
+        drawn = torch.multinomial(probabilities, 1, generator=generator).to(log_probabilities.device)
+        return log_probabilities.gather(1, drawn).sum() / len(drawn) ** 0.5
+
+    return score
+
+
+def response_effects(
+    model: LanguageModel,
+    responses: Sequence[EncodedResponse],
+    directions: Mapping[Site, Float[Tensor, " d"]],
+    score: Score,
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    description: str = "Measuring effects",
+) -> Iterator[BatchEffects]:
+    """Effects of every site on a score of each response, for one batch of responses after another.
+
+    Args:
+        model: the model, as it is: hooks and edits in force apply. Its weights get no gradient.
+        responses: whose score is differentiated.
+        directions: u by site; sites that are not there are not measured.
+        score: of a response.
+        batch_tokens: rows × longest row of a batch stays within this.
+        description: of the progress bar.
+
+    Yields:
+        The batch's effects.
+    """
+    lengths = [len(response.ids) for response in responses]
+    with step(description, len(responses)) as advance:
+        for rows in length_batches(lengths, batch_tokens):
+            yield BatchEffects(rows, _batch_effects(model, [responses[i] for i in rows], directions, score))
+            advance(len(rows))
+
+
+def _batch_effects(
+    model: LanguageModel, responses: Sequence[EncodedResponse], directions: Mapping[Site, Tensor], score: Score
+) -> dict[Site, Tensor]:
+    ids, mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
+    first = min(response.span.start for response in responses)
+    kept = torch.arange(first, ids.shape[1] - 1)
+    recorders = {site: _Recorder(model.sites[site], u, len(responses)) for site, u in directions.items()}
+    with ExitStack() as stack:
+        stack.enter_context(_only_activations(model.network))
+        for recorder in recorders.values():
+            recorder.attach(stack)
+        logits = model.network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+        total = sum(
+            score(logits[i, r.span.start - first : r.span.stop - first].float().log_softmax(dim=-1), r)
+            for i, r in enumerate(responses)
+        )
+        assert isinstance(total, Tensor)
+        total.backward()
+    return {site: recorder.effects() for site, recorder in recorders.items()}
+
+
+@contextmanager
+def _only_activations(network: nn.Module) -> Iterator[None]:
+    """Gradients of activations, from the embedding on, and of no parameter; all is as before on leaving."""
+    wanted = [p for p in network.parameters() if p.requires_grad]
+    embedding: nn.Module = network.get_input_embeddings()  # type: ignore[operator]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    handle = embedding.register_forward_hook(lambda module, inputs, output: output.detach().requires_grad_(True))
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+class _Recorder:
+    """Collects one site's effects: inputs on the way forward, w on the way back, at each matrix's own output."""
+
+    def __init__(self, site: SiteModule, direction: Float[Tensor, " d"], rows: int) -> None:
+        self._site, self._direction, self._rows = site, direction, rows
+        self._found = torch.zeros(rows, site.shape[1])
+        self._routed: RoutedTokens | None = None
+
+    def attach(self, stack: ExitStack) -> None:
+        """Hooks on what the site reads and on what it writes."""
+        for plain in self._site.plain:
+            stack.callback(plain.module.register_forward_hook(self._watch(plain.columns)).remove)
+        if self._site.experts is not None:
+            stack.enter_context(routed_tokens(self._site.experts, self._route))
+            written = self._site.experts.outputs[0]
+            stack.callback(written.register_forward_hook(self._watch_experts).remove)
+
+    def effects(self) -> Float[Tensor, "b m"]:
+        """What was collected; zero where the score does not depend on the site."""
+        return self._found
+
+    def _watch(self, columns: slice) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            x = inputs[0].detach().reshape(self._rows, -1, inputs[0].shape[-1])
+
+            def differentiate(gradient: Tensor) -> None:
+                self._found[:, columns] = torch.einsum("bt,btm->bm", self._along(gradient), x.float()).cpu()
+
+            output.register_hook(differentiate)
+
+        return hook
+
+    def _route(self, routed: RoutedTokens, output: Tensor) -> Tensor:
+        self._routed = routed
+        return output
+
+    def _watch_experts(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        written: Tensor = output[0] if isinstance(output, tuple) else output
+        routed, self._routed = self._routed, None
+        assert routed is not None
+        written.register_hook(lambda gradient: self._differentiate_experts(self._along(gradient), routed))
+
+    def _along(self, gradient: Tensor) -> Float[Tensor, "b t"]:
+        """w = ∂A/∂y · u by position."""
+        rows = gradient.detach().float().reshape(self._rows, -1, gradient.shape[-1])
+        return rows @ self._direction.to(gradient.device)
+
+    def _differentiate_experts(self, w: Float[Tensor, "b t"], routed: RoutedTokens) -> None:
+        assert self._site.sizes is not None
+        count, width = self._site.sizes.routed, self._site.sizes.width
+        share = w.flatten()[routed.token] * routed.weight.detach().float()
+        slot = (routed.token // w.shape[1]) * count + routed.expert
+        total = torch.zeros(self._rows * count, width, device=w.device)
+        total.index_add_(0, slot, routed.inputs.detach().float() * share[:, None])
+        self._found[:, : count * width] = total.view(self._rows, -1).cpu()

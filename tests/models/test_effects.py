@@ -1,0 +1,110 @@
+"""First-order effects against the slope of the score along an edit that is really in the weights, for every family."""
+
+import pytest
+import torch
+
+from families import ALL_FAMILIES, tiny_model
+from steer2edit.core import Site, SiteEdit, WeightEdit
+from steer2edit.editing import merged
+from steer2edit.models import EncodedResponse, LanguageModel
+from steer2edit.models.effects import first_tokens, response_effects, sampled_tokens
+
+RESPONSES = [
+    EncodedResponse((3, 17, 9, 4, 30, 8, 11), 3),
+    EncodedResponse((5, 6, 7, 21, 14), 2),
+    EncodedResponse((12, 40, 2, 33, 19, 27), 4),
+]
+
+
+def directions(model: LanguageModel) -> dict[Site, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = {site: torch.randn(module.shape[0], generator=generator) for site, module in model.sites.items()}
+    return {site: u / u.norm() for site, u in drawn.items()}
+
+
+def scores(model: LanguageModel, count: int) -> torch.Tensor:
+    """log p of each response's first tokens, one response after another, without any hook."""
+    found = []
+    for response in RESPONSES:
+        with torch.inference_mode():
+            logits = model.network(input_ids=torch.tensor([response.ids])).logits[0].double()
+        wanted = response.response_ids[:count]
+        rows = logits[response.start - 1 : response.start - 1 + len(wanted)].log_softmax(-1)
+        found.append(rows.gather(1, torch.tensor(wanted)[:, None]).sum())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_effects_are_the_slope_along_an_edit(family: str) -> None:
+    model = tiny_model(family)
+    model.network.double()
+    if any(module.experts for module in model.sites.values()):
+        model.network.set_experts_implementation("batched_mm")  # the other has no float64
+    u = directions(model)
+    found: dict[Site, torch.Tensor] = {site: torch.zeros(len(RESPONSES), m.shape[1]) for site, m in model.sites.items()}
+    for batch in response_effects(model, RESPONSES, u, first_tokens(2)):
+        for site, effects in batch.sites.items():
+            found[site][batch.rows] = effects
+    generator = torch.Generator().manual_seed(1)
+    for site, module in model.sites.items():
+        a = torch.randn(module.shape[1], generator=generator)
+        count = module.component_count
+        edit = WeightEdit({site: SiteEdit(u[site], a, torch.ones(count), torch.ones(count), module.sizes)})
+        # norms in float32 want a large step, kinks (ReLU, routing) a small one
+        slopes = [slope(model, edit, step) for step in (1e-3, 1e-4)]
+        predicted = found[site].double() @ a.double()
+        assert any(torch.allclose(predicted, s, rtol=3e-3, atol=1e-3) for s in slopes), site
+        assert float(predicted.abs().max()) > 1e-2  # otherwise the comparison would show nothing
+
+
+def slope(model: LanguageModel, edit: WeightEdit, step: float) -> torch.Tensor:
+    with merged(model, edit, step):
+        above = scores(model, 2)
+    with merged(model, edit, -step):
+        below = scores(model, 2)
+    return (above - below) / (2 * step)
+
+
+def test_nothing_of_the_model_changes() -> None:
+    model = tiny_model()
+    before = [(p.clone(), p.requires_grad) for p in model.network.parameters()]
+    list(response_effects(model, RESPONSES, directions(model), first_tokens(1)))
+    for (value, wanted), parameter in zip(before, model.network.parameters(), strict=True):
+        assert torch.equal(value, parameter)
+        assert parameter.requires_grad == wanted
+        assert parameter.grad is None
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.network.modules()]
+    assert sum(hooks) == 0
+
+
+def test_squares_of_sampled_effects_are_the_curvature_of_the_drift() -> None:
+    """E[(aᵀe)²] = 2 KL(base ‖ edited) per token, to second order in a: here from 400 draws, at one site."""
+    model = tiny_model()
+    model.network.double()
+    site = next(iter(model.sites))
+    u = {site: directions(model)[site]}
+    a = torch.randn(model.sites[site].shape[1], generator=torch.Generator().manual_seed(2))
+    response = RESPONSES[0]
+    draw = sampled_tokens(torch.Generator().manual_seed(3))
+    squares = [
+        float(batch.sites[site][row] @ a) ** 2
+        for _ in range(20)
+        for batch in response_effects(model, [response] * 20, u, draw)
+        for row in range(len(batch.rows))
+    ]
+    count = model.sites[site].component_count
+    edit = WeightEdit({site: SiteEdit(u[site], a, torch.ones(count), torch.ones(count))})
+
+    def distributions() -> torch.Tensor:
+        with torch.inference_mode():
+            logits = model.network(input_ids=torch.tensor([response.ids])).logits[0]
+        return logits[response.span.start : response.span.stop].log_softmax(-1)
+
+    base, step = distributions(), 1e-3
+    with merged(model, edit, step):
+        kl = torch.nn.functional.kl_div(distributions(), base, log_target=True, reduction="sum") / len(response.span)
+    curvature = 2 * float(kl) / step**2
+    mean = sum(squares) / len(squares)
+    error = (sum((s - mean) ** 2 for s in squares) / len(squares)) ** 0.5 / len(squares) ** 0.5
+    assert abs(mean - curvature) < 4 * error
+    assert error < 0.1 * curvature
