@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from steer2edit.evaluation import behaviour, edit_arm, evaluate, steering_arm
     from steer2edit.method import Hyperparameters, Rules, grid
     from steer2edit.models import LanguageModel, Sampling, generate, load_model
-    from steer2edit.steering import benign_means, extract, load_contrast, measure_inputs, steered
+    from steer2edit.steering import benign_means, extract, load_contrast, measure_effects, measure_inputs, steered
 
 _HOME = {
     "artifacts": (
@@ -57,7 +57,7 @@ _HOME = {
     "evaluation": ("behaviour", "edit_arm", "evaluate", "steering_arm"),
     "method": ("Hyperparameters", "Rules", "grid"),
     "models": ("LanguageModel", "Sampling", "generate", "load_model"),
-    "steering": ("benign_means", "extract", "load_contrast", "measure_inputs", "steered"),
+    "steering": ("benign_means", "extract", "load_contrast", "measure_effects", "measure_inputs", "steered"),
 }
 _MODULE_OF = {name: f"steer2edit.{module}" for module, names in _HOME.items() for name in names}
 
@@ -91,6 +91,7 @@ __all__ = [
     "load_model",
     "load_official_edit",
     "load_vectors",
+    "measure_effects",
     "measure_inputs",
     "merged",
     "save_checkpoint",

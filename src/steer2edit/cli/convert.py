@@ -53,10 +53,19 @@ def convert(
     input_direction: Annotated[
         str, typer.Option(help="Rule for k: sensitivity (the paper's), mean, svd.")
     ] = "sensitivity",
-    importance: Annotated[str, typer.Option(help="Rule for g: cosine (the paper's), dot.")] = "cosine",
+    importance: Annotated[
+        str, typer.Option(help="Rule for g: cosine (the paper's), dot; or, beyond it, effect (extract --effects).")
+    ] = "cosine",
     magnitude: Annotated[
         str, typer.Option(help="Rule for lambda: elastic-net (the paper's), top-k, ridge.")
     ] = "elastic-net",
+    kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Scale the edit so that it drifts this far from the base on benign requests, KL in nats per token. "
+            "By default 0.02 with --importance effect, and not at all otherwise."
+        ),
+    ] = None,
     min_expert_tokens: Annotated[
         int | None,
         typer.Option(
@@ -102,6 +111,8 @@ def convert(
     from steer2edit.cli.inspect import print_edit
     from steer2edit.editing import convert as compute_edit
     from steer2edit.editing.convert import MIN_TOKENS
+    from steer2edit.engines import TransformersEngine
+    from steer2edit.evaluation import at_drift
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
     from steer2edit.steering import benign_means, load_contrast, measure_inputs
@@ -124,8 +135,14 @@ def convert(
             min_tokens=MIN_TOKENS if min_expert_tokens is None else min_expert_tokens,
             allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force,
         )  # fmt: skip
+        if (wanted := EFFECT_KL if kl is None and importance == "effect" else kl) is not None:
+            edit = at_drift(TransformersEngine(loaded), edit, wanted)
         save_edit(loaded, edit, out, overwrite=overwrite)
     print_edit(edit, out, top=10, as_json=json_output)
+
+
+EFFECT_KL = 0.02
+"""Nats per token that an edit made of effects spends: its own scale has no meaning."""
 
 
 def parse_rho(option: str, text: str) -> float | None:

@@ -45,6 +45,14 @@ def extract(
             "--block-outputs", help="Measure the outputs of whole layers too: control vectors of other tools need them."
         ),
     ] = False,
+    effects: Annotated[
+        bool,
+        typer.Option(
+            "--effects",
+            help="Measure what every head and neuron does to the behaviour, and what it costs: convert --importance "
+            "effect makes edits of that.",
+        ),
+    ] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
@@ -70,7 +78,7 @@ def extract(
     from steer2edit.models import Sampling, load_model
     from steer2edit.progress import show_progress
     from steer2edit.steering import extract as extract_vectors
-    from steer2edit.steering import load_contrast
+    from steer2edit.steering import load_contrast, measure_effects
 
     require_free(out, overwrite=overwrite)
     with show_progress():
@@ -82,6 +90,8 @@ def extract(
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         chosen = load_contrast(source, loaded, labeller=labeller, limit=limit, sampling=sampling, seed=seed)
         vectors = extract_vectors(loaded, chosen, block_outputs=block_outputs)
+        if effects:
+            vectors = measure_effects(loaded, vectors, chosen, seed=seed)
     save_vectors(vectors, out, overwrite=overwrite)
     tokens = tokens_by_expert(loaded, vectors)
     _print(out, vectors.metadata, vectors.diagnosis or {}, tokens, json_output)

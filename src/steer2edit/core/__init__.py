@@ -16,7 +16,7 @@ from steer2edit.core.components import (
 from steer2edit.core.edit import SiteEdit, WeightEdit
 from steer2edit.core.experts import Experts
 from steer2edit.core.intervention import Editing, Intervention, Steering
-from steer2edit.core.vectors import ClassMeans, RoutingMeans, SiteMeans, SteeringVectors
+from steer2edit.core.vectors import ClassMeans, RoutingMeans, SiteEffects, SiteMeans, SteeringVectors
 
 __all__ = [
     "BLOCKS",
@@ -36,6 +36,7 @@ __all__ = [
     "RoutingMeans",
     "Site",
     "SiteEdit",
+    "SiteEffects",
     "SiteMeans",
     "Steering",
     "SteeringVectors",

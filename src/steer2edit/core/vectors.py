@@ -54,6 +54,35 @@ class RoutingMeans:
 
 
 @dataclass(frozen=True)
+class SiteEffects:
+    """What one site's input columns do to the model, to first order, where the site writes them along u.
+
+    Args:
+        attribute: s, [m]: how much more the attribute is there, in nats, per unit of a column.
+        drift: C, [m], ≥ 0: curvature of KL(base ‖ edited) per token along a column: KL ≈ ½ Σ C_j a_j², columns apart.
+        agreement: cosine between the s of two halves of the responses.
+
+    Raises:
+        InvalidValueError: other shapes, an entry that is not finite, or a negative curvature.
+    """
+
+    attribute: Float[Tensor, " m"]
+    drift: Float[Tensor, " m"]
+    agreement: float
+
+    def __post_init__(self) -> None:
+        if self.attribute.shape != self.drift.shape:
+            raise InvalidValueError(
+                f"effects of {self.attribute.numel()} columns and curvatures of {self.drift.numel()} cannot belong to "
+                "one projection."
+            )
+        if not bool(torch.isfinite(self.attribute).all() and torch.isfinite(self.drift).all()):
+            raise InvalidValueError("an effect has entries that are not finite: measure with --dtype float32.")
+        if bool((self.drift < 0).any()):
+            raise InvalidValueError("the curvature of a drift cannot be negative.")
+
+
+@dataclass(frozen=True)
 class SiteMeans:
     """What one site's steering vector is made of.
 
@@ -63,11 +92,13 @@ class SiteMeans:
         input: class means of the projection's input x, [m]; `None` if they have not been measured. Of an expert,
             over the tokens that were routed to it.
         routing: of a mixture of experts; `None` for a dense site, or if it has not been measured.
+        effects: what its columns do; `None` if it has not been measured.
     """
 
     output: ClassMeans
     input: ClassMeans | None = None
     routing: RoutingMeans | None = None
+    effects: SiteEffects | None = None
 
     @property
     def steering_vector(self) -> Float[Tensor, " d"]:
@@ -130,7 +161,8 @@ class SteeringVectors:
         for site, means in self.sites.items():
             routing = (means.routing.tokens, means.routing.usage) if means.routing else ()
             pairs = (means.output, *((means.input,) if means.input else ()), *routing)
-            for tensor in (tensor for pair in pairs for tensor in _tensors(pair)):
+            effects = (means.effects.attribute, means.effects.drift) if means.effects else ()
+            for tensor in (*(tensor for pair in pairs for tensor in _tensors(pair)), *effects):
                 digest.update(f"{site} {list(tensor.shape)}".encode())
                 digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steer2edit.core import TUNED_BLOCKS, Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
@@ -157,6 +157,8 @@ def compute_factors(
         )
     left_out = {site: _left_out(model, site, means, min_tokens) for site, means in vectors.sites.items()}
     sites = {site: _factors_of(model, vectors, site, rules, benign, left_out[site]) for site in vectors.sites}
+    if rules.importance == "effect":
+        sites = _with_effects(sites, vectors)
     made_with = recorded_chat(vectors.metadata)
     metadata = {
         "method": "steer2edit",
@@ -168,6 +170,25 @@ def compute_factors(
         **({"left_out": list(model.left_out)} if model.left_out else {}),
     }
     return Factors(sites, metadata, noisy, force)
+
+
+def _with_effects(factors: Mapping[Site, SiteFactors], vectors: SteeringVectors) -> dict[Site, SiteFactors]:
+    """Factors with the measured effects of their columns, in units of the largest effect within each block."""
+    if lacking := [str(site) for site, means in vectors.sites.items() if means.effects is None]:
+        raise MismatchError(
+            f"these vectors have no measured effects for {len(lacking)} sites ({lacking[0]}, ...), which the rule "
+            "effect is made of. Extract them with --effects (steer2edit.measure_effects)."
+        )
+    largest: dict[Block, float] = {}
+    for site, own in factors.items():
+        effects = vectors.sites[site].effects
+        assert effects is not None
+        longest = effects.attribute.view(own.importance.numel(), -1).norm(dim=1).max().item()
+        largest[site.tuned_block] = max(largest.get(site.tuned_block, 0.0), longest)
+    return {
+        site: replace(own, effects=vectors.sites[site].effects, largest_effect=largest[site.tuned_block])
+        for site, own in factors.items()
+    }
 
 
 def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: int) -> list[int]:

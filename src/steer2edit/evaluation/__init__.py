@@ -1,7 +1,7 @@
 """Evaluation: tasks, statistics with intervals, and the runner that compares interventions."""
 
 from steer2edit.evaluation.behaviours import BEHAVIOUR_SETS, BEHAVIOURS, Behaviour, behaviour, behaviour_of
-from steer2edit.evaluation.calibration import Calibration, Secant, calibrate
+from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate
 from steer2edit.evaluation.comparison import compare, paired, paired_rate_difference
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.metrics import METRICS, MetricName, metric_name
@@ -56,6 +56,7 @@ __all__ = [
     "TruthChoiceTask",
     "TruthTask",
     "Value",
+    "at_drift",
     "base_answers",
     "behaviour",
     "behaviour_of",

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from steer2edit.core import Intervention
+from steer2edit.core import Editing, Intervention, WeightEdit
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation.tasks import DriftTask
+from steer2edit.steering import safety_prompts
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,35 @@ def calibrate(
         if secant.done:
             break
     return secant.best
+
+
+def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) -> WeightEdit:
+    """The edit scaled so that it spends a drift on built-in benign validation requests.
+
+    Args:
+        engine: runs the model.
+        edit: any scale; its direction stays.
+        kl: KL(base ‖ edited) > 0, in nats per token, that it is to spend.
+        prompts: how many requests it is measured on.
+
+    Returns:
+        The scaled edit; its metadata say what was measured (`drift`).
+
+    Raises:
+        InvalidValueError: the edit changes nothing, or no strength comes near the drift.
+    """
+    task = DriftTask(safety_prompts("validation")[1][:prompts])
+    size = sum(e.row.double().square().sum().item() for e in edit.sites.values()) ** 0.5
+    if size == 0:
+        raise InvalidValueError("the edit is zero everywhere, so no drift can be spent.")
+    found = calibrate(engine, lambda s: Editing(edit, s), task, kl, first=1e-2 / size, most_steps=16)
+    if not found.reached:
+        raise InvalidValueError(
+            f"no strength of the edit was found that drifts by KL {kl:g}: the nearest is {found.drift:.3g}, at strength "
+            f"{found.strength:.3g}. Ask for another KL."
+        )
+    drift = {"kl": found.drift, "requests": len(task)}
+    return replace(edit.scaled(found.strength), metadata={**edit.metadata, "drift": drift})
 
 
 def _next(tried: list[tuple[float, float]], goal: float) -> float:

@@ -1,6 +1,7 @@
 """The paper's equations as pure functions on tensors (arXiv 2602.09870); see docs/paper-to-code.md."""
 
 from steer2edit.method.directions import input_directions, output_direction
+from steer2edit.method.effect import effect_rows
 from steer2edit.method.factors import SiteFactors, joined, site_factors
 from steer2edit.method.hyperparameters import COARSE_VALUES, PAPER_RULES, Hyperparameters, Rules, grid
 from steer2edit.method.importance import importance
@@ -14,6 +15,7 @@ __all__ = [
     "Hyperparameters",
     "Rules",
     "SiteFactors",
+    "effect_rows",
     "grid",
     "importance",
     "input_directions",

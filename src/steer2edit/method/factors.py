@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import Experts, SiteEdit
+from steer2edit.core import Experts, SiteEdit, SiteEffects
 from steer2edit.errors import InvalidValueError
 from steer2edit.method.directions import input_directions, output_direction, precise
+from steer2edit.method.effect import effect_rows
 from steer2edit.method.hyperparameters import PAPER_RULES, Rules
 from steer2edit.method.importance import importance
 from steer2edit.method.magnitude import magnitude
@@ -33,6 +34,8 @@ class SiteFactors:
         rules: the rules that made them; the magnitude rule is the one `edits` applies.
         benign_mean: mean input on benign text, [m], which sparing needs.
         experts: how the components divide into experts, where the site is a mixture of experts.
+        effects: measured effects and costs of the columns, which the rule `effect` makes rows of.
+        largest_effect: of a component of any site of the block: the unit of that rule's threshold.
     """
 
     output_direction: Float[Tensor, " d"]
@@ -43,11 +46,16 @@ class SiteFactors:
     rules: Rules = PAPER_RULES
     benign_mean: Float[Tensor, " m"] | None = None
     experts: Experts | None = None
+    effects: SiteEffects | None = None
+    largest_effect: float = 0.0
 
     @property
     def largest_importance(self) -> float:
-        """Largest |g| of the components that have an input direction; 0 if none has."""
+        """Largest |g| of the components that have an input direction, 0 if none has; by effect, a share of the largest."""
         directed = (self.input_directions.view(self.importance.numel(), -1) != 0).any(dim=1)
+        if self.rules.importance == "effect" and self.effects is not None:
+            norms = self.effects.attribute.view(len(directed), -1).norm(dim=1)
+            return (norms * directed).max().item() / max(self.largest_effect, 1e-30)
         return (self.importance.abs() * directed).max().item()
 
     def left_out(self) -> "SiteFactors":
@@ -86,24 +94,35 @@ class SiteFactors:
         Raises:
             InvalidValueError: some ρ ≤ 0, some α outside [0, 1), or sparing without a benign mean.
         """
-        k = self.input_directions
-        lam = magnitude(
-            self.importance,
-            torch.tensor(rho, dtype=torch.float64),
-            torch.tensor(alpha, dtype=torch.float64),
-            rule=self.rules.magnitude,
-        )
-        per_component = k.view(self.importance.numel(), -1)
-        lam = lam * (per_component != 0).any(dim=1)
-        rows = (lam[:, :, None] * per_component).flatten(1)
+        rows, lam, g = self._rows(torch.tensor(rho, dtype=torch.float64), torch.tensor(alpha, dtype=torch.float64))
         if max_shift is not None:
             factor = limit_shift(rows, self.input_mean, self.vector_norm, max_shift)[:, None]
             rows, lam = rows * factor, lam * factor
         if gain is not None and any(s is not None for s in gain):
             rows, lam = self._spared(rows, lam, gain)
-        return [
-            SiteEdit(self.output_direction, rows[c], lam[c], self.importance, self.experts) for c in range(len(rho))
-        ]
+        return [SiteEdit(self.output_direction, rows[c], lam[c], g[c], self.experts) for c in range(len(rho))]
+
+    def _rows(
+        self, rho: Float[Tensor, " k"], alpha: Float[Tensor, " k"]
+    ) -> "tuple[Float[Tensor, 'k m'], Float[Tensor, 'k n'], Float[Tensor, 'k n']]":
+        """(a, λ, g) of each configuration.
+
+        By effect, a component's part of the row a_i has a direction of its own; λ_i is its length, with the sign that
+        it has along k_i, and g_i = s_iᵀ a_i / λ_i, so that λ_i g_i is what the component adds to the attribute.
+        """
+        per_component = self.input_directions.view(self.importance.numel(), -1)
+        directed = (per_component != 0).any(dim=1)
+        if self.rules.importance != "effect":
+            lam = magnitude(self.importance, rho, alpha, rule=self.rules.magnitude) * directed
+            return (lam[:, :, None] * per_component).flatten(1), lam, self.importance.expand(len(rho), -1)
+        assert self.effects is not None
+        n = self.importance.numel()
+        rows = effect_rows(self.effects.attribute, self.effects.drift, n, self.largest_effect, rho, alpha)
+        parts = rows.view(len(rho), n, -1) * directed[:, None]
+        length = parts.norm(dim=-1)
+        lam = torch.where((parts * per_component).sum(dim=-1) < 0, -length, length)
+        gained = (parts * self.effects.attribute.view(n, -1)).sum(dim=-1)
+        return parts.flatten(1), lam, torch.where(lam != 0, gained / torch.where(lam != 0, lam, 1), 0)
 
     def _spared(
         self, rows: Float[Tensor, "k m"], lam: Float[Tensor, "k n"], gain: Sequence[float | None]
@@ -152,7 +171,7 @@ def site_factors(
     return SiteFactors(
         output_direction(vector),
         input_directions(weight, vector, width, rule=rules.input_direction, input_mean=input_mean),
-        importance(weight, vector, input_mean, width, rule=rules.importance),
+        importance(weight, vector, input_mean, width, rule="dot" if rules.importance == "dot" else "cosine"),
         precise(vector).norm().item(),
         precise(input_mean),
         rules,

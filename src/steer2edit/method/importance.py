@@ -9,7 +9,7 @@ from torch import Tensor
 from steer2edit.errors import InvalidValueError
 from steer2edit.method.directions import output_direction, precise, unit_rows
 
-ImportanceRule = Literal["cosine", "dot"]
+ImportanceRule = Literal["cosine", "dot", "effect"]
 IMPORTANCE_RULES: tuple[ImportanceRule, ...] = get_args(ImportanceRule)
 
 
@@ -25,6 +25,7 @@ def importance(
 
         cosine   g_i = cos(v, W_i μ_i) ∈ [−1, 1], 0 where W_i μ_i = 0     (the paper's rule)
         dot      g_i = v · (W_i μ_i)                                       (ablation; not bounded)
+        effect   measured, not computed here: `method.effect_rows`          (beyond the paper)
 
     Args:
         weight: W, [d, m].
@@ -38,8 +39,8 @@ def importance(
 
     Source: §3.4; `dot` is the ablation of Appendix E.
     """
-    if rule not in IMPORTANCE_RULES:
-        raise InvalidValueError(f"unknown importance rule {rule!r}: use {', '.join(IMPORTANCE_RULES)}.")
+    if rule not in ("cosine", "dot"):
+        raise InvalidValueError(f"unknown importance rule {rule!r}: use cosine or dot.")
     W, mu = precise(weight), precise(input_mean)
     mu = mu.to(W.dtype).view(-1, width)
     if rule == "dot":

@@ -1,4 +1,4 @@
-"""First-order effects: what each input column of a site would add to a score of a response, if the site wrote it along u.
+"""First-order effects: what each input column of a site adds to a score of a response where it is written along u.
 
     A     a score of one response, a sum of log-probabilities
     w_t   = ∂A/∂y_t · u,    y_t what the site writes at position t, u the site's output direction

@@ -3,6 +3,7 @@
 from steer2edit.steering.benign import BenignMeans, benign_means
 from steer2edit.steering.contrast import Contrast, ContrastSet, build_contrast
 from steer2edit.steering.diagnosis import auroc
+from steer2edit.steering.effects import measure_effects
 from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.extract import extract, measure_inputs
 from steer2edit.steering.labels import find_labeller
@@ -25,6 +26,7 @@ __all__ = [
     "extract",
     "find_labeller",
     "load_contrast",
+    "measure_effects",
     "measure_inputs",
     "preset_examples",
     "prompt_digests",

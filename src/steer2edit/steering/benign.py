@@ -55,18 +55,7 @@ def benign_means(
     Raises:
         DataError: a bad file, or the model answers none of the requests.
     """
-    prompts: Sequence[Prompt]
-    if str(source) == BUILT_IN:
-        prompts = safety_prompts("train")[1][:_PROMPTS]
-    else:
-        prompts = [example.prompt for example in read_examples(source)]
-    encoded = encode_prompts(model, prompts, room=sampling.max_new_tokens)
-    replies = generate(model, prompts, sampling, description="Answering benign requests")
-    answers = [
-        EncodedResponse((*ids, *reply.ids), len(ids)) for ids, reply in zip(encoded, replies, strict=True) if reply.ids
-    ]
-    if not answers:
-        raise DataError(f"the model answers none of the {len(prompts)} benign requests: there is nothing to spare.")
+    answers, prompts = benign_answers(model, source, sampling)
     running = RunningMeans(model)
     for batch in span_means(model, answers, description="Measuring benign inputs"):
         running.add(batch)
@@ -79,3 +68,31 @@ def _written_input(running: RunningMeans, site: Site, model: LanguageModel) -> F
     sizes = model.sites[site].sizes
     mean = running.input(site)
     return mean if sizes is None else mean * running.usage(site).repeat_interleave(torch.tensor(sizes.widths))
+
+
+def benign_answers(
+    model: LanguageModel, source: str | Path = BUILT_IN, sampling: Sampling = Sampling(max_new_tokens=24)
+) -> tuple[list[EncodedResponse], Sequence[Prompt]]:
+    """The model's own greedy replies to benign requests, as exact tokens; and the requests.
+
+    Args:
+        model: the base model.
+        source: `benign` (the training part of the built-in requests), or a file of prompts.
+        sampling: how the replies are generated.
+
+    Raises:
+        DataError: a bad file, or the model answers none of the requests.
+    """
+    prompts: Sequence[Prompt]
+    if str(source) == BUILT_IN:
+        prompts = safety_prompts("train")[1][:_PROMPTS]
+    else:
+        prompts = [example.prompt for example in read_examples(source)]
+    encoded = encode_prompts(model, prompts, room=sampling.max_new_tokens)
+    replies = generate(model, prompts, sampling, description="Answering benign requests")
+    answers = [
+        EncodedResponse((*ids, *reply.ids), len(ids)) for ids, reply in zip(encoded, replies, strict=True) if reply.ids
+    ]
+    if not answers:
+        raise DataError(f"the model answers none of the {len(prompts)} benign requests: there is nothing to measure.")
+    return answers, prompts

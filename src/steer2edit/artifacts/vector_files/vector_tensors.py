@@ -6,6 +6,7 @@
     L3.attn.input_positive, .input_negative      class means of a site's input
     L3.mlp.tokens_positive, .tokens_negative     of a mixture of experts: tokens by expert
     L3.mlp.usage_positive, .usage_negative       of a mixture of experts: mean routing weight by expert
+    L3.attn.effect, .drift, .agreement           what a site's columns do, and the agreement of two halves of the data
     B3, B3.output_positive, .output_negative     the same of the output of a whole layer
 
 docs/formats.md says which of them belong together.
@@ -17,13 +18,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from steer2edit.core import BLOCKS, ClassMeans, RoutingMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.core import BLOCKS, ClassMeans, RoutingMeans, Site, SiteEffects, SiteMeans, SteeringVectors
 from steer2edit.errors import InvalidValueError
 
 _PARTS = ("output_positive", "output_negative", "input_positive", "input_negative")
 _ROUTING = ("tokens_positive", "tokens_negative", "usage_positive", "usage_negative")
+_EFFECTS = ("effect", "drift", "agreement")
 _LAYER = "0|[1-9][0-9]{0,8}"
-_SITE = re.compile(rf"(L(?:{_LAYER})\.(?:{'|'.join(BLOCKS)}))(?:\.({'|'.join(_PARTS + _ROUTING)}|input_mean))?")
+_SITE_PARTS = "|".join((*_PARTS, *_ROUTING, *_EFFECTS, "input_mean"))
+_SITE = re.compile(rf"(L(?:{_LAYER})\.(?:{'|'.join(BLOCKS)}))(?:\.({_SITE_PARTS}))?")
 _BLOCK = re.compile(rf"B({_LAYER})(?:\.({'|'.join(_PARTS[:2])}))?")
 _PLAIN = "v"  # a key that is a site's or a layer's name alone is v itself
 _OUTPUTS = ({_PLAIN}, set(_PARTS[:2]))
@@ -85,13 +88,17 @@ def _checked(name: str, tensor: object) -> Tensor:
 
 def _site_means(site: str, parts: Mapping[str, Tensor]) -> SiteMeans:
     routing = {part: tensor for part, tensor in parts.items() if part in _ROUTING}
-    outputs = {part: tensor for part, tensor in parts.items() if not part.startswith("input") and part not in routing}
-    if outputs.keys() not in _OUTPUTS or parts.keys() - outputs.keys() - routing.keys() not in _INPUTS:
+    effects = {part: tensor for part, tensor in parts.items() if part in _EFFECTS}
+    means = {part: tensor for part, tensor in parts.items() if part not in {*routing, *effects}}
+    outputs = {part: tensor for part, tensor in means.items() if not part.startswith("input")}
+    if outputs.keys() not in _OUTPUTS or means.keys() - outputs.keys() not in _INPUTS:
         raise InvalidValueError(
             f"{site} has only {', '.join(parts)}: a site needs v, or output_positive and output_negative; and of its "
             "input nothing, input_mean, or input_positive and input_negative."
         )
-    return SiteMeans(_output_means(site, outputs), _input_means(site, parts), _routing_means(site, routing))
+    return SiteMeans(
+        _output_means(site, outputs), _input_means(site, parts), _routing_means(site, routing), _effects(site, effects)
+    )
 
 
 def _output_means(name: str, parts: Mapping[str, Tensor]) -> ClassMeans:
@@ -119,6 +126,14 @@ def _routing_means(site: str, parts: Mapping[str, Tensor]) -> RoutingMeans | Non
     return RoutingMeans(ClassMeans(*tensors[:2]), ClassMeans(*tensors[2:]))
 
 
+def _effects(site: str, parts: Mapping[str, Tensor]) -> SiteEffects | None:
+    if not parts:
+        return None
+    if set(_EFFECTS) - parts.keys() or parts["agreement"].numel() != 1:
+        raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS)}, the last one number.")
+    return SiteEffects(parts["effect"], parts["drift"], parts["agreement"].item())
+
+
 def _pair(name: str, positive: Tensor, negative: Tensor) -> ClassMeans:
     if positive.shape != negative.shape:
         raise InvalidValueError(
@@ -134,6 +149,9 @@ def _site_parts(means: SiteMeans) -> dict[str, Tensor]:
     if means.routing is not None:
         tensors = [*_pair_of(means.routing.tokens), *_pair_of(means.routing.usage)]
         parts |= dict(zip(_ROUTING, tensors, strict=True))
+    if means.effects is not None:
+        found = (means.effects.attribute, means.effects.drift, torch.tensor([means.effects.agreement]))
+        parts |= dict(zip(_EFFECTS, (tensor.detach().to("cpu", torch.float32) for tensor in found), strict=True))
     return parts
 
 

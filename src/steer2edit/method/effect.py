@@ -1,0 +1,52 @@
+"""Rows from measured effects and costs, beyond the paper: what an edit gains, per bit of what it costs.
+
+The paper weighs components by a cosine, and every component costs the same. Here s is what a unit of each input column
+adds to the attribute when the site writes it along u, and C what it costs in drift, both measured
+(`models.effects`):
+
+    maximise   sᵀa − ½ Σ_j (C_j + ρ(1 − α) C̄) a_j² − ρα S Σ_i ‖a_i‖
+
+over the whole row a, component by component (a_i ∈ R^w: w columns of a head, 1 of a neuron), with C̄ the mean of the
+site's C, so that ρ is a share, and S the largest ‖s_i‖ of the block, so that α is one.
+
+Shapes: m = width of a site's input, n = components of the site, w = m / n, k = configurations.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def effect_rows(
+    attribute: Float[Tensor, " m"],
+    drift: Float[Tensor, " m"],
+    components: int,
+    largest: float,
+    rho: Float[Tensor, " k"],
+    alpha: Float[Tensor, " k"],
+) -> Float[Tensor, "k m"]:
+    """The row of each configuration (ρ, α).
+
+        a_j = max(1 − ρα S / ‖s_i‖, 0) · s_j / (C_j + ρ(1 − α) C̄),   j a column of component i
+
+    It solves the problem above for neurons, and for heads where C is the same in all columns of a head. With C = 0 and
+    C̄ = 1 it is the paper's magnitude of s. Its scale is in nats; what drift it spends is calibrated afterwards.
+
+    Args:
+        attribute: s, [m].
+        drift: C ≥ 0, [m].
+        components: n.
+        largest: S > 0, the largest ‖s_i‖ over all sites of the block.
+        rho: ρ > 0 by configuration.
+        alpha: α ∈ [0, 1) by configuration.
+
+    Returns:
+        a by configuration, [k, m]; zero where the drift does not depend on a site at all.
+    """
+    s, C = attribute.double(), drift.double()
+    norms = s.view(components, -1).norm(dim=1)
+    threshold = (rho * alpha).double()[:, None] * largest
+    share = (1 - threshold / norms.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
+    cost = C + (rho * (1 - alpha)).double()[:, None] * C.mean()
+    rows = share.repeat_interleave(s.numel() // components, dim=1) * s / cost
+    return torch.where(cost > 0, rows, 0).to(attribute.dtype)

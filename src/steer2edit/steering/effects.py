@@ -1,0 +1,113 @@
+"""What each component does to a behaviour, and what it costs: measured, one backward pass per response.
+
+A   log p of the first tokens of a response, where a reply is decided
+s = mean of the effects on A over positive responses, less that over negative ones
+C = mean square of the effects on the score of tokens drawn from the model, over its own benign replies
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steer2edit.core import Site, SiteEffects, SteeringVectors
+from steer2edit.errors import DataError, InvalidValueError
+from steer2edit.method import output_direction
+from steer2edit.models import EncodedResponse, LanguageModel, encode_responses
+from steer2edit.models.batching import DEFAULT_BATCH_TOKENS
+from steer2edit.models.effects import Score, first_tokens, response_effects, sampled_tokens
+from steer2edit.steering.benign import BUILT_IN, benign_answers
+from steer2edit.steering.contrast import ContrastSet
+
+DECIDING_TOKENS = 4
+"""First tokens of a response that decide what kind of reply it is."""
+_DRAWS = 3  # of tokens at every position, for the curvature
+_FEWEST = 8  # responses of a class, below which two halves say nothing of each other
+
+
+def measure_effects(
+    model: LanguageModel,
+    vectors: SteeringVectors,
+    contrast: ContrastSet,
+    *,
+    benign: str = BUILT_IN,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    seed: int = 0,
+) -> SteeringVectors:
+    """The vectors with the effects of every site, which `Rules(importance="effect")` makes edits of.
+
+    Args:
+        model: the base model, with weights that gradients can pass.
+        vectors: whose directions u the effects are along.
+        contrast: its training part says what the attribute is.
+        benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
+        batch_tokens: rows × longest row of a batch stays within this.
+        seed: of the tokens that are drawn.
+
+    Raises:
+        DataError: fewer than eight responses of a class.
+        InvalidValueError: effects that are not finite, or a model that gradients cannot be taken of.
+    """
+    pairs = (contrast.train.positive, contrast.train.negative)
+    if min(map(len, pairs)) < _FEWEST:
+        raise DataError(
+            f"effects need at least {_FEWEST} training responses of each class, so that two halves can be compared; "
+            f"{contrast.name!r} has {len(pairs[0])} positive and {len(pairs[1])} negative ones. Give more."
+        )
+    directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
+    measure = _Measurement(model, directions, batch_tokens)
+    positive, negative = (
+        measure.halves(encode_responses(model, part), first_tokens(DECIDING_TOKENS), f"Effects on {name} responses")
+        for part, name in zip(pairs, ("positive", "negative"), strict=True)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    answers, _ = benign_answers(model, benign)
+    drift = measure.squares(answers * _DRAWS, sampled_tokens(generator), "Effects on benign replies")
+    sites = {}
+    for site, means in vectors.sites.items():
+        half = positive[site] - negative[site]
+        agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
+        effects = SiteEffects(half.mean(dim=0).float(), drift[site].float(), agreement)
+        sites[site] = replace(means, effects=effects)
+    made = {"tokens": DECIDING_TOKENS, "benign": benign, "benign_replies": len(answers), "draws": _DRAWS}
+    return replace(vectors, sites=sites, metadata={**vectors.metadata, "effects": made})
+
+
+class _Measurement:
+    """Sums over responses, in float64, so that memory does not depend on how many there are."""
+
+    def __init__(self, model: LanguageModel, directions: dict[Site, Tensor], batch_tokens: int) -> None:
+        self._model, self._directions, self._batch_tokens = model, directions, batch_tokens
+
+    def halves(self, responses: list[EncodedResponse], score: Score, doing: str) -> dict[Site, Float[Tensor, "2 m"]]:
+        """Mean effects over the even and over the odd responses."""
+        counts = torch.tensor([(len(responses) + 1) // 2, len(responses) // 2])[:, None]
+        return {site: total / counts for site, total in self._sums(responses, score, doing, squared=False).items()}
+
+    def squares(self, responses: list[EncodedResponse], score: Score, doing: str) -> dict[Site, Float[Tensor, " m"]]:
+        """Mean squares of the effects."""
+        sums = self._sums(responses, score, doing, squared=True)
+        return {site: total.sum(dim=0) / len(responses) for site, total in sums.items()}
+
+    def _sums(
+        self, responses: list[EncodedResponse], score: Score, doing: str, *, squared: bool
+    ) -> dict[Site, Float[Tensor, "2 m"]]:
+        sums: dict[Site, Tensor] = {}
+        try:
+            for batch in response_effects(
+                self._model, responses, self._directions, score, batch_tokens=self._batch_tokens, description=doing
+            ):
+                member = torch.nn.functional.one_hot(torch.tensor(batch.rows) % 2, 2).T.double()
+                for site, effects in batch.sites.items():
+                    values = effects.double()
+                    total = member @ (values.square() if squared else values)
+                    sums[site] = sums[site] + total if site in sums else total
+        except (NotImplementedError, RuntimeError) as error:
+            if "gradient" not in str(error) and "derivative" not in str(error) and "backward" not in str(error):
+                raise
+            raise InvalidValueError(
+                f"effects need gradients, and {self._model.name!r} gives none ({' '.join(str(error).split())[:150]}). "
+                "Load it unquantised, or convert with --importance cosine."
+            ) from error
+        return sums
