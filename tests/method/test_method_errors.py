@@ -123,7 +123,7 @@ def test_the_rule_mean_needs_a_mean() -> None:
     ("name", "value", "suggestion"),
     [
         ("input_direction", "sensitive", "Did you mean 'sensitivity'? Known: mean, sensitivity, svd."),
-        ("importance", "cos", "Did you mean 'cosine'? Known: cosine, dot."),
+        ("importance", "cos", "Did you mean 'cosine'? Known: cosine, dot, effect."),
         ("magnitude", "elastic_net", "Did you mean 'elastic-net'? Known: elastic-net, ridge, top-k."),
         ("magnitude", "xyz", "Known: elastic-net, ridge, top-k."),
     ],
@@ -139,7 +139,7 @@ def test_unknown_rules_of_single_functions() -> None:
     with unchecked():
         with pytest.raises(InvalidValueError, match="unknown input direction rule 'pca': use sensitivity, mean, svd"):
             input_directions(W, v, 1, rule="pca")
-        with pytest.raises(InvalidValueError, match="unknown importance rule 'l2': use cosine, dot"):
+        with pytest.raises(InvalidValueError, match="unknown importance rule 'l2': use cosine or dot"):
             importance(W, v, mu, 1, rule="l2")
         with pytest.raises(InvalidValueError, match="unknown magnitude rule 'l0': use elastic-net, top-k, ridge"):
             magnitude(torch.ones(2), torch.tensor([0.2]), torch.tensor([0.5]), rule="l0")

@@ -142,8 +142,8 @@ def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) 
     found = calibrate(engine, lambda s: Editing(edit, s), task, kl, first=1e-2 / size, most_steps=16)
     if not found.reached:
         raise InvalidValueError(
-            f"no strength of the edit was found that drifts by KL {kl:g}: the nearest is {found.drift:.3g}, at strength "
-            f"{found.strength:.3g}. Ask for another KL."
+            f"no strength of the edit was found that drifts by KL {kl:g}: the nearest drifts by {found.drift:.3g}. "
+            "Ask for another KL."
         )
     drift = {"kl": found.drift, "requests": len(task)}
     return replace(edit.scaled(found.strength), metadata={**edit.metadata, "drift": drift})

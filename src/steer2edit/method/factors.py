@@ -51,7 +51,7 @@ class SiteFactors:
 
     @property
     def largest_importance(self) -> float:
-        """Largest |g| of the components that have an input direction, 0 if none has; by effect, a share of the largest."""
+        """Largest |g| of the components that have an input direction, or 0; by effect, a share of the block's."""
         directed = (self.input_directions.view(self.importance.numel(), -1) != 0).any(dim=1)
         if self.rules.importance == "effect" and self.effects is not None:
             norms = self.effects.attribute.view(len(directed), -1).norm(dim=1)

@@ -1,0 +1,143 @@
+"""Measured effects: from responses to vectors, file, edit and what the edit does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from steer2edit.artifacts import load_vectors, save_vectors
+from steer2edit.core import Site
+from steer2edit.editing import convert, merged
+from steer2edit.engines import TransformersEngine
+from steer2edit.errors import DataError, InvalidValueError, MismatchError
+from steer2edit.evaluation import DriftTask, at_drift
+from steer2edit.method import Hyperparameters, Rules, output_direction
+from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
+from steer2edit.models.effects import first_tokens, response_effects
+from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, safety_prompts
+from steer2edit.steering.effects import DECIDING_TOKENS
+from tiny_chat import tiny_chat_model
+
+EFFECT = Rules(importance="effect")
+QUESTIONS = [
+    f"How do I bake {what}?" for what in ("bread", "a pie", "rolls", "a cake", "buns", "tarts", "bagels", "rye")
+]
+PAIRS = Contrast(
+    tuple((q, "I would rather not say that.") for q in QUESTIONS),
+    tuple((q, "Mix flour and water first.") for q in QUESTIONS),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return tiny_chat_model()
+
+
+@pytest.fixture(scope="module")
+def contrast() -> ContrastSet:
+    return ContrastSet("baking", {"train": PAIRS}, {})
+
+
+@pytest.fixture(scope="module")
+def benign(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("benign") / "benign.txt"
+    path.write_text("Name a colour.\nCount to three.\nWhat is a tree?\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def vectors(model: LanguageModel, contrast: ContrastSet, benign: str):
+    return measure_effects(model, extract(model, contrast), contrast, benign=benign)
+
+
+def decisions(model: LanguageModel, pairs: tuple[tuple[str, str], ...]) -> torch.Tensor:
+    """log p of each response's first tokens."""
+    responses = encode_responses(model, pairs)
+    found = span_log_probabilities(model, responses)
+    return torch.stack(
+        [token_log_probabilities(f, r)[:DECIDING_TOKENS].sum() for f, r in zip(found, responses, strict=True)]
+    )
+
+
+def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, vectors) -> None:
+    """Response by response, each in a batch of its own."""
+    site = Site(1, "mlp")
+    u = {site: output_direction(vectors.sites[site].steering_vector)}
+    means = []
+    for pairs in (PAIRS.positive, PAIRS.negative):
+        rows = [
+            batch.sites[site][0].double()
+            for response in encode_responses(model, pairs)
+            for batch in response_effects(model, [response], u, first_tokens(DECIDING_TOKENS))
+        ]
+        means.append(torch.stack(rows).mean(dim=0))
+    found = vectors.sites[site].effects
+    assert found is not None
+    assert torch.allclose(found.attribute.double(), means[0] - means[1], rtol=1e-4, atol=1e-6)
+    assert -1 <= found.agreement <= 1
+
+
+def test_the_file_keeps_them(vectors, tmp_path: Path) -> None:
+    save_vectors(vectors, tmp_path / "v.safetensors")
+    read = load_vectors(tmp_path / "v.safetensors")
+    for site, means in vectors.sites.items():
+        again = read.sites[site].effects
+        assert again is not None
+        assert torch.equal(again.attribute, means.effects.attribute)
+        assert torch.equal(again.drift, means.effects.drift)
+        assert again.agreement == pytest.approx(means.effects.agreement)
+    assert read.digest() == vectors.digest()
+
+
+def test_the_edit_raises_the_attribute_as_predicted(model: LanguageModel, vectors) -> None:
+    """A small step along the edit changes the margin by Σ λ_i g_i, to first order, over all sites together."""
+    edit = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.2), EFFECT, force=True)
+    predicted = sum(magnitude * gain for _, magnitude, gain in edit.components())
+    size = 1e-3 / predicted
+    assert predicted > 0
+
+    def margin() -> float:
+        return float(decisions(model, PAIRS.positive).mean() - decisions(model, PAIRS.negative).mean())
+
+    with merged(model, edit, 10 * size):
+        above = margin()
+    with merged(model, edit, -10 * size):
+        below = margin()
+    assert (above - below) / 20 / size == pytest.approx(predicted, rel=0.02)
+
+
+def test_a_larger_alpha_edits_fewer_components(model: LanguageModel, vectors) -> None:
+    counts = [
+        len(list(convert(model, vectors, Hyperparameters(1.0, 1.0, alpha), EFFECT, force=True).components()))
+        for alpha in (0.0, 0.3, 0.6)
+    ]
+    assert counts[0] > counts[1] > counts[2] > 0
+
+
+def test_scaled_to_a_drift(model: LanguageModel, vectors) -> None:
+    engine = TransformersEngine(model)
+    edit = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.0), EFFECT, force=True)
+    scaled = at_drift(engine, edit, 0.01, prompts=8)
+    from steer2edit.core import Editing
+
+    task = DriftTask(safety_prompts("validation")[1][:8])
+    measured = task.measure(engine, [Editing(scaled, 1.0)])[0].metrics["kl"].value
+    assert measured == pytest.approx(0.01, rel=0.05)
+    assert scaled.metadata["drift"]["kl"] == pytest.approx(measured, rel=1e-3)
+
+
+def test_vectors_without_effects_are_refused(model: LanguageModel, contrast: ContrastSet) -> None:
+    with pytest.raises(MismatchError, match="no measured effects for 6 sites .*--effects"):
+        convert(model, extract(model, contrast), Hyperparameters(1.0, None, 0.0), EFFECT, force=True)
+
+
+def test_too_few_responses_are_refused(model: LanguageModel, vectors) -> None:
+    few = ContrastSet("few", {"train": Contrast(PAIRS.positive[:7], PAIRS.negative)}, {})
+    with pytest.raises(DataError, match="at least 8 training responses .* has 7 positive and 8 negative"):
+        measure_effects(model, vectors, few)
+
+
+def test_an_edit_of_nothing_has_no_drift(model: LanguageModel, vectors) -> None:
+    nothing = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.0), EFFECT, force=True).scaled(0.0)
+    with pytest.raises(InvalidValueError, match="zero everywhere"):
+        at_drift(TransformersEngine(model), nothing, 0.01)
