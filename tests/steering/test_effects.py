@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steer2edit.artifacts import load_vectors, save_vectors
-from steer2edit.core import Site
+from steer2edit.core import Editing, Site, SteeringVectors
 from steer2edit.editing import convert, merged
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
@@ -19,9 +19,8 @@ from steer2edit.steering.effects import DECIDING_TOKENS
 from tiny_chat import tiny_chat_model
 
 EFFECT = Rules(importance="effect")
-QUESTIONS = [
-    f"How do I bake {what}?" for what in ("bread", "a pie", "rolls", "a cake", "buns", "tarts", "bagels", "rye")
-]
+THINGS = ("bread", "a pie", "rolls", "a cake", "buns", "tarts", "bagels", "rye")
+QUESTIONS = [f"How do I bake {thing}?" for thing in THINGS]
 PAIRS = Contrast(
     tuple((q, "I would rather not say that.") for q in QUESTIONS),
     tuple((q, "Mix flour and water first.") for q in QUESTIONS),
@@ -46,7 +45,7 @@ def benign(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def vectors(model: LanguageModel, contrast: ContrastSet, benign: str):
+def vectors(model: LanguageModel, contrast: ContrastSet, benign: str) -> SteeringVectors:
     return measure_effects(model, extract(model, contrast), contrast, benign=benign)
 
 
@@ -59,7 +58,7 @@ def decisions(model: LanguageModel, pairs: tuple[tuple[str, str], ...]) -> torch
     )
 
 
-def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, vectors) -> None:
+def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, vectors: SteeringVectors) -> None:
     """Response by response, each in a batch of its own."""
     site = Site(1, "mlp")
     u = {site: output_direction(vectors.sites[site].steering_vector)}
@@ -77,8 +76,8 @@ def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, ve
     assert -1 <= found.agreement <= 1
 
 
-def test_the_file_keeps_them(vectors, tmp_path: Path) -> None:
-    save_vectors(vectors, tmp_path / "v.safetensors")
+def test_the_file_keeps_them(vectors: SteeringVectors, tmp_path: Path) -> None:
+    save_vectors(vectors: SteeringVectors, tmp_path / "v.safetensors")
     read = load_vectors(tmp_path / "v.safetensors")
     for site, means in vectors.sites.items():
         again = read.sites[site].effects
@@ -89,7 +88,7 @@ def test_the_file_keeps_them(vectors, tmp_path: Path) -> None:
     assert read.digest() == vectors.digest()
 
 
-def test_the_edit_raises_the_attribute_as_predicted(model: LanguageModel, vectors) -> None:
+def test_the_edit_raises_the_attribute_as_predicted(model: LanguageModel, vectors: SteeringVectors) -> None:
     """A small step along the edit changes the margin by Σ λ_i g_i, to first order, over all sites together."""
     edit = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.2), EFFECT, force=True)
     predicted = sum(magnitude * gain for _, magnitude, gain in edit.components())
@@ -106,7 +105,7 @@ def test_the_edit_raises_the_attribute_as_predicted(model: LanguageModel, vector
     assert (above - below) / 20 / size == pytest.approx(predicted, rel=0.02)
 
 
-def test_a_larger_alpha_edits_fewer_components(model: LanguageModel, vectors) -> None:
+def test_a_larger_alpha_edits_fewer_components(model: LanguageModel, vectors: SteeringVectors) -> None:
     counts = [
         len(list(convert(model, vectors, Hyperparameters(1.0, 1.0, alpha), EFFECT, force=True).components()))
         for alpha in (0.0, 0.3, 0.6)
@@ -114,12 +113,10 @@ def test_a_larger_alpha_edits_fewer_components(model: LanguageModel, vectors) ->
     assert counts[0] > counts[1] > counts[2] > 0
 
 
-def test_scaled_to_a_drift(model: LanguageModel, vectors) -> None:
+def test_scaled_to_a_drift(model: LanguageModel, vectors: SteeringVectors) -> None:
     engine = TransformersEngine(model)
     edit = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.0), EFFECT, force=True)
     scaled = at_drift(engine, edit, 0.01, prompts=8)
-    from steer2edit.core import Editing
-
     task = DriftTask(safety_prompts("validation")[1][:8])
     measured = task.measure(engine, [Editing(scaled, 1.0)])[0].metrics["kl"].value
     assert measured == pytest.approx(0.01, rel=0.05)
@@ -127,17 +124,17 @@ def test_scaled_to_a_drift(model: LanguageModel, vectors) -> None:
 
 
 def test_vectors_without_effects_are_refused(model: LanguageModel, contrast: ContrastSet) -> None:
-    with pytest.raises(MismatchError, match="no measured effects for 6 sites .*--effects"):
+    with pytest.raises(MismatchError, match=r"no measured effects for 6 sites .*--effects"):
         convert(model, extract(model, contrast), Hyperparameters(1.0, None, 0.0), EFFECT, force=True)
 
 
-def test_too_few_responses_are_refused(model: LanguageModel, vectors) -> None:
+def test_too_few_responses_are_refused(model: LanguageModel, vectors: SteeringVectors) -> None:
     few = ContrastSet("few", {"train": Contrast(PAIRS.positive[:7], PAIRS.negative)}, {})
-    with pytest.raises(DataError, match="at least 8 training responses .* has 7 positive and 8 negative"):
+    with pytest.raises(DataError, match=r"at least 8 training responses .* has 7 positive and 8 negative"):
         measure_effects(model, vectors, few)
 
 
-def test_an_edit_of_nothing_has_no_drift(model: LanguageModel, vectors) -> None:
+def test_an_edit_of_nothing_has_no_drift(model: LanguageModel, vectors: SteeringVectors) -> None:
     nothing = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.0), EFFECT, force=True).scaled(0.0)
     with pytest.raises(InvalidValueError, match="zero everywhere"):
         at_drift(TransformersEngine(model), nothing, 0.01)
