@@ -77,7 +77,7 @@ def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, ve
 
 
 def test_the_file_keeps_them(vectors: SteeringVectors, tmp_path: Path) -> None:
-    save_vectors(vectors: SteeringVectors, tmp_path / "v.safetensors")
+    save_vectors(vectors, tmp_path / "v.safetensors")
     read = load_vectors(tmp_path / "v.safetensors")
     for site, means in vectors.sites.items():
         again = read.sites[site].effects
