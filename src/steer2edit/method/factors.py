@@ -55,7 +55,7 @@ class SiteFactors:
         directed = (self.input_directions.view(self.importance.numel(), -1) != 0).any(dim=1)
         if self.rules.importance == "effect" and self.effects is not None:
             norms = self.effects.attribute.view(len(directed), -1).norm(dim=1)
-            return (norms * directed).max().item() / max(self.largest_effect, 1e-30)
+            return float((norms * directed).max()) / max(self.largest_effect, 1e-30)
         return (self.importance.abs() * directed).max().item()
 
     def left_out(self) -> "SiteFactors":

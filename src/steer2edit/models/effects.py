@@ -53,7 +53,8 @@ def first_tokens(count: int) -> Score:
 
     def score(log_probabilities: Tensor, response: EncodedResponse) -> Tensor:
         ids = torch.tensor(response.response_ids[:count], device=log_probabilities.device)
-        return log_probabilities[: len(ids)].gather(1, ids[:, None]).sum()
+        total: Tensor = log_probabilities[: len(ids)].gather(1, ids[:, None]).sum()
+        return total
 
     return score
 
@@ -71,7 +72,8 @@ def sampled_tokens(generator: torch.Generator) -> Score:
     def score(log_probabilities: Tensor, response: EncodedResponse) -> Tensor:
         probabilities = log_probabilities.detach().exp().cpu()
         drawn = torch.multinomial(probabilities, 1, generator=generator).to(log_probabilities.device)
-        return log_probabilities.gather(1, drawn).sum() / len(drawn) ** 0.5
+        total: Tensor = log_probabilities.gather(1, drawn).sum() / len(drawn) ** 0.5
+        return total
 
     return score
 
@@ -122,7 +124,7 @@ def _batch_effects(
             for i, r in enumerate(responses)
         )
         assert isinstance(total, Tensor)
-        total.backward()
+        torch.autograd.backward(total)
     return {site: recorder.effects() for site, recorder in recorders.items()}
 
 
@@ -171,7 +173,7 @@ class _Recorder:
             def differentiate(gradient: Tensor) -> None:
                 self._found[:, columns] = torch.einsum("bt,btm->bm", self._along(gradient), x.float()).cpu()
 
-            output.register_hook(differentiate)
+            output.register_hook(differentiate)  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -183,7 +185,11 @@ class _Recorder:
         written: Tensor = output[0] if isinstance(output, tuple) else output
         routed, self._routed = self._routed, None
         assert routed is not None
-        written.register_hook(lambda gradient: self._differentiate_experts(self._along(gradient), routed))
+
+        def differentiate(gradient: Tensor) -> None:
+            self._differentiate_experts(self._along(gradient), routed)
+
+        written.register_hook(differentiate)  # type: ignore[no-untyped-call]
 
     def _along(self, gradient: Tensor) -> Float[Tensor, "b t"]:
         """w = ∂A/∂y · u by position."""
