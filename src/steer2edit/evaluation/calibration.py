@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from steer2edit.core import Editing, Intervention, WeightEdit
-from steer2edit.engines import Engine
+from steer2edit.engines import Engine, RememberingEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation.tasks import DriftTask
 from steer2edit.steering import safety_prompts
@@ -139,7 +139,7 @@ def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) 
     size = sum(e.row.double().square().sum().item() for e in edit.sites.values()) ** 0.5
     if size == 0:
         raise InvalidValueError("the edit is zero everywhere, so no drift can be spent.")
-    found = calibrate(engine, lambda s: Editing(edit, s), task, kl, first=1e-2 / size, most_steps=16)
+    found = calibrate(RememberingEngine(engine), lambda s: Editing(edit, s), task, kl, first=1e-2 / size, most_steps=16)
     if not found.reached:
         raise InvalidValueError(
             f"no strength of the edit was found that drifts by KL {kl:g}: the nearest drifts by {found.drift:.3g}. "
