@@ -103,7 +103,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 @FULL
 def test_a_full_disk_behind_stdout() -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*PROGRAM, "evaluate", "--list"], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([*PROGRAM, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("steer2edit: cannot read or write the output: No space left on device.")
     assert done.stderr.count("\n") == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from steer2edit.errors import InvalidValueError
 
-_SECONDS = 5  # for parsing and for comparing: a reply may hold an expression that cannot be worked out
+SECONDS = 5  # for parsing and for comparing: a reply may hold an expression that cannot be worked out
 
 
 def is_right(answer: str, reply: str) -> bool | None:
@@ -28,12 +28,12 @@ def is_right(answer: str, reply: str) -> bool | None:
     Source: math-verify (Hugging Face).
     """
     parse, verify, rules = math_verify_functions()
-    known = parse(f"\\boxed{{{answer}}}", rules, parsing_timeout=_SECONDS)
+    known = parse(f"\\boxed{{{answer}}}", rules, parsing_timeout=SECONDS)
     if not known:
         return None
     boxed = last_boxed(reply)
-    given = parse(reply if boxed is None else f"\\boxed{{{boxed}}}", rules, parsing_timeout=_SECONDS)
-    return bool(verify(known, given, timeout_seconds=_SECONDS))
+    given = parse(reply if boxed is None else f"\\boxed{{{boxed}}}", rules, parsing_timeout=SECONDS)
+    return bool(verify(known, given, timeout_seconds=SECONDS))
 
 
 def last_boxed(text: str) -> str | None:
