@@ -122,3 +122,10 @@ def test_a_folder_that_was_removed(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "steer2edit demo" in done.stdout
+
+
+def test_a_table_drops_no_digit(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [f"{i}.234 [0.111, 0.999] (12 unscored)" for i in range(8)]
+    console.print_table(["", *map(str, range(8))], [["a row", *cells]])
+    shown = capsys.readouterr().out
+    assert all(cell in shown for cell in cells)

@@ -47,14 +47,17 @@ def visible(text: str) -> str:
     )
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", least_width: int = 110) -> None:
-    """A table for people; the first column is text, the others are figures."""
+_WIDEST = 1000  # columns; a table takes as many as it needs
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table for people, as wide as it must be; the first column is text, the others are figures."""
     table = Table(title=visible(title) or None, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for index, column in enumerate(columns):
         table.add_column(Text(visible(column)), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
-    Console(markup=False, highlight=False, width=max(OUT.width, least_width)).print(table)
+    Console(markup=False, highlight=False, width=_WIDEST).print(table)
 
 
 def estimate_text(estimate: Mapping[str, Any], percent: bool) -> str:
