@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from steer2edit.stress.scorecard import EntryRecord, LineRecord
 
 _COLUMNS = ("", "outcome", "n", "base", "edit", "edit less base", "edit less steering")
-_WIDTH = 170  # lines of a scorecard are long; a narrow terminal wraps them rather than losing their ends
 
 
 def print_tests(tests: "Sequence[StressTest]", options: "StressOptions") -> None:
@@ -37,7 +36,7 @@ def print_scorecard(card: "Scorecard") -> None:
     for title, tests in [("Plain prompts", [card.plain]), *card.groups()]:
         if rows := [row for test in tests for row in rows_of(test)]:
             say()
-            print_table(_COLUMNS, rows, f"{title}, 95 % intervals", _WIDTH)
+            print_table(_COLUMNS, rows, f"{title}, 95 % intervals")
     sections = card.summary.model_dump()
     for name, heading in SUMMARY_TITLES.items():
         if sections[name]:
