@@ -51,7 +51,7 @@ def test_effects_are_the_slope_along_an_edit(family: str) -> None:
         count = module.component_count
         edit = WeightEdit({site: SiteEdit(u[site], a, torch.ones(count), torch.ones(count), module.sizes)})
         # norms in float32 want a large step, kinks (ReLU, routing) a small one
-        slopes = [slope(model, edit, step) for step in (1e-3, 1e-4)]
+        slopes = (slope(model, edit, step) for step in (1e-3, 1e-4))
         predicted = found[site].double() @ a.double()
         assert any(torch.allclose(predicted, s, rtol=3e-3, atol=1e-3) for s in slopes), site
         assert float(predicted.abs().max()) > 1e-2  # otherwise the comparison would show nothing
