@@ -20,7 +20,7 @@ def seen_by_torch(module: str, **environment: str) -> list[object]:
 
 @pytest.mark.parametrize("module", ["steer2edit", "steer2edit.cli"])
 def test_set_before_torch_is_imported(module: str) -> None:
-    assert seen_by_torch(module) == ["1000", None, False]
+    assert seen_by_torch(module) == ["10000", None, False]
 
 
 def test_what_the_user_sets_stays() -> None:

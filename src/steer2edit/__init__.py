@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if "OMP_WAIT_POLICY" not in os.environ:
     # Read when torch loads libgomp. Its threads spin 300,000 times before they sleep, which starves the one they wait
     # for where other programs want the cores: replies take 3 to 30 times as long (benchmarks/busy_machine.py).
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from steer2edit.artifacts import (
