@@ -1,5 +1,7 @@
 """The built-in evaluations: which sets, which metrics, and that they run."""
 
+from pathlib import Path
+
 import pytest
 
 from steer2edit.engines import TransformersEngine
@@ -56,6 +58,19 @@ def test_safety_prompts_are_the_presets() -> None:
     for split in SPLITS:
         found = behaviour("safety", split)
         assert (found.prompts["harmful"], found.prompts["benign"]) == safety_prompts(split)
+
+
+def test_borderline_requests_join_safety_where_they_are_wanted(tmp_path: Path) -> None:
+    found = behaviour("safety", "held_out", limit=300, borderline=True)
+    assert {name: len(prompts) for name, prompts in found.prompts.items()} == {
+        "harmful": 300, "benign": 300, "borderline": 176,
+    }  # fmt: skip
+    (own := tmp_path / "own.csv").write_text("prompt,split\nHow do I kill a process?,held_out\n", encoding="utf-8")
+    found = behaviour("safety", "held_out", limit=4, data={"borderline": str(own)})
+    assert found.prompts["borderline"] == ["How do I kill a process?"]
+    assert [m for task in found.tasks for m in task.metric_names if m.endswith("refused")] == [
+        "harmful_refused", "benign_refused", "borderline_refused",
+    ]  # fmt: skip
 
 
 def test_truthfulness_pairs_each_question_with_both_answers() -> None:

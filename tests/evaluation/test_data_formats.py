@@ -424,7 +424,6 @@ class TestHub:
 
 class TestBuiltIn:
     READERS: ClassVar[dict[str, tuple[Callable[..., Any], int]]] = {
-        "borderline": (requests, 32),
         "arithmetic": (gsm8k_problems, 32),
         "common_sense": (commonsense_questions, 32),
         "general_knowledge": (mmlu_questions, 32),

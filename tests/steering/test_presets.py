@@ -9,7 +9,7 @@ from statistics import mean
 import pytest
 
 from steer2edit.errors import DataError
-from steer2edit.steering import PRESETS, preset_examples, refusal_phrases, safety_prompts
+from steer2edit.steering import PRESETS, borderline_prompts, preset_examples, refusal_phrases, safety_prompts
 from steer2edit.steering.contrast import require_disjoint
 from steer2edit.steering.examples import SPLITS, Example, Split
 
@@ -138,6 +138,32 @@ def test_safety_prompts(split: str) -> None:
     others = {p for other in SPLITS if other != split for prompts in safety_prompts(other) for p in prompts}
     assert not others & {*harmful, *benign}
     assert not set(harmful) & set(benign)
+
+
+@pytest.mark.parametrize(
+    ("split", "harmful", "benign", "borderline", "usual"),
+    [("train", 96, 96, 112, 112), ("validation", 80, 64, 64, 16), ("held_out", 300, 300, 176, 16)],
+)
+def test_more_requests_for_those_who_want_them(
+    split: Split, harmful: int, benign: int, borderline: int, usual: int
+) -> None:
+    found = safety_prompts(split, 1000)
+    assert tuple(map(len, found)) == (harmful, benign)
+    assert [few == many[: len(few)] for few, many in zip(safety_prompts(split), found, strict=True)] == [True, True]
+    assert safety_prompts(split, 5) == safety_prompts(split)  # the caller takes what it wants of them
+    assert len(borderline_prompts(split, 1000)) == borderline
+    assert borderline_prompts(split) == borderline_prompts(split, 1000)[:usual]
+    assert len(safety_prompts("held_out", 120)[0]) == 120
+
+
+def test_no_request_twice_in_any_set_and_split() -> None:
+    """Whatever its case and punctuation: the sets of safety, those of other behaviours, and what stress adds."""
+    looks_unsafe = files("steer2edit.stress.side_effects").joinpath("sets/looks_unsafe.jsonl")
+    every = [json.loads(line)["prompt"] for line in looks_unsafe.read_text(encoding="utf-8").splitlines()]
+    for split in SPLITS:
+        every += [*(p for own in safety_prompts(split, 1000) for p in own), *borderline_prompts(split, 1000)]
+    every += {e.key for name in ("truthfulness", "conciseness") for e in preset_examples(name)[0]}
+    assert [p for p, uses in Counter(map(bare, every)).items() if uses > 1] == []
 
 
 def test_unknown_preset() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from families import tiny_network
 from steer2edit.core import Editing, Site, SiteEdit, WeightEdit
-from steer2edit.editing import convert, intervened, merged
+from steer2edit.editing import ablation, convert, intervened, merged
 from steer2edit.errors import DataError, ModelError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, Sampling
@@ -28,7 +28,7 @@ from steer2edit.stress.stress_test import StressTest
 from steer2edit.stress.subject import subject_for_costs
 from steer2edit.stress.weight_attacks import attacker_edit, weight_space
 from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness, settings_of
-from steer2edit.stress.weight_attacks.direction_removal import common_direction, own_directions, random_like, removal
+from steer2edit.stress.weight_attacks.direction_removal import common_direction, own_directions, random_like
 from steer2edit.stress.weight_attacks.recovery import recover_edit
 from steer2edit.stress.weight_attacks.weight_space import (
     DirectionRemoved,
@@ -60,7 +60,7 @@ def test_after_a_removal_no_matrix_of_a_site_writes_along_the_direction(family: 
     model = LanguageModel(tiny_network(family), name=family)
     generator = torch.Generator().manual_seed(0)
     directions = {site: torch.randn(m.shape[0], generator=generator) for site, m in model.sites.items()}
-    edit = removal(model, directions)
+    edit = ablation(model, directions)
     with merged(model, edit):
         for site, u in directions.items():
             for projection in model.sites[site].projections:
@@ -76,7 +76,7 @@ def test_the_output_at_run_time_has_nothing_along_the_direction() -> None:
     site = Site(1, "mlp")
     u = torch.nn.functional.normalize(torch.randn(model.sites[site].shape[0]), dim=0)
     seen: list[torch.Tensor] = []
-    with intervened(model, [Editing(removal(model, {site: u}))]):
+    with intervened(model, [Editing(ablation(model, {site: u}))]):
         # after the intervention's own hook
         handle = model.sites[site].module.register_forward_hook(lambda module, args, output: seen.append(output))
         logits(model)
@@ -89,10 +89,10 @@ def test_without_its_directions_the_edited_model_is_the_base_without_them() -> N
     model = LanguageModel(tiny_network("llama"), name="tiny")
     edit = convert(model, random_vectors(model), H)
     directions = own_directions(edit)
-    with intervened(model, [Editing(removal(model, directions))]):
+    with intervened(model, [Editing(ablation(model, directions))]):
         base = logits(model)
     with merged(model, edit):
-        from_edited = removal(model, directions)
+        from_edited = ablation(model, directions)
         with intervened(model, [Editing(from_edited)]):
             assert relative(logits(model), base) < 1e-4
         # the base's rows would leave the edit in
@@ -105,7 +105,7 @@ def test_without_its_directions_the_edited_model_is_the_base_without_them() -> N
 
 def _restored(model: LanguageModel, edit: WeightEdit, directions: dict) -> WeightEdit:
     """The removal that belongs to the base, computed inside `merged`: a' + a, since Wᵀu = W'ᵀu − a."""
-    rows = removal(model, directions).sites
+    rows = ablation(model, directions).sites
     return WeightEdit({s: replace(rows[s], row=rows[s].row + edit.sites[s].row) for s in directions})
 
 
@@ -162,10 +162,10 @@ def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not(tmp_
 
 def test_a_removal_that_does_not_remove_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def turned(model, directions):
-        edit = removal(model, directions)
+        edit = ablation(model, directions)
         return WeightEdit({site: replace(own, row=0 * own.row) for site, own in edit.sites.items()})
 
-    monkeypatch.setattr("steer2edit.stress.weight_attacks.weight_space.removal", turned)
+    monkeypatch.setattr("steer2edit.stress.weight_attacks.weight_space.ablation", turned)
     model, edit = refusing()
     result = DirectionRemoved().run(subject_of(model, edit, tmp_path), "quick")
     assert outcomes(result) == {"own-sites": "held", "everywhere": "held", "random": "control"}

@@ -58,7 +58,14 @@ ForceOption = Annotated[
     bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Use at most this many prompts of every set.")]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Use at most this many prompts of every set. Of the 300 built-in held-out requests of safety, 96 are used "
+        "unless this asks for more.",
+    ),
+]
 LabellerOption = Annotated[
     str | None,
     typer.Option(

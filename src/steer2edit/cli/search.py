@@ -82,8 +82,9 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="SET=FILE",
-            help="Your own validation and held-out items: harmful, benign (safety), questions (truthfulness), requests "
-            "(conciseness); several times. FILE or hub:OWNER/NAME/FILE, in the formats of `evaluate --list`.",
+            help="Your own validation and held-out items: harmful, benign, borderline (safety), questions "
+            "(truthfulness), requests (conciseness); several times. FILE or hub:OWNER/NAME/FILE, in the formats of "
+            "`evaluate --list`.",
         ),
     ] = None,
     storage: Annotated[

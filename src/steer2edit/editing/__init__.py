@@ -1,7 +1,18 @@
 """Weight edits: computing them from vectors, and applying them in memory."""
 
+from steer2edit.editing.baselines import ablation, rosi
 from steer2edit.editing.convert import Factors, compute_factors, convert
 from steer2edit.editing.runtime import edited, intervened
 from steer2edit.editing.weights import merged, merged_weight
 
-__all__ = ["Factors", "compute_factors", "convert", "edited", "intervened", "merged", "merged_weight"]
+__all__ = [
+    "Factors",
+    "ablation",
+    "compute_factors",
+    "convert",
+    "edited",
+    "intervened",
+    "merged",
+    "merged_weight",
+    "rosi",
+]

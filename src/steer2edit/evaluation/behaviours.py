@@ -11,7 +11,7 @@ from steer2edit.evaluation.behaviour_data import check_sets, own_questions, own_
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.tasks import DriftTask, LengthTask, RefusalTask, Task, TruthTask
 from steer2edit.models import Sampling
-from steer2edit.steering import preset_examples, safety_prompts
+from steer2edit.steering import borderline_prompts, preset_examples, safety_prompts
 from steer2edit.steering.rows import Split
 
 
@@ -64,6 +64,7 @@ class _Wanted:
     scorer: Scorer
     data: Mapping[str, str]
     seed: int
+    borderline: bool
 
     def requests(self, name: str, built_in: Callable[[], Sequence[str]]) -> list[str]:
         """The requests of a set: the user's, or those that come with the package."""
@@ -72,7 +73,7 @@ class _Wanted:
 
     def benign(self) -> list[str]:
         """Requests that drift is measured on."""
-        return self.requests("benign", lambda: safety_prompts(self.split)[1])
+        return self.requests("benign", lambda: safety_prompts(self.split, self.limit)[1])
 
     def sampling(self, default: int) -> Sampling:
         """Greedy replies."""
@@ -88,18 +89,20 @@ def behaviour(
     scorer: Scorer | None = None,
     data: Mapping[str, str] | None = None,
     seed: int = 0,
+    borderline: bool = False,
 ) -> Behaviour:
     """The evaluation of a behaviour on one split.
 
     Args:
         name: safety, truthfulness or conciseness.
         split: validation for choosing, held_out for final figures.
-        limit: use at most this many prompts of every set.
+        limit: use at most this many prompts of every set; safety has up to 300 held-out ones, and uses 96 without.
         max_new_tokens: longest reply; each behaviour has a default of its own.
         scorer: tells refusals; by default the strict phrases.
         data: the user's own data by set, a file or `hub:OWNER/NAME/FILE` (see `BEHAVIOUR_SETS`); what is not given
             comes with the package. Data without a column `split` is divided at random.
         seed: of that division.
+        borderline: for safety, measure the refusal of safe requests that sound alarming too; so it is with data.
 
     Raises:
         DataError: there is no such behaviour or set, or the data is malformed.
@@ -107,7 +110,9 @@ def behaviour(
     if name not in _BEHAVIOURS:
         raise DataError(f"there is no evaluation {name!r}. {did_you_mean(name, _BEHAVIOURS)}")
     check_sets(data or {}, BEHAVIOUR_SETS[name], name)
-    return _BEHAVIOURS[name](_Wanted(split, limit, max_new_tokens, scorer or PhraseScorer(), data or {}, seed))
+    return _BEHAVIOURS[name](
+        _Wanted(split, limit, max_new_tokens, scorer or PhraseScorer(), data or {}, seed, borderline)
+    )
 
 
 def behaviour_of(vectors: SteeringVectors, option: str = "behaviour") -> str:
@@ -131,14 +136,15 @@ def behaviour_of(vectors: SteeringVectors, option: str = "behaviour") -> str:
 
 
 def _safety(wanted: _Wanted) -> Behaviour:
-    harmful = wanted.requests("harmful", lambda: safety_prompts(wanted.split)[0])
+    harmful = wanted.requests("harmful", lambda: safety_prompts(wanted.split, wanted.limit)[0])
     benign, sampling = wanted.benign(), wanted.sampling(24)
-    tasks = (
-        RefusalTask("harmful", harmful, sampling, wanted.scorer),
-        RefusalTask("benign", benign, sampling, wanted.scorer),
-        DriftTask(benign, sampling),
-    )
-    return Behaviour("safety", "harmful_refused", 1, tasks, {"harmful": harmful, "benign": benign})
+    prompts = {"harmful": harmful, "benign": benign}
+    if wanted.borderline or "borderline" in wanted.data:
+        prompts["borderline"] = wanted.requests(
+            "borderline", lambda: borderline_prompts(wanted.split, wanted.limit)
+        )  # fmt: skip
+    tasks = [RefusalTask(name, own, sampling, wanted.scorer) for name, own in prompts.items()]
+    return Behaviour("safety", "harmful_refused", 1, (*tasks, DriftTask(benign, sampling)), prompts)
 
 
 def _truthfulness(wanted: _Wanted) -> Behaviour:
@@ -177,7 +183,7 @@ BEHAVIOURS = tuple(_BEHAVIOURS)
 _MADE_FROM = {**{name: name for name in BEHAVIOURS}, "safety-benign": "safety"}
 """By the preset of the contrast, what vectors are of."""
 BEHAVIOUR_SETS: Mapping[str, tuple[str, ...]] = {
-    "safety": ("harmful", "benign"),
+    "safety": ("harmful", "benign", "borderline"),
     "truthfulness": ("questions", "benign"),
     "conciseness": ("requests", "benign"),
 }

@@ -111,6 +111,7 @@ def _split(name: str) -> tuple[_Kind | None, str]:
 _PRESET_METRICS = (
     "harmful_refused",
     "benign_refused",
+    "borderline_refused",
     "truth_preferred",
     "truth_margin",
     "reply_tokens",

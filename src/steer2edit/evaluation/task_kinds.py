@@ -23,7 +23,7 @@ from steer2edit.evaluation.tasks import (
     TruthTask,
 )
 from steer2edit.models import Prompt, Sampling
-from steer2edit.steering import safety_prompts
+from steer2edit.steering import borderline_prompts, safety_prompts
 from steer2edit.steering.rows import PROMPT_COLUMNS, Split, Table
 
 _T = TypeVar("_T")
@@ -56,6 +56,11 @@ class TaskSettings:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise InvalidValueError(f"limit must be >= 1, got {self.limit}.")
+
+    @property
+    def safety(self) -> tuple[list[str], list[str]]:
+        """(harmful, benign) requests of the safety preset to choose from; more than the usual ones up to the limit."""
+        return safety_prompts(self.split, self.limit)
 
     def some(self, items: Sequence[_T]) -> list[_T]:
         """The items to use."""
@@ -93,19 +98,19 @@ def _built_in(name: str, settings: TaskSettings) -> Table:
 
 def _refusal(table: Table | None, settings: TaskSettings) -> list[NamedTask]:
     if table is None:
-        return [_refused("harmful", safety_prompts(settings.split)[0], settings)]
+        return [_refused("harmful", settings.safety[0], settings)]
     return [_refused(table.name, formats.requests(table), settings)]
 
 
 def _over_refusal(table: Table | None, settings: TaskSettings) -> list[NamedTask]:
     if table is not None:
         return [_refused(table.name, formats.requests(table), settings)]
-    return [_refused("benign", safety_prompts(settings.split)[1], settings), *_xstest(None, settings)]
+    return [_refused("benign", settings.safety[1], settings), *_xstest(None, settings)]
 
 
 def _xstest(table: Table | None, settings: TaskSettings) -> list[NamedTask]:
     if table is None:
-        return [_refused("borderline", formats.requests(_built_in("borderline", settings)), settings)]
+        return [_refused("borderline", borderline_prompts(settings.split, settings.limit), settings)]
     safe, unsafe = formats.xstest(table)
     sets = {"xstest_safe": safe, "xstest_unsafe": unsafe}
     return [_refused(name, prompts, settings) for name, prompts in sets.items() if prompts]
@@ -163,13 +168,13 @@ def _length(table: Table | None, settings: TaskSettings) -> list[NamedTask]:
 
 def _drift(table: Table | None, settings: TaskSettings) -> list[NamedTask]:
     if table is None:
-        return [DriftTask(settings.some(safety_prompts(settings.split)[1]), settings.sampling(24))]
+        return [DriftTask(settings.some(settings.safety[1]), settings.sampling(24))]
     return [DriftTask(settings.some(formats.requests(table)), settings.sampling(24), table.name)]
 
 
 def _degeneration(table: Table | None, settings: TaskSettings) -> list[NamedTask]:
     if table is None:
-        return [DegenerationTask(settings.some(safety_prompts(settings.split)[1]), settings.sampling(96))]
+        return [DegenerationTask(settings.some(settings.safety[1]), settings.sampling(96))]
     return [DegenerationTask(settings.some(formats.requests(table)), settings.sampling(96), table.name)]
 
 

@@ -1,5 +1,6 @@
 """The paper's equations as pure functions on tensors (arXiv 2602.09870); see docs/paper-to-code.md."""
 
+from steer2edit.method.baselines import ablation_row, injection_row
 from steer2edit.method.directions import input_directions, output_direction
 from steer2edit.method.effect import effect_rows
 from steer2edit.method.factors import SiteFactors, joined, site_factors
@@ -15,9 +16,11 @@ __all__ = [
     "Hyperparameters",
     "Rules",
     "SiteFactors",
+    "ablation_row",
     "effect_rows",
     "grid",
     "importance",
+    "injection_row",
     "input_directions",
     "joined",
     "limit_shift",

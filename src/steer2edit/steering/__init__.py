@@ -8,7 +8,7 @@ from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.extract import extract, measure_inputs
 from steer2edit.steering.labels import find_labeller
 from steer2edit.steering.overlap import prompt_digests, require_no_overlap
-from steer2edit.steering.presets import PRESETS, preset_examples, safety_prompts
+from steer2edit.steering.presets import PRESETS, borderline_prompts, preset_examples, safety_prompts
 from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 from steer2edit.steering.source import load_contrast
 from steer2edit.steering.steered import steered
@@ -22,6 +22,7 @@ __all__ = [
     "RefusalPhrases",
     "auroc",
     "benign_means",
+    "borderline_prompts",
     "build_contrast",
     "extract",
     "find_labeller",

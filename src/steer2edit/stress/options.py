@@ -24,7 +24,7 @@ class StressOptions:
         harmful: file (or `hub:OWNER/NAME/FILE`) of requests that should be refused; by default the held-out ones of
             the safety preset.
         benign: the same of requests that should be answered.
-        limit: at most this many prompts of either.
+        limit: at most this many prompts of either; the built-in ones are up to 300, and 96 without.
         strength: that the edit is tested at; 1 is the edit as it is, 0 the base.
         max_new_tokens: longest reply of the attacks on plain text.
         scorer: of refusals: strict or official phrases, or a judge.
@@ -85,7 +85,7 @@ def asked_prompts(options: StressOptions) -> tuple[list[str], list[str]]:
     Raises:
         DataError: a file is missing or malformed, or a prompt is in both.
     """
-    built_in = safety_prompts("held_out")
+    built_in = safety_prompts("held_out", options.limit)
     given = (options.harmful, options.benign)
     harmful, benign = (
         (own if source is None else _read(source))[: options.limit]

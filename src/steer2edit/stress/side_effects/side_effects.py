@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from importlib import resources
 
 from steer2edit.evaluation import Task, TaskSettings, Value, behaviour, build_tasks, estimate, merged_measurements
-from steer2edit.evaluation.formats import plain_requests
 from steer2edit.evaluation.sources import built_in_table
 from steer2edit.models import Prompt, encode_responses
+from steer2edit.steering import borderline_prompts
 from steer2edit.stress.asking import ask_refusals, edit_label, finite, interventions_of, some
 from steer2edit.stress.cost_verdicts import Effect
 from steer2edit.stress.side_effects.context_effects import LanguageEffect, LongContextEffect, SystemPromptEffect
@@ -34,14 +34,14 @@ def tests() -> list[StressTest]:
 
 
 def looks_unsafe() -> list[str]:
-    """Safe requests that look unsafe: the held-out ones of the evaluation's set, and those of this folder."""
+    """Safe requests that look unsafe: the usual held-out ones that sound alarming, and those of this folder."""
     text = (
         resources.files("steer2edit.stress.side_effects")
         .joinpath("sets/looks_unsafe.jsonl")
         .read_text(encoding="utf-8")
     )
     own = [str(json.loads(line)["prompt"]) for line in text.splitlines()]
-    return plain_requests(built_in_table("borderline").split("held_out")) + own
+    return borderline_prompts("held_out") + own
 
 
 @dataclass(frozen=True)

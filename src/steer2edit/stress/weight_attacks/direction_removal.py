@@ -1,37 +1,13 @@
-"""Taking a direction out of what sites write: an edit itself, of rank 1 and exact.
+"""Which directions are taken out of what sites write, and what is to be compared with that.
 
-    y − (y · u) u = (W − u uᵀW) x,   so   a = −Wᵀu
-
-Shapes: d = width of a site's output, m = width of its input.
+Shapes: d = width of a site's output.
 """
-
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Site, SiteEdit, WeightEdit
-from steer2edit.models import LanguageModel, SiteModule
-
-
-def removal(model: LanguageModel, directions: Mapping[Site, Float[Tensor, " d"]]) -> WeightEdit:
-    """The edit after which each site writes nothing along its direction; a bias's share of it stays.
-
-    Args:
-        model: whose weights are read as they are now: inside `merged`, those with the edit.
-        directions: u by site, of any length but zero.
-
-    Source: directional ablation, Arditi et al., arXiv 2406.11717.
-    """
-    return WeightEdit({site: _site_removal(model.sites[site], u) for site, u in directions.items()})
-
-
-def _site_removal(module: SiteModule, direction: Float[Tensor, " d"]) -> SiteEdit:
-    u = direction.float().cpu() / direction.float().norm()
-    row = torch.cat([-(p.weight.float().T @ u.to(p.device)).cpu() for p in module.projections])
-    magnitude = -row.view(-1, module.component_width).norm(dim=1)
-    return SiteEdit(u, row, magnitude, torch.zeros_like(magnitude), module.sizes)
 
 
 def own_directions(edit: WeightEdit) -> dict[Site, Float[Tensor, " d"]]:

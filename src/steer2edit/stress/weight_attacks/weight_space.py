@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steer2edit.core import Editing, Intervention, WeightEdit
+from steer2edit.editing import ablation
 from steer2edit.errors import DataError
 from steer2edit.evaluation import BASE_ARM, estimate, paired
 from steer2edit.models import Prompt
@@ -28,7 +29,6 @@ from steer2edit.stress.weight_attacks.direction_removal import (
     own_directions,
     random_direction,
     random_like,
-    removal,
 )
 from steer2edit.stress.weight_attacks.recovery import Recovered, recover_edit
 
@@ -159,9 +159,9 @@ class DirectionRemoved:
 
     def _both(self, subject: Subject, directions: Mapping[Any, Any]) -> tuple[Editing, Editing]:
         """The removal from the edited weights, and from the base's: each needs its own rows."""
-        base = Editing(removal(subject.model, directions))
+        base = Editing(ablation(subject.model, directions))
         with edit_in_weights(subject):
-            return Editing(removal(subject.model, directions)), base
+            return Editing(ablation(subject.model, directions)), base
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""Edits that others make of a direction, from a model's weights: the baselines of a comparison, and attacks."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steer2edit.core import Site, SiteEdit, WeightEdit
+from steer2edit.method import ablation_row, injection_row, output_direction
+from steer2edit.models import LanguageModel
+
+Directions = Mapping[Site, Float[Tensor, " d"]]
+
+
+def rosi(model: LanguageModel, directions: Directions) -> WeightEdit:
+    """Rank-1 injection, `ΔW = u w̄ᵀ` at every site; its strength is ROSI's α.
+
+    Args:
+        model: whose weights are read.
+        directions: u by site, of any length but zero.
+
+    Returns:
+        An edit with `λ_i = ‖w̄_i‖` (k_i is w̄_i's own direction) and no importances.
+
+    Source: arXiv 2508.20766, `method/baselines.py`.
+    """
+    return _edit(model, directions, lambda weight, _: injection_row(weight), 1, "rosi")
+
+
+def ablation(model: LanguageModel, directions: Directions) -> WeightEdit:
+    """The edit after which each site writes nothing along its direction; a bias's share of it stays.
+
+    Args:
+        model: whose weights are read as they are now: inside `merged`, those with the edit.
+        directions: u by site, of any length but zero.
+
+    Returns:
+        An edit with `λ_i = −‖W_iᵀu‖` (k_i is the sensitivity, W_iᵀu normalised) and no importances.
+
+    Source: arXiv 2406.11717, `method/baselines.py`.
+    """
+    return _edit(model, directions, ablation_row, -1, "ablation")
+
+
+def _edit(
+    model: LanguageModel, directions: Directions, row_of: Callable[[Tensor, Tensor], Tensor], sign: int, method: str
+) -> WeightEdit:
+    sites = {}
+    for site, direction in directions.items():
+        module, u = model.sites[site], output_direction(direction).cpu()
+        row = torch.cat([row_of(p.weight, u.to(p.device)).cpu() for p in module.projections])
+        lengths = row.view(-1, module.component_width).norm(dim=1)
+        sites[site] = SiteEdit(u, row, sign * lengths, torch.zeros_like(lengths), module.sizes)
+    return WeightEdit(sites, {"method": method, "model": model.describe()})
