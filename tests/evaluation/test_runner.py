@@ -53,7 +53,7 @@ def test_conditions() -> None:
     assert (base.kind, base.label, dict(base.parameters)) == ("base", "base", {})
     assert (steered.kind, steered.label, dict(steered.parameters)) == ("steering", "steering 0.5", {"strength": 0.5})
     for condition in (base, steered, zero):
-        assert set(condition.metrics) == set(METRICS)  # every task's metrics, and no other
+        assert set(condition.metrics) == set(METRICS) - {"borderline_refused"}  # every task's metrics, and no other
         assert set(condition.replies) == {"harmful", "benign", "requests"}
         assert set(condition.outcomes) == {"harmful", "benign"}
     assert base.replies == {"harmful": ["Yes", "N."], "benign": ["Yes"], "requests": ["N.", "Yes"]}
