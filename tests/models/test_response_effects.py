@@ -7,7 +7,7 @@ from families import ALL_FAMILIES, tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.models import EncodedResponse, LanguageModel
-from steer2edit.models.effects import first_tokens, response_effects, sampled_tokens
+from steer2edit.models.effects import Score, ended, first_tokens, response_effects, sampled_tokens, whole_response
 
 RESPONSES = [
     EncodedResponse((3, 17, 9, 4, 30, 8, 11), 3),
@@ -63,6 +63,47 @@ def slope(model: LanguageModel, edit: WeightEdit, step: float) -> torch.Tensor:
     with merged(model, edit, -step):
         below = scores(model, 2)
     return (above - below) / (2 * step)
+
+
+END = 1
+
+
+@pytest.mark.parametrize(("score", "share", "by"), [(whole_response, None, "token"), (first_tokens(1), 0.5, "sum")])
+def test_other_scores_have_the_slope_along_an_edit_of_all_sites(score: Score, share: float | None, by: str) -> None:
+    model = tiny_model()
+    model.network.double()
+    responses = RESPONSES if share is None else [ended(response, END, share) for response in RESPONSES]
+    u = directions(model)
+    generator = torch.Generator().manual_seed(1)
+    rows = {site: torch.randn(module.shape[1], generator=generator) for site, module in model.sites.items()}
+    ones = {site: torch.ones(module.component_count) for site, module in model.sites.items()}
+    edit = WeightEdit({site: SiteEdit(u[site], a, ones[site], ones[site]) for site, a in rows.items()})
+
+    def score_at(step: float) -> torch.Tensor:
+        with merged(model, edit, step):
+            return torch.stack([log_likelihood(model, response, by) for response in responses])
+
+    predicted = torch.zeros(len(responses), dtype=torch.float64)
+    for batch in response_effects(model, responses, u, score):
+        predicted[batch.rows] = sum(effects.double() @ rows[site].double() for site, effects in batch.sites.items())
+    slope = (score_at(1e-4) - score_at(-1e-4)) / 2e-4
+    assert torch.allclose(predicted, slope, rtol=3e-3, atol=1e-3)
+    assert float(predicted.abs().min()) > 1e-2
+
+
+def log_likelihood(model: LanguageModel, response: EncodedResponse, by: str) -> torch.Tensor:
+    """log p of the whole response, token after token, without any hook; its mean by token, or its sum."""
+    with torch.inference_mode():
+        logits = model.network(input_ids=torch.tensor([response.ids])).logits[0].double().log_softmax(-1)
+    found = torch.stack([logits[t - 1, response.ids[t]] for t in range(response.start, len(response.ids))])
+    return found.mean() if by == "token" else found.sum()
+
+
+def test_an_ended_response_is_scored_at_its_end_only() -> None:
+    response = EncodedResponse((3, 17, 9, 4, 30, 8, 11), 3)
+    assert ended(response, END) == EncodedResponse((3, 17, 9, 4, 30, 8, 11, END), 7)
+    assert ended(response, END, 0.5) == EncodedResponse((3, 17, 9, 4, 30, END), 5)
+    assert ended(response, END, 0.01) == EncodedResponse((3, 17, 9, 4, END), 4)
 
 
 def test_nothing_of_the_model_changes() -> None:

@@ -13,7 +13,8 @@ from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import DriftTask, at_drift
 from steer2edit.method import Hyperparameters, Rules, output_direction
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
-from steer2edit.models.effects import first_tokens, response_effects
+from steer2edit.models.effects import ended, first_tokens, response_effects, whole_response
+from steer2edit.models.reply import turn_end
 from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, safety_prompts
 from steer2edit.steering.effects import DECIDING_TOKENS
 from tiny_chat import tiny_chat_model
@@ -74,6 +75,42 @@ def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, ve
     assert found is not None
     assert torch.allclose(found.attribute.double(), means[0] - means[1], rtol=1e-4, atol=1e-6)
     assert -1 <= found.agreement <= 1
+
+
+def test_presets_say_what_decides_and_a_caller_may(model: LanguageModel, contrast: ContrastSet, benign: str) -> None:
+    """The whole answer by token for truthfulness; for conciseness the end, less the end in the middle of long ones."""
+    site, end = Site(1, "mlp"), turn_end(model)
+    assert end is not None
+    plain = extract(model, contrast)
+    u = {site: output_direction(plain.sites[site].steering_vector)}
+    positive, negative = encode_responses(model, PAIRS.positive), encode_responses(model, PAIRS.negative)
+    ends = [ended(r, end) for r in positive], [ended(r, end, 0.5) for r in negative]
+    expected = {"truthfulness": (positive, negative, whole_response), "conciseness": (*ends, first_tokens(1))}
+    found = {}
+    for name, (more, less, score) in expected.items():
+        measured = measure_effects(model, plain, ContrastSet(name, {"train": PAIRS}, {}), benign=benign)
+        means = [
+            torch.stack([e.sites[site][0] for r in part for e in response_effects(model, [r], u, score)]).mean(dim=0)
+            for part in (more, less)
+        ]
+        effects = measured.sites[site].effects
+        assert effects is not None
+        assert torch.allclose(effects.attribute, means[0] - means[1], rtol=1e-3, atol=1e-6)
+        found[measured.metadata["effects"]["decided_by"]] = effects.attribute
+    asked = measure_effects(model, plain, contrast, decided_by="end", benign=benign).sites[site].effects
+    assert asked is not None
+    assert torch.equal(asked.attribute, found["end"])
+    assert not torch.allclose(found["end"], found["answer"])
+    with pytest.raises(InvalidValueError, match="first, answer, end, got 'last'"):
+        measure_effects(model, plain, contrast, decided_by="last", benign=benign)
+
+
+def test_a_model_without_an_end_of_turn_is_refused(
+    model: LanguageModel, contrast: ContrastSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steer2edit.steering.effects.turn_end", lambda model: None)
+    with pytest.raises(DataError, match="no token that its chat template ends a turn with"):
+        measure_effects(model, extract(model, contrast), contrast, decided_by="end")
 
 
 def test_the_file_keeps_them(vectors: SteeringVectors, tmp_path: Path) -> None:

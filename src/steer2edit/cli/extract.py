@@ -53,6 +53,13 @@ def extract(
             "effect makes edits of that.",
         ),
     ] = False,
+    decided_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What of a response --effects are on: its first tokens, the whole answer, or its end: first, answer, "
+            "end. By default what suits the preset; first for a file."
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
@@ -90,8 +97,8 @@ def extract(
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         chosen = load_contrast(source, loaded, labeller=labeller, limit=limit, sampling=sampling, seed=seed)
         vectors = extract_vectors(loaded, chosen, block_outputs=block_outputs)
-        if effects:
-            vectors = measure_effects(loaded, vectors, chosen, seed=seed)
+        if effects or decided_by:
+            vectors = measure_effects(loaded, vectors, chosen, decided_by=decided_by, seed=seed)
     save_vectors(vectors, out, overwrite=overwrite)
     tokens = tokens_by_expert(loaded, vectors)
     _print(out, vectors.metadata, vectors.diagnosis or {}, tokens, json_output)

@@ -1,6 +1,6 @@
 """First-order effects: what each input column of a site adds to a score of a response where it is written along u.
 
-    A     a score of one response, a sum of log-probabilities
+    A     a score of one response, a sum or mean of log-probabilities
     w_t   = ∂A/∂y_t · u,    y_t what the site writes at position t, u the site's output direction
     e     = Σ_t w_t x_t,    x_t the input of the site's projection
 
@@ -59,6 +59,13 @@ def first_tokens(count: int) -> Score:
     return score
 
 
+def whole_response(log_probabilities: Float[Tensor, "t v"], response: EncodedResponse) -> Float[Tensor, ""]:
+    """log p of a response per token, so that the difference of two answers is their length-normalised log-odds."""
+    ids = torch.tensor(response.response_ids, device=log_probabilities.device)
+    mean: Tensor = log_probabilities.gather(1, ids[:, None]).mean()
+    return mean
+
+
 def sampled_tokens(generator: torch.Generator) -> Score:
     """log p of tokens drawn from the model itself at each position of the span, divided by √(their number).
 
@@ -76,6 +83,18 @@ def sampled_tokens(generator: torch.Generator) -> Score:
         return total
 
     return score
+
+
+def ended(response: EncodedResponse, end: int, share: float = 1.0) -> EncodedResponse:
+    """A response that is over after a share of its tokens: all that is scored of it is the token that ends it.
+
+    Args:
+        response: prompt and response.
+        end: the token.
+        share: of the response's tokens that stand before it; at least one does.
+    """
+    kept = response.start + max(round(share * len(response.response_ids)), 1)
+    return EncodedResponse((*response.ids[:kept], end), kept)
 
 
 def response_effects(
