@@ -266,8 +266,8 @@ def test_no_room_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("steer2edit.json", '{"kind": "search", "schema_version": 1, "identity": 3}', "cannot be read"),
         ("steer2edit.json", '{"kind": "edit", "schema_version": 1}', "is not the folder of a search"),
         ("steer2edit.json", '{"kind": "search", "schema_version": 2}', "is not the folder of a search"),
-        ("steering.json", "{", "does not hold what a search writes there"),
-        ("held_out.json", "nonsense", "does not hold what a search writes there"),
+        ("steering.json", "{", "does not hold what a run writes there"),
+        ("held_out.json", "nonsense", "does not hold what a run writes there"),
         (JOURNAL_FILE, "nonsense\n", "cannot be used"),
     ],
 )

@@ -8,7 +8,7 @@ from optuna._hypervolume import compute_hypervolume
 
 from steer2edit.evaluation import Condition
 from steer2edit.search import Budget, Goal, compare_tradeoffs, hypervolume
-from steer2edit.search.tradeoff import attribute_at
+from steer2edit.search.curves import attribute_at
 
 GOAL = Goal("refused", 1, Budget({"kl": 1.0}))
 unit = st.floats(0, 1, allow_nan=False)
@@ -53,8 +53,10 @@ def test_interpolation_by_hand() -> None:
     gains, costs = [0.8, 0.0, 0.4], [0.4, 0.0, 0.2]
     assert attribute_at(0.1, gains, costs) == pytest.approx(0.2)
     assert attribute_at(0.3, gains, costs) == pytest.approx(0.6)
-    assert attribute_at(0.5, gains, costs) == pytest.approx(1.0)  # the last piece rises by 2 per nat
-    assert attribute_at(0.5, [0.0, 0.8, 0.6], [0.0, 0.2, 0.4]) == pytest.approx(0.6)  # it does not fall further
+    assert attribute_at(0.5, gains, costs, beyond=True) == pytest.approx(1.0)  # the last piece rises by 2 per nat
+    assert attribute_at(0.5, [0.0, 0.8, 0.6], [0.0, 0.2, 0.4], beyond=True) == pytest.approx(
+        0.6
+    )  # it does not fall further
     assert attribute_at(0.2, gains, costs) == 0.4
 
 

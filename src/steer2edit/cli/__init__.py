@@ -10,6 +10,7 @@ import typer
 from steer2edit import __version__
 from steer2edit.cli.apply import apply
 from steer2edit.cli.combine import combine
+from steer2edit.cli.compare import compare
 from steer2edit.cli.console import show_what_stdout_can, visible
 from steer2edit.cli.convert import convert
 from steer2edit.cli.demo import demo
@@ -64,6 +65,7 @@ for command in (
     evaluate,
     inspect,
     search,
+    compare,
     stress,
     run,
     report,

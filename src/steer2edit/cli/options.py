@@ -73,6 +73,14 @@ LabellerOption = Annotated[
         "function(prompt, response) as module:function."
     ),
 ]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SET=FILE",
+        help="Your own validation and held-out items: harmful, benign, borderline (safety), questions (truthfulness), "
+        "requests (conciseness); several times. FILE or hub:OWNER/NAME/FILE, in the formats of `evaluate --list`.",
+    ),
+]
 JudgeUrlOption = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")]
 JudgeModelOption = Annotated[str | None, typer.Option(help="Name the endpoint knows the judge by.")]
 JudgePromptOption = Annotated[
@@ -101,3 +109,15 @@ def named_values(option: str, given: Sequence[str] | None) -> dict[str, Any]:
         except ValueError:
             values[name] = value
     return values
+
+
+def named_sets(given: Sequence[str]) -> dict[str, str]:
+    """`harmful=advbench.csv` → {"harmful": "advbench.csv"}.
+
+    Raises:
+        typer.BadParameter: one is something else.
+    """
+    pairs = [text.partition("=") for text in given]
+    if wrong := [text for text, (name, _, source) in zip(given, pairs, strict=True) if not (name and source)]:
+        raise typer.BadParameter(f"--data takes SET=FILE, as in harmful=advbench.csv, got {wrong[0]!r}.")
+    return {name: source for name, _, source in pairs}

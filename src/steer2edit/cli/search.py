@@ -13,6 +13,7 @@ from steer2edit.cli.options import (
     AllowMissingOption,
     BehaviourOption,
     ChatTemplateOption,
+    DataOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
@@ -24,6 +25,7 @@ from steer2edit.cli.options import (
     TemplateArgOption,
     TrustOption,
     VectorsArgument,
+    named_sets,
     named_values,
 )
 
@@ -78,15 +80,7 @@ def search(
         str, typer.Option(help="transformers, or vllm for edits (steering still runs on transformers).")
     ] = "transformers",
     engine_arg: EngineArgOption = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SET=FILE",
-            help="Your own validation and held-out items: harmful, benign, borderline (safety), questions "
-            "(truthfulness), requests (conciseness); several times. FILE or hub:OWNER/NAME/FILE, in the formats of "
-            "`evaluate --list`.",
-        ),
-    ] = None,
+    data: DataOption = None,
     storage: Annotated[
         str | None, typer.Option(help="Optuna storage URL to share between machines; default: a journal in --out.")
     ] = None,
@@ -129,7 +123,7 @@ def search(
         blocks=tuple(blocks.split(",")), max_shift=max_shift, spare=spare, max_kl=max_kl,
         max_over_refusal=max_over_refusal, min_utility=min_utility, utility=utility, target_kl=target_kl,
         strengths=numbers(strengths), generation=generation, storage=storage, study=study, worker=worker,
-        data=_sets(data or ()), limit=limit,
+        data=named_sets(data or ()), limit=limit,
         max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
 
@@ -161,14 +155,6 @@ def search(
         say(line)
     say(f"\nAdapter: {out / 'edit'}\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")
     return None
-
-
-def _sets(given: Sequence[str]) -> dict[str, str]:
-    """`harmful=advbench.csv` → {"harmful": "advbench.csv"}."""
-    pairs = [text.partition("=") for text in given]
-    if wrong := [text for text, (name, equals, source) in zip(given, pairs, strict=True) if not (name and source)]:
-        raise typer.BadParameter(f"--data takes SET=FILE, as in harmful=advbench.csv, got {wrong[0]!r}.")
-    return {name: source for name, _, source in pairs}
 
 
 def numbers(text: str | None) -> tuple[float, ...]:

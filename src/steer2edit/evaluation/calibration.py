@@ -163,7 +163,7 @@ def _next(tried: list[tuple[float, float]], goal: float) -> float:
     if above and len(tried) > 2 and (tried[-1][1] > goal) == (tried[-2][1] > goal):
         return (below[0] + other[0]) / 2
     slope = (other[1] - below[1]) / (other[0] - below[0]) if other[0] != below[0] else 0.0
-    if slope <= 0:
-        return (below[0] + other[0]) / 2 if above else 2 * below[0]
+    if slope <= 0:  # below the goal on both sides: what was measured there is rounding
+        return (below[0] + other[0]) / 2 if above else 4 * max(p[0] for p in tried)
     guess = below[0] + (goal - below[1]) / slope
     return min(guess, 4 * max(p[0] for p in tried))

@@ -15,7 +15,7 @@ from steer2edit.report.headline import headline
 from steer2edit.report.metrics import Metric
 from steer2edit.report.panels import Panel, diagnosis_panel, expert_panel, head_panel, neuron_panel, tradeoff_panels
 from steer2edit.report.replies import reply_sets
-from steer2edit.report.run_results import RunResults, Verified
+from steer2edit.report.run_results import ComparisonResults, RunResults, Verified
 from steer2edit.report.search_panels import search_tradeoff_panels, sensitivity_panel
 from steer2edit.report.search_text import trial_rows
 from steer2edit.report.tables import (
@@ -91,8 +91,8 @@ def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
         "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
         "verification": [_verification(name, verified) for name, verified in run.verification.items()],
         "reply_sets": reply_sets(run),
-        "provenance": _provenance(run),
-        "settings": list(_flat(run.settings)),
+        "provenance": provenance(run),
+        "settings": list(flat(run.settings)),
     }
 
 
@@ -159,7 +159,8 @@ def _verification(name: str, verified: Verified) -> tuple[str, bool]:
     return f"{name}: {verified.identical} of {verified.n} greedy replies identical{ending}", agrees
 
 
-def _provenance(run: RunResults) -> list[tuple[str, str]]:
+def provenance(run: RunResults | ComparisonResults) -> list[tuple[str, str]]:
+    """What was run, when, and with which versions."""
     rows = {
         "model": run.model.name,
         "revision": run.model.revision,
@@ -172,12 +173,12 @@ def _provenance(run: RunResults) -> list[tuple[str, str]]:
     return [(name, value) for name, value in [*rows.items(), *run.versions.items()] if value]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value) pairs."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
+            rows += flat(value, f"{prefix}{name}.")
         else:
             rows.append((prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return rows

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -261,8 +261,53 @@ class RunResults(_Part):
         return self
 
 
-def read_results(results: Mapping[str, Any]) -> RunResults:
+class FigureResult(_Part):
+    """One `Figure.to_json()` of a comparison."""
+
+    label: str
+    share: bool
+    relation: Literal["difference", "ratio"]
+    value: Estimate
+    against_steering: Estimate
+    reason: str = ""
+
+
+class ComparisonPlan(_Part):
+    """What a comparison of methods is about: the attribute, and the costs besides KL."""
+
+    attribute: str
+    direction: int
+    second: tuple[str, ...] = ()
+
+
+class ComparisonResults(_Part):
+    """The JSON of a comparison of methods: conditions and figures by method."""
+
+    schema_version: int
+    title: str
+    behaviour: str = ""
+    model: ModelFacts
+    created: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    command: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    plan: ComparisonPlan
+    left_out: dict[str, str] = Field(default_factory=dict)
+    base: ConditionResult
+    methods: dict[str, tuple[ConditionResult, ...]]
+    figures: dict[str, dict[str, FigureResult]]
+    summary: tuple[str, ...] = ()
+
+
+_Results = TypeVar("_Results", RunResults, ComparisonResults)
+
+
+def read_results(results: Mapping[str, Any], kind: type[_Results] = RunResults) -> _Results:  # type: ignore[assignment]
     """Check the JSON of a run.
+
+    Args:
+        results: as `results.json` holds them.
+        kind: of results.
 
     Raises:
         DataError: another schema version, NaN or a value that JSON cannot hold, a missing or malformed field,
@@ -279,7 +324,7 @@ def read_results(results: Mapping[str, Any]) -> RunResults:
     except (TypeError, ValueError) as error:
         raise DataError(f"results are not plain JSON ({error}): write null for what could not be scored.") from error
     try:
-        return RunResults.model_validate(plain)
+        return kind.model_validate(plain)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'results'}: {e['msg']}" for e in error.errors()]
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")

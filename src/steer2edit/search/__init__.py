@@ -1,7 +1,9 @@
 """Search: many configurations on validation items, the front that comes of them once on held-out items."""
 
 from steer2edit.evaluation import Calibration, calibrate
+from steer2edit.search.comparison import COMPARISON, ComparisonOptions, run_comparison
 from steer2edit.search.goal import Budget, Goal, pareto_front
+from steer2edit.search.methods import comparison_methods
 from steer2edit.search.options import SearchOptions, behaviours_of, prepare_search
 from steer2edit.search.proposals import STRATEGIES, Strategy, propose
 from steer2edit.search.results import search_results
@@ -12,10 +14,12 @@ from steer2edit.search.tradeoff import TradeoffComparison, compare_tradeoffs, hy
 from steer2edit.search.trials import Trial
 
 __all__ = [
+    "COMPARISON",
     "COORDINATES",
     "STRATEGIES",
     "Budget",
     "Calibration",
+    "ComparisonOptions",
     "Coordinates",
     "Goal",
     "Narrate",
@@ -30,11 +34,13 @@ __all__ = [
     "behaviours_of",
     "calibrate",
     "compare_tradeoffs",
+    "comparison_methods",
     "front_of",
     "hypervolume",
     "pareto_front",
     "prepare_search",
     "propose",
+    "run_comparison",
     "run_search",
     "search_results",
 ]

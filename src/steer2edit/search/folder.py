@@ -18,14 +18,16 @@ _KIND = RunKind(
 
 
 class RunFolder:
-    """A folder that one search works in.
+    """A folder that one search, or another run of its kind, works in.
 
     Args:
         path: of the folder; made if it is not there.
+        kind: of run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: RunKind = _KIND) -> None:
         self.path = path
+        self._kind = kind
 
     @contextmanager
     def opened(self, identity: Mapping[str, Any]) -> Iterator["RunFolder"]:
@@ -35,7 +37,7 @@ class RunFolder:
             ArtifactError: it is not a search's, or another process works in it.
             MismatchError: it belongs to another search; the message says what differs.
         """
-        with run_folder(self.path, _KIND, identity):
+        with run_folder(self.path, self._kind, identity):
             yield self
 
     def trials(self, worker: str) -> list[Trial]:
@@ -80,7 +82,7 @@ def _damage_explained(path: Path) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} does not hold what a search writes there: {error}. Restore it, or remove it and run the search "
+            f"{path} does not hold what a run writes there: {error}. Restore it, or remove it and run the command "
             "again: it is then measured again."
         ) from error
 

@@ -162,7 +162,7 @@ def prepare_search(
     """
     validation, held_out = behaviours_of(options)
     benign = benign_means(model, options.spare) if options.spare else None
-    _require_apart(vectors, benign, validation, held_out)
+    require_apart(vectors, benign, validation, held_out)
     factors = compute_factors(
         model, vectors, options.rules, benign=benign, allow_mismatch=allow_mismatch, allow_missing=allow_missing,
         force=force,
@@ -179,7 +179,7 @@ def prepare_search(
         options.worker, options.storage, options.study,
     )  # fmt: skip
     runner = engine or RememberingEngine(TransformersEngine(model))
-    accuracy = _utility_metric(validation)
+    accuracy = utility_metric(validation)
     if options.min_utility is not None and accuracy is None:
         raise InvalidValueError(
             f"--min-utility is the smallest accuracy, and {options.utility} reports none. Give --utility a task with "
@@ -195,40 +195,62 @@ def behaviours_of(options: SearchOptions) -> tuple[Behaviour, Behaviour]:
     Raises:
         DataError: unknown or malformed data, or a utility task that measures what the behaviour does.
     """
-    return _behaviour(options, "validation"), _behaviour(options, "held_out")
+    shared = {"utility": options.utility, "limit": options.limit, "data": options.data, "seed": options.seed}
+    validation, held_out = (
+        measured_behaviour(options.behaviour, split, max_new_tokens=options.max_new_tokens, **shared)  # type: ignore[arg-type]
+        for split in ("validation", "held_out")
+    )
+    return validation, held_out
 
 
-def _behaviour(options: SearchOptions, split: Split) -> Behaviour:
+def measured_behaviour(
+    name: str,
+    split: Split,
+    *,
+    utility: str | None,
+    limit: int | None,
+    data: Mapping[str, str],
+    seed: int,
+    max_new_tokens: int | None = None,
+    borderline: bool = False,
+) -> Behaviour:
+    """A behaviour on one split, with a utility task as one more.
+
+    Raises:
+        DataError: unknown or malformed data, or a utility task that measures what the behaviour does.
+    """
     chosen = behaviour(
-        options.behaviour, split, limit=options.limit, max_new_tokens=options.max_new_tokens, data=options.data,
-        seed=options.seed,
-    )  # fmt: skip
-    if options.utility is None:
+        name, split, limit=limit, max_new_tokens=max_new_tokens, data=data, seed=seed, borderline=borderline
+    )
+    if utility is None:
         return chosen
-    settings = TaskSettings(
-        split=split, limit=options.limit, max_new_tokens=options.max_new_tokens, divide=options.seed
-    )  # fmt: skip
-    utility = build_tasks([options.utility], settings)
-    own = {*_REPORTED[options.behaviour], *chosen.prompts}
-    for task in utility:
+    settings = TaskSettings(split=split, limit=limit, max_new_tokens=max_new_tokens, divide=seed)
+    added = build_tasks([utility], settings)
+    own = {*_REPORTED[name], *chosen.prompts}
+    for task in added:
         if shared := own & {*task.metric_names, *task.asked}:
             raise DataError(
-                f"the utility task {options.utility!r} measures {', '.join(sorted(shared))}, and so does the behaviour "
-                f"{options.behaviour}. Give a task of another kind, e.g. commonsenseqa."
+                f"the utility task {utility!r} measures {', '.join(sorted(shared))}, and so does the behaviour "
+                f"{name}. Give a task of another kind, e.g. commonsenseqa."
             )
-    asked = {name: [prompt_key(p) for p in prompts] for task in utility for name, prompts in task.asked.items()}
-    return replace(chosen, tasks=(*chosen.tasks, *utility), prompts={**chosen.prompts, **asked})
+    asked = {name: [prompt_key(p) for p in prompts] for task in added for name, prompts in task.asked.items()}
+    return replace(chosen, tasks=(*chosen.tasks, *added), prompts={**chosen.prompts, **asked})
 
 
-def _utility_metric(chosen: Behaviour) -> str | None:
+def utility_metric(chosen: Behaviour) -> str | None:
     """The accuracy that a utility task reports."""
     names = [name for task in chosen.tasks for name in getattr(task, "metric_names", ()) if name.endswith("_accuracy")]
     return names[0] if names else None
 
 
-def _require_apart(
+def require_apart(
     vectors: SteeringVectors, benign: BenignMeans | None, validation: Behaviour, held_out: Behaviour
 ) -> None:
+    """Require that no prompt of the vectors, the spared ones, and the two parts has two uses.
+
+    Raises:
+        DataError: it names the uses.
+    """
     used = {"validation": validation, "held-out": held_out}
     prompts = {
         name: prompt_digests(

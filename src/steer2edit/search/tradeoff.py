@@ -1,7 +1,4 @@
-"""Edits against activation steering: hypervolume and attribute at equal cost, with bootstrap intervals.
-
-Shapes: p = points (conditions), i = items of a metric, r = resamples.
-"""
+"""Edits against activation steering: hypervolume and attribute at equal cost, with bootstrap intervals."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from steer2edit.evaluation import Condition, Estimate, Value
-from steer2edit.evaluation.statistics import CONFIDENCE
+from steer2edit.evaluation import Condition, Estimate
+from steer2edit.search.curves import (
+    RESAMPLES,
+    Array,
+    attribute_at,
+    curve_area,
+    draw_counts,
+    interval,
+    item_values,
+    resampled_means,
+)
 from steer2edit.search.goal import Goal
-
-RESAMPLES = 2000
-_CURVE_POINTS = 301
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -67,28 +67,6 @@ def hypervolume(gains: Sequence[float], costs: Sequence[float], base_gain: float
     return area
 
 
-def curve_area(gains: Sequence[float], costs: Sequence[float], base_gain: float, largest_cost: float) -> float:
-    """Area below the piecewise linear curve through the points, where it has risen above `base_gain`.
-
-    For a method that has a strength, and so every point between two of its own: it is given the best that it reached
-    at any smaller cost, and keeps it beyond its last point.
-    """
-    at = np.linspace(0.0, largest_cost, _CURVE_POINTS)
-    order = np.argsort(costs, kind="stable")
-    curve = np.interp(at, np.asarray(costs)[order], np.asarray(gains)[order])
-    risen = np.maximum.accumulate(np.clip(curve - base_gain, 0.0, None))
-    return float(np.trapezoid(risen, at) / largest_cost)
-
-
-def attribute_at(cost: float, gains: Sequence[float], costs: Sequence[float]) -> float:
-    """Gain at a cost on the piecewise linear curve through the points; its last piece goes on, if it rises."""
-    order = np.argsort(costs, kind="stable")
-    x, y = np.asarray(costs)[order], np.asarray(gains)[order]
-    if cost > x[-1] and len(x) > 1 and x[-1] > x[-2]:
-        return float(y[-1] + max(0.0, (y[-1] - y[-2]) / (x[-1] - x[-2])) * (cost - x[-1]))
-    return float(np.interp(cost, x, y))
-
-
 def compare_tradeoffs(
     base: Condition,
     steering: Sequence[Condition],
@@ -116,63 +94,29 @@ def compare_tradeoffs(
         seed: of the bootstrap.
     """
     conditions = [base, *steering, *edits]
-    gain_items, cost_items = _items(conditions, goal.attribute) * goal.direction, _items(conditions, goal.cost)
-    gains, costs = _means(gain_items, None), _means(cost_items, None)
-    limit = largest_cost or float(np.nanmax(costs[0]))
-    s, e = slice(0, 1 + len(steering)), slice(1 + len(steering), None)
+    gain_items, cost_items = (item_values(conditions, name) for name in (goal.attribute, goal.cost))
     rng = np.random.default_rng(seed)
-    gain_draws = _means(gain_items, rng.integers(0, gain_items.shape[1], (resamples, gain_items.shape[1])))
-    cost_draws = _means(cost_items, rng.integers(0, cost_items.shape[1], (resamples, cost_items.shape[1])))
-    rows = [_figures(g, c, s, e, chosen, limit) for g, c in zip(gain_draws, cost_draws, strict=True)]
-    edits_area, steering_area, at_equal, relative = _figures(gains[0], costs[0], s, e, chosen, limit)
-    drawn = np.array(rows)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = edits_area / steering_area if steering_area > 0 else math.nan
-        ratios = drawn[:, 0] / drawn[:, 1]  # inf where only the edits gain, NaN (left out) where nothing does
+    gains, costs = (
+        resampled_means(items, draw_counts(items.shape[1], resamples, rng))
+        for items in (gain_items * goal.direction, cost_items)
+    )
+    limit = largest_cost or float(np.nanmax(costs[0]))
+    split = 1 + len(steering)
+    by_cost = np.argsort(costs[0, :split], kind="stable")
+    steered = curve_area(gains[:, by_cost], costs[:, by_cost], limit)
+    rows = [_figures(g, c, split, chosen, limit) for g, c in zip(gains, costs, strict=True)]
+    own, at_equal, relative = np.array(rows).T
     n = int(np.isfinite(gain_items).all(axis=0).sum())  # items that were scored under every condition
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = own / steered  # infinite where only the edits gain, NaN (left out) where nothing does
     return TradeoffComparison(
-        edits_area,
-        steering_area,
-        _interval(ratio, ratios, n),
-        _interval(at_equal, drawn[:, 2], n),
-        _interval(relative, drawn[:, 3], n),
-        limit,
+        float(own[0]), float(steered[0]), interval(ratio, n), interval(at_equal, n), interval(relative, n), limit
     )
 
 
-def _figures(
-    gains: Array, costs: Array, steering: slice, edits: slice, chosen: int, limit: float
-) -> tuple[float, float, float, float]:
-    base_gain = float(gains[0])
-    own = hypervolume(gains[edits].tolist(), costs[edits].tolist(), base_gain, limit)
-    steered = curve_area(gains[steering].tolist(), costs[steering].tolist(), base_gain, limit)
-    gain, cost = float(gains[edits][chosen]), float(costs[edits][chosen])
-    matched = attribute_at(cost, gains[steering].tolist(), costs[steering].tolist())
-    relative = (gain - matched) / abs(matched) if matched else math.nan
-    return own, steered, gain - matched, relative
-
-
-def _items(conditions: Sequence[Condition], metric: str) -> Float[Array, "p i"]:
-    """What every item came to; NaN where it was not scored."""
-    rows: list[list[Value]] = [list(condition.values[metric]) for condition in conditions]
-    return np.array([[math.nan if value is None else float(value) for value in row] for row in rows])
-
-
-def _means(items: Float[Array, "p i"], draws: Array | None) -> Float[Array, "r p"]:
-    """Means over the drawn items that were scored, by resample; over all items without draws."""
-    chosen = items[:, None, :] if draws is None else items[:, draws]
-    scored = np.isfinite(chosen)
-    counts = scored.sum(axis=-1)
-    totals = np.where(scored, chosen, 0.0).sum(axis=-1)
-    means: Array = (totals / np.where(counts > 0, counts, 1)).T
-    return np.where(counts.T > 0, means, np.nan)
-
-
-def _interval(value: float, draws: Array, n: int) -> Estimate:
-    """The value with the percentile interval of its resamples. Source: Efron & Tibshirani 1993, ch. 13."""
-    usable = draws[~np.isnan(draws)]
-    if not math.isfinite(value) or not len(usable):
-        return Estimate(value if math.isfinite(value) else None, None, None, n)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (float(x) for x in np.quantile(usable, [tail, 1 - tail], method="nearest"))
-    return Estimate(value, low, high if math.isfinite(high) else None, n)
+def _figures(gains: Array, costs: Array, split: int, chosen: int, limit: float) -> tuple[float, float, float]:
+    """(hypervolume of the edits, the chosen one's gain over steering at its cost, the same by steering's)."""
+    own = hypervolume(gains[split:].tolist(), costs[split:].tolist(), float(gains[0]), limit)
+    gain, cost = float(gains[split:][chosen]), float(costs[split:][chosen])
+    matched = attribute_at(cost, gains[:split].tolist(), costs[:split].tolist(), beyond=True)
+    return own, gain - matched, (gain - matched) / abs(matched) if matched else math.nan

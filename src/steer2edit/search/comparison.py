@@ -1,0 +1,253 @@
+"""Methods against each other: the curve of each over its strength, calibrated on validation items, held out once."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from steer2edit.artifacts import package_versions
+from steer2edit.artifacts.run_folder import RunKind
+from steer2edit.core import SteeringVectors
+from steer2edit.engines import Engine
+from steer2edit.errors import InvalidValueError
+from steer2edit.evaluation import (
+    BASE_ARM,
+    SCHEMA_VERSION,
+    Arm,
+    Behaviour,
+    Condition,
+    calibrate,
+    evaluate,
+    metric_name,
+)
+from steer2edit.models import recorded_chat
+from steer2edit.progress import step
+from steer2edit.search.comparison_figures import REFUSED, Figure, Plan, figure_text, method_figures
+from steer2edit.search.folder import RunFolder
+from steer2edit.search.goal import COST
+from steer2edit.search.methods import STEERING, Method
+from steer2edit.search.options import measured_behaviour, require_apart, utility_metric
+from steer2edit.search.run import Narrate
+
+COMPARISON = "comparison"
+_KIND = RunKind(COMPARISON, 1, "comparing", "model, vectors, edits and options")
+_BEYOND = 1.25  # the last strength spends so much more than the largest KL: a curve must reach where it is read
+_MOST_STEPS = 14
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """What a user decides.
+
+    Args:
+        behaviour: preset to move.
+        kls: drifts to compare at, nats per token.
+        suppress: whether less of the attribute is wanted than the behaviour's own direction says.
+        utility: a task with an accuracy, whose loss is a cost too.
+        data: the user's own data by set of the behaviour, a file or `hub:OWNER/NAME/FILE`.
+        limit: items of every set.
+        seed: of the bootstrap, and of the division of data without a column `split`.
+    """
+
+    behaviour: str = "safety"
+    kls: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2)
+    suppress: bool = False
+    utility: str | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    limit: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if wrong := [kl for kl in self.kls if not 0 < kl < math.inf]:
+            raise InvalidValueError(f"a KL to compare at must be > 0, got {wrong[0]}.")
+        object.__setattr__(self, "kls", tuple(sorted(set(self.kls))))
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """Drifts that the strengths are calibrated to."""
+        return (*self.kls[:-1], _BEYOND * self.kls[-1])
+
+    def behaviours(self) -> tuple[Behaviour, Behaviour]:
+        """Validation and held-out items; needs no model.
+
+        Raises:
+            DataError: unknown or malformed data.
+        """
+        shared: dict[str, Any] = {key: getattr(self, key) for key in ("utility", "limit", "data", "seed")}
+        validation, held_out = (
+            measured_behaviour(self.behaviour, split, borderline=True, **shared) for split in ("validation", "held_out")
+        )
+        return validation, held_out
+
+    def plan(self, measured: Behaviour) -> Plan:
+        """What is computed: over-refusal is a cost where refusals are wanted, else accuracy or the loss on answers."""
+        metrics = [name for task in measured.tasks for name in task.metric_names]  # type: ignore[attr-defined]
+        second = [name for name in metrics if name.endswith("_refused") and name != measured.attribute]
+        accuracy = utility_metric(measured)
+        if self.suppress or not second:
+            second = ["nll_increase"] if accuracy is None else []
+        direction = -measured.direction if self.suppress else measured.direction
+        reach = REFUSED if self.behaviour == "safety" and not self.suppress else None
+        costs = (*second, *([] if accuracy is None else [accuracy]))
+        return Plan(measured.attribute, direction, self.kls, costs, reach)
+
+
+def run_comparison(
+    engine: Engine,
+    vectors: SteeringVectors,
+    methods: Mapping[str, Method],
+    options: ComparisonOptions,
+    out: Path,
+    narrate: Narrate,
+    *,
+    left_out: Mapping[str, str] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Compare methods in the run folder `out`, going on where an earlier call was stopped.
+
+    Args:
+        engine: runs the model; one that remembers the base's replies.
+        vectors: that the methods were made from.
+        methods: by name, `steering` among them.
+        options: what the user decided.
+        out: the run folder.
+        narrate: told what was found, step by step.
+        left_out: methods that could not be made, with the reason.
+        command: what the user typed, for the record.
+
+    Returns:
+        What `results.json` is to hold (docs/formats.md).
+
+    Raises:
+        DataError: vector, validation and held-out prompts overlap.
+        InvalidValueError: a method does not drift at any strength.
+        MismatchError: the folder holds another comparison.
+        ArtifactError: another process works in it, or it cannot be written.
+    """
+    validation, held_out = options.behaviours()
+    require_apart(vectors, None, validation, held_out)
+    identity = _identity(engine, vectors, methods, options, (validation, held_out))
+    with RunFolder(out, _KIND).opened(identity) as folder:
+        narrate("Finding the strengths that spend each KL on validation items.", [])
+        arms = _arms(engine, methods, options, validation, folder)
+        base, found = _measured(engine, held_out, arms, folder)
+    for name, conditions in found.items():
+        narrate(f"{name}, on held-out items:", [base, *conditions])
+    plan = options.plan(held_out)
+    figures = method_figures(base, found, plan, _items(held_out), seed=options.seed)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": COMPARISON,
+        "title": f"Methods compared, {options.behaviour} on {engine.model.name}",
+        "behaviour": options.behaviour,
+        "model": engine.model.describe(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+        "command": command,
+        "settings": asdict(options),
+        "plan": asdict(plan),
+        "left_out": dict(left_out or {}),
+        "base": base.to_json(),
+        "methods": {name: [c.to_json() for c in conditions] for name, conditions in found.items()},
+        "figures": {name: {key: f.to_json() for key, f in own.items()} for name, own in figures.items()},
+        "prompts": held_out.prompts,
+        "summary": _summary(figures, plan),
+    }
+
+
+def _identity(
+    engine: Engine,
+    vectors: SteeringVectors,
+    methods: Mapping[str, Method],
+    options: ComparisonOptions,
+    parts: tuple[Behaviour, Behaviour],
+) -> dict[str, Any]:
+    model, (validation, held_out) = engine.model, parts
+    return {
+        "model": model.fingerprint,
+        "vectors": vectors.digest(),
+        "methods": {name: method.identity for name, method in methods.items()},
+        "behaviour": options.behaviour,
+        "suppress": options.suppress,
+        "items": {"validation": validation.digest(), "held_out": held_out.digest()},
+        "kls": list(options.kls),
+        "dtype": str(model.dtype),
+        "chat": recorded_chat(model.describe()),
+    }
+
+
+def _arms(
+    engine: Engine, methods: Mapping[str, Method], options: ComparisonOptions, validation: Behaviour, folder: RunFolder
+) -> dict[str, list[Arm]]:
+    """Every method at the strengths that spend the targets on validation items; a strength is found once."""
+    arms: dict[str, list[Arm]] = {}
+    with step("Calibrating", len(methods) * len(options.targets)) as advance:
+        for name, method in methods.items():
+            own, first = arms.setdefault(name, []), method.first
+            for target in options.targets:
+
+                def find(method: Method = method, first: float = first, target: float = target) -> dict[str, Any]:
+                    task = validation.drift
+                    return asdict(calibrate(engine, method.at, task, target, first=first, most_steps=_MOST_STEPS))
+
+                found = folder.kept(folder.path / "calibrated.json", f"{name} {target:g}", find)
+                advance(1)
+                strength = float(found["strength"])
+                if own and strength <= float(own[-1].parameters["strength"]):
+                    continue  # it spends no more than it did already
+                facts = {"method": name, "target_kl": target, "strength": strength, "validation_kl": found["drift"]}
+                own.append(Arm(method.kind, f"{name} {strength:.3g}", method.at(strength), facts))
+                first = 1.5 * strength
+    return arms
+
+
+def _measured(
+    engine: Engine, held_out: Behaviour, arms: Mapping[str, Sequence[Arm]], folder: RunFolder
+) -> tuple[Condition, dict[str, list[Condition]]]:
+    with step("Measuring held-out items", 1 + sum(map(len, arms.values()))) as advance:
+
+        def measured(arm: Arm) -> Condition:
+            (found,) = folder.remembered(arm.label, lambda: evaluate(engine, held_out.tasks, [arm]), kind="held_out")
+            advance(1)
+            return found
+
+        base = measured(BASE_ARM)
+        return base, {name: [measured(arm) for arm in own] for name, own in arms.items()}
+
+
+def _items(measured: Behaviour) -> dict[str, object]:
+    """By metric, the prompts that it is measured on: metrics of the same prompts are resampled together."""
+    return {
+        name: tuple(str(p) for prompts in task.asked.values() for p in prompts)  # type: ignore[attr-defined]
+        for task in measured.tasks
+        for name in task.metric_names  # type: ignore[attr-defined]
+    }
+
+
+def _summary(figures: Mapping[str, Mapping[str, Figure]], plan: Plan) -> list[str]:
+    """In plain sentences: the method with the largest area below its curve, against steering."""
+    area = f"area {COST}"
+    best = max((name for name in figures if name != STEERING), key=lambda name: figures[name][area].value.value or 0.0)
+    kl = f"at kl {(plan.kls[-2:-1] or plan.kls)[0]:g}"
+    costs = [f"area {metric}" for metric in plan.second[:1]]
+    own, steered = figures[best], figures[STEERING]
+    lines = [
+        f"{metric_name(plan.attribute).brief} {own[kl].label}: {best} {figure_text(own[kl].value, own[kl].share)}, "
+        f"steering {figure_text(steered[kl].value, own[kl].share)}, "
+        f"difference {figure_text(own[kl].against_steering, own[kl].share, sign=True)}"
+    ]
+    lines += [
+        f"{best}, {own[c].label}, by steering's: {figure_text(own[c].against_steering, False)}" for c in (area, *costs)
+    ]
+    told = zip(lines, (own[kl], own[area], *(own[c] for c in costs)), strict=True)
+    return [line + _detected(figure) for line, figure in told]
+
+
+def _detected(figure: Figure) -> str:
+    found, none = figure.against_steering, 0.0 if figure.relation == "difference" else 1.0
+    if found.value is None or found.low is None:
+        return "."
+    within = found.low <= none <= (math.inf if found.high is None else found.high)
+    return ": no detectable difference." if within else "."
