@@ -114,9 +114,10 @@ def compare(
     found = read_results(results, ComparisonResults)
     columns, values, against = figure_tables(found)
     say()
-    print_table(["", *columns], values, "Held-out items, 95 % bootstrap intervals")
+    columns = ["", *(column.replace(", ", ",\n") for column in columns)]
+    print_table(columns, values, "Held-out items, 95 % bootstrap intervals")
     say()
-    print_table(["", *columns], against, "Against steering: differences and ratios, paired")
+    print_table(columns, against, "Against steering: differences and ratios, paired")
     for line in ("", *reasons(found), "", *results["summary"]):
         say(line)
     say(f"\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")

@@ -9,7 +9,10 @@ from steer2edit.cli.options import FullRepliesOption, JsonOption
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a search, a recipe, a stress run or the demo.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a search, a comparison, a recipe, a stress run or the demo."),
+    ],
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder. Replaced.")] = None,
     full_replies: FullRepliesOption = False,
     json_output: JsonOption = False,

@@ -1,7 +1,7 @@
 """Evaluation: tasks, statistics with intervals, and the runner that compares interventions."""
 
 from steer2edit.evaluation.behaviours import BEHAVIOUR_SETS, BEHAVIOURS, Behaviour, behaviour, behaviour_of
-from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate
+from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
 from steer2edit.evaluation.comparison import compare, paired, paired_rate_difference
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.metrics import METRICS, MetricName, metric_name
@@ -62,6 +62,7 @@ __all__ = [
     "behaviour_of",
     "build_tasks",
     "calibrate",
+    "calibrate_together",
     "compare",
     "condition_of",
     "edit_arm",

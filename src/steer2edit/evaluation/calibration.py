@@ -1,7 +1,7 @@
 """The strength that spends a given drift, so that two methods can be compared at the same cost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from steer2edit.core import Editing, Intervention, WeightEdit
@@ -112,12 +112,34 @@ def calibrate(
     Raises:
         InvalidValueError: the target is not positive, or the intervention does not drift at all.
     """
-    secant = Secant(target, first, tolerance)
+    (found,) = calibrate_together(
+        engine, [(at_strength, first)], task, target, tolerance=tolerance, most_steps=most_steps
+    )  # fmt: skip
+    return found
+
+
+def calibrate_together(
+    engine: Engine,
+    interventions: Sequence[tuple[Callable[[float], Intervention], float]],
+    task: DriftTask,
+    target: float,
+    *,
+    tolerance: float = 0.05,
+    most_steps: int = 10,
+) -> list[Calibration]:
+    """As `calibrate`, of several (intervention at a strength, where to begin) step by step in shared batches.
+
+    The base is scored once in a step, and not once for each.
+    """
+    secants = [Secant(target, first, tolerance) for _, first in interventions]
     for _ in range(most_steps):
-        secant.tell(task.measure(engine, [at_strength(secant.strength)])[0].metrics["kl"].value)
-        if secant.done:
+        left = [i for i, secant in enumerate(secants) if not secant.done]
+        if not left:
             break
-    return secant.best
+        found = task.measure(engine, [interventions[i][0](secants[i].strength) for i in left])
+        for i, one in zip(left, found, strict=True):
+            secants[i].tell(one.metrics["kl"].value)
+    return [secant.best for secant in secants]
 
 
 def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) -> WeightEdit:

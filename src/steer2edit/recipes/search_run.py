@@ -9,8 +9,8 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.engines import Engine
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
-from steer2edit.report import write_report
-from steer2edit.search import Narrate, SearchOptions, prepare_search, run_search, search_results
+from steer2edit.report import write_comparison_page, write_report
+from steer2edit.search import COMPARISON, Narrate, SearchOptions, prepare_search, run_search, search_results
 
 RESULTS_FILE = "results.json"
 
@@ -66,7 +66,7 @@ def render_again(run: Path, page: Path | None = None) -> Path:
     """Make the report of a run folder again, from its `results.json` and `edit/`.
 
     Args:
-        run: folder of a search, of a recipe or of the demo.
+        run: folder of a search, of a comparison, of a recipe or of the demo.
         page: where it goes; by default `report.html` in the folder.
 
     Returns:
@@ -81,12 +81,16 @@ def render_again(run: Path, page: Path | None = None) -> Path:
         results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"there is no {RESULTS_FILE} in {run}: give the --out of a search, a recipe or the demo that has ended."
+            f"there is no {RESULTS_FILE} in {run}: give the --out of a search, a comparison, a recipe or the demo that "
+            "has ended."
         ) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder / RESULTS_FILE} cannot be read: {error}. Run the search again.") from error
     if not isinstance(results, dict):
         raise ArtifactError(f"{folder / RESULTS_FILE} does not hold the results of a run. Run the search again.")
     page = page or folder / "report.html"
+    if results.get("kind") == COMPARISON:
+        write_comparison_page(results, page)
+        return page
     write_report(results, load_edit(folder / "edit"), page, overwrite=True)
     return page

@@ -18,7 +18,7 @@ from steer2edit.evaluation import (
     Arm,
     Behaviour,
     Condition,
-    calibrate,
+    calibrate_together,
     evaluate,
     metric_name,
 )
@@ -182,24 +182,25 @@ def _arms(
     engine: Engine, methods: Mapping[str, Method], options: ComparisonOptions, validation: Behaviour, folder: RunFolder
 ) -> dict[str, list[Arm]]:
     """Every method at the strengths that spend the targets on validation items; a strength is found once."""
-    arms: dict[str, list[Arm]] = {}
-    with step("Calibrating", len(methods) * len(options.targets)) as advance:
-        for name, method in methods.items():
-            own, first = arms.setdefault(name, []), method.first
-            for target in options.targets:
+    arms: dict[str, list[Arm]] = {name: [] for name in methods}
+    firsts = {name: method.first for name, method in methods.items()}
+    with step("Calibrating", len(options.targets)) as advance:
+        for target in options.targets:
 
-                def find(method: Method = method, first: float = first, target: float = target) -> dict[str, Any]:
-                    task = validation.drift
-                    return asdict(calibrate(engine, method.at, task, target, first=first, most_steps=_MOST_STEPS))
+            def find(target: float = target) -> dict[str, Any]:
+                wanted = [(method.at, firsts[name]) for name, method in methods.items()]
+                found = calibrate_together(engine, wanted, validation.drift, target, most_steps=_MOST_STEPS)
+                return {name: asdict(one) for name, one in zip(methods, found, strict=True)}
 
-                found = folder.kept(folder.path / "calibrated.json", f"{name} {target:g}", find)
-                advance(1)
-                strength = float(found["strength"])
-                if own and strength <= float(own[-1].parameters["strength"]):
+            found = folder.kept(folder.path / "calibrated.json", f"{target:g}", find)
+            advance(1)
+            for name, method in methods.items():
+                strength = float(found[name]["strength"])
+                if arms[name] and strength <= arms[name][-1].parameters["strength"]:
                     continue  # it spends no more than it did already
-                facts = {"method": name, "target_kl": target, "strength": strength, "validation_kl": found["drift"]}
-                own.append(Arm(method.kind, f"{name} {strength:.3g}", method.at(strength), facts))
-                first = 1.5 * strength
+                facts = {"target_kl": target, "strength": strength, "validation_kl": found[name]["drift"]}
+                arms[name].append(Arm(method.kind, f"{name} {strength:.3g}", method.at(strength), facts))
+                firsts[name] = 1.5 * strength
     return arms
 
 

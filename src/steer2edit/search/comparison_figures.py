@@ -49,7 +49,7 @@ class Figure:
         relation: what it is compared with steering's by.
         value: with a bootstrap interval.
         against_steering: less steering's, or by steering's; its own interval.
-        reason: why there is no value, in words.
+        reason: why there is no value, or no comparison, in words.
     """
 
     label: str
@@ -206,8 +206,9 @@ def _figure(question: _Question, own: _Found, steering: _Found, n: int) -> Figur
         against = own[0] - steering[0] if question.relation == "difference" else own[0] / steering[0]
     if not np.isfinite(steering[0][0]):
         against[0] = np.nan
+    reason = own[1] or ("" if np.isfinite(against[0]) else "steering has nothing there to compare with")
     value, compared = interval(own[0], n), interval(against, n)
-    return Figure(question.label, question.share, question.relation, value, compared, own[1])
+    return Figure(question.label, question.share, question.relation, value, compared, reason)
 
 
 def figure_text(found: Estimate, share: bool, sign: bool = False) -> str:

@@ -19,6 +19,8 @@ PAPER = Hyperparameters(rho_attn=0.15, rho_mlp=None, alpha=0.5, max_shift=0.4)
 """The paper's rule for attention, each site's shift limited: the best setting found on SmolLM2's validation items."""
 EFFECTS = Rules(importance="effect"), Hyperparameters(1.0, 1.0, 0.0)
 """The recipe of the effect edit."""
+_NATURAL = 0.2
+_FIRST = {"paper": None, "effects": 1e-2, "rosi": 1.0}
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def comparison_methods(
     for edit in edits.values():
         require_fit(model, edit, allow_mismatch=allow_mismatch)
     methods = {STEERING: Method("steering", lambda s: Steering(vectors, sign * s), 0.05, vectors.digest())}
-    methods |= {name: _editing(edit, sign) for name, edit in {**made, **edits}.items()}
+    methods |= {name: _editing(edit, sign, _FIRST[name]) for name, edit in made.items()}
+    methods |= {name: _editing(edit, sign) for name, edit in edits.items()}
     if suppress:
         methods["ablation"] = _editing(ablation(model, _directions(vectors)), 1)
     return methods, left_out
@@ -99,8 +102,10 @@ def _directions(vectors: SteeringVectors) -> dict[Site, Tensor]:
     return {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
 
 
-def _editing(edit: WeightEdit, sign: int) -> Method:
-    size = sum(e.row.double().square().sum().item() for e in edit.sites.values()) ** 0.5
-    if size == 0:
+def _editing(edit: WeightEdit, sign: int, size: float | None = None) -> Method:
+    """An edit from a strength on that is natural to it, or at which the norm of its whole row is a given one."""
+    norm = sum(e.row.double().square().sum().item() for e in edit.sites.values()) ** 0.5
+    if norm == 0:
         raise InvalidValueError("an edit is zero everywhere, so it has no curve.")
-    return Method("edit", lambda s: Editing(edit, sign * s), 1e-2 / size, edit_sha256(edit))
+    first = _NATURAL if size is None else size / norm
+    return Method("edit", lambda s: Editing(edit, sign * s), first, edit_sha256(edit))
