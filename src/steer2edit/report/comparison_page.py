@@ -6,10 +6,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from steer2edit.artifacts import atomic_file
 from steer2edit.report import themes
 from steer2edit.report.content import flat, provenance
-from steer2edit.report.html import content_security_policy, environment, page_scripts
+from steer2edit.report.html import rendered, write_page
 from steer2edit.report.metrics import COST, Metric
 from steer2edit.report.panels import Panel, figure_json
 from steer2edit.report.run_results import ComparisonResults, ConditionResult, FigureResult, read_results
@@ -66,7 +65,6 @@ def write_comparison_page(results: Mapping[str, Any], path: Path) -> None:
     found = read_results(results, ComparisonResults)
     columns, values, against = figure_tables(found)
     panels = [_panel(found, damage) for damage in (COST, *found.plan.second)]
-    scripts = page_scripts()
     content = {
         "found": found,
         "panels": panels,
@@ -78,13 +76,7 @@ def write_comparison_page(results: Mapping[str, Any], path: Path) -> None:
         "provenance": [*provenance(found), *flat(found.settings)],
         "figures": {panel.name: panel.data for panel in panels},
     }
-    page = (
-        environment()
-        .get_template("comparison.html.jinja")
-        .render(content, scripts=scripts, policy=content_security_policy(scripts), themes=themes.themes())
-    )
-    with atomic_file(path, overwrite=True) as scratch:
-        scratch.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_page(rendered("comparison", content), path, overwrite=True)
 
 
 def _conditions(found: ComparisonResults) -> ConditionTable:

@@ -34,13 +34,7 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
     Raises:
         DataError: the results are malformed, or of another schema version.
     """
-    run = read_results(results)
-    scripts = page_scripts()
-    return (
-        environment()
-        .get_template("report.html.jinja")
-        .render(page_content(run, edit), scripts=scripts, policy=content_security_policy(scripts), themes=themes())
-    )
+    return rendered("report", page_content(read_results(results), edit))
 
 
 def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
@@ -56,13 +50,28 @@ def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path,
         DataError: the results are malformed.
         ArtifactError: the file exists or cannot be written.
     """
-    page = render_report(results, edit)
+    write_page(render_report(results, edit), path, overwrite=overwrite)
+
+
+def rendered(template: str, content: Mapping[str, Any]) -> str:
+    """A page of this package's templates that works offline, with its scripts, themes and security policy."""
+    scripts = page_scripts()
+    page = _environment().get_template(f"{template}.html.jinja")
+    return page.render(content, scripts=scripts, policy=content_security_policy(scripts), themes=themes())
+
+
+def write_page(page: str, path: str | Path, *, overwrite: bool) -> None:
+    """Write a page to a file, complete or not at all; missing parents are made.
+
+    Raises:
+        ArtifactError: the file exists or cannot be written.
+    """
     with atomic_file(path, overwrite=overwrite) as scratch:
         scratch.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 @cache
-def environment() -> Environment:
+def _environment() -> Environment:
     """The templates of this package."""
     return Environment(
         loader=PackageLoader("steer2edit.report"),
@@ -76,7 +85,7 @@ def environment() -> Environment:
 @cache
 def page_scripts() -> tuple[Markup, ...]:
     """What the page runs: plotly.js, and our own."""
-    return _inline(get_plotlyjs()), _inline(environment().get_template("report.js.jinja").render())
+    return _inline(get_plotlyjs()), _inline(_environment().get_template("report.js.jinja").render())
 
 
 def _inline(script: str) -> Markup:

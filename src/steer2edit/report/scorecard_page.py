@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from steer2edit.artifacts import atomic_file
 from steer2edit.artifacts.manifest import read_json
-from steer2edit.report.html import content_security_policy, environment, page_scripts
+from steer2edit.report.html import rendered, write_page
 from steer2edit.report.scorecard_content import Replies, scorecard_content
-from steer2edit.report.themes import themes
 from steer2edit.stress.kept import KeptResults
 from steer2edit.stress.run import SCORECARD_FILE
 from steer2edit.stress.scorecard import Scorecard, read_scorecard
@@ -23,10 +21,7 @@ def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_re
         replies: what the models said, by test, arm and line; none are shown without them.
         full_replies: show all replies as they are; otherwise a few of each line, shortened.
     """
-    scripts = page_scripts()
-    content = scorecard_content(card, replies or {}, full_replies=full_replies)
-    template = environment().get_template("scorecard.html.jinja")
-    return template.render(content, scripts=scripts, policy=content_security_policy(scripts), themes=themes())
+    return rendered("scorecard", scorecard_content(card, replies or {}, full_replies=full_replies))
 
 
 def write_scorecard(
@@ -37,9 +32,7 @@ def write_scorecard(
     Raises:
         ArtifactError: the file exists or cannot be written.
     """
-    page = render_scorecard(card, replies, full_replies=full_replies)
-    with atomic_file(path, overwrite=overwrite) as scratch:
-        scratch.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_page(render_scorecard(card, replies, full_replies=full_replies), path, overwrite=overwrite)
 
 
 def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool = False) -> Path:

@@ -35,6 +35,8 @@ COMPARISON = "comparison"
 _KIND = RunKind(COMPARISON, 1, "comparing", "model, vectors, edits and options")
 _BEYOND = 1.25  # the last strength spends so much more than the largest KL: a curve must reach where it is read
 _MOST_STEPS = 14
+_TOLERANCE = 0.15  # relative, of a drift: curves are read at the drifts of held-out items, between points
+_CALIBRATED_ON = 48  # validation requests
 
 
 @dataclass(frozen=True)
@@ -184,12 +186,15 @@ def _arms(
     """Every method at the strengths that spend the targets on validation items; a strength is found once."""
     arms: dict[str, list[Arm]] = {name: [] for name in methods}
     firsts = {name: method.first for name, method in methods.items()}
+    task = validation.drift.part(slice(_CALIBRATED_ON))
     with step("Calibrating", len(options.targets)) as advance:
         for target in options.targets:
 
             def find(target: float = target) -> dict[str, Any]:
                 wanted = [(method.at, firsts[name]) for name, method in methods.items()]
-                found = calibrate_together(engine, wanted, validation.drift, target, most_steps=_MOST_STEPS)
+                found = calibrate_together(
+                    engine, wanted, task, target, tolerance=_TOLERANCE, most_steps=_MOST_STEPS
+                )  # fmt: skip
                 return {name: asdict(one) for name, one in zip(methods, found, strict=True)}
 
             found = folder.kept(folder.path / "calibrated.json", f"{target:g}", find)
