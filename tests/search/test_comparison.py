@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tiny_search import CountingEngine, random_vectors, silent, tiny_model
 from steer2edit.artifacts import save_edit, save_vectors
 from steer2edit.cli import app
 from steer2edit.core import SiteEffects, SteeringVectors, WeightEdit
-from steer2edit.editing import rosi
+from steer2edit.editing import ablation, rosi
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.method import output_direction
@@ -107,7 +108,9 @@ def test_every_method_is_measured_where_validation_items_say(found: tuple[Path, 
     for name, conditions in results["methods"].items():
         assert [c["parameters"]["target_kl"] for c in conditions] == [0.05, 0.25]  # a quarter beyond the largest
         strengths = [c["parameters"]["strength"] for c in conditions]
-        assert strengths == [calibrated[kl][name]["strength"] for kl in ("0.05", "0.25")]
+        keys = [c["parameters"]["key"] for c in conditions]
+        assert [key.split(",")[0] for key in keys] == [f"{name} at KL 0.05", f"{name} at KL 0.25"]
+        assert strengths == [calibrated[key]["strength"] for key in keys]
         assert all(c["parameters"]["validation_kl"] == pytest.approx(kl, rel=0.16)
                    for c, kl in zip(conditions, (0.05, 0.25), strict=True))  # fmt: skip
     held_out = safety_prompts("held_out")
@@ -135,8 +138,25 @@ def test_a_killed_comparison_goes_on(found: tuple[Path, dict[str, Any]], tmp_pat
 
 
 def test_another_comparison_is_refused(found: tuple[Path, dict[str, Any]]) -> None:
-    with pytest.raises(MismatchError, match=r"belongs to another comparison\. It differs in: kls"):
-        compared(found[0], replace(OPTIONS, kls=(0.05, 0.3)))
+    with pytest.raises(MismatchError, match=r"belongs to another comparison\. It differs in: items"):
+        compared(found[0], replace(OPTIONS, limit=2))
+
+
+def test_a_method_may_join_later(found: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    shutil.copytree(found[0], tmp_path / "run")
+    engine = RememberingEngine(Mortal(10**6))
+    u = {site: means.steering_vector for site, means in VECTORS.sites.items()}
+    edits = {"mine": given_edit(), "another": ablation(MODEL, u)}
+    methods, _ = comparison_methods(MODEL, VECTORS, edits)
+    results = run_comparison(engine, VECTORS, methods, OPTIONS, tmp_path / "run", silent)
+    assert list(results["methods"]) == ["steering", "paper", "rosi", "mine", "another"]
+    assert {name: results["methods"][name] for name in found[1]["methods"]} == found[1]["methods"]
+    before, after = (json.loads((run / "held_out.json").read_text()) for run in (found[0], tmp_path / "run"))
+    assert len(after) == len(before) + 2
+    changed = dict(methods) | {"mine": methods["another"]}  # the same name for another edit
+    again = run_comparison(engine, VECTORS, changed, OPTIONS, tmp_path / "run", silent)
+    assert again["methods"]["mine"] != results["methods"]["mine"]
+    assert again["methods"]["steering"] == results["methods"]["steering"]
 
 
 def test_prompts_that_vectors_were_made_from_are_refused(tmp_path: Path) -> None:

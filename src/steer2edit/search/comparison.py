@@ -130,7 +130,7 @@ def run_comparison(
     """
     validation, held_out = options.behaviours()
     require_apart(vectors, None, validation, held_out)
-    identity = _identity(engine, vectors, methods, options, (validation, held_out))
+    identity = _identity(engine, vectors, options, (validation, held_out))
     with RunFolder(out, _KIND).opened(identity) as folder:
         narrate("Finding the strengths that spend each KL on validation items.", [])
         arms = _arms(engine, methods, options, validation, folder)
@@ -160,21 +160,16 @@ def run_comparison(
 
 
 def _identity(
-    engine: Engine,
-    vectors: SteeringVectors,
-    methods: Mapping[str, Method],
-    options: ComparisonOptions,
-    parts: tuple[Behaviour, Behaviour],
+    engine: Engine, vectors: SteeringVectors, options: ComparisonOptions, parts: tuple[Behaviour, Behaviour]
 ) -> dict[str, Any]:
+    """What makes a comparison this one; methods and drifts may join later."""
     model, (validation, held_out) = engine.model, parts
     return {
         "model": model.fingerprint,
         "vectors": vectors.digest(),
-        "methods": {name: method.identity for name, method in methods.items()},
         "behaviour": options.behaviour,
         "suppress": options.suppress,
         "items": {"validation": validation.digest(), "held_out": held_out.digest()},
-        "kls": list(options.kls),
         "dtype": str(model.dtype),
         "chat": recorded_chat(model.describe()),
     }
@@ -189,24 +184,30 @@ def _arms(
     task = validation.drift.part(slice(_CALIBRATED_ON))
     with step("Calibrating", len(options.targets)) as advance:
         for target in options.targets:
+            keys = {_key(name, method, target): name for name, method in methods.items()}
 
-            def find(target: float = target) -> dict[str, Any]:
-                wanted = [(method.at, firsts[name]) for name, method in methods.items()]
+            def find(missing: list[str], target: float = target, keys: dict[str, str] = keys) -> list[dict[str, Any]]:
+                wanted = [(methods[keys[key]].at, firsts[keys[key]]) for key in missing]
                 found = calibrate_together(
                     engine, wanted, task, target, tolerance=_TOLERANCE, most_steps=_MOST_STEPS
                 )  # fmt: skip
-                return {name: asdict(one) for name, one in zip(methods, found, strict=True)}
+                return [asdict(one) for one in found]
 
-            found = folder.kept(folder.path / "calibrated.json", f"{target:g}", find)
+            found = folder.kept_together(folder.path / "calibrated.json", list(keys), find)
             advance(1)
-            for name, method in methods.items():
-                strength = float(found[name]["strength"])
+            for (key, name), one in zip(keys.items(), found, strict=True):
+                strength, method = float(one["strength"]), methods[name]
                 if arms[name] and strength <= arms[name][-1].parameters["strength"]:
                     continue  # it spends no more than it did already
-                facts = {"target_kl": target, "strength": strength, "validation_kl": found[name]["drift"]}
+                facts = {"target_kl": target, "strength": strength, "validation_kl": one["drift"], "key": key}
                 arms[name].append(Arm(method.kind, f"{name} {strength:.3g}", method.at(strength), facts))
                 firsts[name] = 1.5 * strength
     return arms
+
+
+def _key(name: str, method: Method, target: float) -> str:
+    """What is kept of a method's point is kept under this: another edit of the same name is another method."""
+    return f"{name} at KL {target:g}, {method.identity[:16]}"
 
 
 def _measured(
@@ -215,7 +216,8 @@ def _measured(
     with step("Measuring held-out items", 1 + sum(map(len, arms.values()))) as advance:
 
         def measured(arm: Arm) -> Condition:
-            (found,) = folder.remembered(arm.label, lambda: evaluate(engine, held_out.tasks, [arm]), kind="held_out")
+            key = arm.parameters.get("key", arm.label)
+            (found,) = folder.remembered(key, lambda: evaluate(engine, held_out.tasks, [arm]), kind="held_out")
             advance(1)
             return found
 

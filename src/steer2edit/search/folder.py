@@ -68,12 +68,20 @@ class RunFolder:
         Raises:
             ArtifactError: the file is damaged.
         """
+        return self.kept_together(path, [name], lambda _: [make()])[0]
+
+    def kept_together(self, path: Path, names: Sequence[str], make: Callable[[list[str]], Sequence[Any]]) -> list[Any]:
+        """The JSON values that a file has under some names; those that it has not are made together, and written down.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
         with _damage_explained(path):
             stored = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        if name not in stored:
-            stored[name] = make()
+        if missing := [name for name in names if name not in stored]:
+            stored |= zip(missing, make(missing), strict=True)
             write_json(path, stored)
-        return stored[name]
+        return [stored[name] for name in names]
 
 
 @contextmanager
