@@ -122,7 +122,7 @@ def test_the_rule_mean_needs_a_mean() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "suggestion"),
     [
-        ("input_direction", "sensitive", "Did you mean 'sensitivity'? Known: mean, sensitivity, svd."),
+        ("input_direction", "sensitive", "Did you mean 'sensitivity'? Known: gated, mean, sensitivity, svd."),
         ("importance", "cos", "Did you mean 'cosine'? Known: cosine, dot, effect."),
         ("magnitude", "elastic_net", "Did you mean 'elastic-net'? Known: elastic-net, ridge, top-k."),
         ("magnitude", "xyz", "Known: elastic-net, ridge, top-k."),
@@ -137,7 +137,7 @@ def test_unknown_rules(name: str, value: str, suggestion: str) -> None:
 def test_unknown_rules_of_single_functions() -> None:
     W, v, mu = torch.ones(4, 2), torch.ones(4), torch.ones(2)
     with unchecked():
-        with pytest.raises(InvalidValueError, match="unknown input direction rule 'pca': use sensitivity, mean, svd"):
+        with pytest.raises(InvalidValueError, match="'pca' gives no input direction of the weights"):
             input_directions(W, v, 1, rule="pca")
         with pytest.raises(InvalidValueError, match="unknown importance rule 'l2': use cosine or dot"):
             importance(W, v, mu, 1, rule="l2")

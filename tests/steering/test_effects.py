@@ -1,5 +1,6 @@
 """Measured effects: from responses to vectors, file, edit and what the edit does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from steer2edit.artifacts import load_vectors, save_vectors
 from steer2edit.core import Editing, Site, SteeringVectors
 from steer2edit.editing import convert, merged
 from steer2edit.engines import TransformersEngine
-from steer2edit.errors import DataError, InvalidValueError, MismatchError
+from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import DriftTask, at_drift
-from steer2edit.method import Hyperparameters, Rules, output_direction
+from steer2edit.method import GATED_RULES, Hyperparameters, Rules, output_direction
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
 from steer2edit.models.effects import ended, first_tokens, response_effects, whole_response
 from steer2edit.models.reply import turn_end
@@ -175,3 +176,77 @@ def test_an_edit_of_nothing_has_no_drift(model: LanguageModel, vectors: Steering
     nothing = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.0), EFFECT, force=True).scaled(0.0)
     with pytest.raises(InvalidValueError, match="zero everywhere"):
         at_drift(TransformersEngine(model), nothing, 0.01)
+
+
+@pytest.fixture(scope="module")
+def gated(model: LanguageModel, contrast: ContrastSet, tmp_path_factory: pytest.TempPathFactory) -> SteeringVectors:
+    path = tmp_path_factory.mktemp("silent") / "silent.txt"
+    path.write_text("\n".join(f"Name {n} colours." for n in range(1, 13)) + "\n")
+    return measure_effects(model, extract(model, contrast), contrast, silent_on=path, benign=str(path))
+
+
+def test_a_gated_edit_moves_what_is_wanted_and_little_else(
+    model: LanguageModel, gated: SteeringVectors, contrast: ContrastSet
+) -> None:
+    """In the weights, on the requests it was made from: less than seven tenths of what others gain."""
+    silent = tuple((f"Name {n} colours.", PAIRS.positive[(n - 1) % 8][1]) for n in range(1, 13))
+    gains = {}
+    for rules in (EFFECT, GATED_RULES):
+        edit = convert(model, gated, Hyperparameters(1.0, 1.0, 0.0), rules)
+        size = sum(float(e.row.square().sum()) for e in edit.sites.values()) ** 0.5
+        before = [decisions(model, pairs).mean() for pairs in (PAIRS.positive, silent)]
+        with merged(model, edit, 1e-2 / size):
+            after = [decisions(model, pairs).mean() for pairs in (PAIRS.positive, silent)]
+        gains[rules] = [(a - b).item() for a, b in zip(after, before, strict=True)]
+    share = {rules: other / wanted for rules, (wanted, other) in gains.items()}
+    assert gains[GATED_RULES][0] > 0
+    assert abs(share[GATED_RULES]) < 0.7 * share[EFFECT]
+
+
+def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(
+    gated: SteeringVectors, vectors: SteeringVectors, tmp_path: Path
+) -> None:
+    save_vectors(gated, tmp_path / "v.safetensors")
+    read = load_vectors(tmp_path / "v.safetensors")
+    for site, means in gated.sites.items():
+        effects, again = means.effects, read.sites[site].effects
+        assert effects is not None
+        assert again is not None
+        assert effects.gated is not None
+        assert again.gated is not None
+        assert torch.equal(effects.gated, again.gated)
+    gate = read.metadata["effects"]["gate"]
+    assert (gate["requests"], gate["silent"]) == (8, 12)
+    assert 0 <= gate["auroc_low"] <= gate["auroc"] <= 1
+    assert gated.digest() != vectors.digest()
+
+
+def test_a_gate_needs_requests_to_stay_silent_on(
+    model: LanguageModel, contrast: ContrastSet, vectors: SteeringVectors, tmp_path: Path
+) -> None:
+    with pytest.raises(MismatchError, match="--silent-on"):
+        convert(model, vectors, Hyperparameters(1.0, 1.0, 0.0), GATED_RULES)
+    with pytest.raises(InvalidValueError, match="importance rule 'effect' too"):
+        Rules(input_direction="gated")
+    (tmp_path / "few.txt").write_text("Name a colour.\nCount to three.\n")
+    with pytest.raises(DataError, match="at least 8 requests to stay silent on, got 2"):
+        measure_effects(model, extract(model, contrast), contrast, silent_on=tmp_path / "few.txt")
+
+
+def test_effects_that_halves_do_not_share_are_refused(model: LanguageModel, gated: SteeringVectors) -> None:
+    def spoiled(agreement: float) -> SteeringVectors:
+        sites = {
+            site: replace(means, effects=replace(means.effects, agreement=agreement))
+            for site, means in gated.sites.items()
+            if means.effects
+        }
+        return replace(gated, sites=sites)
+
+    settings = Hyperparameters(1.0, 1.0, 0.0)
+    with pytest.raises(NoiseError, match="do not agree"):
+        convert(model, spoiled(0.05), settings, EFFECT)
+    convert(model, spoiled(0.05), settings, EFFECT, force=True)
+    convert(model, spoiled(0.5), settings, EFFECT)
+    chance = {"effects": {"gate": {"auroc": 0.5, "auroc_low": 0.4}}}
+    with pytest.raises(NoiseError, match="no better than chance"):
+        convert(model, replace(gated, metadata={**gated.metadata, **chance}), settings, GATED_RULES)

@@ -51,7 +51,10 @@ def convert(
     ] = None,
     gain: Annotated[float, typer.Option(help="With --spare: multiplies what sparing leaves of the edit.")] = 1.0,
     input_direction: Annotated[
-        str, typer.Option(help="Rule for k: sensitivity (the paper's), mean, svd.")
+        str,
+        typer.Option(
+            help="Rule for k: sensitivity (the paper's), mean, svd; or, beyond it, gated (with --importance effect)."
+        ),
     ] = "sensitivity",
     importance: Annotated[
         str, typer.Option(help="Rule for g: cosine (the paper's), dot; or, beyond it, effect (extract --effects).")

@@ -60,6 +60,13 @@ def extract(
             "end. By default what suits the preset; first for a file."
         ),
     ] = None,
+    silent_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests on which edits made of --effects are to do nothing (convert --input-direction gated): "
+            "`benign`, the built-in benign and borderline ones, which is the default for the safety presets, or a file."
+        ),
+    ] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     layout: LayoutOption = None,
@@ -97,8 +104,10 @@ def extract(
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         chosen = load_contrast(source, loaded, labeller=labeller, limit=limit, sampling=sampling, seed=seed)
         vectors = extract_vectors(loaded, chosen, block_outputs=block_outputs)
-        if effects or decided_by:
-            vectors = measure_effects(loaded, vectors, chosen, decided_by=decided_by, seed=seed)
+        if effects or decided_by or silent_on:
+            vectors = measure_effects(
+                loaded, vectors, chosen, decided_by=decided_by, silent_on=silent_on, seed=seed
+            )  # fmt: skip
     save_vectors(vectors, out, overwrite=overwrite)
     tokens = tokens_by_expert(loaded, vectors)
     _print(out, vectors.metadata, vectors.diagnosis or {}, tokens, json_output)
@@ -136,6 +145,11 @@ def _print(
     say(diagnosis["summary"], style="bold")
     counts = diagnosis["counts"]
     say(f"Responses: train {counts['train']}, held out {counts['held_out']}.")
+    if gate := metadata.get("effects", {}).get("gate"):
+        say(
+            f"Gate: of a request to act on and one to stay silent on, neither of which it was made from, it moves the "
+            f"first more in {gate['auroc']:.0%} of pairs ({gate['requests']} and {gate['silent']} requests)."
+        )
     print_expert_tokens(tokens)
     print_left_out(metadata)
     say(f"Vectors: {out}")

@@ -61,6 +61,8 @@ class SiteEffects:
         attribute: s, [m]: how much more the attribute is there, in nats, per unit of a column.
         drift: C, [m], ≥ 0: curvature of KL(base ‖ edited) per token along a column: KL ≈ ½ Σ C_j a_j², columns apart.
         agreement: cosine between the s of two halves of the responses.
+        gated: ŝ, [m]: the effects weighed so that where the behaviour is not wanted they cancel (`method.gate`);
+            `None` if nothing was said of where it is not.
 
     Raises:
         InvalidValueError: other shapes, an entry that is not finite, or a negative curvature.
@@ -69,17 +71,23 @@ class SiteEffects:
     attribute: Float[Tensor, " m"]
     drift: Float[Tensor, " m"]
     agreement: float
+    gated: Float[Tensor, " m"] | None = None
 
     def __post_init__(self) -> None:
-        if self.attribute.shape != self.drift.shape:
+        if {tensor.shape for tensor in self.tensors} != {self.attribute.shape}:
+            sizes = ", ".join(str(tensor.numel()) for tensor in self.tensors)
             raise InvalidValueError(
-                f"effects of {self.attribute.numel()} columns and curvatures of {self.drift.numel()} cannot belong to "
-                "one projection."
+                f"effects, curvatures and gated effects of {sizes} columns cannot belong to one projection."
             )
-        if not bool(torch.isfinite(self.attribute).all() and torch.isfinite(self.drift).all()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors):
             raise InvalidValueError("an effect has entries that are not finite: measure with --dtype float32.")
         if bool((self.drift < 0).any()):
             raise InvalidValueError("the curvature of a drift cannot be negative.")
+
+    @property
+    def tensors(self) -> tuple[Float[Tensor, " m"], ...]:
+        """s, C, and ŝ if there is one."""
+        return (self.attribute, self.drift, *(() if self.gated is None else (self.gated,)))
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ class SteeringVectors:
         for site, means in self.sites.items():
             routing = (means.routing.tokens, means.routing.usage) if means.routing else ()
             pairs = (means.output, *((means.input,) if means.input else ()), *routing)
-            effects = (means.effects.attribute, means.effects.drift) if means.effects else ()
+            effects = means.effects.tensors if means.effects else ()
             for tensor in (*(tensor for pair in pairs for tensor in _tensors(pair)), *effects):
                 digest.update(f"{site} {list(tensor.shape)}".encode())
                 digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())

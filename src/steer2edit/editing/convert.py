@@ -1,12 +1,13 @@
 """From steering vectors to weight edits: the method applied to every site of a model."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from steer2edit.core import TUNED_BLOCKS, Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
-from steer2edit.errors import InvalidValueError, MismatchError
+from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, SiteFactors, joined, site_factors
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.steering.benign import BenignMeans
@@ -15,6 +16,8 @@ from steer2edit.steering.steered import require_fit
 
 MIN_TOKENS = 32
 """Tokens that an expert must have been given, over both classes, to be edited."""
+REPRODUCED = 0.1
+"""Median cosine over sites of the effects of two halves of the responses, below which they are noise."""
 _NOTHING_LEFT = (
     "no component is left that has an input direction and is neither spared nor left out. Leave out --spare or "
     "--min-expert-tokens, or edit the other block too"
@@ -158,7 +161,7 @@ def compute_factors(
     left_out = {site: _left_out(model, site, means, min_tokens) for site, means in vectors.sites.items()}
     sites = {site: _factors_of(model, vectors, site, rules, benign, left_out[site]) for site in vectors.sites}
     if rules.importance == "effect":
-        sites = _with_effects(sites, vectors)
+        sites = _with_effects(sites, vectors, force)
     made_with = recorded_chat(vectors.metadata)
     metadata = {
         "method": "steer2edit",
@@ -172,23 +175,46 @@ def compute_factors(
     return Factors(sites, metadata, noisy, force)
 
 
-def _with_effects(factors: Mapping[Site, SiteFactors], vectors: SteeringVectors) -> dict[Site, SiteFactors]:
+def _with_effects(
+    factors: Mapping[Site, SiteFactors], vectors: SteeringVectors, force: bool
+) -> dict[Site, SiteFactors]:
     """Factors with the measured effects of their columns, in units of the largest effect within each block."""
     if lacking := [str(site) for site, means in vectors.sites.items() if means.effects is None]:
         raise MismatchError(
             f"these vectors have no measured effects for {len(lacking)} sites ({lacking[0]}, ...), which the rule "
             "effect is made of. Extract them with --effects (steer2edit.measure_effects)."
         )
+    found = {s: replace(own, effects=vectors.sites[s].effects) for s, own in factors.items()}
+    if not force:
+        _require_reproducible(found, vectors)
     largest: dict[Block, float] = {}
-    for site, own in factors.items():
-        effects = vectors.sites[site].effects
-        assert effects is not None
-        longest = effects.attribute.view(own.importance.numel(), -1).norm(dim=1).max().item()
+    for site, own in found.items():
+        longest = own.wanted_effects.view(own.importance.numel(), -1).norm(dim=1).max().item()
         largest[site.tuned_block] = max(largest.get(site.tuned_block, 0.0), longest)
-    return {
-        site: replace(own, effects=vectors.sites[site].effects, largest_effect=largest[site.tuned_block])
-        for site, own in factors.items()
-    }
+    return {site: replace(own, largest_effect=largest[site.tuned_block]) for site, own in found.items()}
+
+
+def _require_reproducible(factors: Mapping[Site, SiteFactors], vectors: SteeringVectors) -> None:
+    """Refuse effects that say nothing of other data, and a gate that nothing was said of."""
+    effects = [own.effects for own in factors.values() if own.effects]
+    if next(iter(factors.values())).rules.input_direction == "gated":
+        if any(one.gated is None for one in effects):
+            raise MismatchError(
+                "these vectors have no gate: nothing was said of requests that the edit is to stay silent on. Extract "
+                "them with --silent-on benign|FILE (measure_effects, silent_on), or leave out --input-direction gated."
+            )
+        gate = vectors.metadata.get("effects", {}).get("gate", {})
+        if (low := gate.get("auroc_low")) is not None and low <= 0.5:
+            raise NoiseError(
+                "the gate tells requests apart that it was not made from no better than chance (AUROC "
+                f"{gate['auroc']:.2f}, 95 % from {low:.2f}). Give more, or edit all the same: --force (force=True)."
+            )
+    agreement = statistics.median(one.agreement for one in effects)
+    if agreement < REPRODUCED:
+        raise NoiseError(
+            f"the effects that two halves of the responses show do not agree (median cosine {agreement:.2f}, at least "
+            f"{REPRODUCED} is needed). Give more responses, or edit all the same: --force (force=True)."
+        )
 
 
 def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: int) -> list[int]:

@@ -4,7 +4,8 @@ from steer2edit.method.baselines import ablation_row, injection_row
 from steer2edit.method.directions import input_directions, output_direction
 from steer2edit.method.effect import effect_rows
 from steer2edit.method.factors import SiteFactors, joined, site_factors
-from steer2edit.method.hyperparameters import COARSE_VALUES, PAPER_RULES, Hyperparameters, Rules, grid
+from steer2edit.method.gate import gated_effects
+from steer2edit.method.hyperparameters import COARSE_VALUES, GATED_RULES, PAPER_RULES, Hyperparameters, Rules, grid
 from steer2edit.method.importance import importance
 from steer2edit.method.magnitude import magnitude
 from steer2edit.method.shift import limit_shift
@@ -12,12 +13,14 @@ from steer2edit.method.sparing import spare
 
 __all__ = [
     "COARSE_VALUES",
+    "GATED_RULES",
     "PAPER_RULES",
     "Hyperparameters",
     "Rules",
     "SiteFactors",
     "ablation_row",
     "effect_rows",
+    "gated_effects",
     "grid",
     "importance",
     "injection_row",

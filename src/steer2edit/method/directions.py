@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steer2edit.errors import InvalidValueError
 
-InputDirectionRule = Literal["sensitivity", "mean", "svd"]
+InputDirectionRule = Literal["sensitivity", "mean", "svd", "gated"]
 INPUT_DIRECTION_RULES: tuple[InputDirectionRule, ...] = get_args(InputDirectionRule)
 
 
@@ -82,7 +82,7 @@ def input_directions(
     elif rule == "svd":
         grouped = _top_right_singular(weight, width, grouped)
     elif rule != "sensitivity":
-        raise InvalidValueError(f"unknown input direction rule {rule!r}: use {', '.join(INPUT_DIRECTION_RULES)}.")
+        raise InvalidValueError(f"{rule!r} gives no input direction of the weights: use sensitivity, mean or svd.")
     return unit_rows(grouped).flatten()
 
 

@@ -53,10 +53,17 @@ class SiteFactors:
     def largest_importance(self) -> float:
         """Largest |g| of the components that have an input direction, or 0; by effect, a share of the block's."""
         directed = (self.input_directions.view(self.importance.numel(), -1) != 0).any(dim=1)
-        if self.rules.importance == "effect" and self.effects is not None:
-            norms = self.effects.attribute.view(len(directed), -1).norm(dim=1)
+        if self.rules.importance == "effect":
+            norms = self.wanted_effects.view(len(directed), -1).norm(dim=1)
             return float((norms * directed).max()) / max(self.largest_effect, 1e-30)
         return (self.importance.abs() * directed).max().item()
+
+    @property
+    def wanted_effects(self) -> Float[Tensor, " m"]:
+        """The measured effects that the rule `effect` makes rows of: s, or the gated ŝ."""
+        assert self.effects is not None
+        gated = self.effects.gated if self.rules.input_direction == "gated" else None
+        return self.effects.attribute if gated is None else gated
 
     def left_out(self) -> "SiteFactors":
         """The same factors without any input direction, so that no component is edited."""
@@ -117,7 +124,7 @@ class SiteFactors:
             return (lam[:, :, None] * per_component).flatten(1), lam, self.importance.expand(len(rho), -1)
         assert self.effects is not None
         n = self.importance.numel()
-        rows = effect_rows(self.effects.attribute, self.effects.drift, n, self.largest_effect, rho, alpha)
+        rows = effect_rows(self.wanted_effects, self.effects.drift, n, self.largest_effect, rho, alpha)
         parts = rows.view(len(rho), n, -1) * directed[:, None]
         length = parts.norm(dim=-1)
         lam = torch.where((parts * per_component).sum(dim=-1) < 0, -length, length)
@@ -168,9 +175,10 @@ def site_factors(
             f"a weight of shape [{d}, {m}] with components of {width} columns needs a vector of [{d}] and an input "
             f"mean of [{m}], got {list(vector.shape)} and {list(input_mean.shape)}."
         )
+    direction = "sensitivity" if rules.input_direction == "gated" else rules.input_direction  # a has one of its own
     return SiteFactors(
         output_direction(vector),
-        input_directions(weight, vector, width, rule=rules.input_direction, input_mean=input_mean),
+        input_directions(weight, vector, width, rule=direction, input_mean=input_mean),
         importance(weight, vector, input_mean, width, rule="dot" if rules.importance == "dot" else "cosine"),
         precise(vector).norm().item(),
         precise(input_mean),

@@ -125,7 +125,11 @@ def _budget(block: "tuple[float, float] | None") -> "tuple[float | None, float |
 
 @dataclass(frozen=True)
 class Rules:
-    """Which rule gives k, g and λ. The defaults are the paper's; the others are its ablations (Appendix E)."""
+    """Which rule gives k, g and λ.
+
+    The defaults are the paper's, and most others its ablations (Appendix E). Beyond it: the importance `effect` weighs
+    components by measured effects and costs, and with it the input direction `gated` gives them a gate.
+    """
 
     input_direction: InputDirectionRule = "sensitivity"
     importance: ImportanceRule = "cosine"
@@ -140,6 +144,10 @@ class Rules:
         for name, rules in known.items():
             if (value := getattr(self, name)) not in rules:
                 raise InvalidValueError(f"unknown {name} rule {value!r}. {did_you_mean(value, rules)}")
+        if self.input_direction == "gated" and self.importance != "effect":
+            raise InvalidValueError(
+                "the input direction rule 'gated' is made of measured effects. Give the importance rule 'effect' too."
+            )
 
     def to_json(self) -> dict[str, str]:
         """The three rules by name."""
@@ -147,6 +155,7 @@ class Rules:
 
 
 PAPER_RULES = Rules()
+GATED_RULES = Rules(input_direction="gated", importance="effect")
 
 
 def grid(

@@ -18,6 +18,7 @@ from steer2edit.steering.overlap import prompt_digests
 from steer2edit.steering.presets import safety_prompts
 
 BUILT_IN = "benign"
+REPLIES = Sampling(max_new_tokens=24)
 _PROMPTS = 96
 
 
@@ -42,9 +43,7 @@ class BenignMeans:
                 raise InvalidValueError(f"{site}: the benign mean input is not finite. Measure it in a wider dtype.")
 
 
-def benign_means(
-    model: LanguageModel, source: str | Path = BUILT_IN, *, sampling: Sampling = Sampling(max_new_tokens=24)
-) -> BenignMeans:
+def benign_means(model: LanguageModel, source: str | Path = BUILT_IN, *, sampling: Sampling = REPLIES) -> BenignMeans:
     """Mean inputs on the model's greedy replies to benign requests; each reply weighs the same.
 
     Args:
@@ -71,28 +70,31 @@ def _written_input(running: RunningMeans, site: Site, model: LanguageModel) -> F
 
 
 def benign_answers(
-    model: LanguageModel, source: str | Path = BUILT_IN, sampling: Sampling = Sampling(max_new_tokens=24)
+    model: LanguageModel, source: str | Path = BUILT_IN, sampling: Sampling = REPLIES
 ) -> tuple[list[EncodedResponse], Sequence[Prompt]]:
-    """The model's own greedy replies to benign requests, as exact tokens; and the requests.
-
-    Args:
-        model: the base model.
-        source: `benign` (the training part of the built-in requests), or a file of prompts.
-        sampling: how the replies are generated.
-
-    Raises:
-        DataError: a bad file, or the model answers none of the requests.
-    """
+    """The model's own replies to benign requests; and the requests. See `benign_means`."""
     prompts: Sequence[Prompt]
     if str(source) == BUILT_IN:
         prompts = safety_prompts("train")[1][:_PROMPTS]
     else:
         prompts = [example.prompt for example in read_examples(source)]
+    return [answer for _, answer in own_answers(model, prompts, sampling)], prompts
+
+
+def own_answers(
+    model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling = REPLIES
+) -> list[tuple[Prompt, EncodedResponse]]:
+    """The model's own greedy replies, as exact tokens, with the requests that it does answer.
+
+    Raises:
+        DataError: it answers none.
+    """
     encoded = encode_prompts(model, prompts, room=sampling.max_new_tokens)
     replies = generate(model, prompts, sampling, description="Answering benign requests")
-    answers = [
-        EncodedResponse((*ids, *reply.ids), len(ids)) for ids, reply in zip(encoded, replies, strict=True) if reply.ids
-    ]
-    if not answers:
+    answered = [
+        (prompt, EncodedResponse((*ids, *reply.ids), len(ids)))
+        for prompt, ids, reply in zip(prompts, encoded, replies, strict=True) if reply.ids
+    ]  # fmt: skip
+    if not answered:
         raise DataError(f"the model answers none of the {len(prompts)} benign requests: there is nothing to measure.")
-    return answers, prompts
+    return answered

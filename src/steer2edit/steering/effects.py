@@ -6,29 +6,48 @@ A   what decides the behaviour, by `decided_by`:
         end      log p of the end of the turn: behind short responses, less that in the middle of long ones
 s = mean of the effects on A over positive responses, less that over negative ones
 C = mean square of the effects on the score of tokens drawn from the model, over its own benign replies
+ŝ = effects weighed by a gate (`method.gate`): of a positive response less a negative one where the behaviour is
+    wanted, and of a positive one less the model's own where it is not
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import Site, SiteEffects, SteeringVectors
+from steer2edit.core import Site, SiteEffects, SiteMeans, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.method import output_direction
-from steer2edit.models import EncodedResponse, LanguageModel, encode_responses
+from steer2edit.method import gated_effects, output_direction
+from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS
-from steer2edit.models.effects import Score, ended, first_tokens, response_effects, sampled_tokens, whole_response
+from steer2edit.models.effects import (
+    BatchEffects,
+    Score,
+    ended,
+    first_tokens,
+    response_effects,
+    sampled_tokens,
+    whole_response,
+)
 from steer2edit.models.reply import turn_end
-from steer2edit.steering.benign import BUILT_IN, benign_answers
-from steer2edit.steering.contrast import ContrastSet, Pair
+from steer2edit.steering.benign import BUILT_IN, benign_answers, own_answers
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.diagnosis import auroc
+from steer2edit.steering.examples import prompt_key, read_examples
+from steer2edit.steering.presets import borderline_prompts, safety_prompts
+
+Features = dict[Site, Float[Tensor, "n m"]]
+"""Effects of n responses by site."""
 
 DECIDING_TOKENS = 4
 """First tokens of a response that decide what kind of reply it is."""
 DECIDED_BY = {"truthfulness": "answer", "conciseness": "end"}
 """By preset, what of a response decides the behaviour; of every other contrast it is the first tokens."""
+_SILENT_ON_BENIGN = ("safety", "safety-benign")  # contrasts whose positive responses fit any request
 _DECISIONS = ("first", "answer", "end")
 _DRAWS = 3  # of tokens at every position, for the curvature
 _FEWEST = 8  # responses of a class, below which two halves say nothing of each other
@@ -40,11 +59,14 @@ def measure_effects(
     contrast: ContrastSet,
     *,
     decided_by: str | None = None,
+    silent_on: str | Path | None = None,
     benign: str = BUILT_IN,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     seed: int = 0,
 ) -> SteeringVectors:
     """The vectors with the effects of every site, which `Rules(importance="effect")` makes edits of.
+
+    Memory: 4 bytes per response and input column (SmolLM2 0.25 MB a response, an 8B model 2.4 MB), beside the model.
 
     Args:
         model: the base model, with weights that gradients can pass.
@@ -52,88 +74,130 @@ def measure_effects(
         contrast: its training part says what the attribute is.
         decided_by: what of a response decides it: `first` tokens, the whole `answer`, or its `end`; by default what
             suits the preset, and the first tokens for one's own contrast.
+        silent_on: requests on which gated rows are to do nothing (`Rules(input_direction="gated")`): `benign`, the
+            built-in benign requests and safe ones that sound alarming, or a file of prompts. By default `benign` for
+            the preset safety, and none for others: their edits have no gate.
         benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
         batch_tokens: rows × longest row of a batch stays within this.
         seed: of the tokens that are drawn.
 
     Raises:
-        DataError: fewer than eight responses of a class, or a model without a token that ends a turn.
+        DataError: fewer than eight responses of a class or requests to stay silent on, or a model without a token
+            that ends a turn.
         InvalidValueError: no such decision, effects that are not finite, or a model that gradients cannot be taken of.
     """
-    pairs = (contrast.train.positive, contrast.train.negative)
     decided_by = decided_by or DECIDED_BY.get(contrast.name, "first")
     if decided_by not in _DECISIONS:
         raise InvalidValueError(f"effects are decided by {', '.join(_DECISIONS)}, got {decided_by!r}.")
-    if min(map(len, pairs)) < _FEWEST:
+    if min(contrast.train.counts().values()) < _FEWEST:
+        counts = contrast.train.counts()
         raise DataError(
             f"effects need at least {_FEWEST} training responses of each class, so that two halves can be compared; "
-            f"{contrast.name!r} has {len(pairs[0])} positive and {len(pairs[1])} negative ones. Give more."
+            f"{contrast.name!r} has {counts['positive']} positive and {counts['negative']} negative ones. Give more."
         )
     directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
-    measure = _Measurement(model, directions, batch_tokens)
-    score = whole_response if decided_by == "answer" else first_tokens(DECIDING_TOKENS)
-    positive, negative = (
-        measure.halves(part, score, f"Effects on {name} responses")
-        for part, name in zip(_scored(model, pairs, decided_by), ("positive", "negative"), strict=True)
-    )
-    generator = torch.Generator().manual_seed(seed)
+    measure = _Measurement(model, directions, decided_by, batch_tokens)
+    positive = measure.decisions(encode_responses(model, contrast.train.positive), "positive responses")
+    negative = measure.decisions(encode_responses(model, contrast.train.negative), "negative responses", positive=False)
     answers, _ = benign_answers(model, benign)
-    drift = measure.squares(answers * _DRAWS, sampled_tokens(generator), "Effects on benign replies")
+    drift = measure.drift(answers, torch.Generator().manual_seed(seed))
+    made: dict[str, Any] = {"decided_by": decided_by, "benign": benign, "benign_replies": len(answers), "draws": _DRAWS}
     sites = {}
     for site, means in vectors.sites.items():
-        half = positive[site] - negative[site]
+        half = torch.stack([positive[site][i::2].mean(dim=0) - negative[site][i::2].mean(dim=0) for i in (0, 1)])
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
-        effects = SiteEffects(half.mean(dim=0).float(), drift[site].float(), agreement)
-        sites[site] = replace(means, effects=effects)
-    made = {"decided_by": decided_by, "benign": benign, "benign_replies": len(answers), "draws": _DRAWS}
+        attribute = positive[site].mean(dim=0) - negative[site].mean(dim=0)
+        sites[site] = replace(means, effects=SiteEffects(attribute, drift[site], agreement))
+    silent_on = silent_on or (BUILT_IN if contrast.name in _SILENT_ON_BENIGN else None)
+    if silent_on is not None:
+        wanted = _paired(contrast.train, positive, negative)
+        del positive, negative
+        sites, gate = _gated(sites, wanted, _silent(model, contrast.train, silent_on, measure))
+        made["gate"] = {"silent_on": str(silent_on), **gate}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "effects": made})
 
 
-def _scored(
-    model: LanguageModel, pairs: tuple[Sequence[Pair], Sequence[Pair]], decided_by: str
-) -> tuple[list[EncodedResponse], list[EncodedResponse]]:
-    """What is scored of both classes."""
-    positive, negative = (encode_responses(model, part) for part in pairs)
-    if decided_by != "end":
-        return positive, negative
-    end = turn_end(model)
-    if end is None:
-        raise DataError(
-            f"{model.name!r} has no token that its chat template ends a turn with, so what ends a reply cannot be "
-            "measured. Give a --chat-template that has one, or decide by the first tokens or the whole answer."
-        )
-    return [ended(r, end) for r in positive], [ended(r, end, 0.5) for r in negative]
+def _paired(train: Contrast, positive: Features, negative: Features) -> Features:
+    """Effects on positive less those on negative responses to the same request; in order, where none are the same."""
+    rows: dict[str, int] = {prompt_key(prompt): j for j, (prompt, _) in enumerate(train.negative)}
+    pairs = [(i, rows[prompt_key(p)]) for i, (p, _) in enumerate(train.positive) if prompt_key(p) in rows]
+    pairs = pairs or [(i, i) for i in range(min(len(train.positive), len(train.negative)))]
+    first, second = map(list, zip(*pairs, strict=True))
+    return {site: positive[site][first] - negative[site][second] for site in positive}
+
+
+def _silent(model: LanguageModel, train: Contrast, source: str | Path, measure: "_Measurement") -> Features:
+    """Effects on positive responses, in turn, less those on the model's own, to requests to stay silent on."""
+    answered = own_answers(model, _silent_prompts(source))
+    if len(answered) < _FEWEST:
+        raise DataError(f"a gate needs at least {_FEWEST} requests to stay silent on, got {len(answered)}. Give more.")
+    scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(answered)]
+    found = measure.decisions(encode_responses(model, scripted), "what to stay silent on")
+    for site, rows in measure.decisions([own for _, own in answered], "own replies", positive=False).items():
+        found[site] -= rows
+    return found
+
+
+def _silent_prompts(source: str | Path) -> Sequence[Prompt]:
+    if str(source) != BUILT_IN:
+        return [example.prompt for example in read_examples(source)]
+    return [*safety_prompts("train")[1], *borderline_prompts("train")]
+
+
+def _gated(
+    sites: Mapping[Site, SiteMeans], wanted: Features, silent: Features
+) -> tuple[dict[Site, SiteMeans], dict[str, Any]]:
+    """Sites with their gated effects, and how well these tell requests apart that were left out."""
+    counts = [len(next(iter(rows.values()))) for rows in (wanted, silent)]
+    features = {site: torch.cat([wanted.pop(site), silent.pop(site)]) for site in sites}
+    drift = {site: means.effects.drift for site, means in sites.items() if means.effects}
+    gate = gated_effects(features, drift, torch.tensor([1.0] * counts[0] + [0.0] * counts[1]))
+    found = {
+        site: replace(means, effects=replace(means.effects, gated=gate.effects[site]))
+        for site, means in sites.items() if means.effects
+    }  # fmt: skip
+    value, low, high = auroc(gate.left_out[: counts[0]].tolist(), gate.left_out[counts[0] :].tolist())
+    return found, {"requests": counts[0], "silent": counts[1], "auroc": value, "auroc_low": low, "auroc_high": high}
 
 
 class _Measurement:
-    """Sums over responses, in float64, so that memory does not depend on how many there are."""
+    """Effects on what decides the behaviour, and on what drifts."""
 
-    def __init__(self, model: LanguageModel, directions: dict[Site, Tensor], batch_tokens: int) -> None:
+    def __init__(
+        self, model: LanguageModel, directions: dict[Site, Tensor], decided_by: str, batch_tokens: int
+    ) -> None:
         self._model, self._directions, self._batch_tokens = model, directions, batch_tokens
+        self._decided_by = decided_by
 
-    def halves(self, responses: list[EncodedResponse], score: Score, doing: str) -> dict[Site, Float[Tensor, "2 m"]]:
-        """Mean effects over the even and over the odd responses."""
-        counts = torch.tensor([(len(responses) + 1) // 2, len(responses) // 2])[:, None]
-        return {site: total / counts for site, total in self._sums(responses, score, doing, squared=False).items()}
+    def decisions(self, responses: Sequence[EncodedResponse], of: str, *, positive: bool = True) -> Features:
+        """Effects of every response on its own decision; a negative one that its end decides, in its middle."""
+        score = whole_response if self._decided_by == "answer" else first_tokens(DECIDING_TOKENS)
+        if self._decided_by == "first":  # later tokens change nothing before them
+            responses = [EncodedResponse(r.ids[: r.start + DECIDING_TOKENS], r.start) for r in responses]
+        if self._decided_by == "end":
+            responses = [ended(r, self._end(), 1.0 if positive else 0.5) for r in responses]
+        found: dict[Site, Tensor] = {}
+        for batch in self._effects(responses, score, f"Effects on {of}"):
+            for site, effects in batch.sites.items():
+                rows = found.setdefault(site, torch.zeros(len(responses), effects.shape[1]))
+                rows[batch.rows] = effects
+        return found
 
-    def squares(self, responses: list[EncodedResponse], score: Score, doing: str) -> dict[Site, Float[Tensor, " m"]]:
-        """Mean squares of the effects."""
-        sums = self._sums(responses, score, doing, squared=True)
-        return {site: total.sum(dim=0) / len(responses) for site, total in sums.items()}
+    def drift(self, answers: Sequence[EncodedResponse], generator: torch.Generator) -> dict[Site, Float[Tensor, " m"]]:
+        """Mean squares of the effects on tokens drawn from the model, summed in float64: a batch at a time."""
+        squares: dict[Site, Tensor] = {}
+        responses = [*answers] * _DRAWS
+        for batch in self._effects(responses, sampled_tokens(generator), "Effects on benign replies"):
+            for site, effects in batch.sites.items():
+                total = effects.double().square().sum(dim=0)
+                squares[site] = squares[site] + total if site in squares else total
+        return {site: (total / len(responses)).float() for site, total in squares.items()}
 
-    def _sums(
-        self, responses: list[EncodedResponse], score: Score, doing: str, *, squared: bool
-    ) -> dict[Site, Float[Tensor, "2 m"]]:
-        sums: dict[Site, Tensor] = {}
+    def _effects(self, responses: Sequence[EncodedResponse], score: Score, doing: str) -> Iterator[BatchEffects]:
         try:
-            for batch in response_effects(
+            yield from response_effects(
                 self._model, responses, self._directions, score, batch_tokens=self._batch_tokens, description=doing
-            ):
-                member = torch.nn.functional.one_hot(torch.tensor(batch.rows) % 2, 2).T.double()
-                for site, effects in batch.sites.items():
-                    values = effects.double()
-                    total = member @ (values.square() if squared else values)
-                    sums[site] = sums[site] + total if site in sums else total
+            )
         except (NotImplementedError, RuntimeError) as error:
             if "gradient" not in str(error) and "derivative" not in str(error) and "backward" not in str(error):
                 raise
@@ -141,4 +205,13 @@ class _Measurement:
                 f"effects need gradients, and {self._model.name!r} gives none ({' '.join(str(error).split())[:150]}). "
                 "Load it unquantised, or convert with --importance cosine."
             ) from error
-        return sums
+
+    def _end(self) -> int:
+        end = turn_end(self._model)
+        if end is None:
+            raise DataError(
+                f"{self._model.name!r} has no token that its chat template ends a turn with, so what ends a reply "
+                "cannot be measured. Give a --chat-template that has one, or decide by the first tokens or the whole "
+                "answer."
+            )
+        return end
