@@ -22,10 +22,10 @@ def problem() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
 
 
 def dense(features: dict[str, Tensor], drift: dict[str, Tensor], y: Tensor, ridge: float) -> Tensor:
-    """(ΦᵀΦ + ρ n₁ κ H⁻¹)⁻¹ Φᵀy, over the columns: as many equations as columns."""
+    """(ΦᵀΦ + ρκ H⁻¹)⁻¹ Φᵀy, over the columns: as many equations as columns."""
     phi = torch.cat(list(features.values()), dim=1)
     cost = torch.cat([C + C.mean() for C in drift.values()])
-    energy = (phi[:WANTED].square() / cost).sum()
+    energy = (phi[:WANTED].square() / cost).sum(dim=1).mean()
     return torch.linalg.solve(phi.T @ phi + ridge * energy * torch.diag(cost), phi.T @ y.double())
 
 
@@ -51,7 +51,7 @@ def test_predictions_left_out_are_those_of_rows_made_without_the_request(
     features, drift, y = problem
     phi = torch.cat(list(features.values()), dim=1)
     cost = torch.cat([C + C.mean() for C in drift.values()])
-    ridge = 0.2 * (phi[:WANTED].square() / cost).sum()
+    ridge = 0.2 * (phi[:WANTED].square() / cost).sum(dim=1).mean()
     left_out = gated_effects(features, drift, y, 0.2).left_out
     for i in (0, WANTED):
         others = torch.arange(len(y)) != i

@@ -89,7 +89,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 def test_methods() -> None:
     methods, left_out = comparison_methods(MODEL, vectors(effects=True), {"mine": given_edit()})
     assert list(methods) == ["steering", "paper", "effects", "rosi", "mine"]
-    assert left_out == {}
+    assert list(left_out) == ["gated"]
+    assert "--silent-on" in left_out["gated"]
     u = {site: output_direction(means.steering_vector) for site, means in VECTORS.sites.items()}
     assert methods["rosi"].identity == comparison_methods(MODEL, VECTORS, {"x": rosi(MODEL, u)})[0]["x"].identity
     methods, left_out = comparison_methods(MODEL, VECTORS, {}, suppress=True)

@@ -11,16 +11,16 @@ from steer2edit.editing import ablation, compute_factors, rosi
 from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation.results import ConditionKind
-from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, output_direction
+from steer2edit.method import GATED_RULES, PAPER_RULES, Hyperparameters, Rules, output_direction
 from steer2edit.models import LanguageModel
 
 STEERING = "steering"
 PAPER = Hyperparameters(rho_attn=0.15, rho_mlp=None, alpha=0.5, max_shift=0.4)
 """The paper's rule for attention, each site's shift limited: the best setting found on SmolLM2's validation items."""
-EFFECTS = Rules(importance="effect"), Hyperparameters(1.0, 1.0, 0.0)
-"""The recipe of the effect edit."""
+BY_EFFECT = Hyperparameters(1.0, 1.0, 0.0)
+"""The setting of edits made of measured effects, gated or not."""
 _NATURAL = 0.2
-_FIRST = {"paper": None, "effects": 1e-2, "rosi": 1.0}
+_FIRST = {"paper": None, "effects": 1e-2, "gated": 1e-2, "rosi": 1.0}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def comparison_methods(
 
     Args:
         model: the base.
-        vectors: with input means; with effects for the effect edit.
+        vectors: with input means; with effects for the edits made of them.
         edits: further ones by name.
         suppress: whether the behaviour is to be taken away: negative strengths, and directional ablation besides.
         allow_mismatch: accept vectors and edits of another model.
@@ -84,15 +84,20 @@ def _made_edits(
 ) -> tuple[dict[str, WeightEdit], dict[str, str]]:
     recipes = {"paper": (PAPER_RULES, PAPER)}
     left_out = {}
-    if all(means.effects is not None for means in vectors.sites.values()):
-        recipes["effects"] = EFFECTS
+    effects = [means.effects for means in vectors.sites.values()]
+    if all(effects):
+        recipes["effects"] = (Rules(importance="effect"), BY_EFFECT)
     else:
         left_out["effects"] = "the vectors have no measured effects: extract them with --effects"
-    made = {}
+    if all(one is not None and one.gated is not None for one in effects):
+        recipes["gated"] = (GATED_RULES, BY_EFFECT)
+    elif all(effects):
+        left_out["gated"] = "nothing was said of requests to stay silent on: extract the vectors with --silent-on"
+    factors, made = compute_factors(model, vectors, PAPER_RULES, allow_mismatch=allow_mismatch), {}
     for name, (rules, hyperparameters) in recipes.items():
-        factors = compute_factors(model, vectors, rules, allow_mismatch=allow_mismatch)
         try:
-            made[name] = factors.edit(hyperparameters)
+            known = factors if rules == PAPER_RULES else compute_factors(model, vectors, rules, allow_mismatch=True)
+            made[name] = known.edit(hyperparameters)
         except (InvalidValueError, MismatchError, NoiseError) as error:  # nothing to edit, or not in those blocks
             left_out[name] = str(error)
     return {**made, "rosi": rosi(model, _directions(vectors))}, left_out
