@@ -1,6 +1,6 @@
 """Not speed: that an edit of measured effects adds to the attribute what its effects say.
 
-The physics. Effects are derivatives: along the edit, the log-probability of a refusal's first tokens rises by Σ λ_i g_i
+The physics. Effects are derivatives: along the edit, the log-probability of a refusal's first tokens rises by Σ λ_i
 per unit of strength, to first order. How much that buys against other methods, and what it costs: `steer2edit compare`.
 
 Verified: the slope in the weights, by a central difference, is the promised one to 10 %.
@@ -24,9 +24,9 @@ STEP = 0.02  # nats that the effects promise on either side
 
 
 def slopes(model: LanguageModel, vectors: SteeringVectors, contrast: ContrastSet) -> tuple[float, float]:
-    """(Σ λ_i g_i, the slope of the attribute along the edit in the weights)."""
+    """(Σ λ_i, the slope of the attribute along the edit in the weights)."""
     edit = compute_factors(model, vectors, Rules(importance="effect")).edit(Hyperparameters(1.0, 1.0, 0.0))
-    promised = sum(magnitude * gain for _, magnitude, gain in edit.components())
+    promised = sum(magnitude for _, magnitude, _ in edit.components())
 
     def attribute() -> float:
         means = []

@@ -129,7 +129,7 @@ def test_the_file_keeps_them(vectors: SteeringVectors, tmp_path: Path) -> None:
 def test_the_edit_raises_the_attribute_as_predicted(model: LanguageModel, vectors: SteeringVectors) -> None:
     """A small step along the edit changes the margin by Σ λ_i g_i, to first order, over all sites together."""
     edit = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.2), EFFECT, force=True)
-    predicted = sum(magnitude * gain for _, magnitude, gain in edit.components())
+    predicted = sum(magnitude for _, magnitude, _ in edit.components())
     size = 1e-3 / predicted
     assert predicted > 0
 

@@ -114,8 +114,8 @@ class SiteFactors:
     ) -> "tuple[Float[Tensor, 'k m'], Float[Tensor, 'k n'], Float[Tensor, 'k n']]":
         """(a, λ, g) of each configuration.
 
-        By effect, a component's part of the row a_i has a direction of its own; λ_i is its length, with the sign that
-        it has along k_i, and g_i = s_iᵀ a_i / λ_i, so that λ_i g_i is what the component adds to the attribute.
+        By effect, a component's part of the row a_i has a direction of its own; λ_i = s_iᵀ a_i is what the component
+        adds to the attribute, in nats, and g_i = λ_i / ‖a_i‖ what a unit of it adds.
         """
         per_component = self.input_directions.view(self.importance.numel(), -1)
         directed = (per_component != 0).any(dim=1)
@@ -126,10 +126,9 @@ class SiteFactors:
         n = self.importance.numel()
         rows = effect_rows(self.wanted_effects, self.effects.drift, n, self.largest_effect, rho, alpha)
         parts = rows.view(len(rho), n, -1) * directed[:, None]
+        lam = (parts * self.effects.attribute.view(n, -1)).sum(dim=-1)
         length = parts.norm(dim=-1)
-        lam = torch.where((parts * per_component).sum(dim=-1) < 0, -length, length)
-        gained = (parts * self.effects.attribute.view(n, -1)).sum(dim=-1)
-        return parts.flatten(1), lam, torch.where(lam != 0, gained / torch.where(lam != 0, lam, 1), 0)
+        return parts.flatten(1), lam, torch.where(length > 0, lam / torch.where(length > 0, length, 1), 0)
 
     def _spared(
         self, rows: Float[Tensor, "k m"], lam: Float[Tensor, "k n"], gain: Sequence[float | None]
