@@ -97,31 +97,36 @@ def convert(
 ) -> None:
     """Turn vectors into a rank-1 weight edit of heads and neurons, saved as a PEFT adapter.
 
+    Of vectors with measured effects (extract --effects) an edit of these is made unless a budget rho is given.
+
     \b
     Example:
+    steer2edit convert smollm2 vectors.safetensors --out edit
     steer2edit convert smollm2 vectors.safetensors --rho-attn 0.2 \\
       --rho-mlp 0.9 --alpha 0.5 --max-shift 1 --out edit
     """
     if gain != 1.0 and spare is None:
         raise typer.BadParameter(f"--gain {gain:g} multiplies what sparing leaves of the edit: give --spare too.")
-    from steer2edit.method import Hyperparameters, Rules
-
-    hyperparameters = Hyperparameters(
-        parse_rho("--rho-attn", rho_attn), parse_rho("--rho-mlp", rho_mlp), alpha, max_shift, gain if spare else None
-    )
-    rules = Rules(input_direction, importance, magnitude)  # type: ignore[arg-type]
     from steer2edit.artifacts import load_vectors, require_free, save_edit
     from steer2edit.cli.inspect import print_edit
     from steer2edit.editing import convert as compute_edit
+    from steer2edit.editing import recommended
     from steer2edit.editing.convert import MIN_TOKENS
     from steer2edit.engines import TransformersEngine
     from steer2edit.evaluation import at_drift
+    from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
     from steer2edit.steering import benign_means, load_contrast, measure_inputs
 
+    rho = parse_rho("--rho-attn", rho_attn), parse_rho("--rho-mlp", rho_mlp)
+    rules = Rules(input_direction, importance, magnitude)  # type: ignore[arg-type]
     require_free(out, overwrite=overwrite)
     loaded_vectors = load_vectors(vectors)
+    if rho == (None, None) and rules == PAPER_RULES and (recipe := recommended(loaded_vectors)):
+        rules, hyperparameters = recipe
+    else:
+        hyperparameters = Hyperparameters(*rho, alpha, max_shift, gain if spare else None)
     with show_progress():
         loaded = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
@@ -138,7 +143,7 @@ def convert(
             min_tokens=MIN_TOKENS if min_expert_tokens is None else min_expert_tokens,
             allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force,
         )  # fmt: skip
-        if (wanted := EFFECT_KL if kl is None and importance == "effect" else kl) is not None:
+        if (wanted := EFFECT_KL if kl is None and rules.importance == "effect" else kl) is not None:
             edit = at_drift(TransformersEngine(loaded), edit, wanted)
         save_edit(loaded, edit, out, overwrite=overwrite)
     print_edit(edit, out, top=10, as_json=json_output)

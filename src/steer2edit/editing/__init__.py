@@ -1,7 +1,7 @@
 """Weight edits: computing them from vectors, and applying them in memory."""
 
 from steer2edit.editing.baselines import ablation, rosi
-from steer2edit.editing.convert import Factors, compute_factors, convert
+from steer2edit.editing.convert import Factors, compute_factors, convert, recommended
 from steer2edit.editing.runtime import edited, intervened
 from steer2edit.editing.weights import merged, merged_weight
 
@@ -14,5 +14,6 @@ __all__ = [
     "intervened",
     "merged",
     "merged_weight",
+    "recommended",
     "rosi",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from steer2edit.core import TUNED_BLOCKS, Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
-from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, SiteFactors, joined, site_factors
+from steer2edit.method import GATED_RULES, PAPER_RULES, Hyperparameters, Rules, SiteFactors, joined, site_factors
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.steering.benign import BenignMeans
 from steer2edit.steering.diagnosis import noisy_sites, require_signal
@@ -116,6 +116,15 @@ def _setting(h: Hyperparameters, block: Block) -> Setting | None:
     """(ρ, α, κ, s) of a block, `None` if it is off."""
     rho = h.rho(block)
     return None if rho is None else (rho, h.alpha_of(block), h.max_shift, h.spare)
+
+
+def recommended(vectors: SteeringVectors) -> tuple[Rules, Hyperparameters] | None:
+    """The rules and the budget of the edit to try first, gated where the vectors allow it; `None` without effects."""
+    effects = [means.effects for means in vectors.sites.values()]
+    if not all(effects):
+        return None
+    gated = all(one is not None and one.gated is not None for one in effects)
+    return GATED_RULES if gated else Rules(importance="effect"), Hyperparameters(1.0, 1.0, 0.0)
 
 
 def compute_factors(
