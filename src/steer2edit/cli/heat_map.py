@@ -22,7 +22,7 @@ def print_heat_map(magnitudes: Mapping["Site", "Tensor"]) -> None:
     largest = max((float(lam.abs().max()) for lam in magnitudes.values()), default=0.0)
     if not largest:
         return say("No attention head is edited.")
-    say(f"λ by layer (down) and head (across); red +, blue −, full colour = {largest:.2f}", style="bold")
+    say(f"λ by layer (down) and head (across); red +, blue −, full colour = {largest:.3g}", style="bold")
     mixers = any(site.block == "ssm" for site in magnitudes)
     for site in sorted(magnitudes):
         line = Text(f"{site.layer:>4} {site.block + ' ' if mixers else ''}")

@@ -100,7 +100,7 @@ def print_edit(edit: "WeightEdit", where: Path, *, top: int, as_json: bool) -> N
     ]
     print_table(["layer", *(f"{_UNITS[block]} {sign}" for block in blocks for sign in "+−")], rows, "Edited components")
     print_experts(summary.get("experts", []), top)
-    entries = [[c["component"], f"{c['magnitude']:+.3f}", f"{c['importance']:+.3f}"] for c in summary["top"]]
+    entries = [[c["component"], f"{c['magnitude']:+.3g}", f"{c['importance']:+.3g}"] for c in summary["top"]]
     print_table(["component", "λ", "g"], entries, "Strongest components")
     print_left_out(edit.metadata)
     say(f"{summary['components']} components of {summary['sites']} sites edited. Edit: {where}")

@@ -38,7 +38,7 @@ from steer2edit.steering.benign import BUILT_IN, benign_answers, own_answers
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_key, read_examples
-from steer2edit.steering.presets import borderline_prompts, safety_prompts
+from steer2edit.steering.presets import gate_prompts
 
 Features = dict[Site, Float[Tensor, "n m"]]
 """Effects of n responses by site."""
@@ -76,7 +76,7 @@ def measure_effects(
             suits the preset, and the first tokens for one's own contrast.
         silent_on: requests on which gated rows are to do nothing (`Rules(input_direction="gated")`): `benign`, the
             built-in benign requests and safe ones that sound alarming, or a file of prompts. By default `benign` for
-            the preset safety, and none for others: their edits have no gate.
+            the safety presets, which further harmful requests join; and none for others: their edits have no gate.
         benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
         batch_tokens: rows × longest row of a batch stays within this.
         seed: of the tokens that are drawn.
@@ -108,12 +108,16 @@ def measure_effects(
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
         attribute = positive[site].mean(dim=0) - negative[site].mean(dim=0)
         sites[site] = replace(means, effects=SiteEffects(attribute, drift[site], agreement))
-    silent_on = silent_on or (BUILT_IN if contrast.name in _SILENT_ON_BENIGN else None)
-    if silent_on is not None:
-        wanted = _paired(contrast.train, positive, negative)
+    built_in = contrast.name in _SILENT_ON_BENIGN
+    if silent_on is not None or built_in:
+        more, silent = gate_prompts()
+        if silent_on not in (None, BUILT_IN):
+            silent = [example.prompt for example in read_examples(silent_on)]
+        wanted = [_paired(contrast.train, positive, negative)]
         del positive, negative
-        sites, gate = _gated(sites, wanted, _silent(model, contrast.train, silent_on, measure))
-        made["gate"] = {"silent_on": str(silent_on), **gate}
+        wanted += [measure.attached(contrast.train, more, "further requests")] if built_in else []
+        sites, gate = _gated(sites, wanted, measure.attached(contrast.train, silent, "what to stay silent on"))
+        made["gate"] = {"silent_on": str(silent_on or BUILT_IN), **gate}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "effects": made})
 
 
@@ -126,30 +130,13 @@ def _paired(train: Contrast, positive: Features, negative: Features) -> Features
     return {site: positive[site][first] - negative[site][second] for site in positive}
 
 
-def _silent(model: LanguageModel, train: Contrast, source: str | Path, measure: "_Measurement") -> Features:
-    """Effects on positive responses, in turn, less those on the model's own, to requests to stay silent on."""
-    answered = own_answers(model, _silent_prompts(source))
-    if len(answered) < _FEWEST:
-        raise DataError(f"a gate needs at least {_FEWEST} requests to stay silent on, got {len(answered)}. Give more.")
-    scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(answered)]
-    found = measure.decisions(encode_responses(model, scripted), "what to stay silent on")
-    for site, rows in measure.decisions([own for _, own in answered], "own replies", positive=False).items():
-        found[site] -= rows
-    return found
-
-
-def _silent_prompts(source: str | Path) -> Sequence[Prompt]:
-    if str(source) != BUILT_IN:
-        return [example.prompt for example in read_examples(source)]
-    return [*safety_prompts("train")[1], *borderline_prompts("train")]
-
-
 def _gated(
-    sites: Mapping[Site, SiteMeans], wanted: Features, silent: Features
+    sites: Mapping[Site, SiteMeans], wanted: Sequence[Features], silent: Features
 ) -> tuple[dict[Site, SiteMeans], dict[str, Any]]:
     """Sites with their gated effects, and how well these tell requests apart that were left out."""
-    counts = [len(next(iter(rows.values()))) for rows in (wanted, silent)]
-    features = {site: torch.cat([wanted.pop(site), silent.pop(site)]) for site in sites}
+    first = next(iter(sites))
+    counts = [sum(len(part[first]) for part in wanted), len(silent[first])]
+    features = {site: torch.cat([*(part.pop(site) for part in wanted), silent.pop(site)]) for site in sites}
     drift = {site: means.effects.drift for site, means in sites.items() if means.effects}
     gate = gated_effects(features, drift, torch.tensor([1.0] * counts[0] + [0.0] * counts[1]))
     found = {
@@ -181,6 +168,20 @@ class _Measurement:
             for site, effects in batch.sites.items():
                 rows = found.setdefault(site, torch.zeros(len(responses), effects.shape[1]))
                 rows[batch.rows] = effects
+        return found
+
+    def attached(self, train: Contrast, prompts: Sequence[Prompt], of: str) -> Features:
+        """Effects on positive responses, in turn, to other requests, less those on the model's own replies to them."""
+        answered = own_answers(self._model, prompts)
+        if len(answered) < _FEWEST:
+            raise DataError(
+                f"a gate needs at least {_FEWEST} requests to stay silent on, got {len(answered)}. Give more."
+            )
+        scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(answered)]
+        found = self.decisions(encode_responses(self._model, scripted), of)
+        own = self.decisions([answer for _, answer in answered], f"replies to {of}", positive=False)
+        for site, rows in own.items():
+            found[site] -= rows
         return found
 
     def drift(self, answers: Sequence[EncodedResponse], generator: torch.Generator) -> dict[Site, Float[Tensor, " m"]]:
