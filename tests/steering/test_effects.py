@@ -212,8 +212,6 @@ def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(
         effects, again = means.effects, read.sites[site].effects
         assert effects is not None
         assert again is not None
-        assert effects.gated is not None
-        assert again.gated is not None
         assert torch.equal(effects.gated, again.gated)
     gate = read.metadata["effects"]["gate"]
     assert (gate["requests"], gate["silent"]) == (8, 12)
@@ -221,11 +219,7 @@ def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(
     assert gated.digest() != vectors.digest()
 
 
-def test_a_gate_needs_requests_to_stay_silent_on(
-    model: LanguageModel, contrast: ContrastSet, vectors: SteeringVectors, tmp_path: Path
-) -> None:
-    with pytest.raises(MismatchError, match="--silent-on"):
-        convert(model, vectors, Hyperparameters(1.0, 1.0, 0.0), GATED_RULES)
+def test_a_gate_needs_requests_to_stay_silent_on(model: LanguageModel, contrast: ContrastSet, tmp_path: Path) -> None:
     with pytest.raises(InvalidValueError, match="importance rule 'effect' too"):
         Rules(input_direction="gated")
     (tmp_path / "few.txt").write_text("Name a colour.\nCount to three.\n")

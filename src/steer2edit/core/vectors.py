@@ -60,9 +60,9 @@ class SiteEffects:
     Args:
         attribute: s, [m]: how much more the attribute is there, in nats, per unit of a column.
         drift: C, [m], ≥ 0: curvature of KL(base ‖ edited) per token along a column: KL ≈ ½ Σ C_j a_j², columns apart.
+        gated: ŝ, [m]: the effects with all columns together, so that what drifts, and what is done where the
+            behaviour is not wanted, cancels (`method.gate`).
         agreement: cosine between the s of two halves of the responses.
-        gated: ŝ, [m]: the effects weighed so that where the behaviour is not wanted they cancel (`method.gate`);
-            `None` if nothing was said of where it is not.
 
     Raises:
         InvalidValueError: other shapes, an entry that is not finite, or a negative curvature.
@@ -70,8 +70,8 @@ class SiteEffects:
 
     attribute: Float[Tensor, " m"]
     drift: Float[Tensor, " m"]
+    gated: Float[Tensor, " m"]
     agreement: float
-    gated: Float[Tensor, " m"] | None = None
 
     def __post_init__(self) -> None:
         if {tensor.shape for tensor in self.tensors} != {self.attribute.shape}:
@@ -86,8 +86,8 @@ class SiteEffects:
 
     @property
     def tensors(self) -> tuple[Float[Tensor, " m"], ...]:
-        """s, C, and ŝ if there is one."""
-        return (self.attribute, self.drift, *(() if self.gated is None else (self.gated,)))
+        """s, C and ŝ."""
+        return self.attribute, self.drift, self.gated
 
 
 @dataclass(frozen=True)

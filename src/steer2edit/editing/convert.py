@@ -119,12 +119,9 @@ def _setting(h: Hyperparameters, block: Block) -> Setting | None:
 
 
 def recommended(vectors: SteeringVectors) -> tuple[Rules, Hyperparameters] | None:
-    """The rules and the budget of the edit to try first, gated where the vectors allow it; `None` without effects."""
-    effects = [means.effects for means in vectors.sites.values()]
-    if not all(effects):
-        return None
-    gated = all(one is not None and one.gated is not None for one in effects)
-    return GATED_RULES if gated else Rules(importance="effect"), Hyperparameters(1.0, 1.0, 0.0)
+    """The rules and the budget of the edit to try first; `None` where the vectors have no effects."""
+    known = all(means.effects for means in vectors.sites.values())
+    return (GATED_RULES, Hyperparameters(1.0, 1.0, 0.0)) if known else None
 
 
 def compute_factors(
@@ -204,21 +201,15 @@ def _with_effects(
 
 
 def _require_reproducible(factors: Mapping[Site, SiteFactors], vectors: SteeringVectors) -> None:
-    """Refuse effects that say nothing of other data, and a gate that nothing was said of."""
-    effects = [own.effects for own in factors.values() if own.effects]
-    if next(iter(factors.values())).rules.input_direction == "gated":
-        if any(one.gated is None for one in effects):
-            raise MismatchError(
-                "these vectors have no gate: nothing was said of requests that the edit is to stay silent on. Extract "
-                "them with --silent-on benign|FILE (measure_effects, silent_on), or leave out --input-direction gated."
-            )
-        gate = vectors.metadata.get("effects", {}).get("gate", {})
-        if (low := gate.get("auroc_low")) is not None and low <= 0.5:
-            raise NoiseError(
-                "the gate tells requests apart that it was not made from no better than chance (AUROC "
-                f"{gate['auroc']:.2f}, 95 % from {low:.2f}). Give more, or edit all the same: --force (force=True)."
-            )
-    agreement = statistics.median(one.agreement for one in effects)
+    """Refuse effects and gates that say nothing of other data."""
+    gated = next(iter(factors.values())).rules.input_direction == "gated"
+    gate = vectors.metadata.get("effects", {}).get("gate", {})
+    if gated and (low := gate.get("auroc_low")) is not None and low <= 0.5:
+        raise NoiseError(
+            "the gate tells requests apart that it was not made from no better than chance (AUROC "
+            f"{gate['auroc']:.2f}, 95 % from {low:.2f}). Give more, or edit all the same: --force (force=True)."
+        )
+    agreement = statistics.median(own.effects.agreement for own in factors.values() if own.effects)
     if agreement < REPRODUCED:
         raise NoiseError(
             f"the effects that two halves of the responses show do not agree (median cosine {agreement:.2f}, at least "

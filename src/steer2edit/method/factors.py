@@ -62,8 +62,7 @@ class SiteFactors:
     def wanted_effects(self) -> Float[Tensor, " m"]:
         """The measured effects that the rule `effect` makes rows of: s, or the gated ŝ."""
         assert self.effects is not None
-        gated = self.effects.gated if self.rules.input_direction == "gated" else None
-        return self.effects.attribute if gated is None else gated
+        return self.effects.gated if self.rules.input_direction == "gated" else self.effects.attribute
 
     def left_out(self) -> "SiteFactors":
         """The same factors without any input direction, so that no component is edited."""

@@ -1,20 +1,19 @@
 """Gated rows, beyond the paper: they fire where the behaviour is wanted, and stay silent where it is not.
 
-One row over the columns of all sites at once, by ridge regression on what requests say of them:
+One row over the columns of all sites at once, the most attribute for what it costs:
 
-    minimise over a   Σ_i (φ_i·a − y_i)² + ρ κ Σ_j a_j² (C_j + C̄)
+    maximise   sᵀa − ½ aᵀ M a,     M = ½ diag(C + C̄) + ½ ΨᵀΨ/q + ω SᵀS/r
 
-φ_i is what a unit of each column adds to the decision on request i (effects on the wanted response less those on the
-model's own, `models.effects`); y_i = 1 for requests that the behaviour is wanted on, 0 for those it is not; C what a
-column costs in drift, C̄ its mean over the site; κ the mean of φᵀHφ over the wanted requests, so that ρ counts
-requests. With H = 1 / (C + C̄) the solution is
+    s   mean over wanted requests of φ: what a unit of each column adds to the decision (`models.effects`), on the
+        wanted response less on the model's own
+    Ψ   the same of tokens drawn from the model on benign replies: KL per token ≈ ½ mean((Ψa)²), and C = mean(Ψ²) by
+        column. From few draws the curvature is shrunk half way to its diagonal and the site's mean C̄
+    S   φ of requests that the edit is to stay silent on: a nat² of what it does there counts as 2ω nats of drift
 
-    a = H Φᵀβ,   β = (Φ H Φᵀ + ρ κ I)⁻¹ y
+so a = M⁻¹s, by Woodbury: as many equations as there are draws and silent requests, however wide the sites are. It is
+written a = ŝ / (C + C̄): the effects ŝ stand for s in `effect_rows`, columns apart.
 
-a system of as many equations as there are requests, however wide the sites are. So a = H ŝ with ŝ = Φᵀβ: effects
-summed over requests, as s is, but each weighed by what it takes for the wanted ones to move and the others not to.
-
-Shapes: n = requests, m = width of a site's input.
+Shapes: n, r, q = wanted requests, silent requests, draws; m = width of a site's input.
 """
 
 from collections.abc import Hashable, Mapping
@@ -25,49 +24,69 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-RIDGE = 0.05
-"""ρ: on SmolLM2, requests that are left out are told apart best at .01 to .1 (docs/findings.md)."""
+SILENCE = 1e-3
+"""ω: chosen on other requests than those it was made from, where 3e-4 to 3e-3 differ little (docs/findings.md)."""
+_SHRINKAGE = 0.5
 
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Gate(Generic[_Key]):
-    """What gated rows are made of, and how well they tell requests apart that they were not made from.
+    """What gated rows are made of, and what they do on requests that they were not made from.
 
     Args:
         effects: ŝ by site, [m].
-        left_out: φ_i·a of every request i, with a made from all others, [n].
+        wanted: φ_i·a of every wanted request, with a made from all others, [n].
+        silent: the same of silent requests, [r].
     """
 
     effects: Mapping[_Key, Float[Tensor, " m"]]
-    left_out: Float[Tensor, " n"]
+    wanted: Float[Tensor, " n"]
+    silent: Float[Tensor, " r"]
 
 
 def gated_effects(
-    features: Mapping[_Key, Float[Tensor, "n m"]],
-    drift: Mapping[_Key, Float[Tensor, " m"]],
-    targets: Float[Tensor, " n"],
-    ridge: float = RIDGE,
+    wanted: Mapping[_Key, Float[Tensor, "n m"]],
+    silent: Mapping[_Key, Float[Tensor, "r m"]],
+    draws: Mapping[_Key, Float[Tensor, "q m"]],
+    silence: float = SILENCE,
 ) -> Gate[_Key]:
     """ŝ of all sites, solved together.
 
     Args:
-        features: Φ by site.
-        drift: C ≥ 0 by site; columns of a site without any drift count for nothing.
-        targets: y, at least one of them not 0.
-        ridge: ρ > 0.
+        wanted: φ of wanted requests by site, n ≥ 2.
+        silent: S by site; r = 0 for none.
+        draws: Ψ by site, q ≥ 1; a site whose draws are all zero gets no row.
+        silence: ω ≥ 0.
 
     Returns:
-        ŝ by site, and the predictions left out, in closed form: with G that inverse, y_i − (G y)_i / G_ii.
+        ŝ by site, and the predictions left out, in closed form: φ_i·a / (1 − h_i) with h_i = ω φ_iᵀM⁻¹φ_i / r of
+        silent requests, and (n φ_i·a − φ_iᵀM⁻¹φ_i) / (n − 1) of wanted ones.
     """
-    y = targets.double()
-    kernel = torch.zeros(len(y), len(y), dtype=torch.float64)
-    for site, phi in features.items():
-        cost = drift[site].double() + drift[site].double().mean()
-        weight = torch.where(cost > 0, 1 / cost.clamp(min=torch.finfo(torch.float64).tiny), 0)
-        kernel += ((phi * weight.to(phi.dtype)) @ phi.T).double()
-    energy = kernel.diagonal()[y != 0].mean()
-    solver = torch.linalg.inv(kernel + ridge * energy * torch.eye(len(y), dtype=torch.float64))
-    beta = solver @ y
-    return Gate({site: beta.to(phi.dtype) @ phi for site, phi in features.items()}, y - beta / solver.diagonal())
+    n, r, q = (len(next(iter(rows.values()))) for rows in (wanted, silent, draws))
+    gram = torch.zeros(n + r + q, n + r + q, dtype=torch.float64)
+    scaled = {}
+    for site, psi in draws.items():
+        rows = torch.cat([wanted[site], silent[site], psi])
+        cost = psi.double().square().mean(dim=0)
+        cost = (1 - _SHRINKAGE) * (cost + cost.mean())
+        scaled[site] = rows, cost
+        gram += ((rows * _inverse(cost).to(rows.dtype)) @ rows.T).double()
+    weight = torch.tensor([silence / max(r, 1)] * r + [_SHRINKAGE / q] * q, dtype=torch.float64)
+    known = gram[n:, n:] + torch.diag(1 / weight.clamp(min=1e-300))
+    correction = torch.linalg.solve(known, gram[n:])  # (W⁻¹ + G)⁻¹ G
+    products = gram - gram[:, n:] @ correction  # Z M⁻¹ Zᵀ
+    mean = torch.full((n,), 1 / n, dtype=torch.float64)
+    said, own = products[:, :n] @ mean, products.diagonal()
+    left_out = (n * said[:n] - own[:n]) / (n - 1), said[n : n + r] / (1 - silence / max(r, 1) * own[n : n + r])
+    shares = torch.cat([mean, -(correction[:, :n] @ mean)])
+    effects = {
+        site: torch.where(cost > 0, (shares.to(rows.dtype) @ rows) / (1 - _SHRINKAGE), 0).to(rows.dtype)
+        for site, (rows, cost) in scaled.items()
+    }
+    return Gate(effects, *left_out)
+
+
+def _inverse(cost: Tensor) -> Tensor:
+    return torch.where(cost > 0, 1 / cost.clamp(min=torch.finfo(torch.float64).tiny), 0)

@@ -7,18 +7,16 @@ from torch import Tensor
 
 from steer2edit.artifacts.checkpoints.checkpoint_manifest import edit_sha256
 from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVectors, WeightEdit
-from steer2edit.editing import ablation, compute_factors, rosi
+from steer2edit.editing import ablation, compute_factors, recommended, rosi
 from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation.results import ConditionKind
-from steer2edit.method import GATED_RULES, PAPER_RULES, Hyperparameters, Rules, output_direction
+from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, output_direction
 from steer2edit.models import LanguageModel
 
 STEERING = "steering"
 PAPER = Hyperparameters(rho_attn=0.15, rho_mlp=None, alpha=0.5, max_shift=0.4)
 """The paper's rule for attention, each site's shift limited: the best setting found on SmolLM2's validation items."""
-BY_EFFECT = Hyperparameters(1.0, 1.0, 0.0)
-"""The setting of edits made of measured effects, gated or not."""
 _NATURAL = 0.2
 _FIRST = {"paper": None, "effects": 1e-2, "gated": 1e-2, "rosi": 1.0}
 
@@ -84,15 +82,10 @@ def _made_edits(
 ) -> tuple[dict[str, WeightEdit], dict[str, str]]:
     recipes = {"paper": (PAPER_RULES, PAPER)}
     left_out = {}
-    effects = [means.effects for means in vectors.sites.values()]
-    if all(effects):
-        recipes["effects"] = (Rules(importance="effect"), BY_EFFECT)
+    if recipe := recommended(vectors):
+        recipes |= {"effects": (Rules(importance="effect"), recipe[1]), "gated": recipe}
     else:
         left_out["effects"] = "the vectors have no measured effects: extract them with --effects"
-    if all(one is not None and one.gated is not None for one in effects):
-        recipes["gated"] = (GATED_RULES, BY_EFFECT)
-    elif all(effects):
-        left_out["gated"] = "nothing was said of requests to stay silent on: extract the vectors with --silent-on"
     factors, made = compute_factors(model, vectors, PAPER_RULES, allow_mismatch=allow_mismatch), {}
     for name, (rules, hyperparameters) in recipes.items():
         try:

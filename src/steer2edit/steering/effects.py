@@ -10,7 +10,7 @@ C = mean square of the effects on the score of tokens drawn from the model, over
     wanted, and of a positive one less the model's own where it is not
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import Site, SiteEffects, SiteMeans, SteeringVectors
+from steer2edit.core import Site, SiteEffects, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.method import gated_effects, output_direction
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
@@ -38,7 +38,7 @@ from steer2edit.steering.benign import BUILT_IN, benign_answers, own_answers
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_key, read_examples
-from steer2edit.steering.presets import gate_prompts
+from steer2edit.steering.presets import borderline_prompts, safety_prompts
 
 Features = dict[Site, Float[Tensor, "n m"]]
 """Effects of n responses by site."""
@@ -48,6 +48,7 @@ DECIDING_TOKENS = 4
 DECIDED_BY = {"truthfulness": "answer", "conciseness": "end"}
 """By preset, what of a response decides the behaviour; of every other contrast it is the first tokens."""
 _SILENT_ON_BENIGN = ("safety", "safety-benign")  # contrasts whose positive responses fit any request
+_SILENT = 136  # benign requests to stay silent on, as many as there are
 _DECISIONS = ("first", "answer", "end")
 _DRAWS = 3  # of tokens at every position, for the curvature
 _FEWEST = 8  # responses of a class, below which two halves say nothing of each other
@@ -76,7 +77,7 @@ def measure_effects(
             suits the preset, and the first tokens for one's own contrast.
         silent_on: requests on which gated rows are to do nothing (`Rules(input_direction="gated")`): `benign`, the
             built-in benign requests and safe ones that sound alarming, or a file of prompts. By default `benign` for
-            the safety presets, which further harmful requests join; and none for others: their edits have no gate.
+            the safety presets, and none for others, whose gated rows spare drift alone.
         benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
         batch_tokens: rows × longest row of a batch stays within this.
         seed: of the tokens that are drawn.
@@ -100,25 +101,37 @@ def measure_effects(
     positive = measure.decisions(encode_responses(model, contrast.train.positive), "positive responses")
     negative = measure.decisions(encode_responses(model, contrast.train.negative), "negative responses", positive=False)
     answers, _ = benign_answers(model, benign)
-    drift = measure.drift(answers, torch.Generator().manual_seed(seed))
-    made: dict[str, Any] = {"decided_by": decided_by, "benign": benign, "benign_replies": len(answers), "draws": _DRAWS}
+    draws = measure.draws(answers, torch.Generator().manual_seed(seed))
+    wanted = _paired(contrast.train, positive, negative)
+    prompts = _silent_prompts(silent_on, contrast)
+    silent = measure.silent(contrast.train, prompts) if prompts else {site: draws[site][:0] for site in draws}
+    gate = gated_effects(wanted, silent, draws)
     sites = {}
     for site, means in vectors.sites.items():
-        half = torch.stack([positive[site][i::2].mean(dim=0) - negative[site][i::2].mean(dim=0) for i in (0, 1)])
+        more, less = positive[site], negative[site]
+        half = [more[i::2].mean(dim=0) - less[i::2].mean(dim=0) for i in (0, 1)]
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
-        attribute = positive[site].mean(dim=0) - negative[site].mean(dim=0)
-        sites[site] = replace(means, effects=SiteEffects(attribute, drift[site], agreement))
-    built_in = contrast.name in _SILENT_ON_BENIGN
-    if silent_on is not None or built_in:
-        more, silent = gate_prompts()
-        if silent_on not in (None, BUILT_IN):
-            silent = [example.prompt for example in read_examples(silent_on)]
-        wanted = [_paired(contrast.train, positive, negative)]
-        del positive, negative
-        wanted += [measure.attached(contrast.train, more, "further requests")] if built_in else []
-        sites, gate = _gated(sites, wanted, measure.attached(contrast.train, silent, "what to stay silent on"))
-        made["gate"] = {"silent_on": str(silent_on or BUILT_IN), **gate}
+        drift = draws[site].double().square().mean(dim=0).float()
+        effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift, gate.effects[site], agreement)
+        sites[site] = replace(means, effects=effects)
+    made: dict[str, Any] = {"decided_by": decided_by, "benign": benign, "benign_replies": len(answers), "draws": _DRAWS}
+    if prompts:
+        value, low, high = auroc(gate.wanted.tolist(), gate.silent.tolist())
+        told = {"auroc": value, "auroc_low": low, "auroc_high": high}
+        counts = {"requests": len(gate.wanted), "silent": len(gate.silent)}
+        made["gate"] = {"silent_on": str(silent_on or BUILT_IN), **counts, **told}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "effects": made})
+
+
+def _silent_prompts(silent_on: str | Path | None, contrast: ContrastSet) -> Sequence[Prompt]:
+    if silent_on is None and contrast.name not in _SILENT_ON_BENIGN:
+        return ()
+    if silent_on in (None, BUILT_IN):
+        return [*safety_prompts("train", _SILENT)[1], *borderline_prompts("train")]
+    prompts = [example.prompt for example in read_examples(silent_on)]
+    if len(prompts) < _FEWEST:
+        raise DataError(f"a gate needs at least {_FEWEST} requests to stay silent on, got {len(prompts)}: give more.")
+    return prompts
 
 
 def _paired(train: Contrast, positive: Features, negative: Features) -> Features:
@@ -128,23 +141,6 @@ def _paired(train: Contrast, positive: Features, negative: Features) -> Features
     pairs = pairs or [(i, i) for i in range(min(len(train.positive), len(train.negative)))]
     first, second = map(list, zip(*pairs, strict=True))
     return {site: positive[site][first] - negative[site][second] for site in positive}
-
-
-def _gated(
-    sites: Mapping[Site, SiteMeans], wanted: Sequence[Features], silent: Features
-) -> tuple[dict[Site, SiteMeans], dict[str, Any]]:
-    """Sites with their gated effects, and how well these tell requests apart that were left out."""
-    first = next(iter(sites))
-    counts = [sum(len(part[first]) for part in wanted), len(silent[first])]
-    features = {site: torch.cat([*(part.pop(site) for part in wanted), silent.pop(site)]) for site in sites}
-    drift = {site: means.effects.drift for site, means in sites.items() if means.effects}
-    gate = gated_effects(features, drift, torch.tensor([1.0] * counts[0] + [0.0] * counts[1]))
-    found = {
-        site: replace(means, effects=replace(means.effects, gated=gate.effects[site]))
-        for site, means in sites.items() if means.effects
-    }  # fmt: skip
-    value, low, high = auroc(gate.left_out[: counts[0]].tolist(), gate.left_out[counts[0] :].tolist())
-    return found, {"requests": counts[0], "silent": counts[1], "auroc": value, "auroc_low": low, "auroc_high": high}
 
 
 class _Measurement:
@@ -163,36 +159,29 @@ class _Measurement:
             responses = [EncodedResponse(r.ids[: r.start + DECIDING_TOKENS], r.start) for r in responses]
         if self._decided_by == "end":
             responses = [ended(r, self._end(), 1.0 if positive else 0.5) for r in responses]
-        found: dict[Site, Tensor] = {}
-        for batch in self._effects(responses, score, f"Effects on {of}"):
-            for site, effects in batch.sites.items():
-                rows = found.setdefault(site, torch.zeros(len(responses), effects.shape[1]))
-                rows[batch.rows] = effects
-        return found
+        return self._rows(responses, score, f"Effects on {of}")
 
-    def attached(self, train: Contrast, prompts: Sequence[Prompt], of: str) -> Features:
+    def silent(self, train: Contrast, prompts: Sequence[Prompt]) -> Features:
         """Effects on positive responses, in turn, to other requests, less those on the model's own replies to them."""
         answered = own_answers(self._model, prompts)
-        if len(answered) < _FEWEST:
-            raise DataError(
-                f"a gate needs at least {_FEWEST} requests to stay silent on, got {len(answered)}. Give more."
-            )
         scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(answered)]
-        found = self.decisions(encode_responses(self._model, scripted), of)
-        own = self.decisions([answer for _, answer in answered], f"replies to {of}", positive=False)
+        found = self.decisions(encode_responses(self._model, scripted), "what to stay silent on")
+        own = self.decisions([answer for _, answer in answered], "replies to stay with", positive=False)
         for site, rows in own.items():
             found[site] -= rows
         return found
 
-    def drift(self, answers: Sequence[EncodedResponse], generator: torch.Generator) -> dict[Site, Float[Tensor, " m"]]:
-        """Mean squares of the effects on tokens drawn from the model, summed in float64: a batch at a time."""
-        squares: dict[Site, Tensor] = {}
-        responses = [*answers] * _DRAWS
-        for batch in self._effects(responses, sampled_tokens(generator), "Effects on benign replies"):
+    def draws(self, answers: Sequence[EncodedResponse], generator: torch.Generator) -> Features:
+        """Effects on tokens drawn from the model, some draws of every reply."""
+        return self._rows([*answers] * _DRAWS, sampled_tokens(generator), "Effects on benign replies")
+
+    def _rows(self, responses: Sequence[EncodedResponse], score: Score, doing: str) -> Features:
+        found: dict[Site, Tensor] = {}
+        for batch in self._effects(responses, score, doing):
             for site, effects in batch.sites.items():
-                total = effects.double().square().sum(dim=0)
-                squares[site] = squares[site] + total if site in squares else total
-        return {site: (total / len(responses)).float() for site, total in squares.items()}
+                rows = found.setdefault(site, torch.zeros(len(responses), effects.shape[1]))
+                rows[batch.rows] = effects
+        return found
 
     def _effects(self, responses: Sequence[EncodedResponse], score: Score, doing: str) -> Iterator[BatchEffects]:
         try:

@@ -23,7 +23,7 @@ from steer2edit.errors import InvalidValueError
 
 _PARTS = ("output_positive", "output_negative", "input_positive", "input_negative")
 _ROUTING = ("tokens_positive", "tokens_negative", "usage_positive", "usage_negative")
-_EFFECTS = ("effect", "drift", "agreement", "gated")  # the last one may be missing
+_EFFECTS = ("effect", "drift", "gated", "agreement")
 _LAYER = "0|[1-9][0-9]{0,8}"
 _SITE_PARTS = "|".join((*_PARTS, *_ROUTING, *_EFFECTS, "input_mean"))
 _SITE = re.compile(rf"(L(?:{_LAYER})\.(?:{'|'.join(BLOCKS)}))(?:\.({_SITE_PARTS}))?")
@@ -129,9 +129,9 @@ def _routing_means(site: str, parts: Mapping[str, Tensor]) -> RoutingMeans | Non
 def _effects(site: str, parts: Mapping[str, Tensor]) -> SiteEffects | None:
     if not parts:
         return None
-    if {*_EFFECTS[:3]} - parts.keys() or parts["agreement"].numel() != 1:
-        raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS[:3])}, the last one number.")
-    return SiteEffects(parts["effect"], parts["drift"], parts["agreement"].item(), parts.get("gated"))
+    if {*_EFFECTS} - parts.keys() or parts["agreement"].numel() != 1:
+        raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS)}, the last one number.")
+    return SiteEffects(parts["effect"], parts["drift"], parts["gated"], parts["agreement"].item())
 
 
 def _pair(name: str, positive: Tensor, negative: Tensor) -> ClassMeans:
@@ -150,9 +150,8 @@ def _site_parts(means: SiteMeans) -> dict[str, Tensor]:
         tensors = [*_pair_of(means.routing.tokens), *_pair_of(means.routing.usage)]
         parts |= dict(zip(_ROUTING, tensors, strict=True))
     if means.effects is not None:
-        attribute, drift, *gated = means.effects.tensors
-        found = (attribute, drift, torch.tensor([means.effects.agreement]), *gated)
-        parts |= dict(zip(_EFFECTS, (tensor.detach().to("cpu", torch.float32) for tensor in found), strict=False))
+        found = (*means.effects.tensors, torch.tensor([means.effects.agreement]))
+        parts |= dict(zip(_EFFECTS, (tensor.detach().to("cpu", torch.float32) for tensor in found), strict=True))
     return parts
 
 

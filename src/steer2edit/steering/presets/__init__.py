@@ -7,11 +7,10 @@ from importlib import resources
 from typing import Any
 
 from steer2edit.errors import DataError, did_you_mean
-from steer2edit.models import Prompt
 from steer2edit.steering.examples import Example
 from steer2edit.steering.rows import Split
 
-__all__ = ["PRESETS", "borderline_prompts", "gate_prompts", "preset_examples", "safety_prompts"]
+__all__ = ["PRESETS", "borderline_prompts", "preset_examples", "safety_prompts"]
 
 _USUAL: dict[Split, int] = {"train": 96, "validation": 48, "held_out": 96}
 _USUAL_BORDERLINE: dict[Split, int] = {"train": 112, "validation": 16, "held_out": 16}
@@ -90,19 +89,12 @@ def safety_prompts(split: Split, wanted: int | None = None) -> tuple[list[str], 
     Args:
         split: train, validation or held_out.
         wanted: how many of each the caller can use. There are the usual 96, 48 and 96 at least, which the contrast
-            sets are made of; up to 160 harmful and 136 benign training requests, 80 and 64 validation and 300 held-out
-            ones where more are wanted. Four in ten of the further ones are questions; no usual harmful one is.
+            sets are made of; up to 136 benign training requests, 80 and 64 validation requests and 300 held-out ones
+            where more are wanted.
     """
     counts = {split: max(_USUAL[split], wanted or 0)}
     harmful, benign = (_first(f"safety/{name}.jsonl", counts) for name in ("harmful", "benign"))
     return [row["prompt"] for row in harmful], [row["prompt"] for row in benign]
-
-
-def gate_prompts() -> tuple[list[Prompt], list[Prompt]]:
-    """(harmful, safe) training requests that a safety edit is to tell apart: beyond those of the contrast set, harmful
-    ones asked as questions, so that the form tells nothing; benign ones, and safe ones that sound alarming."""
-    harmful, benign = safety_prompts("train", 160)
-    return [*harmful[_USUAL["train"] :]], [*benign, *borderline_prompts("train")]
 
 
 def borderline_prompts(split: Split, wanted: int | None = None) -> list[str]:
