@@ -4,7 +4,7 @@ from steer2edit.method.baselines import ablation_row, injection_row
 from steer2edit.method.directions import input_directions, output_direction
 from steer2edit.method.effect import effect_rows
 from steer2edit.method.factors import SiteFactors, joined, site_factors
-from steer2edit.method.gate import gated_effects
+from steer2edit.method.gate import Gate, gated_effects
 from steer2edit.method.hyperparameters import COARSE_VALUES, GATED_RULES, PAPER_RULES, Hyperparameters, Rules, grid
 from steer2edit.method.importance import importance
 from steer2edit.method.magnitude import magnitude
@@ -15,6 +15,7 @@ __all__ = [
     "COARSE_VALUES",
     "GATED_RULES",
     "PAPER_RULES",
+    "Gate",
     "Hyperparameters",
     "Rules",
     "SiteFactors",

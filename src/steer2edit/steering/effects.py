@@ -10,7 +10,8 @@ C = mean square of the effects on the score of tokens drawn from the model, over
     wanted, and of a positive one less the model's own where it is not
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from steer2edit.core import Site, SiteEffects, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.method import gated_effects, output_direction
+from steer2edit.method import Gate, gated_effects, output_direction
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS
 from steer2edit.models.effects import (
@@ -35,10 +36,12 @@ from steer2edit.models.effects import (
 )
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, benign_answers, own_answers
+from steer2edit.steering.closed_loop import SPENT, Loop
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_key, read_examples
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
+from steer2edit.steering.refusal import refusal_phrases
 
 Features = dict[Site, Float[Tensor, "n m"]]
 """Effects of n responses by site."""
@@ -48,6 +51,7 @@ DECIDING_TOKENS = 4
 DECIDED_BY = {"truthfulness": "answer", "conciseness": "end"}
 """By preset, what of a response decides the behaviour; of every other contrast it is the first tokens."""
 _SILENT_ON_BENIGN = ("safety", "safety-benign")  # contrasts whose positive responses fit any request
+_NATURAL = 4.0  # nats that a first step adds to the decision, to first order
 _SILENT = 136  # benign requests to stay silent on, as many as there are
 _DECISIONS = ("first", "answer", "end")
 _DRAWS = 3  # of tokens at every position, for the curvature
@@ -106,21 +110,56 @@ def measure_effects(
     prompts = _silent_prompts(silent_on, contrast)
     silent = measure.silent(contrast.train, prompts) if prompts else {site: draws[site][:0] for site in draws}
     gate = gated_effects(wanted, silent, draws)
+    gated, looks = gate.effects, 1
+    if decided_by == "first":
+        gated, looks = _looked_again(measure, contrast, gate, silent, draws, answers)
     sites = {}
     for site, means in vectors.sites.items():
         more, less = positive[site], negative[site]
         half = [more[i::2].mean(dim=0) - less[i::2].mean(dim=0) for i in (0, 1)]
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
         drift = draws[site].double().square().mean(dim=0).float()
-        effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift, gate.effects[site], agreement)
+        effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift, gated[site], agreement)
         sites[site] = replace(means, effects=effects)
-    made: dict[str, Any] = {"decided_by": decided_by, "benign": benign, "benign_replies": len(answers), "draws": _DRAWS}
+    made: dict[str, Any] = {
+        "decided_by": decided_by,
+        "benign": benign,
+        "benign_replies": len(answers),
+        "draws": _DRAWS,
+        "looks": looks,
+    }
     if prompts:
         value, low, high = auroc(gate.wanted.tolist(), gate.silent.tolist())
         told = {"auroc": value, "auroc_low": low, "auroc_high": high}
         counts = {"requests": len(gate.wanted), "silent": len(gate.silent)}
         made["gate"] = {"silent_on": str(silent_on or BUILT_IN), **counts, **told}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "effects": made})
+
+
+def _looked_again(
+    measure: "_Measurement",
+    contrast: ContrastSet,
+    gate: Gate[Site],
+    silent: Features,
+    draws: Features,
+    answers: Sequence[EncodedResponse],
+) -> tuple[Mapping[Site, Float[Tensor, " m"]], int]:
+    """ŝ after further looks with the edit in place, and how many looks there were."""
+    costs = {site: (C := psi.square().mean(dim=0)) + C.mean() for site, psi in draws.items()}
+    loop = Loop(measure.model, measure.directions, costs, answers)
+    first = _NATURAL / max(gate.wanted.mean().item(), 1e-12)
+    gated = loop.spending(SPENT[0], first, lambda q: {site: q * s for site, s in gate.effects.items()})
+    for look, kl in enumerate(SPENT[1:], start=2):
+        with loop.edited(gated):
+            missing = measure.missing(contrast)
+        if missing is None:
+            return gated, look - 1
+        more, known = gated_effects(missing, silent, draws).effects, gated
+        sizes = [math.sqrt(sum(float((s / costs[k]).square().sum()) for k, s in e.items())) for e in (known, more)]
+        gated = loop.spending(
+            kl, 0.5 * sizes[0] / max(sizes[1], 1e-30), lambda q: {s: known[s] + q * more[s] for s in known}  # noqa: B023
+        )  # fmt: skip
+    return gated, len(SPENT)
 
 
 def _silent_prompts(silent_on: str | Path | None, contrast: ContrastSet) -> Sequence[Prompt]:
@@ -149,7 +188,7 @@ class _Measurement:
     def __init__(
         self, model: LanguageModel, directions: dict[Site, Tensor], decided_by: str, batch_tokens: int
     ) -> None:
-        self._model, self._directions, self._batch_tokens = model, directions, batch_tokens
+        self.model, self.directions, self._batch_tokens = model, directions, batch_tokens
         self._decided_by = decided_by
 
     def decisions(self, responses: Sequence[EncodedResponse], of: str, *, positive: bool = True) -> Features:
@@ -163,13 +202,30 @@ class _Measurement:
 
     def silent(self, train: Contrast, prompts: Sequence[Prompt]) -> Features:
         """Effects on positive responses, in turn, to other requests, less those on the model's own replies to them."""
-        answered = own_answers(self._model, prompts)
+        answered = own_answers(self.model, prompts)
         scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(answered)]
-        found = self.decisions(encode_responses(self._model, scripted), "what to stay silent on")
+        found = self.decisions(encode_responses(self.model, scripted), "what to stay silent on")
         own = self.decisions([answer for _, answer in answered], "replies to stay with", positive=False)
         for site, rows in own.items():
             found[site] -= rows
         return found
+
+    def missing(self, contrast: ContrastSet) -> Features | None:
+        """Effects on positive responses less those on what the model now replies where that is not yet positive;
+        `None` where that is nearly nowhere."""
+        positive = {prompt_key(prompt): (prompt, response) for prompt, response in contrast.train.positive}
+        refused = refusal_phrases("strict").is_refusal if contrast.name in _SILENT_ON_BENIGN else lambda text: False
+        assert self.model.tokenizer is not None
+        left = [
+            (positive[prompt_key(prompt)], own)
+            for prompt, own in own_answers(self.model, [prompt for prompt, _ in positive.values()])
+            if not refused(self.model.tokenizer.decode(own.response_ids, skip_special_tokens=True))
+        ]
+        if len(left) < _FEWEST:
+            return None
+        found = self.decisions(encode_responses(self.model, [pair for pair, _ in left]), "what is still missing")
+        own = self.decisions([own for _, own in left], "replies instead", positive=False)
+        return {site: found[site] - rows for site, rows in own.items()}
 
     def draws(self, answers: Sequence[EncodedResponse], generator: torch.Generator) -> Features:
         """Effects on tokens drawn from the model, some draws of every reply."""
@@ -186,21 +242,21 @@ class _Measurement:
     def _effects(self, responses: Sequence[EncodedResponse], score: Score, doing: str) -> Iterator[BatchEffects]:
         try:
             yield from response_effects(
-                self._model, responses, self._directions, score, batch_tokens=self._batch_tokens, description=doing
+                self.model, responses, self.directions, score, batch_tokens=self._batch_tokens, description=doing
             )
         except (NotImplementedError, RuntimeError) as error:
             if "gradient" not in str(error) and "derivative" not in str(error) and "backward" not in str(error):
                 raise
             raise InvalidValueError(
-                f"effects need gradients, and {self._model.name!r} gives none ({' '.join(str(error).split())[:150]}). "
+                f"effects need gradients, and {self.model.name!r} gives none ({' '.join(str(error).split())[:150]}). "
                 "Load it unquantised, or convert with --importance cosine."
             ) from error
 
     def _end(self) -> int:
-        end = turn_end(self._model)
+        end = turn_end(self.model)
         if end is None:
             raise DataError(
-                f"{self._model.name!r} has no token that its chat template ends a turn with, so what ends a reply "
+                f"{self.model.name!r} has no token that its chat template ends a turn with, so what ends a reply "
                 "cannot be measured. Give a --chat-template that has one, or decide by the first tokens or the whole "
                 "answer."
             )
