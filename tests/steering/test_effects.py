@@ -1,6 +1,7 @@
 """Measured effects: from responses to vectors, file, edit and what the edit does."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from steer2edit.editing import convert, merged
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import DriftTask, at_drift
-from steer2edit.method import GATED_RULES, Hyperparameters, Rules, output_direction
+from steer2edit.method import GATED_RULES, Hyperparameters, Rules, gated_effects, output_direction
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
 from steer2edit.models.effects import ended, first_tokens, response_effects, whole_response
 from steer2edit.models.reply import turn_end
@@ -185,22 +186,25 @@ def gated(model: LanguageModel, contrast: ContrastSet, tmp_path_factory: pytest.
     return measure_effects(model, extract(model, contrast), contrast, silent_on=path, benign=str(path))
 
 
-def test_a_gated_edit_moves_what_is_wanted_and_little_else(
-    model: LanguageModel, gated: SteeringVectors, contrast: ContrastSet
+def test_silent_requests_are_moved_less_the_more_they_count(
+    model: LanguageModel, contrast: ContrastSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the weights, on the requests it was made from: less than seven tenths of what others gain."""
+    """In the weights: what a refusal of silent requests gains, by what one of wanted requests does."""
+    path = tmp_path / "silent.txt"
+    path.write_text("\n".join(f"Name {n} colours." for n in range(1, 13)) + "\n")
     silent = tuple((f"Name {n} colours.", PAIRS.positive[(n - 1) % 8][1]) for n in range(1, 13))
-    gains = {}
-    for rules in (EFFECT, GATED_RULES):
-        edit = convert(model, gated, Hyperparameters(1.0, 1.0, 0.0), rules)
-        size = sum(float(e.row.square().sum()) for e in edit.sites.values()) ** 0.5
+    plain, leaks = extract(model, contrast), []
+    for silence in (0.0, 1e3):
+        monkeypatch.setattr("steer2edit.steering.effects.gated_effects", partial(gated_effects, silence=silence))
+        measured = measure_effects(model, plain, contrast, silent_on=path, benign=str(path), looks=1)
+        edit = convert(model, measured, Hyperparameters(1.0, 1.0, 0.0), GATED_RULES, force=True)
         before = [decisions(model, pairs).mean() for pairs in (PAIRS.positive, silent)]
-        with merged(model, edit, 1e-2 / size):
+        with merged(model, edit, 0.1):
             after = [decisions(model, pairs).mean() for pairs in (PAIRS.positive, silent)]
-        gains[rules] = [(a - b).item() for a, b in zip(after, before, strict=True)]
-    share = {rules: other / wanted for rules, (wanted, other) in gains.items()}
-    assert gains[GATED_RULES][0] > 0
-    assert abs(share[GATED_RULES]) < 0.7 * share[EFFECT]
+        wanted, other = (float(a - b) for a, b in zip(after, before, strict=True))
+        assert wanted > 0
+        leaks.append(abs(other / wanted))
+    assert leaks[1] < 0.5 * leaks[0]
 
 
 def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(

@@ -38,10 +38,12 @@ class BatchEffects:
     Args:
         rows: indices of the batch's rows among the responses.
         sites: e by site, [b, m], float32, on the CPU.
+        time: which scoring of these responses it is, from 0.
     """
 
     rows: list[int]
     sites: dict[Site, Float[Tensor, "b m"]]
+    time: int = 0
 
 
 def first_tokens(count: int) -> Score:
@@ -103,6 +105,7 @@ def response_effects(
     directions: Mapping[Site, Float[Tensor, " d"]],
     score: Score,
     *,
+    times: int = 1,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     description: str = "Measuring effects",
 ) -> Iterator[BatchEffects]:
@@ -113,38 +116,48 @@ def response_effects(
         responses: whose score is differentiated.
         directions: u by site; sites that are not there are not measured.
         score: of a response.
+        times: how often each response is scored, from one forward pass: for scores that draw.
         batch_tokens: rows × longest row of a batch stays within this.
         description: of the progress bar.
 
     Yields:
-        The batch's effects.
+        The batch's effects, once for each time.
     """
     lengths = [len(response.ids) for response in responses]
     with step(description, len(responses)) as advance:
         for rows in length_batches(lengths, batch_tokens):
-            yield BatchEffects(rows, _batch_effects(model, [responses[i] for i in rows], directions, score))
+            found = _batch_effects(model, [responses[i] for i in rows], directions, score, times)
+            for time, sites in enumerate(found):
+                yield BatchEffects(rows, sites, time)
             advance(len(rows))
 
 
 def _batch_effects(
-    model: LanguageModel, responses: Sequence[EncodedResponse], directions: Mapping[Site, Tensor], score: Score
-) -> dict[Site, Tensor]:
+    model: LanguageModel,
+    responses: Sequence[EncodedResponse],
+    directions: Mapping[Site, Tensor],
+    score: Score,
+    times: int,
+) -> list[dict[Site, Tensor]]:
     ids, mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
     first = min(response.span.start for response in responses)
     kept = torch.arange(first, ids.shape[1] - 1)
     recorders = {site: _Recorder(model.sites[site], u, len(responses)) for site, u in directions.items()}
+    found = []
     with ExitStack() as stack:
         stack.enter_context(_only_activations(model.network))
         for recorder in recorders.values():
             recorder.attach(stack)
         logits = model.network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
-        total = sum(
-            score(logits[i, r.span.start - first : r.span.stop - first].float().log_softmax(dim=-1), r)
+        spans = [
+            logits[i, r.span.start - first : r.span.stop - first].float().log_softmax(dim=-1)
             for i, r in enumerate(responses)
-        )
-        assert isinstance(total, Tensor)
-        torch.autograd.backward(total)
-    return {site: recorder.effects() for site, recorder in recorders.items()}
+        ]
+        for time in range(times):
+            total = torch.stack([score(span, r) for span, r in zip(spans, responses, strict=True)]).sum()
+            torch.autograd.backward(total, retain_graph=time + 1 < times)
+            found.append({site: recorder.take() for site, recorder in recorders.items()})
+    return found
 
 
 @contextmanager
@@ -181,9 +194,10 @@ class _Recorder:
             written = self._site.experts.outputs[0]
             stack.callback(written.register_forward_hook(self._watch_experts).remove)
 
-    def effects(self) -> Float[Tensor, "b m"]:
-        """What was collected; zero where the score does not depend on the site."""
-        return self._found
+    def take(self) -> Float[Tensor, "b m"]:
+        """What was collected since the last time; zero where the score does not depend on the site."""
+        found, self._found = self._found, torch.zeros_like(self._found)
+        return found
 
     def _watch(self, columns: slice) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -11,7 +11,7 @@ C = mean square of the effects on the score of tokens drawn from the model, over
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from steer2edit.method import Gate, gated_effects, output_direction
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS
 from steer2edit.models.effects import (
-    BatchEffects,
     Score,
     ended,
     first_tokens,
@@ -66,6 +65,7 @@ def measure_effects(
     decided_by: str | None = None,
     silent_on: str | Path | None = None,
     benign: str = BUILT_IN,
+    looks: int = len(SPENT),
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     seed: int = 0,
 ) -> SteeringVectors:
@@ -83,6 +83,8 @@ def measure_effects(
             built-in benign requests and safe ones that sound alarming, or a file of prompts. By default `benign` for
             the safety presets, and none for others, whose gated rows spare drift alone.
         benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
+        looks: how often the gated row is measured, 1 to 3, each time with the edit so far in place
+            (`steering.closed_loop`); where first tokens decide.
         batch_tokens: rows × longest row of a batch stays within this.
         seed: of the tokens that are drawn.
 
@@ -110,9 +112,8 @@ def measure_effects(
     prompts = _silent_prompts(silent_on, contrast)
     silent = measure.silent(contrast.train, prompts) if prompts else {site: draws[site][:0] for site in draws}
     gate = gated_effects(wanted, silent, draws)
-    gated, looks = gate.effects, 1
-    if decided_by == "first":
-        gated, looks = _looked_again(measure, contrast, gate, silent, draws, answers)
+    spent = SPENT[: looks if decided_by == "first" else 1]
+    gated, looks = _looked_again(measure, contrast, gate, silent, draws, answers, spent)
     sites = {}
     for site, means in vectors.sites.items():
         more, less = positive[site], negative[site]
@@ -143,13 +144,14 @@ def _looked_again(
     silent: Features,
     draws: Features,
     answers: Sequence[EncodedResponse],
+    spent: Sequence[float],
 ) -> tuple[Mapping[Site, Float[Tensor, " m"]], int]:
     """ŝ after further looks with the edit in place, and how many looks there were."""
     costs = {site: (C := psi.square().mean(dim=0)) + C.mean() for site, psi in draws.items()}
     loop = Loop(measure.model, measure.directions, costs, answers)
     first = _NATURAL / max(gate.wanted.mean().item(), 1e-12)
-    gated = loop.spending(SPENT[0], first, lambda q: {site: q * s for site, s in gate.effects.items()})
-    for look, kl in enumerate(SPENT[1:], start=2):
+    gated = loop.spending(spent[0], first, lambda q: {site: q * s for site, s in gate.effects.items()})
+    for look, kl in enumerate(spent[1:], start=2):
         with loop.edited(gated):
             missing = measure.missing(contrast)
         if missing is None:
@@ -159,7 +161,7 @@ def _looked_again(
         gated = loop.spending(
             kl, 0.5 * sizes[0] / max(sizes[1], 1e-30), lambda q: {s: known[s] + q * more[s] for s in known}  # noqa: B023
         )  # fmt: skip
-    return gated, len(SPENT)
+    return gated, len(spent)
 
 
 def _silent_prompts(silent_on: str | Path | None, contrast: ContrastSet) -> Sequence[Prompt]:
@@ -229,21 +231,18 @@ class _Measurement:
 
     def draws(self, answers: Sequence[EncodedResponse], generator: torch.Generator) -> Features:
         """Effects on tokens drawn from the model, some draws of every reply."""
-        return self._rows([*answers] * _DRAWS, sampled_tokens(generator), "Effects on benign replies")
+        return self._rows(answers, sampled_tokens(generator), "Effects on benign replies", _DRAWS)
 
-    def _rows(self, responses: Sequence[EncodedResponse], score: Score, doing: str) -> Features:
+    def _rows(self, responses: Sequence[EncodedResponse], score: Score, doing: str, times: int = 1) -> Features:
         found: dict[Site, Tensor] = {}
-        for batch in self._effects(responses, score, doing):
-            for site, effects in batch.sites.items():
-                rows = found.setdefault(site, torch.zeros(len(responses), effects.shape[1]))
-                rows[batch.rows] = effects
-        return found
-
-    def _effects(self, responses: Sequence[EncodedResponse], score: Score, doing: str) -> Iterator[BatchEffects]:
         try:
-            yield from response_effects(
-                self.model, responses, self.directions, score, batch_tokens=self._batch_tokens, description=doing
-            )
+            for batch in response_effects(
+                self.model, responses, self.directions, score, times=times, batch_tokens=self._batch_tokens,
+                description=doing,
+            ):  # fmt: skip
+                for site, effects in batch.sites.items():
+                    rows = found.setdefault(site, torch.zeros(times, len(responses), effects.shape[1]))
+                    rows[batch.time, batch.rows] = effects
         except (NotImplementedError, RuntimeError) as error:
             if "gradient" not in str(error) and "derivative" not in str(error) and "backward" not in str(error):
                 raise
@@ -251,6 +250,7 @@ class _Measurement:
                 f"effects need gradients, and {self.model.name!r} gives none ({' '.join(str(error).split())[:150]}). "
                 "Load it unquantised, or convert with --importance cosine."
             ) from error
+        return {site: rows.flatten(0, 1) for site, rows in found.items()}
 
     def _end(self) -> int:
         end = turn_end(self.model)
