@@ -99,6 +99,18 @@ def log_likelihood(model: LanguageModel, response: EncodedResponse, by: str) -> 
     return found.mean() if by == "token" else found.sum()
 
 
+def test_responses_may_be_scored_several_times_in_one_pass() -> None:
+    model = tiny_model("llama")
+    u = directions(model)
+    once = list(response_effects(model, RESPONSES, u, first_tokens(2)))
+    twice = list(response_effects(model, RESPONSES, u, first_tokens(2), times=2))
+    assert [batch.time for batch in twice] == [0, 1] * len(once)
+    for batch, again in zip((b for b in once for _ in range(2)), twice, strict=True):
+        assert batch.rows == again.rows
+        for site, effects in batch.sites.items():
+            assert torch.allclose(effects, again.sites[site], atol=1e-6)
+
+
 def test_an_ended_response_is_scored_at_its_end_only() -> None:
     response = EncodedResponse((3, 17, 9, 4, 30, 8, 11), 3)
     assert ended(response, END) == EncodedResponse((3, 17, 9, 4, 30, 8, 11, END), 7)

@@ -66,7 +66,7 @@ def convert(
         float | None,
         typer.Option(
             help="Scale the edit so that it drifts this far from the base on benign requests, KL in nats per token. "
-            "By default 0.02 with --importance effect, and not at all otherwise."
+            "By default 0.015 for edits of effects, and not at all otherwise."
         ),
     ] = None,
     min_expert_tokens: Annotated[
@@ -149,7 +149,7 @@ def convert(
     print_edit(edit, out, top=10, as_json=json_output)
 
 
-EFFECT_KL = 0.02
+EFFECT_KL = 0.015
 """Nats per token that an edit made of effects spends: its own scale has no meaning."""
 
 
