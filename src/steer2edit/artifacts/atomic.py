@@ -208,13 +208,14 @@ def _rename_directory(scratch: Path, target: Path, overwrite: bool) -> None:
     try:
         scratch.rename(target)
     except BaseException as error:
-        if not os.path.lexists(target):
-            with suppress(FileNotFoundError):
-                retired.rename(target)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
-        return _rename_directory(scratch, target, overwrite)  # another process was first
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            # another process was first; that its directory may be gone again by now changes nothing
+            shutil.rmtree(retired, ignore_errors=True)
+            return _rename_directory(scratch, target, overwrite)
+        if os.path.lexists(target):
+            shutil.rmtree(retired, ignore_errors=True)
+        with suppress(OSError):
+            retired.rename(target)
+        raise
     shutil.rmtree(retired, ignore_errors=True)
     return None
