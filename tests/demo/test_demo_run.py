@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from steer2edit.artifacts import load_edit, load_vectors
-from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.demo import DemoSettings, run_demo
 from steer2edit.demo.choose import LIMITS, Trial, choose, strength_at
 from steer2edit.evaluation import Condition, Estimate
@@ -54,13 +52,7 @@ def condition(strength: float | None = None, **values: float | None) -> Conditio
 
 
 def trial(rho: float, **values: float | None) -> Trial:
-    site = SiteEdit(*(torch.ones(2) for _ in range(4)))
-    edit = WeightEdit({Site(0, "attn"): site}, {"hyperparameters": Hyperparameters(rho, None, 0.5).to_json()})
-    return Trial(edit, condition(**values))
-
-
-def chosen_rho(trials: list[Trial]) -> float:
-    return float(choose(trials).edit.metadata["hyperparameters"]["rho_attn"])
+    return Trial(Hyperparameters(rho, None, 0.5), condition(**values))
 
 
 def test_choice_is_the_most_harmful_less_the_benign_refused_within_the_limit() -> None:
@@ -73,7 +65,7 @@ def test_choice_is_the_most_harmful_less_the_benign_refused_within_the_limit() -
         trial(0.5, harmful_refused=0.2, benign_refused=0.0, nll_increase=0.01),
         trial(0.6, nll_increase=0.0),  # never measured: screened out
     ]
-    assert chosen_rho(trials) == 0.4
+    assert choose(trials).hyperparameters.rho_attn == 0.4
 
 
 @pytest.mark.parametrize("flipped", [0, 1, 2])
@@ -83,12 +75,12 @@ def test_a_few_verdicts_do_not_turn_the_choice_into_an_edit_that_does_nothing(fl
         trial(0.3, harmful_refused=0.0, benign_refused=0.0, nll_increase=0.13),
         trial(0.1, harmful_refused=4 / 16, benign_refused=flipped / 16, nll_increase=0.14),
     ]
-    assert chosen_rho(trials) == 0.1
+    assert choose(trials).hyperparameters.rho_attn == 0.1
 
 
 def test_without_an_allowed_trial_the_least_damaging_is_chosen() -> None:
     trials = [trial(0.1, nll_increase=0.9), trial(0.2, nll_increase=0.4), trial(0.3, nll_increase=None)]
-    assert chosen_rho(trials) == 0.2
+    assert choose(trials).hyperparameters.rho_attn == 0.2
 
 
 def test_steering_strength_at_equal_damage() -> None:

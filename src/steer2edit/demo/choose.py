@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steer2edit.core import SteeringVectors, WeightEdit
-from steer2edit.editing import compute_factors, convert, recommended
+from steer2edit.editing import Factors
 from steer2edit.engines import Engine
-from steer2edit.evaluation import Behaviour, Condition, at_drift, edit_arm, evaluate
+from steer2edit.evaluation import Behaviour, Condition, edit_arm, evaluate
 from steer2edit.method import Hyperparameters
 
 LIMITS: Mapping[str, float] = {"nll_increase": 0.15}
@@ -18,18 +17,25 @@ RULE = (
     "token, on validation prompts"
 )
 
-PAPER = tuple(Hyperparameters(rho, None, alpha, kappa) for rho, alpha, kappa in ((0.15, 0.5, 0.4), (0.1, 0.3, 0.3)))
-"""The paper's rule for attention heads, each site's shift limited."""
-GATED_KL = 0.015
-"""Nats per token that the gated edit spends on validation requests, before it is tried weaker and stronger."""
-GATED_STRENGTHS = (0.7, 1.0, 1.3)
+PAPER_CANDIDATES = (Hyperparameters(0.2, 0.9, 0.5), Hyperparameters(0.3, 0.9, 0.5))
+LIMITED_CANDIDATES = tuple(
+    Hyperparameters(rho_attn, rho_mlp, alpha, max_shift)
+    for rho_attn, rho_mlp, alpha, max_shift in (
+        (0.2, 0.9, 0.5, 1.0),
+        (0.15, None, 0.5, 0.4),
+        (0.12, None, 0.5, 0.4),
+        (0.1, None, 0.5, 0.4),
+        (0.1, None, 0.3, 0.3),
+    )
+)
+CANDIDATES = PAPER_CANDIDATES + LIMITED_CANDIDATES
 
 
 @dataclass(frozen=True)
 class Trial:
-    """An edit and what was measured of it; refusals are missing where the damage was already too large."""
+    """A configuration and what was measured of it; refusals are missing where the damage was already too large."""
 
-    edit: WeightEdit
+    hyperparameters: Hyperparameters
     condition: Condition
 
     def value(self, metric: str) -> float | None:
@@ -50,28 +56,21 @@ class Trial:
         return float("-inf") if harmful is None or benign is None else round(harmful - benign, 6)
 
 
-def candidates(engine: Engine, vectors: SteeringVectors) -> dict[str, WeightEdit]:
-    """By label: the paper's edits, and the recommended one at some strengths."""
-    found = {str(h): edit for h, edit in zip(PAPER, compute_factors(engine.model, vectors).edits(PAPER), strict=True)}
-    recipe = recommended(vectors)
-    assert recipe is not None
-    rules, budget = recipe
-    gated = at_drift(engine, convert(engine.model, vectors, budget, rules), GATED_KL)
-    return found | {f"gated, {strength:g} of KL {GATED_KL:g}": gated.scaled(strength) for strength in GATED_STRENGTHS}
-
-
-def run_trials(engine: Engine, edits: Mapping[str, WeightEdit], behaviour: Behaviour) -> list[Trial]:
+def run_trials(
+    engine: Engine, factors: Factors, behaviour: Behaviour, candidates: Sequence[Hyperparameters] = CANDIDATES
+) -> list[Trial]:
     """Damage of every candidate; refusals of those whose damage is within the limit."""
     *refusals, drift = behaviour.tasks
-    arms = [edit_arm(edit, label) for label, edit in edits.items()]
+    edits = factors.edits(candidates)
+    arms = [edit_arm(edit, str(h)) for edit, h in zip(edits, candidates, strict=True)]
     screened = evaluate(engine, [drift], arms)
     trials = []
-    for edit, arm, condition in zip(edits.values(), arms, screened, strict=True):
-        if Trial(edit, condition).damage <= LIMITS["nll_increase"]:
+    for h, arm, condition in zip(candidates, arms, screened, strict=True):
+        if Trial(h, condition).damage <= LIMITS["nll_increase"]:
             measured = evaluate(engine, refusals, [arm])[0]
             metrics = {**measured.metrics, **condition.metrics}
             condition = Condition(arm.kind, arm.label, arm.parameters, metrics, measured.replies, measured.outcomes)
-        trials.append(Trial(edit, condition))
+        trials.append(Trial(h, condition))
     return trials
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from steer2edit.artifacts import package_versions, save_checkpoint, save_edit, save_vectors
 from steer2edit.core import SteeringVectors, WeightEdit
-from steer2edit.demo.choose import LIMITS, RULE, Trial, candidates, choose, run_trials, strength_at
+from steer2edit.demo.choose import LIMITS, RULE, Trial, choose, run_trials, strength_at
 from steer2edit.demo.verify import verify_artifacts
+from steer2edit.editing import compute_factors
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import (
     BASE_ARM,
@@ -29,7 +30,7 @@ from steer2edit.evaluation import (
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.report import write_report
 from steer2edit.search import Budget
-from steer2edit.steering import extract, load_contrast, measure_effects
+from steer2edit.steering import extract, load_contrast
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
@@ -75,8 +76,8 @@ def run_demo(model: LanguageModel, out: Path, narrate: Narrate, settings: DemoSe
     steering, trials, chosen = _validate(engine, vectors, narrate, settings)
     damage = chosen.value("nll_increase")
     strength = strength_at(damage if damage is not None else 0.0, steering[1:])
-    edit = chosen.edit
-    held_out, final = _held_out(engine, vectors, chosen, strength, narrate, settings)
+    edit = compute_factors(model, vectors).edit(chosen.hyperparameters)
+    held_out, final = _held_out(engine, vectors, edit, chosen, strength, narrate, settings)
     beyond = Budget(LIMITS).broken(final[2].metrics)
     narrate(beyond or "The edit keeps its limits on held-out prompts.", [])
     verification = _persist(model, edit, final, beyond, held_out, out, narrate, settings)
@@ -95,8 +96,7 @@ def run_demo(model: LanguageModel, out: Path, narrate: Narrate, settings: DemoSe
         "edit_minus_steering": {name: difference(final[2], final[1], name).to_json() for name in held_out.prompts},
         "prompts": held_out.prompts,
         "chosen": {
-            "hyperparameters": edit.metadata["hyperparameters"],
-            "label": chosen.condition.label,
+            "hyperparameters": chosen.hyperparameters.to_json(),
             "steering_strength": strength,
             "rule": RULE,
             "limits": dict(LIMITS),
@@ -119,13 +119,13 @@ def _extract(model: LanguageModel, out: Path, narrate: Narrate, settings: DemoSe
         sampling=Sampling(max_new_tokens=settings.reply_tokens),
         seed=settings.seed,
     )
-    vectors = measure_effects(model, extract(model, contrast), contrast, seed=settings.seed)
+    vectors = extract(model, contrast)
     save_vectors(vectors, out / "vectors.safetensors")
     counts = contrast.train.counts()
     assert vectors.diagnosis is not None
     narrate(
         f"Steering vectors from {counts['positive']} refusals and {counts['negative']} replies of the model's own to "
-        f"harmful requests, and what every head and neuron does to a refusal, measured. {vectors.diagnosis['summary']}",
+        f"harmful requests. {vectors.diagnosis['summary']}",
         [],
     )
     return vectors
@@ -139,7 +139,7 @@ def _validate(
     arms = [BASE_ARM, *(steering_arm(vectors, strength) for strength in settings.strengths)]
     steering = evaluate(engine, part.tasks, arms)
     narrate("Base model and activation steering, on validation prompts:", steering)
-    trials = run_trials(engine, candidates(engine, vectors), part)
+    trials = run_trials(engine, compute_factors(engine.model, vectors), part)
     measured = [trial.condition for trial in trials if part.attribute in trial.condition.metrics]
     narrate(f"Edits whose damage is within the limit, {len(measured)} of {len(trials)} tried:", measured)
     chosen = choose(trials)
@@ -154,6 +154,7 @@ def _behaviour(split: str, limit: int, settings: DemoSettings) -> Behaviour:
 def _held_out(
     engine: TransformersEngine,
     vectors: SteeringVectors,
+    edit: WeightEdit,
     chosen: Trial,
     strength: float,
     narrate: Narrate,
@@ -161,7 +162,7 @@ def _held_out(
 ) -> tuple[Behaviour, list[Condition]]:
     """Base, steered at the edit's damage, and edited, on prompts that nothing was chosen on."""
     part = _behaviour("held_out", settings.held_out_prompts, settings)
-    arms = [BASE_ARM, steering_arm(vectors, strength), edit_arm(chosen.edit, chosen.condition.label)]
+    arms = [BASE_ARM, steering_arm(vectors, strength), edit_arm(edit, chosen.condition.label)]
     final = evaluate(engine, part.tasks, arms)
     narrate("Held-out prompts, steering at the strength that did the same damage on validation prompts:", final)
     for name in part.prompts:
