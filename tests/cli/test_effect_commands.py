@@ -37,7 +37,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("budget", "rules"),
-    [([], ("gated", "effect")), (["--rho-attn", "0.01", "--force"], ("sensitivity", "cosine"))],
+    [
+        ([], ("gated", "effect")),
+        (["--importance", "effect", "--alpha", "0.2"], ("sensitivity", "effect")),
+        (["--rho-attn", "0.01", "--force"], ("sensitivity", "cosine")),
+    ],
 )
 def test_the_recommended_edit_needs_no_setting(
     folder: Path, tmp_path: Path, budget: list[str], rules: tuple[str, str]
@@ -47,5 +51,7 @@ def test_the_recommended_edit_needs_no_setting(
     made = load_edit(tmp_path / "edit").metadata
     assert (made["rules"]["input_direction"], made["rules"]["importance"]) == rules
     assert made["drift"]["kl"] == pytest.approx(0.001, rel=0.05)
+    alpha = 0.2 if "--alpha" in budget else 0.0 if not budget else 0.5
+    assert made["hyperparameters"]["alpha"] == alpha
     gate = made["vectors"]["effects"]["gate"]
     assert (gate["requests"], gate["silent"]) == (8, 9)

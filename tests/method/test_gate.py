@@ -48,7 +48,10 @@ def row(effects: Rows, draws: Rows) -> Tensor:
 def test_the_row_solves_the_problem_over_all_sites() -> None:
     wanted, silent, draws = problem()
     found = row(dict(gated_effects(wanted, silent, draws, OMEGA).effects), draws)
-    assert torch.allclose(found, dense(together(wanted), together(silent), draws), rtol=1e-8, atol=1e-12)
+    expected = dense(together(wanted), together(silent), draws)
+    assert torch.allclose(found, expected, rtol=1e-8, atol=1e-12)
+    gain = gated_effects(wanted, silent, draws, OMEGA).gain
+    assert gain == pytest.approx(float(together(wanted).mean(dim=0) @ expected), rel=1e-8)
 
 
 def test_without_silent_requests_drift_alone_is_spared() -> None:

@@ -61,10 +61,11 @@ def test_the_edit_spends_the_drift_asked_for(
 ) -> None:  # fmt: skip
     u, cost, effects = parts
     loop = Loop(model, u, cost, answers)
-    found = dict(loop.spending(kl, 1e-3, lambda q: {site: q * s for site, s in effects.items()}))
+    nothing = {site: torch.zeros_like(s) for site, s in effects.items()}
+    found = dict(loop.spending(kl, nothing, effects, 1e-3))
     assert drift(model, dense(parts, found), answers) == pytest.approx(kl, rel=0.2)
     more = {site: torch.flip(s, (0,)) for site, s in effects.items()}
-    further = dict(loop.spending(2 * kl, 1e-3, lambda q: {site: found[site] + q * more[site] for site in found}))
+    further = dict(loop.spending(2 * kl, found, more, 1e-3))
     assert drift(model, dense(parts, further), answers) == pytest.approx(2 * kl, rel=0.2)
     share = [float(((further[s] - found[s]) @ more[s]) / (more[s] @ more[s])) for s in found]
     assert max(share) - min(share) < 1e-5  # what was found stays, and the further part joins it
@@ -81,3 +82,17 @@ def test_within_the_context_the_model_is_the_edited_one(
         expected = span_log_probabilities(model, answers)
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_first_step_that_is_far_too_large_is_taken_back(
+    model: LanguageModel, answers: list[EncodedResponse], parts: Parts
+) -> None:
+    """So large that the logits are not finite: no drift is known there."""
+    u, cost, effects = parts
+    loop = Loop(model, u, cost, answers)
+    nothing = {site: torch.zeros_like(s) for site, s in effects.items()}
+    found = loop.spending(0.01, nothing, effects, 1e38)
+    assert all(bool(torch.isfinite(row).all()) for row in found.values())
+    assert loop.size(nothing) == 0.0
+    rows = torch.cat([edit.row for edit in dense(parts, effects).sites.values()])
+    assert loop.size(effects) == pytest.approx(float(rows.norm()), rel=1e-5)

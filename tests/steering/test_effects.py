@@ -17,7 +17,7 @@ from steer2edit.method import GATED_RULES, Hyperparameters, Rules, gated_effects
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
 from steer2edit.models.effects import ended, first_tokens, response_effects, whole_response
 from steer2edit.models.reply import turn_end
-from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, safety_prompts
+from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, prompt_digests, safety_prompts
 from steer2edit.steering.effects import DECIDING_TOKENS
 from tiny_chat import tiny_chat_model
 
@@ -219,6 +219,8 @@ def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(
         assert torch.equal(effects.gated, again.gated)
     gate = read.metadata["effects"]["gate"]
     assert (gate["requests"], gate["silent"]) == (8, 12)
+    made_from = {*QUESTIONS, *(f"Name {n} colours." for n in range(1, 13))}
+    assert {*prompt_digests(made_from)} <= {*read.metadata["prompts"]}
     assert 0 <= gate["auroc_low"] <= gate["auroc"] <= 1
     assert gated.digest() != vectors.digest()
 
@@ -226,6 +228,11 @@ def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(
 def test_a_gate_needs_requests_to_stay_silent_on(model: LanguageModel, contrast: ContrastSet, tmp_path: Path) -> None:
     with pytest.raises(InvalidValueError, match="importance rule 'effect' too"):
         Rules(input_direction="gated")
+    for wrong in ({"input_direction": "svd"}, {"magnitude": "top-k"}):
+        with pytest.raises(InvalidValueError, match="rows of its own"):
+            Rules(importance="effect", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match="1 to 3 times, got 0"):
+        measure_effects(model, extract(model, contrast), contrast, looks=0)
     (tmp_path / "few.txt").write_text("Name a colour.\nCount to three.\n")
     with pytest.raises(DataError, match="at least 8 requests to stay silent on, got 2"):
         measure_effects(model, extract(model, contrast), contrast, silent_on=tmp_path / "few.txt")

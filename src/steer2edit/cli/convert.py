@@ -34,7 +34,12 @@ def convert(
         str, typer.Option(help="Budget rho > 0 of attention heads, or off. Larger means weaker.")
     ] = "off",
     rho_mlp: Annotated[str, typer.Option(help="Budget rho > 0 of MLP neurons, or off. Larger means weaker.")] = "off",
-    alpha: Annotated[float, typer.Option(help="l1 share alpha in [0, 1). Larger means sparser.")] = 0.5,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="l1 share alpha in [0, 1). Larger means sparser. By default 0.5, and 0 for edits of effects."
+        ),
+    ] = None,
     max_shift: Annotated[
         float | None,
         typer.Option(
@@ -123,10 +128,14 @@ def convert(
     rules = Rules(input_direction, importance, magnitude)  # type: ignore[arg-type]
     require_free(out, overwrite=overwrite)
     loaded_vectors = load_vectors(vectors)
-    if rho == (None, None) and rules == PAPER_RULES and (recipe := recommended(loaded_vectors)):
-        rules, hyperparameters = recipe
-    else:
-        hyperparameters = Hyperparameters(*rho, alpha, max_shift, gain if spare else None)
+    recipe = recommended(loaded_vectors)
+    if rho == (None, None) and rules == PAPER_RULES and recipe:
+        rules = recipe[0]
+    by_effect = rules.importance == "effect"
+    if by_effect and rho == (None, None):
+        rho = (1.0, 1.0)
+    share = (0.0 if by_effect else 0.5) if alpha is None else alpha
+    hyperparameters = Hyperparameters(*rho, share, max_shift, gain if spare else None)
     with show_progress():
         loaded = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
@@ -143,7 +152,7 @@ def convert(
             min_tokens=MIN_TOKENS if min_expert_tokens is None else min_expert_tokens,
             allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force,
         )  # fmt: skip
-        if (wanted := EFFECT_KL if kl is None and rules.importance == "effect" else kl) is not None:
+        if (wanted := EFFECT_KL if kl is None and by_effect else kl) is not None:
             edit = at_drift(TransformersEngine(loaded), edit, wanted)
         save_edit(loaded, edit, out, overwrite=overwrite)
     print_edit(edit, out, top=10, as_json=json_output)

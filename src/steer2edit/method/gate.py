@@ -37,11 +37,13 @@ class Gate(Generic[_Key]):
 
     Args:
         effects: ŝ by site, [m].
+        gain: sᵀa ≥ 0, what the row adds to the decision on the wanted requests, in nats to first order.
         wanted: φ_i·a of every wanted request, with a made from all others, [n].
         silent: the same of silent requests, [r].
     """
 
     effects: Mapping[_Key, Float[Tensor, " m"]]
+    gain: float
     wanted: Float[Tensor, " n"]
     silent: Float[Tensor, " r"]
 
@@ -85,7 +87,7 @@ def gated_effects(
         site: torch.where(cost > 0, (shares.to(rows.dtype) @ rows) / (1 - _SHRINKAGE), 0).to(rows.dtype)
         for site, (rows, cost) in scaled.items()
     }
-    return Gate(effects, *left_out)
+    return Gate(effects, said[:n].mean().item(), *left_out)
 
 
 def _inverse(cost: Tensor) -> Tensor:

@@ -148,6 +148,13 @@ class Rules:
             raise InvalidValueError(
                 "the input direction rule 'gated' is made of measured effects. Give the importance rule 'effect' too."
             )
+        if self.importance == "effect" and (
+            self.input_direction not in ("sensitivity", "gated") or self.magnitude != "elastic-net"
+        ):
+            raise InvalidValueError(
+                "the importance rule 'effect' gives rows of its own: no other magnitude rule applies to it, and no "
+                "input direction but gated. Leave them out."
+            )
 
     def to_json(self) -> dict[str, str]:
         """The three rules by name."""

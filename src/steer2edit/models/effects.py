@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steer2edit.core import Site
+from steer2edit.errors import InvalidValueError
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches, pad
 from steer2edit.models.chat import EncodedResponse
 from steer2edit.models.experts import RoutedTokens, routed_tokens
@@ -122,6 +123,9 @@ def response_effects(
 
     Yields:
         The batch's effects, once for each time.
+
+    Raises:
+        InvalidValueError: gradients cannot be taken of the model.
     """
     lengths = [len(response.ids) for response in responses]
     with step(description, len(responses)) as advance:
@@ -155,9 +159,21 @@ def _batch_effects(
         ]
         for time in range(times):
             total = torch.stack([score(span, r) for span, r in zip(spans, responses, strict=True)]).sum()
-            torch.autograd.backward(total, retain_graph=time + 1 < times)
+            _backward(model, total, retain_graph=time + 1 < times)
             found.append({site: recorder.take() for site, recorder in recorders.items()})
     return found
+
+
+def _backward(model: LanguageModel, total: Tensor, *, retain_graph: bool) -> None:
+    try:
+        torch.autograd.backward(total, retain_graph=retain_graph)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:  # a kernel without a backward pass, weights without a graph
+        raise InvalidValueError(
+            f"effects need gradients, and {model.name!r} gives none ({' '.join(str(error).split())[:150]}). Load it "
+            "unquantised, or convert with --importance cosine."
+        ) from error
 
 
 @contextmanager

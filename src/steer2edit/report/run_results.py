@@ -177,13 +177,8 @@ class EqualDrift(_Part):
     reached: bool = True
 
 
-class RunResults(_Part):
-    """The JSON of a run. Parts that a run did not make stay empty, and the report says so.
-
-    Only a search has `trials` (how many were tried, and how many ended in which way), `front` (the keys of its trials,
-    by growing cost), `comparison` and `calibrated`; only a recipe has `data_sets`. `beyond_budget` says which
-    limits the chosen edit breaks on held-out items.
-    """
+class _Run(_Part):
+    """What every run says of itself."""
 
     schema_version: int
     title: str
@@ -193,6 +188,16 @@ class RunResults(_Part):
     versions: dict[str, str] = Field(default_factory=dict)
     command: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunResults(_Run):
+    """The JSON of a run. Parts that a run did not make stay empty, and the report says so.
+
+    Only a search has `trials` (how many were tried, and how many ended in which way), `front` (the keys of its trials,
+    by growing cost), `comparison` and `calibrated`; only a recipe has `data_sets`. `beyond_budget` says which
+    limits the chosen edit breaks on held-out items.
+    """
+
     diagnosis: Diagnosis = Diagnosis()
     validation: Conditions = Conditions()
     held_out: Conditions = Conditions()
@@ -280,17 +285,9 @@ class ComparisonPlan(_Part):
     second: tuple[str, ...] = ()
 
 
-class ComparisonResults(_Part):
+class ComparisonResults(_Run):
     """The JSON of a comparison of methods: conditions and figures by method."""
 
-    schema_version: int
-    title: str
-    behaviour: str = ""
-    model: ModelFacts
-    created: str = ""
-    versions: dict[str, str] = Field(default_factory=dict)
-    command: str = ""
-    settings: dict[str, Any] = Field(default_factory=dict)
     plan: ComparisonPlan
     left_out: dict[str, str] = Field(default_factory=dict)
     base: ConditionResult

@@ -204,6 +204,8 @@ def _reaching(curve: _Curve, level: float) -> _Found:
 def _figure(question: _Question, own: _Found, steering: _Found, n: int) -> Figure:
     with np.errstate(divide="ignore", invalid="ignore"):
         against = own[0] - steering[0] if question.relation == "difference" else own[0] / steering[0]
+        if question.relation == "ratio":  # what steering never reaches in a resample has no lower bound
+            against = np.where(np.isinf(steering[0]), np.where(np.isinf(own[0]), np.nan, -np.inf), against)
     if not np.isfinite(steering[0][0]):
         against[0] = np.nan
     reason = own[1] or ("" if np.isfinite(against[0]) else "steering has nothing there to compare with")

@@ -9,7 +9,7 @@ requests that it does not yet answer as wanted:
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -53,31 +53,52 @@ class Loop:
     def edited(self, effects: Effects) -> Iterator[None]:
         """The model with the edit of these effects."""
         updates = {}
-        for site, cost in self._costs.items():
-            row = torch.where(cost > 0, effects[site] / cost.clamp(min=1e-30), 0)
+        for site, row in self._rows(effects).items():
             device = self._model.sites[site].device
             updates[site] = SiteUpdate(1, row.to(device)[None], self._directions[site].to(device)[None])
         with updated_outputs(self._model, updates):
             yield
 
-    def spending(self, kl: float, first: float, effects: Callable[[float], Effects]) -> Effects:
-        """The effects at a strength that spends about this drift, or as near as was found."""
-        at = math.sqrt(self._drift(effects(0.0)))
-        strength, best = first, (math.inf, effects(0.0))
+    def size(self, effects: Effects) -> float:
+        """Norm of the edit's row over all sites."""
+        return math.sqrt(sum(float(row.square().sum()) for row in self._rows(effects).values()))
+
+    def spending(self, kl: float, known: Effects, more: Effects, first: float) -> Effects:
+        """known + q more, with q such that the edit spends about this drift, or as near as was found.
+
+        Args:
+            kl: in nats per token; more than `known` spends.
+            known: effects that stay.
+            more: effects that join them.
+            first: q to begin with.
+        """
+
+        def at(q: float) -> Effects:
+            return {site: known[site] + q * more[site] for site in known}
+
+        begun = math.sqrt(self._drift(known))
+        q, found, distance = first, known, math.inf
         for _ in range(_MOST_STEPS):
-            drift = self._drift(effects(strength))
+            drift = self._drift(at(q))
             away = abs(math.log(max(drift, 1e-12) / kl))
-            best = min(best, (away, effects(strength)), key=lambda pair: pair[0])
+            if away < distance:
+                found, distance = at(q), away
             if away < _TOLERANCE:
                 break
-            risen = math.sqrt(drift) - at  # √KL grows about in proportion to the strength
-            step = (math.sqrt(kl) - at) / risen if risen > 0 else 2.0
-            strength *= min(max(step, 0.25), 4.0)
-        return best[1]
+            risen = math.sqrt(drift) - begun  # √KL grows about in proportion to q
+            q *= min(max((math.sqrt(kl) - begun) / risen, 0.25), 4.0) if risen > 0 else 2.0
+        return found
+
+    def _rows(self, effects: Effects) -> dict[Site, Float[Tensor, " m"]]:
+        """a = ŝ / (C + C̄); zero where no drift depends on a column."""
+        return {
+            site: torch.where(cost > 0, effects[site] / cost.clamp(min=1e-30), 0) for site, cost in self._costs.items()
+        }
 
     def _drift(self, effects: Effects) -> float:
-        """KL(base ‖ edited) in nats per token."""
+        """KL(base ‖ edited) in nats per token; infinite where it is not a number."""
         with self.edited(effects):
             found = span_log_probabilities(self._model, self._answers)
         each = [(b.exp() * (b - f)).sum(dim=-1).mean() for b, f in zip(self._base, found, strict=True)]
-        return max(float(torch.stack(each).mean()), 0.0)
+        drift = float(torch.stack(each).mean())
+        return max(drift, 0.0) if math.isfinite(drift) else math.inf

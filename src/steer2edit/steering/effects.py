@@ -10,7 +10,6 @@ C = mean square of the effects on the score of tokens drawn from the model, over
     wanted, and of a positive one less the model's own where it is not
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from steer2edit.steering.closed_loop import SPENT, Loop
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_key, read_examples
+from steer2edit.steering.overlap import prompt_digests
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
 from steer2edit.steering.refusal import refusal_phrases
 
@@ -91,11 +91,14 @@ def measure_effects(
     Raises:
         DataError: fewer than eight responses of a class or requests to stay silent on, or a model without a token
             that ends a turn.
-        InvalidValueError: no such decision, effects that are not finite, or a model that gradients cannot be taken of.
+        InvalidValueError: no such decision or number of looks, effects that are not finite, or a model that gradients
+            cannot be taken of.
     """
     decided_by = decided_by or DECIDED_BY.get(contrast.name, "first")
     if decided_by not in _DECISIONS:
         raise InvalidValueError(f"effects are decided by {', '.join(_DECISIONS)}, got {decided_by!r}.")
+    if not 1 <= looks <= len(SPENT):
+        raise InvalidValueError(f"effects are looked at 1 to {len(SPENT)} times, got {looks}.")
     if min(contrast.train.counts().values()) < _FEWEST:
         counts = contrast.train.counts()
         raise DataError(
@@ -106,21 +109,22 @@ def measure_effects(
     measure = _Measurement(model, directions, decided_by, batch_tokens)
     positive = measure.decisions(encode_responses(model, contrast.train.positive), "positive responses")
     negative = measure.decisions(encode_responses(model, contrast.train.negative), "negative responses", positive=False)
-    answers, _ = benign_answers(model, benign)
+    answers, asked = benign_answers(model, benign)
     draws = measure.draws(answers, torch.Generator().manual_seed(seed))
+    drift = {site: psi.double().square().mean(dim=0).float() for site, psi in draws.items()}
     wanted = _paired(contrast.train, positive, negative)
     prompts = _silent_prompts(silent_on, contrast)
     silent = measure.silent(contrast.train, prompts) if prompts else {site: draws[site][:0] for site in draws}
     gate = gated_effects(wanted, silent, draws)
     spent = SPENT[: looks if decided_by == "first" else 1]
-    gated, looks = _looked_again(measure, contrast, gate, silent, draws, answers, spent)
+    loop = Loop(model, directions, {site: C + C.mean() for site, C in drift.items()}, answers)
+    gated, looks = _looked_again(measure, loop, contrast, gate, silent, draws, spent)
     sites = {}
     for site, means in vectors.sites.items():
         more, less = positive[site], negative[site]
         half = [more[i::2].mean(dim=0) - less[i::2].mean(dim=0) for i in (0, 1)]
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
-        drift = draws[site].double().square().mean(dim=0).float()
-        effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift, gated[site], agreement)
+        effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift[site], gated[site], agreement)
         sites[site] = replace(means, effects=effects)
     made: dict[str, Any] = {
         "decided_by": decided_by,
@@ -134,33 +138,29 @@ def measure_effects(
         told = {"auroc": value, "auroc_low": low, "auroc_high": high}
         counts = {"requests": len(gate.wanted), "silent": len(gate.silent)}
         made["gate"] = {"silent_on": str(silent_on or BUILT_IN), **counts, **told}
-    return replace(vectors, sites=sites, metadata={**vectors.metadata, "effects": made})
+    seen = {*vectors.metadata.get("prompts", ()), *prompt_digests([*asked, *prompts])}
+    return replace(vectors, sites=sites, metadata={**vectors.metadata, "prompts": sorted(seen), "effects": made})
 
 
 def _looked_again(
     measure: "_Measurement",
+    loop: Loop,
     contrast: ContrastSet,
     gate: Gate[Site],
     silent: Features,
     draws: Features,
-    answers: Sequence[EncodedResponse],
     spent: Sequence[float],
 ) -> tuple[Mapping[Site, Float[Tensor, " m"]], int]:
     """ŝ after further looks with the edit in place, and how many looks there were."""
-    costs = {site: (C := psi.square().mean(dim=0)) + C.mean() for site, psi in draws.items()}
-    loop = Loop(measure.model, measure.directions, costs, answers)
-    first = _NATURAL / max(gate.wanted.mean().item(), 1e-12)
-    gated = loop.spending(spent[0], first, lambda q: {site: q * s for site, s in gate.effects.items()})
+    nothing = {site: torch.zeros_like(s) for site, s in gate.effects.items()}
+    gated = loop.spending(spent[0], nothing, gate.effects, _NATURAL / max(gate.gain, 1e-30))
     for look, kl in enumerate(spent[1:], start=2):
         with loop.edited(gated):
             missing = measure.missing(contrast)
         if missing is None:
             return gated, look - 1
-        more, known = gated_effects(missing, silent, draws).effects, gated
-        sizes = [math.sqrt(sum(float((s / costs[k]).square().sum()) for k, s in e.items())) for e in (known, more)]
-        gated = loop.spending(
-            kl, 0.5 * sizes[0] / max(sizes[1], 1e-30), lambda q: {s: known[s] + q * more[s] for s in known}  # noqa: B023
-        )  # fmt: skip
+        more = gated_effects(missing, silent, draws).effects
+        gated = loop.spending(kl, gated, more, 0.5 * loop.size(gated) / max(loop.size(more), 1e-30))
     return gated, len(spent)
 
 
@@ -235,21 +235,13 @@ class _Measurement:
 
     def _rows(self, responses: Sequence[EncodedResponse], score: Score, doing: str, times: int = 1) -> Features:
         found: dict[Site, Tensor] = {}
-        try:
-            for batch in response_effects(
-                self.model, responses, self.directions, score, times=times, batch_tokens=self._batch_tokens,
-                description=doing,
-            ):  # fmt: skip
-                for site, effects in batch.sites.items():
-                    rows = found.setdefault(site, torch.zeros(times, len(responses), effects.shape[1]))
-                    rows[batch.time, batch.rows] = effects
-        except (NotImplementedError, RuntimeError) as error:
-            if "gradient" not in str(error) and "derivative" not in str(error) and "backward" not in str(error):
-                raise
-            raise InvalidValueError(
-                f"effects need gradients, and {self.model.name!r} gives none ({' '.join(str(error).split())[:150]}). "
-                "Load it unquantised, or convert with --importance cosine."
-            ) from error
+        for batch in response_effects(
+            self.model, responses, self.directions, score, times=times, batch_tokens=self._batch_tokens,
+            description=doing,
+        ):  # fmt: skip
+            for site, effects in batch.sites.items():
+                rows = found.setdefault(site, torch.zeros(times, len(responses), effects.shape[1]))
+                rows[batch.time, batch.rows] = effects
         return {site: rows.flatten(0, 1) for site, rows in found.items()}
 
     def _end(self) -> int:
