@@ -6,6 +6,7 @@ import torch
 from families import ALL_FAMILIES, tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing import merged
+from steer2edit.errors import InvalidValueError
 from steer2edit.models import EncodedResponse, LanguageModel
 from steer2edit.models.effects import Score, ended, first_tokens, response_effects, sampled_tokens, whole_response
 
@@ -97,6 +98,14 @@ def log_likelihood(model: LanguageModel, response: EncodedResponse, by: str) -> 
         logits = model.network(input_ids=torch.tensor([response.ids])).logits[0].double().log_softmax(-1)
     found = torch.stack([logits[t - 1, response.ids[t]] for t in range(response.start, len(response.ids))])
     return found.mean() if by == "token" else found.sum()
+
+
+def test_a_model_that_gradients_cannot_be_taken_of_is_refused() -> None:
+    """As of weights in a format whose kernels have no backward pass: the score does not depend on anything."""
+    model = tiny_model("llama")
+    with pytest.raises(InvalidValueError, match=r"effects need gradients, and .* gives none"):
+        list(response_effects(model, RESPONSES, directions(model), lambda found, _: found.detach().sum()))
+    assert all(parameter.requires_grad for parameter in model.network.parameters())
 
 
 def test_responses_may_be_scored_several_times_in_one_pass() -> None:
