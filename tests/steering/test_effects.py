@@ -9,7 +9,7 @@ import torch
 
 from steer2edit.artifacts import load_vectors, save_vectors
 from steer2edit.core import Editing, Site, SteeringVectors
-from steer2edit.editing import convert, merged
+from steer2edit.editing import convert, merged, natural_strength
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import DriftTask, at_drift
@@ -132,6 +132,8 @@ def test_the_edit_raises_the_attribute_as_predicted(model: LanguageModel, vector
     edit = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.2), EFFECT, force=True)
     predicted = sum(magnitude for _, magnitude, _ in edit.components())
     size = 1e-3 / predicted
+    assert natural_strength(edit) == pytest.approx(4 / predicted, rel=1e-6)
+    assert natural_strength(convert(model, vectors, Hyperparameters(0.01, None, 0.0), force=True)) is None
     assert predicted > 0
 
     def margin() -> float:

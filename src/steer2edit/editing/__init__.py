@@ -1,7 +1,7 @@
 """Weight edits: computing them from vectors, and applying them in memory."""
 
 from steer2edit.editing.baselines import ablation, rosi
-from steer2edit.editing.convert import Factors, compute_factors, convert, recommended
+from steer2edit.editing.convert import Factors, compute_factors, convert, natural_strength, recommended
 from steer2edit.editing.runtime import edited, intervened
 from steer2edit.editing.weights import merged, merged_weight
 
@@ -14,6 +14,7 @@ __all__ = [
     "intervened",
     "merged",
     "merged_weight",
+    "natural_strength",
     "recommended",
     "rosi",
 ]

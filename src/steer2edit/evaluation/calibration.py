@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from steer2edit.core import Editing, Intervention, WeightEdit
+from steer2edit.editing import natural_strength
 from steer2edit.engines import Engine, RememberingEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation.tasks import DriftTask
@@ -161,7 +162,8 @@ def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) 
     size = sum(e.row.double().square().sum().item() for e in edit.sites.values()) ** 0.5
     if size == 0:
         raise InvalidValueError("the edit is zero everywhere, so no drift can be spent.")
-    found = calibrate(RememberingEngine(engine), lambda s: Editing(edit, s), task, kl, first=1e-2 / size, most_steps=16)
+    first = natural_strength(edit) or 1e-2 / size
+    found = calibrate(RememberingEngine(engine), lambda s: Editing(edit, s), task, kl, first=first, most_steps=16)
     if not found.reached:
         raise InvalidValueError(
             f"no strength of the edit was found that drifts by KL {kl:g}: the nearest drifts by {found.drift:.3g}. "

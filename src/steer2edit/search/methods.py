@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steer2edit.artifacts.checkpoints.checkpoint_manifest import edit_sha256
 from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVectors, WeightEdit
-from steer2edit.editing import ablation, compute_factors, recommended, rosi
+from steer2edit.editing import ablation, compute_factors, natural_strength, recommended, rosi
 from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation.results import ConditionKind
@@ -18,7 +18,7 @@ STEERING = "steering"
 PAPER = Hyperparameters(rho_attn=0.15, rho_mlp=None, alpha=0.5, max_shift=0.4)
 """The paper's rule for attention, each site's shift limited: the best setting found on SmolLM2's validation items."""
 _NATURAL = 0.2
-_FIRST = {"paper": None, "effects": 1e-2, "gated": 1e-2, "rosi": 1.0}
+_ROSI_SIZE = 1.0  # of the whole row
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def comparison_methods(
     for edit in edits.values():
         require_fit(model, edit, allow_mismatch=allow_mismatch)
     methods = {STEERING: Method("steering", lambda s: Steering(vectors, sign * s), 0.05, vectors.digest())}
-    methods |= {name: _editing(edit, sign, _FIRST[name]) for name, edit in made.items()}
+    methods |= {name: _editing(edit, sign, _ROSI_SIZE if name == "rosi" else None) for name, edit in made.items()}
     methods |= {name: _editing(edit, sign) for name, edit in edits.items()}
     if suppress:
         methods["ablation"] = _editing(ablation(model, _directions(vectors)), 1)
@@ -105,5 +105,5 @@ def _editing(edit: WeightEdit, sign: int, size: float | None = None) -> Method:
     norm = sum(e.row.double().square().sum().item() for e in edit.sites.values()) ** 0.5
     if norm == 0:
         raise InvalidValueError("an edit is zero everywhere, so it has no curve.")
-    first = _NATURAL if size is None else size / norm
+    first = size / norm if size is not None else natural_strength(edit) or _NATURAL
     return Method("edit", lambda s: Editing(edit, sign * s), first, edit_sha256(edit))
