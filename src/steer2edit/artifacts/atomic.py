@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,15 +53,23 @@ def _require_replaceable(target: Path, overwrite: bool) -> None:
             f"{target} exists already, and nothing is overwritten silently. Choose another name, remove it, or "
             "pass --overwrite (overwrite=True)."
         )
-    if target.is_dir() and not target.is_symlink():
-        if (target / MANIFEST_FILE).is_file() or not any(target.iterdir()):
+    with suppress(FileNotFoundError):  # gone meanwhile, for another process is replacing it: nothing is in the way
+        found = target.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            holds = os.listdir(target)
+            if not holds or MANIFEST_FILE in holds:
+                return
+            reason = (
+                f"is a directory without {MANIFEST_FILE}: steer2edit did not write it, so it is not replaced "
+                "even with overwrite. Choose another name, or remove it yourself."
+            )
+        elif target.is_file():
             return
-        raise ArtifactError(
-            f"{target} is a directory without {MANIFEST_FILE}: steer2edit did not write it, so it is not replaced "
-            "even with overwrite. Choose another name, or remove it yourself."
-        )
-    if not target.is_file():
-        raise ArtifactError(f"{target} is neither a plain file nor a plain directory: it is not replaced.")
+        else:
+            reason = "is neither a plain file nor a plain directory: it is not replaced."
+        if os.path.samestat(found, target.lstat()):
+            raise ArtifactError(f"{target} {reason}")
+        _require_replaceable(target, overwrite)  # it was replaced while we looked
 
 
 @contextmanager
