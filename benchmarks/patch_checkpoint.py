@@ -34,7 +34,7 @@ import typer
 from extraction_memory import high_water_mark, reset_high_water_mark
 from timing import emit, paired_ratio, say, spread
 
-AIM_RATIO, AIM_MB = 1.5, 150
+AIM_RATIO, AIM_MB = 1.3, 40
 _LAYER = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_key_value_heads": 4}
 _FIELDS = ("output_direction", "row", "magnitude", "importance")
 
@@ -189,9 +189,9 @@ def verify(base: Path, edit: Any, out: Path) -> dict[str, int]:
     for name, record in names.items():
         site_edit = next(e for site, e in edit.sites.items() if str(site) == record.site)
         for row in range(0, before.tensors[name].rows, 97):
-            w = before.read_rows(name, row, row + 1).float()
+            w = before.tensors[name].read_rows(row, row + 1).float()
             expected = (w + site_edit.output_direction[row] * site_edit.row).bfloat16()
-            if not torch.equal(after.read_rows(name, row, row + 1), expected):
+            if not torch.equal(after.tensors[name].read_rows(row, row + 1), expected):
                 raise SystemExit(f"WRONG: row {row} of {name} is not W + u aᵀ.")
             rows += 1
     others = [name for name in before.tensors if name not in names]

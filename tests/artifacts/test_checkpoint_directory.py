@@ -1,7 +1,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from steer2edit.artifacts import CheckpointManifest, read_manifest, save_checkpoint
-from steer2edit.artifacts.checkpoints.checkpoint_manifest import edit_sha256
 from steer2edit.core import Site, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
@@ -118,7 +116,7 @@ def test_files_of_the_base_with_only_edited_tensors_changed(
         assert (record.site, record.projections) == (str(names[name]), [name.removesuffix(".weight")])
     assert manifest.base.fingerprint == model.fingerprint
     (applied,) = manifest.edits
-    assert (applied.strength, applied.edit, applied.sha256) == (strength, edit.metadata, edit_sha256(edit))
+    assert (applied.strength, applied.edit, applied.sha256) == (strength, edit.metadata, edit.digest())
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
@@ -195,7 +193,7 @@ def test_files_in_the_hub_cache(tmp_path: Path, base: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("from_files", [True, False])
-@pytest.mark.parametrize("stage", [None, "write_manifest", "_require_same_structure"])
+@pytest.mark.parametrize("stage", [None, "write_manifest", "find_side_files"])
 def test_memory_is_untouched_and_ctrl_c_leaves_nothing(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, from_files: bool, stage: str | None
 ) -> None:
@@ -225,17 +223,6 @@ def test_base_directory_is_untouched(tmp_path: Path, base: Path) -> None:
     assert before == {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
     with pytest.raises(ArtifactError, match="exists already"):
         save_checkpoint(model, random_edit(model), base)
-
-
-def test_what_was_written_is_read_back(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing_disk(target: FileIO, values: memoryview) -> None:
-        target.write(bytes([values[0] ^ 1]) + bytes(values[1:]))
-
-    monkeypatch.setattr("steer2edit.artifacts.checkpoints.patching.write_all", failing_disk)
-    model = load(base)
-    with pytest.raises(ArtifactError, match="reads back differently"):
-        save_checkpoint(model, random_edit(model), tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_refusals(tmp_path: Path, model: LanguageModel, edit: WeightEdit) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from steer2edit.artifacts.checkpoints.copying import copy_file
-from steer2edit.artifacts.checkpoints.located import LocatedMatrix
+from steer2edit.artifacts.checkpoints.base_checkpoint import Plan
 from steer2edit.artifacts.checkpoints.patching import patched_copy
 from steer2edit.artifacts.checkpoints.safetensors_files import open_tensors
-from steer2edit.core import SiteEdit
+from steer2edit.artifacts.checkpoints.stored_projection import Addition, StoredProjection
+from steer2edit.core import Site, SiteEdit
 from steer2edit.editing import merged_weight
 from steer2edit.errors import ArtifactError
 
@@ -26,6 +26,12 @@ def random_factors(seed: int) -> SiteEdit:
     generator = torch.Generator().manual_seed(seed)
     u, a = torch.randn(D, generator=generator), torch.randn(M, generator=generator)
     return SiteEdit(u / u.norm(), a, torch.ones(M), torch.zeros(M))
+
+
+def copied(source: Path, target: Path, plan: Plan | None = None) -> tuple[int, dict[str, str]]:
+    """Bytes written, and the hashes of edited tensors."""
+    pieces = list(patched_copy(source, target, plan or {}))
+    return sum(size for size, _ in pieces), {name: sha256 for _, own in pieces for name, sha256 in own.items()}
 
 
 @pytest.fixture(params=[1, 64, 2**18], ids=lambda count: f"chunk={count}")
@@ -45,10 +51,9 @@ def test_equals_merged_weight(tmp_path: Path, dtype: torch.dtype, transposed: bo
     save_file({name: tensor.clone() for name, tensor in before.items()}, tmp_path / "x", {"format": "pt"})
     tensor = open_tensors(tmp_path / "x")["w"]
     experts = {0: random_factors(0), 2: random_factors(2)} if fused else {0: random_factors(0)}
-    located = {e: LocatedMatrix("w", tensor, e if fused else None, transposed, (D, M)) for e in experts}
-    edits = [located[e].edit(edit, 0.3) for e, edit in experts.items()]
-    count: list[int] = []
-    hashes = patched_copy(tmp_path / "x", tmp_path / "y", {tensor: edits}, "copy", count.append)
+    located = {e: StoredProjection("w", tensor, e if fused else None, transposed, (D, M)) for e in experts}
+    additions = [Addition(Site(0, "mlp"), located[e], edit, 0.3) for e, edit in experts.items()]
+    count, hashes = copied(tmp_path / "x", tmp_path / "y", {tensor: additions})
     after = load_file(tmp_path / "y")
     found = after["w"] if fused else after["w"][None]
     for e in range(EXPERTS if fused else 1):
@@ -60,7 +65,7 @@ def test_equals_merged_weight(tmp_path: Path, dtype: torch.dtype, transposed: bo
     assert raw_before[: tensor.begin] == raw_after[: tensor.begin]
     assert raw_before[tensor.end :] == raw_after[tensor.end :]
     assert hashes == {"w": hashlib.sha256(raw_after[tensor.begin : tensor.end]).hexdigest()}
-    assert sum(count) == len(raw_before)
+    assert count == len(raw_before)
 
 
 @pytest.mark.usefixtures("_chunk")
@@ -68,7 +73,7 @@ def test_equals_merged_weight(tmp_path: Path, dtype: torch.dtype, transposed: bo
 def test_sampled_rows_are_those_of_the_weight(tmp_path: Path, transposed: bool) -> None:
     weight = torch.randn(70, M)
     save_file({"w": weight.T.contiguous() if transposed else weight}, tmp_path / "x")
-    located = LocatedMatrix("w", open_tensors(tmp_path / "x")["w"], None, transposed, (70, M))
+    located = StoredProjection("w", open_tensors(tmp_path / "x")["w"], None, transposed, (70, M))
     assert torch.equal(located.sampled_rows(), weight[::4])
 
 
@@ -76,22 +81,20 @@ def test_sampled_rows_are_those_of_the_weight(tmp_path: Path, transposed: bool) 
 def test_a_tensor_of_another_shape(tmp_path: Path, stored: tuple[int, ...]) -> None:
     save_file({"w": torch.zeros(stored)}, tmp_path / "x")
     with pytest.raises(ArtifactError, match=r"which is not what config.json says of w: \[12, 20\]"):
-        LocatedMatrix("w", open_tensors(tmp_path / "x")["w"], None, False, (D, M))
+        StoredProjection("w", open_tensors(tmp_path / "x")["w"], None, False, (D, M))
 
 
 def test_an_expert_that_is_not_there(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(EXPERTS, D, M)}, tmp_path / "x")
     with pytest.raises(ArtifactError, match="has shape"):
-        LocatedMatrix("w", open_tensors(tmp_path / "x")["w"], EXPERTS, False, (D, M))
+        StoredProjection("w", open_tensors(tmp_path / "x")["w"], EXPERTS, False, (D, M))
 
 
 def test_an_existing_file_is_not_written(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(D, M)}, tmp_path / "x")
     (tmp_path / "y").symlink_to("x")
     with pytest.raises(FileExistsError):
-        patched_copy(tmp_path / "x", tmp_path / "y", {}, "copy", lambda count: None)
-    with pytest.raises(FileExistsError):
-        copy_file(tmp_path / "x", tmp_path / "y", "copy", lambda count: None)
+        copied(tmp_path / "x", tmp_path / "y")
 
 
 def no_kernel(*_: object) -> int:
@@ -111,7 +114,6 @@ def test_copies_where_the_kernel_does_not(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.delattr("os.copy_file_range", raising=False)
     else:
         monkeypatch.setattr("os.copy_file_range", way, raising=False)
-    count: list[int] = []
-    copy_file(tmp_path / "x", tmp_path / "y", "copy", count.append)
+    count, _ = copied(tmp_path / "x", tmp_path / "y")
     assert (tmp_path / "y").read_bytes() == content
-    assert sum(count) == len(content)
+    assert count == len(content)

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from steer2edit.artifacts import apply_to_files, open_base, save_checkpoint, verify_checkpoint
+from steer2edit.artifacts import apply_to_files, open_base, save_checkpoint
+from steer2edit.audit import verify_checkpoint
 from steer2edit.core import Site, WeightEdit
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel, load_model

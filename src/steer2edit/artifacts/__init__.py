@@ -7,7 +7,6 @@ from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, atomic_
 from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, open_base
 from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files, save_checkpoint
 from steer2edit.artifacts.checkpoints.checkpoint_manifest import CheckpointManifest
-from steer2edit.artifacts.checkpoints.verification import Verification, verify_checkpoint
 from steer2edit.artifacts.edits.adapter import load_edit, save_edit
 from steer2edit.artifacts.edits.combined import load_members, read_members, save_combined
 from steer2edit.artifacts.edits.hub import push
@@ -30,7 +29,6 @@ __all__ = [
     "CheckpointManifest",
     "EditManifest",
     "VectorSource",
-    "Verification",
     "apply_to_files",
     "as_block_vectors",
     "as_vectors",
@@ -53,5 +51,4 @@ __all__ = [
     "save_combined",
     "save_edit",
     "save_vectors",
-    "verify_checkpoint",
 ]

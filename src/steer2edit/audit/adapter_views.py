@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.stored_tensor import BITS
+from steer2edit.artifacts.checkpoints.stored_tensor import DTYPES
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.tensors import read_tensors
 from steer2edit.artifacts.vector_files.pt_files import read_pt
@@ -29,7 +29,7 @@ _KEY = re.compile(
 )
 _ADAPTER_NAME = re.compile(r"(\.(?:lora_\w+|trainable_tokens_delta))\.default(?=\.|$)|\.modules_to_save\.default(?=\.)")
 _WRAPPER = ".base_layer"
-_DTYPE_NAMES = {dtype: name for name, (_, dtype) in BITS.items() if dtype is not None}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SIDES = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
 
 

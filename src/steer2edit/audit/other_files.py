@@ -43,7 +43,7 @@ def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> list[FileCha
         ArtifactError: a file is a link that leads out of its directory.
     """
     sides = [find_side_files(f.directory, f.shards) for f in (base, other)]
-    ours, theirs = ({str(path) for path in side.kept} for side in sides)
+    ours, theirs = ({str(path) for path in side.own} for side in sides)
     # weights in other formats and hidden entries: `apply` leaves them out, so only what is more or other counts
     our_rest, their_rest = ({str(path) for path in side.left_out} for side in sides)
     found = [FileChange(name, "added", {}) for name in sorted((theirs - ours) | (their_rest - our_rest))]

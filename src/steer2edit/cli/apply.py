@@ -1,6 +1,7 @@
 """`steer2edit apply`."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,22 +21,12 @@ from steer2edit.cli.options import (
 if TYPE_CHECKING:
     from steer2edit.artifacts import BaseCheckpoint, CheckpointManifest
 
-LinkOption = Annotated[
-    str,
-    typer.Option(
-        help="How files without edited tensors are taken over: copy, reflink (insist on sharing their blocks; needs "
-        "btrfs, XFS or the like), or hardlink (no space, but a later change of either file changes both). An edited "
-        "file is always a copy."
-    ),
-]
-
 
 def apply(
     model: ModelArgument,
     edit_dir: EditArgument,
     out: Annotated[Path, typer.Option(help="Directory for the edited checkpoint; must not exist.")],
     strength: Annotated[float, typer.Option(help="Multiplies the edit.")] = 1.0,
-    link: LinkOption = "copy",
     verify: Annotated[
         bool,
         typer.Option(
@@ -59,8 +50,8 @@ def apply(
     steer2edit apply smollm2 edit --out edited-model
     """
     from steer2edit.artifacts import apply_to_files, open_base, require_free
-    from steer2edit.artifacts.checkpoints.copying import require_link
     from steer2edit.artifacts.edits.combined import load_members
+    from steer2edit.audit import require_not_applied
     from steer2edit.cli.console import print_json
     from steer2edit.progress import show_progress
 
@@ -68,9 +59,8 @@ def apply(
     edits = [(edit, weight * strength) for edit, weight in load_members(edit_dir)]
     with show_progress():
         base = open_base(model, layout=layout, trust_remote_code=trust_remote_code)
-        manifest = apply_to_files(
-            base, edits, out, link=require_link(link), allow_mismatch=allow_mismatch, overwrite=overwrite
-        )
+        require_not_applied(base, [edit for edit, _ in edits])
+        manifest = apply_to_files(base, edits, out, allow_mismatch=allow_mismatch, overwrite=overwrite)
         settings: dict[str, Any] = {"device": device, "layout": layout, "trust_remote_code": trust_remote_code}
         verification = _verified(base, edits, out, settings) if verify else None
     if json_output:
@@ -91,11 +81,11 @@ def apply(
 
 
 def _verified(base: "BaseCheckpoint", edits: Any, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    from steer2edit.artifacts import verify_checkpoint
+    from steer2edit.audit import verify_checkpoint
     from steer2edit.errors import Steer2EditError
 
     try:
-        return verify_checkpoint(base, edits, out, **settings).as_json()
+        return asdict(verify_checkpoint(base, edits, out, **settings))
     except Steer2EditError:
         shutil.rmtree(out)  # what is not what it should be must not lie there as if it were
         raise

@@ -5,6 +5,7 @@
 Shapes: d = width of a site's output, m = width of its input, n = components of the site, w = m / n their width.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -100,6 +101,20 @@ class WeightEdit:
     def is_empty(self) -> bool:
         """Whether every ΔW is zero."""
         return not any(bool(edit.row.any()) for edit in self.sites.values())
+
+    @property
+    def shapes(self) -> dict[Site, tuple[int, int]]:
+        """(d, m) by site."""
+        return {site: (edit.output_direction.numel(), edit.row.numel()) for site, edit in self.sites.items()}
+
+    def digest(self) -> str:
+        """Identity of what the edit adds: SHA-256 over the name, u and a of every site, in float32."""
+        digest = hashlib.sha256()
+        for site, edit in self.sites.items():
+            digest.update(f"{site} {edit.output_direction.numel()} {edit.row.numel()}\n".encode())
+            for values in (edit.output_direction, edit.row):
+                digest.update(values.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def scaled(self, strength: float) -> "WeightEdit":
         """The edit with every ΔW multiplied by `strength`."""

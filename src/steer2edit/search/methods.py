@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.checkpoint_manifest import edit_sha256
 from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import ablation, compute_factors, natural_strength, recommended, rosi
 from steer2edit.editing.runtime import require_fit
@@ -106,4 +105,4 @@ def _editing(edit: WeightEdit, sign: int, size: float | None = None) -> Method:
     if norm == 0:
         raise InvalidValueError("an edit is zero everywhere, so it has no curve.")
     first = size / norm if size is not None else natural_strength(edit) or _NATURAL
-    return Method("edit", lambda s: Editing(edit, sign * s), first, edit_sha256(edit))
+    return Method("edit", lambda s: Editing(edit, sign * s), first, edit.digest())

@@ -6,7 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from steer2edit.artifacts import package_versions
-from steer2edit.artifacts.checkpoints.checkpoint_manifest import edit_sha256
 from steer2edit.artifacts.manifest import BaseModelRecord, now, plain_json
 from steer2edit.artifacts.run_folder import RunKind, run_folder, write_json
 from steer2edit.engines import RememberingEngine
@@ -195,7 +194,7 @@ def _verdict(plain: StressResult, done: Sequence[Done], pooled: Finding | None) 
 def _edit(given: StressInput, name: str) -> EditRecord:
     settings = given.edit.metadata.get("hyperparameters")
     plain = plain_json(settings, "edit's hyper-parameters") if isinstance(settings, dict) else {}
-    return EditRecord(name=name, sha256=edit_sha256(given.edit), hyperparameters=plain)
+    return EditRecord(name=name, sha256=given.edit.digest(), hyperparameters=plain)
 
 
 def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 import torch
 
 from steer2edit.artifacts import package_versions
-from steer2edit.artifacts.checkpoints.checkpoint_manifest import edit_sha256
 from steer2edit.core import Site, SiteEdit, SteeringVectors, WeightEdit
 from steer2edit.editing.runtime import require_fit
 from steer2edit.engines import Engine
@@ -78,7 +77,7 @@ class StressInput:
         return {
             "version": package_versions()["steer2edit"],
             "model": self.model.fingerprint,
-            "edit": edit_sha256(self.edit),
+            "edit": self.edit.digest(),
             "strength": self.options.strength,
             "vectors": None if self.vectors is None else self.vectors.digest(),
             "suite": self.options.suite,

@@ -1,15 +1,20 @@
 """The checkpoint that an edit is written into, from its files: structure, where each weight is, and identity."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts.checkpoints.located import LocatedMatrix
-from steer2edit.artifacts.checkpoints.quantised import quantisation_config, quantised_tensors, refuse_quantised
+from steer2edit.artifacts.atomic import MANIFEST_FILE
+from steer2edit.artifacts.checkpoints.checkpoint_manifest import AppliedEditRecord, CheckpointManifest
+from steer2edit.artifacts.checkpoints.quantised import quantised_error, quantised_tensors
 from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
-from steer2edit.core import Site
+from steer2edit.artifacts.checkpoints.stored_projection import Addition, StoredProjection
+from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
+from steer2edit.artifacts.manifest import read_manifest
+from steer2edit.core import Site, WeightEdit
+from steer2edit.errors import ArtifactError, MismatchError
 from steer2edit.models import (
     LanguageModel,
     Projection,
@@ -17,8 +22,16 @@ from steer2edit.models import (
     checkpoint_directory,
     load_skeleton,
     sampled_fingerprint,
+    stored_matrices,
 )
-from steer2edit.models import stored_matrices as find_stored_matrices
+
+ScaledEdits = Sequence[tuple[WeightEdit, float]]
+"""Edits with their strengths: what is added is the sum of `strength · u aᵀ` over them."""
+
+Plan = Mapping[StoredTensor, Sequence[Addition]]
+"""What is added to which tensor, in the order in which it is added."""
+
+EDIT_THE_BASE = "Always edit the base itself: it keeps the exact weights, and one rounding."
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,17 @@ class BaseCheckpoint:
     stored: Mapping[str, StoredMatrix]
     quantised: Mapping[str, str]
 
+    @classmethod
+    def of(cls, model: LanguageModel, files: CheckpointFiles) -> "BaseCheckpoint":
+        """The checkpoint of a model whose structure is known.
+
+        Raises:
+            ModelError: a projection of the model is in no file.
+        """
+        quantised = quantised_tensors(files)
+        shapes = {**{name: tensor.shape for name, tensor in files.tensors.items()}, **dict.fromkeys(quantised)}
+        return cls(model, files, stored_matrices(model, shapes), quantised)
+
     @property
     def directory(self) -> Path:
         """Of the checkpoint."""
@@ -48,11 +72,24 @@ class BaseCheckpoint:
         projections = [p for site in self.model.sites.values() for p in site.projections]
         if any(self._is_quantised(p) for p in projections):
             return None
-        matrices = {p.key: self.located(p) for p in projections}
+        matrices = {p.key: self.find(p) for p in projections}
         shapes = {key: matrix.shape for key, matrix in matrices.items()}
         return sampled_fingerprint(shapes, (matrix.sampled_rows() for matrix in matrices.values()))
 
-    def located(self, projection: Projection) -> LocatedMatrix:
+    @cached_property
+    def manifest(self) -> CheckpointManifest | None:
+        """What says that the checkpoint is itself an edited one, if it can be read."""
+        try:
+            return read_manifest(self.directory, CheckpointManifest)
+        except ArtifactError:
+            return None
+
+    @property
+    def earlier_edits(self) -> tuple[AppliedEditRecord, ...]:
+        """The edits that the checkpoint's own manifest says are in it."""
+        return () if self.manifest is None else (*self.manifest.earlier_edits, *self.manifest.edits)
+
+    def find(self, projection: Projection) -> StoredProjection:
         """Where a projection's weight is.
 
         Raises:
@@ -60,14 +97,72 @@ class BaseCheckpoint:
         """
         stored = self.stored[projection.key]
         if self._is_quantised(projection):
-            held_as = self.quantised.get(stored.tensor, stored.tensor)
-            raise refuse_quantised(self.files, quantisation_config(self.directory), stored.tensor, held_as)
+            raise quantised_error(self.files, stored.tensor, self.quantised.get(stored.tensor, stored.tensor))
         tensor = self.files.tensors[stored.tensor]
-        return LocatedMatrix(projection.key, tensor, stored.expert, stored.transposed, projection.shape)
+        return StoredProjection(projection.key, tensor, stored.expert, stored.transposed, projection.shape)
 
-    def matrices(self, site: Site) -> list[tuple[LocatedMatrix, slice]]:
-        """The matrices of a site with their columns of its row a."""
-        return [(self.located(p), p.columns) for p in self.model.sites[site].projections]
+    def additions(self, site: Site, edit: WeightEdit, strength: float = 1.0) -> list[Addition]:
+        """What an edit adds to the matrices of a site. One whose part of the row a is zero is left alone.
+
+        Raises:
+            ArtifactError: a matrix is quantised, or stored in another shape.
+        """
+        parts = [(p, edit.sites[site].part(p.columns)) for p in self.model.sites[site].projections]
+        return [Addition(site, self.find(p), part, strength) for p, part in parts if strength and bool(part.row.any())]
+
+    def plan(self, edits: ScaledEdits) -> Plan:
+        """What edits add to which tensor; raises as `additions`."""
+        plan: dict[StoredTensor, list[Addition]] = {}
+        for edit, strength in edits:
+            for site in edit.sites:
+                for addition in self.additions(site, edit, strength):
+                    plan.setdefault(addition.projection.tensor, []).append(addition)
+        return plan
+
+    def require_fit(self, edits: ScaledEdits, *, allow_mismatch: bool = False) -> None:
+        """Refuse edits of other shapes, edits of another model, and edits that the manifest says are in it already.
+
+        Args:
+            edits: with their strengths.
+            allow_mismatch: accept those of another model. One that is there already is never added twice.
+
+        Raises:
+            MismatchError: as said.
+        """
+        for edit, _ in edits:
+            self.model.require_shapes(edit.shapes, "edits")
+            made_on = edit.metadata.get("model") or {}
+            is_own = "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint
+            if is_own and not allow_mismatch:
+                continue
+            if any(record.is_of(edit) for record in self.earlier_edits):
+                raise MismatchError(
+                    f"this edit is already in {self.model.name!r}: its {MANIFEST_FILE} says so. It is not added "
+                    f"twice. {EDIT_THE_BASE}"
+                )
+            if not allow_mismatch:
+                raise MismatchError(self._mismatch(made_on))
+
+    def _mismatch(self, made_on: Mapping[str, Any]) -> str:
+        name, made = self.model.name, made_on.get("name")
+        if self.fingerprint is None:
+            return (
+                f"some projections of {name!r} are quantised, so that it cannot be told from its files whether it is "
+                f"the model the edit was made on ({made!r}). Pass --allow-mismatch (allow_mismatch=True) if you know "
+                "that it is."
+            )
+        if self.manifest is not None:
+            return (
+                f"{name!r} is itself an edited checkpoint, of {self.manifest.base.name!r} ({MANIFEST_FILE} says so), "
+                f"and the edit was made on {made!r}. {EDIT_THE_BASE} To add several edits, combine them (steer2edit "
+                "combine)."
+            )
+        return (
+            f"these edits were made on {made_on.get('name', 'another model')!r} (fingerprint "
+            f"{str(made_on['fingerprint'])[:12]}), but {name!r} has fingerprint {self.fingerprint[:12]}: other "
+            "weights, or already edited ones. Use the model they were made on, or pass --allow-mismatch "
+            "(allow_mismatch=True) if you know that they fit."
+        )
 
     def describe(self) -> dict[str, Any]:
         """Identity for manifests: as `LanguageModel.describe`, from the files."""
@@ -97,19 +192,4 @@ def open_base(name: str, *, layout: Path | None = None, trust_remote_code: bool 
         ArtifactError: its files are no sound safetensors checkpoint.
     """
     files = open_checkpoint(checkpoint_directory(name))
-    return base_checkpoint(load_skeleton(name, layout=layout, trust_remote_code=trust_remote_code), files)
-
-
-def base_checkpoint(model: LanguageModel, files: CheckpointFiles) -> BaseCheckpoint:
-    """The checkpoint of a model whose structure is known.
-
-    Raises:
-        ModelError: a projection of the model is in no file.
-    """
-    quantised = quantised_tensors(files)
-    return BaseCheckpoint(model, files, find_stored_matrices(model, _plain_shapes(files, quantised)), quantised)
-
-
-def _plain_shapes(files: CheckpointFiles, quantised: Mapping[str, str]) -> dict[str, tuple[int, ...] | None]:
-    """Shapes of the tensors by name as if none were quantised; `None` for those that are."""
-    return {**{name: tensor.shape for name, tensor in files.tensors.items()}, **dict.fromkeys(quantised)}
+    return BaseCheckpoint.of(load_skeleton(name, layout=layout, trust_remote_code=trust_remote_code), files)

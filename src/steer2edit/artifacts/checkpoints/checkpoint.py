@@ -1,42 +1,31 @@
 """The edited checkpoint: the base's files with `W + strength · u aᵀ` in place of W, and nothing else changed."""
 
-import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from steer2edit.artifacts.atomic import atomic_directory, flush, require_free
-from steer2edit.artifacts.checkpoints.applied import earlier_edits, require_base, require_not_applied
-from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, base_checkpoint, open_base
+from steer2edit.artifacts.atomic import atomic_directory, require_free
+from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, Plan, ScaledEdits, open_base
 from steer2edit.artifacts.checkpoints.checkpoint_manifest import (
+    AppliedEditRecord,
     BaseCheckpointRecord,
     CheckpointManifest,
     EditedTensorRecord,
-    applied_edits,
 )
-from steer2edit.artifacts.checkpoints.checkpoint_plan import (
-    Plan,
-    ScaledEdits,
-    by_shard,
-    plan_edits,
-    require_shapes,
-    require_strengths,
-)
-from steer2edit.artifacts.checkpoints.copying import Link, copy_file, require_link
 from steer2edit.artifacts.checkpoints.loaded_base import base_of_loaded
-from steer2edit.artifacts.checkpoints.patching import patched_copy, written_anew
-from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
-from steer2edit.artifacts.checkpoints.side_files import SideFiles, find_side_files
+from steer2edit.artifacts.checkpoints.patching import Written, patched_copy, written_anew
+from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
+from steer2edit.artifacts.checkpoints.side_files import find_side_files
 from steer2edit.artifacts.manifest import now, package_versions, plain_json, write_manifest
 from steer2edit.core import WeightEdit
 from steer2edit.editing.runtime import require_fit
-from steer2edit.errors import ArtifactError
+from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.models import LanguageModel
 from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE
-from steer2edit.progress import Advance, step
+from steer2edit.progress import step
 
 _MB = 2**20
 
@@ -46,7 +35,6 @@ def apply_to_files(
     edits: ScaledEdits,
     directory: Path | str,
     *,
-    link: Link = "copy",
     layout: Path | None = None,
     trust_remote_code: bool = False,
     allow_mismatch: bool = False,
@@ -63,11 +51,10 @@ def apply_to_files(
         base: a Hub id (its local snapshot), a local directory, `smollm2`, or what `open_base` opened. It is only read.
         edits: with their strengths.
         directory: must not exist.
-        link: how files without edited tensors are taken over: `copy`, `reflink` (insist on sharing their blocks), or
-            `hardlink`. An edited file is always one of its own.
         layout: a layout file for an architecture that is not known.
         trust_remote_code: run the Python code that the checkpoint brings, to know its structure.
-        allow_mismatch: accept edits of a model with another fingerprint; never one that is in the base already.
+        allow_mismatch: accept edits of a model with another fingerprint; never one that the base's manifest says is in
+            it already (`audit.require_not_applied` tells it from the weights).
         overwrite: replace an existing artifact of this package.
 
     Returns:
@@ -80,15 +67,13 @@ def apply_to_files(
         ArtifactError: the base is quantised or damaged; or the directory exists or cannot be written, or reads back
             differently.
     """
-    require_link(link)
-    require_strengths(edits)
+    _require_strengths(edits)
     require_free(directory, overwrite=overwrite)
     if isinstance(base, str):
         base = open_base(base, layout=layout, trust_remote_code=trust_remote_code)
-    require_shapes(base.model, edits)
-    (require_not_applied if allow_mismatch else require_base)(base, [edit for edit, _ in edits])
+    base.require_fit(edits, allow_mismatch=allow_mismatch)
     with atomic_directory(directory, overwrite=overwrite) as scratch:
-        return _write_from_files(base, edits, base.describe(), scratch, link)
+        return _write(base, edits, base.describe(), scratch)
 
 
 def save_checkpoint(
@@ -97,7 +82,6 @@ def save_checkpoint(
     directory: Path | str,
     *,
     strength: float = 1.0,
-    link: Link = "copy",
     allow_mismatch: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -111,7 +95,6 @@ def save_checkpoint(
         edit: the edit.
         directory: must not exist.
         strength: factor of the edit.
-        link: how files without edited tensors are taken over; see `apply_to_files`.
         allow_mismatch: accept an edit of a model with another fingerprint.
         overwrite: replace an existing artifact of this package.
 
@@ -121,112 +104,92 @@ def save_checkpoint(
         ArtifactError: the directory exists or cannot be written, or reads back differently.
     """
     edits = [(edit, strength)]
-    require_link(link)
     require_fit(model, edit, allow_mismatch=allow_mismatch)
-    require_strengths(edits)
+    _require_strengths(edits)
     require_free(directory, overwrite=overwrite)
     base = base_of_loaded(model)
     with atomic_directory(directory, overwrite=overwrite) as scratch:
         if base is None:
             saved = scratch / "saved"
             model.network.save_pretrained(saved)
-            in_memory = base_checkpoint(model, open_checkpoint(saved))
-            _write_from_files(in_memory, edits, model.describe(), scratch, "copy", source="memory")
+            in_memory = BaseCheckpoint.of(model, open_checkpoint(saved))
+            _write(in_memory, edits, model.describe(), scratch, source="memory")
             shutil.rmtree(saved)
         else:
-            _write_from_files(base, edits, model.describe(), scratch, link)
+            _write(base, edits, model.describe(), scratch)
         if model.tokenizer is not None and not (scratch / "tokenizer_config.json").exists():
             model.tokenizer.save_pretrained(scratch)
 
 
-def _write_from_files(
+def _require_strengths(edits: ScaledEdits) -> None:
+    if not edits:
+        raise InvalidValueError("there is no edit to apply: give at least one, with its strength.")
+    for _, strength in edits:
+        if not math.isfinite(strength):
+            raise InvalidValueError(f"strength must be finite, got {strength}. 1 applies the edit as it is.")
+
+
+def _write(
     base: BaseCheckpoint,
     edits: ScaledEdits,
     described: Mapping[str, Any],
     scratch: Path,
-    link: Link,
     source: Literal["files", "memory"] = "files",
 ) -> CheckpointManifest:
-    plan = plan_edits(base, edits)
-    side = find_side_files(base.directory, base.files.shards)
+    plan, side = base.plan(edits), find_side_files(base.directory, base.files.shards)
+    total = sum((base.directory / path).stat().st_size for path in side.own)
+    total, done = total + sum(tensor.size for tensor in base.files.tensors.values()), 0
     hashes: dict[str, str] = {}
-    with _megabytes(base, side) as advance, ThreadPoolExecutor(1) as behind:
-        flushing: list[Future[None]] = []
-        for path in side.kept:
-            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(base.directory / path, scratch / path, "copy", advance)
-        for shard, in_shard in by_shard(base, plan).items():
-            before, target = base.directory / shard, scratch / shard
-            if shard in base.files.headers:
-                hashes |= written_anew(target, base.files.headers[shard], base.files.of_shard(shard), in_shard, advance)
-            elif in_shard:
-                hashes |= patched_copy(before, target, in_shard, link, advance)
-            else:
-                copy_file(before, target, link, advance)
-            flushing.append(behind.submit(flush, target))  # while the next file is written
-        for future in flushing:
-            future.result()
+    with step("Writing the checkpoint (MB)", -(-total // _MB)) as advance:
+        for size, own_hashes in chain(*_files(base, plan, side.own, scratch)):
+            done, before = done + size, done
+            advance(done // _MB - before // _MB)
+            hashes |= own_hashes
     if base.files.headers and SINGLE_FILE not in base.files.shards:
-        _write_index(base.files, scratch)
-    _require_same_structure(base, scratch)
+        (scratch / INDEX_FILE).write_text(base.files.index(), encoding="utf-8")
+    if open_checkpoint(scratch).places != base.files.places:
+        raise ArtifactError(
+            f"the copy of {base.directory} reads back differently from what was written: the disk may be failing, or "
+            "the base was changed meanwhile. Nothing was kept; try again somewhere else."
+        )
     manifest = CheckpointManifest(
         created=now(),
         base=BaseCheckpointRecord(**described),
-        edits=applied_edits(edits, [_with_model(edit, described) for edit, _ in edits]),
+        edits=[
+            AppliedEditRecord(edit=_with_model(edit, described), strength=strength, sha256=edit.digest())
+            for edit, strength in edits
+        ],
         source=source,
         edited_tensors=_tensor_records(plan, hashes),
         not_copied=[path.as_posix().encode("utf-8", "backslashreplace").decode() for path in side.left_out],
         versions=package_versions(),
-        earlier_edits=earlier_edits(base),
+        earlier_edits=base.earlier_edits,
     )
     write_manifest(manifest, scratch)
     return manifest
 
 
-@contextmanager
-def _megabytes(base: BaseCheckpoint, side: SideFiles) -> Iterator[Advance]:
-    """A step of as many units as there are megabytes to write; the function yielded is told bytes."""
-    total = sum((base.directory / path).stat().st_size for path in side.kept)
-    total, done = total + sum(tensor.size for tensor in base.files.tensors.values()), 0
-    with step("Writing the checkpoint (MB)", -(-total // _MB)) as advance:
-
-        def count(size: int) -> None:
-            nonlocal done
-            done += size
-            advance(done // _MB - (done - size) // _MB)
-
-        yield count
-
-
-def _write_index(files: CheckpointFiles, directory: Path) -> None:
-    content = {
-        "metadata": {"total_size": sum(tensor.size for tensor in files.tensors.values())},
-        "weight_map": {name: tensor.file.name for name, tensor in files.tensors.items()},
-    }
-    (directory / INDEX_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _require_same_structure(base: BaseCheckpoint, scratch: Path) -> None:
-    """What was written has the base's tensors, at the same places."""
-    written = open_checkpoint(scratch)
-    same = written.tensors.keys() == base.files.tensors.keys() and all(
-        (found.dtype_name, found.shape, found.begin, found.file.name)
-        == (tensor.dtype_name, tensor.shape, tensor.begin, tensor.file.name)
-        for tensor, found in ((base.files.tensors[name], written.tensors[name]) for name in written.tensors)
-    )
-    if not same:
-        raise ArtifactError(
-            f"the copy of {base.directory} reads back differently from what was written: the disk may be failing, or "
-            "the base was changed meanwhile. Nothing was kept; try again somewhere else."
-        )
+def _files(base: BaseCheckpoint, plan: Plan, side: list[Path], scratch: Path) -> Iterator[Written]:
+    for path in side:
+        (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+        yield patched_copy(base.directory / path, scratch / path, {})
+    for shard in base.files.shards:
+        if shard in base.files.headers:
+            yield written_anew(base.files, shard, scratch / shard, plan)
+        else:
+            own = {tensor: additions for tensor, additions in plan.items() if tensor.file.name == shard}
+            yield patched_copy(base.directory / shard, scratch / shard, own)
 
 
 def _tensor_records(plan: Plan, hashes: Mapping[str, str]) -> dict[str, EditedTensorRecord]:
     return {
         tensor.name: EditedTensorRecord(
-            file=tensor.file.name, sha256=hashes[tensor.name], site=planned.site, projections=planned.projections
+            file=tensor.file.name,
+            sha256=hashes[tensor.name],
+            site=str(additions[0].site),
+            projections=list(dict.fromkeys(addition.projection.key for addition in additions)),
         )
-        for tensor, planned in sorted(plan.items(), key=lambda item: item[0].name)
+        for tensor, additions in sorted(plan.items(), key=lambda item: item[0].name)
     }
 
 

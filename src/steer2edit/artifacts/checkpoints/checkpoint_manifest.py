@@ -1,11 +1,8 @@
 """`steer2edit.json` of an edited checkpoint. See docs/formats.md."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from steer2edit.artifacts.manifest import EditMetadata, Record, Sha256
@@ -24,11 +21,15 @@ class BaseCheckpointRecord(Record):
 
 
 class AppliedEditRecord(Record):
-    """One of the edits that were added, and its strength. `sha256` is `edit_sha256`; version 1 had none."""
+    """One of the edits that were added, and its strength. `sha256` is `WeightEdit.digest`; version 1 had none."""
 
     edit: EditMetadata
     strength: Annotated[float, Field(allow_inf_nan=False)]
     sha256: Sha256 | None
+
+    def is_of(self, edit: WeightEdit) -> bool:
+        """Whether this is that edit."""
+        return self.sha256 == edit.digest() if self.sha256 else self.edit == dict(edit.metadata)
 
 
 class EditedTensorRecord(Record):
@@ -68,21 +69,3 @@ def _tensors_of_version_1(files: Any) -> Any:
     if not isinstance(files, dict):
         return files
     return {name: {"file": file, "sha256": None, "site": None, "projections": []} for name, file in files.items()}
-
-
-def applied_edits(edits: Sequence[tuple[WeightEdit, float]], metadata: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Records of edits with their strengths and the metadata to write of each."""
-    return [
-        AppliedEditRecord(edit=dict(own), strength=strength, sha256=edit_sha256(edit))
-        for (edit, strength), own in zip(edits, metadata, strict=True)
-    ]
-
-
-def edit_sha256(edit: WeightEdit) -> str:
-    """Identity of what an edit adds: SHA-256 over the name, u and a of every site, in float32."""
-    digest = hashlib.sha256()
-    for site, site_edit in edit.sites.items():
-        digest.update(f"{site} {site_edit.output_direction.numel()} {site_edit.row.numel()}\n".encode())
-        for values in (site_edit.output_direction, site_edit.row):
-            digest.update(values.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()

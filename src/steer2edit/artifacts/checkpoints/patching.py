@@ -1,147 +1,95 @@
-"""The edit written into a copy of a file: edited tensors by chunks of rows at their offsets, the rest as it is.
+"""Edits written into a copy of a file: edited tensors by chunks of rows at their offsets, the rest as it is.
 
-Memory is that of one chunk, whatever the size of the file. The arithmetic is `merged_weight`'s (`add_outer`).
+Every byte is written once, in pieces that do not depend on each other: two threads take turns, so that one computes
+while the kernel copies for the other. Memory is that of a few chunks, whatever the size of the file. The arithmetic is
+`merged_weight`'s (`add_outer`).
 
-Shapes: d, m = width of a projection's output and input; r, c = rows and columns of a stored matrix, [d, m] or [m, d].
+Shapes: r, c = rows and columns of a stored tensor.
 """
 
+import errno
 import hashlib
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import FileIO
+from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.copying import Link, copy_range, fresh_file, opened, share_blocks, write_all
-from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
-from steer2edit.editing.weights import add_outer
+from steer2edit.artifacts.checkpoints.base_checkpoint import Plan
+from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles
+from steer2edit.artifacts.checkpoints.stored_projection import Addition
+from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor, bytes_of, unreadable
 from steer2edit.errors import ArtifactError, InvalidValueError
-from steer2edit.progress import Advance
+
+_AT_ONCE = 64 * 2**20
+_BUFFER = 2**20
+_NOT_IN_KERNEL = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.EBADF}
+
+Written = Iterator[tuple[int, dict[str, str]]]
+"""Of each piece: bytes written, and SHA-256 of the bytes of each edited tensor in it."""
+_Piece = Callable[[int], tuple[int, dict[str, str]]]
 
 
-@dataclass(frozen=True)
-class MatrixEdit:
-    """What is added to one stored matrix: `strength · u aᵀ`.
-
-    Args:
-        first_row: of the matrix in its tensor: e · r for the e-th of fused experts.
-        output_direction: u [d].
-        row: a [m], this matrix's part of the site's.
-        strength: factor.
-        transposed: whether the matrix is stored as [m, d].
-    """
-
-    first_row: int
-    output_direction: Float[Tensor, " d"]
-    row: Float[Tensor, " m"]
-    strength: float
-    transposed: bool
-
-    @property
-    def rows(self) -> int:
-        """r."""
-        return (self.row if self.transposed else self.output_direction).numel()
-
-    def add_to(self, wide: Float[Tensor, "r c"], start: int, product: Tensor) -> None:
-        """Add the edit to rows of the matrix, from `start` on, in place.
-
-        Args:
-            wide: the rows, float32 or float64.
-            start: which is the first.
-            product: float32 memory of the same shape.
-        """
-        own = slice(start, start + len(wide))
-        u, a = self.output_direction, self.strength * self.row
-        if self.transposed:
-            add_outer(wide, a[own], u, product)  # (u aᵀ)ᵀ: the products are the same numbers
-        else:
-            add_outer(wide, u[own], a, product)
-
-
-def patched_copy(
-    source: Path, target: Path, edits: Mapping[StoredTensor, Sequence[MatrixEdit]], link: Link, advance: Advance
-) -> dict[str, str]:
+def patched_copy(source: Path, target: Path, plan: Plan) -> Written:
     """Copy a file with edits in some of its tensors; every other byte is the source's.
 
     Several edits of one matrix are added in float32 (float64 if it is), one after the other, and rounded once.
 
     Args:
         source: the file. It is only read.
-        target: must not exist; it is always a file of its own, also where `link` is `hardlink`.
-        edits: by tensor of the file.
-        link: `reflink` insists on sharing the blocks that are not edited; else they are shared where that is possible.
-        advance: told the number of bytes done.
-
-    Returns:
-        SHA-256 of every edited tensor's bytes, by name.
+        target: must not exist.
+        plan: what is added to which tensors of the file.
 
     Raises:
-        ArtifactError: a file cannot be read, or reads back differently from what was written.
+        ArtifactError: the source cannot be read, or is truncated meanwhile.
         InvalidValueError: an edited weight would not be finite in its dtype.
     """
-    hashes: dict[str, str] = {}
-    with opened(source) as before, fresh_file(target) as after, _one_thread(), ThreadPoolExecutor(1) as behind:
-        shared = share_blocks(before, after, link)
+    try:
+        before = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise unreadable(source, error) from error
+    try:
+        pieces: list[_Piece] = []
         done = 0
-        for tensor in sorted(edits, key=lambda tensor: tensor.begin):
-            if not shared:
-                copy_range(before, after, done, tensor.begin, advance)
-            hashes[tensor.name] = _patch(after, tensor, edits[tensor], behind, advance)
+        for tensor in sorted(plan, key=lambda tensor: tensor.begin):
+            pieces += [*_copies(source, before, done, tensor.begin), partial(_patch, tensor, plan[tensor])]
             done = tensor.end
-        if not shared:
-            copy_range(before, after, done, source.stat().st_size, advance)
-    return hashes
+        yield from _write(target, [*pieces, *_copies(source, before, done, os.fstat(before).st_size)])
+    finally:
+        os.close(before)
 
 
-def written_anew(
-    target: Path,
-    header: bytes,
-    tensors: Iterable[StoredTensor],
-    edits: Mapping[StoredTensor, Sequence[MatrixEdit]],
-    advance: Advance,
-) -> dict[str, str]:
+def written_anew(files: CheckpointFiles, shard: str, target: Path, plan: Plan) -> Written:
     """Write a file of tensors that are in no safetensors file yet; as `patched_copy` otherwise."""
-    hashes: dict[str, str] = {}
-    with fresh_file(target) as file, _one_thread(), ThreadPoolExecutor(1) as behind:
-        write_all(file, memoryview(header))
-        for tensor in sorted(tensors, key=lambda tensor: tensor.begin):
-            if tensor in edits:
-                hashes[tensor.name] = _patch(file, tensor, edits[tensor], behind, advance)
-                continue
-            file.seek(tensor.begin)
-            for block in tensor.blocks():
-                write_all(file, memoryview(block))
-                advance(len(block))
-    return hashes
+    tensors = [tensor for tensor in files.tensors.values() if tensor.file.name == shard]
+    pieces: list[_Piece] = [lambda file: (_write_all(file, memoryview(files.headers[shard]), 0), {})]
+    pieces += [partial(_patch, t, plan[t]) if t in plan else partial(_write_blocks, t) for t in tensors]
+    yield from _write(target, pieces)
 
 
-def edited_chunks(tensor: StoredTensor, edits: Sequence[MatrixEdit]) -> Iterator[tuple[int, Float[Tensor, "r c"]]]:
+def edited_chunks(tensor: StoredTensor, additions: Sequence[Addition]) -> Iterator[tuple[int, Float[Tensor, "r c"]]]:
     """(first row, rows with the edits) of a stored tensor, by chunks, in the tensor's dtype.
 
-    Memory is used again: what was yielded holds until the chunk after the next is asked for.
+    Memory is used again: what was yielded holds until the next chunk is asked for.
 
     Raises:
         InvalidValueError: an edited weight would not be finite in its dtype.
     """
-    stored = tensor.memory()
-    wide, product = tensor.memory(torch.promote_types(tensor.dtype, torch.float32)), tensor.memory(torch.float32)
-    results = itertools.cycle((tensor.memory(), tensor.memory()))
+    most = next((stop - start for start, stop in tensor.chunks()), 0)  # the first chunk is the largest
+    dtypes = (tensor.dtype, tensor.dtype, torch.promote_types(tensor.dtype, torch.float32), torch.float32)
+    stored, result, wide, product = (torch.empty((most, tensor.columns), dtype=dtype) for dtype in dtypes)
     for start, stop in tensor.chunks():
         values = tensor.read_rows(start, stop, into=stored)
         rows = wide[: len(values)].copy_(values)
-        for edit in edits:
-            first, last = max(start, edit.first_row), min(stop, edit.first_row + edit.rows)
-            if first < last:
-                part = rows[first - start : last - start]
-                edit.add_to(part, first - edit.first_row, product[: len(part)])
-        edited = next(results)[: len(values)].copy_(rows)
+        for addition in additions:
+            addition.add_to(rows, start, product)
+        edited = result[: len(values)].copy_(rows)
         if not _is_finite(edited) and _is_finite(values):
             raise InvalidValueError(
                 f"{tensor.name}: the edited weight is too large for {tensor.dtype_name}. Use a smaller --strength."
@@ -155,43 +103,69 @@ def _is_finite(values: Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def _patch(
-    target: FileIO, tensor: StoredTensor, edits: Sequence[MatrixEdit], behind: ThreadPoolExecutor, advance: Advance
-) -> str:
-    """Write a tensor with its edits: each chunk while the next is computed; returns the SHA-256 of its bytes."""
-    digest = hashlib.sha256()
-    writing: Future[None] | None = None
-    for start, values in edited_chunks(tensor, edits):
-        if writing is not None:
-            writing.result()
-        writing = behind.submit(_write, target, tensor, start, values, digest)
-        advance(values.nbytes)
-    if writing is not None:
-        writing.result()
-    return digest.hexdigest()
-
-
-def _write(target: FileIO, tensor: StoredTensor, start: int, values: Tensor, digest: "hashlib._Hash") -> None:
-    written = memoryview(values.view(torch.uint8).numpy().data).cast("B")
-    target.seek(tensor.row_offset(start))
-    write_all(target, written)
-    digest.update(written)
-    target.seek(tensor.row_offset(start))
-    found = bytearray(len(written))
-    count = target.readinto(found)
-    if count != len(written) or found != written:
-        raise ArtifactError(
-            f"{tensor.file.name}: {tensor.name} reads back differently from what was written: the disk may be failing. "
-            "Nothing was kept; save the checkpoint somewhere else."
-        )
+def _write(target: Path, pieces: list[_Piece]) -> Written:
+    """Let two threads write a new file; one thread of torch's in each, since sums this small are not worth more."""
+    with target.open("xb", buffering=0) as file, _one_thread(), ThreadPoolExecutor(2) as pool:
+        yield from pool.map(lambda piece: piece(file.fileno()), pieces)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """A second thread makes sums of chunks this small slower, not faster."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _copies(source: Path, before: int, begin: int, end: int) -> list[_Piece]:
+    starts = range(begin, end, _AT_ONCE)
+    return [partial(_copy, source, before, start, min(start + _AT_ONCE, end)) for start in starts]
+
+
+def _copy(source: Path, before: int, begin: int, end: int, file: int) -> tuple[int, dict[str, str]]:
+    """Copy bytes to the same place: in the kernel as far as it does, else through memory."""
+    at, in_kernel = begin, hasattr(os, "copy_file_range")
+    while at < end:
+        count = _copy_in_kernel(before, file, at, end) if in_kernel else 0
+        if not count:  # some file systems copy nothing, and say no more than that
+            in_kernel = False
+            block = os.pread(before, min(_BUFFER, end - at), at)
+            if not block:
+                raise ArtifactError(f"{source.name} ends before byte {end}: it was truncated meanwhile.")
+            count = _write_all(file, memoryview(block), at)
+        at += count
+    return end - begin, {}
+
+
+def _copy_in_kernel(before: int, file: int, begin: int, end: int) -> int:
+    try:
+        return os.copy_file_range(before, file, end - begin, begin, begin)
+    except OSError as error:
+        if error.errno not in _NOT_IN_KERNEL:
+            raise
+        return 0
+
+
+def _patch(tensor: StoredTensor, additions: Sequence[Addition], file: int) -> tuple[int, dict[str, str]]:
+    digest = hashlib.sha256()
+    for start, values in edited_chunks(tensor, additions):
+        _write_all(file, bytes_of(values), tensor.begin + tensor.row_offset(start))
+        digest.update(bytes_of(values))
+    return tensor.size, {tensor.name: digest.hexdigest()}
+
+
+def _write_blocks(tensor: StoredTensor, file: int) -> tuple[int, dict[str, str]]:
+    at = tensor.begin
+    for block in tensor.blocks():
+        at += _write_all(file, memoryview(block), at)
+    return tensor.size, {}
+
+
+def _write_all(file: int, values: memoryview, at: int) -> int:
+    """Write every byte at its place; the system may take fewer at once."""
+    done = 0
+    while done < len(values):
+        done += os.pwrite(file, values[done:], at + done)
+    return done

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.stored_tensor import BITS, StoredTensor
+from steer2edit.artifacts.checkpoints.stored_tensor import DTYPES, StoredTensor
 from steer2edit.artifacts.vector_files.pt_files import read_pt
 from steer2edit.errors import ArtifactError
 
-_NAMES = {dtype: name for name, (_, dtype) in BITS.items() if dtype is not None}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def open_pickled(source: Path, target: Path) -> tuple[dict[str, StoredTensor], bytes]:
@@ -37,13 +37,19 @@ def open_pickled(source: Path, target: Path) -> tuple[dict[str, StoredTensor], b
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    first = 8 + len(text)
-    tensors = {}
-    for name, tensor in content.items():
-        begin, end = header[name]["data_offsets"]
-        shape, values = tuple(tensor.shape), tensor.detach().contiguous()
-        tensors[name] = StoredTensor(target, name, _NAMES[tensor.dtype], shape, first + begin, first + end, values)
+    tensors = {
+        name: stored_tensor(target, name, header[name], 8 + len(text), tensor.detach().contiguous())
+        for name, tensor in content.items()
+    }
     return tensors, len(text).to_bytes(8, "little") + text
+
+
+def stored_tensor(
+    file: Path, name: str, entry: Mapping[str, Any], data: int, values: Tensor | None = None
+) -> StoredTensor:
+    """A tensor as the header of a safetensors file, whose data begin at a byte, says it."""
+    begin, end = entry["data_offsets"]
+    return StoredTensor(file, name, entry["dtype"], tuple(entry["shape"]), data + begin, data + end, values)
 
 
 def _is_plain(tensor: Any) -> bool:

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.checkpoints.safetensors_files import require_inside
@@ -21,19 +21,18 @@ _DESCRIBES = {
 """Files that engines read first, by the beginning of the weights without which they lead nowhere."""
 
 
-@dataclass(frozen=True)
-class SideFiles:
+class SideFiles(NamedTuple):
     """Files of a checkpoint besides its shards, as paths within its directory.
 
     Args:
-        kept: what belongs to the checkpoint.
+        own: what belongs to the checkpoint.
         left_out: weights that are not the checkpoint's, which would still be unedited, and what cannot be loaded
             without them: their indices and settings, and what else is in a folder of theirs, but for code; hidden
             entries; folders that are links; pipes, sockets and devices.
     """
 
-    kept: tuple[Path, ...]
-    left_out: tuple[Path, ...]
+    own: list[Path]
+    left_out: list[Path]
 
 
 def find_side_files(directory: Path, shards: Collection[str]) -> SideFiles:
@@ -42,20 +41,18 @@ def find_side_files(directory: Path, shards: Collection[str]) -> SideFiles:
     Raises:
         ArtifactError: a file that belongs to the checkpoint is a link that leads out of it, or nowhere.
     """
-    own = {MANIFEST_FILE, *shards}
-    entries = [path for path in _entries(directory, Path()) if str(path) not in own]
+    entries = [path for path in _entries(directory, Path()) if str(path) not in (MANIFEST_FILE, *shards)]
     weights = [path for path in entries if path.suffix.lower() in _WEIGHTS]
-    kept: list[Path] = []
-    left_out: list[Path] = []
+    found = SideFiles([], [])
     for path in entries:
         whole = directory / path
         special = whole.exists() and not whole.is_file()
         if not special and path not in weights and _belongs(path, weights, SINGLE_FILE not in shards):
             require_inside(whole, directory)
-            kept.append(path)
+            found.own.append(path)
         else:
-            left_out.append(path)
-    return SideFiles(tuple(kept), tuple(left_out))
+            found.left_out.append(path)
+    return found
 
 
 def _entries(directory: Path, within: Path) -> Iterator[Path]:

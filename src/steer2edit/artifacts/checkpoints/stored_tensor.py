@@ -11,32 +11,14 @@ from torch import Tensor
 
 from steer2edit.errors import ArtifactError, InvalidValueError
 
-BITS: dict[str, tuple[int, torch.dtype | None]] = {
-    "BOOL": (8, torch.bool),
-    "U8": (8, torch.uint8),
-    "I8": (8, torch.int8),
-    "U16": (16, torch.uint16),
-    "I16": (16, torch.int16),
-    "U32": (32, torch.uint32),
-    "I32": (32, torch.int32),
-    "U64": (64, torch.uint64),
-    "I64": (64, torch.int64),
-    "F16": (16, torch.float16),
-    "BF16": (16, torch.bfloat16),
-    "F32": (32, torch.float32),
-    "F64": (64, torch.float64),
-    "C64": (64, torch.complex64),
-    "F8_E4M3": (8, torch.float8_e4m3fn),
-    "F8_E5M2": (8, torch.float8_e5m2),
-    "F8_E4M3FNUZ": (8, torch.float8_e4m3fnuz),
-    "F8_E5M2FNUZ": (8, torch.float8_e5m2fnuz),
-    "F8_E8M0": (8, None),
-    "F6_E2M3": (6, None),
-    "F6_E3M2": (6, None),
-    "F4": (4, None),
-}
-"""Bits of a number, and torch's dtype where it has one, by the format's name of a dtype."""
-
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}  # fmt: skip
+"""torch's dtypes by the safetensors format's names; it has more, such as FP4, that torch has not."""
 
 CHUNK = 2**18
 """Numbers that are worked on at a time."""
@@ -71,13 +53,12 @@ class StoredTensor:
         Raises:
             ArtifactError: torch has no such dtype (FP4, FP6 and the scales of MXFP4).
         """
-        dtype = BITS[self.dtype_name][1]
-        if dtype is None:
+        if self.dtype_name not in DTYPES:
             raise ArtifactError(
                 f"{self.file.name}: {self.name} is stored as {self.dtype_name}, which is no plain number format. "
                 "Only tensors of plain floats and integers can be read here."
             )
-        return dtype
+        return DTYPES[self.dtype_name]
 
     @property
     def is_plain_float(self) -> bool:
@@ -100,12 +81,12 @@ class StoredTensor:
         return self.end - self.begin
 
     def row_offset(self, row: int) -> int:
-        """Offset of a row's first byte from the beginning of the file."""
-        return self.begin + row * self.columns * self.dtype.itemsize
+        """Offset of a row's first byte from the tensor's first."""
+        return row * self.columns * self.dtype.itemsize
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows, `CHUNK` numbers each, that together are the whole tensor."""
-        yield from row_chunks(0, self.rows, self.columns)
+        yield from row_chunks(self.rows, self.columns)
 
     def read_rows(
         self, start: int, stop: int, into: Shaped[Tensor, "_ columns"] | None = None
@@ -123,59 +104,42 @@ class StoredTensor:
         """
         if not 0 <= start <= stop <= self.rows:
             raise InvalidValueError(f"{self.name} has rows 0 to {self.rows}, and {start} to {stop} are asked for.")
-        count = stop - start
-        values = torch.empty((count, self.columns), dtype=self.dtype) if into is None else into[:count]
-        if self.values is not None:
-            return values.copy_(self.values.reshape(self.rows, self.columns)[start:stop])
-        if values.numel():
-            read_into(self.file, self.row_offset(start), memoryview(values.view(torch.uint8).numpy().data).cast("B"))
-        return values
-
-    def memory(self, dtype: torch.dtype | None = None) -> Shaped[Tensor, "rows columns"]:
-        """Memory for one chunk's rows, in the tensor's dtype unless another is given."""
-        return torch.empty((min(chunk_rows(self.columns), self.rows), self.columns), dtype=dtype or self.dtype)
+        found = torch.empty((stop - start, self.columns), dtype=self.dtype) if into is None else into[: stop - start]
+        if found.numel():
+            self._read(self.row_offset(start), bytes_of(found))
+        return found
 
     def blocks(self) -> Iterator[bytes]:
         """The tensor's bytes, some at a time, whatever its dtype."""
-        if self.values is not None:
-            raw = self.values.reshape(-1).view(torch.uint8).numpy()
-            yield from (raw[start : start + CHUNK].tobytes() for start in range(0, self.size, CHUNK))
-            return
-        for start in range(self.begin, self.end, CHUNK):
-            block = bytearray(min(CHUNK, self.end - start))
-            read_into(self.file, start, memoryview(block))
+        for start in range(0, self.size, CHUNK):
+            block = bytearray(min(CHUNK, self.size - start))
+            self._read(start, memoryview(block))
             yield bytes(block)
 
+    def _read(self, start: int, target: memoryview) -> None:
+        """Fill a buffer with the tensor's bytes from one on."""
+        if self.values is not None:
+            target[:] = bytes_of(self.values)[start : start + len(target)]
+            return
+        try:
+            with self.file.open("rb") as stream:
+                stream.seek(self.begin + start)
+                if stream.readinto(target) != len(target):
+                    raise ArtifactError(f"{self.file} ends within {self.name}: it was truncated meanwhile.")
+        except OSError as error:
+            raise unreadable(self.file, error) from error
 
-def row_chunks(start: int, stop: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Ranges from `start` to `stop`, of as many rows as `CHUNK` numbers are, and at least one."""
-    count = chunk_rows(columns)
-    for first in range(start, stop, count):
-        yield first, min(first + count, stop)
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data).cast("B")
 
 
-def chunk_rows(columns: int) -> int:
-    """How many rows are taken at once."""
-    return max(1, CHUNK // max(1, columns))
-
-
-def read_into(file: Path, offset: int, target: memoryview) -> None:
-    """Fill a buffer with a file's bytes from an offset on.
-
-    Raises:
-        ArtifactError: the file cannot be read, or ends before.
-    """
-    try:
-        with file.open("rb", buffering=0) as stream:
-            stream.seek(offset)
-            done = 0
-            while done < len(target):
-                count = stream.readinto(target[done:])
-                if not count:
-                    raise ArtifactError(f"{file} ends before byte {offset + len(target)}: it was truncated meanwhile.")
-                done += count
-    except OSError as error:
-        raise unreadable(file, error) from error
+def row_chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Ranges of as many rows as `CHUNK` numbers are, and at least one."""
+    count = max(1, CHUNK // max(1, columns))
+    for start in range(0, rows, count):
+        yield start, min(start + count, rows)
 
 
 def unreadable(path: Path, error: OSError) -> ArtifactError:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.card_text import CARD_FILE, cell
-from steer2edit.artifacts.checkpoints.checkpoint_manifest import edit_sha256
 from steer2edit.artifacts.edits.adapter import load_edit
 from steer2edit.errors import ArtifactError, MismatchError
 
@@ -78,7 +77,7 @@ def write_scorecard_section(directory: Path, section: ScorecardSection) -> None:
         ArtifactError: there is no edit or no model card, or it cannot be written.
     """
     require_card(directory)
-    if edit_sha256(load_edit(directory)) != section.edit_sha256:
+    if load_edit(directory).digest() != section.edit_sha256:
         raise MismatchError(
             f"the scorecard is about another edit than the one in {directory}: it is not written into its model card. "
             "Run the stress tests on this edit."

@@ -9,7 +9,7 @@ weights.
 import filecmp
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint
-from steer2edit.artifacts.checkpoints.checkpoint_plan import Plan, ScaledEdits, plan_edits
+from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, Plan, ScaledEdits
 from steer2edit.artifacts.checkpoints.patching import edited_chunks
 from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
 from steer2edit.artifacts.checkpoints.side_files import find_side_files
@@ -62,10 +61,6 @@ class Verification:
     greedy_agreement: float
     largest_kl: float
 
-    def as_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 def verify_checkpoint(
     base: BaseCheckpoint,
@@ -82,7 +77,7 @@ def verify_checkpoint(
         ArtifactError: a tensor differs from what it should be, or predictions differ by more than rounding explains.
     """
     written = Path(written)
-    plan = plan_edits(base, edits)
+    plan = base.plan(edits)
     tensors = require_files(base, plan, written)
     settings: dict[str, Any] = {"layout": layout, "device": device, "trust_remote_code": trust_remote_code}
     model = load_model(str(base.directory), dtype="float32", **settings)
@@ -124,7 +119,7 @@ def require_files(base: BaseCheckpoint, plan: Plan, written: Path) -> int:
                 what = "the edit" if tensor in plan else "the base's bytes"
                 raise ArtifactError(f"{written}: {name} does not hold {what}. The checkpoint was changed or damaged.")
             advance(1)
-    for path in find_side_files(base.directory, base.files.shards).kept:
+    for path in find_side_files(base.directory, base.files.shards).own:
         if not (written / path).is_file() or not filecmp.cmp(base.directory / path, written / path, shallow=False):
             raise ArtifactError(
                 f"{written}: {path} is not the base's. The checkpoint was changed since it was written."
@@ -138,7 +133,7 @@ def _is_as_expected(found: StoredTensor, tensor: StoredTensor, plan: Plan) -> bo
     if tensor in plan:
         return all(
             same_bits(values, found.read_rows(start, start + len(values)))
-            for start, values in edited_chunks(tensor, plan[tensor].edits)
+            for start, values in edited_chunks(tensor, plan[tensor])
         )
     return all(mine == theirs for mine, theirs in zip(tensor.blocks(), found.blocks(), strict=True))
 
