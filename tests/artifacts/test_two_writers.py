@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steer2edit.artifacts import atomic_directory, atomic_file
-from steer2edit.artifacts.run_folder import RunKind, run_folder
+from steer2edit.artifacts.run_folder import RunFolder, RunKind, run_folder
 from steer2edit.errors import ArtifactError
 
 Writer = Callable[..., AbstractContextManager[Path]]
@@ -110,3 +110,21 @@ def test_a_run_folder_has_one_process_and_is_not_overwritten(tmp_path: Path) -> 
     with pytest.raises(ArtifactError, match="exists already"):
         write(atomic_directory, tmp_path / "new", "ours", lambda: run_folder(tmp_path / "new", kind, {}).__enter__())
     assert (tmp_path / "new").is_dir()
+
+
+def test_what_a_run_folder_has_is_not_made_again(tmp_path: Path) -> None:
+    made: list[list[str]] = []
+
+    def make(keys: list[str]) -> list[int]:
+        made.append(keys)
+        return [len(key) for key in keys]
+
+    with RunFolder(tmp_path / "out", RunKind("run", 1, "working", "options")).opened({}) as folder:
+        assert folder.once_each("sizes", ["a", "bb"], make) == [1, 2]
+        assert folder.once_each("sizes", ["bb", "ccc"], make) == [2, 3]
+        assert folder.once("sizes", list, key="a") == 1
+        assert folder.once("other", lambda: {"x": 1}) == folder.once("other", dict) == {"x": 1}
+        assert made == [["a", "bb"], ["ccc"]]
+        (folder.path / "sizes.json").write_text("[1]")
+        with pytest.raises(ArtifactError, match=r"sizes\.json does not hold what a run writes there.*remove it"):
+            folder.once("sizes", list, key="a")

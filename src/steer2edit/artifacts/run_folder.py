@@ -1,14 +1,15 @@
 """A folder that a long run works in: what it is about, who works in it, and what killed processes left there."""
 
-import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_file
 from steer2edit.errors import ArtifactError, MismatchError
@@ -36,40 +37,107 @@ class RunKind:
     shared_by: str = ""
 
 
-@contextmanager
-def run_folder(path: Path, kind: RunKind, identity: Mapping[str, Any]) -> Iterator[None]:
-    """Work in a folder within the context, alone; it is made if it is not there.
+class RunFolder:
+    """A folder that one run works in: its manifest says which, and its files keep what was found already.
 
     Args:
-        path: of the folder.
-        kind: of the run.
-        identity: JSON-able: what makes this run this one.
+        path: of the folder; made if it is not there.
+        kind: of run.
+    """
+
+    def __init__(self, path: Path, kind: RunKind) -> None:
+        self.path, self.kind = path, kind
+
+    @contextmanager
+    def opened(self, identity: Mapping[str, Any]) -> Iterator[Self]:
+        """Work in the folder within the context, alone.
+
+        Args:
+            identity: JSON-able: what makes this run this one.
+
+        Raises:
+            ArtifactError: it is not of this kind, another process works in it, or it cannot be written.
+            MismatchError: it belongs to another run; the message says what differs.
+        """
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise ArtifactError(f"{path} is a file, and a run folder is to be there. Choose another --out.")
+        if path.is_dir() and _foreign(path) and not (path / MANIFEST_FILE).is_file():
+            raise ArtifactError(f"{path} holds something that is no {self.kind.name}. Choose another --out.")
+        lock = FileLock(path / _LOCK_FILE)  # the system gives it back when the process dies
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ArtifactError(
+                f"another process is {self.kind.working} in {path}. Wait for it, or choose another --out"
+                f"{self.kind.shared_by}."
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ArtifactError(f"cannot write in {path}: {reason}. Choose another --out.") from error
+        try:
+            _clear(path)
+            _settle(path, self.kind, identity)
+            yield self
+        finally:
+            lock.release()
+
+    def once(self, name: str, make: Callable[[], Any], *, key: str | None = None) -> Any:
+        """What `NAME.json` holds: made and written down if it is not there.
+
+        Args:
+            name: of the file.
+            make: the JSON value.
+            key: of several values that are kept side by side in the file, which; all of it if not given.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
+        if key is not None:
+            return self.once_each(name, [key], lambda _: [make()])[0]
+        path = self.path / f"{name}.json"
+        if not path.exists():
+            write_json(path, make())
+        with damage_explained(path):
+            return json.loads(path.read_text(encoding="utf-8"))
+
+    def once_each(self, name: str, keys: Sequence[str], make: Callable[[list[str]], Sequence[Any]]) -> list[Any]:
+        """The values that `NAME.json` holds by key; those that it has not are made together, and written down.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
+        path = self.path / f"{name}.json"
+        with damage_explained(path):
+            stored = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        if missing := [key for key in keys if key not in stored]:
+            stored |= zip(missing, make(missing), strict=True)
+            write_json(path, stored)
+        return [stored[key] for key in keys]
+
+
+@contextmanager
+def run_folder(path: Path, kind: RunKind, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Work in a folder within the context, alone: `RunFolder.opened`."""
+    with RunFolder(path, kind).opened(identity):
+        yield
+
+
+@contextmanager
+def damage_explained(path: Path) -> Iterator[None]:
+    """Say of a file that holds something else than a run writes what to do about it.
 
     Raises:
-        ArtifactError: it is not of this kind, another process works in it, or it cannot be written.
-        MismatchError: it belongs to another run; the message says what differs.
+        ArtifactError: the body raised what unexpected JSON leads to.
     """
-    if path.exists() and not path.is_dir():
-        raise ArtifactError(f"{path} is a file, and a run folder is to be there. Choose another --out.")
-    if path.is_dir() and _foreign(path) and not (path / MANIFEST_FILE).is_file():
-        raise ArtifactError(f"{path} holds something that is no {kind.name}. Choose another --out.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / _LOCK_FILE).open("w")
-    except OSError as error:
-        raise ArtifactError(f"cannot write in {path}: {error.strerror}. Choose another --out.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back when the process dies
-        except BlockingIOError as error:
-            raise ArtifactError(
-                f"another process is {kind.working} in {path}. Wait for it, or choose another --out{kind.shared_by}."
-            ) from error
-        except OSError as error:
-            raise ArtifactError(f"cannot lock {path}: {error.strerror}. Choose another --out.") from error
-        _clear(path)
-        _settle(path, kind, identity)
         yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} does not hold what a run writes there: {error}. Restore it, or remove it and run the command "
+            "again: it is then measured again."
+        ) from error
 
 
 def begun_with(path: Path) -> Mapping[str, Any]:
