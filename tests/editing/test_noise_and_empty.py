@@ -1,6 +1,7 @@
 """Vectors that are noise are refused unless forced, block by block; an edit that changes nothing is an error."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_single_noisy_sites_are_edited_and_named(model: LanguageModel) -> None:
 
 def test_a_search_over_a_block_of_noise_is_refused_before_it_begins(model: LanguageModel) -> None:
     vectors = judged(model, ATTN)
-    small = {"limit": 2, "max_new_tokens": 2}
+    small: dict[str, Any] = {"behaviour": "safety", "limit": 2, "max_new_tokens": 2}
     with pytest.raises(NoiseError, match="attn"):
         prepare_search(model, vectors, SearchOptions(**small))
     assert prepare_search(model, vectors, SearchOptions(**small, blocks=("mlp",))).space.blocks == ("mlp",)

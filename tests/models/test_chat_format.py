@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from steer2edit.artifacts import load_edit, load_vectors
 from steer2edit.artifacts.run_folder import begun_with
 from steer2edit.cli import app
-from steer2edit.cli.options import named_values
 from steer2edit.editing import convert, edited
 from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import ChatFormat, LanguageModel, chat_format, load_model, recorded_chat
 from steer2edit.models.chat import render
-from steer2edit.recipes import RecipeOptions, read_recipe
+from steer2edit.recipes import RecipeOptions, read_recipe, template_args
+from steer2edit.settings.declared import read_values
 from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer
 
 THINKING = CHAT_TEMPLATE.replace(
@@ -178,15 +178,15 @@ def test_from_python(folder: Path) -> None:
 @pytest.mark.parametrize(("text", "value"), [("x=false", False), ("x=1.5", 1.5), ("x=dry", "dry"), ("x=NaN", "NaN"),
                                              ('x={"a":[1]}', {"a": [1]}), ("x=a=b", "a=b"), ("x=", "")])  # fmt: skip
 def test_values_on_the_command_line(text: str, value: object) -> None:
-    assert named_values("--template-arg", [text]) == {"x": value}
+    assert read_values("--template-arg", [text]) == {"x": value}
 
 
 def test_a_recipe_has_arguments_for_its_own_model() -> None:
     recipe = read_recipe("llama2-safety")
     thinking = recipe.model.model_copy(update={"template_args": {"enable_thinking": False}})
     recipe = recipe.model_copy(update={"model": thinking})
-    assert RecipeOptions().template_args(recipe, {"tone": "dry"}) == {"enable_thinking": False, "tone": "dry"}
-    assert RecipeOptions(other_model=True).template_args(recipe, {}) == {}
+    assert template_args(recipe, RecipeOptions(), {"tone": "dry"}) == {"enable_thinking": False, "tone": "dry"}
+    assert template_args(recipe, RecipeOptions(other_model=True), {}) == {}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"identity": 3}', None])

@@ -175,7 +175,7 @@ def test_a_grid_is_tried_whole(tmp_path: Path) -> None:
 
 
 def test_an_unknown_stage_is_refused() -> None:
-    with unchecked(), pytest.raises(InvalidValueError, match="the stage must be coarse or refined, got 'fine'"):
+    with unchecked(), pytest.raises(InvalidValueError, match="unknown stage 'fine'"):
         RecipeOptions(stage="fine")  # type: ignore[arg-type]
 
 

@@ -246,9 +246,8 @@ def test_each_behaviour_runs_offline_on_smollm2(name: str, tmp_path: Path, smoll
         strengths=(0.1,),
         max_kl=5.0,
         max_new_tokens=4,
-        force=True,
     )
-    results = run_recipe(recipe, smollm2, tmp_path / "run", Told(), options)
+    results = run_recipe(recipe, smollm2, tmp_path / "run", Told(), options, force=True)
     assert results["behaviour"] == recipe.behaviour
     assert results["trials"]["tried"] == 3
     if tasks:

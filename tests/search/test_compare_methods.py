@@ -23,7 +23,7 @@ from steer2edit.report import write_comparison_page
 from steer2edit.search import ComparisonOptions, comparison_methods, run_comparison
 from steer2edit.steering import borderline_prompts, prompt_digests, safety_prompts
 
-OPTIONS = ComparisonOptions(kls=(0.2, 0.05), limit=3)
+OPTIONS = ComparisonOptions("safety", kls=(0.2, 0.05), limit=3)
 MODEL = tiny_model()
 
 
@@ -176,7 +176,7 @@ def test_suppressing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kl", [0.0, -0.1, float("inf"), float("nan")])
 def test_bad_drifts(kl: float) -> None:
-    with pytest.raises(InvalidValueError, match=r"a KL to compare at must be > 0, got"):
+    with pytest.raises(InvalidValueError, match=r"kls must be (> 0|finite), got"):
         ComparisonOptions(kls=(0.1, kl))
 
 

@@ -35,13 +35,8 @@ NEXT_TO_NOTHING = {"blocks": "attn", "rho_attn": 2.0, "rho_mlp": 0.5, "alpha": 0
 NOTHING = {"blocks": "mlp", "rho_attn": 0.5, "rho_mlp": 2.0, "alpha": 0.98}
 
 
-def generation(
-    search: Search, proposals: list[Parameters], drifts: tuple[float, float] = (1e-4, 2.0), **changes: Any
-) -> list[Trial]:
-    return measure_generation(
-        search.engine, search.factors, search.space, changes.get("behaviour", search.validation), search.goal,
-        proposals, 3, sanity=changes.get("sanity", sanity_task(search.validation)), drifts=drifts,
-    )  # fmt: skip
+def generation(search: Search, proposals: list[Parameters], drifts: tuple[float, float] = (1e-4, 2.0)) -> list[Trial]:
+    return measure_generation(search, proposals, 3, drifts=drifts)
 
 
 def counted() -> tuple[Search, CountingEngine]:
@@ -154,7 +149,7 @@ def test_a_request_that_the_base_does_not_answer_damns_no_edit() -> None:
 def test_a_rung_without_items_stops_nobody() -> None:
     """A quarter and a half of one item are none: nothing may be stopped for it."""
     search, _ = counted()
-    trials = generation(search, SANE, behaviour=tiny_behaviour("validation", items=1))
+    trials = generation(replace(search, validation=tiny_behaviour("validation", items=1)), SANE)
     assert all(trial.complete for trial in trials)
     assert all(len(trial.values["kl"]) == 1 for trial in trials)
 
@@ -182,7 +177,7 @@ def test_every_configuration_spends_its_share_of_the_budget() -> None:
     task = sanity_task(search.validation)
     shapes = [space.hyperparameters(p) for p in propose("random", space, [], 0, 4, 0)]
     targets = [0.02, 0.05, 0.1, 0.15]
-    spent = spend(search.engine, search.factors, shapes, targets, task)
+    spent = spend(search, shapes, targets, task)
     found = task.measure(search.engine, [Editing(edit) for edit in search.factors.edits(spent)])
     assert [m.metrics["kl"].value for m in found] == pytest.approx(targets, rel=0.12)
 
@@ -190,19 +185,15 @@ def test_every_configuration_spends_its_share_of_the_budget() -> None:
 def test_what_edits_nothing_spends_nothing() -> None:
     search = tiny_search()
     shape = Hyperparameters.from_thresholds((5.0, 1.0), None)  # no importance exceeds 1
-    assert spend(search.engine, search.factors, [shape], [0.1], sanity_task(search.validation)) == [shape]
+    assert spend(search, [shape], [0.1], sanity_task(search.validation)) == [shape]
 
 
 def test_a_generation_in_drift_coordinates() -> None:
     """What is kept is the configuration at its strength; the drift it was given is what it spends."""
-    search = tiny_search()
-    space = SearchSpace("drift", largest_threshold={"attn": 0.2, "mlp": 0.2})
-    proposals = propose("random", space, [], 0, 5, 0)
-    trials = measure_generation(
-        search.engine, search.factors, space, search.validation, search.goal, proposals, 0,
-        sanity=sanity_task(search.validation), drifts=search.sane_drifts,
-    )  # fmt: skip
+    search = tiny_search(space=SearchSpace("drift", largest_threshold={"attn": 0.2, "mlp": 0.2}))
+    proposals = propose("random", search.space, [], 0, 5, 0)
+    trials = measure_generation(search, proposals, 0)
     for trial, proposal in zip(trials, proposals, strict=True):
         assert trial.stopped is None or "half" in trial.stopped  # none is degenerate, none does nothing
         assert trial.metrics["sanity_kl"].value == pytest.approx(proposal["drift"] * MAX_KL, rel=0.12)
-        assert trial.hyperparameters != space.hyperparameters(proposal)
+        assert trial.hyperparameters != search.space.hyperparameters(proposal)

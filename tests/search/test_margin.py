@@ -9,7 +9,7 @@ from tiny_search import run, tiny_search
 
 from steer2edit.artifacts.manifest import EditManifest, read_manifest
 from steer2edit.evaluation import Estimate, rate
-from steer2edit.search import Budget, SearchOptions, search_results
+from steer2edit.search import Budget, search_results
 
 BUDGET = Budget({"refused": 0.08})
 
@@ -77,7 +77,7 @@ def test_summary_manifest_and_card_say_it_first(beyond: bool, tmp_path: Path, mo
     drift = result.held_out[-1].metrics["kl"].value
     said = f"BEYOND: kl {drift:.3f}." if beyond else ""
     assert result.beyond_budget == said
-    results = search_results(search, result, SearchOptions())
+    results = search_results(search, result)
     assert results["beyond_budget"] == said
     assert results["summary"][0].startswith("BEYOND" if beyond else "8 configurations tried")
     manifest = read_manifest(tmp_path / "edit", EditManifest)

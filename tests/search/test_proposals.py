@@ -5,11 +5,12 @@ from statistics import median
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from tiny_search import tiny_search
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.search import STRATEGIES, SearchSpace, Strategy, propose
-from steer2edit.search.proposals import check_strategy
+from steer2edit.search import STRATEGIES, SearchOptions, SearchSpace, Strategy, propose
 from steer2edit.search.space import Parameters
+from unchecked import unchecked
 
 SPACE = SearchSpace("threshold", largest_threshold={"attn": 0.3, "mlp": 0.3})
 GRID = SearchSpace(blocks=("mlp",))
@@ -122,9 +123,9 @@ def test_grid_without_any_complete_trial_is_exhausted() -> None:
 
 def test_strategies() -> None:
     assert set(STRATEGIES) == {"grid", *SAMPLERS}
-    with pytest.raises(InvalidValueError, match=r"unknown strategy 'tpa'\. Did you mean 'tpe'\?"):
-        check_strategy("tpa", SPACE)
+    with unchecked(), pytest.raises(InvalidValueError, match=r"unknown strategy 'tpa'\. Did you mean 'tpe'\?"):
+        SearchOptions(strategy="tpa")  # type: ignore[arg-type]
     with pytest.raises(InvalidValueError, match="use --coordinates paper"):
-        check_strategy("grid", SPACE)
+        tiny_search(space=SPACE, strategy="grid")
     for strategy in SAMPLERS:
-        check_strategy(strategy, SPACE)
+        tiny_search(space=SPACE, strategy=strategy)

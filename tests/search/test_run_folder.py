@@ -17,6 +17,7 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import ArtifactError, BudgetError, MismatchError
 from steer2edit.models import Sampling
 from steer2edit.search import Budget, Search, SearchResult, SearchSpace, propose
+from steer2edit.search.halving import measure_generation
 from steer2edit.search.study import JOURNAL_FILE
 from steer2edit.search.trials import read_trials
 
@@ -302,7 +303,7 @@ def test_nothing_sane(tmp_path: Path) -> None:
 
 
 def test_two_workers_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each sees the other's trials, adds its own, and repeats none."""
+    """Each sees the other's trials and repeats none; both end with the same trials, front, edit and look."""
     url = f"sqlite:///{tmp_path / 'study.db'}"
     seen: list[set[str]] = []
 
@@ -312,22 +313,55 @@ def test_two_workers_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("steer2edit.search.run.propose", spying)
 
-    def worker(name: str, trials: int) -> SearchResult:
-        return run(again(storage=url, worker=name, trials=trials, generation=4), tmp_path / name)
+    def worker(name: str, trials: int) -> tuple[SearchResult, CountingEngine]:
+        engine = CountingEngine(TransformersEngine(tiny_model()))
+        search = again(engine=engine, storage=url, worker=name, trials=trials, generation=4, budget=Budget({"kl": 2.0}))
+        return run(search, tmp_path / name), engine
 
     worker("a", 4)
-    worker("b", 4)
-    a, b = worker("a", 8), worker("b", 8)
-    assert seen == [set(), {"a0"}, {"a0", "b0"}, {"a0", "b0", "a1"}]
-    assert facts(worker("a", 8).trials) == facts(a.trials)  # and once more nothing is added
+    b, _ = worker("b", 8)
+    a, _ = worker("a", 12)
+    assert seen == [set(), {"a0"}, {"a0", "b0"}]
+    assert [trial.worker for trial in a.trials] == ["a"] * 4 + ["b"] * 4 + ["a"] * 4  # `trials` counts everybody's
+    again_b, engine = worker("b", 12)
+    assert len(seen) == 3
+    assert engine.calls == 0  # no second look at the held-out items, no second sweep
+    assert facts(again_b.trials) == facts(a.trials)
+    assert [trial.key for trial in again_b.front] == [trial.key for trial in a.front]
+    assert [c.to_json() for c in again_b.held_out] == [c.to_json() for c in a.held_out]
+    name = "edit/adapter_model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert {path.name for path in (tmp_path / "a" / "trials").iterdir()} == {"a-0000.json", "a-0001.json"}
     (summary,) = optuna.get_all_study_summaries(url)
-    trials = optuna.load_study(study_name=summary.study_name, storage=url).trials
+    trials = [t for t in optuna.load_study(study_name=summary.study_name, storage=url).trials if t.params]
     keys = [trial.user_attrs["key"] for trial in trials]
-    assert keys == [f"{w}-{g:04d}-{i:03d}" for g in (0, 1) for w in "ab" for i in range(4)]
-    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 16
-    assert [dict(trial.parameters) for trial in b.trials] == [t.params for t in trials if t.user_attrs["worker"] == "b"]
+    assert keys == [f"{w}-{g:04d}-{i:03d}" for w, g in (("a", 0), ("b", 0), ("a", 1)) for i in range(4)]
+    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 12
     assert not (tmp_path / "a" / JOURNAL_FILE).exists()
+    assert facts(b.trials) == facts(a.trials[:8])
+
+
+def test_trials_that_come_after_the_look_do_not_change_it(tmp_path: Path) -> None:
+    """Two workers in their last generation: who ends first says which trials are chosen from."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    shared: dict[str, Any] = {"storage": url, "generation": 4, "budget": Budget({"kl": 2.0})}
+    run(again(**shared, worker="a", trials=4), tmp_path / "a")
+    measured: list[SearchResult] = []
+
+    def late(search: Search, *arguments: Any, **named: Any) -> Any:
+        """While `a` measures its last generation, `b` does, and takes the look."""
+        made = measure_generation(search, *arguments, **named)
+        if search.options.worker == "a" and not measured:
+            measured.append(run(again(**shared, worker="b", trials=8), tmp_path / "b"))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steer2edit.search.run.measure_generation", late)
+        a = run(again(**shared, worker="a", trials=8), tmp_path / "a")
+    (b,) = measured
+    assert [trial.worker for trial in b.trials] == ["a"] * 4 + ["b"] * 4
+    assert facts(a.trials) == facts(b.trials)
+    assert [c.to_json() for c in a.held_out] == [c.to_json() for c in b.held_out]
 
 
 def test_a_worker_needs_a_name_of_its_own(tmp_path: Path) -> None:
@@ -337,12 +371,11 @@ def test_a_worker_needs_a_name_of_its_own(tmp_path: Path) -> None:
         run(again(storage=url, trials=4), tmp_path / "two")
 
 
-def test_workers_whose_names_begin_alike_are_not_mixed_up(tmp_path: Path) -> None:
+def test_files_tell_their_worker(tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = run(again(trials=4, worker="gpu-0", budget=Budget({"kl": 2.0})), out)
-    assert read_trials(out / "trials", "gpu") == []
-    assert facts(read_trials(out / "trials", "gpu-0")) == facts(first.trials)
-    assert len(read_trials(out / "trials")) == 4
+    assert facts(read_trials(out / "trials")) == facts(first.trials)
+    assert {trial.worker for trial in read_trials(out / "trials")} == {"gpu-0"}
 
 
 @pytest.mark.parametrize("storage", ["nonsense", "sqlite:////nowhere/at/all/study.db", "mongo://host/db"])

@@ -1,5 +1,7 @@
 """Hypervolume, interpolation and the comparison of two trade-offs: by hand, against Optuna, against coverage."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -132,7 +134,7 @@ def test_resamples_where_nothing_gains_say_nothing() -> None:
 def test_seed_decides() -> None:
     steering, edits = [rates(3, 0.2)], [rates(6, 0.2)]
     one, same, other = (
-        compare_tradeoffs(BASE, steering, edits, 0, GOAL, largest_cost=0.4, resamples=50, seed=seed).to_json()
+        asdict(compare_tradeoffs(BASE, steering, edits, 0, GOAL, largest_cost=0.4, resamples=50, seed=seed))
         for seed in (0, 0, 1)
     )
     assert one == same

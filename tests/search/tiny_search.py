@@ -12,7 +12,7 @@ from steer2edit.editing import compute_factors
 from steer2edit.engines import Engine, RememberingEngine, Request, TransformersEngine
 from steer2edit.evaluation import Behaviour, Condition, DriftTask, RefusalTask
 from steer2edit.models import LanguageModel, Reply, Sampling
-from steer2edit.search import Budget, Search, SearchResult, SearchSettings, SearchSpace, Trial, run_search
+from steer2edit.search import Budget, Search, SearchOptions, SearchResult, SearchSpace, Trial, run_search
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 
 SAMPLING = Sampling(max_new_tokens=4)
@@ -99,12 +99,12 @@ def tiny_search(
     return Search(
         runner, vectors, compute_factors(model, vectors), behaviour or tiny_behaviour("validation"),
         tiny_behaviour("held-out"), budget or Budget({"kl": MAX_KL}), space or SearchSpace(),
-        SearchSettings(**{**defaults, **settings}),
+        SearchOptions(**{**defaults, **settings}),
     )  # fmt: skip
 
 
 def with_settings(search: Search, **settings: Any) -> Search:
-    return replace(search, settings=replace(search.settings, **settings))
+    return replace(search, options=replace(search.options, **settings))
 
 
 def silent(text: str, conditions: Sequence[Condition]) -> None:
@@ -116,5 +116,5 @@ def run(search: Search, out: Path) -> SearchResult:
 
 
 def facts(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Everything that is kept of the trials."""
-    return [trial.to_json() for trial in trials]
+    """Everything that the study keeps of the trials."""
+    return [{**trial.to_json(), "replies": {}, "outcomes": {}} for trial in trials]

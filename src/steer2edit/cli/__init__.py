@@ -19,6 +19,7 @@ from steer2edit.cli.export import export
 from steer2edit.cli.extract import extract
 from steer2edit.cli.import_edit import import_edit
 from steer2edit.cli.inspect import inspect
+from steer2edit.cli.options import expanded
 from steer2edit.cli.push import push
 from steer2edit.cli.report import report
 from steer2edit.cli.run import run
@@ -76,7 +77,7 @@ for command in (
     export,
     push,
 ):
-    app.command()(command)
+    app.command()(expanded(command))
 
 
 def main() -> None:

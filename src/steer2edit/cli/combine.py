@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steer2edit.cli.options import JsonOption, LayoutOption, OverwriteOption, TrustOption
+from steer2edit.settings.declared import read_numbers
 
 if TYPE_CHECKING:
     from steer2edit.artifacts.edits.interference import Interference, PairAtSite
@@ -37,14 +38,13 @@ def combine(
     from steer2edit.artifacts import require_free
     from steer2edit.artifacts.edits.combined import read_members, save_combined
     from steer2edit.cli.console import print_json, say
-    from steer2edit.cli.numbers import read_numbers
     from steer2edit.models import load_skeleton
     from steer2edit.progress import show_progress
 
     require_free(out, overwrite=overwrite)
     if len(edit_dirs) < 2:
         raise typer.BadParameter("give at least two edits to combine; one alone is `steer2edit export`'s.")
-    numbers = read_numbers(weights, "--weights") if weights else [1.0] * len(edit_dirs)
+    numbers = read_numbers("--weights", weights) if weights else [1.0] * len(edit_dirs)
     members = read_members(edit_dirs, numbers)
     with show_progress():
         name = model or str(members[0].edit.metadata["model"]["name"])

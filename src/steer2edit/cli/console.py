@@ -4,13 +4,17 @@ import codecs
 import io
 import json
 import sys
+import time
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from steer2edit.evaluation import Condition
 
 OUT = Console(markup=False, highlight=False, soft_wrap=True)
 _IN_ASCII = {"−": "-", "–": "-", "→": ">", "‖": "|", "≤": "<=", "≥": ">=", "×": "x", "·": ".", "ρ": "rho", "α": "alpha"}
@@ -45,6 +49,20 @@ def visible(text: str) -> str:
     return "".join(
         c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") else f"\\u{ord(c):04x}" for c in text
     )
+
+
+def narrator(silent: bool, begun: float | None = None) -> "Callable[[str, Sequence[Condition]], None]":
+    """Prints what a run has found, and conditions side by side; with the time since `begun`, if that is given."""
+
+    def narrate(text: str, conditions: "Sequence[Condition]") -> None:
+        if silent:
+            return
+        passed = "" if begun is None else f"[{time.perf_counter() - begun:4.0f} s] "
+        say(f"\n{passed}{text}", style="bold")
+        if conditions:
+            print_conditions([condition.to_json() for condition in conditions])
+
+    return narrate
 
 
 _WIDEST = 1000  # columns; a table takes as many as it needs

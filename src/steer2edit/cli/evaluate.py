@@ -9,7 +9,7 @@ import typer
 
 from steer2edit.cli.arms import load_edits, load_steering, make_arms, parse_edit, parse_steering
 from steer2edit.cli.comparison import compared, report
-from steer2edit.cli.engines import EngineArgOption, parse_engine, running_engine
+from steer2edit.cli.engines import EngineArgOption, EngineOptions
 from steer2edit.cli.judge import find_judge
 from steer2edit.cli.options import (
     AllowMismatchOption,
@@ -29,6 +29,7 @@ from steer2edit.cli.options import (
     TrustOption,
     named_values,
 )
+from steer2edit.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from steer2edit.evaluation import Arm, Condition
@@ -121,7 +122,9 @@ def evaluate(
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
 
-    engine_args = parse_engine(engine, engine_arg or (), steering=bool(steer))
+    engines = EngineOptions(engine, named_values("--engine-arg", engine_arg))
+    if engine == "vllm" and steer:
+        raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
     if out is not None:
         require_free(out, overwrite=overwrite)
     judge = find_judge(scorer, judge_url, judge_model, judge_prompt, judge_key_env)
@@ -138,7 +141,7 @@ def evaluate(
         arms = make_arms(loaded, edits, vectors, allow_mismatch=allow_mismatch)
         # the harness first: a task that it does not know shall not cost the work of the others
         harness = _harness(loaded, lm_eval, arms, limit) if lm_eval else [{} for _ in arms]
-        with running_engine(engine, loaded, engine_args) as runner:
+        with engines.running(loaded, steering=False) as runner:
             conditions = run_evaluation(runner, tasks, arms)
         conditions = [_with_harness(own, found) for own, found in zip(conditions, harness, strict=True)]
     results = {

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from steer2edit.cli.options import JsonOption, LayoutOption, OverwriteOption, TrustOption
+from steer2edit.settings.declared import read_numbers
 
 
 def export(
@@ -35,12 +36,11 @@ def export(
     from steer2edit.artifacts.edits.combined import load_members
     from steer2edit.artifacts.exports.export import export_edit, needs_model
     from steer2edit.cli.console import print_json, print_table, say
-    from steer2edit.cli.numbers import read_numbers
     from steer2edit.models import load_skeleton
     from steer2edit.progress import show_progress
 
     require_free(out, overwrite=overwrite)
-    strengths = read_numbers(strength, "--strength")
+    strengths = read_numbers("--strength", strength)
     members = load_members(edit_dir)
     with show_progress():
         base = None

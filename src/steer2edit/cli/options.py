@@ -1,11 +1,18 @@
-"""Arguments and options that several commands share: one definition each."""
+"""Arguments and options that several commands share, and how settings become the options of a command."""
 
-import json
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from steer2edit.settings import shared
+from steer2edit.settings.declared import VALUES, Checked, Setting, declared, read_values
+
+if TYPE_CHECKING:
+    from steer2edit.models import LanguageModel
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A Hub id, a local directory, or smollm2 (embedded, works offline).")
@@ -18,15 +25,172 @@ VectorsArgument = Annotated[
     ),
 ]  # fmt: skip
 EditArgument = Annotated[Path, typer.Argument(metavar="EDIT_DIR", help="An edit directory written by `convert`.")]
-DtypeOption = Annotated[
-    str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.", show_default=True)
-]
 DeviceOption = Annotated[
     str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, or balanced over all devices.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")]
+AllowMismatchOption = Annotated[
+    bool, typer.Option("--allow-mismatch", help="Accept an artifact made on a model with another fingerprint.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")
+]
+ResultsOption = Annotated[
+    Path | None, typer.Option(help="Also write the results, with all replies, to this JSON file.")
+]
+SplitOption = Annotated[str, typer.Option(help="validation to choose on, held_out for final figures.")]
+FullRepliesOption = Annotated[
+    bool,
+    typer.Option("--full-replies", help="Show all replies of a stress run in its report, not a few, shortened."),
+]
+
+
 LayoutOption = Annotated[
     Path | None, typer.Option(help="Layout file for an architecture that is not known (docs/add-a-model.md).")
 ]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings. Read it first.")
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.", show_default=True)
+]
+
+
+@dataclass(frozen=True)
+class Reading(Checked):
+    """How a checkpoint's files are understood."""
+
+    layout: LayoutOption = None
+    trust_remote_code: TrustOption = False
+
+
+@dataclass(frozen=True)
+class Placing(Checked):
+    """In what numbers and where a model runs."""
+
+    dtype: DtypeOption = "auto"
+    device: DeviceOption = "auto"
+
+
+@dataclass(frozen=True)
+class Loading(Reading, Placing):
+    """How a model is loaded, and how prompts are put to it."""
+
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Jinja file to use as chat template (or a JSON file that has one), or `none` for plain text."
+        ),
+    ] = None
+    template_args: Annotated[
+        Mapping[str, Any],
+        typer.Option(
+            "--template-arg",
+            metavar="NAME=VALUE",
+            help="Argument of the chat template, e.g. enable_thinking=false; several times. A step that goes on from "
+            "vectors or an edit uses theirs.",
+        ),
+        VALUES,
+    ] = field(default_factory=dict)
+
+    def load(self, name: str, *like: Mapping[str, Any], **changed: Any) -> "LanguageModel":
+        """The model, with the template arguments of the first of the artifacts `like` that has any."""
+        from steer2edit.models import load_model
+
+        return load_model(name, **{**asdict(self), **changed}, like=like)
+
+
+@dataclass(frozen=True)
+class Accepting(Checked):
+    """What is accepted of vectors all the same."""
+
+    allow_mismatch: AllowMismatchOption = False
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
+    ] = False
+    force: ForceOption = False
+
+
+@dataclass(frozen=True)
+class Judging(Checked):
+    """What tells refusals."""
+
+    scorer: Annotated[str, typer.Option(help="What tells refusals: strict, official (phrases), or judge.")] = "strict"
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")
+    ] = None
+    judge_model: Annotated[str | None, typer.Option(help="Name the endpoint knows the judge by.")] = None
+    judge_prompt: Annotated[
+        Path | None, typer.Option(help="Text file with the question, with {prompt} and {reply}; yes means refusal.")
+    ] = None
+    judge_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key.")] = None
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of its settings as options, in place of each parameter that takes settings."""
+    hints = get_type_hints(command, include_extras=True)
+    given = inspect.signature(command).parameters
+    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}
+    parameters = {
+        parameter.name: parameter
+        for name in given
+        for parameter in (_options_of(groups[name]) if name in groups else [_keyword(given[name], hints[name])])
+    }
+
+    def call(**values: Any) -> None:
+        own = {name: _made(kind, values) for name, kind in groups.items()}
+        command(**{**{name: value for name, value in values.items() if name in given}, **own})
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return call
+
+
+def _keyword(parameter: inspect.Parameter, hint: Any) -> inspect.Parameter:
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint)
+
+
+def _options_of(kind: type) -> list[inspect.Parameter]:
+    defaults = {one.name: one.default if one.default_factory is MISSING else None for one in fields(kind)}  # type: ignore[arg-type]
+    return [_option(setting, defaults[name]) for name, setting in declared(kind).items()]
+
+
+def _option(setting: Setting, default: Any) -> inspect.Parameter:
+    typed = setting.kind
+    if setting.text:
+        default, typed = setting.text.default, setting.text.typed
+        typed = typed if default is not None else typed | None
+    elif setting.choice:
+        typed = str | None if setting.optional else str
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, setting.option]
+    )
+
+
+def _made(kind: type, values: Mapping[str, Any]) -> Any:
+    """The settings that were typed."""
+    made = {}
+    for name, setting in declared(kind).items():
+        value = values[name]
+        if setting.text:
+            if not value:
+                continue  # not typed: the field's own default
+            value = setting.text.read(_flag(setting), value)
+        made[name] = value
+    return kind(**made)
+
+
+def _flag(setting: Setting) -> str:
+    declarations: Sequence[str] = setting.option.param_decls or ()
+    return declarations[0] if declarations else f"--{setting.name.replace('_', '-')}"
+
+
+# until every command takes its settings as a class
+LimitOption = shared.Limit
+SeedOption = shared.Seed
+BehaviourOption = shared.Behaviour
 ChatTemplateOption = Annotated[
     str | None,
     typer.Option(help="Jinja file to use as chat template (or a JSON file that has one), or `none` for plain text."),
@@ -39,85 +203,14 @@ TemplateArgOption = Annotated[
         "vectors or an edit uses theirs.",
     ),
 ]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings. Read it first.")
-]
-SeedOption = Annotated[int, typer.Option(help="Seed of what is random: splits of data files, and sampling.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")]
-AllowMismatchOption = Annotated[
-    bool, typer.Option("--allow-mismatch", help="Accept an artifact made on a model with another fingerprint.")
-]
-AllowMissingOption = Annotated[
-    bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
-]
-BehaviourOption = Annotated[
-    str | None,
-    typer.Option(help="What to measure: safety, truthfulness or conciseness. By default what the vectors are of."),
-]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")
-]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
-LimitOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Use at most this many prompts of every set. Of the 300 built-in held-out requests of safety, 96 are used "
-        "unless this asks for more.",
-    ),
-]
-LabellerOption = Annotated[
-    str | None,
-    typer.Option(
-        help="How generated responses get their label: refusal, refusal-official, length, reference, or your own "
-        "function(prompt, response) as module:function."
-    ),
-]
-DataOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="SET=FILE",
-        help="Your own validation and held-out items: harmful, benign, borderline (safety), questions (truthfulness), "
-        "requests (conciseness); several times. FILE or hub:OWNER/NAME/FILE, in the formats of `evaluate --list`.",
-    ),
-]
 JudgeUrlOption = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")]
 JudgeModelOption = Annotated[str | None, typer.Option(help="Name the endpoint knows the judge by.")]
 JudgePromptOption = Annotated[
     Path | None, typer.Option(help="Text file with the question, with {prompt} and {reply}; yes means refusal.")
 ]
 JudgeKeyOption = Annotated[str | None, typer.Option(help="Environment variable that holds the key.")]
-FullRepliesOption = Annotated[
-    bool,
-    typer.Option("--full-replies", help="Show all replies of a stress run in its report, not a few, shortened."),
-]
 
 
 def named_values(option: str, given: Sequence[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` arguments by name, values as JSON where they are.
-
-    Raises:
-        typer.BadParameter: one is something else.
-    """
-    values: dict[str, Any] = {}
-    for text in given or ():
-        name, found, value = text.partition("=")
-        if not name or not found:
-            raise typer.BadParameter(f"{option} takes NAME=VALUE, got {text!r}.")
-        try:
-            values[name] = json.loads(value, parse_constant=int)  # NaN is no JSON
-        except ValueError:
-            values[name] = value
-    return values
-
-
-def named_sets(given: Sequence[str]) -> dict[str, str]:
-    """`harmful=advbench.csv` → {"harmful": "advbench.csv"}.
-
-    Raises:
-        typer.BadParameter: one is something else.
-    """
-    pairs = [text.partition("=") for text in given]
-    if wrong := [text for text, (name, _, source) in zip(given, pairs, strict=True) if not (name and source)]:
-        raise typer.BadParameter(f"--data takes SET=FILE, as in harmful=advbench.csv, got {wrong[0]!r}.")
-    return {name: source for name, _, source in pairs}
+    """`NAME=VALUE` arguments by name, values as JSON where they are."""
+    return read_values(option, given or ())

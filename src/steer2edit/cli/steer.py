@@ -21,6 +21,7 @@ from steer2edit.cli.options import (
     VectorsArgument,
     named_values,
 )
+from steer2edit.settings.declared import read_numbers
 
 
 def steer(
@@ -51,7 +52,7 @@ def steer(
     steer2edit steer smollm2 vectors.safetensors --strength 0,0.1,0.2,0.3 \\
       --evaluate safety
     """
-    strengths = parse_numbers(strength)
+    strengths = read_numbers("--strength", strength)
     import json
 
     from steer2edit.artifacts import atomic_file, load_vectors, require_free
@@ -99,11 +100,3 @@ def steer(
     if out is not None:
         say(f"Results: {out}")
     return None
-
-
-def parse_numbers(text: str) -> list[float]:
-    """`0,0.1,0.2` → [0.0, 0.1, 0.2]."""
-    try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise typer.BadParameter(f"--strength takes numbers separated by commas, got {text!r}.") from error

@@ -1,17 +1,16 @@
 """What a recipe says: model, contrast, grids, budget, data sets. docs/recipes.md describes it to users."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from steer2edit.core import TUNED_BLOCKS, Block
 from steer2edit.errors import did_you_mean
 from steer2edit.evaluation import BEHAVIOURS, TASK_KINDS
-from steer2edit.search import STRATEGIES
-from steer2edit.search.space import Range, check_range, range_values
-
-SCHEMA_VERSION = 1
+from steer2edit.search.space import check_range, range_values
+from steer2edit.settings import ExtractOptions, SearchOptions, declared
+from steer2edit.settings.search import Range
 
 
 def _range_or_off(value: object) -> object:
@@ -38,6 +37,50 @@ def _known(kind: str, names: tuple[str, ...]) -> AfterValidator:
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+def _key(options: type, name: str, default: Any) -> tuple[Any, Any]:
+    """A setting of a command as the key of a recipe: type, limits and names are those of the command."""
+    setting = declared(options)[name]
+    kind: Any = (str | None if setting.optional else str) if setting.choice else setting.kind
+    above, option = setting.above, setting.option
+    limits: dict[str, Any] = {"le": option.max, **({"gt": above.limit} if above else {"ge": option.min})}
+    said: list[Any] = [Field(**{key: limit for key, limit in limits.items() if limit is not None})]
+    if setting.choice:
+        said.append(_known(name, setting.choice.names))
+    if setting.kind == tuple[float, ...]:
+        said.append(BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value))
+    if setting.kind in (float, float | None):
+        said[0] = Field(**{key: limit for key, limit in limits.items() if limit is not None}, allow_inf_nan=False)
+    return Annotated[kind, *said], default
+
+
+def _part(title: str, options: type, *names: str, **others: Any) -> Any:
+    """A part of a recipe: settings of a command by name, with the command's defaults, and others as (type, default)."""
+    defaults = vars(options)
+    keys = {name: others.pop(name) if name in others else _key(options, name, defaults[name]) for name in names}
+    return create_model(title, __base__=_Part, **{**others, **keys})
+
+
+if TYPE_CHECKING:
+    RecipeContrast = Any
+    RecipeSearch = Any
+    RecipeBudget = Any
+else:
+    RecipeContrast = _part(
+        "RecipeContrast", ExtractOptions, "labeller", "max_new_tokens", "temperature",
+        source=(Annotated[str, Field(min_length=1)], ...),
+    )  # fmt: skip
+    RecipeSearch = _part(
+        "RecipeSearch", SearchOptions, "strategy", "trials", "generation", "strengths", "limit_shift", "spare",
+        "utility",
+        strategy=_key(SearchOptions, "strategy", "grid"),
+        trials=(Annotated[int, Field(ge=1)] | None, None),  # by default as many as the grid asks for
+    )  # fmt: skip
+    RecipeBudget = _part(
+        "RecipeBudget", SearchOptions, "max_kl", "max_over_refusal", "min_utility",
+        max_kl=_key(SearchOptions, "max_kl", ...),
+    )  # fmt: skip
 
 
 class Grid(_Part):
@@ -81,35 +124,6 @@ class RecipeModel(_Part):
     template_args: dict[str, Any] = Field(default_factory=dict)
 
 
-class RecipeContrast(_Part):
-    """What the vectors are made from: a preset or a data file."""
-
-    source: Annotated[str, Field(min_length=1)]
-    labeller: str | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] = 24
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-
-
-class RecipeSearch(_Part):
-    """How the search goes about it."""
-
-    strategy: Annotated[str, _known("strategy", STRATEGIES)] = "grid"
-    trials: Annotated[int, Field(ge=1)] | None = None
-    generation: Annotated[int, Field(ge=2)] = 16
-    strengths: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
-    max_shift: bool = False
-    spare: str | None = None
-    utility: str | None = None
-
-
-class RecipeBudget(_Part):
-    """What the edit may cost."""
-
-    max_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    max_over_refusal: Annotated[float, Field(ge=0, le=1)] | None = None
-    min_utility: Annotated[float, Field(ge=0, le=1)] | None = None
-
-
 class DataSet(_Part):
     """A task that the recommended edit is measured on, and where its published data are."""
 
@@ -130,7 +144,7 @@ class Recipe(_Part):
     model: RecipeModel
     contrast: RecipeContrast
     coarse: Grid
-    search: RecipeSearch = RecipeSearch()
+    search: RecipeSearch = Field(default_factory=lambda: RecipeSearch())
     budget: RecipeBudget
     data_sets: list[DataSet] = Field(default_factory=list)
     seed: int = 0

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.run_folder import RunKind
 from steer2edit.core import SteeringVectors
 from steer2edit.engines import Engine
-from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import (
     BASE_ARM,
     SCHEMA_VERSION,
@@ -27,9 +26,10 @@ from steer2edit.progress import step
 from steer2edit.search.comparison_figures import REFUSED, Figure, Plan, figure_text, method_figures
 from steer2edit.search.folder import RunFolder
 from steer2edit.search.goal import COST
+from steer2edit.search.items import compared_behaviours, metric_names, options_for, require_apart, utility_metric
 from steer2edit.search.methods import STEERING, Method
-from steer2edit.search.options import measured_behaviour, require_apart, utility_metric
 from steer2edit.search.run import Narrate
+from steer2edit.settings import ComparisonOptions
 
 COMPARISON = "comparison"
 _KIND = RunKind(COMPARISON, 1, "comparing", "model, vectors, edits and options")
@@ -37,63 +37,6 @@ _BEYOND = 1.25  # the last strength spends so much more than the largest KL: a c
 _MOST_STEPS = 14
 _TOLERANCE = 0.15  # relative, of a drift: curves are read at the drifts of held-out items, between points
 _CALIBRATED_ON = 48  # validation requests
-
-
-@dataclass(frozen=True)
-class ComparisonOptions:
-    """What a user decides.
-
-    Args:
-        behaviour: preset to move.
-        kls: drifts to compare at, nats per token.
-        suppress: whether less of the attribute is wanted than the behaviour's own direction says.
-        utility: a task with an accuracy, whose loss is a cost too.
-        data: the user's own data by set of the behaviour, a file or `hub:OWNER/NAME/FILE`.
-        limit: items of every set.
-        seed: of the bootstrap, and of the division of data without a column `split`.
-    """
-
-    behaviour: str = "safety"
-    kls: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2)
-    suppress: bool = False
-    utility: str | None = None
-    data: Mapping[str, str] = field(default_factory=dict)
-    limit: int = 300
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if wrong := [kl for kl in self.kls if not 0 < kl < math.inf]:
-            raise InvalidValueError(f"a KL to compare at must be > 0, got {wrong[0]}.")
-        object.__setattr__(self, "kls", tuple(sorted(set(self.kls))))
-
-    @property
-    def targets(self) -> tuple[float, ...]:
-        """Drifts that the strengths are calibrated to."""
-        return (*self.kls[:-1], _BEYOND * self.kls[-1])
-
-    def behaviours(self) -> tuple[Behaviour, Behaviour]:
-        """Validation and held-out items; needs no model.
-
-        Raises:
-            DataError: unknown or malformed data.
-        """
-        shared: dict[str, Any] = {key: getattr(self, key) for key in ("utility", "limit", "data", "seed")}
-        validation, held_out = (
-            measured_behaviour(self.behaviour, split, borderline=True, **shared) for split in ("validation", "held_out")
-        )
-        return validation, held_out
-
-    def plan(self, measured: Behaviour) -> Plan:
-        """What is computed: over-refusal is a cost where refusals are wanted, else accuracy or the loss on answers."""
-        metrics = [name for task in measured.tasks for name in task.metric_names]  # type: ignore[attr-defined]
-        second = [name for name in metrics if name.endswith("_refused") and name != measured.attribute]
-        accuracy = utility_metric(measured)
-        if self.suppress or not second:
-            second = ["nll_increase"] if accuracy is None else []
-        direction = -measured.direction if self.suppress else measured.direction
-        reach = REFUSED if self.behaviour == "safety" and not self.suppress else None
-        costs = (*second, *([] if accuracy is None else [accuracy]))
-        return Plan(measured.attribute, direction, self.kls, costs, reach)
 
 
 def run_comparison(
@@ -128,16 +71,17 @@ def run_comparison(
         MismatchError: the folder holds another comparison.
         ArtifactError: another process works in it, or it cannot be written.
     """
-    validation, held_out = options.behaviours()
+    options = options_for(vectors, options)
+    validation, held_out = compared_behaviours(options)
     require_apart(vectors, None, validation, held_out)
     identity = _identity(engine, vectors, options, (validation, held_out))
-    with RunFolder(out, _KIND).opened(identity) as folder:
+    with RunFolder(out).opened(_KIND, identity) as folder:
         narrate("Finding the strengths that spend each KL on validation items.", [])
         arms = _arms(engine, methods, options, validation, folder)
         base, found = _measured(engine, held_out, arms, folder)
     for name, conditions in found.items():
         narrate(f"{name}, on held-out items:", [base, *conditions])
-    plan = options.plan(held_out)
+    plan = _plan(options, held_out)
     figures = method_figures(base, found, plan, _items(held_out), seed=options.seed)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -153,10 +97,22 @@ def run_comparison(
         "left_out": dict(left_out or {}),
         "base": base.to_json(),
         "methods": {name: [c.to_json() for c in conditions] for name, conditions in found.items()},
-        "figures": {name: {key: f.to_json() for key, f in own.items()} for name, own in figures.items()},
+        "figures": {name: {key: asdict(f) for key, f in own.items()} for name, own in figures.items()},
         "prompts": held_out.prompts,
         "summary": _summary(figures, plan),
     }
+
+
+def _plan(options: ComparisonOptions, measured: Behaviour) -> Plan:
+    """What is computed: over-refusal is a cost where refusals are wanted, else accuracy or the loss on answers."""
+    second = [name for name in metric_names(measured) if name.endswith("_refused") and name != measured.attribute]
+    accuracy = utility_metric(measured)
+    if options.suppress or not second:
+        second = ["nll_increase"] if accuracy is None else []
+    direction = -measured.direction if options.suppress else measured.direction
+    reach = REFUSED if options.behaviour == "safety" and not options.suppress else None
+    costs = (*second, *([] if accuracy is None else [accuracy]))
+    return Plan(measured.attribute, direction, options.kls, costs, reach)
 
 
 def _identity(
@@ -182,8 +138,9 @@ def _arms(
     arms: dict[str, list[Arm]] = {name: [] for name in methods}
     firsts = {name: method.first for name, method in methods.items()}
     task = validation.drift.part(slice(_CALIBRATED_ON))
-    with step("Calibrating", len(options.targets)) as advance:
-        for target in options.targets:
+    targets = (*options.kls[:-1], _BEYOND * options.kls[-1])
+    with step("Calibrating", len(targets)) as advance:
+        for target in targets:
             keys = {_key(name, method, target): name for name, method in methods.items()}
 
             def find(missing: list[str], target: float = target, keys: dict[str, str] = keys) -> list[dict[str, Any]]:
@@ -193,7 +150,7 @@ def _arms(
                 )  # fmt: skip
                 return [asdict(one) for one in found]
 
-            found = folder.kept_together(folder.path / "calibrated.json", list(keys), find)
+            found = folder.once_each("calibrated.json", list(keys), find)
             advance(1)
             for (key, name), one in zip(keys.items(), found, strict=True):
                 strength, method = float(one["strength"]), methods[name]
@@ -217,7 +174,7 @@ def _measured(
 
         def measured(arm: Arm) -> Condition:
             key = arm.parameters.get("key", arm.label)
-            (found,) = folder.remembered(key, lambda: evaluate(engine, held_out.tasks, [arm]), kind="held_out")
+            (found,) = folder.conditions("held_out.json", key, lambda: evaluate(engine, held_out.tasks, [arm]))
             advance(1)
             return found
 

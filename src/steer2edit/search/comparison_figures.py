@@ -9,9 +9,9 @@ Shapes: p = points of a curve, the base first; r = resamples, all items at once 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -58,10 +58,6 @@ class Figure:
     value: Estimate
     against_steering: Estimate
     reason: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields; estimates as objects."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

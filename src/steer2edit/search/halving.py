@@ -3,15 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from steer2edit.core import Editing, WeightEdit
-from steer2edit.editing import Factors
-from steer2edit.engines import Engine
 from steer2edit.evaluation import Behaviour, DriftTask, Measurement, Secant, merged_measurements
 from steer2edit.method import Hyperparameters
 from steer2edit.models import Sampling
 from steer2edit.search.goal import Goal, ranked
-from steer2edit.search.space import Parameters, SearchSpace
+from steer2edit.search.search import Search
+from steer2edit.search.space import Parameters
 from steer2edit.search.trials import Trial
 
 RUNGS = (0.25, 0.5, 1.0)
@@ -41,18 +41,16 @@ class _Candidate:
     def found(self) -> Measurement:
         return merged_measurements(self.parts)
 
+    def trial(self, generation: int, worker: str) -> Trial:
+        found = self.found
+        return Trial(
+            generation, self.index, self.parameters, self.hyperparameters, self.share, self.stopped, found.values,
+            found.replies, found.outcomes, worker,
+        )  # fmt: skip
+
 
 def measure_generation(
-    engine: Engine,
-    factors: Factors,
-    space: SearchSpace,
-    behaviour: Behaviour,
-    goal: Goal,
-    proposals: Sequence[Parameters],
-    generation: int,
-    *,
-    sanity: DriftTask,
-    drifts: tuple[float, float],
+    search: Search, proposals: Sequence[Parameters], generation: int, *, drifts: tuple[float, float] | None = None
 ) -> list[Trial]:
     """Trials of the proposals, in their order.
 
@@ -64,48 +62,47 @@ def measure_generation(
        the next quarter; the better half of those on the rest. Items are never measured twice.
 
     All configurations of a rung run in shared batches, each row under its own edit.
+
+    Args:
+        search: what is searched.
+        proposals: points of its space.
+        generation: number of this one.
+        drifts: least and largest drift of the sanity filter; by default the search's.
     """
-    shapes = [space.hyperparameters(parameters) for parameters in proposals]
-    targets = [(space.drift_share(p) or 0.0) * goal.largest_cost for p in proposals]
-    chosen = spend(engine, factors, shapes, targets, sanity) if any(targets) else shapes
-    candidates = [
-        _Candidate(i, p, h, edit)
-        for i, (p, h, edit) in enumerate(zip(proposals, chosen, factors.edits(chosen), strict=True))
-    ]
-    _filter(engine, candidates, sanity, drifts)
+    goal, sanity = search.goal, sanity_task(search.validation)
+    chosen = [search.space.hyperparameters(parameters) for parameters in proposals]
+    targets = [(search.space.drift_share(p) or 0.0) * goal.largest_cost for p in proposals]
+    if any(targets):
+        chosen = spend(search, chosen, targets, sanity)
+    edits = search.factors.edits(chosen)
+    candidates = [_Candidate(i, p, h, e) for i, (p, h, e) in enumerate(zip(proposals, chosen, edits, strict=True))]
+    _filter(search, candidates, sanity, drifts or search.sane_drifts)
     alive = [c for c in candidates if c.stopped is None]
-    begin = 0.0
-    for share in RUNGS:
-        _measure(engine, alive, behaviour, begin, share)
-        begin = share
-        if share < 1:
-            alive = _halved(alive, goal, share)
-    return [_trial(candidate, generation) for candidate in candidates]
+    for begin, end in pairwise((0.0, *RUNGS)):
+        _measure(search, alive, begin, end)
+        if end < 1:
+            alive = _halved(alive, goal, end)
+    return [candidate.trial(generation, search.options.worker) for candidate in candidates]
 
 
 def spend(
-    engine: Engine,
-    factors: Factors,
-    shapes: Sequence[Hyperparameters],
-    targets: Sequence[float],
-    task: DriftTask,
+    search: Search, shapes: Sequence[Hyperparameters], targets: Sequence[float], task: DriftTask
 ) -> list[Hyperparameters]:
     """Every configuration at the strength that spends its target drift, all together in a few secant steps.
 
     One that does not drift at all stays as it is.
 
     Args:
-        engine: runs the model.
-        factors: of the edits.
+        search: of the engine and the factors.
         shapes: configurations up to their strength.
         targets: KL > 0 to spend by each, in nats per token.
         task: benign requests that drift is measured on.
     """
-    edits = factors.edits(shapes)
+    edits = search.factors.edits(shapes)
     secants = [Secant(target, tolerance=_SPENT_WITHIN) for target in targets]
     left = [i for i, edit in enumerate(edits) if not edit.is_empty]
     for _ in range(_MOST_STEPS):
-        found = task.measure(engine, [Editing(edits[i], secants[i].strength) for i in left])
+        found = task.measure(search.engine, [Editing(edits[i], secants[i].strength) for i in left])
         for i, measured in zip(left, found, strict=True):
             drift = measured.metrics["kl"].value
             if drift is None or drift > 0:
@@ -116,12 +113,12 @@ def spend(
     return [h.scaled(s.best.strength) if s.best.steps else h for h, s in zip(shapes, secants, strict=True)]
 
 
-def _filter(engine: Engine, candidates: Sequence[_Candidate], sanity: DriftTask, drifts: tuple[float, float]) -> None:
+def _filter(search: Search, candidates: Sequence[_Candidate], sanity: DriftTask, drifts: tuple[float, float]) -> None:
     for candidate in candidates:
         if candidate.edit.is_empty:
             candidate.stopped = NO_EDIT
     left = [c for c in candidates if c.stopped is None]
-    for candidate, found in zip(left, sanity.measure(engine, [Editing(c.edit) for c in left]), strict=True):
+    for candidate, found in zip(left, sanity.measure(search.engine, [Editing(c.edit) for c in left]), strict=True):
         candidate.parts.append(Measurement({SANITY_METRIC: found.values["kl"]}))
         drift = found.metrics["kl"]
         # a request that the base answers with nothing is `None`: it says nothing about the edit
@@ -134,12 +131,12 @@ def _filter(engine: Engine, candidates: Sequence[_Candidate], sanity: DriftTask,
             candidate.stopped = f"{NO_EDIT}: KL {drift.value:.4f} on {len(sanity)} short benign requests"
 
 
-def _measure(engine: Engine, alive: Sequence[_Candidate], behaviour: Behaviour, begin: float, end: float) -> None:
+def _measure(search: Search, alive: Sequence[_Candidate], begin: float, end: float) -> None:
     """Measure the candidates on the items between two shares."""
     if not alive:
         return
-    part = behaviour.part(begin, end)
-    by_task = [task.measure(engine, [Editing(c.edit) for c in alive]) for task in part.tasks if len(task)]
+    part, edits = search.validation.part(begin, end), [Editing(c.edit) for c in alive]
+    by_task = [task.measure(search.engine, edits) for task in part.tasks if len(task)]
     for index, candidate in enumerate(alive):
         candidate.parts.append(merged_measurements([found[index] for found in by_task]))
         candidate.share = end
@@ -155,21 +152,6 @@ def _halved(alive: Sequence[_Candidate], goal: Goal, share: float) -> list[_Cand
         if index not in kept:
             candidate.stopped = f"less promising than half of its generation after {share:.0%} of the items"
     return [c for i, c in enumerate(alive) if i in kept]
-
-
-def _trial(candidate: _Candidate, generation: int) -> Trial:
-    found = candidate.found
-    return Trial(
-        generation,
-        candidate.index,
-        candidate.parameters,
-        candidate.hyperparameters,
-        candidate.share,
-        candidate.stopped,
-        found.values,
-        found.replies,
-        found.outcomes,
-    )
 
 
 def sanity_task(behaviour: Behaviour, count: int = 8, max_new_tokens: int = 12) -> DriftTask:

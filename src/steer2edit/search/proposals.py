@@ -3,33 +3,17 @@
 import warnings
 import zlib
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.search.space import Parameters, SearchSpace
-
-Strategy = Literal["grid", "tpe", "nsga2", "random"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+from steer2edit.settings import Strategy
 
 _Identity = tuple[tuple[str, object], ...]
 _MOST_ROUNDS = 4  # of refined grids: the last steps are a sixteenth of the first
 _PATIENCE = 8  # rounds of asking a sampler that repeats itself
-
-
-def check_strategy(strategy: str, space: SearchSpace) -> None:
-    """Refuse an unknown strategy, and a grid in coordinates that the paper's grids are not in.
-
-    Raises:
-        InvalidValueError: as said.
-    """
-    if strategy not in STRATEGIES:
-        raise InvalidValueError(f"unknown strategy {strategy!r}. {did_you_mean(strategy, STRATEGIES)}")
-    if strategy == "grid":
-        space.coarse_grid()
 
 
 def propose(

@@ -1,54 +1,57 @@
 """What a search found, as the JSON that the report and scripts read."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.evaluation import SCHEMA_VERSION, paired
+from steer2edit.evaluation import SCHEMA_VERSION, Condition, paired
 from steer2edit.search.goal import shown
 from steer2edit.search.halving import stopped_counts
-from steer2edit.search.options import SearchOptions
-from steer2edit.search.run import SearchResult, edits_of
+from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
+from steer2edit.search.study import shown_storage
 
 
-def search_results(search: Search, result: SearchResult, options: SearchOptions, command: str = "") -> dict[str, Any]:
+def search_results(search: Search, result: SearchResult, command: str = "") -> dict[str, Any]:
     """Everything a search found.
 
     Keys beyond those of every run: `front` (keys of the trials on it), `comparison` (hypervolume ratio and attribute
     at equal cost on held-out items), `calibrated` (strengths at equal drift) and `summary` (plain sentences).
     """
-    model, goal = search.engine.model, search.goal
+    model, goal, options = search.engine.model, search.goal, search.options
     trials = [trial.condition() for trial in result.trials if trial.values]
-    measured = [c.to_json() for c in (result.base, *result.steering, *trials)]
-    for condition in measured[1 + len(result.steering) :]:
-        condition["replies"] = condition["outcomes"] = {}  # they stay in the run folder's trials
-    equal = [c for c in result.held_out if c.kind == "steering" and c.parameters.get("equal_drift")]
+    equal = {c.kind: c for c in result.held_out if c.parameters.get("equal_drift")}
     return {
         "schema_version": SCHEMA_VERSION,
-        "title": f"Search for {options.behaviour} on {model.name}",
-        "behaviour": options.behaviour,
+        "title": f"Search for {search.validation.name} on {model.name}",
+        "behaviour": search.validation.name,
         "model": model.describe(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": package_versions(),
         "command": command,
-        "settings": options.to_json(),
+        "settings": {
+            **options.to_json(),
+            "storage": shown_storage(options.storage),
+            "rules": search.factors.metadata.get("rules"),
+        },
         "diagnosis": search.vectors.diagnosis or {},
-        "validation": {"conditions": measured},
+        "validation": {"conditions": [c.to_json() for c in (result.base, *result.steering, *trials)]},
         "held_out": {"conditions": [c.to_json() for c in result.held_out]},
         "prompts": search.held_out.prompts,
         "chosen": {
             "hyperparameters": result.recommended.hyperparameters.to_json(),
-            "steering_strength": equal[0].parameters["strength"] if equal else None,
+            "steering_strength": equal["steering"].parameters["strength"] if equal else None,
             "rule": f"the most of {goal.attribute}; {_margin(search, result)}",
             "limits": dict(search.budget.at_most),
             "floors": dict(search.budget.at_least),
         },
         "front": [trial.key for trial in result.front],
         "trials": {"tried": len(result.trials), **stopped_counts(result.trials)},
-        "comparison": result.comparison.to_json(),
-        "equal_drift": _equal_drift(search, result),
+        "comparison": asdict(result.comparison),
+        "equal_drift": _equal_drift(search, equal),
         "calibrated": {name: vars(found) for name, found in result.calibrated.items()},
         "beyond_budget": result.beyond_budget,
         "summary": _summary(search, result),
@@ -56,9 +59,8 @@ def search_results(search: Search, result: SearchResult, options: SearchOptions,
 
 
 def _summary(search: Search, result: SearchResult) -> list[str]:
-    goal, found = search.goal, result.comparison
-    chosen = edits_of(result.held_out)[-1]
-    base = result.held_out[0]
+    goal, found, base = search.goal, result.comparison, result.held_out[0]
+    chosen = [c for c in result.held_out if c.kind == "edit" and not c.parameters.get("equal_drift")][-1]
     relative = f", {shown(found.relative)} of steering's own" if found.relative.value is not None else ""
     n = chosen.metrics[goal.attribute].n
     return [
@@ -85,11 +87,10 @@ def _margin(search: Search, result: SearchResult) -> str:
     )
 
 
-def _equal_drift(search: Search, result: SearchResult) -> dict[str, Any] | None:
+def _equal_drift(search: Search, equal: Mapping[Any, Condition]) -> dict[str, Any] | None:
     """Edit less steering at the strengths that spend the target drift, paired; `None` if it was not asked for."""
-    arms = {c.kind: c for c in result.held_out if c.parameters.get("equal_drift")}
-    if len(arms) < 2:
+    if not equal:
         return None
     names = (search.goal.attribute, search.goal.cost)
-    found = {name: paired(arms["edit"].values[name], arms["steering"].values[name]).to_json() for name in names}
-    return {"target": search.settings.target_kl, "edit_minus_steering": found}
+    found = {name: paired(equal["edit"].values[name], equal["steering"].values[name]).to_json() for name in names}
+    return {"target": search.options.target_kl, "edit_minus_steering": found}

@@ -1,36 +1,44 @@
 """A search from start to end, in a run folder that a killed search goes on from."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from steer2edit.artifacts import save_edit
-from steer2edit.core import Steering, WeightEdit
+from steer2edit.artifacts.run_folder import RunKind
+from steer2edit.core import Editing, Steering, WeightEdit
 from steer2edit.errors import BudgetError
 from steer2edit.evaluation import (
     BASE_ARM,
     METRICS,
+    Arm,
     Calibration,
     Condition,
     base_answers,
     calibrate,
+    edit_arm,
     evaluate,
     steering_arm,
 )
 from steer2edit.search.folder import RunFolder
 from steer2edit.search.goal import Goal, pareto_front
-from steer2edit.search.halving import SANITY_METRIC, measure_generation, sanity_task
-from steer2edit.search.held_out import calibrated_strengths, compare_held_out, measure_held_out
+from steer2edit.search.halving import SANITY_METRIC, measure_generation
 from steer2edit.search.proposals import propose
 from steer2edit.search.search import Search
 from steer2edit.search.study import Study
-from steer2edit.search.tradeoff import TradeoffComparison
-from steer2edit.search.trials import Trial
+from steer2edit.search.tradeoff import TradeoffComparison, compare_tradeoffs
+from steer2edit.search.trials import Trial, read_trials, write_generation
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
 
+_KIND = RunKind(
+    "search", 1, "searching", "model, vectors and options",
+    "; several machines share a search by --storage, each with an --out of its own",
+)  # fmt: skip
 _SWEEP = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the largest drift
+_MOST_FRONT = 8  # edits that are measured on held-out items
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class SearchResult:
     Args:
         base: the base model on validation items.
         steering: activation steering on validation items.
-        trials: every trial.
+        trials: every trial, of all workers; those that a shared storage has more are not chosen from.
         front: the complete trials that keep the budget (`Budget.kept`) and no other dominates, by growing cost.
         recommended: of the front, the one with most of the attribute.
         edit: its weight edit.
@@ -73,48 +81,50 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         BudgetError: no trial keeps the budget; the message says which came closest.
         ArtifactError: another process works in the folder, or it cannot be written.
     """
-    model = search.engine.model
-    with RunFolder(out).opened(search.identity(model)) as folder:
-        study = Study(
-            out, search.identity(model), search.space, search.goal, storage=search.settings.storage,
-            name=search.settings.study,
-            worker=search.settings.worker,
-        )  # fmt: skip
-        base, *steering = _swept(search, folder)
+    identity = search.identity()
+    with RunFolder(out).opened(_KIND, identity) as folder:
+        study = Study(out, identity, search.space, search.goal, search.options)
+        base, *steering = _sweep(search, folder, study)
         narrate("Base model and activation steering, on validation items:", [base, *steering])
-        trials = _tried(search, folder, study, narrate)
-        front, recommended = _chosen(search, trials)
+        _try_configurations(search, folder, study, narrate)
+        trials = study.trials_to_choose_from(search.options.trials)
+        front = front_of(trials, search.goal)
+        if not front:
+            raise _nothing_allowed(search, trials)
+        recommended = front[-1]
         narrate(
             f"Front of {len(front)} from {len(trials)} trials; recommended: {recommended.hyperparameters}.",
-            [_measured(trial.condition()) for trial in front],
+            [_without_sanity(trial.condition()) for trial in front],
         )
         edit = search.factors.edit(recommended.hyperparameters)
-        calibrated = calibrated_strengths(search, folder, recommended, edit)
-        held_out = measure_held_out(search, folder, steering, front, recommended, calibrated)
-        comparison = compare_held_out(search, held_out)
+        calibrated = _at_target(search, folder, study, recommended, edit)
+        held_out = _held_out(search, folder, study, steering, front, calibrated)
         narrate("Held-out items, the front and steering at the strengths of the sweep:", held_out)
-        beyond = search.budget.broken(edits_of(held_out)[-1].metrics)
-        _save(search, folder, edit, held_out, beyond)
+        swept = [c for c in held_out if not c.parameters.get("equal_drift")]
+        edits = [c for c in swept if c.kind == "edit"]
+        comparison = compare_tradeoffs(
+            swept[0], [c for c in swept if c.kind == "steering"], edits, len(edits) - 1, search.goal,
+            largest_cost=search.largest_cost, seed=search.options.seed,
+        )  # fmt: skip
+        beyond = search.budget.broken(edits[-1].metrics)
+        shown = [*(c for c in swept if c.kind != "edit"), edits[-1]]
+        card = [{key: value for key, value in c.to_json().items() if key in ("label", "metrics")} for c in shown]
+        evaluation = {"conditions": card, "metrics": METRICS, "beyond_budget": beyond}
+        save_edit(search.engine.model, edit, out / "edit", evaluation=evaluation, overwrite=True)
         return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison, calibrated)
 
 
-def _measured(condition: Condition) -> Condition:
-    """The condition without the drift on the sanity requests, which its own drift replaces."""
-    return replace(condition, metrics={name: m for name, m in condition.metrics.items() if name != SANITY_METRIC})
+def _sweep(search: Search, folder: RunFolder, study: Study) -> list[Condition]:
+    """The base and activation steering on validation items."""
+    given = search.options.strengths
+    name = "-".join(["steering", *(f"{strength:g}" for strength in given)])
 
-
-def _swept(search: Search, folder: RunFolder) -> list[Condition]:
-    """The base and activation steering on validation items; kept, so that it is measured once."""
-
-    given = search.settings.strengths
-
-    def measure() -> list[Condition]:
+    def measure() -> list[dict[str, Any]]:
         _answer_all(search)
-        strengths = given or _strengths(search)
-        arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in strengths)]
-        return evaluate(search.engine, search.validation.tasks, arms)
+        arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in given or _strengths(search))]
+        return [c.to_json() for c in evaluate(search.engine, search.validation.tasks, arms)]
 
-    return folder.remembered("-".join(["steering", *(f"{strength:g}" for strength in given)]), measure, "steering")
+    return folder.conditions("steering.json", name, lambda: study.once(name, measure))
 
 
 def _answer_all(search: Search) -> None:
@@ -129,53 +139,46 @@ def _answer_all(search: Search) -> None:
 def _strengths(search: Search) -> list[float]:
     """Strengths that spend given shares of the drift budget."""
     strengths: list[float] = []
-    task = search.validation.drift
     for share in _SWEEP:
         first = strengths[-1] * 1.5 if strengths else 0.1
         found = calibrate(
-            search.engine, lambda s: Steering(search.vectors, s), task, share * search.largest_cost, first=first
-        )
+            search.engine, lambda s: Steering(search.vectors, s), search.validation.drift, share * search.largest_cost,
+            first=first,
+        )  # fmt: skip
         strengths.append(float(f"{found.strength:.4g}"))
     return strengths
 
 
-def _tried(search: Search, folder: RunFolder, study: Study, narrate: Narrate) -> list[Trial]:
-    """Generation after generation until there are as many trials as asked for."""
-    settings = search.settings
-    trials = folder.trials(settings.worker)
-    study.require_own(trials)
-    study.add(trials)
-    sanity = sanity_task(search.validation)
-    generation = 1 + max((trial.generation for trial in trials), default=-1)
-    if len(trials) < settings.trials:
+def _try_configurations(search: Search, folder: RunFolder, study: Study, narrate: Narrate) -> None:
+    """Generation after generation until the study has as many trials as asked for, whoever measured them.
+
+    A generation is in a file of the folder before it is in the study: what a kill leaves out is added here.
+    """
+    options, files = search.options, folder.path / "trials"
+    own = read_trials(files)
+    study.require_own(own)
+    study.add(own)
+    generation = 1 + max((trial.generation for trial in own if trial.worker == options.worker), default=-1)
+    tried = study.history()
+    if len(tried) < options.trials:
         _answer_all(search)
-    while len(trials) < settings.trials:
-        size = min(settings.generation if generation else 2 * settings.generation, settings.trials - len(trials))
-        earlier = [t for t in study.history() if t.user_attrs["generation"] < generation
-                   or t.user_attrs["worker"] != settings.worker]  # fmt: skip
+    while len(tried) < options.trials:
+        size = min(options.generation if generation else 2 * options.generation, options.trials - len(tried))
         proposals = propose(
-            settings.strategy, search.space, earlier, generation, size, settings.seed, settings.worker
+            options.strategy, search.space, tried, generation, size, options.seed, options.worker
         )  # fmt: skip
         if not proposals:
-            narrate("The grid is exhausted: no new configuration is left to propose.", [])
-            break
-        made = measure_generation(
-            search.engine, search.factors, search.space, search.validation, search.goal, proposals, generation,
-            sanity=sanity, drifts=search.sane_drifts,
-        )  # fmt: skip
-        folder.keep(made, settings.worker)
+            return narrate("The grid is exhausted: no new configuration is left to propose.", [])
+        made = measure_generation(search, proposals, generation)
+        write_generation(files, made)
         study.add(made)
-        trials += made
-        narrate(_progress(made, trials, search), [])
+        tried = study.history()
+        front = front_of(study.trials(), search.goal)
+        best = f"; best so far {front[-1].hyperparameters}" if front else ""
+        complete = sum(trial.complete for trial in made)
+        narrate(f"Generation {generation}: {len(made)} trials, {complete} measured in full{best}.", [])
         generation += 1
-    return trials
-
-
-def _progress(made: Sequence[Trial], trials: Sequence[Trial], search: Search) -> str:
-    complete = sum(trial.complete for trial in made)
-    front = front_of(trials, search.goal)
-    best = f"; best so far {front[-1].hyperparameters}" if front else ""
-    return f"Generation {made[0].generation}: {len(made)} trials, {complete} measured in full{best}."
+    return None
 
 
 def front_of(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
@@ -185,44 +188,80 @@ def front_of(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
     return [allowed[i] for i in pareto_front([goal.point(t.metrics) for t in allowed])]
 
 
-def _chosen(search: Search, trials: Sequence[Trial]) -> tuple[list[Trial], Trial]:
-    front = front_of(trials, search.goal)
-    if front:
-        return front, front[-1]
-    complete = [t for t in trials if t.complete]
-    limits = ", ".join(
-        [f"{name} <= {value:g}" for name, value in search.budget.at_most.items()]
-        + [f"{name} >= {value:g}" for name, value in search.budget.at_least.items()]
-    )
+def _nothing_allowed(search: Search, trials: Sequence[Trial]) -> BudgetError:
+    complete, budget = [t for t in trials if t.complete], search.budget
     if not complete:
-        raise BudgetError(
+        return BudgetError(
             f"none of {len(trials)} trials passed the sanity filter and the rungs. Widen the space or ask for more "
             "--trials."
         )
-    closest = min(complete, key=lambda t: search.budget.violation(t.metrics))
+    limits = [f"{name} <= {value:g}" for name, value in budget.at_most.items()]
+    limits += [f"{name} >= {value:g}" for name, value in budget.at_least.items()]
+    closest = min(complete, key=lambda t: budget.violation(t.metrics))
     values = ", ".join(
         f"{name} {closest.metrics[name].value:.3f}"
-        for name in (search.goal.attribute, *search.budget.at_most, *search.budget.at_least)
+        for name in (search.goal.attribute, *budget.at_most, *budget.at_least)
         if name in closest.metrics and closest.metrics[name].value is not None
     )
-    raise BudgetError(
-        f"none of {len(trials)} trials keeps the budget ({limits}). Closest came {closest.hyperparameters}: {values}. "
-        "Allow more, or ask for more --trials."
+    return BudgetError(
+        f"none of {len(trials)} trials keeps the budget ({', '.join(limits)}). Closest came {closest.hyperparameters}: "
+        f"{values}. Allow more, or ask for more --trials."
     )
 
 
-def edits_of(held_out: Sequence[Condition]) -> list[Condition]:
-    """The front on held-out items, the recommended edit last."""
-    return [c for c in held_out if c.kind == "edit" and not c.parameters.get("equal_drift")]
+def _without_sanity(condition: Condition) -> Condition:
+    """The condition without the drift on the sanity requests, which its own drift replaces."""
+    return replace(condition, metrics={name: m for name, m in condition.metrics.items() if name != SANITY_METRIC})
 
 
-def _save(
-    search: Search, folder: RunFolder, edit: WeightEdit, held_out: Sequence[Condition], beyond_budget: str
-) -> None:
-    """The recommended edit as an adapter, with base, steering and edit on its card."""
-    shown = [c for c in held_out if c.kind == "base" or not c.parameters.get("equal_drift")]
-    chosen = [shown[0], *(c for c in shown if c.kind == "steering"), shown[-1]]
-    card = [{key: value for key, value in c.to_json().items() if key in ("label", "metrics")} for c in chosen]
-    target = folder.path / "edit"
-    evaluation = {"conditions": card, "metrics": METRICS, "beyond_budget": beyond_budget}
-    save_edit(search.engine.model, edit, target, evaluation=evaluation, overwrite=True)
+def _at_target(
+    search: Search, folder: RunFolder, study: Study, recommended: Trial, edit: WeightEdit
+) -> dict[str, Calibration]:
+    """The strengths of the recommended edit and of steering that spend the target drift, if any."""
+    target, task = search.options.target_kl, search.validation.drift
+    if target is None:
+        return {}
+    name = f"{target:g} {recommended.worker}-{recommended.generation:04d}-{recommended.index:03d}"
+
+    def make() -> dict[str, Any]:
+        steering = calibrate(search.engine, lambda s: Steering(search.vectors, s), task, target, first=0.1)
+        edited = calibrate(search.engine, lambda s: Editing(edit, s), task, target)
+        return {"steering": asdict(steering), "edit": asdict(edited)}
+
+    found = folder.once("calibrated.json", name, lambda: study.once(name, make))
+    return {arm: Calibration(**one) for arm, one in found.items()}
+
+
+def _held_out(
+    search: Search,
+    folder: RunFolder,
+    study: Study,
+    steering: Sequence[Condition],
+    front: Sequence[Trial],
+    calibrated: dict[str, Calibration],
+) -> list[Condition]:
+    """Base, steering and the front, recommended last, on items that nothing was chosen on."""
+    step = max(1.0, (len(front) - 1) / (_MOST_FRONT - 1))
+    shown = [front[round(i * step)] for i in range(min(len(front), _MOST_FRONT))]  # the recommended one among them
+    arms = [BASE_ARM, *(steering_arm(search.vectors, float(c.parameters["strength"])) for c in steering)]
+    edits = search.factors.edits([trial.hyperparameters for trial in shown])
+    arms += [edit_arm(edit, str(t.hyperparameters)) for t, edit in zip(shown, edits, strict=True)]
+    if calibrated:
+        equal = [
+            steering_arm(search.vectors, calibrated["steering"].strength),
+            edit_arm(edits[-1], f"{front[-1].hyperparameters}", calibrated["edit"].strength),
+        ]
+        arms += [_at_equal_drift(arm, search.options.target_kl) for arm in equal]
+    strengths = [arm.parameters["strength"] for arm in arms if arm.kind == "steering"]
+    name = "_".join([*(t.key for t in shown), *(f"{s:.6g}" for s in strengths)])  # the same for whoever looks
+
+    def measure() -> list[dict[str, Any]]:
+        return [c.to_json() for c in evaluate(search.engine, search.held_out.tasks, arms)]
+
+    return folder.conditions(
+        "held_out.json", f"{search.options.worker}_{name}", lambda: study.once(name, measure)
+    )  # fmt: skip
+
+
+def _at_equal_drift(arm: Arm, target: float | None) -> Arm:
+    return replace(arm, label=f"{arm.label} at KL {target:g}", parameters={**arm.parameters, "equal_drift": True})

@@ -1,45 +1,23 @@
-"""What a search works with: engine, vectors, factors, items, budget, space and settings."""
+"""What a search works with, made from what a user asks for: engine, vectors, factors, items, budget and space."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from steer2edit.core import SteeringVectors
-from steer2edit.editing import Factors
-from steer2edit.engines import Engine
+import torch
+
+from steer2edit.core import TUNED_BLOCKS, Block, SteeringVectors
+from steer2edit.editing import Factors, compute_factors
+from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
+from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import Behaviour
 from steer2edit.models import LanguageModel, recorded_chat
-from steer2edit.search.goal import Budget, Goal
-from steer2edit.search.proposals import Strategy, check_strategy
+from steer2edit.search.goal import COST, Budget, Goal
+from steer2edit.search.items import behaviours_of, options_for, require_apart, utility_metric
 from steer2edit.search.space import SearchSpace
-from steer2edit.search.study import STUDY_NAME
+from steer2edit.settings import SearchOptions
+from steer2edit.steering import benign_means
 
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How a search goes about it.
-
-    Args:
-        strategy: where proposals come from.
-        trials: how many configurations to try in all, those the sanity filter stops included; ask for more later to
-            go on.
-        generation: how many are proposed and measured together.
-        strengths: of the steering sweep; by default those that spend 10, 25, 50, 75 and 100 % of the drift budget.
-        target_kl: also compare the recommended edit and steering at the strengths that spend this drift.
-        seed: of the sampler and the bootstrap.
-        worker: name of this process, where several share a storage.
-        storage: Optuna storage URL; by default a journal in the run folder.
-        study: name of the study in the storage.
-    """
-
-    strategy: Strategy = "tpe"
-    trials: int = 96
-    generation: int = 16
-    strengths: tuple[float, ...] = ()
-    target_kl: float | None = None
-    seed: int = 0
-    worker: str = "main"
-    storage: str | None = None
-    study: str = STUDY_NAME
+_LARGEST_IMPORTANCE = 0.999  # quantile of |g|: thresholds above it leave next to nothing to edit
 
 
 @dataclass(frozen=True)
@@ -54,7 +32,7 @@ class Search:
         held_out: the behaviour on held-out items.
         budget: what an edit may cost.
         space: the configurations.
-        settings: how to go about it.
+        options: how to go about it.
     """
 
     engine: Engine
@@ -64,10 +42,11 @@ class Search:
     held_out: Behaviour
     budget: Budget
     space: SearchSpace
-    settings: SearchSettings = SearchSettings()
+    options: SearchOptions = SearchOptions()
 
     def __post_init__(self) -> None:
-        check_strategy(self.settings.strategy, self.space)
+        if self.options.strategy == "grid":
+            self.space.coarse_grid()  # refused in coordinates that the paper's grids are not in
 
     @property
     def goal(self) -> Goal:
@@ -84,9 +63,9 @@ class Search:
         """Drift on the sanity requests below which an edit does nothing, and above which it is degenerate."""
         return 0.002 * self.largest_cost, max(1.0, 4 * self.largest_cost)
 
-    def identity(self, model: LanguageModel) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What makes this search this one; whatever differs in it is another search."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k in ("strategy", "generation", "seed")}
+        model, options = self.engine.model, self.options
         return {
             "model": model.fingerprint,
             "vectors": self.vectors.digest(),
@@ -99,5 +78,77 @@ class Search:
             "dtype": str(model.dtype),
             "chat": recorded_chat(model.describe()),
             "replies": [str(task.sampling) for task in self.validation.tasks if hasattr(task, "sampling")],
-            **settings,
+            "strategy": options.strategy,
+            "generation": options.generation,
+            "seed": options.seed,
         }
+
+
+def prepare_search(
+    model: LanguageModel,
+    vectors: SteeringVectors,
+    options: SearchOptions,
+    *,
+    engine: Engine | None = None,
+    allow_mismatch: bool = False,
+    allow_missing: bool = False,
+    force: bool = False,
+) -> Search:
+    """Everything a search needs.
+
+    Args:
+        model: the base model, whose weights the factors are computed from.
+        vectors: with input means.
+        options: what the user decided.
+        engine: runs the model; by default the transformers engine.
+        allow_mismatch: accept vectors of another model.
+        allow_missing: accept vectors that lack sites.
+        force: accept vectors that the diagnosis calls noise.
+
+    Raises:
+        DataError: vector, validation and held-out prompts overlap; an unknown behaviour or task.
+        MismatchError: vectors of another model or shape, or without input means.
+        NoiseError: the vectors of a block that may be edited are all noise.
+    """
+    options = options_for(vectors, options)
+    validation, held_out = behaviours_of(options)
+    benign = benign_means(model, options.spare) if options.spare else None
+    require_apart(vectors, benign, validation, held_out)
+    factors = compute_factors(
+        model, vectors, benign=benign, allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force
+    )
+    blocks: tuple[Block, ...] = tuple(block for block in TUNED_BLOCKS if block in options.blocks)
+    factors.require_signal(site for site in factors.sites if site.tuned_block in blocks)
+    present = tuple(block for block in blocks if any(site.block == block for site in factors.sites))
+    space = SearchSpace(
+        options.coordinates, present, options.limit_shift, benign is not None, _largest_thresholds(factors),
+        options.ranges,
+    )  # fmt: skip
+    runner = engine or RememberingEngine(TransformersEngine(model))
+    return Search(runner, vectors, factors, validation, held_out, _budget(options, validation), space, options)
+
+
+def _budget(options: SearchOptions, validation: Behaviour) -> Budget:
+    """The limits as metrics."""
+    at_most, at_least = {COST: options.max_kl}, {}
+    if options.max_over_refusal is not None:
+        at_most["benign_refused"] = options.max_over_refusal
+    if options.min_utility is not None:
+        accuracy = utility_metric(validation)
+        if accuracy is None:
+            raise InvalidValueError(
+                f"--min-utility is the smallest accuracy, and {options.utility} reports none. Give --utility a task "
+                "with one, e.g. commonsenseqa."
+            )
+        at_least[accuracy] = options.min_utility
+    return Budget(at_most, at_least)
+
+
+def _largest_thresholds(factors: Factors) -> dict[str, float]:
+    """By block, the threshold above which next to no component is left."""
+    found: dict[str, float] = {}
+    for block in TUNED_BLOCKS:
+        values = [f.importance.abs() for site, f in factors.sites.items() if site.block == block]
+        if values:
+            found[block] = round(torch.cat(values).double().quantile(_LARGEST_IMPORTANCE).item(), 4)
+    return found

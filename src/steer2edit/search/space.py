@@ -3,16 +3,15 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from steer2edit.core import TUNED_BLOCKS, Block
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.method import COARSE_VALUES, Hyperparameters
-
-Coordinates = Literal["paper", "threshold", "drift"]
-COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
+from steer2edit.settings import COORDINATES, Coordinates
+from steer2edit.settings.search import Range
 
 Parameters = Mapping[str, Any]
 """Values by coordinate name."""
@@ -22,9 +21,6 @@ _BOUNDS = {"rho_attn": (0.02, 2.0), "rho_mlp": (0.02, 2.0), "alpha": (0.0, 0.98)
 
 _DRIFT_SHARES = (0.5, 0.9)  # below, many edits do nothing yet, and a strength below 1 takes a good one there
 _REFERENCE_GAIN = 10.0
-
-Range = tuple[float, float, float]
-"""(lowest value, highest value, step of a grid)."""
 
 
 @dataclass(frozen=True)
@@ -68,33 +64,25 @@ class SearchSpace:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of every coordinate."""
         found: dict[str, BaseDistribution] = {}
-        if self.coordinates == "drift":
-            return self._drift_distributions()
+        drift, paper = self.coordinates == "drift", self.coordinates == "paper"
+        if drift:
+            found["drift"] = FloatDistribution(*_DRIFT_SHARES)
         if len(self.blocks) > 1:
-            found["blocks"] = CategoricalDistribution(["attn", "mlp", "both"])
+            found["blocks"] = CategoricalDistribution([*TUNED_BLOCKS, "both"])
+            found |= {"balance": FloatDistribution(0.05, 20.0, log=True)} if drift else {}
         for block in self.blocks:
-            if self.coordinates == "threshold":
-                found[f"threshold_{block}"] = FloatDistribution(0.0, (self.largest_threshold or {}).get(block, 0.6))
-                found[f"gain_{block}"] = FloatDistribution(0.5, 50.0, log=True)
-            else:
+            if paper:
                 found[f"rho_{block}"] = FloatDistribution(*self._bounds(f"rho_{block}"), log=True)
-        if self.coordinates == "paper":
+                continue
+            found[f"threshold_{block}"] = FloatDistribution(0.0, (self.largest_threshold or {}).get(block, 0.6))
+            if not drift:
+                found[f"gain_{block}"] = FloatDistribution(0.5, 50.0, log=True)
+        if paper:
             found["alpha"] = FloatDistribution(*self._bounds("alpha"))
         if self.max_shift:
-            found["max_shift"] = FloatDistribution(0.1, 3.0, log=True)
-        if self.spare:
+            found["max_shift"] = FloatDistribution(0.03 if drift else 0.1, 3.0, log=True)
+        if self.spare and not drift:
             found["spare"] = FloatDistribution(0.5, 4.0, log=True)
-        return found
-
-    def _drift_distributions(self) -> dict[str, BaseDistribution]:
-        found: dict[str, BaseDistribution] = {"drift": FloatDistribution(*_DRIFT_SHARES)}
-        if len(self.blocks) > 1:
-            found["blocks"] = CategoricalDistribution(["attn", "mlp", "both"])
-            found["balance"] = FloatDistribution(0.05, 20.0, log=True)
-        for block in self.blocks:
-            found[f"threshold_{block}"] = FloatDistribution(0.0, (self.largest_threshold or {}).get(block, 0.6))
-        if self.max_shift:
-            found["max_shift"] = FloatDistribution(0.03, 3.0, log=True)
         return found
 
     def drift_share(self, parameters: Parameters) -> float | None:
@@ -103,82 +91,58 @@ class SearchSpace:
 
     def hyperparameters(self, parameters: Parameters) -> Hyperparameters:
         """The configuration at one point of the space; in `drift` coordinates up to its strength."""
-        on = self._blocks_of(parameters)
-        if self.coordinates == "drift":
-            gains = {"attn": _REFERENCE_GAIN, "mlp": _REFERENCE_GAIN * parameters.get("balance", 1.0)}
-            attn, mlp = ((parameters[f"threshold_{b}"], gains[b]) if b in on else None for b in TUNED_BLOCKS)
-            return Hyperparameters.from_thresholds(attn, mlp, parameters.get("max_shift"), 1.0 if self.spare else None)
-        beyond = (parameters.get("max_shift"), parameters.get("spare"))
-        if self.coordinates == "threshold":
-            attn, mlp = (
-                (parameters[f"threshold_{block}"], parameters[f"gain_{block}"]) if block in on else None
-                for block in TUNED_BLOCKS
-            )
-            return Hyperparameters.from_thresholds(attn, mlp, *beyond)
-        attn_rho, mlp_rho = (parameters[f"rho_{block}"] if block in on else None for block in TUNED_BLOCKS)
-        return Hyperparameters(attn_rho, mlp_rho, parameters["alpha"], *beyond)
-
-    def _blocks_of(self, parameters: Parameters) -> tuple[Block, ...]:
         chosen = parameters.get("blocks", "both")
-        return self.blocks if chosen == "both" else (chosen,)
+        on = self.blocks if chosen == "both" else (chosen,)
+        spare = 1.0 if self.spare and self.coordinates == "drift" else None
+        beyond = parameters.get("max_shift"), parameters.get("spare", spare)
+        if self.coordinates == "paper":
+            rho_attn, rho_mlp = (parameters[f"rho_{block}"] if block in on else None for block in TUNED_BLOCKS)
+            return Hyperparameters(rho_attn, rho_mlp, parameters["alpha"], *beyond)
+        reference = {"attn": _REFERENCE_GAIN, "mlp": _REFERENCE_GAIN * parameters.get("balance", 1.0)}
+        attn, mlp = (
+            (parameters[f"threshold_{b}"], parameters.get(f"gain_{b}", reference[b])) if b in on else None
+            for b in TUNED_BLOCKS
+        )
+        return Hyperparameters.from_thresholds(attn, mlp, *beyond)
 
     def coarse_grid(self) -> list[Parameters]:
         """{.1, .3, .5, .7, .9} in every paper coordinate of the blocks, or the values of its range.
 
         Source: Table 1 and its text.
         """
-        self._require_paper()
-        names = [*(f"rho_{block}" for block in self.blocks), "alpha"]
-        points = itertools.product(*(self._grid_values(name) for name in names))
-        return [self._completed(dict(zip(names, values, strict=True))) for values in points]
+        both = {"blocks": "both"} if len(self.blocks) > 1 else {}
+        beyond = {name: 1.0 for name, on in (("max_shift", self.max_shift), ("spare", self.spare)) if on}
+        ranges = self.ranges or {}
+        axes = {n: range_values(*ranges[n]) if n in ranges else COARSE_VALUES for n in self._paper_coordinates()}
+        return [{**both, **point, **beyond} for point in _product(axes)]
 
     def refined_grid(self, centre: Parameters, round_: int) -> list[Parameters]:
         """Three values around the best point in every paper coordinate; the step halves from round to round."""
-        self._require_paper()
-        axes = {
-            name: sorted(
-                {self._within(name, centre[name] + shift * self._step(name) / 2**round_) for shift in (-1, 0, 1)}
-            )
-            for name in [*(f"rho_{block}" for block in self.blocks), "alpha"]
-        }
-        points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-        return [{**centre, **point} for point in points]
+        axes: dict[str, Sequence[float]] = {}
+        for name in self._paper_coordinates():
+            low, high = self._bounds(name)
+            step = (self.ranges or {}).get(name, (low, high, _COARSE_STEP))[2] / 2**round_
+            axes[name] = sorted({round(min(max(centre[name] + k * step, low), high), 6) for k in (-1, 0, 1)})
+        return [{**centre, **point} for point in _product(axes)]
 
-    def _completed(self, parameters: dict[str, Any]) -> Parameters:
-        """A point of the paper's grid with the coordinates that the paper does not have."""
-        middle = {"max_shift": 1.0} if self.max_shift else {}
-        gain = {"spare": 1.0} if self.spare else {}
-        both = {"blocks": "both"} if len(self.blocks) > 1 else {}
-        return {**both, **parameters, **middle, **gain}
-
-    def _require_paper(self) -> None:
+    def _paper_coordinates(self) -> list[str]:
         if self.coordinates != "paper":
             raise InvalidValueError("the paper's grids are in its own coordinates: use --coordinates paper.")
-
-    def _range(self, name: str) -> Range | None:
-        return (self.ranges or {}).get(name)
+        return [*(f"rho_{block}" for block in self.blocks), "alpha"]
 
     def _bounds(self, name: str) -> tuple[float, float]:
-        found = self._range(name)
+        found = (self.ranges or {}).get(name)
         return _BOUNDS[name] if found is None else found[:2]
-
-    def _step(self, name: str) -> float:
-        found = self._range(name)
-        return _COARSE_STEP if found is None else found[2]
-
-    def _grid_values(self, name: str) -> Sequence[float]:
-        found = self._range(name)
-        return COARSE_VALUES if found is None else range_values(*found)
-
-    def _within(self, name: str, value: float) -> float:
-        low, high = self._bounds(name)
-        return round(min(max(value, low), high), 6)
 
     def to_json(self) -> dict[str, Any]:
         """All settings by name; ranges only where there are any, as folders from before there were any have none."""
         settings = {**asdict(self), "blocks": list(self.blocks)}
         ranges = settings.pop("ranges")
         return {**settings, "ranges": {name: list(values) for name, values in ranges.items()}} if ranges else settings
+
+
+def _product(axes: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def range_values(low: float, high: float, step: float) -> list[float]:

@@ -1,7 +1,8 @@
-"""The Optuna study that a search keeps its finished trials in: opened again after a kill, shared between machines."""
+"""The Optuna study that holds the trials of a search: opened again after a kill, shared between machines."""
 
+import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,30 +12,30 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from steer2edit.artifacts.run_folder import different_keys
 from steer2edit.errors import ArtifactError, MismatchError, Steer2EditError
 from steer2edit.search.goal import Goal
 from steer2edit.search.space import SearchSpace
 from steer2edit.search.trials import Trial
+from steer2edit.settings import SearchOptions
 
 JOURNAL_FILE = "study.journal"
-STUDY_NAME = "steer2edit"
 _IDENTITY = "steer2edit"
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_LOOK = "held-out look after"
 
 
 class Study:
-    """Finished trials of one search.
+    """The finished trials of one search, whoever measured them.
 
     Args:
-        run: the run folder, whose journal is used unless `storage` is given.
+        run: the run folder, whose journal is used unless the options name a storage.
         identity: what the search is about; a storage that holds another search is refused.
         space: of the proposals.
         goal: objectives and budget.
-        storage: an Optuna storage URL that several machines can reach.
-        name: of the study in the storage, which may hold others.
-        worker: who adds the trials.
+        options: storage, name of the study in it, and the name of this worker.
 
     Raises:
         MismatchError: the storage belongs to another model, other vectors or another search.
@@ -42,26 +43,17 @@ class Study:
     """
 
     def __init__(
-        self,
-        run: Path,
-        identity: Mapping[str, Any],
-        space: SearchSpace,
-        goal: Goal,
-        *,
-        storage: str | None = None,
-        name: str = STUDY_NAME,
-        worker: str = "main",
+        self, run: Path, identity: Mapping[str, Any], space: SearchSpace, goal: Goal, options: SearchOptions
     ) -> None:
-        self._space = space
-        self._goal = goal
-        self._worker = worker
-        self._where = shown_storage(storage) or str(run / JOURNAL_FILE)
+        self._space, self._goal, self._worker = space, goal, options.worker
+        self._shared = options.storage is not None
+        self._where = shown_storage(options.storage) or str(run / JOURNAL_FILE)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with _storage_errors(self._where):
-            backend = RDBStorage(storage) if storage else _journal(run / JOURNAL_FILE)
-            _require_same(backend, name, identity)
+        with self._errors_explained():
+            backend = RDBStorage(options.storage) if options.storage else _journal(run / JOURNAL_FILE)
+            _require_same(backend, options.study, identity)
             self._study = optuna.create_study(
-                storage=backend, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
+                storage=backend, study_name=options.study, directions=["maximize", "minimize"], load_if_exists=True
             )
             if _IDENTITY not in self._study.user_attrs:
                 self._study.set_user_attr(_IDENTITY, dict(identity))
@@ -71,25 +63,24 @@ class Study:
 
     def add(self, trials: Sequence[Trial]) -> None:
         """Add what is not there yet; each trial is one record, so a kill leaves none half-written."""
-        known = {trial.user_attrs.get("key") for trial in self.history()}
-        with _storage_errors(self._where):
+        known = {record.user_attrs["key"] for record in self.history()}
+        with self._errors_explained():
             for trial in trials:
-                if self._key(trial) not in known:
+                if _key(trial) not in known:
                     self._study.add_trial(self._record(trial))
 
     def require_own(self, trials: Sequence[Trial]) -> None:
         """Refuse a worker's name that another process has used.
 
         Args:
-            trials: of this worker, all that its run folder keeps.
+            trials: all that the run folder keeps.
 
         Raises:
             MismatchError: the storage has trials of this name that are not among them.
         """
-        own = {self._key(trial) for trial in trials}
-        mine = [t for t in self.history() if t.user_attrs["worker"] == self._worker]
-        foreign = [t for t in mine if t.user_attrs["key"] not in own]
-        if foreign:
+        own = {_key(trial) for trial in trials}
+        mine = [t.user_attrs["key"] for t in self.history() if t.user_attrs["worker"] == self._worker]
+        if foreign := set(mine) - own:
             raise MismatchError(
                 f"{self._where} has {len(foreign)} trials of a worker {self._worker!r} which this run folder does not "
                 "have. Give this process a --worker name of its own, or the --out that those trials were made in."
@@ -97,22 +88,58 @@ class Study:
 
     def history(self) -> list[FrozenTrial]:
         """All finished trials, of all workers, by number."""
-        with _storage_errors(self._where):
-            return self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        with self._errors_explained():
+            return self._study.get_trials(deepcopy=False, states=_FINISHED)
 
-    def _key(self, trial: Trial) -> str:
-        return f"{self._worker}-{trial.key}"
+    def trials(self, before: int | None = None) -> list[Trial]:
+        """All finished trials, of all workers, by number; without replies.
+
+        Args:
+            before: only those whose number is smaller.
+        """
+        with self._errors_explained():
+            return [_trial(record) for record in self.history() if before is None or record.number < before]
+
+    def trials_to_choose_from(self, wanted: int) -> list[Trial]:
+        """The trials that the held-out look is taken on.
+
+        Workers that ask for the same number of trials take one look: whoever first has enough says which trials it
+        chooses from, by a record of its own in the study, and the others choose from the same.
+        """
+        if not self._shared:
+            return self.trials()
+        if not self._looks(wanted):
+            with self._errors_explained():
+                self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={_LOOK: wanted}))
+        return self.trials(before=self._looks(wanted)[0])
+
+    def _looks(self, wanted: int) -> list[int]:
+        with self._errors_explained():
+            records = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return [record.number for record in records if record.user_attrs.get(_LOOK, 0) >= wanted]
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The JSON value that a shared storage has under a name, made if it has none; a journal keeps none."""
+        if not self._shared:
+            return make()
+        key = hashlib.sha256(name.encode()).hexdigest()
+        with self._errors_explained():
+            found = self._study.user_attrs.get(key)
+        if found is None:
+            found = make()
+            with self._errors_explained():
+                self._study.set_user_attr(key, found)
+        return found
 
     def _record(self, trial: Trial) -> FrozenTrial:
         metrics = trial.metrics
         point = self._goal.point(metrics) if trial.complete else None
+        stored = trial.to_json()
         attributes = {
-            "key": self._key(trial),
-            "worker": self._worker,
-            "generation": trial.generation,
+            "key": _key(trial),
+            "worker": trial.worker,
             "label": str(trial.hyperparameters),
-            "share": trial.share,
-            "stopped": trial.stopped,
+            **{name: stored[name] for name in _STORED},
             "metrics": {name: found.to_json() for name, found in metrics.items()},
         }
         excess = self._goal.budget.excess(metrics) if point is not None else {"stopped": 1.0}
@@ -124,6 +151,31 @@ class Study:
             user_attrs=attributes,
             constraints={name: value for name, value in excess.items() if value == value},
         )
+
+    @contextmanager
+    def _errors_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Steer2EditError:
+            raise
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, KeyError) as error:
+            raise ArtifactError(
+                f"the storage {self._where} cannot be used: {str(error).splitlines()[0]}. Give an Optuna storage URL "
+                "such as sqlite:///study.db or postgresql://user@host/database, or leave --storage out for a journal "
+                "in the run folder."
+            ) from error
+
+
+_STORED = ("generation", "index", "hyperparameters", "share", "stopped", "values")
+
+
+def _key(trial: Trial) -> str:
+    return f"{trial.worker}-{trial.generation:04d}-{trial.index:03d}"
+
+
+def _trial(record: FrozenTrial) -> Trial:
+    stored = {name: record.user_attrs[name] for name in _STORED}
+    return Trial.from_json({**stored, "parameters": record.params}, record.user_attrs["worker"])
 
 
 def shown_storage(url: str | None) -> str | None:
@@ -163,19 +215,3 @@ def _require_same(backend: BaseStorage, name: str, identity: Mapping[str, Any]) 
                 f"the study {name!r} of this storage belongs to another search: it differs in {'; '.join(differing)}. "
                 "Give another --study name or --out, or the model, vectors and options it was begun with."
             )
-
-
-@contextmanager
-def _storage_errors(where: str) -> Iterator[None]:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except Steer2EditError:
-        raise
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, KeyError) as error:
-        raise ArtifactError(
-            f"the storage {where} cannot be used: {str(error).splitlines()[0]}. Give an Optuna storage URL such as "
-            "sqlite:///study.db or postgresql://user@host/database, or leave --storage out for a journal in the run "
-            "folder."
-        ) from error

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -40,17 +39,6 @@ class TradeoffComparison:
     at_equal_cost: Estimate
     relative: Estimate
     largest_cost: float
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields; estimates as objects."""
-        return {
-            "hypervolume_edits": self.hypervolume_edits,
-            "hypervolume_steering": self.hypervolume_steering,
-            "ratio": self.ratio.to_json(),
-            "at_equal_cost": self.at_equal_cost.to_json(),
-            "relative": self.relative.to_json(),
-            "largest_cost": self.largest_cost,
-        }
 
 
 def hypervolume(gains: Sequence[float], costs: Sequence[float], base_gain: float, largest_cost: float) -> float:

@@ -1,19 +1,20 @@
-"""Trials: configurations and what was measured of them, and the files that keep them."""
+"""Trials: configurations and what was measured of them, and the files that keep them with all replies."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts import atomic_file
+from steer2edit.artifacts.run_folder import write_json
 from steer2edit.errors import ArtifactError
 from steer2edit.evaluation import Condition, Estimate, Value, estimate
 from steer2edit.method import Hyperparameters
 from steer2edit.search.space import Parameters
 
 SCHEMA_VERSION = 1
+MAIN = "main"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Trial:
         share: part of the validation items it was measured on; 0 if the sanity filter stopped it.
         stopped: why it was not measured on all of them; `None` if it was.
         values: what each item came to, by metric name.
-        replies: generated text by set name.
-        outcomes: verdicts on the replies by set name.
+        replies: generated text by set name; in the file of its generation only.
+        outcomes: verdicts on the replies by set name; in the file of its generation only.
+        worker: who measured it.
     """
 
     generation: int
@@ -39,20 +41,22 @@ class Trial:
     share: float
     stopped: str | None
     values: Mapping[str, Sequence[Value]]
-    replies: Mapping[str, list[str]]
-    outcomes: Mapping[str, list[bool | None]]
+    replies: Mapping[str, list[str]] = field(default_factory=dict)
+    outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)
+    worker: str = MAIN
 
     @property
     def key(self) -> str:
         """Identity within the search."""
-        return f"{self.generation:04d}-{self.index:03d}"
+        own = f"{self.generation:04d}-{self.index:03d}"
+        return own if self.worker == MAIN else f"{self.worker}-{own}"
 
     @property
     def complete(self) -> bool:
         """Whether it was measured on all validation items."""
         return self.stopped is None
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, Estimate]:
         """Estimates by metric name, from the items it was measured on."""
         return {name: estimate(values) for name, values in self.values.items()}
@@ -78,37 +82,33 @@ class Trial:
         }
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Trial":
+    def from_json(cls, stored: Mapping[str, Any], worker: str) -> "Trial":
         """The trial that `to_json` described."""
-        fields = {**stored, "hyperparameters": Hyperparameters(**stored["hyperparameters"])}
-        return cls(**fields)
+        return cls(**{**stored, "hyperparameters": Hyperparameters(**stored["hyperparameters"])}, worker=worker)
 
 
-def write_generation(folder: Path, trials: Sequence[Trial], worker: str) -> None:
+def write_generation(folder: Path, trials: Sequence[Trial]) -> None:
     """Keep a generation's trials, in whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(
-        {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]}, ensure_ascii=False
-    )
-    with atomic_file(folder / f"{worker}-{trials[0].generation:04d}.json") as scratch:
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+    name = f"{trials[0].worker}-{trials[0].generation:04d}.json"
+    write_json(folder / name, {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]})
 
 
-def read_trials(folder: Path, worker: str | None = None) -> list[Trial]:
-    """The trials that were kept, of one worker or of all, by generation and index.
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials that were kept, by worker, generation and index.
 
     Raises:
         ArtifactError: a file there is not one of a search, or of another version.
     """
     trials = []
-    name = re.compile(rf"{'.+' if worker is None else re.escape(worker)}-[0-9]+\.json")
-    for path in sorted(path for path in folder.glob("*.json") if name.fullmatch(path.name)):
+    for path in sorted(folder.glob("[!.]*-[0-9]*.json")):
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["schema_version"] != SCHEMA_VERSION:
                 raise ArtifactError(f"{path} has schema version {stored['schema_version']}, not {SCHEMA_VERSION}.")
-            trials += [Trial.from_json(one) for one in stored["trials"]]
+            worker = path.stem.rpartition("-")[0]
+            trials += [Trial.from_json(one, worker) for one in stored["trials"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} does not hold the trials of a search: {error}. Restore it, or remove it "
                                 "and run the search again.") from error  # fmt: skip
-    return sorted(trials, key=lambda trial: (trial.generation, trial.index))
+    return sorted(trials, key=lambda trial: (trial.worker, trial.generation, trial.index))

@@ -1,0 +1,54 @@
+"""The files of a run that has ended: all figures in `results.json`, a page for people in `report.html`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from steer2edit.artifacts import load_edit
+from steer2edit.artifacts.run_folder import write_json
+from steer2edit.core import WeightEdit
+from steer2edit.errors import ArtifactError
+from steer2edit.report import write_comparison_page, write_report
+from steer2edit.search import COMPARISON
+
+RESULTS_FILE = "results.json"
+
+
+def write_run(results: dict[str, Any], edit: WeightEdit, out: Path) -> None:
+    """Write `results.json` and `report.html` into a run folder, in place of those that are there."""
+    write_json(out / RESULTS_FILE, results)
+    write_report(results, edit, out / "report.html", overwrite=True)
+
+
+def render_again(run: Path, page: Path | None = None) -> Path:
+    """Make the report of a run folder again, from its `results.json` and `edit/`.
+
+    Args:
+        run: folder of a search, of a comparison, of a recipe or of the demo.
+        page: where it goes; by default `report.html` in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        ArtifactError: it is not the folder of a run that has ended.
+        DataError: the results are not those of a run.
+    """
+    folder = run if (run / RESULTS_FILE).is_file() else run / "search"
+    try:
+        results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"there is no {RESULTS_FILE} in {run}: give the --out of a search, a comparison, a recipe or the demo that "
+            "has ended."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / RESULTS_FILE} cannot be read: {error}. Run the search again.") from error
+    if not isinstance(results, dict):
+        raise ArtifactError(f"{folder / RESULTS_FILE} does not hold the results of a run. Run the search again.")
+    page = page or folder / "report.html"
+    if results.get("kind") == COMPARISON:
+        write_comparison_page(results, page)
+    else:
+        write_report(results, load_edit(folder / "edit"), page, overwrite=True)
+    return page

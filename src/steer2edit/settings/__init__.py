@@ -1,0 +1,22 @@
+"""Every setting once: what a command's options, a recipe's keys and Python's keywords are made of. Imports no torch."""
+
+from steer2edit.settings.declared import Checked, Setting, Text, declared
+from steer2edit.settings.recipe import RecipeOptions
+from steer2edit.settings.search import COORDINATES, STRATEGIES, ComparisonOptions, Coordinates, SearchOptions, Strategy
+from steer2edit.settings.vectors import ConvertOptions, ExtractOptions
+
+__all__ = [
+    "COORDINATES",
+    "STRATEGIES",
+    "Checked",
+    "ComparisonOptions",
+    "ConvertOptions",
+    "Coordinates",
+    "ExtractOptions",
+    "RecipeOptions",
+    "SearchOptions",
+    "Setting",
+    "Strategy",
+    "Text",
+    "declared",
+]

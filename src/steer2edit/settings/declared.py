@@ -1,0 +1,184 @@
+"""Settings as frozen dataclasses: type, default, range and help text of each once, for every place that takes it.
+
+A field is `name: Annotated[type, typer.Option(help=..., min=...), ...] = default`. The command line makes its options
+of the fields, recipes their keys, Python its keywords; `Checked` refuses what is out of range in all three.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from typer.models import OptionInfo
+
+from steer2edit.errors import InvalidValueError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Text:
+    """How the command line writes a setting that is no plain value.
+
+    Args:
+        read: the value of (name of the option, what was typed).
+        typed: what is typed: `str`, or `list[str]` for an option that may come several times.
+        default: how the default is written.
+    """
+
+    read: Callable[[str, Any], Any]
+    typed: Any = str
+    default: Any = None
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The values that a setting may have."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Above:
+    """A lower limit that a setting may not have itself."""
+
+    limit: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A declared setting: its type without the rest, and whatever was said of it."""
+
+    name: str
+    kind: Any
+    option: OptionInfo
+    text: Text | None
+    choice: OneOf | None
+    above: Above | None
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be `None`."""
+        return type(None) in get_args(self.kind)
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that is out of range.
+
+        Raises:
+            InvalidValueError: with value and constraint.
+        """
+        if value is None:
+            return
+        if self.choice and value not in self.choice.names:
+            words = self.name.replace("_", " ")
+            raise InvalidValueError(f"unknown {words} {value!r}. {did_you_mean(value, self.choice.names)}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        least, most = self.option.min, self.option.max
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if not math.isfinite(number):
+                raise InvalidValueError(f"{self.name} must be finite, got {', '.join(map(str, numbers))}.")
+            if self.above and not number > self.above.limit:
+                raise InvalidValueError(f"{self.name} must be > {self.above.limit:g}, got {number}.")
+            if (least is not None and number < least) or (most is not None and number > most):
+                limits = [f">= {least:g}" if least is not None else "", f"<= {most:g}" if most is not None else ""]
+                raise InvalidValueError(f"{self.name} must be {' and '.join(filter(None, limits))}, got {number}.")
+
+
+@cache
+def declared(kind: Any) -> dict[str, Setting]:
+    """The settings of a class by name, in their order."""
+    found, hints = {}, get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        if get_origin(hints[field.name]) is Annotated:
+            value_type, *said = get_args(hints[field.name])
+            of = {type(one): one for one in said}
+            found[field.name] = Setting(
+                field.name, value_type, of[OptionInfo], of.get(Text), of.get(OneOf), of.get(Above)
+            )  # fmt: skip
+    return found
+
+
+class Checked:
+    """Base of settings that refuse what is out of range when they are made."""
+
+    def __post_init__(self) -> None:
+        for name, setting in declared(type(self)).items():  # type: ignore[arg-type]
+            setting.check(getattr(self, name))
+
+
+def read_numbers(option: str, text: str) -> tuple[float, ...]:
+    """`0.1,0.2` as numbers.
+
+    Raises:
+        InvalidValueError: something in it is no number, or there is none.
+    """
+    numbers = []
+    for part in text.removesuffix(",").split(","):
+        try:
+            numbers.append(float(part))
+        except ValueError as error:
+            raise InvalidValueError(
+                f"{option} takes numbers separated by commas, such as 0.5,1, and {part.strip()!r} is not a number."
+            ) from error
+    return tuple(numbers)
+
+
+def read_names(option: str, text: str) -> tuple[str, ...]:
+    """`attn,mlp` as names."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def read_number_or_off(option: str, text: str) -> float | None:
+    """A number, or `None` for `off`.
+
+    Raises:
+        InvalidValueError: it is neither.
+    """
+    if text.lower() == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InvalidValueError(f"{option} must be a number > 0 or off, got {text!r}.") from error
+
+
+def read_values(option: str, given: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` arguments by name, values as JSON where they are.
+
+    Raises:
+        InvalidValueError: one is something else.
+    """
+    values: dict[str, Any] = {}
+    for name, text in _pairs(option, given, "NAME=VALUE"):
+        try:
+            values[name] = json.loads(text, parse_constant=int)  # NaN is no JSON
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def read_sets(option: str, given: Sequence[str]) -> Mapping[str, str]:
+    """`harmful=advbench.csv` → {"harmful": "advbench.csv"}.
+
+    Raises:
+        InvalidValueError: one is something else.
+    """
+    pairs = dict(_pairs(option, given, "SET=FILE, as in harmful=advbench.csv"))
+    if empty := [name for name, source in pairs.items() if not source]:
+        raise InvalidValueError(f"{option} takes SET=FILE, as in harmful=advbench.csv, got '{empty[0]}='.")
+    return pairs
+
+
+def _pairs(option: str, given: Sequence[str], form: str) -> Iterator[tuple[str, str]]:
+    for text in given:
+        name, found, value = text.partition("=")
+        if not name or not found:
+            raise InvalidValueError(f"{option} takes {form}, got {text!r}.")
+        yield name, value
+
+
+NUMBERS = Text(read_numbers)
+VALUES = Text(read_values, list[str])
+SETS = Text(read_sets, list[str])
