@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts import load_edit, load_vectors, save_vectors
-from steer2edit.artifacts.run_folder import RunKind, run_folder
+from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import SteeringVectors
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
@@ -29,7 +29,7 @@ from steer2edit.recipes.pages import write_run
 from steer2edit.recipes.schema import Recipe
 from steer2edit.report.run_results import read_results
 from steer2edit.search import Narrate, SearchOptions, prepare_search, run_search, search_results
-from steer2edit.search.folder import RunFolder
+from steer2edit.search.folder import conditions_once, measured
 from steer2edit.settings import ExtractOptions, RecipeOptions
 from steer2edit.settings.recipe import Stage
 from steer2edit.steering import extract, load_contrast, measure_effects, prompt_digests, require_no_overlap
@@ -169,7 +169,7 @@ def run_recipe(
     tasks = build_tasks(specs, settings)  # first: what cannot be read shall not cost a search
     if any(isinstance(task, MathTask) for task in tasks):
         is_right("1", "1")  # nor shall a package that is not installed
-    with run_folder(out, _KIND, _identity(recipe, model, source)):
+    with RunFolder(out, _KIND).opened(_identity(recipe, model, source)):
         vectors = _vectors(model, source, out / "vectors.safetensors", narrate)
         _require_apart(recipe, vectors, tasks, options)
         folder = out / "search"
@@ -249,7 +249,9 @@ def _measured(
     key = [list(specs), settings.limit, settings.max_new_tokens, strength, run.chosen.hyperparameters]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     engine = RememberingEngine(TransformersEngine(model))
-    conditions = RunFolder(folder).conditions("data_sets.json", name, lambda: evaluate(engine, tasks, arms))
+    conditions = conditions_once(
+        RunFolder(folder, _KIND), "data_sets", name, lambda: measured(evaluate(engine, tasks, arms))
+    )  # fmt: skip
     narrate("The recipe's data sets:", conditions)
     return {
         "tasks": list(specs),

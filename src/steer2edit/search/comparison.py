@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts import package_versions
-from steer2edit.artifacts.run_folder import RunKind
+from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import SteeringVectors
 from steer2edit.engines import Engine
 from steer2edit.evaluation import (
@@ -24,7 +24,7 @@ from steer2edit.evaluation import (
 from steer2edit.models import recorded_chat
 from steer2edit.progress import step
 from steer2edit.search.comparison_figures import REFUSED, Figure, Plan, figure_text, method_figures
-from steer2edit.search.folder import RunFolder
+from steer2edit.search.folder import conditions_once, measured
 from steer2edit.search.goal import COST
 from steer2edit.search.items import compared_behaviours, metric_names, options_for, require_apart, utility_metric
 from steer2edit.search.methods import STEERING, Method
@@ -75,7 +75,7 @@ def run_comparison(
     validation, held_out = compared_behaviours(options)
     require_apart(vectors, None, validation, held_out)
     identity = _identity(engine, vectors, options, (validation, held_out))
-    with RunFolder(out).opened(_KIND, identity) as folder:
+    with RunFolder(out, _KIND).opened(identity) as folder:
         narrate("Finding the strengths that spend each KL on validation items.", [])
         arms = _arms(engine, methods, options, validation, folder)
         base, found = _measured(engine, held_out, arms, folder)
@@ -150,7 +150,7 @@ def _arms(
                 )  # fmt: skip
                 return [asdict(one) for one in found]
 
-            found = folder.once_each("calibrated.json", list(keys), find)
+            found = folder.once_each("calibrated", list(keys), find)
             advance(1)
             for (key, name), one in zip(keys.items(), found, strict=True):
                 strength, method = float(one["strength"]), methods[name]
@@ -172,14 +172,16 @@ def _measured(
 ) -> tuple[Condition, dict[str, list[Condition]]]:
     with step("Measuring held-out items", 1 + sum(map(len, arms.values()))) as advance:
 
-        def measured(arm: Arm) -> Condition:
+        def once(arm: Arm) -> Condition:
             key = arm.parameters.get("key", arm.label)
-            (found,) = folder.conditions("held_out.json", key, lambda: evaluate(engine, held_out.tasks, [arm]))
+            (found,) = conditions_once(
+                folder, "held_out", key, lambda: measured(evaluate(engine, held_out.tasks, [arm]))
+            )  # fmt: skip
             advance(1)
             return found
 
-        base = measured(BASE_ARM)
-        return base, {name: [measured(arm) for arm in own] for name, own in arms.items()}
+        base = once(BASE_ARM)
+        return base, {name: [once(arm) for arm in own] for name, own in arms.items()}
 
 
 def _items(measured: Behaviour) -> dict[str, object]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts import save_edit
-from steer2edit.artifacts.run_folder import RunKind
+from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import Editing, Steering, WeightEdit
 from steer2edit.errors import BudgetError
 from steer2edit.evaluation import (
@@ -21,7 +21,7 @@ from steer2edit.evaluation import (
     evaluate,
     steering_arm,
 )
-from steer2edit.search.folder import RunFolder
+from steer2edit.search.folder import conditions_once, measured
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.halving import SANITY_METRIC, measure_generation
 from steer2edit.search.proposals import propose
@@ -82,7 +82,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         ArtifactError: another process works in the folder, or it cannot be written.
     """
     identity = search.identity()
-    with RunFolder(out).opened(_KIND, identity) as folder:
+    with RunFolder(out, _KIND).opened(identity) as folder:
         study = Study(out, identity, search.space, search.goal, search.options)
         base, *steering = _sweep(search, folder, study)
         narrate("Base model and activation steering, on validation items:", [base, *steering])
@@ -122,9 +122,9 @@ def _sweep(search: Search, folder: RunFolder, study: Study) -> list[Condition]:
     def measure() -> list[dict[str, Any]]:
         _answer_all(search)
         arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in given or _strengths(search))]
-        return [c.to_json() for c in evaluate(search.engine, search.validation.tasks, arms)]
+        return measured(evaluate(search.engine, search.validation.tasks, arms))
 
-    return folder.conditions("steering.json", name, lambda: study.once(name, measure))
+    return conditions_once(folder, "steering", name, lambda: study.once(name, measure))
 
 
 def _answer_all(search: Search) -> None:
@@ -228,7 +228,7 @@ def _at_target(
         edited = calibrate(search.engine, lambda s: Editing(edit, s), task, target)
         return {"steering": asdict(steering), "edit": asdict(edited)}
 
-    found = folder.once("calibrated.json", name, lambda: study.once(name, make))
+    found = folder.once("calibrated", lambda: study.once(name, make), key=name)
     return {arm: Calibration(**one) for arm, one in found.items()}
 
 
@@ -256,10 +256,10 @@ def _held_out(
     name = "_".join([*(t.key for t in shown), *(f"{s:.6g}" for s in strengths)])  # the same for whoever looks
 
     def measure() -> list[dict[str, Any]]:
-        return [c.to_json() for c in evaluate(search.engine, search.held_out.tasks, arms)]
+        return measured(evaluate(search.engine, search.held_out.tasks, arms))
 
-    return folder.conditions(
-        "held_out.json", f"{search.options.worker}_{name}", lambda: study.once(name, measure)
+    return conditions_once(
+        folder, "held_out", f"{search.options.worker}_{name}", lambda: study.once(name, measure)
     )  # fmt: skip
 
 
