@@ -65,7 +65,7 @@ def measure(base: str, edited: str, edit_directory: str) -> dict[str, Any]:
     import torch
 
     from steer2edit.artifacts import load_edit
-    from steer2edit.audit import audit, site_magnitudes
+    from steer2edit.audit import audit
 
     loaded = _peak()
     edit = load_edit(Path(edit_directory)) if edit_directory else None
@@ -81,7 +81,7 @@ def measure(base: str, edited: str, edit_directory: str) -> dict[str, Any]:
         "match": None if found.match is None else {"matches": found.match.matches, "strength": found.match.strength},
     }
     if edit is not None:
-        magnitudes = site_magnitudes(found)
+        magnitudes = {site: own.magnitude for site, own in found.sites.items()}
         true = torch.cat([e.magnitude.double() for e in edit.sites.values()])
         seen = torch.cat([magnitudes.get(s, torch.zeros(e.magnitude.numel())) for s, e in edit.sites.items()])
         result |= _scores(true, seen.double())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from families import tiny_network
-from steer2edit.audit import Audit, as_json, audit
+from steer2edit.audit import Audit, audit
 from steer2edit.audit.adapter_config import ONLY_EMPTY, WITHOUT_EFFECT, AdapterConfig
 from steer2edit.errors import ArtifactError, ModelError
 
@@ -121,7 +121,7 @@ def test_an_adapter_that_is_nowhere_is_not_identical(name: str, tmp_path: Path) 
     found = audited(tmp_path)
     assert found.classification.label == "partly-read"
     assert found.classification.sentence.startswith("Read in part: 2 tensors of the adapter not looked at")
-    assert as_json(found)["tensors"]["unread"].keys() == {name.format(side) for side in "AB"}
+    assert found.as_json()["tensors"]["unread"].keys() == {name.format(side) for side in "AB"}
 
 
 def test_what_peft_would_not_load_is_not_claimed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from planted_edits import plant, tiny_base
 from safetensors.torch import load_file, save_file
 
 from steer2edit.artifacts import save_edit
-from steer2edit.audit import audit, site_magnitudes
+from steer2edit.audit import audit
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ArtifactError, MismatchError
 from steer2edit.models import LanguageModel
@@ -78,8 +78,8 @@ def test_own_adapter_matches_its_edit(family: str, tmp_path: Path) -> None:
         found.match.sentence
         == f"Matches the given edit at strength 1, in all {len(sites)} sites. Nothing else changed."
     )
-    for site, lam in site_magnitudes(found).items():
-        assert (lam - planted.magnitudes[site]).abs().max() < 1e-4
+    for site, own in found.sites.items():
+        assert (own.magnitude - planted.magnitudes[site]).abs().max() < 1e-4
 
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:

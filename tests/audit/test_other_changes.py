@@ -10,7 +10,7 @@ from planted_edits import changed_copy, plant, plant_in, tiny_base
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steer2edit.audit import Audit, TensorChange, as_json, audit
+from steer2edit.audit import Audit, TensorChange, audit
 from steer2edit.errors import ArtifactError, MismatchError, ModelError
 
 Q_PROJ, O_PROJ = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.o_proj.weight"
@@ -153,7 +153,7 @@ def test_not_finite(base: Path, tmp_path: Path) -> None:
     found = audit(str(base), changed_copy(base, tmp_path / "nan", break_it))
     assert by_name(found)[O_PROJ].kind == "not-finite"
     assert "NaN or infinite" in found.classification.sentence
-    json.dumps(as_json(found), allow_nan=False)
+    json.dumps(found.as_json(), allow_nan=False)
 
 
 def test_integers_are_compared_bit_by_bit(base: Path, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_bad_directories(base: Path, tmp_path: Path) -> None:
 
 def test_json_has_everything(tmp_path: Path) -> None:
     planted = plant(tmp_path)
-    written = json.loads(json.dumps(as_json(audit(str(planted.base), planted.edited, planted.edit)), allow_nan=False))
+    written = json.loads(json.dumps(audit(str(planted.base), planted.edited, planted.edit).as_json(), allow_nan=False))
     assert written["schema_version"] == 1
     assert written["classification"]["label"] == "steer2edit-like"
     changed = {change["site"]: change for change in written["tensors"]["changed"]}
@@ -235,12 +235,12 @@ def test_json_has_everything(tmp_path: Path) -> None:
 
 def test_large_matrices_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With blocks of a few rows, and nothing kept, the same is found."""
-    from steer2edit.audit import matrix_pair
+    from steer2edit.audit import matrices
 
     planted = plant(tmp_path)
     whole = audit(str(planted.base), planted.edited)
-    monkeypatch.setattr(matrix_pair, "_BLOCK_ENTRIES", 200)
-    monkeypatch.setattr(matrix_pair, "_KEPT_ENTRIES", 1200)
+    monkeypatch.setattr(matrices, "_BLOCK_ENTRIES", 200)
+    monkeypatch.setattr(matrices, "_CACHED_ENTRIES", 1200)
     parts = audit(str(planted.base), planted.edited)
     assert [(c.name, c.kind, c.changed) for c in parts.changes] == [(c.name, c.kind, c.changed) for c in whole.changes]
     for one, other in zip(parts.changes, whole.changes, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from planted_edits import Planted, changed_copy, plant
 
-from steer2edit.audit import Audit, audit, site_directions, site_magnitudes, site_rows
+from steer2edit.audit import Audit, audit
 
 # λ's error by dtype: 32 rows only, so that rounding averages out less than in a real model
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -14,15 +14,14 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 def assert_recovered(planted: Planted, found: Audit, tolerance: float) -> None:
     """Every component with |λ| ≥ 0.05 and no other; λ within the tolerance; u and a up to one common sign."""
-    magnitudes, directions, rows = site_magnitudes(found), site_directions(found), site_rows(found)
-    assert magnitudes.keys() == planted.magnitudes.keys()
+    assert found.sites.keys() == planted.magnitudes.keys()
     for site, planted_lam in planted.magnitudes.items():
-        lam = magnitudes[site]
+        own, lam = found.sites[site], found.sites[site].magnitude
         assert torch.equal(lam.abs() >= 0.05, planted_lam != 0), site
         assert (lam - planted_lam).abs().max() < tolerance, site
-        sign = torch.sign(directions[site] @ planted.directions[site])
-        assert (sign * directions[site] - planted.directions[site]).norm() < tolerance, site
-        assert (sign * rows[site] - planted.rows[site]).abs().max() < tolerance, site
+        sign = torch.sign(own.output_direction @ planted.directions[site])
+        assert (sign * own.output_direction - planted.directions[site]).norm() < tolerance, site
+        assert (sign * own.row - planted.rows[site]).abs().max() < tolerance, site
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "phi3"])

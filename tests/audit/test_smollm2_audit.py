@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steer2edit.artifacts import apply_to_files
-from steer2edit.audit import audit, site_magnitudes
+from steer2edit.audit import audit
 from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.models import LanguageModel, load_model
 
@@ -46,9 +46,8 @@ def test_heads_and_neurons_of_a_bfloat16_edit_are_recovered(tmp_path: Path) -> N
     assert found.match.matches
     assert (found.match.strength, found.match.elsewhere) == (1, ())
     assert all(site.same_bits == 1 for site in found.match.sites)
-    magnitudes = site_magnitudes(found)
     true = torch.cat([edit.sites[site].magnitude.double() for site in edit.sites])
-    seen = torch.cat([magnitudes[site] for site in edit.sites])
+    seen = torch.cat([found.sites[site].magnitude for site in edit.sites])
     assert int((true.abs() >= SHOWN).sum()) > 300
     sure = (true.abs() < SHOWN - 0.005) | (true.abs() >= SHOWN + 0.005)
     assert torch.equal((seen.abs() >= SHOWN)[sure], (true.abs() >= SHOWN)[sure])

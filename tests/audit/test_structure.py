@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from families import tiny_network
-from steer2edit.audit import Audit, as_json, audit
+from steer2edit.audit import Audit, audit
 from steer2edit.errors import ModelError
 
 
@@ -48,8 +48,8 @@ def test_a_layer_more_or_less(base: Path, tmp_path: Path) -> None:
     stacked = restacked(base, tmp_path / "stacked", [0, 1, 2, 2])
     assert stacked.classification.label == "other"
     assert "1 layer added (model.layers.3, a copy of model.layers.2)" in stacked.classification.sentence
-    assert as_json(stacked)["layers"]["added"] == {"model.layers.3": "model.layers.2"}
-    assert as_json(stacked)["settings"] == {"num_hidden_layers": [3, 4]}
+    assert stacked.as_json()["layers"]["added"] == {"model.layers.3": "model.layers.2"}
+    assert stacked.as_json()["settings"] == {"num_hidden_layers": (3, 4)}
     shortened = restacked(base, tmp_path / "shortened", [0, 1])
     assert shortened.classification.label == "other"
     assert shortened.classification.sentence.startswith("Not the same model: 1 layer missing (model.layers.2)")

@@ -4,11 +4,11 @@ docs/audit.md says how it decides, and what it cannot tell.
 """
 
 from steer2edit.audit.applied import require_not_applied
-from steer2edit.audit.audit import Audit, audit
+from steer2edit.audit.audit import audit
 from steer2edit.audit.change import TensorChange
 from steer2edit.audit.classify import Classification
 from steer2edit.audit.match import EditMatch
-from steer2edit.audit.summary import as_json, components, site_directions, site_magnitudes, site_rows, write_directions
+from steer2edit.audit.result import Audit
 from steer2edit.audit.verification import Verification, verify_checkpoint
 
 __all__ = [
@@ -17,13 +17,7 @@ __all__ = [
     "EditMatch",
     "TensorChange",
     "Verification",
-    "as_json",
     "audit",
-    "components",
     "require_not_applied",
-    "site_directions",
-    "site_magnitudes",
-    "site_rows",
     "verify_checkpoint",
-    "write_directions",
 ]

@@ -1,16 +1,17 @@
 """What became of one tensor: nothing, a few entries, a rank-1 or low-rank change, rounding, or everything."""
 
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from steer2edit.audit.components import Recovered, recover
-from steer2edit.audit.matrix_pair import MatrixPair
-from steer2edit.audit.rank_one import RankOne, fit_rank_one
+from steer2edit.audit.matrices import MatrixPair
+from steer2edit.audit.rank_one import fit_rank_one
+from steer2edit.audit.recovered import Recovered, recover
 from steer2edit.audit.spectrum import spectrum
-from steer2edit.audit.statistics import SHOWN_ENTRIES, Totals, rounding_noise, total
-from steer2edit.core import Component, Experts, Site
+from steer2edit.audit.totals import SHOWN_ENTRIES, Totals, total
+from steer2edit.models import StoredMatrix
 
 Kind = Literal[
     "rank-1", "low-rank", "full-rank", "vector", "entries", "rounding", "rounded", "same-values", "not-finite", "bits"
@@ -20,36 +21,6 @@ most eight; rounding: within one spacing of the dtype; rounded: exactly the base
 is the rounded one); same-values: only stored in another dtype; bits: integers and packed formats, not compared."""
 
 _TRY_RANK_ONE = 8
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which matrix of the model a stored tensor, or an expert's part of it, is.
-
-    Args:
-        site: the site.
-        key: the projection's unique name.
-        columns: its entries of the site's row.
-        component_width: columns per component.
-        site_width: m of the whole site.
-        transposed: whether it is stored as [m, d].
-        expert: index on the tensor's first axis where experts are fused.
-        sizes: how the site's columns divide into experts, if they do.
-    """
-
-    site: Site
-    key: str
-    columns: slice
-    component_width: int
-    site_width: int
-    transposed: bool
-    expert: int | None = None
-    sizes: Experts | None = None
-
-    def component(self, index: int) -> Component:
-        """The head or neuron with this index within the matrix."""
-        within_site = self.columns.start // self.component_width + index
-        return self.sizes.neuron(self.site.layer, within_site) if self.sizes else self.site.component(within_site)
 
 
 @dataclass(frozen=True)
@@ -79,7 +50,7 @@ class TensorChange:
     kind: Kind
     shape: tuple[int, ...]
     dtypes: tuple[str, str]
-    place: Place | None = None
+    place: StoredMatrix | None = None
     rank: int | None = None
     changed: int = 0
     entries: tuple[tuple[int, int], ...] = ()
@@ -103,14 +74,39 @@ class TensorChange:
         """Whether nothing but number formats and rounding differs."""
         return self.kind in ("rounding", "rounded", "same-values")
 
+    @property
+    def components(self) -> list[dict[str, Any]]:
+        """The heads or neurons that carry a rank-1 change, strongest first: their names, λ, its error and ‖a_i‖."""
+        return [] if self.recovered is None else self.recovered.components
 
-def describe_change(tensor: str, pair: MatrixPair, place: Place | None = None) -> TensorChange | None:
+    def as_json(self) -> dict[str, Any]:
+        """As JSON (docs/audit.md)."""
+        return {
+            "tensor": self.name,
+            "site": None if self.place is None else str(self.place.site),
+            "kind": self.kind,
+            "rank": self.rank,
+            "shape": self.shape,
+            "dtypes": self.dtypes,
+            "changed_entries": self.changed,
+            "size": self.size,
+            "relative_size": self.relative_size if math.isfinite(self.relative_size) else None,
+            "singular_values": self.singular_values,
+            "noise_edge": self.noise_edge,
+            "entries": self.entries,
+            "unexplained_entries": self.unexplained,
+            "exceptions": [{"row": row, "column": column, "remains": rest} for row, column, rest in self.exceptions],
+            "rounded_to": self.rounded_to,
+            **(self.recovered.as_json() if self.recovered is not None else {}),
+        }
+
+
+def describe_change(tensor: str, pair: MatrixPair, place: StoredMatrix | None = None) -> TensorChange | None:
     """Say what changed between the two matrices of a pair, or `None` if every entry is equal and so are the dtypes."""
     totals = total(pair)
     kind = _simple_kind(pair, totals)
     if kind is None and not totals.changed:
         return None
-    relative = (totals.energy / totals.before_energy) ** 0.5 if totals.before_energy else float("inf")
     change = TensorChange(
         tensor=tensor,
         kind=kind or "full-rank",
@@ -120,7 +116,7 @@ def describe_change(tensor: str, pair: MatrixPair, place: Place | None = None) -
         changed=totals.changed,
         entries=tuple(totals.entries) if kind == "entries" else (),
         size=totals.energy**0.5,
-        relative_size=relative,
+        relative_size=(totals.energy / totals.before_energy) ** 0.5 if totals.before_energy else math.inf,
         rounded_to=_rounded_to(pair, totals) if kind == "rounded" else None,
     )
     return change if kind is not None else _matrix_change(change, pair, totals)
@@ -133,7 +129,7 @@ def _simple_kind(pair: MatrixPair, totals: Totals) -> Kind | None:
         return "same-values" if pair.dtypes[0] != pair.dtypes[1] else None
     if _rounded_to(pair, totals) is not None:
         return "rounded"
-    if totals.changed <= min(SHOWN_ENTRIES, totals.row_energy.numel() * pair.shape[1] // 10):
+    if totals.changed <= min(SHOWN_ENTRIES, math.prod(pair.shape) // 10):
         return "entries"
     if totals.most_spacings <= 1:
         return "rounding"
@@ -147,30 +143,18 @@ def _rounded_to(pair: MatrixPair, totals: Totals) -> str | None:
 
 
 def _matrix_change(change: TensorChange, pair: MatrixPair, totals: Totals) -> TensorChange:
-    noise = rounding_noise(pair, totals)
-    found = spectrum(pair, totals, noise)
+    found = spectrum(pair, totals)
     leading = tuple(float(value) for value in found.values[:SHOWN_ENTRIES])
-    change = replace(change, singular_values=leading, noise_edge=noise.edge)
+    change = replace(change, singular_values=leading, noise_edge=found.noise_edge)
     if found.rank is None:
         return change
     if found.rank <= _TRY_RANK_ONE:
         fit = fit_rank_one(pair, totals, found.right[:, 0], thorough=found.rank <= 1)
         if fit.accepted:
-            return replace(
-                change,
-                kind="rank-1",
-                rank=1,
-                exceptions=fit.exceptions,
-                unexplained=fit.outside,
-                recovered=_recovered(change.place, pair, fit),
-            )
+            recovered = None if change.place is None else recover(pair, fit, change.place)
+            fitted = {"exceptions": fit.exceptions, "unexplained": fit.outside, "recovered": recovered}
+            return replace(change, kind="rank-1", rank=1, **fitted)  # type: ignore[arg-type]
     return replace(change, kind="low-rank", rank=found.rank) if found.rank else replace(change, kind="rounding")
-
-
-def _recovered(place: Place | None, pair: MatrixPair, fit: RankOne) -> Recovered | None:
-    if place is None:
-        return None
-    return recover(pair, fit.left, fit.right, transposed=place.transposed, width=place.component_width)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -15,6 +15,17 @@ Label = Literal[
 ALONG = 0.9
 """Share of a rank-1 change's energy along W_iᵀu above which it follows the rule λ_i k_i; chance gives 1 / head_dim."""
 _ABLATION_COSINE = 0.99
+_MATRIX_CHANGES = {
+    "edit": "a rank-1 change",
+    "low-rank": "a low-rank change",
+    "full-rank": "a full-rank change",
+}
+_OTHER_CHANGES = {
+    "vector": "a change of a norm or bias",
+    "entries": "single entries changed",
+    "not-finite": "NaN or infinite entries",
+    "bits": "other contents (integers or a packed format)",
+}
 
 
 @dataclass(frozen=True)
@@ -47,22 +58,28 @@ def classify(
         unread: what was not looked at.
         besides: what differs but is no part of the model, such as its tokenizer.
     """
-    real = [change for change in changes if not change.is_tiny]
     groups: dict[str, list[TensorChange]] = {}
-    for change in real:
-        groups.setdefault(_group(change), []).append(change)
-    matrices = {name: group for name, group in groups.items() if name in ("edit", "low-rank", "full-rank")}
-    main = max(matrices, key=lambda name: len(matrices[name]), default="")
-    label, text = _main(main, matrices[main], compared) if main else _without_matrices(changes, real, compared)
+    for change in changes:
+        if not change.is_tiny:
+            groups.setdefault(_group(change), []).append(change)
+    matrices = [name for name in groups if name in _MATRIX_CHANGES]
+    main = max(matrices, key=lambda name: len(groups[name]), default="")
+    text_of = {"edit": _edit, "low-rank": _low_rank, "full-rank": _full_rank}
+    label, text = text_of[main](groups[main], compared) if main else _without_matrices(changes, compared)
     rest = [_phrase(name, group) for name, group in groups.items() if name != main]
-    rest += _unexplained(matrices.get(main, []))
+    rest += [
+        f"{change.unexplained} entries of {change.name} that no rank-1 change explains"
+        for change in groups.get(main, ())
+        if change.unexplained
+    ]
     if label in ("identical", "rounded-copy") and structure:
         label, text = "other", f"Not the same model: {'; '.join(structure)}. The tensors that both have: {_small(text)}"
     else:
         rest += structure
     if unread:
         label, text = "partly-read", f"Read in part: {'; '.join(unread)}. The rest: {_small(text)}"
-    return Classification(label, f"{text}. {_besides([*rest, *besides])}".strip())
+    rest += besides
+    return Classification(label, f"{text}. Besides: {'; '.join(rest)}." if rest else f"{text}.")
 
 
 def _small(text: str) -> str:
@@ -75,21 +92,21 @@ def _group(change: TensorChange) -> str:
     return change.kind
 
 
-def _main(name: str, group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
+def _full_rank(group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
     tensors = len({change.tensor for change in group})
-    if name == "full-rank":
-        return (
-            "full-rank",
-            f"A full fine-tune or another dense change: full-rank change in {tensors} of {compared} tensors",
-        )
-    if name == "low-rank":
-        ranks = Counter(change.rank for change in group)
-        most = f"rank {ranks.most_common(1)[0][0]}" if len(ranks) == 1 else f"ranks up to {max(r or 0 for r in ranks)}"
-        return "low-rank", f"A merged LoRA, or another low-rank change, of {most} in {_modules(group)}"
-    return _edit(group, tensors)
+    return "full-rank", (
+        f"A full fine-tune or another dense change: full-rank change in {tensors} of {compared} tensors"
+    )
 
 
-def _edit(group: Sequence[TensorChange], tensors: int) -> tuple[Label, str]:
+def _low_rank(group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
+    ranks = {change.rank or 0 for change in group}
+    most = f"rank {max(ranks)}" if len(ranks) == 1 else f"ranks up to {max(ranks)}"
+    return "low-rank", f"A merged LoRA, or another low-rank change, of {most} in {_modules(group)}"
+
+
+def _edit(group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
+    tensors = len({change.tensor for change in group})
     recovered = [change.recovered for change in group if change.recovered is not None]
     where = f"in {tensors} output projection{'s' * (tensors != 1)} ({_modules(group)})"
     ablations = [r.ablation for r in recovered]
@@ -126,41 +143,19 @@ def _modules(group: Sequence[TensorChange]) -> str:
     return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
-def _without_matrices(
-    changes: Sequence[TensorChange], real: Sequence[TensorChange], compared: int
-) -> tuple[Label, str]:
+def _without_matrices(changes: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
+    real = [change for change in changes if not change.is_tiny]
     if real:
         return "other", f"No matrix was edited as a whole: {len(real)} of {compared} tensors differ otherwise"
     if not changes:
         return "identical", f"Identical: all {compared} tensors are the same bit for bit"
-    kinds = {change.kind for change in changes}
-    if kinds <= {"rounded", "same-values"}:
-        formats = sorted({change.rounded_to or change.dtypes[1] for change in changes})
-        return "rounded-copy", f"The same model in another number format ({', '.join(formats)})"
-    return "rounded-copy", f"The same model up to rounding: {len(changes)} of {compared} tensors differ by no more"
+    if any(change.kind == "rounding" for change in changes):
+        return "rounded-copy", f"The same model up to rounding: {len(changes)} of {compared} tensors differ by no more"
+    formats = sorted({change.rounded_to or change.dtypes[1] for change in changes})
+    return "rounded-copy", f"The same model in another number format ({', '.join(formats)})"
 
 
 def _phrase(name: str, group: Sequence[TensorChange]) -> str:
-    what = {
-        "edit": "a rank-1 change",
-        "low-rank": "a low-rank change",
-        "full-rank": "a full-rank change",
-        "vector": "a change of a norm or bias",
-        "entries": "single entries changed",
-        "not-finite": "NaN or infinite entries",
-        "bits": "other contents (integers or a packed format)",
-    }[name]
     names = [change.name for change in group]
-    return f"{what} in {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _unexplained(group: Sequence[TensorChange]) -> list[str]:
-    return [
-        f"{change.unexplained} entries of {change.name} that no rank-1 change explains"
-        for change in group
-        if change.unexplained
-    ]
-
-
-def _besides(phrases: Sequence[str]) -> str:
-    return f"Besides: {'; '.join(phrases)}." if phrases else ""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{(_MATRIX_CHANGES | _OTHER_CHANGES)[name]} in {', '.join(names[:4])}{more}"

@@ -6,21 +6,23 @@ Shapes: p × q = a matrix as it is stored.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.audit.change import Place, TensorChange
-from steer2edit.audit.components import Recovered
-from steer2edit.audit.matrix_pair import MatrixPair
+from steer2edit.audit.change import TensorChange
+from steer2edit.audit.matrices import MatrixPair
+from steer2edit.audit.recovered import Recovered
 from steer2edit.audit.structure import counted
 from steer2edit.core import Site, SiteEdit, WeightEdit
+from steer2edit.models import StoredMatrix
 
 _ALLOWED_SHARE = 1e-3
 _HALFWIDTHS = 2.0
 _ROUND = ((0.05, 0.01), (0.01, 0.002))  # (steps, how near): people choose round strengths
-PairOf = Callable[[str, Place], MatrixPair | None]
+PairOf = Callable[[StoredMatrix], MatrixPair | None]
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,10 @@ class EditMatch:
     @property
     def sentence(self) -> str:
         """The outcome in words."""
-        differing = [str(site.site) for site in self.sites if not site.matches]
         if self.strength is None:
             also = f" Besides: {'; '.join(self.besides)}." if self.besides else ""
             return f"The given edit is not in what was compared.{also}"
-        if differing:
+        if differing := [str(site.site) for site in self.sites if not site.matches]:
             return (
                 f"Does not match the given edit: at the best common strength, {self.strength:g}, {len(differing)} of "
                 f"{len(self.sites)} sites differ by more than rounding ({', '.join(differing[:6])}"
@@ -93,41 +94,41 @@ class EditMatch:
         also = f"Besides: {'; '.join(rest)}." if rest else "Nothing else changed."
         return f"Matches the given edit at strength {self.strength:g}, in all {len(self.sites)} sites. {also}"
 
+    def as_json(self) -> dict[str, Any]:
+        """As JSON (docs/audit.md)."""
+        sites = [{**vars(site), "site": str(site.site), "matches": site.matches} for site in self.sites]
+        return {**vars(self), "matches": self.matches, "sentence": self.sentence, "sites": sites}
+
 
 def match_edit(
     edit: WeightEdit,
     changes: Sequence[TensorChange],
-    places: Mapping[str, Sequence[Place]],
+    places: Mapping[Site, Sequence[StoredMatrix]],
     pair_of: PairOf,
-    besides: tuple[str, ...] = (),
+    besides: Sequence[str] = (),
 ) -> EditMatch:
     """Compare what was found with a given edit.
 
     Args:
         edit: the edit.
         changes: of all tensors that are not identical.
-        places: the projections by the tensor that holds them.
+        places: the projections of each site.
         pair_of: a projection before and after; `None` where it cannot be compared.
         besides: what else is to be said of the two.
     """
-    found = {c.place.key: c.recovered for c in changes if c.place is not None and c.recovered is not None}
-    by_site: dict[Site, list[tuple[str, Place]]] = {}
-    for tensor, within in places.items():
-        for place in within:
-            by_site.setdefault(place.site, []).append((tensor, place))
+    found = {c.recovered.place.projection.key: c.recovered for c in changes if c.recovered is not None}
     edited = {site: e for site, e in edit.sites.items() if bool(e.row.any())}
-    fits = {site: _fit(e, by_site.get(site, []), found) for site, e in edited.items()}
+    fits = {site: _fit(e, places.get(site, ()), found) for site, e in edited.items()}
     strength = _common_strength(edited, fits)
-    sites = []
+    sites, unread = [], []
     for site, site_edit in edited.items():
+        pairs = [(place, pair_of(place)) for place in places.get(site, ())]
+        if not pairs or any(pair is None for _, pair in pairs):
+            unread.append(str(site))
         strength_here, u_cosine, a_cosine = fits[site] or (None, None, None)
-        outside, same = _check(site_edit, strength or 0.0, by_site.get(site, []), pair_of)
+        outside, same = _check(site_edit, strength or 0.0, pairs)
         sites.append(SiteMatch(site, strength_here, u_cosine, a_cosine, outside, same))
     elsewhere = [c.name for c in changes if not c.is_tiny and (c.place is None or c.place.site not in edited)]
-    unread = [
-        str(site) for site in edited
-        if not by_site.get(site) or any(pair_of(*where) is None for where in by_site[site])
-    ]  # fmt: skip
     besides = (*counted(unread, "site", "of it that could not be compared"), *besides)
     return EditMatch(strength, tuple(sites), tuple(elsewhere), besides)
 
@@ -152,46 +153,40 @@ def _common_strength(
 
 
 def _fit(
-    edit: SiteEdit, places: Sequence[tuple[str, Place]], found: Mapping[str, Recovered]
+    edit: SiteEdit, places: Sequence[StoredMatrix], found: Mapping[str, Recovered]
 ) -> tuple[float, float, float] | None:
     """(strength, cosine of u, cosine of a) over a site's matrices."""
-    u, products, energy, own = edit.output_direction.double(), 0.0, 0.0, 0.0
-    cosine, largest = 0.0, 0.0
-    for _, place in places:
-        change, a = found.get(place.key), edit.row[place.columns].double()
-        energy += float(a.square().sum())
-        if change is None:
-            continue
-        agreement = float(change.direction @ u)
-        product = float(change.row @ a)
-        products += agreement * product
-        own += float(change.row.square().sum())
-        if float(change.row.norm()) >= largest:
-            cosine, largest = abs(agreement), float(change.row.norm())
+    u = edit.output_direction.double()
+    energy = sum(float(edit.row[place.projection.columns].double().square().sum()) for place in places)
+    changes = [change for place in places if (change := found.get(place.projection.key)) is not None]
+    own = sum(float(change.row.square().sum()) for change in changes)
     if not own or not energy:
         return None
-    return products / energy, cosine, products / max(cosine, 1e-30) / (own * energy) ** 0.5
+    agreement = [float(change.direction @ u) for change in changes]
+    rows = [float(c.row @ edit.row[c.place.projection.columns].double()) for c in changes]
+    product = sum(one * other for one, other in zip(agreement, rows, strict=True))
+    _, cosine = max((float(change.row.norm()), abs(cosine)) for change, cosine in zip(changes, agreement, strict=True))
+    return product / energy, cosine, product / max(cosine, 1e-30) / (own * energy) ** 0.5
 
 
 def _check(
-    edit: SiteEdit, strength: float, places: Sequence[tuple[str, Place]], pair_of: PairOf
+    edit: SiteEdit, strength: float, pairs: Sequence[tuple[StoredMatrix, MatrixPair | None]]
 ) -> tuple[float, float]:
     """(share of entries that the edit does not explain, share that it gives bit for bit)."""
     outside = same = entries = 0
-    for tensor, place in places:
-        u, a = edit.output_direction.float(), strength * edit.row[place.columns].float()
-        left, right = (a, u) if place.transposed else (u, a)
-        pair = pair_of(tensor, place)
+    for place, pair in pairs:
+        u, a = edit.output_direction.float(), strength * edit.row[place.projection.columns].float()
+        entries += u.numel() * a.numel()
         if pair is None:
-            outside, entries = outside + u.numel() * a.numel(), entries + u.numel() * a.numel()
+            outside += u.numel() * a.numel()
             continue
+        left, right = (a, u) if place.transposed else (u, a)
         for block in pair.blocks():
             expected = torch.outer(left[block.rows], right)
             outside += int(_beyond(block.change, expected, block.halfwidth).sum())
             wide = torch.promote_types(pair.dtypes[1], torch.float32)
             merged = (block.before.to(wide) + expected.to(wide)).to(pair.dtypes[1])
             same += int((merged.to(block.after.dtype) == block.after).sum())
-            entries += expected.numel()
     return (outside / entries, same / entries) if entries else (1.0, 0.0)
 
 

@@ -1,36 +1,50 @@
 """Which tensors of a checkpoint's files are which parameters of the model, and which of them are its projections."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
 
-from steer2edit.audit.change import Place
 from steer2edit.core import Site
-from steer2edit.models import LanguageModel, SiteModule, stored_matrices, stored_parameters
+from steer2edit.models import LanguageModel, StoredMatrix, stored_matrices, stored_parameters
 
 
-@dataclass(frozen=True)
 class Places:
-    """A model's parameters by where they are stored.
+    """A model's parameters by where they are stored: nothing where the architecture is not known.
 
     Args:
-        by_tensor: the projections that a tensor holds: one, or several experts.
-        sites: the model's sites.
-        network: its structure, without weights; `None` where the architecture is not known.
-        tensors: tensors of the files by the parameter that they are.
+        model: its structure, without weights.
+        tensors: the checkpoint's tensors by name, with their shapes.
+
+    Raises:
+        ModelError: a projection is in no tensor.
     """
 
-    by_tensor: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
-    sites: Mapping[Site, SiteModule] = field(default_factory=dict)
-    network: nn.Module | None = None
-    tensors: Mapping[str, str] = field(default_factory=dict)
+    def __init__(self, model: LanguageModel | None = None, tensors: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.network: nn.Module | None = None if model is None else model.network
+        self.by_key: dict[str, StoredMatrix] = {}
+        """By the projection's key."""
+        self.tensors: dict[str, str] = {}
+        """Tensors of the files by the parameter that they are."""
+        if model is not None and tensors is not None:
+            self.by_key = stored_matrices(model, tensors)
+            self.tensors = stored_parameters(model, tensors)
 
     @cached_property
-    def by_key(self) -> dict[str, tuple[str, Place]]:
-        """(tensor, place) by the projection's key."""
-        return {place.key: (tensor, place) for tensor, places in self.by_tensor.items() for place in places}
+    def by_tensor(self) -> dict[str, list[StoredMatrix]]:
+        """The projections that a tensor holds: one, or several experts."""
+        found: dict[str, list[StoredMatrix]] = {}
+        for place in self.by_key.values():
+            found.setdefault(place.tensor, []).append(place)
+        return found
+
+    @cached_property
+    def by_site(self) -> dict[Site, list[StoredMatrix]]:
+        """The projections of a site."""
+        found: dict[Site, list[StoredMatrix]] = {}
+        for place in self.by_key.values():
+            found.setdefault(place.site, []).append(place)
+        return found
 
     @property
     def embedding(self) -> str | None:
@@ -51,15 +65,11 @@ class Places:
 
     def parameters(self, module: str) -> list[str]:
         """Names of a module's own parameters, without those of modules within it."""
-        found = self._module(module)
+        found = self.module(module)
         return [] if found is None else [f"{module}.{name}" for name, _ in found.named_parameters(recurse=False)]
 
-    def is_flipped(self, module: str) -> bool | None:
-        """Whether a module's weight is [in, out]; `None` where its structure is not known."""
-        found = self._module(module)
-        return None if found is None else type(found).__name__ == "Conv1D"
-
-    def _module(self, name: str) -> nn.Module | None:
+    def module(self, name: str) -> nn.Module | None:
+        """The module of this name, if the structure is known and has one."""
         try:
             return None if self.network is None else self.network.get_submodule(name)
         except AttributeError:
@@ -71,29 +81,3 @@ class Places:
             return None
         name = next(f"{name}.weight" for name, module in self.network.named_modules() if module is wanted)
         return self.tensors.get(name, name)
-
-
-def find_places(model: LanguageModel, tensors: Mapping[str, Sequence[int]]) -> Places:
-    """Where each parameter of a model is in a checkpoint's tensors, which are given by name with their shapes.
-
-    Raises:
-        ModelError: a projection is in no tensor.
-    """
-    stored = stored_matrices(model, tensors)
-    found: dict[str, list[Place]] = {}
-    for site, module in model.sites.items():
-        for projection in module.projections:
-            where = stored[projection.key]
-            place = Place(
-                site=site,
-                key=projection.key,
-                columns=projection.columns,
-                component_width=module.component_width,
-                site_width=module.shape[1],
-                transposed=where.transposed,
-                expert=where.expert,
-                sizes=module.sizes,
-            )
-            found.setdefault(where.tensor, []).append(place)
-    by_tensor = {tensor: tuple(places) for tensor, places in found.items()}
-    return Places(by_tensor, model.sites, model.network, stored_parameters(model, tensors))

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from steer2edit.audit.matrix_pair import MatrixPair
-from steer2edit.audit.statistics import SHOWN_ENTRIES, Totals
+from steer2edit.audit.matrices import MatrixPair
+from steer2edit.audit.totals import SHOWN_ENTRIES, Totals
 
 _FAR = 20.0  # halfwidths at which an entry's pull is halved
 _INSIDE_PULL = 0.02  # curvature of entries that do not pull: keeps a step from overshooting

@@ -5,10 +5,8 @@ two neighbouring numbers of the dtype, entry by entry: a large weight hides more
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-
-from steer2edit.errors import InvalidValueError
 
 ROUNDED_TO = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 """Dtypes that a checkpoint may have been rounded through."""
@@ -63,15 +61,4 @@ def halfwidth(
 def is_rounded(before: Float[Tensor, "*shape"], after: Float[Tensor, "*shape"], dtype: torch.dtype) -> bool:
     """Whether `after` is `before` rounded to `dtype`, in every entry. NaN equals NaN."""
     rounded = before.to(dtype).to(after.dtype)
-    same: Bool[Tensor, "*shape"] = (rounded == after) | (rounded.isnan() & after.isnan())
-    return bool(same.all())
-
-
-def require_floating(dtype: torch.dtype, what: str) -> None:
-    """Refuse a dtype whose rounding is not known.
-
-    Raises:
-        InvalidValueError: it is none of float16, bfloat16, float32 and float64.
-    """
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise InvalidValueError(f"{what} has dtype {str(dtype)[6:]}: its changes can only be compared bit by bit.")
+    return bool(((rounded == after) | (rounded.isnan() & after.isnan())).all())

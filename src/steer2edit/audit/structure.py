@@ -3,25 +3,11 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from steer2edit.artifacts.manifest import read_json
+from steer2edit.audit.matrices import TensorView, Views
+from steer2edit.audit.other_files import Differences
 from steer2edit.audit.places import Places
-from steer2edit.audit.views import TensorView, copies_of, same_content
-from steer2edit.errors import ModelError
-from steer2edit.models import read_settings
 
-WITHOUT_EFFECT = frozenset({
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "_attn_implementation",
-    "_attn_implementation_autoset", "attn_implementation", "initializer_range", "gradient_checkpointing",
-    "output_attentions", "output_hidden_states", "return_dict", "torchscript", "id2label", "label2id", "problem_type",
-    "attention_dropout", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "embd_pdrop",
-    "resid_pdrop", "attn_pdrop", "classifier_dropout", "router_aux_loss_coef", "pretraining_tp",
-})  # fmt: skip
-"""Settings of config.json that change nothing of what the model computes: provenance, storage, training."""
-TOKENS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
-"""Settings that say where a text begins and ends, but change no number that is computed."""
 _TYING = "tie_word_embeddings"
 _LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.(?P<part>.+)")
 _MOST_NAMES = 3
@@ -45,7 +31,7 @@ class Structure:
     added: Mapping[str, str | None] = field(default_factory=dict)
     missing: Mapping[str, str | None] = field(default_factory=dict)
     other_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    settings: Differences = field(default_factory=dict)
     code: tuple[str, ...] = ()
     added_layers: Mapping[str, str | None] = field(default_factory=dict)
     missing_layers: tuple[str, ...] = ()
@@ -83,39 +69,37 @@ def counted(names: Collection[str], noun: str, what: str, several: str | None = 
     return [f"{len(names)} {noun}{'' if is_one else 's'} {what if is_one else several or what} ({shown})"]
 
 
-def compare_structure(
-    before: Mapping[str, TensorView],
-    after: Mapping[str, TensorView],
-    settings: Mapping[str, tuple[Any, Any]],
-    code: tuple[str, ...] = (),
-) -> Structure:
+def compare_structure(before: Views, after: Views, settings: Differences, code: tuple[str, ...] = ()) -> Structure:
     """Compare two models' tensors by name and shape, and their layers by content where their number differs."""
-    added = [name for name in after if name not in before]
-    missing = [name for name in before if name not in after]
     ours, theirs = _layers(before), _layers(after)
     stacks = {layer.rpartition(".")[0] for layer in ours}
-    new_layers = [layer for layer in theirs if layer not in ours and layer.rpartition(".")[0] in stacks]
-    lost_layers = tuple(layer for layer in ours if layer not in theirs)
+    added = [layer for layer in theirs if layer not in ours and layer.rpartition(".")[0] in stacks]
+    missing = tuple(layer for layer in ours if layer not in theirs)
     moved: dict[str, str] = {}
-    if new_layers or lost_layers:
-        for layer in (layer for layer in theirs if layer in ours and not _same(theirs[layer], ours[layer])):
-            if (other := _copied(theirs[layer], ours)) is not None:
-                moved[layer] = other
+    if added or missing:
+        changed = [layer for layer in theirs if layer in ours and not _same(theirs[layer], ours[layer])]
+        moved = {layer: other for layer in changed if (other := _copied(theirs[layer], ours)) is not None}
     return Structure(
-        added={name: copies_of(name, after) for name in added},
-        missing={name: copies_of(name, before) for name in missing},
+        added={name: _copy_of(name, after) for name in after if name not in before},
+        missing={name: _copy_of(name, before) for name in before if name not in after},
         other_shape={
             n: (v.shape, after[n].shape) for n, v in before.items() if n in after and after[n].shape != v.shape
         },
         settings=settings,
         code=code,
-        added_layers={layer: _copied(theirs[layer], ours) for layer in new_layers},
-        missing_layers=lost_layers,
+        added_layers={layer: _copied(theirs[layer], ours) for layer in added},
+        missing_layers=missing,
         moved_layers=moved,
     )
 
 
-def _layers(views: Mapping[str, TensorView]) -> dict[str, dict[str, TensorView]]:
+def _copy_of(name: str, views: Views) -> str | None:
+    """Another tensor of the same checkpoint with the same content, such as the embedding that lm_head is tied to."""
+    own = views[name]
+    return next((n for n, v in views.items() if n != name and v.shape == own.shape and v.equals(own)), None)
+
+
+def _layers(views: Views) -> dict[str, dict[str, TensorView]]:
     found: dict[str, dict[str, TensorView]] = {}
     for name, view in views.items():
         if match := _LAYER.fullmatch(name):
@@ -128,16 +112,16 @@ def _layer_of(tensor: str) -> str | None:
     return match["layer"] if match else None
 
 
-def _copied(layer: Mapping[str, TensorView], ours: Mapping[str, Mapping[str, TensorView]]) -> str | None:
+def _copied(layer: Views, ours: Mapping[str, Views]) -> str | None:
     return next((name for name, other in ours.items() if _same(layer, other)), None)
 
 
-def _same(one: Mapping[str, TensorView], other: Mapping[str, TensorView]) -> bool:
-    return one.keys() == other.keys() and all(same_content(view, other[part]) for part, view in one.items())
+def _same(one: Views, other: Views) -> bool:
+    return one.keys() == other.keys() and all(view.equals(other[part]) for part, view in one.items())
 
 
 def tie_heads(
-    before: dict[str, TensorView], after: dict[str, TensorView], places: Places, settings: dict[str, tuple[Any, Any]]
+    before: dict[str, TensorView], after: dict[str, TensorView], places: Places, settings: Differences
 ) -> None:
     """Give a side whose output head is tied to its embedding that head, where the other has it as a tensor of its own.
 
@@ -146,33 +130,9 @@ def tie_heads(
     head, embedding = places.head, places.embedding
     if head is None or embedding is None:
         return
-    ties = [places.ties_head] * 2
-    if _TYING in settings:
-        ties = [bool(value) for value in settings[_TYING]]
+    ties = settings.get(_TYING, (places.ties_head, places.ties_head))
     for views, other, tied in ((before, after, ties[0]), (after, before, ties[1])):
         if tied and head not in views and head in other and embedding in views:
             views[head] = views[embedding]
     if head in before and head in after:
         settings.pop(_TYING, None)
-
-
-def differing_settings(base: Path, other: Path) -> dict[str, tuple[Any, Any]]:
-    """(before, after) of each setting in config.json that changes what is computed, as the architecture reads it."""
-    try:
-        one, two = (read_settings(path) for path in (base, other))
-    except ModelError:  # an unknown architecture: as they are written
-        one, two = (
-            read_json(path / "config.json") if (path / "config.json").is_file() else {} for path in (base, other)
-        )
-    one, two = (_computing(settings) for settings in (one, two))
-    return {k: (one.get(k), two.get(k)) for k in sorted({*one, *two}) if one.get(k) != two.get(k)}
-
-
-def _computing(settings: Any) -> Any:
-    """Settings without those that change nothing; those of a part, such as text_config, as well."""
-    if not isinstance(settings, dict):
-        return settings
-    kept = {k: _computing(v) for k, v in settings.items() if k not in WITHOUT_EFFECT | TOKENS}
-    if isinstance(kept.get("architectures"), list):
-        kept["architectures"] = sorted(kept["architectures"], key=str)
-    return kept

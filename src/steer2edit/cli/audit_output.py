@@ -12,7 +12,6 @@ _LONGEST_VALUE = 60
 
 def print_audit(audit: "Audit", top: int) -> None:
     """The classification, changed tensors, heat map of heads, strongest components, and what else differs."""
-    from steer2edit.audit import components, site_magnitudes
     from steer2edit.cli.console import print_table, say
     from steer2edit.cli.heat_map import print_heat_map
 
@@ -27,10 +26,10 @@ def print_audit(audit: "Audit", top: int) -> None:
             [_row(change) for change in shown[: max(top, 1)]],
             "Changed tensors, by size" + (f" (the first {top} of {len(shown)})" if len(shown) > top else ""),
         )
-    magnitudes = {site: lam for site, lam in site_magnitudes(audit).items() if site.block != "mlp"}
+    magnitudes = {site: edit.magnitude for site, edit in audit.sites.items() if site.block != "mlp"}
     if magnitudes:
         print_heat_map(magnitudes)
-    found = sorted((c for change in shown for c in components(change)), key=lambda c: -abs(c["magnitude"]))[:top]
+    found = sorted((c for change in shown for c in change.components), key=lambda c: -abs(c["magnitude"]))[:top]
     if found:
         rows = [[c["component"], f"{c['magnitude']:+.4f}", f"{c['error']:.4f}"] for c in found]
         print_table(["component", "λ", "±"], rows, "Strongest components")
@@ -38,9 +37,7 @@ def print_audit(audit: "Audit", top: int) -> None:
 
 
 def _row(change: "TensorChange") -> list[str]:
-    from steer2edit.audit import components
-
-    strongest = components(change)
+    strongest = change.components
     names = ", ".join(f"{c['component']} {c['magnitude']:+.2f}" for c in strongest[:3])
     if change.entries:
         names = "at " + ", ".join(f"[{row}, {column}]" for row, column in change.entries[:3])

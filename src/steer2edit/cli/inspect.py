@@ -66,8 +66,7 @@ def _audit(
     trust_remote_code: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     from steer2edit.artifacts import load_edit, require_free
-    from steer2edit.audit import as_json as audit_json
-    from steer2edit.audit import audit, write_directions
+    from steer2edit.audit import audit
     from steer2edit.cli.audit_output import print_audit
     from steer2edit.cli.console import print_json
     from steer2edit.progress import show_progress
@@ -78,8 +77,8 @@ def _audit(
     with show_progress():
         found = audit(base, edited, given, layout=layout, trust_remote_code=trust_remote_code)
     if directions is not None:
-        write_directions(found, directions, overwrite=overwrite)
-    return print_json(audit_json(found)) if as_json else print_audit(found, top)
+        found.write_directions(directions, overwrite=overwrite)
+    return print_json(found.as_json()) if as_json else print_audit(found, top)
 
 
 def print_edit(edit: "WeightEdit", where: Path, *, top: int, as_json: bool) -> None:

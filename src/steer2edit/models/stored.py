@@ -19,12 +19,14 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from steer2edit.core import Component, Site
 from steer2edit.errors import ModelError
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.loading import model_class
 from steer2edit.models.model_path import has_weights, model_path
 from steer2edit.models.projection import Projection
+from steer2edit.models.site_module import SiteModule
 
 _NOT_NEEDED = ["*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "*.ot"]
 _SEARCHES: tuple[dict[str, Any], ...] = (
@@ -41,11 +43,24 @@ class StoredMatrix:
         tensor: name of the tensor in the files.
         expert: index on the tensor's first axis, where the file has the experts fused.
         transposed: whether it is stored as [m, d].
+        module: the site that the projection is of.
+        projection: the projection.
     """
 
     tensor: str
     expert: int | None
     transposed: bool
+    module: SiteModule
+    projection: Projection
+
+    @property
+    def site(self) -> Site:
+        """Which site it is of."""
+        return self.module.site
+
+    def component(self, index: int) -> Component:
+        """The head or neuron with this index within the matrix."""
+        return self.module.component(self.projection.columns.start // self.module.component_width + index)
 
 
 def checkpoint_directory(name: str, *, weights_alone: bool = False) -> Path:
@@ -151,10 +166,10 @@ def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | 
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     state = model.network.state_dict()
-    wanted: dict[str, list[Projection]] = {}
-    for site in model.sites.values():
-        for projection in site.projections:
-            wanted.setdefault(projection.parameter_name, []).append(projection)
+    wanted: dict[str, list[tuple[SiteModule, Projection]]] = {}
+    for module in model.sites.values():
+        for projection in module.projections:
+            wanted.setdefault(projection.parameter_name, []).append((module, projection))
     found: dict[str, StoredMatrix] = {}
     for name, shape in tensors.items():
         target, pattern = rename_source_key(name, renamings, converters, model.network.base_model_prefix, state)
@@ -170,7 +185,7 @@ def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | 
                 "them counts is not defined. Remove one."
             )
         found |= located
-    missing = [key for projections in wanted.values() for p in projections if (key := p.key) not in found]
+    missing = [key for projections in wanted.values() for _, p in projections if (key := p.key) not in found]
     if missing:
         raise ModelError(
             f"the files of {model.name!r} have no tensor for {len(missing)} of its projections ({missing[0]}, ...). "
@@ -187,7 +202,9 @@ def _applied(
     return [o for o in operations if not (isinstance(o, Transpose) and o.check_dims and fits)]
 
 
-def _located(name: str, projections: list[Projection], operations: list[ConversionOps]) -> dict[str, StoredMatrix]:
+def _located(
+    name: str, projections: list[tuple[SiteModule, Projection]], operations: list[ConversionOps]
+) -> dict[str, StoredMatrix]:
     others = [o for o in operations if not isinstance(o, MergeModulelist | Transpose)]
     if others:
         raise ModelError(
@@ -195,8 +212,10 @@ def _located(name: str, projections: list[Projection], operations: list[Conversi
             "file. Use the edit as an adapter instead (steer2edit export)."
         )
     flipped = any(isinstance(o, Transpose) for o in operations)
-    if any(isinstance(o, MergeModulelist) for o in operations):
-        number = int(re.findall(r"\.(\d+)\.", name)[-1])  # ...experts.17.down_proj.weight
-        projections = [p for p in projections if p.expert == number]
-        return {p.key: StoredMatrix(name, None, p.transposed != flipped) for p in projections}
-    return {p.key: StoredMatrix(name, p.expert, p.transposed != flipped) for p in projections}
+    merged = any(isinstance(o, MergeModulelist) for o in operations)
+    number = int(re.findall(r"\.(\d+)\.", name)[-1]) if merged else None  # ...experts.17.down_proj.weight
+    return {
+        p.key: StoredMatrix(name, None if merged else p.expert, p.transposed != flipped, module, p)
+        for module, p in projections
+        if not merged or p.expert == number
+    }

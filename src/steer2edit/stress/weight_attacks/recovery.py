@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from steer2edit.artifacts import save_checkpoint
-from steer2edit.audit import Audit, audit, site_directions, site_magnitudes, site_rows
-from steer2edit.core import Site, SiteEdit, WeightEdit
+from steer2edit.audit import Audit, audit
+from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.evaluation import rate
 from steer2edit.models import LanguageModel
 
@@ -60,9 +60,8 @@ def recover_edit(model: LanguageModel, edit: WeightEdit, strength: float, folder
 
 def compare(edit: WeightEdit, found: Audit) -> Recovered:
     """What an audit found, against the edit that was written."""
-    magnitudes = site_magnitudes(found)
     true = {site: e.magnitude != 0 for site, e in edit.sites.items() if bool(e.row.any())}
-    seen = {site: magnitude != 0 for site, magnitude in magnitudes.items()}
+    seen = {site: e.magnitude != 0 for site, e in found.sites.items()}
     components, named = [], []
     for site, own in true.items():
         components += seen.get(site, torch.zeros_like(own))[own].tolist()
@@ -89,9 +88,8 @@ def compare(edit: WeightEdit, found: Audit) -> Recovered:
 
 def recovered_edit(found: Audit) -> WeightEdit | None:
     """The audit's rank-1 changes as an edit, which may be subtracted."""
-    directions, rows, magnitudes = site_directions(found), site_rows(found), site_magnitudes(found)
-    sites: dict[Site, SiteEdit] = {}
-    for site, u in directions.items():
-        magnitude = magnitudes[site].float()
-        sites[site] = SiteEdit(u.float(), rows[site].float(), magnitude, torch.zeros_like(magnitude))
+    sites = {
+        site: SiteEdit(own.output_direction.float(), own.row.float(), own.magnitude.float(), own.importance.float())
+        for site, own in found.sites.items()
+    }
     return WeightEdit(sites) if sites else None

@@ -9,18 +9,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.stored_tensor import DTYPES
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.tensors import read_tensors
 from steer2edit.artifacts.vector_files.pt_files import read_pt
 from steer2edit.audit.adapter_config import AdapterConfig, read_adapter_config
+from steer2edit.audit.matrices import TensorView
 from steer2edit.audit.places import Places
-from steer2edit.audit.views import TensorView
 from steer2edit.errors import ArtifactError, MismatchError
+from steer2edit.models import StoredMatrix
 
 PICKLED_FILE = "adapter_model.bin"
 _PREFIX = "base_model.model."
@@ -29,31 +28,7 @@ _KEY = re.compile(
 )
 _ADAPTER_NAME = re.compile(r"(\.(?:lora_\w+|trainable_tokens_delta))\.default(?=\.|$)|\.modules_to_save\.default(?=\.)")
 _WRAPPER = ".base_layer"
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SIDES = (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"))
-
-
-@dataclass(frozen=True)
-class Factors:
-    """One module's LoRA: s B A.
-
-    Args:
-        a: A [r, in].
-        b: B [out, r].
-        scaling: s.
-        transpose: whether the weight is stored as [in, out].
-    """
-
-    a: Float[Tensor, "r in"]
-    b: Float[Tensor, "out r"]
-    scaling: float
-    transpose: bool = False
-
-    @property
-    def sides(self) -> tuple[Float[Tensor, "p r"], Float[Tensor, "r q"]]:
-        """Factors of the change as it is stored, in float64."""
-        a, b = self.a.double(), self.scaling * self.b.double()
-        return (a.T, b.T) if self.transpose else (b, a)
 
 
 def is_adapter(directory: Path) -> bool:
@@ -62,15 +37,21 @@ def is_adapter(directory: Path) -> bool:
 
 
 def adapter_views(
-    directory: Path, base: Mapping[str, TensorView], places: Places
+    directory: Path, base: dict[str, TensorView], places: Places
 ) -> tuple[dict[str, TensorView], dict[str, str]]:
     """The base's tensors with the adapter's changes on top, and why others of the adapter's tensors were not read.
+
+    Where the base's output head is its embedding and the adapter changes it, the base is given it as a tensor.
 
     Raises:
         ArtifactError: the adapter is no LoRA, has settings that are not understood, or is damaged.
         MismatchError: its factors do not fit the base's weights.
     """
-    reading = _Reading(read_adapter_config(directory), base, places, dict(base))
+    head, embedding = places.head, base.get(places.embedding or "")
+    views = dict(base)
+    if places.ties_head and head is not None and embedding is not None:
+        views.setdefault(head, embedding)
+    reading = _Reading(read_adapter_config(directory), places, views)
     modules: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     for name, tensor in _by_name(directory, reading.unread).items():
@@ -84,7 +65,12 @@ def adapter_views(
         reading.read_whole(name, tensor, wrapped)
     for module, parts in modules.items():
         reading.read_module(module, parts)
-    return reading.views, reading.unread
+    if head in views and head not in base:
+        if views[head] is embedding:
+            del views[head]
+        elif embedding is not None:
+            base[head] = embedding
+    return views, reading.unread
 
 
 def _by_name(directory: Path, unread: dict[str, str]) -> dict[str, Tensor]:
@@ -112,7 +98,6 @@ def _by_name(directory: Path, unread: dict[str, str]) -> dict[str, Tensor]:
 @dataclass(frozen=True)
 class _Reading:
     config: AdapterConfig
-    base: Mapping[str, TensorView]
     places: Places
     views: dict[str, TensorView]
     unread: dict[str, str] = field(default_factory=dict)
@@ -145,7 +130,7 @@ class _Reading:
         elif (_WRAPPER in name) != (plain.rpartition(".")[0] in wrapped):
             self.unread[_PREFIX + name] = "PEFT ignores it, for it loads this module under another name"
         else:
-            self.views[target] = _view_of(tensor)
+            self.views[target] = TensorView.of(tensor)
 
     def _leave(self, module: str, parts: set[str], why: str) -> None:
         self.unread.update({f"{_PREFIX}{module}.{part}": why for part in sorted(parts)})
@@ -153,9 +138,9 @@ class _Reading:
     def _tensor(self, parameter: str) -> str | None:
         """The base's tensor of a parameter: by the model's own mapping, or by name where there is none."""
         known = self.places.tensors.get(parameter, parameter)
-        if known in self.base:
+        if known in self.views:
             return known
-        ends = [n for n in self.base if n.endswith(f".{parameter}") or parameter.endswith(f".{n}")]
+        ends = [n for n in self.views if n.endswith(f".{parameter}") or parameter.endswith(f".{n}")]
         return ends[0] if len(ends) == 1 and self.places.network is None else None
 
     def _read_factors(self, module: str, parts: Mapping[str, Tensor], sides: tuple[str, str]) -> str | None:
@@ -163,44 +148,65 @@ class _Reading:
         a, b = (parts[side] for side in sides)
         if a.ndim != 2 or b.ndim != 2:
             return "it is no matrix, and other factors are not read"
-        plain = module.replace(_WRAPPER, "")
+        plain, is_embedding = module.replace(_WRAPPER, ""), sides[0] != "lora_A.weight"
         wrapped = self.config.wrapped(self.places.parameters(plain))
-        experts = {k: p for k, p in self.places.by_key.items() if k.startswith(f"{plain}.") and k.endswith("]")}
-        if (wrapped or experts) and sides[0] == "lora_A.weight":
-            return self._read_wrapped(module, wrapped, a, b)
-        target = self.places.by_key.get(plain)
-        tensor = self._tensor(f"{plain}.weight") if target is None else target[0]
+        experts = [p for p in self.places.by_key.values() if p.projection.expert is not None]
+        experts = [place for place in experts if place.projection.name == plain]
+        if (wrapped or experts) and not is_embedding:
+            return self._read_wrapped(module, wrapped, experts, a, b)
+        place = self.places.by_key.get(plain)
+        tensor = self._tensor(f"{plain}.weight") if place is None else place.tensor
         if tensor is None:
             return "the base has no such module"
         if _WRAPPER in module or not self.config.reaches(plain):
             return "PEFT ignores it, for the settings do not name this module"
-        flipped = self.places.is_flipped(plain) if target is None else target[1].transposed
-        is_embedding = sides[0] != "lora_A.weight"
-        transpose = is_embedding or (self.config.fan_in_fan_out if flipped is None else flipped)
-        self._add(tensor, _factors(plain, a, b, self.config, transpose=transpose), None)
+        if place is not None:
+            transposed = place.transposed
+        elif (structure := self.places.module(plain)) is not None:
+            transposed = type(structure).__name__ == "Conv1D"
+        else:
+            transposed = self.config.fan_in_fan_out
+        b = self._scaled(plain, a, b)
+        self._add(tensor, *((a.T, b.T) if is_embedding or transposed else (b, a)))
         return None
 
-    def _read_wrapped(self, module: str, wrapped: list[str], a: Tensor, b: Tensor) -> str | None:
+    def _read_wrapped(
+        self, module: str, wrapped: list[str], experts: list[StoredMatrix], a: Tensor, b: Tensor
+    ) -> str | None:
         """Factors of a parameter such as fused experts; each further one wraps those before it."""
         depth = module.count(_WRAPPER)
         if depth >= len(wrapped):
             return "PEFT ignores it, for target_parameters does not name this parameter"
         name = wrapped[len(wrapped) - 1 - depth]
-        experts = {k: p for k, p in self.places.by_key.items() if k.startswith(f"{name}[")}
-        if experts:
-            for key, factors in _expert_factors(name, a, b, self.config, self.places, list(experts)).items():
-                tensor, place = experts[key]
-                self._add(tensor, factors, place.expert)
-            return None
+        experts = [place for place in experts if place.projection.parameter_name == name]
         stored = self._tensor(name)
-        if stored is None or len(self.base[stored].shape) != 2:
+        if not experts and (stored is None or len(self.views[stored].shape) != 2):
             return "where this parameter is in the base's files is not known"
-        self._add(stored, _factors(name, a, b, self.config), None)
+        count = len(experts) or 1
+        b, rank = self._scaled(name, a, b, count), a.shape[0] // count
+        if stored is not None and not experts:
+            self._add(stored, b, a)
+        for place in experts:
+            projection, index = place.projection, place.projection.expert or 0
+            own_a, own_b = a[index * rank : (index + 1) * rank], b[:, index::count]  # row e·r + k, column k·E + e
+            flips = projection.transposed and getattr(projection.module, "is_transposed", False)
+            transposed = flips != (place.transposed != projection.transposed)
+            self._add(place.tensor, *((own_a.T, own_b.T) if transposed else (own_b, own_a)), place.expert)
         return None
 
-    def _add(self, name: str, factors: Factors, expert: int | None) -> None:
-        left, right = factors.sides
-        base = self.views[name]
+    def _scaled(self, name: str, a: Float[Tensor, "r in"], b: Float[Tensor, "out r"], experts: int = 1) -> Tensor:
+        """s B, of the rank that the settings say."""
+        rank = self.config.rank(name)
+        if a.shape[0] != b.shape[1] or a.shape[0] != rank * experts:
+            raise ArtifactError(
+                f"{name}: factors of shapes {list(a.shape)} and {list(b.shape)} are not of the rank that {CONFIG_FILE} "
+                f"says (r or rank_pattern: {rank}), and PEFT cannot load them. Get the adapter again."
+            )
+        return self.config.scaling(name) * b.double()
+
+    def _add(self, name: str, left: Tensor, right: Tensor, expert: int | None = None) -> None:
+        """Add left [p, r] right [r, q] to a tensor, or to one expert's matrix in it."""
+        left, right, base = left.double(), right.double(), self.views[name]
         rows = base.shape[-2] if len(base.shape) > 1 else 0
         first = 0 if expert is None else expert * rows
         if len(base.shape) != (2 if expert is None else 3) or (left.shape[0], right.shape[1]) != (rows, base.columns):
@@ -217,7 +223,7 @@ class _Reading:
         """lora_bias: s times the bias of B adds to the module's own; a module without one gets one."""
         name = self._tensor(f"{module}.bias")
         if name is None:
-            self.views[f"{module}.bias"] = replace(_view_of(bias.float()), computed=True)
+            self.views[f"{module}.bias"] = replace(TensorView.of(bias.float()), computed=True)
             return
         if self.views[name].shape != bias.shape:
             raise _misfit(name, self.views[name], list(bias.shape))
@@ -245,52 +251,9 @@ class _Reading:
         return None
 
     def _change(self, name: str, change: Callable[[Tensor, int, int], None]) -> None:
-        view = self.views[name]
-        if view.dtype is None:
-            raise _misfit(name, view, list(view.shape))
-
-        def read(start: int, stop: int) -> Tensor:
-            values = view.read_rows(start, stop).double()
-            change(values, start, stop)
-            return values
-
-        self.views[name] = TensorView(view.shape, "F32", torch.float32, read, computed=True)
-
-
-def _factors(
-    name: str, a: Tensor, b: Tensor, config: AdapterConfig, experts: int = 1, *, transpose: bool = False
-) -> Factors:
-    rank = config.rank(name)
-    if a.shape[0] != b.shape[1] or a.shape[0] != rank * experts:
-        raise ArtifactError(
-            f"{name}: factors of shapes {list(a.shape)} and {list(b.shape)} are not of the rank that {CONFIG_FILE} "
-            f"says (r or rank_pattern: {rank}), and PEFT cannot load them. Get the adapter again."
-        )
-    return Factors(a, b, config.scaling(name), transpose)
-
-
-def _expert_factors(
-    name: str, a: Tensor, b: Tensor, config: AdapterConfig, places: Places, keys: list[str]
-) -> dict[str, Factors]:
-    """Factors by expert: row e·r + k of A, column k·E + e of B."""
-    count = len(keys)
-    whole, rank = _factors(name, a, b, config, count), a.shape[0] // count
-    projections = {p.key: p for site in places.sites.values() for p in site.projections if p.key in keys}
-    by_expert: dict[str, Factors] = {}
-    for key, projection in projections.items():
-        index = projection.expert or 0
-        flips = projection.transposed and getattr(projection.module, "is_transposed", False)
-        stored_otherwise = places.by_key[key][1].transposed != projection.transposed
-        own = replace(whole, a=a[index * rank : (index + 1) * rank], b=b[:, index::count])
-        by_expert[key] = replace(own, transpose=flips != stored_otherwise)
-    return by_expert
-
-
-def _view_of(tensor: Tensor) -> TensorView:
-    shape = tuple(tensor.shape)
-    rows = tensor.contiguous().reshape(-1, shape[-1] if shape else 1)
-    dtype = tensor.dtype if tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64) else None
-    return TensorView(shape, _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), dtype, lambda a, b: rows[a:b])
+        if self.views[name].dtype is None:
+            raise _misfit(name, self.views[name], list(self.views[name].shape))
+        self.views[name] = self.views[name].changed(change)
 
 
 def _misfit(name: str, base: TensorView, shape: list[int]) -> MismatchError:

@@ -9,12 +9,15 @@ Shapes: d = width of the projection's output, m = of its input, n = its componen
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steer2edit.audit.matrix_pair import MatrixPair
+from steer2edit.audit.matrices import MatrixPair
+from steer2edit.audit.rank_one import RankOne
+from steer2edit.models import StoredMatrix
 
 _SIGMAS = 4.0
 
@@ -24,6 +27,7 @@ class Recovered:
     """A projection's rank-1 change by component.
 
     Args:
+        place: the projection.
         direction: u [d], of unit length; its sign is arbitrary.
         row: a [m].
         magnitude: λ [n], 0 where a component is not found to be edited.
@@ -32,6 +36,7 @@ class Recovered:
         sensitivity: Wᵀu [m].
     """
 
+    place: StoredMatrix
     direction: Float[Tensor, " d"]
     row: Float[Tensor, " m"]
     magnitude: Float[Tensor, " n"]
@@ -45,16 +50,12 @@ class Recovered:
         return self.norm > 0
 
     @property
-    def component_width(self) -> int:
-        """m / n: head_dim for heads, 1 for neurons."""
-        return self.row.numel() // self.magnitude.numel()
-
-    @property
     def along(self) -> float | None:
         """Share of ‖a‖² along W_iᵀu: 1 for the paper's rule; `None` for neurons, which have one column only."""
-        if self.component_width == 1 or not bool(self.edited.any()):
+        width = self.row.numel() // self.magnitude.numel()
+        if width == 1 or not bool(self.edited.any()):
             return None
-        noise = (self.error.square() * self.component_width)[self.edited].sum()
+        noise = (self.error.square() * width)[self.edited].sum()
         whole = self.norm.square()[self.edited].sum() - noise
         return float(self.magnitude.square()[self.edited].sum() / whole.clamp_min(1e-30))
 
@@ -65,39 +66,50 @@ class Recovered:
         product = -(self.row @ self.sensitivity)
         return float(product / energy), float(product / (energy.sqrt() * self.row.norm()).clamp_min(1e-30))
 
+    @property
+    def components(self) -> list[dict[str, Any]]:
+        """The heads or neurons that carry the change, strongest first."""
+        order = self.magnitude.abs().argsort(descending=True, stable=True).tolist()
+        values = {"magnitude": self.magnitude, "error": self.error, "norm": self.norm}
+        return [
+            {"component": str(self.place.component(i)), **{name: float(of[i]) for name, of in values.items()}}
+            for i in order
+            if bool(self.edited[i])
+        ]
 
-def recover(
-    pair: MatrixPair, left: Float[Tensor, " p"], right: Float[Tensor, " q"], *, transposed: bool, width: int
-) -> Recovered:
-    """Heads or neurons of a rank-1 change.
+    def as_json(self) -> dict[str, Any]:
+        """As JSON (docs/audit.md)."""
+        strength, cosine = self.ablation
+        return {
+            "norm": float(self.row.norm()),
+            "along_sensitivity": self.along,
+            "ablation": {"strength": strength, "cosine": cosine},
+            "components": self.components,
+        }
 
-    Args:
-        pair: the projection before and after, as it is stored.
-        left: the fit's row coefficients.
-        right: the fit's column coefficients.
-        transposed: whether it is stored as [m, d].
-        width: columns per component.
-    """
-    u, a = (right, left) if transposed else (left, right)
+
+def recover(pair: MatrixPair, fit: RankOne, place: StoredMatrix) -> Recovered:
+    """Heads or neurons of a projection's rank-1 change, from the fit of its stored matrix."""
+    u, a = (fit.right, fit.left) if place.transposed else (fit.left, fit.right)
     length = u.norm()
     u, a = (u / length).double(), (a * length).double()
     sensitivity, variance = torch.zeros_like(a), torch.zeros_like(a)
     for block in pair.blocks():
         before, noise = block.before.double(), block.halfwidth.double().square() / 3
-        if transposed:
+        if place.transposed:
             sensitivity[block.rows], variance[block.rows] = before @ u, noise @ u.square()
         else:
             sensitivity += u[block.rows] @ before
             variance += u[block.rows].square() @ noise
-    a_i, s_i = a.view(-1, width), sensitivity.view(-1, width)
+    a_i, s_i, variance_i = (values.view(-1, place.module.component_width) for values in (a, sensitivity, variance))
     k = s_i / s_i.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    error = (k.square() * variance.view(-1, width)).sum(1).sqrt()
-    found = a_i.norm(dim=1) > _SIGMAS * variance.view(-1, width).sum(1).sqrt()
+    found = a_i.norm(dim=1) > _SIGMAS * variance_i.sum(1).sqrt()
     return Recovered(
+        place=place,
         direction=u,
         row=a,
         magnitude=torch.where(found, (a_i * k).sum(1), 0),
         norm=torch.where(found, a_i.norm(dim=1), 0),
-        error=error,
+        error=(k.square() * variance_i).sum(1).sqrt(),
         sensitivity=sensitivity,
     )
