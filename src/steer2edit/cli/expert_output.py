@@ -10,9 +10,8 @@ if TYPE_CHECKING:
 
 def experts_json(edit: "WeightEdit") -> list[dict[str, Any]]:
     """Every expert that an edit touches, the largest Σ|λ| first; empty for a dense model."""
-    from steer2edit.core.expert_edits import expert_edits
+    from steer2edit.core.expert_edits import top_experts
 
-    edited = sorted((expert for expert in expert_edits(edit) if expert.edited), key=lambda expert: -expert.mass)
     return [
         {
             "expert": str(expert),
@@ -23,7 +22,7 @@ def experts_json(edit: "WeightEdit") -> list[dict[str, Any]]:
             "raised": expert.raised,
             "lowered": expert.lowered,
         }
-        for expert in edited
+        for expert in top_experts(edit)
     ]
 
 

@@ -8,13 +8,13 @@ from steer2edit.core.components import (
     Block,
     Component,
     ExpertNeuron,
+    Experts,
     Head,
     MixerHead,
     Neuron,
     Site,
 )
 from steer2edit.core.edit import SiteEdit, WeightEdit
-from steer2edit.core.experts import Experts
 from steer2edit.core.intervention import Editing, Intervention, Steering
 from steer2edit.core.vectors import ClassMeans, RoutingMeans, SiteEffects, SiteMeans, SteeringVectors
 

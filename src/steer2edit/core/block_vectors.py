@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -45,15 +44,7 @@ class BlockVectors:
     @classmethod
     def from_mapping(cls, directions: Mapping[int, Tensor], **metadata: Any) -> "BlockVectors":
         """Directions that were made elsewhere: layer → v [d]."""
-        layers = {}
-        for layer, direction in directions.items():
-            if direction.ndim != 1 or not direction.numel() or not direction.is_floating_point():
-                raise InvalidValueError(
-                    f"layer {layer}: a direction is a vector of floating-point numbers, got {str(direction.dtype)[6:]} "
-                    f"of shape {list(direction.shape)}."
-                )
-            v = direction.detach().to("cpu", torch.float32, copy=True)
-            layers[layer] = ClassMeans(v, torch.zeros_like(v))
+        layers = {layer: ClassMeans.of_direction(v, f"layer {layer}") for layer, v in directions.items()}
         return cls(layers, {"origin": "imported", **metadata})
 
     @classmethod

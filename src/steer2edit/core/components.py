@@ -8,7 +8,7 @@ column). Layers, heads, experts and neurons count from 0.
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from steer2edit.errors import InvalidValueError
 
@@ -53,63 +53,51 @@ class Site:
             raise InvalidValueError(f"not a site: {text!r}. Write L<layer>.attn or L<layer>.mlp, e.g. L12.attn.")
         return cls(int(match[1]), match[2])  # type: ignore[arg-type]
 
-    def component(self, index: int) -> "Component":
-        """The head or neuron with this index; which expert's a neuron is, `Experts.neuron` says."""
-        if self.block == "mlp":
-            return Neuron(self.layer, index)
-        return Head(self.layer, index) if self.block == "attn" else MixerHead(self.layer, index)
+    def component(self, index: int, experts: "Experts | None" = None) -> "Component":
+        """The head or neuron with this index; an expert's, where the site is a mixture of experts."""
+        if experts is not None:
+            return experts.neuron(self.layer, index)
+        return _KINDS[self.block](self.layer, index)
 
 
 @dataclass(frozen=True, order=True)
-class Head:
+class Component:
+    """A group of a site's input columns, by its index within the site. Printed by its block's letter, `L12.H5`."""
+
+    layer: int
+    index: int
+    block: ClassVar[Block]
+    letter: ClassVar[str]
+
+    def __str__(self) -> str:
+        return f"L{self.layer}.{self.letter}{self.index}"
+
+    @property
+    def site(self) -> Site:
+        """The site whose columns it is."""
+        return Site(self.layer, self.block)
+
+
+class Head(Component):
     """An attention head: head_dim contiguous input columns of the attention's output projection."""
 
-    layer: int
-    index: int
-
-    def __str__(self) -> str:
-        return f"L{self.layer}.H{self.index}"
-
-    @property
-    def site(self) -> Site:
-        """The site whose columns this head is."""
-        return Site(self.layer, "attn")
+    block, letter = "attn", "H"
 
 
-@dataclass(frozen=True, order=True)
-class MixerHead:
+class MixerHead(Component):
     """A head of a state-space mixer: head_dim contiguous input columns of the mixer's output projection."""
 
-    layer: int
-    index: int
-
-    def __str__(self) -> str:
-        return f"L{self.layer}.S{self.index}"
-
-    @property
-    def site(self) -> Site:
-        """The site whose columns this head is."""
-        return Site(self.layer, "ssm")
+    block, letter = "ssm", "S"
 
 
-@dataclass(frozen=True, order=True)
-class Neuron:
+class Neuron(Component):
     """An MLP neuron: one input column of the MLP's output projection."""
 
-    layer: int
-    index: int
-
-    def __str__(self) -> str:
-        return f"L{self.layer}.N{self.index}"
-
-    @property
-    def site(self) -> Site:
-        """The site whose column this neuron is."""
-        return Site(self.layer, "mlp")
+    block, letter = "mlp", "N"
 
 
 @dataclass(frozen=True, order=True)
-class ExpertNeuron:
+class ExpertNeuron(Component):
     """A neuron of one expert: one input column of that expert's output projection. Printed `L12.E5.N801`.
 
     Args:
@@ -119,18 +107,59 @@ class ExpertNeuron:
         neuron: within its expert.
     """
 
-    layer: int
-    index: int
     expert: int | None
     neuron: int
+    block, letter = "mlp", "N"
 
     def __str__(self) -> str:
         return f"L{self.layer}.{'shared' if self.expert is None else f'E{self.expert}'}.N{self.neuron}"
 
+
+_KINDS: dict[Block, type[Component]] = {kind.block: kind for kind in (Head, MixerHead, Neuron)}
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How the neurons of a mixture of experts are numbered within their site.
+
+    An mlp site with experts is one wide projection: the down-projections of all routed experts side by side, and the
+    shared expert's last. Its row a, its λ and its g follow that order.
+
+    Args:
+        routed: number of routed experts.
+        width: neurons of each of them.
+        shared: neurons of the shared expert, 0 if there is none.
+    """
+
+    routed: int
+    width: int
+    shared: int = 0
+
+    def __post_init__(self) -> None:
+        if self.routed < 1 or self.width < 1 or self.shared < 0:
+            raise InvalidValueError(
+                f"a mixture of experts has at least one expert with one neuron, got {self.routed} of {self.width}, "
+                f"and {self.shared} shared neurons."
+            )
+
     @property
-    def site(self) -> Site:
-        """The site whose column this neuron is."""
-        return Site(self.layer, "mlp")
+    def neurons(self) -> int:
+        """All of them."""
+        return self.routed * self.width + self.shared
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the experts, in order: E0, E1, ..., shared."""
+        return [f"E{e}" for e in range(self.routed)] + (["shared"] if self.shared else [])
 
-Component = Head | MixerHead | Neuron | ExpertNeuron
+    @property
+    def widths(self) -> list[int]:
+        """Neurons of each expert, in order."""
+        return [self.width] * self.routed + ([self.shared] if self.shared else [])
+
+    def neuron(self, layer: int, index: int) -> ExpertNeuron:
+        """The neuron at a place of the site's row."""
+        expert, own = divmod(index, self.width)
+        if expert < self.routed:
+            return ExpertNeuron(layer, index, expert, own)
+        return ExpertNeuron(layer, index, None, index - self.routed * self.width)

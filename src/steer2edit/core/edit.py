@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core.components import Component, Site
-from steer2edit.core.experts import Experts
+from steer2edit.core.components import Component, Experts, Site
 from steer2edit.errors import InvalidValueError
 
 
@@ -58,10 +57,6 @@ class SiteEdit:
         """w = m / n: head_dim for heads, 1 for neurons."""
         return self.row.numel() // self.magnitude.numel()
 
-    def component(self, site: Site, index: int) -> Component:
-        """The head or neuron with this index, of this edit of that site."""
-        return site.component(index) if self.experts is None else self.experts.neuron(site.layer, index)
-
     def part(self, columns: slice) -> "SiteEdit":
         """The edit of one of the matrices that a wide site consists of: these columns of it, with the same u."""
         width = self.component_width
@@ -98,6 +93,11 @@ class WeightEdit:
         object.__setattr__(self, "sites", MappingProxyType(dict(sorted(self.sites.items()))))
 
     @property
+    def shapes(self) -> dict[Site, tuple[int, int]]:
+        """(d, m) by site."""
+        return {site: (edit.output_direction.numel(), edit.row.numel()) for site, edit in self.sites.items()}
+
+    @property
     def is_empty(self) -> bool:
         """Whether every ΔW is zero."""
         return not any(bool(edit.row.any()) for edit in self.sites.values())
@@ -124,7 +124,7 @@ class WeightEdit:
         """(component, λ, g) of every component with λ ≠ 0, by site and index."""
         for site, edit in self.sites.items():
             for index in edit.magnitude.nonzero().flatten().tolist():
-                yield edit.component(site, index), edit.magnitude[index].item(), edit.importance[index].item()
+                yield site.component(index, edit.experts), edit.magnitude[index].item(), edit.importance[index].item()
 
     def top_components(self, count: int) -> list[tuple[Component, float, float]]:
         """The `count` components of largest |λ|, largest first."""
@@ -132,7 +132,7 @@ class WeightEdit:
         for site, edit in self.sites.items():
             indices = edit.magnitude.abs().argsort(descending=True, stable=True)[:count].tolist()
             strongest += [
-                (edit.component(site, i), edit.magnitude[i].item(), edit.importance[i].item()) for i in indices
+                (site.component(i, edit.experts), edit.magnitude[i].item(), edit.importance[i].item()) for i in indices
             ]
         strongest = [entry for entry in strongest if entry[1]]
         return sorted(strongest, key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]

@@ -64,8 +64,8 @@ def expert_edits(edit: WeightEdit) -> list[ExpertEdit]:
     ]
 
 
-def top_experts(edit: WeightEdit, count: int) -> list[ExpertEdit]:
-    """The `count` experts of largest Σ|λ|, largest first; those without an edited neuron are none of them."""
+def top_experts(edit: WeightEdit, count: int | None = None) -> list[ExpertEdit]:
+    """The experts of largest Σ|λ|, largest first, all unless a count is given; only those with an edited neuron."""
     edited = [expert for expert in expert_edits(edit) if expert.edited]
     return sorted(edited, key=lambda expert: -expert.mass)[:count]
 

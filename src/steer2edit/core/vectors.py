@@ -24,6 +24,21 @@ class ClassMeans:
     positive: Float[Tensor, " n"]
     negative: Float[Tensor, " n"]
 
+    @classmethod
+    def of_direction(cls, direction: Tensor, what: str) -> "ClassMeans":
+        """A direction made elsewhere, which has no class means: `positive = v`, `negative = 0`; float32, on the CPU.
+
+        Raises:
+            InvalidValueError: it is no vector of floating-point numbers.
+        """
+        if direction.ndim != 1 or not direction.numel() or not direction.is_floating_point():
+            raise InvalidValueError(
+                f"{what}: a direction is a vector of floating-point numbers, got {str(direction.dtype)[6:]} of shape "
+                f"{list(direction.shape)}."
+            )
+        v = direction.detach().to("cpu", torch.float32, copy=True)
+        return cls(v, torch.zeros_like(v))
+
     @property
     def difference(self) -> Float[Tensor, " n"]:
         """positive − negative. Source: Eq. 1."""
@@ -33,6 +48,24 @@ class ClassMeans:
     def midpoint(self) -> Float[Tensor, " n"]:
         """½ (positive + negative). Source: official code (the input mean μ)."""
         return 0.5 * (self.positive + self.negative)
+
+    @property
+    def tensors(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Both."""
+        return self.positive, self.negative
+
+    def require_finite(self, what: str, name: str) -> None:
+        """Refuse means that overflowed.
+
+        Raises:
+            InvalidValueError: an entry is NaN or infinite.
+        """
+        for sign, tensor in zip(("positive", "negative"), self.tensors, strict=True):
+            if bad := int((~torch.isfinite(tensor)).sum()):
+                raise InvalidValueError(
+                    f"{what}: the {sign} {name} mean has {bad} non-finite entries of {tensor.numel()}. "
+                    "A model that overflows in float16 does this: extract again with --dtype bfloat16 or float32."
+                )
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,12 @@ class SiteMeans:
         """v = ȳ_pos − ȳ_neg. Source: Eq. 1."""
         return self.output.difference
 
+    @property
+    def named(self) -> dict[str, ClassMeans]:
+        """All class means by name."""
+        routing = {} if self.routing is None else {"tokens": self.routing.tokens, "usage": self.routing.usage}
+        return {"output": self.output, **({} if self.input is None else {"input": self.input}), **routing}
+
 
 @dataclass(frozen=True)
 class SteeringVectors:
@@ -138,8 +177,8 @@ class SteeringVectors:
         if not self.sites:
             raise InvalidValueError("steering vectors need at least one site, got none.")
         for site, means in self.sites.items():
-            for name, pair in _named(means):
-                _require_finite(str(site), name, pair)
+            for name, pair in means.named.items():
+                pair.require_finite(str(site), name)
         object.__setattr__(self, "sites", MappingProxyType(dict(sorted(self.sites.items()))))
         if self.block_outputs is not None:
             object.__setattr__(self, "block_outputs", checked_block_outputs(self.block_outputs))
@@ -150,12 +189,9 @@ class SteeringVectors:
         sites: dict[Site, SiteMeans] = {}
         for key, vector in vectors.items():
             site = key if isinstance(key, Site) else Site.parse(key)
-            if vector.ndim != 1:
-                raise InvalidValueError(f"{site}: a steering vector has one axis, got shape {tuple(vector.shape)}.")
             if site in sites:
                 raise InvalidValueError(f"{site} is given twice: name every site once.")
-            v = vector.detach().to("cpu", torch.float32, copy=True)
-            sites[site] = SiteMeans(ClassMeans(v, torch.zeros_like(v)))
+            sites[site] = SiteMeans(ClassMeans.of_direction(vector, str(site)))
         return cls(sites, metadata={"origin": "imported", **metadata})
 
     @property
@@ -167,10 +203,8 @@ class SteeringVectors:
         """SHA-256 over every site's name and means: which vectors an edit was made from."""
         digest = hashlib.sha256()
         for site, means in self.sites.items():
-            routing = (means.routing.tokens, means.routing.usage) if means.routing else ()
-            pairs = (means.output, *((means.input,) if means.input else ()), *routing)
             effects = means.effects.tensors if means.effects else ()
-            for tensor in (*(tensor for pair in pairs for tensor in _tensors(pair)), *effects):
+            for tensor in (*(tensor for pair in means.named.values() for tensor in pair.tensors), *effects):
                 digest.update(f"{site} {list(tensor.shape)}".encode())
                 digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -196,34 +230,11 @@ def checked_block_outputs(layers: Mapping[int, ClassMeans]) -> Mapping[int, Clas
     for layer, means in layers.items():
         if layer < 0:
             raise InvalidValueError(f"layer must be >= 0, got {layer}: layers count from 0.")
-        for tensor in _tensors(means):
+        for tensor in means.tensors:
             if tensor.numel() != first:
                 raise InvalidValueError(
                     f"layer {layer}: the output has {tensor.numel()} entries, but another has {first}: all layers of a "
                     "model write to one residual stream."
                 )
-        _require_finite(f"layer {layer}", "output", means)
+        means.require_finite(f"layer {layer}", "output")
     return MappingProxyType(dict(sorted(layers.items())))
-
-
-def _named(means: SiteMeans) -> list[tuple[str, ClassMeans]]:
-    named = [("output", means.output)]
-    if means.input is not None:
-        named.append(("input", means.input))
-    if means.routing is not None:
-        named += [("tokens", means.routing.tokens), ("usage", means.routing.usage)]
-    return named
-
-
-def _require_finite(site: str, name: str, means: ClassMeans) -> None:
-    for sign, tensor in (("positive", means.positive), ("negative", means.negative)):
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise InvalidValueError(
-                f"{site}: the {sign} {name} mean has {bad} non-finite entries of {tensor.numel()}. "
-                "A model that overflows in float16 does this: extract again with --dtype bfloat16 or float32."
-            )
-
-
-def _tensors(means: ClassMeans) -> tuple[Tensor, Tensor]:
-    return means.positive, means.negative

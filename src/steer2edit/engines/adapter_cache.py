@@ -70,9 +70,7 @@ class AdapterCache:
         return {key: self._adapters[key] for key in wanted}
 
     def _write(self, editing: Editing) -> Adapter:
-        sites = editing.edit.sites
-        shapes = {site: (e.output_direction.numel(), e.row.numel()) for site, e in sites.items()}
-        self._model.require_shapes(shapes, "edits")
+        self._model.require_shapes(editing.edit.shapes, "edits")
         self._written += 1
         directory = self._root / str(self._written)
         directory.mkdir()
@@ -98,10 +96,7 @@ def as_edit(intervention: Intervention) -> Editing | None:
             f"activation steering (strength {intervention.strength:g}) cannot run on this engine: it adds a constant "
             "to a site's output, and a LoRA adapter can only add a multiple of the input. Use the transformers engine."
         )
-    if intervention is None or intervention.strength == 0:
-        return None
-    changes_anything = any(bool(e.row.any()) for e in intervention.edit.sites.values())
-    return intervention if changes_anything else None
+    return None if intervention is None or intervention.strength == 0 or intervention.edit.is_empty else intervention
 
 
 def edit_key(editing: Editing) -> tuple[int, float]:

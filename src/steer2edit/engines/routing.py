@@ -35,8 +35,10 @@ class RoutingEngine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "Generating") -> list[Reply]:
         """Replies in the order of the requests."""
-        steered = [isinstance(request.intervention, Steering) for request in requests]
-        return _routed(requests, steered, lambda engine, own: engine.generate(own, sampling, description), self._pair)
+        return self._routed(
+            [request.intervention for request in requests],
+            lambda engine, own: engine.generate([requests[i] for i in own], sampling, description),
+        )
 
     def score(
         self,
@@ -47,36 +49,27 @@ class RoutingEngine:
         description: str = "Scoring",
     ) -> list[list[ResponseScore]]:
         """Score of every response under every intervention: `scores[intervention][response]`."""
-        steered = [isinstance(intervention, Steering) for intervention in interventions]
-
-        def run(engine: Engine, own: list[Intervention]) -> list[list[ResponseScore]]:
-            return engine.score(responses, own, kl=kl, description=description)
-
-        return _routed(interventions, steered, run, self._pair)
+        return self._routed(
+            interventions,
+            lambda engine, own: engine.score(
+                responses, [interventions[i] for i in own], kl=kl, description=description
+            ),
+        )
 
     def next_token(self, requests: Sequence[Request], description: str = "Predicting") -> list[Float[Tensor, " v"]]:
         """Log-distribution of each reply's first token."""
-        steered = [isinstance(request.intervention, Steering) for request in requests]
-        return _routed(requests, steered, lambda engine, own: engine.next_token(own, description), self._pair)
+        return self._routed(
+            [request.intervention for request in requests],
+            lambda engine, own: engine.next_token([requests[i] for i in own], description),
+        )
 
-    @property
-    def _pair(self) -> tuple[Engine, Engine]:
-        return self._edits, self._steering
-
-
-Item = TypeVar("Item")
-
-
-def _routed(
-    items: Sequence[Item],
-    steered: Sequence[bool],
-    run: Callable[[Engine, list[Item]], list[Result]],
-    engines: tuple[Engine, Engine],
-) -> list[Result]:
-    """Results of all items in their order, each from the engine it belongs to; an engine without items is not asked."""
-    found: dict[int, Result] = {}
-    for engine, wanted in zip(engines, (False, True), strict=True):
-        own = [i for i, value in enumerate(steered) if value == wanted]
-        if own:
-            found.update(zip(own, run(engine, [items[i] for i in own]), strict=True))
-    return [found[i] for i in range(len(items))]
+    def _routed(
+        self, interventions: Sequence[Intervention], run: Callable[[Engine, list[int]], list[Result]]
+    ) -> list[Result]:
+        """Results in their order, each from the engine it belongs to; an engine without work is not asked."""
+        found: dict[int, Result] = {}
+        for engine, wanted in ((self._edits, False), (self._steering, True)):
+            own = [i for i, one in enumerate(interventions) if isinstance(one, Steering) == wanted]
+            if own:
+                found.update(zip(own, run(engine, own), strict=True))
+        return [found[i] for i in range(len(interventions))]

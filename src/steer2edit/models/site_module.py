@@ -63,7 +63,7 @@ class SiteModule:
 
     def component(self, index: int) -> Component:
         """The head or neuron with this index."""
-        return self.sizes.neuron(self.site.layer, index) if self.sizes else self.site.component(index)
+        return self.site.component(index, self.sizes)
 
     @property
     def routed(self) -> tuple[Projection, ...]:
