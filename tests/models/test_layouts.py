@@ -276,12 +276,12 @@ class TestLayoutFiles:
             (b"[phi\n", "cannot read a layout from"),
             (b"\xff\xfe[phi]", "cannot read a layout from"),
             (b"\x00\x01\x02", "cannot read a layout from"),
-            (PHI.replace('mlp = "mlp.fc2"\n', "").encode(), "layout 'phi' lacks mlp: see docs/add-a-model.md"),
-            (b"[phi]\n", "layout 'phi' lacks attn, layers, mlp"),
-            ((PHI + "writers = []\n").encode(), "layout 'phi' has unknown keys writers"),
-            (PHI.replace('"mlp.fc2"', "3").encode(), "layout 'phi': mlp must be text"),
-            (PHI.replace('"mlp.fc1"', "3").encode(), "layout 'phi': readers must be text, and lists must hold text"),
-            ((PHI + 'model_types = "phi"\n').encode(), "layout 'phi': model_types must be text"),
+            (PHI.replace('mlp = "mlp.fc2"\n', "").encode(), "layout 'phi': mlp is missing. See docs/add-a-model.md"),
+            (b"[phi]\n", "layout 'phi': layers is missing; attn is missing"),
+            ((PHI + "writers = []\n").encode(), "layout 'phi': writers is no key of a layout"),
+            (PHI.replace('"mlp.fc2"', "3").encode(), "layout 'phi': mlp must be a list of text"),
+            (PHI.replace('"mlp.fc1"', "3").encode(), "layout 'phi': readers.3 must be text"),
+            ((PHI + 'model_types = "phi"\n').encode(), "layout 'phi': model_types must be a list of text"),
         ],
     )
     def test_malformed(self, content: bytes, message: str, tmp_path: Path) -> None:

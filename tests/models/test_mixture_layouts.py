@@ -297,35 +297,32 @@ class TestOwnLayouts:
         assert [m.name for m in model.sites.values()] == [m.name for m in known.sites.values()]
 
     @pytest.mark.parametrize(
-        "experts",
+        ("experts", "message"),
         [
-            {},
-            {"module": "mlp.experts"},
-            {"outputs": ["mlp"]},
-            {"module": "mlp.experts", "outputs": []},
-            {"module": "mlp.experts", "outputs": "mlp"},
-            {"module": ["mlp.experts"], "outputs": ["mlp"]},
-            {"module": "mlp.experts", "outputs": [3]},
-            {"module": "mlp.experts", "outputs": ["mlp"], "shared": True},
-            {"module": "mlp.experts", "outputs": ["mlp"], "transposed": "yes"},
-            {"module": "mlp.experts", "outputs": ["mlp"], "scaled": True},
+            ({}, "experts.module is missing; experts.outputs is missing"),
+            ({"module": "mlp.experts"}, "experts.outputs is missing"),
+            ({"module": "mlp.experts", "outputs": []}, "experts.outputs must not be empty"),
+            ({"module": "mlp.experts", "outputs": "mlp"}, "experts.outputs must be a list of text"),
+            ({"module": ["mlp.experts"], "outputs": ["mlp"]}, "experts.module must be text"),
+            ({"module": "mlp.experts", "outputs": [3]}, "experts.outputs.0 must be text"),
+            ({"module": "mlp.experts", "outputs": ["mlp"], "shared": True}, "experts.shared must be text"),
+            ({"module": "mlp.experts", "outputs": ["mlp"], "transposed": "yes"}, "experts.transposed must be true or"),
+            ({"module": "mlp.experts", "outputs": ["mlp"], "scaled": True}, "experts.scaled is no key of a layout"),
         ],
     )
-    def test_malformed_experts(self, experts: dict[str, object]) -> None:
-        with pytest.raises(
-            LayoutError, match=r"layout 'mine': experts must be a table with module \(text\) and outputs"
-        ):
+    def test_malformed_experts(self, experts: dict[str, object], message: str) -> None:
+        with pytest.raises(LayoutError, match=f"layout 'mine': {message}"):
             Layout.from_table("mine", {**TABLE, "experts": experts})
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"experts": "mlp.experts"}, "experts must be"),
-            ({"heads": "num_heads"}, "heads must be"),
-            ({"heads": {"self_attn.o_proj": 4}}, "heads must be"),
-            ({"left_out": "conv"}, "left_out must be"),
-            ({"ssm": 3}, "ssm must be"),
-            ({"layers": ["model.layers", 1]}, "layers must be"),
+            ({"experts": "mlp.experts"}, "experts must be a table"),
+            ({"heads": "num_heads"}, "heads must be a table"),
+            ({"heads": {"self_attn.o_proj": 4}}, "heads.self_attn.o_proj must be text"),
+            ({"left_out": "conv"}, "left_out must be a list of text"),
+            ({"ssm": 3}, "ssm must be a list of text"),
+            ({"layers": ["model.layers", 1]}, "layers.1 must be text"),
         ],
     )
     def test_malformed(self, change: dict[str, object], message: str) -> None:

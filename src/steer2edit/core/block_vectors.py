@@ -44,6 +44,11 @@ class BlockVectors:
     @classmethod
     def from_mapping(cls, directions: Mapping[int, Tensor], **metadata: Any) -> "BlockVectors":
         """Directions that were made elsewhere: layer → v [d]."""
+        for layer, direction in directions.items():
+            if not direction.is_floating_point():
+                raise InvalidValueError(
+                    f"layer {layer}: a direction is a vector of floating-point numbers, got {str(direction.dtype)[6:]}."
+                )
         layers = {layer: ClassMeans.of_direction(v, f"layer {layer}") for layer, v in directions.items()}
         return cls(layers, {"origin": "imported", **metadata})
 

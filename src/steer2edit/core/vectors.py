@@ -29,13 +29,10 @@ class ClassMeans:
         """A direction made elsewhere, which has no class means: `positive = v`, `negative = 0`; float32, on the CPU.
 
         Raises:
-            InvalidValueError: it is no vector of floating-point numbers.
+            InvalidValueError: it is no vector.
         """
-        if direction.ndim != 1 or not direction.numel() or not direction.is_floating_point():
-            raise InvalidValueError(
-                f"{what}: a direction is a vector of floating-point numbers, got {str(direction.dtype)[6:]} of shape "
-                f"{list(direction.shape)}."
-            )
+        if direction.ndim != 1 or not direction.numel():
+            raise InvalidValueError(f"{what}: a direction is a vector, got shape {list(direction.shape)}.")
         v = direction.detach().to("cpu", torch.float32, copy=True)
         return cls(v, torch.zeros_like(v))
 

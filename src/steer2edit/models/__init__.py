@@ -17,10 +17,9 @@ from steer2edit.models.hooks import updated_outputs
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout, known_layouts
 from steer2edit.models.loading import load_model
-from steer2edit.models.projection import Projection
 from steer2edit.models.reply import Reply
 from steer2edit.models.scoring import next_token_log_probabilities, span_log_probabilities, token_log_probabilities
-from steer2edit.models.site_module import SiteModule
+from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.models.sites import find_sites
 from steer2edit.models.stored import (
     StoredMatrix,

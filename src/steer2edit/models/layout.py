@@ -2,22 +2,36 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, StrictStr, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from steer2edit.core import BLOCKS, Block
 from steer2edit.errors import LayoutError
 
-_PATHS = {"layers", "attn", "ssm", "mlp"}
-_LISTS = {"readers", "left_out", "model_types"}
-_TABLES = {"heads", "experts"}
+_CONFIG = ConfigDict(extra="forbid")
+_PROBLEMS = {
+    "missing": "is missing",
+    "unexpected_keyword_argument": "is no key of a layout",
+    "string_type": "must be text",
+    "tuple_type": "must be a list of text",
+    "too_short": "must not be empty",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a table",
+    "dataclass_type": "must be a table",
+}
+
+Names = tuple[StrictStr, ...]
+Paths = Annotated[Names, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""In a file: one path, or a list of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CONFIG)
 class ExpertLayout:
     """Where a layer's mixture of experts is. All paths are within a layer.
 
@@ -29,14 +43,14 @@ class ExpertLayout:
         scaled_inputs: every expert is given every token, its input multiplied by its routing weight.
     """
 
-    module: str
-    outputs: tuple[str, ...]
-    shared: str | None = None
-    transposed: bool = False
-    scaled_inputs: bool = False
+    module: StrictStr
+    outputs: Annotated[Names, Field(min_length=1)]
+    shared: StrictStr | None = None
+    transposed: StrictBool = False
+    scaled_inputs: StrictBool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CONFIG)
 class Layout:
     """Where the residual writers of an architecture are. Of several paths, the first that exists in a layer counts.
 
@@ -54,43 +68,37 @@ class Layout:
     """
 
     name: str
-    layers: tuple[str, ...]
-    attn: tuple[str, ...] = ()
-    mlp: tuple[str, ...] = ()
-    ssm: tuple[str, ...] = ()
-    readers: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    heads: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    layers: Paths
+    attn: Paths
+    mlp: Paths = ()
+    ssm: Paths = ()
+    readers: Names = ()
+    left_out: Names = ()
+    heads: Mapping[StrictStr, StrictStr] = field(default_factory=dict)
     experts: ExpertLayout | None = None
-    model_types: tuple[str, ...] = ()
+    model_types: Names = ()
+
+    @model_validator(mode="after")
+    def _blocks_are_named_apart(self) -> "Layout":
+        if not self.mlp and self.experts is None:
+            raise ValueError("mlp is missing")
+        if both := set(self.attn) & set(self.mlp):
+            raise ValueError(f"attn and mlp are both {both.pop()!r}; one module cannot be two sites")
+        return self
 
     @classmethod
-    def from_table(cls, name: str, table: dict[str, Any]) -> "Layout":
+    def from_table(cls, name: str, table: Mapping[str, Any]) -> "Layout":
         """A layout from one table of a layouts file.
 
         Raises:
             LayoutError: a key is missing, unknown, or of the wrong type.
         """
-        needed = {"layers", "attn"} | (set() if "experts" in table else {"mlp"})
-        if missing := needed - table.keys():
-            raise LayoutError(f"layout {name!r} lacks {', '.join(sorted(missing))}: see docs/add-a-model.md.")
-        if unknown := table.keys() - _PATHS - _LISTS - _TABLES:
-            raise LayoutError(
-                f"layout {name!r} has unknown keys {', '.join(sorted(unknown))}: see docs/add-a-model.md."
-            )
-        wrong = [key for key in _PATHS & table.keys() if not (_is_text_list(table[key]) or isinstance(table[key], str))]
-        wrong += [key for key in _LISTS & table.keys() if not _is_text_list(table[key])]
-        wrong += [key for key in _TABLES & table.keys() if not isinstance(table[key], dict)]
-        if "heads" not in wrong and not _is_text_list(list(table.get("heads", {}).values())):
-            wrong.append("heads")
-        if wrong:
-            raise LayoutError(f"layout {name!r}: {', '.join(sorted(wrong))} must be text, and lists must hold text.")
-        paths = {key: _texts(table.get(key, ())) for key in _PATHS}
-        if both := set(paths["attn"]) & set(paths["mlp"]):
-            raise LayoutError(f"layout {name!r}: attn and mlp are both {both.pop()!r}; one module cannot be two sites.")
-        experts = _experts(name, table["experts"]) if "experts" in table else None
-        lists = {key: _texts(table.get(key, ())) for key in _LISTS}
-        return cls(name, heads=MappingProxyType(dict(table.get("heads", {}))), experts=experts, **paths, **lists)
+        try:
+            return cls(name=name, **table)
+        except ValidationError as error:
+            faults = [(".".join(map(str, e["loc"])), _PROBLEMS.get(e["type"], e["msg"])) for e in error.errors()]
+        told = "; ".join(f"{key} {fault}".strip().removeprefix("Value error, ") for key, fault in faults)
+        raise LayoutError(f"layout {name!r}: {told}. See docs/add-a-model.md.")
 
     @classmethod
     def given(cls, layout: "Path | Layout | None") -> "Layout | None":
@@ -122,31 +130,6 @@ class Layout:
         experts = {self.experts.module, *filter(None, [self.experts.shared])} if self.experts else set()
         sites = {path for block in BLOCKS for path in self.paths(block)}
         return {*sites, *experts, *self.readers, *self.left_out}
-
-
-def _experts(name: str, table: dict[str, Any]) -> ExpertLayout:
-    texts, flags = {"module", "shared"}, {"transposed", "scaled_inputs"}
-    good = (
-        {"module", "outputs"} <= table.keys() <= texts | flags | {"outputs"}
-        and all(isinstance(table[key], str) for key in texts & table.keys())
-        and all(isinstance(table[key], bool) for key in flags & table.keys())
-        and _is_text_list(table["outputs"])
-        and bool(table["outputs"])
-    )
-    if not good:
-        raise LayoutError(
-            f"layout {name!r}: experts must be a table with module (text) and outputs (a list of text), and may have "
-            "shared (text), transposed and scaled_inputs (true or false): see docs/add-a-model.md."
-        )
-    return ExpertLayout(**{**table, "outputs": tuple(table["outputs"])})
-
-
-def _texts(value: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _is_text_list(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 @cache

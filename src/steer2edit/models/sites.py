@@ -11,8 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from steer2edit.core import BLOCKS, Block, Experts, Site
 from steer2edit.errors import LayoutError
 from steer2edit.models.layout import ExpertLayout, Layout, known_layouts
-from steer2edit.models.projection import Projection
-from steer2edit.models.site_module import ExpertBlock, SiteModule
+from steer2edit.models.site_module import ExpertBlock, Projection, SiteModule
 
 _FUSED = "down_proj"
 

@@ -25,8 +25,7 @@ from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.loading import model_class
 from steer2edit.models.model_path import has_weights, model_path
-from steer2edit.models.projection import Projection
-from steer2edit.models.site_module import SiteModule
+from steer2edit.models.site_module import Projection, SiteModule
 
 _NOT_NEEDED = ["*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "*.ot"]
 _SEARCHES: tuple[dict[str, Any], ...] = (
