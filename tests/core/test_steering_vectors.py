@@ -122,7 +122,7 @@ class TestFromMapping:
     def test_a_vector_has_one_axis(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(InvalidValueError) as caught:
             SteeringVectors.from_mapping({"L2.mlp": torch.ones(shape)})
-        assert str(caught.value) == f"L2.mlp: a steering vector has one axis, got shape {shape}."
+        assert str(caught.value) == f"L2.mlp: a direction is a vector, got shape {list(shape)}."
 
     def test_a_name_that_is_no_site(self) -> None:
         with pytest.raises(InvalidValueError, match="not a site: 'layer3'"):

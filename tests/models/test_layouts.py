@@ -256,7 +256,7 @@ class TestLayoutFiles:
         sites = LanguageModel(tiny_network("phi"), layout=layout).sites
         assert sites[Site(2, "mlp")].name == "model.layers.2.mlp.fc2"
         assert sites[Site(2, "attn")].component_width == 8
-        assert list(find_sites(tiny_network("phi"), layout)) == list(sites)
+        assert list(find_sites(tiny_network("phi"), layout).sites) == list(sites)
 
     def test_replaces_the_known_ones(self) -> None:
         layout = Layout("mine", ("model.blocks",), attn=("self_attn.o_proj",), mlp=("mlp.down_proj",))

@@ -20,7 +20,7 @@ from steer2edit.models.loading import load_model
 from steer2edit.models.reply import Reply
 from steer2edit.models.scoring import next_token_log_probabilities, span_log_probabilities, token_log_probabilities
 from steer2edit.models.site_module import Projection, SiteModule
-from steer2edit.models.sites import find_sites
+from steer2edit.models.sites import ModelSites, find_sites
 from steer2edit.models.stored import (
     StoredMatrix,
     checkpoint_directory,
@@ -40,6 +40,7 @@ __all__ = [
     "LanguageModel",
     "Layout",
     "Message",
+    "ModelSites",
     "Projection",
     "Prompt",
     "Reply",

@@ -7,21 +7,22 @@ Shapes: b = rows of a batch, t = tokens, s = span positions of all rows, d, m = 
 matrices of a mixture (its routed experts, and the shared one).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from steer2edit.core import Site
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches, pad
 from steer2edit.models.chat import EncodedResponse
-from steer2edit.models.experts import RoutedTokens, RoutedUpdate, routed_tokens
+from steer2edit.models.experts import RoutedTokens
+from steer2edit.models.hooks import at_output, hooked
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.site_module import ExpertBlock, SiteModule
+from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.progress import step
 
 
@@ -108,21 +109,22 @@ def _batch_means(
 ) -> BatchMeans:
     ids, mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
     spans = _Spans.of(responses, ids.shape[1])
-    dense: dict[Site, Tensor] = {}
     blocks: dict[int, Tensor] = {}
-    mixtures = {site: _MixtureRecorder(spans, module) for site, module in model.sites.items() if module.experts}
+    recorders = {site: _Recorder(spans, module) for site, module in model.sites.items()}
     with ExitStack() as stack:
-        for site, projection in model.sites.items():
-            if projection.experts is None:
-                hook = projection.module.register_forward_pre_hook(_input_recorder(dense, site, spans))
-                stack.callback(hook.remove)
-            else:
-                mixtures[site].attach(stack, projection.experts)
+        for recorder in recorders.values():
+            stack.enter_context(
+                hooked(recorder.site, matrix=recorder.matrix, routed=recorder.experts, output=recorder.output)
+            )
         for layer, module in enumerate(model.layers if block_outputs else ()):
-            stack.callback(module.register_forward_hook(_output_recorder(blocks, layer, spans)).remove)
+            record = partial(_record, blocks, layer, spans)
+            stack.callback(module.register_forward_hook(at_output(record)).remove)
         model.network.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    sites = {s: mixtures[s].means() if s in mixtures else SpanMeans(dense[s]) for s in model.sites}
-    return BatchMeans(indices, sites, blocks)
+    return BatchMeans(indices, {site: recorder.means() for site, recorder in recorders.items()}, blocks)
+
+
+def _record(means: dict[int, Tensor], layer: int, spans: "_Spans", output: Tensor) -> None:
+    means[layer] = spans.mean(output)
 
 
 @dataclass(frozen=True)
@@ -158,58 +160,39 @@ class _Spans:
         return self.averaging.to(values.device) @ span
 
 
-def _input_recorder(
-    means: dict[Site, Tensor], site: Site, spans: _Spans
-) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        means[site] = spans.mean(inputs[0])
-
-    return record
-
-
-def _output_recorder(means: dict[int, Tensor], key: int, spans: _Spans) -> Callable[[nn.Module, Any, Any], None]:
-    def record(module: nn.Module, inputs: Any, output: Any) -> None:
-        means[key] = spans.mean(output[0] if isinstance(output, tuple) else output)
-
-    return record
-
-
-class _MixtureRecorder:
-    """Collects a mixture's means while the model runs."""
+class _Recorder:
+    """Collects one site's means while the model runs."""
 
     def __init__(self, spans: _Spans, site: SiteModule) -> None:
         self.spans, self.site = spans, site
-        self.outputs: dict[int, Tensor] = {}
-        self.inputs: dict[Site, Tensor] = {}
-        self.routed: tuple[Tensor, Tensor, Tensor] | None = None
+        self._input: Tensor | None = None  # of a dense site, or of the shared expert
+        self._outputs: dict[int, Tensor] = {}
+        self._routed: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def attach(self, stack: ExitStack, block: ExpertBlock) -> None:
-        """Hooks on the experts, on the shared expert, and on what the block writes."""
-        stack.enter_context(routed_tokens(block, self._record_routed(block)))
-        for shared in self.site.plain:
-            hook = shared.module.register_forward_pre_hook(_input_recorder(self.inputs, self.site.site, self.spans))
-            stack.callback(hook.remove)
-        for index, module in enumerate(block.outputs):
-            hook = module.register_forward_hook(_output_recorder(self.outputs, index, self.spans))
-            stack.callback(hook.remove)
+    def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
+        """At a matrix that sees every token."""
+        self._input = self.spans.mean(x)
 
-    def _record_routed(self, block: ExpertBlock) -> RoutedUpdate:
-        def record(routed: RoutedTokens, output: Tensor) -> Tensor:
-            self.routed = _routed_means(self.spans, routed, block.sizes.routed)
-            return output
+    def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
+        """At the routed experts."""
+        self._routed = _routed_means(self.spans, routed, len(self.site.routed))
+        return output
 
-        return record
+    def output(self, index: int, y: Tensor) -> None:
+        """At one of the outputs that add up to what the block writes."""
+        self._outputs[index] = self.spans.mean(y)
 
     def means(self) -> SpanMeans:
         """What was collected."""
-        assert self.routed is not None
-        inputs, tokens, usage = self.routed
-        if self.site.plain:
-            shared = self.inputs[self.site.site]
-            length = torch.bincount(self.spans.row[self.spans.positions]).to(shared)[:, None]
-            inputs = torch.cat([inputs, shared], dim=1)
+        if self._routed is None:
+            assert self._input is not None
+            return SpanMeans(self._input)
+        inputs, tokens, usage = self._routed
+        if self._input is not None:
+            length = torch.bincount(self.spans.row[self.spans.positions]).to(self._input)[:, None]
+            inputs = torch.cat([inputs, self._input], dim=1)
             tokens, usage = torch.cat([tokens, length], dim=1), torch.cat([usage, torch.ones_like(length)], dim=1)
-        output = torch.stack(list(self.outputs.values())).sum(dim=0)
+        output = torch.stack(list(self._outputs.values())).sum(dim=0)
         return SpanMeans(inputs, output, Routing(tokens, usage))
 
 

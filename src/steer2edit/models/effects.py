@@ -13,7 +13,6 @@ Shapes: b = rows of a batch, t = tokens, s = pairs of a token and an expert, d, 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,11 +20,13 @@ from torch import Tensor, nn
 
 from steer2edit.core import Site
 from steer2edit.errors import InvalidValueError
-from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches, pad
+from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches
 from steer2edit.models.chat import EncodedResponse
-from steer2edit.models.experts import RoutedTokens, routed_tokens
+from steer2edit.models.experts import RoutedTokens
+from steer2edit.models.hooks import hooked
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.site_module import SiteModule
+from steer2edit.models.scoring import span_distributions, token_log_probabilities
+from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.progress import step
 
 Score = Callable[[Float[Tensor, "t v"], EncodedResponse], Float[Tensor, ""]]
@@ -55,18 +56,14 @@ def first_tokens(count: int) -> Score:
     """
 
     def score(log_probabilities: Tensor, response: EncodedResponse) -> Tensor:
-        ids = torch.tensor(response.response_ids[:count], device=log_probabilities.device)
-        total: Tensor = log_probabilities[: len(ids)].gather(1, ids[:, None]).sum()
-        return total
+        return token_log_probabilities(log_probabilities, response)[:count].sum()
 
     return score
 
 
 def whole_response(log_probabilities: Float[Tensor, "t v"], response: EncodedResponse) -> Float[Tensor, ""]:
     """log p of a response per token, so that the difference of two answers is their length-normalised log-odds."""
-    ids = torch.tensor(response.response_ids, device=log_probabilities.device)
-    mean: Tensor = log_probabilities.gather(1, ids[:, None]).mean()
-    return mean
+    return token_log_probabilities(log_probabilities, response).mean()
 
 
 def sampled_tokens(generator: torch.Generator) -> Score:
@@ -143,20 +140,15 @@ def _batch_effects(
     score: Score,
     times: int,
 ) -> list[dict[Site, Tensor]]:
-    ids, mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
-    first = min(response.span.start for response in responses)
-    kept = torch.arange(first, ids.shape[1] - 1)
     recorders = {site: _Recorder(model.sites[site], u, len(responses)) for site, u in directions.items()}
     found = []
     with ExitStack() as stack:
         stack.enter_context(_only_activations(model.network))
         for recorder in recorders.values():
-            recorder.attach(stack)
-        logits = model.network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
-        spans = [
-            logits[i, r.span.start - first : r.span.stop - first].float().log_softmax(dim=-1)
-            for i, r in enumerate(responses)
-        ]
+            stack.enter_context(
+                hooked(recorder.site, matrix=recorder.matrix, routed=recorder.experts, output=recorder.output)
+            )
+        spans = span_distributions(model, responses)
         for time in range(times):
             total = torch.stack([score(span, r) for span, r in zip(spans, responses, strict=True)]).sum()
             _backward(model, total, retain_graph=time + 1 < times)
@@ -197,48 +189,37 @@ class _Recorder:
     """Collects one site's effects: inputs on the way forward, w on the way back, at each matrix's own output."""
 
     def __init__(self, site: SiteModule, direction: Float[Tensor, " d"], rows: int) -> None:
-        self._site, self._direction, self._rows = site, direction, rows
+        self.site, self._direction, self._rows = site, direction, rows
         self._found = torch.zeros(rows, site.shape[1])
         self._routed: RoutedTokens | None = None
-
-    def attach(self, stack: ExitStack) -> None:
-        """Hooks on what the site reads and on what it writes."""
-        for plain in self._site.plain:
-            stack.callback(plain.module.register_forward_hook(self._watch(plain.columns)).remove)
-        if self._site.experts is not None:
-            stack.enter_context(routed_tokens(self._site.experts, self._route))
-            written = self._site.experts.outputs[0]
-            stack.callback(written.register_forward_hook(self._watch_experts).remove)
 
     def take(self) -> Float[Tensor, "b m"]:
         """What was collected since the last time; zero where the score does not depend on the site."""
         found, self._found = self._found, torch.zeros_like(self._found)
         return found
 
-    def _watch(self, columns: slice) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            x = inputs[0].detach().reshape(self._rows, -1, inputs[0].shape[-1])
+    def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
+        """At a matrix that sees every token."""
+        rows = x.detach().reshape(self._rows, -1, x.shape[-1])
 
-            def differentiate(gradient: Tensor) -> None:
-                self._found[:, columns] = torch.einsum("bt,btm->bm", self._along(gradient), x.float()).cpu()
+        def differentiate(gradient: Tensor) -> None:
+            along = torch.einsum("bt,btm->bm", self._along(gradient), rows.float())
+            self._found[:, projection.columns] = along.cpu()
 
-            output.register_hook(differentiate)  # type: ignore[no-untyped-call]
+        y.register_hook(differentiate)  # type: ignore[no-untyped-call]
 
-        return hook
-
-    def _route(self, routed: RoutedTokens, output: Tensor) -> Tensor:
+    def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
+        """At the routed experts."""
         self._routed = routed
         return output
 
-    def _watch_experts(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        written: Tensor = output[0] if isinstance(output, tuple) else output
+    def output(self, index: int, y: Tensor) -> None:
+        """At what a mixture writes."""
+        if index:
+            return
         routed, self._routed = self._routed, None
         assert routed is not None
-
-        def differentiate(gradient: Tensor) -> None:
-            self._differentiate_experts(self._along(gradient), routed)
-
-        written.register_hook(differentiate)  # type: ignore[no-untyped-call]
+        y.register_hook(lambda gradient: self._differentiate_experts(self._along(gradient), routed))  # type: ignore[no-untyped-call]
 
     def _along(self, gradient: Tensor) -> Float[Tensor, "b t"]:
         """w = ∂A/∂y · u by position."""
@@ -246,8 +227,8 @@ class _Recorder:
         return rows @ self._direction.to(gradient.device)
 
     def _differentiate_experts(self, w: Float[Tensor, "b t"], routed: RoutedTokens) -> None:
-        assert self._site.sizes is not None
-        count, width = self._site.sizes.routed, self._site.sizes.width
+        assert self.site.sizes is not None
+        count, width = self.site.sizes.routed, self.site.sizes.width
         share = w.flatten()[routed.token] * routed.weight.detach().float()
         slot = (routed.token // w.shape[1]) * count + routed.expert
         total = torch.zeros(self._rows * count, width, device=w.device)

@@ -1,16 +1,71 @@
-"""Temporary changes to what sites output. Every hook is removed on leaving, also after an exception."""
+"""Functions that are called where a site computes, and temporary changes to what sites output.
+
+Every hook is removed on leaving, also after an exception.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from steer2edit.core import Site
-from steer2edit.models.experts import routed_tokens
+from steer2edit.models.experts import RoutedUpdate, routed_tokens
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.site_module import SiteModule
+from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.models.updates import SiteUpdate
+
+AtMatrix = Callable[[Projection, Tensor, Tensor], Tensor | None]
+"""(matrix, x, y) → the y to use instead, or `None` to leave it."""
+AtOutput = Callable[[int, Tensor], Tensor | None]
+"""(which of the outputs that add up to what the block writes, y) → the y to use instead, or `None`."""
+
+
+@contextmanager
+def hooked(
+    site: SiteModule,
+    *,
+    matrix: AtMatrix | None = None,
+    routed: RoutedUpdate | None = None,
+    output: AtOutput | None = None,
+) -> Iterator[None]:
+    """Call functions whenever a site computes within the context.
+
+    Args:
+        site: dense, or a mixture of experts.
+        matrix: called at every matrix that is a module of its own: the dense site's, or the shared expert's.
+        routed: called at the routed experts of a mixture.
+        output: called at what the block of a mixture writes.
+    """
+    with ExitStack() as stack:
+        if matrix is not None:
+            for projection in site.plain:
+                stack.callback(projection.module.register_forward_hook(partial(_at_matrix, matrix, projection)).remove)
+        if site.experts is not None and routed is not None:
+            stack.enter_context(routed_tokens(site.experts, routed))
+        if site.experts is not None and output is not None:
+            for index, module in enumerate(site.experts.outputs):
+                stack.callback(module.register_forward_hook(at_output(partial(output, index))).remove)
+        yield
+
+
+def _at_matrix(
+    matrix: AtMatrix, projection: Projection, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+) -> Tensor | None:
+    return matrix(projection, inputs[0], output)
+
+
+def at_output(change: Callable[[Tensor], Tensor | None]) -> Callable[[nn.Module, Any, Any], Any]:
+    """A forward hook for a block, which may return its output alone or with the router's."""
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return change(output)
+        changed = change(output[0])
+        return None if changed is None else (changed, *output[1:])
+
+    return hook
 
 
 @contextmanager
@@ -23,41 +78,21 @@ def updated_outputs(model: LanguageModel, updates: Mapping[Site, SiteUpdate]) ->
     """
     with ExitStack() as stack:
         for site, update in updates.items():
-            attach = _attach_dense if model.sites[site].experts is None else _attach_experts
-            attach(stack, model.sites[site], update)
+            attach = _updated_dense if model.sites[site].experts is None else _updated_experts
+            stack.enter_context(attach(model.sites[site], update))
         yield
 
 
-def _attach_dense(stack: ExitStack, site: SiteModule, update: SiteUpdate) -> None:
-    stack.callback(site.module.register_forward_hook(_on_projection(update)).remove)
+def _updated_dense(site: SiteModule, update: SiteUpdate) -> AbstractContextManager[None]:
+    return hooked(site, matrix=lambda projection, x, y: update.apply(x, y))
 
 
-def _attach_experts(stack: ExitStack, site: SiteModule, update: SiteUpdate) -> None:
+def _updated_experts(site: SiteModule, update: SiteUpdate) -> AbstractContextManager[None]:
     """The edits at every matrix, and the shift once, at the block's output."""
-    assert site.experts is not None
-    if update.a is not None:
-        sizes = site.experts.sizes
-        routed = update.part(slice(0, sizes.routed * sizes.width))
-        stack.enter_context(routed_tokens(site.experts, routed.apply_routed))
-        for shared in site.plain:
-            stack.callback(shared.module.register_forward_hook(_on_projection(update.part(shared.columns))).remove)
-    if update.shift is not None:
-        stack.callback(site.experts.outputs[0].register_forward_hook(_on_output(update.apply_shift)).remove)
-
-
-def _on_projection(update: SiteUpdate) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return update.apply(inputs[0], output)
-
-    return hook
-
-
-def _on_output(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-    """A hook on a block, which may return its output alone or with the router's."""
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (change(output[0]), *output[1:])
-        return change(output)
-
-    return hook
+    edits = None if update.a is None else update.part(slice(0, site.routed[-1].columns.stop))
+    return hooked(
+        site,
+        matrix=None if update.a is None else lambda projection, x, y: update.part(projection.columns).apply(x, y),
+        routed=None if edits is None else edits.apply_routed,
+        output=None if update.shift is None else lambda index, y: None if index else update.apply_shift(y),
+    )

@@ -16,7 +16,7 @@ from steer2edit.models.chat_format import ChatFormat, recorded_chat, template_of
 from steer2edit.models.fingerprint import fingerprint
 from steer2edit.models.layout import Layout
 from steer2edit.models.site_module import SiteModule
-from steer2edit.models.sites import find_layers, find_left_out, find_sites
+from steer2edit.models.sites import find_sites
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class LanguageModel:
     Attributes:
         sites: the projections that can be edited.
         left_out: names of the modules that write to the residual stream but have no heads or neurons.
+        layers: the decoder layers.
     """
 
     network: PreTrainedModel
@@ -46,17 +47,13 @@ class LanguageModel:
     chat: ChatFormat = field(default_factory=ChatFormat)
     sites: dict[Site, SiteModule] = field(init=False)
     left_out: tuple[str, ...] = field(init=False)
+    layers: nn.ModuleList = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.network.eval()
-        object.__setattr__(self, "sites", find_sites(self.network, self.layout))
-        object.__setattr__(self, "left_out", find_left_out(self.network, self.layout))
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The decoder layers."""
-        layers: nn.ModuleList = self.network.get_submodule(find_layers(self.network, self.layout))
-        return layers
+        found = find_sites(self.network, self.layout)
+        for name in ("sites", "left_out", "layers"):
+            object.__setattr__(self, name, getattr(found, name))
 
     @property
     def device(self) -> torch.device:

@@ -21,12 +21,15 @@ def span_log_probabilities(model: LanguageModel, responses: Sequence[EncodedResp
     The model runs as it is: hooks and edits in force when this is called apply. Logits are computed at span
     positions only.
     """
+    return span_distributions(model, responses)
+
+
+def span_distributions(model: LanguageModel, responses: Sequence[EncodedResponse]) -> list[Float[Tensor, "_ v"]]:
+    """`span_log_probabilities`, with gradients where they are enabled."""
     ids, mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
     first = min(response.span.start for response in responses)
-    kept = torch.arange(
-        first, ids.shape[1] - 1
-    )  # on the CPU: the hidden states may be on another device than the inputs
-    logits = model.network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
+    positions = torch.arange(first, ids.shape[1] - 1)  # on the CPU: the hidden states may be on another device
+    logits = model.network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=positions).logits
     return [
         logits[i, response.span.start - first : response.span.stop - first].float().log_softmax(dim=-1)
         for i, response in enumerate(responses)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from steer2edit.core import BLOCKS, Block, Experts, Site
+from steer2edit.core import BLOCKS, Experts, Site
 from steer2edit.errors import LayoutError
 from steer2edit.models.layout import ExpertLayout, Layout, known_layouts
 from steer2edit.models.site_module import ExpertBlock, Projection, SiteModule
@@ -17,16 +17,26 @@ _FUSED = "down_proj"
 
 
 @dataclass(frozen=True)
-class _Match:
-    """A layout that fits a model, and where."""
+class ModelSites:
+    """Where a model can be edited: the layout that fits it, and what it says of this model.
+
+    Args:
+        layout: that covers every matrix of every layer.
+        path: of the list of decoder layers.
+        layers: the decoder layers.
+        sites: the projections that can be edited, in order.
+        left_out: names of the modules that write to the residual stream but have no heads or neurons.
+    """
 
     layout: Layout
     path: str
     layers: nn.ModuleList
+    sites: dict[Site, SiteModule]
+    left_out: tuple[str, ...]
 
 
-def find_sites(model: PreTrainedModel, layout: Layout | None = None) -> dict[Site, SiteModule]:
-    """The sites of a model, in order, by the layout that covers every matrix of every layer.
+def find_sites(model: PreTrainedModel, layout: Layout | None = None) -> ModelSites:
+    """The sites of a model, by the layout that covers every matrix of every layer.
 
     A model type that no layout names is accepted if one layout fits its layers completely.
 
@@ -37,35 +47,9 @@ def find_sites(model: PreTrainedModel, layout: Layout | None = None) -> dict[Sit
     Raises:
         LayoutError: no layout fits; the message lists what was and what was not matched.
     """
-    match = _match(model, layout)
     config = model.config.get_text_config()
-    return {
-        site.site: site
-        for index, layer in enumerate(match.layers)
-        for site in _layer_sites(match, index, layer, config)
-    }
-
-
-def find_layers(model: PreTrainedModel, layout: Layout | None = None) -> str:
-    """Path of the list of decoder layers."""
-    return _match(model, layout).path
-
-
-def find_left_out(model: PreTrainedModel, layout: Layout | None = None) -> tuple[str, ...]:
-    """Names of the modules that write to the residual stream but have no heads or neurons, so that none is edited."""
-    match = _match(model, layout)
-    return tuple(
-        f"{match.path}.{index}.{path}"
-        for index, layer in enumerate(match.layers)
-        for path in match.layout.left_out
-        if _submodule(layer, path) is not None
-    )
-
-
-def _match(model: PreTrainedModel, layout: Layout | None) -> _Match:
-    candidates = (layout,) if layout else _candidates(model.config.get_text_config().model_type)
     problems = []
-    for candidate in candidates:
+    for candidate in (layout,) if layout else _candidates(config.model_type):
         found = [(path, module) for path in candidate.layers if _is_layers(module := _submodule(model, path))]
         if not found:
             where = " or ".join(map(repr, candidate.layers))
@@ -73,9 +57,11 @@ def _match(model: PreTrainedModel, layout: Layout | None) -> _Match:
             continue
         path, layers = found[0]
         assert isinstance(layers, nn.ModuleList)
-        gaps = _gaps(candidate, layers)
-        if not gaps:
-            return _Match(candidate, path, layers)
+        if not (gaps := _gaps(candidate, layers)):
+            named = [(f"{path}.{index}", index, layer) for index, layer in enumerate(layers)]
+            sites = [site for where in named for site in _layer_sites(candidate, *where, config)]
+            left_out = [f"{prefix}.{p}" for prefix, _, layer in named for p in candidate.left_out if _has(layer, p)]
+            return ModelSites(candidate, path, layers, {site.site: site for site in sites}, tuple(left_out))
         problems.append(f"layout {candidate.name!r}: {gaps}")
     tried = "\n  ".join(problems)
     raise LayoutError(
@@ -98,6 +84,10 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         module = getattr(module, name, None)
     return module if isinstance(module, nn.Module) else None
+
+
+def _has(layer: nn.Module, path: str) -> bool:
+    return _submodule(layer, path) is not None
 
 
 def _gaps(layout: Layout, layers: nn.ModuleList) -> str:
@@ -136,18 +126,16 @@ def _matrix_owners(layer: nn.Module) -> list[str]:
     return list(dict.fromkeys(owners))
 
 
-def _layer_sites(match: _Match, index: int, layer: nn.Module, config: PreTrainedConfig) -> Iterator[SiteModule]:
-    prefix = f"{match.path}.{index}"
-    experts = match.layout.experts
+def _layer_sites(
+    layout: Layout, prefix: str, index: int, layer: nn.Module, config: PreTrainedConfig
+) -> Iterator[SiteModule]:
     for block in BLOCKS:
-        site = Site(index, block)
+        site, experts = Site(index, block), layout.experts
         if block == "mlp" and experts and (module := _submodule(layer, experts.module)) is not None:
             yield _expert_site(site, prefix, layer, module, experts)
-            continue
-        path = next((p for p in match.layout.paths(block) if _submodule(layer, p) is not None), None)
-        if path is not None:
+        elif path := next((p for p in layout.paths(block) if _has(layer, p)), None):
             projection = _dense(f"{prefix}.{path}", layer.get_submodule(path))
-            width = _width(site, block, projection, match.layout.heads.get(path, "num_attention_heads"), config)
+            width = _width(site, projection, layout.heads.get(path, "num_attention_heads"), config)
             yield SiteModule(site, projection.name, (projection,), width)
 
 
@@ -184,9 +172,9 @@ def _expert_site(site: Site, prefix: str, layer: nn.Module, module: nn.Module, e
     return SiteModule(site, name, tuple(projections), 1, block)
 
 
-def _width(site: Site, block: Block, projection: Projection, heads: str, config: PreTrainedConfig) -> int:
+def _width(site: Site, projection: Projection, heads: str, config: PreTrainedConfig) -> int:
     """Columns per component: one for a neuron, (input width) / (number of heads) for a head."""
-    if block == "mlp":
+    if site.block == "mlp":
         return 1
     columns, count = projection.shape[1], getattr(config, heads, None)
     if not isinstance(count, int) or count < 1:
