@@ -20,7 +20,7 @@ from steer2edit.models import (
     generate,
     load_model,
 )
-from steer2edit.models.chat import render
+from steer2edit.models.rendering import render
 from steer2edit.models.tokenizer import load_tokenizer, read_template
 from tiny_chat import CHAT_TEMPLATE, END, tiny_chat_model, tiny_tokenizer
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from steer2edit.errors import ModelError
 from steer2edit.models import smollm2
-from steer2edit.models.stored import checkpoint_directory
+from steer2edit.models.model_path import checkpoint_directory
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,6 @@ from steer2edit.models.capture import BatchMeans, Routing, SpanMeans, mean_outpu
 from steer2edit.models.chat import (
     SPAN_RULE,
     EncodedResponse,
-    Message,
-    Prompt,
     encode_prompts,
     encode_responses,
 )
@@ -16,19 +14,14 @@ from steer2edit.models.generation import GENERATION_TOKENS, Sampling, generate, 
 from steer2edit.models.hooks import updated_outputs
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout, known_layouts
-from steer2edit.models.loading import load_model
+from steer2edit.models.loading import load_model, load_skeleton, read_settings
+from steer2edit.models.model_path import checkpoint_directory
+from steer2edit.models.rendering import Message, Prompt
 from steer2edit.models.reply import Reply
 from steer2edit.models.scoring import next_token_log_probabilities, span_log_probabilities, token_log_probabilities
 from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.models.sites import ModelSites, find_sites
-from steer2edit.models.stored import (
-    StoredMatrix,
-    checkpoint_directory,
-    load_skeleton,
-    read_settings,
-    stored_matrices,
-    stored_parameters,
-)
+from steer2edit.models.stored import StoredMatrix, stored_matrices, stored_parameters
 from steer2edit.models.updates import SiteUpdate
 
 __all__ = [

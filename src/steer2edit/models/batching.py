@@ -81,9 +81,7 @@ def _tried(run: Callable[[list[int]], Sequence[Result]], batch: list[int]) -> Se
     """The batch's results, or `None` if memory ran out. What the failed attempt held is free again by then."""
     try:
         return run(batch)
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
     if torch.cuda.is_available():

@@ -1,6 +1,6 @@
 """Prompts and responses into tokens: the exact boundary between the two."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 from steer2edit.errors import DataError
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.rendering import (
-    Message,
     Prompt,
     Turn,
     messages_of,
@@ -20,21 +19,6 @@ from steer2edit.models.rendering import (
     turn_ids,
 )
 from steer2edit.models.tokenizer import renders_tokens
-
-__all__ = [
-    "SPAN_RULE",
-    "EncodedResponse",
-    "Message",
-    "Prompt",
-    "Turn",
-    "embedding_rows",
-    "encode_prompts",
-    "encode_responses",
-    "render",
-    "render_turns",
-    "require_rows",
-    "tokenizer_of",
-]
 
 SPAN_RULE = "positions whose next token belongs to the response: [start-1, end-1)"
 
@@ -125,10 +109,16 @@ def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) 
             raise DataError(f"the response to {prompt!r} is empty: there are no response tokens to average over.")
     tokenizer = tokenizer_of(model)
     if renders_tokens(tokenizer):
-        encoded = [_encode_tokens(model, messages_of(prompt), response) for prompt, response in pairs]
-    else:
-        encode = _encode_by_offsets if getattr(tokenizer, "is_fast", False) else _encode_by_prefix
-        encoded = encode(tokenizer, render_turns(model, pairs))
+        asked = [(messages_of(prompt), response) for prompt, response in pairs]
+        tokens = [(prompt_ids(model, own), turn_ids(model, own, response)) for own, response in asked]
+        encoded = [_encode_behind(tokenizer, head, whole) for head, whole in tokens]
+    elif getattr(tokenizer, "is_fast", False):
+        encoded = _encode_by_offsets(tokenizer, render_turns(model, pairs))
+    else:  # no offsets: what stands before the response is tokenised alone too, and compared
+        turns = render_turns(model, pairs)
+        heads = tokenizer([turn.text[: turn.start] for turn in turns], add_special_tokens=False)["input_ids"]
+        wholes = tokenizer([turn.text[: turn.end] for turn in turns], add_special_tokens=False)["input_ids"]
+        encoded = [_encode_behind(tokenizer, head, whole) for head, whole in zip(heads, wholes, strict=True)]
     for (prompt, response), item in zip(pairs, encoded, strict=True):
         if not 0 < item.start < len(item.ids):
             raise DataError(f"the response {response!r} to {prompt!r} has no tokens of its own.")
@@ -137,20 +127,15 @@ def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) 
     return encoded
 
 
-def _encode_tokens(model: LanguageModel, messages: Sequence[Mapping[str, str]], response: str) -> EncodedResponse:
-    head, whole = prompt_ids(model, messages), turn_ids(model, messages, response)
-    return EncodedResponse(tuple(whole), _tokens_within(tokenizer_of(model), head, whole))
-
-
 def _encode_by_offsets(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[EncodedResponse]:
     with _whole_offsets(tokenizer):
         encoded = tokenizer(
             [turn.text[: turn.end] for turn in turns], add_special_tokens=False, return_offsets_mapping=True
         )
-    starts = [
-        _first_token_behind(turn.start, offsets) for turn, offsets in zip(turns, encoded["offset_mapping"], strict=True)
+    return [
+        EncodedResponse(tuple(ids), next((i for i, (_, end) in enumerate(offsets) if end > turn.start), len(offsets)))
+        for turn, ids, offsets in zip(turns, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
-    return [EncodedResponse(tuple(ids), start) for ids, start in zip(encoded["input_ids"], starts, strict=True)]
 
 
 @contextmanager
@@ -165,23 +150,8 @@ def _whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         backend.post_processor = post_processor
 
 
-def _first_token_behind(boundary: int, offsets: Sequence[tuple[int, int]]) -> int:
-    """Index of the first token with a character behind the boundary."""
-    return next((index for index, (_, end) in enumerate(offsets) if end > boundary), len(offsets))
-
-
-def _encode_by_prefix(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[EncodedResponse]:
-    """For tokenizers without offsets: what stands before the response is tokenised alone too, and compared."""
-    heads = tokenizer([turn.text[: turn.start] for turn in turns], add_special_tokens=False)["input_ids"]
-    wholes = tokenizer([turn.text[: turn.end] for turn in turns], add_special_tokens=False)["input_ids"]
-    return [
-        EncodedResponse(tuple(whole), _tokens_within(tokenizer, head, whole))
-        for head, whole in zip(heads, wholes, strict=True)
-    ]
-
-
-def _tokens_within(tokenizer: PreTrainedTokenizerBase, head: list[int], whole: list[int]) -> int:
-    """How many first tokens of the whole say nothing that the head does not say; it may be split differently there."""
+def _encode_behind(tokenizer: PreTrainedTokenizerBase, head: list[int], whole: list[int]) -> EncodedResponse:
+    """The response begins where the whole says more than the head, which may be split into other tokens there."""
     count = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), min(len(head), len(whole)))
     if count < len(head):
         said = str(tokenizer.decode(head, clean_up_tokenization_spaces=False))
@@ -191,7 +161,7 @@ def _tokens_within(tokenizer: PreTrainedTokenizerBase, head: list[int], whole: l
                 break
             if said.startswith(text):
                 count = longer
-    return count
+    return EncodedResponse(tuple(whole), count)
 
 
 def _require_fit(model: LanguageModel, prompt: Prompt, length: int) -> None:

@@ -1,4 +1,4 @@
-"""Loading a model: a Hub id, a local directory, or `smollm2`."""
+"""Loading a model, its structure alone, or its settings: of a Hub id, a local directory, or `smollm2`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
 from steer2edit.models.chat_format import ChatFormat, template_of
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
-from steer2edit.models.model_path import model_path
+from steer2edit.models.model_path import GIVE_A_MODEL, checkpoint_directory, model_path, not_readable
 from steer2edit.models.tokenizer import load_tokenizer
 from steer2edit.progress import step
 
@@ -68,7 +68,7 @@ def load_model(
     except Steer2EditError:
         raise
     except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
-        raise ModelError(_why_not(name, error)) from error
+        raise not_readable(f"load the model {name!r}", error, GIVE_A_MODEL) from error
     chat = ChatFormat.going_on(template_args or {}, like, None if chat_template == "none" else chat_template)
     chat.require_used(template_of(tokenizer))
     revision = getattr(network.config, "_commit_hash", None)
@@ -76,6 +76,42 @@ def load_model(
         network, tokenizer, name=name, layout=own_layout, revision=revision, trust_remote_code=trust_remote_code,
         chat=chat,
     )  # fmt: skip
+
+
+def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remote_code: bool = False) -> LanguageModel:
+    """The model's structure from its config alone, on the meta device: names, shapes and sites, but no weights.
+
+    Args:
+        name: a Hub id, a local directory, or `smollm2`.
+        layout: a layout, or a file of one, for an architecture that is not known.
+        trust_remote_code: run the Python code that a checkpoint brings.
+
+    Raises:
+        ModelError: the config is not there or cannot be read.
+        LayoutError: the model has residual writers that no layout rule covers.
+    """
+    own_layout = Layout.given(layout)
+    directory = checkpoint_directory(name)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            network = model_class(config, trust_remote_code).from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # configs raise what they like
+        raise not_readable(f"read the structure of {name!r}", error, "Check its config.json.") from error
+    network.name_or_path = str(directory)
+    return LanguageModel(network, name=name, layout=own_layout)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The settings of config.json as the architecture understands them: with its defaults, older names renewed.
+
+    Raises:
+        ModelError: the config is not there, cannot be read, or is of an unknown architecture.
+    """
+    try:
+        return dict(AutoConfig.from_pretrained(directory, trust_remote_code=False).to_dict())
+    except Exception as error:  # configs raise what they like
+        raise not_readable(f"read {directory / 'config.json'}", error, "") from error
 
 
 def _read(
@@ -175,11 +211,3 @@ def _dtype(dtype: str, device: str, config: object) -> torch.dtype:
     if device == "cpu" and half and not torch.cpu._is_avx512_bf16_supported():
         return torch.float32
     return torch.bfloat16 if device == "cpu" and half else own
-
-
-def _why_not(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:400]
-    return (
-        f"cannot load the model {name!r}: {reason} "
-        "Give a directory with config.json and safetensors weights, a Hub id that can be reached, or smollm2."
-    )

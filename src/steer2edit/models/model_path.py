@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,15 @@ _OTHER_WEIGHTS = {
     ".msgpack": "weights for Flax",
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".pkl", ".pickle"), "a pickle, without a checkpoint's names and settings"),
 }
+GIVE_A_MODEL = "Give a directory with config.json and safetensors weights, a Hub id that can be reached, or smollm2."
 _GIVE = "Give the checkpoint in safetensors that it was made from"
 _GGUF_AFTER = ", and take the edit to the GGUF file with `steer2edit export --format gguf-lora`"
 _MOST_NAMED = 3
+_NOT_NEEDED = ["*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "*.ot"]
+_SEARCHES: tuple[dict[str, Any], ...] = (
+    {"local_files_only": True}, {"ignore_patterns": ["*.bin", *_NOT_NEEDED]}, {"ignore_patterns": _NOT_NEEDED},
+)  # fmt: skip
+"""Where a Hub model's files are looked for, until its weights are there: `.bin` only where there is nothing better."""
 
 
 def model_path(name: str, *, weights_alone: bool = False) -> str:
@@ -48,6 +55,34 @@ def model_path(name: str, *, weights_alone: bool = False) -> str:
             f"there is no model directory {name!r}. Give a directory, a Hub id such as org/name, or smollm2."
         )
     return found
+
+
+def checkpoint_directory(name: str, *, weights_alone: bool = False) -> Path:
+    """The local directory of a model: itself, the converted `smollm2`, or the snapshot of a Hub id.
+
+    Args:
+        name: a Hub id, a local directory, or `smollm2`.
+        weights_alone: whether an adapter's folder, or weights without config.json, will do.
+
+    Raises:
+        ModelError: there is none, and it cannot be downloaded; or it is something else.
+    """
+    found = model_path(name, weights_alone=weights_alone)
+    if Path(found).is_dir():
+        return Path(found)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    directory = Path()
+    try:
+        for options in _SEARCHES:
+            with suppress(LocalEntryNotFoundError) if "local_files_only" in options else nullcontext():
+                directory = Path(snapshot_download(found, **options))
+                if has_weights(directory) or (weights_alone and not (directory / "config.json").exists()):
+                    break
+    except Exception as error:  # the Hub's client raises errors of many kinds
+        raise not_readable(f"find the model {name!r} on this machine or on the Hub", error, GIVE_A_MODEL) from error
+    return Path(model_path(str(directory), weights_alone=weights_alone))
 
 
 def has_weights(directory: Path) -> bool:
@@ -113,3 +148,8 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}  # whoever reads it for good says what is wrong with it
     return content if isinstance(content, dict) else {}
+
+
+def not_readable(what: str, error: Exception, remedy: str) -> ModelError:
+    """The error for what transformers or the Hub's client could not do, with their reason in one line."""
+    return ModelError(f"cannot {what}: {' '.join(str(error).split())[:400]} {remedy}".rstrip())

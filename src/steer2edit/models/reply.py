@@ -13,8 +13,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from steer2edit.errors import DataError
-from steer2edit.models.chat import embedding_rows, render, render_turns, require_rows, tokenizer_of
+from steer2edit.models.chat import embedding_rows, require_rows
 from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.rendering import render, render_turns, tokenizer_of
 from steer2edit.models.tokenizer import added_tokens
 
 CUT = " […]"

@@ -1,14 +1,10 @@
-"""Where a model's projections are in the files of its checkpoint, and the model's structure without its weights."""
+"""Where a model's parameters and projections are in the files of its checkpoint."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     ConversionOps,
@@ -22,16 +18,7 @@ from transformers.core_model_loading import (
 from steer2edit.core import Component, Site
 from steer2edit.errors import ModelError
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.layout import Layout
-from steer2edit.models.loading import model_class
-from steer2edit.models.model_path import has_weights, model_path
 from steer2edit.models.site_module import Projection, SiteModule
-
-_NOT_NEEDED = ["*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "*.ot"]
-_SEARCHES: tuple[dict[str, Any], ...] = (
-    {"local_files_only": True}, {"ignore_patterns": ["*.bin", *_NOT_NEEDED]}, {"ignore_patterns": _NOT_NEEDED},
-)  # fmt: skip
-"""Where a Hub model's files are looked for, until its weights are there: `.bin` only where there is nothing better."""
 
 
 @dataclass(frozen=True)
@@ -62,87 +49,21 @@ class StoredMatrix:
         return self.module.component(self.projection.columns.start // self.module.component_width + index)
 
 
-def checkpoint_directory(name: str, *, weights_alone: bool = False) -> Path:
-    """The local directory of a model: itself, the converted `smollm2`, or the snapshot of a Hub id.
-
-    Args:
-        name: a Hub id, a local directory, or `smollm2`.
-        weights_alone: whether an adapter's folder, or weights without config.json, will do.
-
-    Raises:
-        ModelError: there is none, and it cannot be downloaded; or it is something else.
-    """
-    found = model_path(name, weights_alone=weights_alone)
-    if Path(found).is_dir():
-        return Path(found)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    directory = Path()
-    try:
-        for options in _SEARCHES:
-            with suppress(LocalEntryNotFoundError) if "local_files_only" in options else nullcontext():
-                directory = Path(snapshot_download(found, **options))
-                if has_weights(directory) or (weights_alone and not (directory / "config.json").exists()):
-                    break
-    except Exception as error:  # the Hub's client raises errors of many kinds
-        raise ModelError(
-            f"cannot find the model {name!r} on this machine or on the Hub: {' '.join(str(error).split())[:300]} "
-            "Give a directory with config.json and safetensors weights, a Hub id that can be reached, or smollm2."
-        ) from error
-    return Path(model_path(str(directory), weights_alone=weights_alone))
-
-
-def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remote_code: bool = False) -> LanguageModel:
-    """The model's structure from its config alone, on the meta device: names, shapes and sites, but no weights.
-
-    Args:
-        name: a Hub id, a local directory, or `smollm2`.
-        layout: a layout, or a file of one, for an architecture that is not known.
-        trust_remote_code: run the Python code that a checkpoint brings.
-
-    Raises:
-        ModelError: the config is not there or cannot be read.
-        LayoutError: the model has residual writers that no layout rule covers.
-    """
-    own_layout = Layout.given(layout)
-    directory = checkpoint_directory(name)
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            network = model_class(config, trust_remote_code).from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # configs raise what they like
-        raise ModelError(
-            f"cannot read the structure of {name!r}: {' '.join(str(error).split())[:400]} Check its config.json."
-        ) from error
-    network.name_or_path = str(directory)
-    return LanguageModel(network, name=name, layout=own_layout)
-
-
-def read_settings(directory: Path) -> dict[str, Any]:
-    """The settings of config.json as the architecture understands them: with its defaults, older names renewed.
-
-    Raises:
-        ModelError: the config is not there, cannot be read, or is of an unknown architecture.
-    """
-    try:
-        return dict(AutoConfig.from_pretrained(directory, trust_remote_code=False).to_dict())
-    except Exception as error:  # configs raise what they like
-        raise ModelError(f"cannot read {directory / 'config.json'}: {' '.join(str(error).split())[:400]}") from error
-
-
 def stored_parameters(model: LanguageModel, tensors: Iterable[str]) -> dict[str, str]:
     """By parameter or buffer, the tensor of the files that is loaded into it as it is, renamed at most."""
+    state = model.network.state_dict()
+    return {target: name for name, target, converter in _renamed(model, tensors) if target in state and not converter}
+
+
+def _renamed(model: LanguageModel, tensors: Iterable[str]) -> Iterator[tuple[str, str, WeightConverter | None]]:
+    """(tensor, the parameter that loading makes of it, how it is converted), by transformers' own rules."""
     transforms = get_model_conversion_mapping(model.network)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     state = model.network.state_dict()
-    found: dict[str, str] = {}
     for name in tensors:
         target, pattern = rename_source_key(name, renamings, converters, model.network.base_model_prefix, state)
-        if target in state and pattern is None:
-            found[target] = name
-    return found
+        yield name, target, next((c for c in converters if pattern is not None and pattern in c.source_patterns), None)
 
 
 def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | None]) -> dict[str, StoredMatrix]:
@@ -161,22 +82,17 @@ def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | 
     Raises:
         ModelError: a projection is in no tensor, or loading computes it in a way that cannot be edited in the file.
     """
-    transforms = get_model_conversion_mapping(model.network)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
     state = model.network.state_dict()
     wanted: dict[str, list[tuple[SiteModule, Projection]]] = {}
     for module in model.sites.values():
         for projection in module.projections:
             wanted.setdefault(projection.parameter_name, []).append((module, projection))
     found: dict[str, StoredMatrix] = {}
-    for name, shape in tensors.items():
-        target, pattern = rename_source_key(name, renamings, converters, model.network.base_model_prefix, state)
+    for name, target, converter in _renamed(model, tensors):
         if target not in wanted:
             continue
-        converter = next((c for c in converters if pattern is not None and pattern in c.source_patterns), None)
         operations = () if converter is None else converter.operations
-        located = _located(name, wanted[target], _applied(operations, shape, state[target].shape))
+        located = _located(name, wanted[target], _applied(operations, tensors[name], state[target].shape))
         if twice := located.keys() & found.keys():
             key = min(twice)
             raise ModelError(

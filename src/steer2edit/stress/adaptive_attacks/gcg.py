@@ -30,7 +30,7 @@ from steer2edit.models import (
     span_log_probabilities,
     token_log_probabilities,
 )
-from steer2edit.models.chat import render_turns, tokenizer_of
+from steer2edit.models.rendering import render_turns, tokenizer_of
 from steer2edit.models.tokenizer import added_tokens, renders_tokens
 from steer2edit.progress import step
 
