@@ -93,11 +93,6 @@ class WeightEdit:
         object.__setattr__(self, "sites", MappingProxyType(dict(sorted(self.sites.items()))))
 
     @property
-    def shapes(self) -> dict[Site, tuple[int, int]]:
-        """(d, m) by site."""
-        return {site: (edit.output_direction.numel(), edit.row.numel()) for site, edit in self.sites.items()}
-
-    @property
     def is_empty(self) -> bool:
         """Whether every ΔW is zero."""
         return not any(bool(edit.row.any()) for edit in self.sites.values())
