@@ -1,13 +1,11 @@
 """The paper's equations as pure functions on tensors (arXiv 2602.09870); see docs/paper-to-code.md."""
 
 from steer2edit.method.baselines import ablation_row, injection_row
-from steer2edit.method.directions import input_directions, output_direction
 from steer2edit.method.effect import effect_rows
 from steer2edit.method.factors import SiteFactors, joined, site_factors
 from steer2edit.method.gate import Gate, gated_effects
 from steer2edit.method.hyperparameters import COARSE_VALUES, GATED_RULES, PAPER_RULES, Hyperparameters, Rules, grid
-from steer2edit.method.importance import importance
-from steer2edit.method.magnitude import magnitude
+from steer2edit.method.rule import importance, input_directions, magnitude, output_direction
 from steer2edit.method.shift import limit_shift
 from steer2edit.method.sparing import spare
 

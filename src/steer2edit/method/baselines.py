@@ -6,7 +6,7 @@ Shapes: d = width of a site's output, m = width of its input.
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.method.directions import output_direction, precise
+from steer2edit.method.rule import output_direction, precise
 
 
 def injection_row(weight: Float[Tensor, "d m"]) -> Float[Tensor, " m"]:

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from steer2edit.core import Experts, SiteEdit, SiteEffects
 from steer2edit.errors import InvalidValueError
-from steer2edit.method.directions import input_directions, output_direction, precise
 from steer2edit.method.effect import effect_rows
 from steer2edit.method.hyperparameters import PAPER_RULES, Rules
-from steer2edit.method.importance import importance
-from steer2edit.method.magnitude import magnitude
+from steer2edit.method.rule import importance, input_directions, magnitude, output_direction, precise
 from steer2edit.method.shift import limit_shift
 from steer2edit.method.sparing import spare
 

@@ -6,9 +6,16 @@ from dataclasses import asdict, dataclass
 
 from steer2edit.core import Block
 from steer2edit.errors import InvalidValueError, did_you_mean
-from steer2edit.method.directions import INPUT_DIRECTION_RULES, InputDirectionRule
-from steer2edit.method.importance import IMPORTANCE_RULES, ImportanceRule
-from steer2edit.method.magnitude import MAGNITUDE_RULES, MagnitudeRule, check_alpha, check_rho
+from steer2edit.method.rule import (
+    IMPORTANCE_RULES,
+    INPUT_DIRECTION_RULES,
+    MAGNITUDE_RULES,
+    ImportanceRule,
+    InputDirectionRule,
+    MagnitudeRule,
+    check_alpha,
+    check_rho,
+)
 
 COARSE_VALUES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
