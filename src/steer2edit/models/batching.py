@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from steer2edit.errors import InvalidValueError, ModelError
 
@@ -111,11 +112,8 @@ def pad(
     rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool = False
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
     """(token ids, attention mask), padded on the right, or on the left for generation."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        where = slice(longest - len(row), None) if left else slice(0, len(row))
-        ids[i, where] = torch.tensor(row)
-        mask[i, where] = 1
+    side = "left" if left else "right"
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
     return ids.to(device), mask.to(device)
