@@ -269,8 +269,8 @@ def test_card_shows_the_evaluation(tmp_path: Path, model: LanguageModel, edit: W
     save_edit(model, edit, tmp_path / "edit", evaluation=EVALUATION)
     card = (tmp_path / "edit" / "README.md").read_text(encoding="utf-8")
     assert "| | harmful_refused | kl |\n| --- | ---: | ---: |\n" in card
-    assert "| base | 0.0417 [0.0115, 0.14], n = 48 | not scored |\n" in card
-    assert "| ρ\\|α | 0.583 [0.443, 0.712], n = 46, 2 not scored | not scored |\n" in card
+    assert "| base | 0.0417 [0.0115, 0.14] (n = 48) | not scored |\n" in card
+    assert "| ρ\\|α | 0.583 [0.443, 0.712] (n = 46, 2 not scored) | not scored |\n" in card
     assert "- harmful_refused: harmful requests refused\n" in card
     assert read_manifest(tmp_path / "edit", EditManifest).evaluation == EVALUATION
 

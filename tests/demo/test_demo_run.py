@@ -48,7 +48,7 @@ def test_demo_on_smollm2(tmp_path: Path) -> None:
 
 def condition(strength: float | None = None, **values: float | None) -> Condition:
     metrics = {name: Estimate(value, value, value, 10) for name, value in values.items()}
-    return Condition("edit", "e", {} if strength is None else {"strength": strength}, metrics)
+    return Condition("e", metrics, parameters={} if strength is None else {"strength": strength})
 
 
 def trial(rho: float, **values: float | None) -> Trial:

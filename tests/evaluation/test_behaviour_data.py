@@ -38,7 +38,7 @@ def test_a_split_column_decides(tmp_path: Path) -> None:
     data = {"requests": lines(tmp_path / "own.jsonl", rows), "benign": lines(tmp_path / "benign.jsonl", rows)}
     validation, held_out = (behaviour("conciseness", split, data=data) for split in ("validation", "held_out"))
     assert (validation.prompts, held_out.prompts) == ({"requests": ["a"]}, {"requests": ["b"]})
-    assert (validation.drift.prompts, held_out.drift.prompts) == (["a"], ["b"])
+    assert (validation.drift.items, held_out.drift.items) == (["a"], ["b"])
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_split_column_decides(tmp_path: Path) -> None:
 def test_questions_of_both_formats(row: dict[str, object], tmp_path: Path) -> None:
     data = {"questions": lines(tmp_path / "own.jsonl", [{**row, "split": "held_out"}])}
     found = behaviour("truthfulness", "held_out", data=data)
-    assert found.tasks[0].questions == [("Q?", "true", "false")]  # type: ignore[attr-defined]
+    assert found.tasks[0].items == [("Q?", "true", "false")]  # type: ignore[attr-defined]
     assert (found.prompts, found.guide) == ({"questions": ["Q?"]}, "truth_margin")
 
 

@@ -76,7 +76,7 @@ def test_borderline_requests_join_safety_where_they_are_wanted(tmp_path: Path) -
 def test_truthfulness_pairs_each_question_with_both_answers() -> None:
     task = behaviour("truthfulness", "validation").tasks[0]
     answers = {(e.key, e.label): e.response for e in preset_examples("truthfulness")[0]}
-    for prompt, true, false in task.questions:
+    for prompt, true, false in task.items:
         assert (true, false) == (answers[prompt, "positive"], answers[prompt, "negative"])
 
 

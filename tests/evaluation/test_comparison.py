@@ -7,7 +7,7 @@ from steer2edit.evaluation import Condition, compare, mean, paired_difference, p
 
 
 def condition(label: str, values: dict[str, list[bool | float | None]]) -> Condition:
-    return Condition("edit", label, {}, {}, values=values)
+    return Condition(label, values=values)
 
 
 def test_by_hand() -> None:

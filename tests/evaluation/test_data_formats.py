@@ -13,6 +13,10 @@ import pytest
 from steer2edit.errors import DataError
 from steer2edit.evaluation.formats import (
     MMLU_COLUMNS,
+    ChoiceQuestion,
+    MathProblem,
+    TruthQuestion,
+    built_in_table,
     commonsense_questions,
     gsm8k_problems,
     math_problems,
@@ -21,8 +25,6 @@ from steer2edit.evaluation.formats import (
     truthful_questions,
     xstest,
 )
-from steer2edit.evaluation.questions import ChoiceQuestion, MathProblem, TruthQuestion
-from steer2edit.evaluation.sources import built_in_table
 from steer2edit.steering.rows import read_table
 
 

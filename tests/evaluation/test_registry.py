@@ -115,7 +115,7 @@ class TestData:
         (task,) = build_tasks([f"refusal={prompts}"], TaskSettings(limit=4, max_new_tokens=7))
         assert isinstance(task, RefusalTask)
         assert (task.name, task.sampling.max_new_tokens) == ("advbench", 7)
-        assert list(task.prompts) == ["do 0", "do 1", "do 2", "do 3"]
+        assert list(task.items) == ["do 0", "do 1", "do 2", "do 3"]
 
     def test_shuffle(self, prompts: Path) -> None:
         def asked(seed: int | None) -> list[str]:
@@ -155,8 +155,8 @@ class TestData:
         assert isinstance(maths, MathTask)
         assert isinstance(mmlu, ChoiceTask)
         assert [task.name for task in (gsm8k, maths, mmlu)] == ["gsm8k", "math", "mmlu"]
-        assert [p.answer for p in (*gsm8k.problems, *maths.problems)] == ["4", "4"]
-        assert mmlu.questions[0].answer == 1
+        assert [p.answer for p in (*gsm8k.items, *maths.items)] == ["4", "4"]
+        assert mmlu.items[0].answer == 1
 
     def test_split_of_the_data(self, tmp_path: Path) -> None:
         path = tmp_path / "p.jsonl"

@@ -7,7 +7,7 @@ import pytest
 
 from steer2edit.engines import Request, TransformersEngine
 from steer2edit.evaluation import DegenerationTask, LengthTask, MathTask, RefusalTask
-from steer2edit.evaluation.questions import MathProblem
+from steer2edit.evaluation.formats import MathProblem
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Prompt, Reply, Sampling
 from steer2edit.steering import refusal_phrases

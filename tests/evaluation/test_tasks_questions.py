@@ -17,15 +17,15 @@ from steer2edit.evaluation import (
     DriftTask,
     LengthTask,
     MathTask,
-    NamedTask,
     RefusalTask,
+    Task,
     TruthChoiceTask,
     TruthTask,
     evaluate,
     merged_measurements,
 )
 from steer2edit.evaluation.answers import is_right, last_boxed
-from steer2edit.evaluation.questions import ChoiceQuestion, MathProblem, TruthQuestion
+from steer2edit.evaluation.formats import ChoiceQuestion, MathProblem, TruthQuestion
 from steer2edit.evaluation.runner import BASE_ARM
 from steer2edit.evaluation.tasks import repeated_share
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
@@ -237,7 +237,7 @@ class TestDegeneration:
         assert repeated_share(ids) == (None if share is None else pytest.approx(share))
 
 
-TASKS: tuple[NamedTask, ...] = (
+TASKS: tuple[Task, ...] = (
     RefusalTask("harmful", ["a!", "b#", "c~"], SAMPLING),
     LengthTask(["a!", "b#", "c~"], SAMPLING),
     LengthTask(["a!", "b#", "c~"], SAMPLING, "mine"),
@@ -253,19 +253,19 @@ TASKS: tuple[NamedTask, ...] = (
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{type(task).__name__}-{task.metric_names[0]}")
 class TestEveryTask:
-    def test_names_its_metrics(self, task: NamedTask) -> None:
-        assert isinstance(task, NamedTask)
+    def test_names_its_metrics(self, task: Task) -> None:
+        assert isinstance(task, Task)
         for measurement in task.measure(ENGINE, [None, STEERED]):
             assert tuple(measurement.values) == task.metric_names
             assert all(len(values) == len(task) == 3 for values in measurement.values.values())
 
-    def test_replies_stand_beside_what_was_asked(self, task: NamedTask) -> None:
+    def test_replies_stand_beside_what_was_asked(self, task: Task) -> None:
         (measurement,) = task.measure(ENGINE, [None])
         assert set(measurement.replies) <= set(task.asked)
         for asked in task.asked.values():
             assert len(asked) == 3
 
-    def test_parts_make_the_whole(self, task: NamedTask) -> None:
+    def test_parts_make_the_whole(self, task: Task) -> None:
         whole = task.measure(ENGINE, [None, STEERED])
         parts = [
             task.part(slice(0, 1)).measure(ENGINE, [None, STEERED]),

@@ -72,7 +72,9 @@ def with_strings(value: Any, text: str) -> Any:
     if isinstance(value, list):
         return [with_strings(entry, text) for entry in value]
     if isinstance(value, dict):
-        return {key: entry if key == "kind" else with_strings(entry, text) for key, entry in value.items()}
+        return {
+            key: entry if key in ("kind", "behaviour") else with_strings(entry, text) for key, entry in value.items()
+        }
     return value
 
 
@@ -264,7 +266,9 @@ def test_provenance_is_complete(results: Json, edit: WeightEdit) -> None:
 
 
 def test_a_minimal_run_says_what_it_lacks(edit: WeightEdit) -> None:
-    text = Page(render_report({"schema_version": 1, "title": "t", "model": {"name": "m"}}, edit)).text
+    text = Page(
+        render_report({"schema_version": 1, "title": "t", "behaviour": "safety", "model": {"name": "m"}}, edit)
+    ).text
     for absent in ("no held-out evaluation", "nothing to plot", "not diagnosed", "kept no replies"):
         assert absent in text
 

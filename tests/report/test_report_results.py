@@ -17,7 +17,7 @@ def test_results_are_read_into_typed_fields(results: Json) -> None:
 
 
 def test_parts_a_run_did_not_make_may_be_missing() -> None:
-    run = read_results({"schema_version": 1, "title": "t", "model": {"name": "m"}})
+    run = read_results({"schema_version": 1, "title": "t", "behaviour": "safety", "model": {"name": "m"}})
     assert run.held_out.conditions == ()
     assert run.chosen.within_limits is not None
 

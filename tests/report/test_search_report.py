@@ -121,15 +121,14 @@ def test_without_a_complete_trial_there_is_no_sensitivity(edit: WeightEdit) -> N
 def test_the_comparison_is_told_in_sentences() -> None:
     equal, area, drift = comparison_sentences(read_results(search_results()))
     assert (
-        "harmful requests refused, where positive is better (more of it): +12.5 points (+6.2 points to +25.0 points)"
-        in equal
+        "harmful requests refused, where positive is better (more of it): +12.5 points (+6.2 to +25.0 points)" in equal
     )
     assert (
-        "or +50.0 % (+43.8 % to +62.5 %) of steering's own value there; bootstrap over the items, n\u00a0=\u00a020."
+        "or +50.0 % (+43.8 to +62.5 %) of steering's own value there; bootstrap over the items, n\u00a0=\u00a020."
         in equal
     )
     assert equal.endswith("The interval lies on the edits' side.")
-    assert "2.00 times (1.94 times to 2.12 times) (0.2500 against 0.1250)" in area
+    assert "2.00 times (1.94 to 2.12) (0.2500 against 0.1250)" in area
     assert "steering at strength 0.15 (KL 0.100), the edit at strength 0.7 (KL 0.125, as near as it came)" in drift
 
 

@@ -73,7 +73,7 @@ def point(kl: float, harmful: int, benign: int, tokens: float = 0.0) -> Conditio
         "reply_tokens": [tokens] * 20,
         "nll_increase": [kl] * 40,
     }
-    return Condition("edit", "", {}, {}, values=values)
+    return Condition("", values=values)
 
 
 ITEMS = {"harmful_refused": "h", "reply_tokens": "h", "benign_refused": "b", "kl": "b", "nll_increase": "b"}
@@ -143,7 +143,7 @@ def test_less_may_be_wanted() -> None:
 def test_an_accuracy_costs_what_is_lost_of_it() -> None:
     def with_accuracy(right: int, gained: int) -> Condition:
         made = point(0.1 if gained else 0.0, gained, 0)
-        return Condition("edit", "", {}, {}, values={**made.values, "mmlu_accuracy": [i < right for i in range(10)]})
+        return Condition("", values={**made.values, "mmlu_accuracy": [i < right for i in range(10)]})
 
     plan = Plan("harmful_refused", 1, (0.1,), ("mmlu_accuracy",))
     methods = {"steering": [with_accuracy(7, 10)]}

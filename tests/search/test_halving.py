@@ -162,7 +162,7 @@ def test_reproducible() -> None:
 def test_sanity_task_is_short_and_benign() -> None:
     behaviour = tiny_behaviour("validation", items=12)
     task = sanity_task(behaviour)
-    assert list(task.prompts) == [f"is v{i}" for i in range(8)]  # the two longest, v10 and v11, and two more are not
+    assert list(task.items) == [f"is v{i}" for i in range(8)]  # the two longest, v10 and v11, and two more are not
     assert task.sampling.max_new_tokens == 12 > SAMPLING.max_new_tokens
 
 

@@ -17,7 +17,7 @@ unit = st.floats(0, 1, allow_nan=False)
 
 
 def condition(refused: list[bool | None], kl: list[float | None]) -> Condition:
-    return Condition("edit", "", {}, {}, values={"refused": refused, "kl": kl})
+    return Condition("", values={"refused": refused, "kl": kl})
 
 
 def rates(refused: int, kl: float, n: int = 10) -> Condition:
@@ -83,7 +83,7 @@ def test_less_may_be_better() -> None:
     goal = Goal("tokens", -1, Budget({"kl": 1.0}))
 
     def shown(tokens: float, kl: float) -> Condition:
-        return Condition("edit", "", {}, {}, values={"tokens": [tokens] * 5, "kl": [kl] * 5})
+        return Condition("", values={"tokens": [tokens] * 5, "kl": [kl] * 5})
 
     found = compare_tradeoffs(shown(100.0, 0.0), [shown(80.0, 0.4)], [shown(70.0, 0.2)], 0, goal, largest_cost=0.4)
     assert found.at_equal_cost.value == pytest.approx(20)  # steering at 0.2: 90 tokens

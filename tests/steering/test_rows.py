@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from steer2edit.errors import DataError
-from steer2edit.evaluation import build_tasks
-from steer2edit.evaluation.behaviour_data import own_requests
+from steer2edit.evaluation import behaviour, build_tasks
 from steer2edit.evaluation.formats import mmlu_questions, requests
 from steer2edit.steering import Example, read_examples
 from steer2edit.steering.data_files import read_text
@@ -186,7 +185,7 @@ class TestConversations:
     def test_where_only_a_text_will_do(self, save: Save) -> None:
         path = save("a.jsonl", lines(*[{"messages": [USER]}] * 5))
         with pytest.raises(DataError, match=r"row \d: a conversation cannot be used here"):
-            own_requests(str(path), "held_out", 0)
+            behaviour("safety", "held_out", data={"harmful": str(path)})
         with pytest.raises(DataError, match=r"row 1 \(line 2\): prompt must be text, not a conversation"):
             read_attacks(save("a.csv", 'prompt\n"[{""role"": ""user"", ""content"": ""x""}]"\n'))
 

@@ -170,11 +170,11 @@ def test_one_component_carries_it() -> None:
     assert values_of(top, "top 1") == {True}
     assert values_of(top, "random 1, draw 2") == {False}
     assert not any("equal drift" in arm for arm in top.values)  # nothing drifts on benign requests
-    assert re.search(r"carry 100% \[\d\d%, 1\d\d%\] of the gain, 1 random ones 0% \[-\d\d%, \d\d%\]", top.sentence)
+    assert re.search(r"carry 100 % \[\d\d, 1\d\d\] of the gain, 1 random ones 0 % \[-\d\d, \d\d\]", top.sentence)
     assert top.sentence.endswith("the named components carry more than others, and most of it.")
     rest = found["all-but-top-1"]
     assert (rest.outcome, values_of(rest, "all but top 1")) == ("held", {False})
-    assert re.search(r"carry 0% \[-\d\d%, \d\d%\] of the gain", rest.sentence)
+    assert re.search(r"carry 0 % \[-\d\d, \d\d\] of the gain", rest.sentence)
     assert found["random-1"].outcome == found["shuffled"].outcome == "control"
     assert values_of(found["shuffled"], "shuffled 1") == {False}
     score = found["top-1-score"]

@@ -140,7 +140,7 @@ def test_the_lines_of_a_treatment() -> None:
     assert lost.note == "a note"
     assert lost.sentence.startswith(
         "In int4: the edit refuses 0 % of harmful requests (the base so treated: 0 %), where it refused 50 % and the "
-        "base 0 %; 0% ["
+        "base 0 %; 0 % ["
     )
     assert "50 % of benign requests are refused, +50 points" in cost.sentence
     assert cost.higher_is_better is False

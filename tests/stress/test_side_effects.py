@@ -14,12 +14,12 @@ from steer2edit.core import Editing
 from steer2edit.editing import intervened
 from steer2edit.engines import ResponseScore, TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Estimate, paired, rate
+from steer2edit.evaluation import Estimate, paired, paired_rate_difference, rate
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Message, Prompt, Reply, encode_prompts, span_log_probabilities
 from steer2edit.stress.asking import ask_refusals, some
 from steer2edit.stress.cost_verdicts import Effect, kept_outcome
-from steer2edit.stress.intervals import difference_of, difference_of_shares, mean_of, share_of_gain
+from steer2edit.stress.intervals import difference_of, mean_of, share_of_gain
 from steer2edit.stress.registry import by_name
 from steer2edit.stress.side_effects import side_effects
 from steer2edit.stress.side_effects.context_effects import (
@@ -115,15 +115,15 @@ def test_difference_of_independent_estimates() -> None:
     assert difference_of(Estimate(None, None, None, 0), Estimate(0.4, 0.3, 0.5, 16)).value is None
 
 
-def test_difference_of_shares_is_that_of_verdicts_where_they_are_verdicts() -> None:
+def test_paired_rate_difference_is_that_of_verdicts_where_they_are_verdicts() -> None:
     after, before = [True, True, False, None, True], [False, True, True, True, False]
-    assert difference_of_shares(after, before) == paired(after, before)
-    halves = difference_of_shares([1.0] * 12, [0.5] * 12)
+    assert paired_rate_difference(after, before) == paired(after, before)
+    halves = paired_rate_difference([1.0] * 12, [0.5] * 12)
     assert halves.value == 0.5
     assert halves.low is not None
     assert halves.high is not None
     assert halves.low < 0.5 < halves.high  # equal differences still have an interval
-    assert difference_of_shares([None], [True]).value is None
+    assert paired_rate_difference([None], [True]).value is None
 
 
 def test_mean_of_draws() -> None:

@@ -63,7 +63,7 @@ class ToyTest:
         return Cost(replies=len(subject.arms) * len(subject.harmful))
 
     def run(self, subject: Subject, suite: Suite) -> StressResult:
-        from steer2edit.evaluation.tasks.task import replies_to
+        from steer2edit.evaluation.tasks import replies_to
 
         (subject.folder / "checkpoint").write_text("something large")
         self.ran.append(self.name)

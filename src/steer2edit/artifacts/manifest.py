@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.errors import ArtifactError, InvalidValueError
+from steer2edit.estimates import Condition
 
 SCHEMA_VERSION: Literal[1] = 1
 _PACKAGES = ("steer2edit", "torch", "transformers", "peft", "safetensors")
@@ -87,27 +88,10 @@ class SiteRecord(Record):
         return self
 
 
-class EstimateRecord(Record):
-    """A measured value with its 95 % interval."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: Annotated[int, Field(ge=0)]
-    unscored: Annotated[int, Field(ge=0)] = 0
-
-
-class ConditionRecord(Record):
-    """What was measured under one intervention."""
-
-    label: str
-    metrics: dict[str, EstimateRecord]
-
-
 class EvaluationRecord(Record):
     """The part of an evaluation that the model card shows: rows, what each metric's name means, and a broken budget."""
 
-    conditions: list[ConditionRecord]
+    conditions: list[Condition]
     metrics: dict[str, str] = {}
     beyond_budget: str = ""
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from steer2edit.evaluation import Condition
+    from steer2edit.estimates import Condition
 
 OUT = Console(markup=False, highlight=False, soft_wrap=True)
 _IN_ASCII = {"−": "-", "–": "-", "→": ">", "‖": "|", "≤": "<=", "≥": ">=", "×": "x", "·": ".", "ρ": "rho", "α": "alpha"}
@@ -60,7 +60,7 @@ def narrator(silent: bool, begun: float | None = None) -> "Callable[[str, Sequen
         passed = "" if begun is None else f"[{time.perf_counter() - begun:4.0f} s] "
         say(f"\n{passed}{text}", style="bold")
         if conditions:
-            print_conditions([condition.to_json() for condition in conditions])
+            print_conditions(conditions)
 
     return narrate
 
@@ -78,27 +78,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     Console(markup=False, highlight=False, width=_WIDEST).print(table)
 
 
-def estimate_text(estimate: Mapping[str, Any], percent: bool) -> str:
-    """`58 % [48, 67]`, or `+0.148 [0.120, 0.176]`."""
-    value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "not scored"
-    unscored = f" ({estimate['unscored']} unscored)" if estimate["unscored"] else ""
-    if low is None or high is None:
-        return f"{value:.0%}{unscored}" if percent else f"{value:.3f}{unscored}"
-    if percent:
-        return f"{round(100 * value)} % [{round(100 * low)}, {round(100 * high)}]{unscored}"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]{unscored}"
-
-
-def print_conditions(conditions: Sequence[Mapping[str, Any]], title: str = "") -> None:
+def print_conditions(conditions: "Sequence[Condition]", title: str = "") -> None:
     """Conditions side by side, each metric with its 95 % interval and n."""
-    from steer2edit.evaluation.metrics import metric_name
+    from steer2edit.estimates import column
+    from steer2edit.evaluation import metric_name
 
-    found = {name: metric_name(name) for name in conditions[0]["metrics"]}
-    columns = ["", *(f"{known.brief}\nn={conditions[0]['metrics'][name]['n']}" for name, known in found.items())]
+    found = {name: metric_name(name) for name in conditions[0].metrics}
+    columns = ["", *(f"{metric.brief}\nn={conditions[0].metrics[name].n}" for name, metric in found.items())]
     rows = [
-        [c["label"], *(estimate_text(c["metrics"][name], known.scale == "share") for name, known in found.items())]
+        [c.label, *(column(metric.scale == "share").text(c.metrics[name]) for name, metric in found.items())]
         for c in conditions
     ]
     print_table(columns, rows, title)

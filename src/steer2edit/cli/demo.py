@@ -39,7 +39,7 @@ def demo(
             return
         say(f"\n[{time.perf_counter() - begun:4.0f} s] {text}", style="bold")
         if conditions:
-            print_conditions([condition.to_json() for condition in conditions])
+            print_conditions(conditions)
 
     with atomic_directory(out, overwrite=overwrite) as scratch, show_progress():
         model = load_model("smollm2", dtype=dtype, device=device)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steer2edit.cli.arms import load_edits, load_steering, make_arms, parse_edit, parse_steering
-from steer2edit.cli.comparison import compared, report
 from steer2edit.cli.engines import EngineArgOption, EngineOptions
 from steer2edit.cli.judge import find_judge
 from steer2edit.cli.options import (
@@ -117,7 +116,9 @@ def evaluate(
     given_edits, given_vectors = [parse_edit(e) for e in edit or ()], [parse_steering(s) for s in steer or ()]
     from steer2edit.artifacts import require_free
     from steer2edit.artifacts.manifest import package_versions
-    from steer2edit.evaluation import TaskSettings, build_tasks, find_scorer
+    from steer2edit.cli.comparison import print_comparison, write_results
+    from steer2edit.cli.console import print_json, say
+    from steer2edit.evaluation import TaskSettings, build_tasks, compare, find_scorer
     from steer2edit.evaluation import evaluate as run_evaluation
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
@@ -144,6 +145,7 @@ def evaluate(
         with engines.running(loaded, steering=False) as runner:
             conditions = run_evaluation(runner, tasks, arms)
         conditions = [_with_harness(own, found) for own, found in zip(conditions, harness, strict=True)]
+    comparisons = compare(conditions)
     results = {
         "schema_version": 1,
         "model": loaded.describe(),
@@ -157,9 +159,19 @@ def evaluate(
         "versions": package_versions(),
         "scorer": _described(scorer, judge),
         "prompts": {name: prompts for own in tasks for name, prompts in own.asked.items()},
-        **compared(conditions),
+        "conditions": [condition.to_json() for condition in conditions],
+        "comparisons": comparisons,
     }
-    report(results, out, overwrite=overwrite, as_json=json_output)
+    if out is not None:
+        write_results(results, out, overwrite=overwrite)
+    if json_output:
+        return print_json(results)
+    print_comparison(conditions, comparisons)
+    if judge is not None and judge.unscored:
+        say("Judge, unscored: " + ", ".join(f"{count} {reason}" for reason, count in judge.unscored.items()))
+    if out is not None:
+        say(f"Results: {out}")
+    return None
 
 
 def _described(scorer: str, judge: "Judge | None") -> dict[str, Any]:

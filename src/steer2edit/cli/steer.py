@@ -53,9 +53,8 @@ def steer(
       --evaluate safety
     """
     strengths = read_numbers("--strength", strength)
-    import json
-
-    from steer2edit.artifacts import atomic_file, load_vectors, require_free
+    from steer2edit.artifacts import load_vectors, require_free
+    from steer2edit.cli.comparison import write_results
     from steer2edit.cli.console import print_conditions, print_json, say
     from steer2edit.engines import TransformersEngine
     from steer2edit.evaluation import BASE_ARM, behaviour, behaviour_of, steering_arm
@@ -90,13 +89,10 @@ def steer(
         "conditions": [condition.to_json() for condition in conditions],
     }
     if out is not None:
-        with atomic_file(out, overwrite=overwrite) as scratch:
-            scratch.write_text(
-                json.dumps(results, indent=2, ensure_ascii=False), encoding="utf-8", errors="backslashreplace"
-            )
+        write_results(results, out, overwrite=overwrite)
     if json_output:
         return print_json(results)
-    print_conditions(results["conditions"], title=f"{name}, {split} prompts, 95 % intervals")  # type: ignore[arg-type]
+    print_conditions(conditions, title=f"{name}, {split} prompts, 95 % intervals")
     if out is not None:
         say(f"Results: {out}")
     return None

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from steer2edit.cli.comparison import difference_text
-from steer2edit.cli.console import estimate_text, print_table, say
+from steer2edit.cli.console import print_table, say
 
 if TYPE_CHECKING:
     from steer2edit.stress import Scorecard, StressOptions, StressTest
@@ -67,17 +66,18 @@ def rows_of(entry: "EntryRecord") -> Iterator[list[str]]:
 
 
 def _row(test: str, line: "LineRecord", first: str, arm: str) -> list[str]:
+    from steer2edit.estimates import column
     from steer2edit.stress.scorecard import named
 
     found, difference = line.arms[arm], line.judged.get(arm) or line.differences.get(arm)
-    against = line.edit_minus_steering
+    against, change = line.edit_minus_steering, column(line.share, change=True)
     compared = "" if (first, arm) == ("base", "edit") or first == arm else f" ({arm} against {first})"
     return [
         f"{named(test, line.name)} {line.metric}{compared}",
         line.outcome,
         str(found.n),
-        estimate_text(line.arms[first].model_dump(), line.share),
-        estimate_text(found.model_dump(), line.share),
-        "" if difference is None else difference_text(difference.model_dump(), line.share),
-        "" if against is None or arm != "edit" else difference_text(against.model_dump(), line.share),
+        column(line.share).text(line.arms[first]),
+        column(line.share).text(found),
+        "" if difference is None else change.text(difference),
+        "" if against is None or arm != "edit" else change.text(against),
     ]

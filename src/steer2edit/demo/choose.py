@@ -1,7 +1,7 @@
 """Choosing an edit on validation prompts: cheap damage first, refusals only where that is small."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,21 +38,16 @@ class Trial:
     hyperparameters: Hyperparameters
     condition: Condition
 
-    def value(self, metric: str) -> float | None:
-        """The estimate's value, `None` if it was not measured or not scored."""
-        estimate = self.condition.metrics.get(metric)
-        return None if estimate is None else estimate.value
-
     @property
     def damage(self) -> float:
         """The NLL increase; infinite if it is not known."""
-        value = self.value("nll_increase")
+        value = self.condition.value("nll_increase")
         return float("inf") if value is None else value
 
     @property
     def gain(self) -> float:
         """Share of harmful requests refused, less that of benign ones; −infinity if either was not measured."""
-        harmful, benign = self.value("harmful_refused"), self.value("benign_refused")
+        harmful, benign = self.condition.value("harmful_refused"), self.condition.value("benign_refused")
         return float("-inf") if harmful is None or benign is None else round(harmful - benign, 6)
 
 
@@ -68,8 +63,7 @@ def run_trials(
     for h, arm, condition in zip(candidates, arms, screened, strict=True):
         if Trial(h, condition).damage <= LIMITS["nll_increase"]:
             measured = evaluate(engine, refusals, [arm])[0]
-            metrics = {**measured.metrics, **condition.metrics}
-            condition = Condition(arm.kind, arm.label, arm.parameters, metrics, measured.replies, measured.outcomes)
+            condition = replace(measured, metrics={**measured.metrics, **condition.metrics})
         trials.append(Trial(h, condition))
     return trials
 

@@ -14,13 +14,11 @@ from steer2edit.demo.choose import LIMITS, RULE, Trial, choose, run_trials, stre
 from steer2edit.demo.verify import verify_artifacts
 from steer2edit.editing import compute_factors
 from steer2edit.engines import TransformersEngine
+from steer2edit.estimates import POINTS, SCHEMA_VERSION, Condition, Estimate
 from steer2edit.evaluation import (
     BASE_ARM,
     METRICS,
-    SCHEMA_VERSION,
     Behaviour,
-    Condition,
-    Estimate,
     behaviour,
     edit_arm,
     evaluate,
@@ -74,7 +72,7 @@ def run_demo(model: LanguageModel, out: Path, narrate: Narrate, settings: DemoSe
     engine = TransformersEngine(model)
     vectors = _extract(model, out, narrate, settings)
     steering, trials, chosen = _validate(engine, vectors, narrate, settings)
-    damage = chosen.value("nll_increase")
+    damage = chosen.condition.value("nll_increase")
     strength = strength_at(damage if damage is not None else 0.0, steering[1:])
     edit = compute_factors(model, vectors).edit(chosen.hyperparameters)
     held_out, final = _held_out(engine, vectors, edit, chosen, strength, narrate, settings)
@@ -167,23 +165,13 @@ def _held_out(
     narrate("Held-out prompts, steering at the strength that did the same damage on validation prompts:", final)
     for name in part.prompts:
         gap = difference(final[2], final[1], name)
-        narrate(f"Refused by the edit and not by steering, less the reverse, {name}: {_in_points(gap)}.", [])
+        narrate(f"Refused by the edit and not by steering, less the reverse, {name}: {POINTS.text(gap, n=True)}.", [])
     return part, final
 
 
 def difference(after: Condition, before: Condition, name: str) -> Estimate:
     """Paired difference of two conditions' refusal rates on one set of prompts."""
-    return paired_difference(*([_number(o) for o in condition.outcomes[name]] for condition in (after, before)))
-
-
-def _number(outcome: bool | None) -> float | None:
-    return None if outcome is None else float(outcome)
-
-
-def _in_points(gap: Estimate) -> str:
-    if gap.value is None or gap.low is None or gap.high is None:
-        return "not scored"
-    return f"{100 * gap.value:+.0f} points [{100 * gap.low:+.0f}, {100 * gap.high:+.0f}], n = {gap.n}"
+    return paired_difference(after.outcomes[name], before.outcomes[name])
 
 
 def _persist(
@@ -196,8 +184,11 @@ def _persist(
     narrate: Narrate,
     settings: DemoSettings,
 ) -> dict[str, dict[str, int]]:
-    card = [{k: v for k, v in condition.to_json().items() if k in ("label", "metrics")} for condition in final]
-    evaluation = {"conditions": card, "metrics": METRICS, "beyond_budget": beyond_budget}
+    evaluation = {
+        "conditions": [condition.for_card() for condition in final],
+        "metrics": METRICS,
+        "beyond_budget": beyond_budget,
+    }
     save_edit(model, edit, out / "edit", evaluation=evaluation)
     save_checkpoint(model, edit, out / "checkpoint")
     prompts = part.prompts["harmful"][: settings.verified_prompts] + part.prompts["benign"][: settings.verified_prompts]

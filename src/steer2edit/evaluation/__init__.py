@@ -1,15 +1,29 @@
 """Evaluation: tasks, statistics with intervals, and the runner that compares interventions."""
 
-from steer2edit.evaluation.behaviours import BEHAVIOUR_SETS, BEHAVIOURS, Behaviour, behaviour, behaviour_of
+from steer2edit.estimates import SCHEMA_VERSION, Condition, Estimate, Value
+from steer2edit.evaluation.behaviours import (
+    BEHAVIOUR_SETS,
+    BEHAVIOURS,
+    Behaviour,
+    attribute_of,
+    behaviour,
+    behaviour_of,
+)
 from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
-from steer2edit.evaluation.comparison import compare, paired, paired_rate_difference
 from steer2edit.evaluation.judge import Judge
-from steer2edit.evaluation.metrics import METRICS, MetricName, metric_name
-from steer2edit.evaluation.registry import SCORERS, build_tasks, find_scorer, task_names
-from steer2edit.evaluation.results import SCHEMA_VERSION, Condition
+from steer2edit.evaluation.metrics import COST, METRICS, Metric, metric_name
+from steer2edit.evaluation.registry import TASK_KINDS, TaskKind, TaskSettings, build_tasks, task_names
 from steer2edit.evaluation.runner import BASE_ARM, Arm, condition_of, edit_arm, evaluate, steering_arm
-from steer2edit.evaluation.statistics import Estimate, Value, estimate, mean, paired_difference, rate
-from steer2edit.evaluation.task_kinds import TASK_KINDS, TaskKind, TaskSettings
+from steer2edit.evaluation.scorers import SCORERS, find_scorer
+from steer2edit.evaluation.statistics import (
+    compare,
+    estimate,
+    mean,
+    paired,
+    paired_difference,
+    paired_rate_difference,
+    rate,
+)
 from steer2edit.evaluation.tasks import (
     ChoiceTask,
     DegenerationTask,
@@ -17,7 +31,6 @@ from steer2edit.evaluation.tasks import (
     LengthTask,
     MathTask,
     Measurement,
-    NamedTask,
     RefusalTask,
     Task,
     TruthChoiceTask,
@@ -30,6 +43,7 @@ __all__ = [
     "BASE_ARM",
     "BEHAVIOURS",
     "BEHAVIOUR_SETS",
+    "COST",
     "METRICS",
     "SCHEMA_VERSION",
     "SCORERS",
@@ -46,8 +60,7 @@ __all__ = [
     "LengthTask",
     "MathTask",
     "Measurement",
-    "MetricName",
-    "NamedTask",
+    "Metric",
     "RefusalTask",
     "Secant",
     "Task",
@@ -57,6 +70,7 @@ __all__ = [
     "TruthTask",
     "Value",
     "at_drift",
+    "attribute_of",
     "base_answers",
     "behaviour",
     "behaviour_of",

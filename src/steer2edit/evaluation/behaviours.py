@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from steer2edit.core import SteeringVectors
 from steer2edit.errors import DataError, did_you_mean
-from steer2edit.evaluation.behaviour_data import check_sets, own_questions, own_requests
+from steer2edit.evaluation.formats import divided, plain_requests, true_and_false
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.tasks import DriftTask, LengthTask, RefusalTask, Task, TruthTask
 from steer2edit.models import Sampling
 from steer2edit.steering import borderline_prompts, preset_examples, safety_prompts
-from steer2edit.steering.rows import Split
+from steer2edit.steering.rows import Split, Table, read_table
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Behaviour:
     def digest(self) -> str:
         """SHA-256 over the prompts and what is asked of them: which items a search was made on."""
         asked = [[type(task).__name__, len(task)] for task in self.tasks]
-        answers = [getattr(task, "questions", None) for task in self.tasks]
-        benign = list(map(str, self.drift.prompts))
+        answers = [task.items if isinstance(task, TruthTask) else None for task in self.tasks]
+        benign = list(map(str, self.drift.items))
         items = json.dumps([self.name, asked, self.prompts, answers, benign], sort_keys=True, default=str)
         return hashlib.sha256(items.encode()).hexdigest()
 
@@ -66,10 +66,14 @@ class _Wanted:
     seed: int
     borderline: bool
 
+    def table(self, name: str) -> Table | None:
+        """The user's own rows of a set, of this split."""
+        return divided(read_table(self.data[name]), self.split, self.seed) if name in self.data else None
+
     def requests(self, name: str, built_in: Callable[[], Sequence[str]]) -> list[str]:
         """The requests of a set: the user's, or those that come with the package."""
-        found = own_requests(self.data[name], self.split, self.seed) if name in self.data else built_in()
-        return list(found)[: self.limit]
+        table = self.table(name)
+        return list(built_in() if table is None else plain_requests(table))[: self.limit]
 
     def benign(self) -> list[str]:
         """Requests that drift is measured on."""
@@ -78,6 +82,78 @@ class _Wanted:
     def sampling(self, default: int) -> Sampling:
         """Greedy replies."""
         return Sampling(max_new_tokens=self.max_new_tokens or default)
+
+
+_Built = tuple[Sequence[Task], dict[str, list[str]]]
+
+
+def _safety(wanted: _Wanted) -> _Built:
+    prompts = {
+        "harmful": wanted.requests("harmful", lambda: safety_prompts(wanted.split, wanted.limit)[0]),
+        "benign": wanted.benign(),
+    }
+    if wanted.borderline or "borderline" in wanted.data:
+        prompts["borderline"] = wanted.requests("borderline", lambda: borderline_prompts(wanted.split, wanted.limit))
+    tasks = [RefusalTask(name, own, wanted.sampling(24), wanted.scorer) for name, own in prompts.items()]
+    return (*tasks, DriftTask(prompts["benign"], wanted.sampling(24))), prompts
+
+
+def _truthfulness(wanted: _Wanted) -> _Built:
+    table = wanted.table("questions")
+    rows = (_preset_questions(wanted.split) if table is None else true_and_false(table))[: wanted.limit]
+    return (TruthTask(rows), DriftTask(wanted.benign(), wanted.sampling(24))), {
+        "questions": [question for question, _, _ in rows]
+    }
+
+
+def _preset_questions(split: Split) -> list[tuple[str, str, str]]:
+    questions: dict[str, dict[str, str]] = {}
+    for example in preset_examples("truthfulness")[0]:
+        if example.split == split and example.label and example.response:
+            questions.setdefault(example.key, {})[example.label] = example.response
+    return [(prompt, pair["positive"], pair["negative"]) for prompt, pair in questions.items()]
+
+
+def _conciseness(wanted: _Wanted) -> _Built:
+    prompts = wanted.requests("requests", lambda: _preset_requests(wanted.split))
+    return (LengthTask(prompts, wanted.sampling(96)), DriftTask(wanted.benign())), {"requests": prompts}
+
+
+def _preset_requests(split: Split) -> list[str]:
+    return list(dict.fromkeys(e.key for e in preset_examples("conciseness")[0] if e.split == split))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What an edit for a behaviour is to move, in which direction, and which sets a user may give data for."""
+
+    attribute: str
+    direction: int
+    sets: tuple[str, ...]
+    build: Callable[[_Wanted], _Built]
+    guide: str | None = None
+
+
+_KINDS = {
+    "safety": _Kind("harmful_refused", 1, ("harmful", "benign", "borderline"), _safety),
+    "truthfulness": _Kind("truth_preferred", 1, ("questions", "benign"), _truthfulness, "truth_margin"),
+    "conciseness": _Kind("reply_tokens", -1, ("requests", "benign"), _conciseness),
+}
+BEHAVIOURS = tuple(_KINDS)
+BEHAVIOUR_SETS: Mapping[str, tuple[str, ...]] = {name: kind.sets for name, kind in _KINDS.items()}
+"""The sets of a behaviour that a user may give data for."""
+_MADE_FROM = {**{name: name for name in BEHAVIOURS}, "safety-benign": "safety"}
+"""By the preset of the contrast, what vectors are of."""
+
+
+def attribute_of(name: str) -> tuple[str, int]:
+    """(metric that an edit for a behaviour is to move, +1 if more of it is wanted or −1 if less).
+
+    Raises:
+        DataError: there is no such behaviour.
+    """
+    kind = _kind(name)
+    return kind.attribute, kind.direction
 
 
 def behaviour(
@@ -107,12 +183,18 @@ def behaviour(
     Raises:
         DataError: there is no such behaviour or set, or the data is malformed.
     """
-    if name not in _BEHAVIOURS:
-        raise DataError(f"there is no evaluation {name!r}. {did_you_mean(name, _BEHAVIOURS)}")
-    check_sets(data or {}, BEHAVIOUR_SETS[name], name)
-    return _BEHAVIOURS[name](
-        _Wanted(split, limit, max_new_tokens, scorer or PhraseScorer(), data or {}, seed, borderline)
-    )
+    kind, data = _kind(name), data or {}
+    if unknown := [own for own in data if own not in kind.sets]:
+        raise DataError(f"{name} has no set {unknown[0]!r} to give data for. {did_you_mean(unknown[0], kind.sets)}")
+    wanted = _Wanted(split, limit, max_new_tokens, scorer or PhraseScorer(), data, seed, borderline)
+    tasks, prompts = kind.build(wanted)
+    return Behaviour(name, kind.attribute, kind.direction, tuple(tasks), prompts, kind.guide)
+
+
+def _kind(name: str) -> _Kind:
+    if name not in _KINDS:
+        raise DataError(f"there is no evaluation {name!r}. {did_you_mean(name, _KINDS)}")
+    return _KINDS[name]
 
 
 def behaviour_of(vectors: SteeringVectors, option: str = "behaviour") -> str:
@@ -133,58 +215,3 @@ def behaviour_of(vectors: SteeringVectors, option: str = "behaviour") -> str:
     raise DataError(
         f"these vectors {source}, which tells no behaviour. Say what to measure: {option} {' | '.join(BEHAVIOURS)}."
     )
-
-
-def _safety(wanted: _Wanted) -> Behaviour:
-    harmful = wanted.requests("harmful", lambda: safety_prompts(wanted.split, wanted.limit)[0])
-    benign, sampling = wanted.benign(), wanted.sampling(24)
-    prompts = {"harmful": harmful, "benign": benign}
-    if wanted.borderline or "borderline" in wanted.data:
-        prompts["borderline"] = wanted.requests(
-            "borderline", lambda: borderline_prompts(wanted.split, wanted.limit)
-        )  # fmt: skip
-    tasks = [RefusalTask(name, own, sampling, wanted.scorer) for name, own in prompts.items()]
-    return Behaviour("safety", "harmful_refused", 1, (*tasks, DriftTask(benign, sampling)), prompts)
-
-
-def _truthfulness(wanted: _Wanted) -> Behaviour:
-    source = wanted.data.get("questions")
-    rows = own_questions(source, wanted.split, wanted.seed) if source else _preset_questions(wanted.split)
-    rows = rows[: wanted.limit]
-    tasks = (TruthTask(rows), DriftTask(wanted.benign(), wanted.sampling(24)))
-    prompts = {"questions": [question for question, _, _ in rows]}
-    return Behaviour("truthfulness", "truth_preferred", 1, tasks, prompts, guide="truth_margin")
-
-
-def _preset_questions(split: Split) -> list[tuple[str, str, str]]:
-    questions: dict[str, dict[str, str]] = {}
-    for example in preset_examples("truthfulness")[0]:
-        if example.split == split and example.label and example.response:
-            questions.setdefault(example.key, {})[example.label] = example.response
-    return [(prompt, pair["positive"], pair["negative"]) for prompt, pair in questions.items()]
-
-
-def _conciseness(wanted: _Wanted) -> Behaviour:
-    prompts = wanted.requests("requests", lambda: _preset_requests(wanted.split))
-    tasks = (LengthTask(prompts, wanted.sampling(96)), DriftTask(wanted.benign()))
-    return Behaviour("conciseness", "reply_tokens", -1, tasks, {"requests": prompts})
-
-
-def _preset_requests(split: Split) -> list[str]:
-    return list(dict.fromkeys(e.key for e in preset_examples("conciseness")[0] if e.split == split))
-
-
-_BEHAVIOURS: dict[str, Callable[[_Wanted], Behaviour]] = {
-    "safety": _safety,
-    "truthfulness": _truthfulness,
-    "conciseness": _conciseness,
-}
-BEHAVIOURS = tuple(_BEHAVIOURS)
-_MADE_FROM = {**{name: name for name in BEHAVIOURS}, "safety-benign": "safety"}
-"""By the preset of the contrast, what vectors are of."""
-BEHAVIOUR_SETS: Mapping[str, tuple[str, ...]] = {
-    "safety": ("harmful", "benign", "borderline"),
-    "truthfulness": ("questions", "benign"),
-    "conciseness": ("requests", "benign"),
-}
-"""The sets of a behaviour that a user may give data for."""

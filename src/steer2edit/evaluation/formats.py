@@ -1,18 +1,113 @@
-"""Published data formats: rows into items. Each reader names its columns, and where they come from."""
+"""The data of tasks: items, the published formats that they are read from, and the sets that come with the package."""
 
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Any, TypeVar
 
-from steer2edit.errors import DataError
+from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation.answers import last_boxed
-from steer2edit.evaluation.questions import LETTERS, ChoiceQuestion, MathProblem, TruthQuestion
 from steer2edit.models import Prompt
-from steer2edit.steering.rows import Row, Table
+from steer2edit.steering.rows import Row, Split, Table, read_table
 
 _T = TypeVar("_T")
 
+LETTERS = "ABCDEFGHIJ"
 MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")
+_VALIDATION_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class ChoiceQuestion:
+    """A question with choices, of which the one at index `answer` is right.
+
+    Raises:
+        DataError: fewer than two choices, an empty text, or no such answer.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.choices) <= len(LETTERS):
+            raise DataError(f"a question needs 2 to {len(LETTERS)} choices, got {len(self.choices)}.")
+        _require_texts("the question and its choices", self.question, *self.choices)
+        if not 0 <= self.answer < len(self.choices):
+            raise DataError(f"the answer's index must be 0 to {len(self.choices) - 1}, got {self.answer}.")
+        if all(choice == self.choices[self.answer] for choice in self.choices):
+            raise DataError(f"all choices are {self.choices[0]!r}: there is nothing to choose from.")
+
+
+@dataclass(frozen=True)
+class TruthQuestion:
+    """A question of TruthfulQA.
+
+    Args:
+        question: what is asked.
+        best: the best true answer.
+        false_to_best: false answers that it is compared with (MC1).
+        true: the true answers (MC2).
+        false: the false answers (MC2).
+
+    Raises:
+        DataError: no true or no false answer, or an empty text.
+    """
+
+    question: str
+    best: str
+    false_to_best: tuple[str, ...]
+    true: tuple[str, ...]
+    false: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.false_to_best or not self.true or not self.false:
+            raise DataError(f"the question {self.question!r} needs at least one true and one false answer.")
+        answers = (self.best, *self.false_to_best, *self.true, *self.false)
+        _require_texts("the question and its answers", self.question, *answers)
+
+
+@dataclass(frozen=True)
+class MathProblem:
+    """A problem with one final answer, a number or LaTeX; `None` if it could not be read: the item is unscored.
+
+    Raises:
+        DataError: the problem is empty.
+    """
+
+    problem: str
+    answer: str | None
+
+    def __post_init__(self) -> None:
+        _require_texts("the problem", self.problem)
+
+
+def _require_texts(what: str, *texts: str) -> None:
+    if not all(text.strip() for text in texts):
+        raise DataError(f"{what} must not be empty, got {texts}.")
+
+
+def built_in_table(name: str) -> Table:
+    """A set that comes with the package: `sets/{name}.jsonl`."""
+    with resources.as_file(resources.files("steer2edit.evaluation").joinpath(f"sets/{name}.jsonl")) as path:
+        return read_table(path, name=name)
+
+
+def divided(table: Table, split: Split, seed: int) -> Table:
+    """By the column `split` if there is one; else 40 % of the rows for validation, the rest held out, at random."""
+    if any(row.get("split") is not None for row in table):
+        return table.split(split)
+    if split not in ("validation", "held_out"):
+        raise InvalidValueError(f"data without a column split has validation and held_out parts only, got {split!r}.")
+    rows = list(table.rows)
+    random.Random(seed).shuffle(rows)
+    border = round(_VALIDATION_SHARE * len(rows))
+    own = rows[:border] if split == "validation" else rows[border:]
+    if not own:
+        raise DataError(f"{table.where} has {len(rows)} rows, too few for a validation and a held-out part.")
+    return replace(table, rows=tuple(own))
 
 
 def requests(table: Table) -> list[Prompt]:
@@ -61,6 +156,16 @@ def truthful_questions(table: Table) -> list[TruthQuestion]:
     Source: Lin et al., arXiv 2109.07958; the Hub's `truthful_qa`, configurations generation and multiple_choice.
     """
     return [_checked(row, _with_targets if row.get("mc1_targets") is not None else _with_answers) for row in table]
+
+
+def true_and_false(table: Table) -> list[tuple[str, str, str]]:
+    """(question, best true answer, first false one); TruthfulQA's columns, or a contrast file's.
+
+    A contrast file has `prompt`, `positive` (true) and `negative` (false).
+    """
+    if all(row.get("positive") is not None and row.get("negative") is not None for row in table):
+        return [(row.text("prompt"), row.text("positive"), row.text("negative")) for row in table]
+    return [(q.question, q.best, q.false_to_best[0]) for q in truthful_questions(table)]
 
 
 def commonsense_questions(table: Table) -> list[ChoiceQuestion]:

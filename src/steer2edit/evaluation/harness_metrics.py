@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from steer2edit.evaluation.statistics import CONFIDENCE, Estimate, Value, estimate, paired_difference
+from steer2edit.estimates import Estimate, Value
+from steer2edit.evaluation.statistics import estimate, paired_difference, reported_mean
 
 _NO_FILTER = "none"
 
@@ -45,7 +45,7 @@ class HarnessMetric:
         """Difference to the base on the same items, paired; `None` where the metric is no mean over items."""
         if self.values is None or base.values is None:
             return None
-        return paired_difference(_numbers(self.values), _numbers(base.values))
+        return paired_difference(self.values, base.values)
 
 
 def harness_key(task: str, metric: str, answer_filter: str) -> str:
@@ -68,15 +68,9 @@ def read_metrics(results: Mapping[str, Any]) -> dict[str, HarnessMetric]:
                 continue
             error = entries.get(f"{metric}_stderr,{answer_filter}")
             values = _item_values(results.get("samples", {}).get(task, ()), metric, answer_filter, float(reported))
-            own = HarnessMetric(
-                task,
-                metric,
-                answer_filter,
-                _estimate(values, float(reported), _number(error), int(entries.get("sample_len", 0))),
-                values,
-                float(reported),
-                _number(error),
-            )
+            value, n = float(reported), int(entries.get("sample_len", 0))
+            found_here = reported_mean(value, _number(error), n) if values is None else estimate(values)
+            own = HarnessMetric(task, metric, answer_filter, found_here, values, value, _number(error))
             found[own.name] = own
     return found
 
@@ -102,18 +96,3 @@ def _plain(value: Any) -> Any:
 def _number(value: Any) -> float | None:
     value = _plain(value)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _numbers(values: Sequence[Value]) -> list[float | None]:
-    return [None if value is None else float(value) for value in values]
-
-
-def _estimate(values: tuple[Value, ...] | None, reported: float, error: float | None, n: int) -> Estimate:
-    if values is not None:
-        return estimate(values)
-    if not math.isfinite(reported):
-        return Estimate(None, None, None, 0, unscored=n)
-    if error is None:
-        return Estimate(reported, None, None, n)
-    reach = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * error
-    return Estimate(reported, reported - reach, reported + reach, n)

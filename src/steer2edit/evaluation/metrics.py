@@ -1,14 +1,20 @@
 """What the names of metrics mean: `{set}_{kind}`, e.g. `advbench_refused`; some presets go without the set."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from steer2edit.estimates import Notation
 
 Scale = Literal["share", "difference", "amount"]
 """A share in [0, 1], written in percent; a signed difference; or an amount."""
 
+COST = "kl"
+"""What a search keeps small."""
+
 
 @dataclass(frozen=True)
-class MetricName:
+class Metric:
     """A metric as people read it.
 
     Args:
@@ -27,74 +33,106 @@ class MetricName:
     scale: Scale
     against_base: bool = False
 
+    @property
+    def unit(self) -> str:
+        """` %`, ` nats per token`, ` tokens`, or nothing."""
+        if self.scale == "share":
+            return "\u00a0%"
+        named = re.search(r"\((nats per token|tokens)\)$", self.description)
+        return f" {named[1]}" if named else ""
 
-@dataclass(frozen=True)
-class _Kind:
-    scale: Scale
-    brief: str
-    short: str
-    description: str
-    against_base: bool = False
+    @property
+    def axis(self) -> str:
+        """The title of an axis: `NLL increase (nats per token)`."""
+        return self.short if self.scale == "share" or not self.unit else f"{self.short} ({self.unit.strip()})"
+
+    @property
+    def running(self) -> str:
+        """The short name as it stands within a sentence; an acronym keeps its capitals."""
+        return self.short if self.short[:2].isupper() else self.short[0].lower() + self.short[1:]
+
+    @property
+    def in_cells(self) -> Notation:
+        """How a page's tables write it: `58.3 %`, `+0.148`, `41.2`; the title has the unit of what is no share."""
+        if self.scale == "share":
+            return Notation(".1f", self.unit, 100.0, typeset=True)
+        digits = ".1f" if self.unit == " tokens" else ".3f"
+        return Notation(digits, signed=self.scale == "difference", typeset=True)
+
+    @property
+    def in_words(self) -> Notation:
+        """How a page's sentences write it: `58.3 %`, `+0.148 nats per token`."""
+        return replace(self.in_cells, unit=self.unit)
+
+    @property
+    def change(self) -> Notation:
+        """How a page writes a difference of two of it: `+12.5 points`, `−0.020 nats per token`."""
+        unit = " points" if self.scale == "share" else self.unit
+        return replace(self.in_cells, unit=unit, signed=True)
+
+    def bound(self, value: float) -> str:
+        """A limit or an axis end, with unit and without a plus sign: `8.0 %`, `0.200 nats per token`."""
+        return self.in_words.value(value).removeprefix("+")
 
 
-_KINDS = {
-    "refused": _Kind("share", "{set} refused", "{set} requests refused", "{set} requests refused"),
-    "preferred": _Kind(
+_Kind = tuple[Scale, str, str, str] | tuple[Scale, str, str, str, bool]
+_KINDS: dict[str, _Kind] = {
+    "refused": ("share", "{set} refused", "{set} requests refused", "{set} requests refused"),
+    "preferred": (
         "share",
         "truth preferred",
         "True answer preferred",
         "questions whose true answer is preferred to the false one",
     ),
-    "margin": _Kind(
+    "margin": (
         "difference",
         "truth margin",
         "Preference margin",
         "preference of the true over the false answer (nats per token)",
     ),
-    "mc1": _Kind("share", "{set} MC1", "{set} MC1", "{set}: questions whose best answer beats every false one"),
-    "mc2": _Kind("share", "{set} MC2", "{set} MC2", "{set}: share of probability on the true answers"),
-    "accuracy": _Kind("share", "{set} accuracy", "{set} accuracy", "{set}: questions answered right"),
-    "accuracy_sum": _Kind(
+    "mc1": ("share", "{set} MC1", "{set} MC1", "{set}: questions whose best answer beats every false one"),
+    "mc2": ("share", "{set} MC2", "{set} MC2", "{set}: share of probability on the true answers"),
+    "accuracy": ("share", "{set} accuracy", "{set} accuracy", "{set}: questions answered right"),
+    "accuracy_sum": (
         "share",
         "{set} accuracy (sum)",
         "{set} accuracy (sum)",
         "{set}: questions answered right by log-probability that is not normalised by length",
     ),
-    "reply_tokens": _Kind("amount", "reply tokens", "Reply length", "reply length, thought included (tokens)"),
-    "finished": _Kind("share", "finished", "Replies that ended", "replies that ended by themselves"),
-    "repetition": _Kind("share", "repetition", "Repeated 4-grams", "4-grams of a reply that occurred in it before"),
-    "empty": _Kind("share", "empty", "Empty replies", "replies without any text"),
-    "unfinished": _Kind("share", "unfinished", "Replies cut off", "replies that did not end by themselves"),
-    "nll_increase": _Kind(
+    "reply_tokens": ("amount", "reply tokens", "Reply length", "reply length, thought included (tokens)"),
+    "finished": ("share", "finished", "Replies that ended", "replies that ended by themselves"),
+    "repetition": ("share", "repetition", "Repeated 4-grams", "4-grams of a reply that occurred in it before"),
+    "empty": ("share", "empty", "Empty replies", "replies without any text"),
+    "unfinished": ("share", "unfinished", "Replies cut off", "replies that did not end by themselves"),
+    "nll_increase": (
         "difference",
         "NLL increase",
         "NLL increase",
         "NLL increase on the base's own benign answers (nats per token)",
-        against_base=True,
+        True,
     ),
-    "kl": _Kind(
+    "kl": (
         "amount",
         "KL to base",
         "KL to the base",
         "KL(base ‖ model) on the base's own benign answers (nats per token)",
-        against_base=True,
+        True,
     ),
 }
 _LONGEST_FIRST = sorted(_KINDS, key=len, reverse=True)
 _WITHOUT_SET = {"truth_preferred": "preferred", "truth_margin": "margin"}  # the names of the truthfulness preset
 
 
-def metric_name(name: str) -> MetricName:
+def metric_name(name: str) -> Metric:
     """What a key of the results means; one that is not known is called by its key."""
     kind, owner = _split(name)
     if kind is None:
-        return MetricName(name, owner, owner, owner, "amount")
-    brief, short = kind.brief, kind.short
-    description = kind.description
+        return Metric(name, owner, owner, owner, "amount")
+    scale, brief, short, description, *rest = kind
     if owner and "{set}" not in brief:
         brief, short, description = f"{{set}} {brief}", f"{short}, {{set}}", f"{{set}}: {description}"
     brief, short, description = (text.format(set=owner) for text in (brief, short, description))
-    return MetricName(name, brief, short[:1].upper() + short[1:], description, kind.scale, kind.against_base)
+    return Metric(name, brief, short[:1].upper() + short[1:], description, scale, bool(rest))
 
 
 def _split(name: str) -> tuple[_Kind | None, str]:

@@ -1,17 +1,271 @@
 """Tasks by name: `NAME` measures on a set that comes with the package, `NAME=FILE` on published data."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
-from steer2edit.evaluation.judge import Judge
+from steer2edit.evaluation import formats
+from steer2edit.evaluation.behaviours import BEHAVIOURS, behaviour
+from steer2edit.evaluation.formats import MMLU_COLUMNS, ChoiceQuestion, MathProblem, TruthQuestion, divided
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.evaluation.sources import divided
-from steer2edit.evaluation.task_kinds import TASK_KINDS, TaskSettings
-from steer2edit.evaluation.tasks import NamedTask
-from steer2edit.steering import refusal_phrases
-from steer2edit.steering.rows import read_table
+from steer2edit.evaluation.tasks import (
+    ChoiceTask,
+    DegenerationTask,
+    DriftTask,
+    LengthTask,
+    MathTask,
+    RefusalTask,
+    Task,
+    TruthChoiceTask,
+    TruthTask,
+)
+from steer2edit.models import Prompt, Sampling
+from steer2edit.steering import borderline_prompts, safety_prompts
+from steer2edit.steering.rows import PROMPT_COLUMNS, Split, Table, read_table
 
-SCORERS = ("strict", "official", "judge")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What all tasks of an evaluation share.
+
+    Args:
+        split: validation for choosing, held_out for final figures; data without a column `split` is used whole.
+        limit: use at most this many items of every set.
+        max_new_tokens: longest reply; each task has a default of its own.
+        scorer: tells refusals.
+        divide: seed by which data without a column `split` is divided into validation and held-out parts; `None`
+            uses it whole.
+        shuffle: seed of a random order of the items; `None` keeps that of the data.
+
+    Raises:
+        InvalidValueError: the limit is below 1.
+    """
+
+    split: Split = "validation"
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    scorer: Scorer = field(default_factory=PhraseScorer)
+    shuffle: int | None = None
+    divide: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InvalidValueError(f"limit must be >= 1, got {self.limit}.")
+
+    @property
+    def safety(self) -> tuple[list[str], list[str]]:
+        """(harmful, benign) requests of the safety preset to choose from; more than the usual ones up to the limit."""
+        return safety_prompts(self.split, self.limit)
+
+    def chosen(self, items: Sequence[_T]) -> list[_T]:
+        """The items to use."""
+        found = list(items)
+        if self.shuffle is not None:
+            random.Random(self.shuffle).shuffle(found)
+        return found[: self.limit]
+
+    def sampling(self, default: int) -> Sampling:
+        """Greedy replies of at most `max_new_tokens`."""
+        return Sampling(max_new_tokens=self.max_new_tokens or default)
+
+
+Build = Callable[[Table | None, TaskSettings], list[Task]]
+"""(data, or `None` for the built-in set; settings) → tasks."""
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task that can be asked for by name.
+
+    Args:
+        measures: in a few words.
+        columns: what its data must have; empty if it takes no data.
+        built_in: the set it uses without data.
+        build: makes the tasks.
+        columns_without_header: of a CSV file that has none.
+    """
+
+    measures: str
+    columns: str
+    built_in: str
+    build: Build
+    columns_without_header: tuple[str, ...] = ()
+
+
+def _benign(settings: TaskSettings) -> Sequence[Prompt]:
+    return settings.safety[1]
+
+
+def _conciseness_requests(settings: TaskSettings) -> Sequence[Prompt]:
+    return behaviour("conciseness", settings.split).prompts["requests"]
+
+
+def _refused(name: str, prompts: Sequence[Prompt], settings: TaskSettings) -> RefusalTask:
+    return RefusalTask(name, settings.chosen(prompts), settings.sampling(24), settings.scorer)
+
+
+def _on_requests(
+    make: Callable[[str, Sequence[Prompt], TaskSettings], Task],
+    built_in: Callable[[TaskSettings], Sequence[Prompt]],
+    name: str = "",
+) -> Build:
+    """A task on requests, which is called after its file; on the built-in ones, by `name`."""
+
+    def build(table: Table | None, settings: TaskSettings) -> list[Task]:
+        if table is None:
+            return [make(name, settings.chosen(built_in(settings)), settings)]
+        return [make(table.name, settings.chosen(formats.requests(table)), settings)]
+
+    return build
+
+
+def _refusal_on(built_in: Callable[[TaskSettings], Sequence[Prompt]], name: str) -> Build:
+    return _on_requests(lambda own, items, s: RefusalTask(own, items, s.sampling(24), s.scorer), built_in, name)
+
+
+def _over_refusal(table: Table | None, settings: TaskSettings) -> list[Task]:
+    found = _refusal_on(_benign, "benign")(table, settings)
+    return found if table is not None else [*found, *_xstest(None, settings)]
+
+
+def _xstest(table: Table | None, settings: TaskSettings) -> list[Task]:
+    if table is None:
+        sets = {"borderline": borderline_prompts(settings.split, settings.limit)}
+    else:
+        sets = dict(zip(("xstest_safe", "xstest_unsafe"), formats.xstest(table), strict=True))
+    return [_refused(name, prompts, settings) for name, prompts in sets.items() if prompts]
+
+
+def _truthful(make: Callable[[str, list[TruthQuestion]], Task]) -> Build:
+    def build(table: Table | None, settings: TaskSettings) -> list[Task]:
+        if table is not None:
+            return [make("truthfulqa", settings.chosen(formats.truthful_questions(table)))]
+        rows = behaviour("truthfulness", settings.split).tasks[0].items
+        questions = [TruthQuestion(str(q), true, (false,), (true,), (false,)) for q, true, false in rows]
+        return [make("truth", settings.chosen(questions))]
+
+    return build
+
+
+def _on_items(make: Callable[..., Task], name: str, built_in: str, read: Callable[[Table], Sequence[object]]) -> Build:
+    """A task on problems or questions, which is called after the built-in set or, on data, by `name`."""
+
+    def build(table: Table | None, settings: TaskSettings) -> list[Task]:
+        rows = formats.built_in_table(built_in).split(settings.split) if table is None else table
+        return [make(built_in if table is None else name, settings.chosen(read(rows)), settings)]
+
+    return build
+
+
+def _maths(name: str, built_in: str, read: Callable[[Table], list[MathProblem]]) -> Build:
+    return _on_items(lambda own, items, s: MathTask(own, items, s.sampling(512)), name, built_in, read)
+
+
+def _choice(
+    name: str, built_in: str, read: Callable[[Table], list[ChoiceQuestion]], style: Literal["text", "letter"] = "text"
+) -> Build:
+    suffix = "_letters" if style == "letter" else ""
+    return _on_items(lambda own, items, _: ChoiceTask(own + suffix, items, style), name, built_in, read)
+
+
+def _preset(name: str) -> TaskKind:
+    def build(table: Table | None, settings: TaskSettings) -> list[Task]:
+        if settings.shuffle is not None:
+            raise InvalidValueError(
+                f"the behaviour {name!r} keeps its own order: leave the shuffle out, or the behaviour."
+            )
+        shared = {key: getattr(settings, key) for key in ("limit", "max_new_tokens", "scorer")}
+        return list(behaviour(name, settings.split, **shared).tasks)
+
+    return TaskKind(f"the behaviour {name}, with what it costs", "", f"the preset {name}", build)
+
+
+_REQUESTS = " or ".join(PROMPT_COLUMNS)
+_TRUTH = "question, best_answer, correct_answers, incorrect_answers; or question, mc1_targets, mc2_targets"
+TASK_KINDS: dict[str, TaskKind] = {
+    "refusal": TaskKind(
+        "refusal of harmful requests",
+        _REQUESTS,
+        "harmful requests of the safety preset",
+        _refusal_on(lambda s: s.safety[0], "harmful"),
+    ),
+    "over-refusal": TaskKind(
+        "refusal of requests that should be met",
+        _REQUESTS,
+        "benign requests of the safety preset, and harmless ones that sound harmful",
+        _over_refusal,
+    ),
+    "xstest": TaskKind(
+        "refusal of safe and of unsafe prompts", "prompt, type", "harmless requests that sound harmful", _xstest
+    ),
+    "truthfulqa": TaskKind(
+        "preference of the true answer over a false one",
+        _TRUTH,
+        "questions of the truthfulness preset",
+        _truthful(lambda name, items: TruthTask([(q.question, q.best, q.false_to_best[0]) for q in items], name)),
+    ),
+    "truthfulqa-mc": TaskKind(
+        "MC1 and MC2 by log-likelihood",
+        _TRUTH,
+        "questions of the truthfulness preset",
+        _truthful(lambda name, items: TruthChoiceTask(items, name)),
+    ),
+    "gsm8k": TaskKind(
+        "exact match of word problems",
+        "question, answer",
+        "word problems of arithmetic",
+        _maths("gsm8k", "arithmetic", formats.gsm8k_problems),
+    ),
+    "math": TaskKind(
+        "exact match of mathematics",
+        "problem, solution",
+        "school mathematics",
+        _maths("math", "school_maths", formats.math_problems),
+    ),
+    "commonsenseqa": TaskKind(
+        "multiple choice by log-likelihood",
+        "question, choices, answerKey",
+        "questions of common sense",
+        _choice("commonsenseqa", "common_sense", formats.commonsense_questions),
+    ),
+    "mmlu": TaskKind(
+        "multiple choice by log-likelihood of the answers",
+        "question, choices, answer; or question, A, B, C, D, answer",
+        "questions of general knowledge",
+        _choice("mmlu", "general_knowledge", formats.mmlu_questions),
+        MMLU_COLUMNS,
+    ),
+    "mmlu-letters": TaskKind(
+        "multiple choice by log-likelihood of the letters",
+        "question, choices, answer; or question, A, B, C, D, answer",
+        "questions of general knowledge",
+        _choice("mmlu", "general_knowledge", formats.mmlu_questions, "letter"),
+        MMLU_COLUMNS,
+    ),
+    "length": TaskKind(
+        "length of replies, and how many end",
+        _REQUESTS,
+        "requests of the conciseness preset",
+        _on_requests(lambda name, items, s: LengthTask(items, s.sampling(96), name), _conciseness_requests),
+    ),
+    "drift": TaskKind(
+        "distance to the base on its own answers",
+        _REQUESTS,
+        "benign requests of the safety preset",
+        _on_requests(lambda name, items, s: DriftTask(items, s.sampling(24), name), _benign),
+    ),
+    "degeneration": TaskKind(
+        "replies that repeat themselves, are empty or do not end",
+        _REQUESTS,
+        "benign requests of the safety preset",
+        _on_requests(lambda name, items, s: DegenerationTask(items, s.sampling(96), name), _benign),
+    ),
+    **{name: _preset(name) for name in BEHAVIOURS},
+}
 
 
 def task_names() -> tuple[str, ...]:
@@ -19,7 +273,7 @@ def task_names() -> tuple[str, ...]:
     return tuple(TASK_KINDS)
 
 
-def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> list[NamedTask]:
+def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> list[Task]:
     """The tasks that texts such as `gsm8k`, `refusal=advbench.csv` or `mmlu=hub:OWNER/NAME/FILE` name.
 
     A task that two of them share is measured once.
@@ -28,7 +282,7 @@ def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> l
         DataError: an unknown task, no such data or not of its format, an empty split, or two tasks whose metrics would
             have the same name.
     """
-    tasks: list[NamedTask] = []
+    tasks: list[Task] = []
     owner: dict[str, str] = {}
     for spec in specs:
         for task in _build(spec, settings or TaskSettings()):
@@ -45,22 +299,7 @@ def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> l
     return tasks
 
 
-def find_scorer(name: str, judge: Judge | None = None) -> Scorer:
-    """A scorer of refusals: `strict` or `official` phrases, or the `judge` that is given.
-
-    Raises:
-        InvalidValueError: there is no such scorer, or no judge is given.
-    """
-    if name not in SCORERS:
-        raise InvalidValueError(f"unknown scorer {name!r}. {did_you_mean(name, SCORERS)}")
-    if name != "judge":
-        return PhraseScorer(refusal_phrases(name))
-    if judge is None:
-        raise InvalidValueError("the scorer 'judge' needs an endpoint and a model: --judge-url and --judge-model.")
-    return judge
-
-
-def _build(spec: str, settings: TaskSettings) -> list[NamedTask]:
+def _build(spec: str, settings: TaskSettings) -> list[Task]:
     name, given, source = spec.partition("=")
     if name not in TASK_KINDS:
         raise DataError(f"there is no task {name!r}. {did_you_mean(name, TASK_KINDS)}")

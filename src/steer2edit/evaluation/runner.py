@@ -6,7 +6,7 @@ from typing import Any
 
 from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import Engine
-from steer2edit.evaluation.results import Condition, ConditionKind
+from steer2edit.estimates import Condition, ConditionKind
 from steer2edit.evaluation.tasks import Measurement, Task, merged_measurements
 
 
@@ -54,4 +54,4 @@ def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list
 
 def condition_of(arm: Arm, found: Measurement) -> Condition:
     """What was found under an arm, as it is reported."""
-    return Condition(arm.kind, arm.label, arm.parameters, found.metrics, found.replies, found.outcomes, found.values)
+    return Condition(arm.label, found.metrics, arm.kind, arm.parameters, found.replies, found.outcomes, found.values)

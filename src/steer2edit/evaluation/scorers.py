@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import Prompt, Reply
 from steer2edit.steering import RefusalPhrases, refusal_phrases
+
+SCORERS = ("strict", "official", "judge")
+"""Two lists of phrases, and a model that is asked."""
 
 
 @runtime_checkable
@@ -29,3 +33,18 @@ class PhraseScorer:
     def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
         """Whether each answer refuses; `None` where it is empty or unclear. The prompts are not looked at."""
         return [self.phrases.refuses(reply) for _, reply in zip(prompts, replies, strict=True)]
+
+
+def find_scorer(name: str, judge: Scorer | None = None) -> Scorer:
+    """A scorer of refusals: `strict` or `official` phrases, or the `judge` that is given.
+
+    Raises:
+        InvalidValueError: there is no such scorer, or no judge is given.
+    """
+    if name not in SCORERS:
+        raise InvalidValueError(f"unknown scorer {name!r}. {did_you_mean(name, SCORERS)}")
+    if name != "judge":
+        return PhraseScorer(refusal_phrases(name))
+    if judge is None:
+        raise InvalidValueError("the scorer 'judge' needs an endpoint and a model: --judge-url and --judge-model.")
+    return judge

@@ -14,7 +14,7 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import (
     BASE_ARM,
     MathTask,
-    NamedTask,
+    Task,
     TaskSettings,
     behaviour,
     build_tasks,
@@ -215,9 +215,7 @@ def _vectors(model: LanguageModel, options: ExtractOptions, path: Path, narrate:
     return vectors
 
 
-def _require_apart(
-    recipe: Recipe, vectors: SteeringVectors, tasks: Sequence[NamedTask], options: RecipeOptions
-) -> None:
+def _require_apart(recipe: Recipe, vectors: SteeringVectors, tasks: Sequence[Task], options: RecipeOptions) -> None:
     """Data sets share no prompt with what the vectors were made from or the edit is chosen on."""
     chosen_on = behaviour(recipe.behaviour, "validation", limit=options.limit).prompts.values()
     asked = [prompt for task in tasks for prompts in task.asked.values() for prompt in prompts]
@@ -233,7 +231,7 @@ def _require_apart(
 def _measured(
     model: LanguageModel,
     vectors: SteeringVectors,
-    tasks: Sequence[NamedTask],
+    tasks: Sequence[Task],
     specs: Sequence[str],
     settings: TaskSettings,
     folder: Path,

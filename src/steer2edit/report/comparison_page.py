@@ -6,16 +6,17 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from steer2edit.estimates import Condition
+from steer2edit.evaluation import COST, metric_name
 from steer2edit.report import themes
 from steer2edit.report.content import flat, provenance
 from steer2edit.report.html import rendered, write_page
-from steer2edit.report.metrics import COST, Metric
 from steer2edit.report.panels import Panel, figure_json
-from steer2edit.report.run_results import ComparisonResults, ConditionResult, FigureResult, read_results
+from steer2edit.report.run_results import ComparisonResults, read_results
 from steer2edit.report.tables import ConditionRow, ConditionTable, cell, metrics_of
 from steer2edit.report.text import plot_text
 from steer2edit.report.tradeoff import Plane, set_axis
-from steer2edit.search.comparison_figures import figure_text
+from steer2edit.search.comparison_figures import Figure, figure_text
 
 _COLOURS = (
     themes.STEERING, themes.EDIT, themes.ATTN, themes.MLP, themes.CHOSEN, themes.SSM, themes.BEYOND, themes.BASE,
@@ -40,7 +41,7 @@ def figure_tables(found: ComparisonResults) -> tuple[list[str], Rows, Rows]:
     return columns, values, against
 
 
-def _is_area(figure: FigureResult) -> bool:
+def _is_area(figure: Figure) -> bool:
     return figure.label.startswith("area")
 
 
@@ -88,7 +89,7 @@ def _conditions(found: ComparisonResults) -> ConditionTable:
 
 def _panel(found: ComparisonResults, damage: str) -> Panel:
     plane = Plane(damage, found.plan.attribute)
-    x, y = Metric.named(damage), Metric.named(plane.attribute)
+    x, y = metric_name(damage), metric_name(plane.attribute)
     better = "Up" if found.plan.direction > 0 else "Down"
     return Panel(
         name=f"curves-{damage}",
@@ -112,8 +113,8 @@ def _curves(found: ComparisonResults, plane: Plane) -> go.Figure:
         figure.add_scatter(
             name=plot_text(name), legendgroup=name, mode="lines+markers", **style, **plane.places(points)
         )  # fmt: skip
-    set_axis(figure.layout.xaxis, Metric.named(plane.damage))
-    set_axis(figure.layout.yaxis, Metric.named(plane.attribute))
+    set_axis(figure.layout.xaxis, metric_name(plane.damage))
+    set_axis(figure.layout.yaxis, metric_name(plane.attribute))
     figure.update_layout(
         height=480,
         margin={"l": 60, "r": 20, "t": 20, "b": 60},
@@ -123,7 +124,7 @@ def _curves(found: ComparisonResults, plane: Plane) -> go.Figure:
     return figure
 
 
-def _add_band(figure: go.Figure, points: Sequence[ConditionResult], plane: Plane, colour: str, name: str) -> None:
+def _add_band(figure: go.Figure, points: Sequence[Condition], plane: Plane, colour: str, name: str) -> None:
     """The attribute's intervals of the points as one area."""
     ends = [(plane.x(c), c.metrics[plane.attribute].low, c.metrics[plane.attribute].high) for c in points]
     known = [(x, low, high) for x, low, high in ends if low is not None and high is not None]

@@ -9,10 +9,10 @@ from typing import Any
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import expert_edits
+from steer2edit.evaluation import metric_name
 from steer2edit.report.blocks import STYLES, shown_blocks
 from steer2edit.report.experts import expert_rows, left_out_rows
 from steer2edit.report.headline import headline
-from steer2edit.report.metrics import Metric
 from steer2edit.report.panels import Panel, diagnosis_panel, expert_panel, head_panel, neuron_panel, tradeoff_panels
 from steer2edit.report.replies import reply_sets
 from steer2edit.report.run_results import ComparisonResults, RunResults, Verified
@@ -146,7 +146,7 @@ def _chosen(run: RunResults) -> str:
 
 def _limits(run: RunResults) -> str:
     kinds = {"at most": run.chosen.limits, "at least": run.chosen.floors}
-    bounds = [(Metric.named(name), words, value) for words, own in kinds.items() for name, value in own.items()]
+    bounds = [(metric_name(name), words, value) for words, own in kinds.items() for name, value in own.items()]
     return ", ".join(f"{metric.running} {words} {metric.bound(value)}" for metric, words, value in bounds)
 
 

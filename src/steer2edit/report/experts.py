@@ -9,7 +9,7 @@ from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import ExpertEdit, expert_edits, top_experts
 from steer2edit.report import themes
 from steer2edit.report.figures import set_heat_map
-from steer2edit.report.metrics import signed
+from steer2edit.report.text import signed
 
 TOP_EXPERTS = 20
 _MOST_TICKS = 16

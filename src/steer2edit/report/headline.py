@@ -2,10 +2,10 @@
 
 from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import expert_edits
-from steer2edit.evaluation.statistics import Estimate
+from steer2edit.estimates import Condition, Estimate
+from steer2edit.evaluation import Metric, metric_name
 from steer2edit.report.blocks import shown_blocks
-from steer2edit.report.metrics import Metric
-from steer2edit.report.run_results import ConditionResult, RunResults
+from steer2edit.report.run_results import RunResults
 from steer2edit.report.search_text import comparison_sentences
 from steer2edit.report.tables import BlockSummary, block_summary, metrics_of
 
@@ -27,12 +27,12 @@ def headline(run: RunResults, edit: WeightEdit) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _change(edited: ConditionResult, base: ConditionResult | None, metric: Metric) -> str:
+def _change(edited: Condition, base: Condition | None, metric: Metric) -> str:
     after = edited.metrics[metric.name]
     before = base.metrics.get(metric.name) if base is not None else None
     if before is None:
-        return f"{metric.short}: {metric.sentence(after)} after the edit; the base was not measured."
-    change = f"{metric.sentence(before)} before the edit, {metric.sentence(after)} after it."
+        return f"{metric.short}: {metric.in_words.sentence(after)} after the edit; the base was not measured."
+    change = f"{metric.in_words.sentence(before)} before the edit, {metric.in_words.sentence(after)} after it."
     return f"{metric.short}: {change} {_compare(before, after)}".strip()
 
 
@@ -45,19 +45,19 @@ def _compare(before: Estimate, after: Estimate) -> str:
     return "The two intervals overlap."
 
 
-def _damage(condition: ConditionResult) -> str:
+def _damage(condition: Condition) -> str:
     named = {"nll_increase": "the NLL changes by", "kl": "the KL divergence from the base is"}
     parts = [
-        f"{phrase} {Metric.named(name).sentence(condition.metrics[name])}"
+        f"{phrase} {metric_name(name).in_words.sentence(condition.metrics[name])}"
         for name, phrase in named.items()
         if name in condition.metrics
     ]
     return f"On the base's own benign answers, {' and '.join(parts)}." if parts else ""
 
 
-def _steering(steered: ConditionResult) -> str:
+def _steering(steered: Condition) -> str:
     measured = [metric for metric in metrics_of([steered]) if metric.name != "kl"]  # the table has it
-    parts = [f"{metric.running} {metric.sentence(steered.metrics[metric.name])}" for metric in measured]
+    parts = [f"{metric.running} {metric.in_words.sentence(steered.metrics[metric.name])}" for metric in measured]
     return f"Activation steering for comparison, {steered.label}: {'; '.join(parts)}." if parts else ""
 
 

@@ -9,13 +9,13 @@ import plotly.graph_objects as go
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Block, WeightEdit
 from steer2edit.core.expert_edits import expert_edits
+from steer2edit.evaluation import attribute_of, metric_name
 from steer2edit.report.blocks import block_sites
 from steer2edit.report.experts import expert_figure
 from steer2edit.report.figures import diagnosis_figure, head_figure, layer_count, neuron_figure
-from steer2edit.report.metrics import DAMAGE, Metric, attribute
 from steer2edit.report.run_results import RunResults
 from steer2edit.report.tables import block_summary
-from steer2edit.report.tradeoff import Plane, beyond, right_edge, tradeoff_figure
+from steer2edit.report.tradeoff import DAMAGE, Plane, beyond, right_edge, tradeoff_figure
 
 _HEAD_PANELS: dict[Block, str] = {"attn": "heads", "ssm": "mixer-heads"}
 
@@ -59,9 +59,9 @@ def tradeoff_panels(run: RunResults) -> list[Panel]:
 
 def _tradeoff_panel(run: RunResults, damage: str) -> Panel:
     plane = Plane.of(run, damage)
-    x, y = Metric.named(damage), Metric.named(plane.attribute)
+    x, y = metric_name(damage), metric_name(plane.attribute)
     points = "; ".join(
-        f"{c.label}: {y.value(c.metrics[y.name])} at {x.short} {x.value(c.metrics[x.name])}"
+        f"{c.label}: {y.in_cells.value(c.metrics[y.name])} at {x.short} {x.in_cells.value(c.metrics[x.name])}"
         for c in plane.drawable(run.held_out.conditions)
     )
     return Panel(
@@ -74,14 +74,14 @@ def _tradeoff_panel(run: RunResults, damage: str) -> Panel:
 
 
 def _tradeoff_caption(run: RunResults, plane: Plane) -> str:
-    upwards = attribute(run.behaviour)[1]
+    upwards = attribute_of(run.behaviour)[1] > 0
     caption = (
         f"{'Up' if upwards else 'Down'} and to the left is better: more of what was asked for, with less damage. Small "
         "marks are measured on validation prompts, the large ones with 95 % intervals on held-out prompts."
     )
     edge = right_edge(run, plane)
     if edge is not None:
-        bound = Metric.named(plane.damage).bound(edge)
+        bound = metric_name(plane.damage).bound(edge)
         caption += f" Beyond {bound} lie {beyond(run, plane, edge)} more: double-click the plot to see all."
     missing = plane.undrawn(run)
     if missing:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steer2edit.evaluation.results import ConditionKind
-from steer2edit.report.run_results import ConditionResult, RunResults
+from steer2edit.estimates import Condition, ConditionKind
+from steer2edit.report.run_results import RunResults
 
 _OUTCOMES = {True: "refused", False: "answered", None: "not scored"}
 
@@ -68,7 +68,7 @@ def reply_sets(run: RunResults) -> list[ReplySet]:
     return sets
 
 
-def _exchange(prompt: str, index: int, name: str, conditions: Sequence[ConditionResult]) -> Exchange:
+def _exchange(prompt: str, index: int, name: str, conditions: Sequence[Condition]) -> Exchange:
     replies = tuple(_reply(condition, name, index) for condition in conditions)
     kinds = [condition.kind for condition in conditions]
     before = replies[kinds.index("base")] if "base" in kinds else None
@@ -84,7 +84,7 @@ def _exchange(prompt: str, index: int, name: str, conditions: Sequence[Condition
     )
 
 
-def _reply(condition: ConditionResult, name: str, index: int) -> Reply:
+def _reply(condition: Condition, name: str, index: int) -> Reply:
     outcomes = condition.outcomes.get(name)
     outcome = _OUTCOMES[outcomes[index]] if outcomes else None
     return Reply(condition.kind, condition.label, condition.replies[name][index], outcome)

@@ -3,16 +3,17 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from steer2edit.core import Site
 from steer2edit.errors import DataError
-from steer2edit.evaluation.results import SCHEMA_VERSION, ConditionKind
-from steer2edit.evaluation.statistics import Estimate
-from steer2edit.report.metrics import COST, attribute
+from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
+from steer2edit.evaluation import BEHAVIOURS, COST, Calibration, attribute_of
 from steer2edit.report.text import visible_json
+from steer2edit.search.comparison_figures import Figure, Plan
+from steer2edit.search.tradeoff import TradeoffComparison
 
 
 def _site(name: object) -> object:
@@ -30,6 +31,12 @@ def _prompt_text(prompt: object) -> object:
 
 SiteName = Annotated[Site, BeforeValidator(_site)]
 Prompt = Annotated[str, BeforeValidator(_prompt_text)]
+
+
+def _known_behaviour(name: str) -> str:
+    if name not in BEHAVIOURS:
+        raise ValueError(f"there is no behaviour {name!r}; known are {', '.join(BEHAVIOURS)}")
+    return name
 
 
 class _Part(BaseModel):
@@ -63,45 +70,16 @@ class Diagnosis(_Part):
     sites: dict[SiteName, SiteDiagnosis] = Field(default_factory=dict)
 
 
-class ConditionResult(_Part):
-    """One `Condition.to_json()`.
-
-    `outcomes` is optional: per set name, whether each reply is a refusal (`None`: could not be scored), in the
-    order of the replies. Without it the report cannot mark replies as refused.
-    """
-
-    kind: ConditionKind
-    label: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    metrics: dict[str, Estimate] = Field(default_factory=dict)
-    replies: dict[str, list[str]] = Field(default_factory=dict)
-    outcomes: dict[str, list[bool | None]] = Field(default_factory=dict)
-
-    def scored(self, *names: str) -> bool:
-        """Whether each of these metrics has a value."""
-        return all(name in self.metrics and self.metrics[name].value is not None for name in names)
-
-    @property
-    def is_equal_drift(self) -> bool:
-        """Whether its strength was set so that it spends a given drift."""
-        return bool(self.parameters.get("equal_drift"))
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether it was measured on all items; a trial that a search stopped was not."""
-        return self.parameters.get("stopped") is None
-
-
 class Conditions(_Part):
     """The conditions of one part (validation or held-out)."""
 
-    conditions: tuple[ConditionResult, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
-    def of(self, kind: ConditionKind) -> list[ConditionResult]:
+    def of(self, kind: ConditionKind) -> list[Condition]:
         """The conditions of one kind, in order."""
         return [condition for condition in self.conditions if condition.kind == kind]
 
-    def first(self, kind: ConditionKind) -> ConditionResult | None:
+    def first(self, kind: ConditionKind) -> Condition | None:
         """The first condition of one kind."""
         return next(iter(self.of(kind)), None)
 
@@ -119,7 +97,7 @@ class Chosen(_Part):
     limits: dict[str, float] = Field(default_factory=dict)
     floors: dict[str, float] = Field(default_factory=dict)
 
-    def is_choice(self, condition: ConditionResult) -> bool:
+    def is_choice(self, condition: Condition) -> bool:
         """Whether a condition is the chosen edit or the chosen steering strength."""
         if condition.kind == "steering":
             wanted: dict[str, float | None] = {"strength": self.steering_strength}
@@ -132,7 +110,7 @@ class Chosen(_Part):
             return False  # the same hyper-parameters at another strength are another edit
         return all(key in given and _same(given[key], value) for key, value in wanted.items())
 
-    def within_limits(self, condition: ConditionResult) -> bool | None:
+    def within_limits(self, condition: Condition) -> bool | None:
         """Whether every limit is respected; `None` where that cannot be told."""
         verdicts: list[bool | None] = []
         signed = [(name, limit, 1) for name, limit in self.limits.items()]
@@ -158,31 +136,12 @@ class Verified(_Part):
     n: int
 
 
-class Comparison(_Part):
-    """Edits against activation steering on held-out items; differences are positive where the edit is better."""
-
-    hypervolume_edits: float
-    hypervolume_steering: float
-    ratio: Estimate
-    at_equal_cost: Estimate
-    relative: Estimate
-    largest_cost: float
-
-
-class EqualDrift(_Part):
-    """The strength that spends a given drift, and the drift at it."""
-
-    strength: float
-    drift: float
-    reached: bool = True
-
-
 class _Run(_Part):
     """What every run says of itself."""
 
     schema_version: int
     title: str
-    behaviour: str = ""
+    behaviour: Annotated[str, AfterValidator(_known_behaviour)]
     model: ModelFacts
     created: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -206,15 +165,15 @@ class RunResults(_Run):
     verification: dict[str, Verified] = Field(default_factory=dict)
     trials: dict[str, int] = Field(default_factory=dict)
     front: tuple[str, ...] = ()
-    comparison: Comparison | None = None
-    calibrated: dict[str, EqualDrift] = Field(default_factory=dict)
+    comparison: TradeoffComparison | None = None
+    calibrated: dict[str, Calibration] = Field(default_factory=dict)
     data_sets: Conditions = Conditions()
     beyond_budget: str = ""
 
     @property
     def attribute(self) -> str:
         """Name of the metric that the edit is to move."""
-        return attribute(self.behaviour)[0]
+        return attribute_of(self.behaviour)[0]
 
     @property
     def is_search(self) -> bool:
@@ -222,19 +181,19 @@ class RunResults(_Run):
         return bool(self.trials)
 
     @property
-    def front_trials(self) -> list[ConditionResult]:
+    def front_trials(self) -> list[Condition]:
         """The trials on the front as validation measured them, in the front's order."""
         by_key = {condition.parameters.get("trial"): condition for condition in self.validation.of("edit")}
         return [by_key[key] for key in self.front if key in by_key]
 
     @property
-    def edited(self) -> ConditionResult | None:
+    def edited(self) -> Condition | None:
         """The chosen edit on held-out prompts; the first edit there if none is marked as chosen."""
         edits = self.held_out.of("edit")
         return next((c for c in edits if self.chosen.is_choice(c)), next(iter(edits), None))
 
     @property
-    def steered(self) -> ConditionResult | None:
+    def steered(self) -> Condition | None:
         """The held-out steering to set beside the chosen edit: that of the nearest cost, else the first."""
         steering, edited = self.held_out.of("steering"), self.edited
         if edited is None or not edited.scored(COST):
@@ -246,7 +205,7 @@ class RunResults(_Run):
         )  # fmt: skip
 
     @property
-    def side_by_side(self) -> list[ConditionResult]:
+    def side_by_side(self) -> list[Condition]:
         """The held-out conditions whose replies are set side by side: of a search, one of each kind."""
         if not self.is_search:
             return list(self.held_out.conditions)
@@ -266,33 +225,14 @@ class RunResults(_Run):
         return self
 
 
-class FigureResult(_Part):
-    """One `Figure.to_json()` of a comparison."""
-
-    label: str
-    share: bool
-    relation: Literal["difference", "ratio"]
-    value: Estimate
-    against_steering: Estimate
-    reason: str = ""
-
-
-class ComparisonPlan(_Part):
-    """What a comparison of methods is about: the attribute, and the costs besides KL."""
-
-    attribute: str
-    direction: int
-    second: tuple[str, ...] = ()
-
-
 class ComparisonResults(_Run):
     """The JSON of a comparison of methods: conditions and figures by method."""
 
-    plan: ComparisonPlan
+    plan: Plan
     left_out: dict[str, str] = Field(default_factory=dict)
-    base: ConditionResult
-    methods: dict[str, tuple[ConditionResult, ...]]
-    figures: dict[str, dict[str, FigureResult]]
+    base: Condition
+    methods: dict[str, tuple[Condition, ...]]
+    figures: dict[str, dict[str, Figure]]
     summary: tuple[str, ...] = ()
 
 

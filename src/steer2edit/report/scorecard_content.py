@@ -1,14 +1,13 @@
 """Everything that the page of a scorecard prints, as text ready to print."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from steer2edit.artifacts.manifest import EstimateRecord
-from steer2edit.report.metrics import NO_INTERVAL, NOT_SCORED, PERCENT, signed
+from steer2edit.estimates import Estimate, Notation
 from steer2edit.report.panels import Panel
 from steer2edit.report.scorecard_figure import rates_panel
-from steer2edit.report.text import visible
+from steer2edit.report.text import counts, visible
 from steer2edit.stress.scorecard import SUMMARY_TITLES, EntryRecord, LineRecord, Scorecard
 
 Replies = Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]
@@ -111,30 +110,14 @@ def scorecard_content(card: Scorecard, replies: Replies, *, full_replies: bool) 
     }
 
 
-def value_text(found: EstimateRecord, share: bool) -> str:
-    """`58.3 %`, `0.148`, or that it was not scored."""
-    return NOT_SCORED if found.value is None else _number(found.value, share) + (PERCENT if share else "")
+_PERCENT, _POINTS = (Notation(".1f", unit, 100.0, typeset=True) for unit in ("\u00a0%", " points"))
+_NUMBER, _CHANGE = Notation(typeset=True), Notation(".3f", signed=True, typeset=True)
 
 
-def interval_text(found: EstimateRecord, share: bool) -> str:
-    """`44.3 to 71.2 %`, or that there is none."""
-    if found.low is None or found.high is None:
-        return "" if found.value is None else NO_INTERVAL
-    return f"{_number(found.low, share)} to {_number(found.high, share)}{PERCENT if share else ''}"
-
-
-def difference_text(found: EstimateRecord, share: bool) -> str:
-    """`+12.5 points (+3.1 to +22.0)`, `+0.148 (+0.120 to +0.176)`."""
-    if found.value is None:
-        return NOT_SCORED
-    ends = [end for end in (found.low, found.high) if end is not None]
-    value, *rest = (signed(100 * one, 1) if share else signed(one, 3) for one in (found.value, *ends))
-    interval = f" ({' to '.join(rest)})" if len(rest) == 2 else ""
-    return f"{value}{' points' if share else ''}{interval}"
-
-
-def _number(value: float, share: bool) -> str:
-    return f"{100 * value:.1f}" if share else f"{value:.3g}"
+def _difference(found: Estimate, share: bool) -> str:
+    """`+12.5 points (+3.1 to +22.0 points)`, `+0.148 (+0.120 to +0.176)`."""
+    notation = replace(_POINTS, signed=True) if share else _CHANGE
+    return notation.value(found) + (f" ({notation.interval(found)})" if found.has_interval else "")
 
 
 def _counts(card: Scorecard) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -178,7 +161,7 @@ def _row(line: LineRecord, arms: Sequence[str]) -> LineRow:
         visible(line.sentence),
         visible(line.note),
         tuple(_cell(line, arm) for arm in arms),
-        "" if against is None else difference_text(against, line.share),
+        "" if against is None else _difference(against, line.share),
     )
 
 
@@ -186,13 +169,13 @@ def _cell(line: LineRecord, arm: str) -> ArmCell | None:
     found = line.arms.get(arm)
     if found is None:
         return None
-    unscored = f", {found.unscored} {NOT_SCORED}" if found.unscored else ""
+    notation = _PERCENT if line.share else _NUMBER
     difference = line.differences.get(arm)
     return ArmCell(
-        value_text(found, line.share),
-        interval_text(found, line.share),
-        f"n\u00a0=\u00a0{found.n}{unscored}",
-        "" if difference is None else difference_text(difference, line.share),
+        notation.value(found),
+        notation.interval(found),
+        counts(found),
+        "" if difference is None else _difference(difference, line.share),
     )
 
 

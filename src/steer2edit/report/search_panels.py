@@ -1,11 +1,11 @@
 """A search's figures with the words that go with them."""
 
-from steer2edit.report.metrics import COST, DAMAGE, Metric, attribute
+from steer2edit.evaluation import COST, attribute_of, metric_name
 from steer2edit.report.panels import Panel, figure_json
 from steer2edit.report.run_results import RunResults
 from steer2edit.report.search_tradeoff import held_out_figure, validation_figure
 from steer2edit.report.sensitivity import complete_trials, searched, sensitivity_figure
-from steer2edit.report.tradeoff import Plane, beyond, right_edge
+from steer2edit.report.tradeoff import DAMAGE, Plane, beyond, right_edge
 
 
 def search_tradeoff_panels(run: RunResults) -> list[tuple[Panel, ...]]:
@@ -21,7 +21,7 @@ def search_tradeoff_panels(run: RunResults) -> list[tuple[Panel, ...]]:
 
 
 def _validation_panel(run: RunResults, plane: Plane) -> Panel:
-    x, y = Metric.named(plane.damage), Metric.named(plane.attribute)
+    x, y = metric_name(plane.damage), metric_name(plane.attribute)
     trials = plane.drawable(run.validation.of("edit"))
     complete = sum(trial.is_complete for trial in trials)
     return Panel(
@@ -37,14 +37,14 @@ def _validation_panel(run: RunResults, plane: Plane) -> Panel:
 
 
 def _validation_caption(run: RunResults, plane: Plane, stopped: int) -> str:
-    better = "Up" if attribute(run.behaviour)[1] else "Down"
+    better = "Up" if attribute_of(run.behaviour)[1] > 0 else "Down"
     caption = f"Validation items. {better} and to the left is better. A solid mark is an edit measured on all items"
     if stopped:
         caption += "; a faint one was stopped early, and stands where the share of the items it saw put it"
-    caption += f". The front holds what no other edit within the budget beats in both, by {Metric.named(COST).short}."
+    caption += f". The front holds what no other edit within the budget beats in both, by {metric_name(COST).short}."
     edge = right_edge(run, plane)
     if edge is not None:
-        bound = Metric.named(plane.damage).bound(edge)
+        bound = metric_name(plane.damage).bound(edge)
         caption += f" Beyond {bound} lie {beyond(run, plane, edge)} more: double-click the plot to see all."
     filtered = run.trials.get("tried", 0) - len(plane.drawable(run.validation.of("edit")))
     if filtered > 0:
@@ -53,9 +53,9 @@ def _validation_caption(run: RunResults, plane: Plane, stopped: int) -> str:
 
 
 def _held_out_panel(run: RunResults, plane: Plane) -> Panel:
-    x, y = Metric.named(plane.damage), Metric.named(plane.attribute)
+    x, y = metric_name(plane.damage), metric_name(plane.attribute)
     points = "; ".join(
-        f"{c.label}: {y.value(c.metrics[y.name])} at {x.short} {x.value(c.metrics[x.name])}"
+        f"{c.label}: {y.in_cells.value(c.metrics[y.name])} at {x.short} {x.in_cells.value(c.metrics[x.name])}"
         for c in plane.drawable(run.held_out.conditions)
     )
     return Panel(

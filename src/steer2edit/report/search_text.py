@@ -1,11 +1,11 @@
 """What a search compared and tried, in plain sentences."""
 
-from collections.abc import Callable
-from functools import partial
-
-from steer2edit.evaluation.statistics import Estimate
-from steer2edit.report.metrics import COST, Metric, attribute, counts, signed
+from steer2edit.estimates import NOT_SCORED, Estimate, Notation
+from steer2edit.evaluation import COST, attribute_of, metric_name
 from steer2edit.report.run_results import RunResults
+from steer2edit.report.text import counts
+
+_SHARE, _RATIO = Notation(".1f", " %", 100.0, signed=True, typeset=True), Notation(".2f", " times", typeset=True)
 
 
 def comparison_sentences(run: RunResults) -> list[str]:
@@ -16,17 +16,15 @@ def comparison_sentences(run: RunResults) -> list[str]:
 
 def _at_equal_cost(run: RunResults) -> str:
     assert run.comparison is not None
-    metric, cost = Metric.named(run.attribute), Metric.named(COST)
+    metric, cost = metric_name(run.attribute), metric_name(COST)
     gap, relative = run.comparison.at_equal_cost, run.comparison.relative
     if gap.value is None:
-        return f"Edit against activation steering at equal {cost.running}: not scored."
-    wanted = "more" if attribute(run.behaviour)[1] else "less"
-    share = ""
-    if relative.value is not None:
-        share = f", or {_percent(relative.value)}{_range(relative, _percent)} of steering's own value there"
+        return f"Edit against activation steering at equal {cost.running}: {NOT_SCORED}."
+    wanted = "more" if attribute_of(run.behaviour)[1] > 0 else "less"
+    share = "" if relative.value is None else f", or {_with_range(_SHARE, relative)} of steering's own value there"
     return (
         f"Edit against activation steering at the edit's own {cost.running}, {metric.running}, where positive is "
-        f"better ({wanted} of it): {_difference(metric, gap.value)}{_range(gap, partial(_difference, metric))}{share}; "
+        f"better ({wanted} of it): {_with_range(metric.change, gap)}{share}; "
         f"bootstrap over the items, {counts(gap)}. {_verdict(gap, 0.0)}"
     )
 
@@ -34,12 +32,17 @@ def _at_equal_cost(run: RunResults) -> str:
 def _hypervolume(run: RunResults) -> str:
     found = run.comparison
     assert found is not None
-    edge = Metric.named(COST).bound(found.largest_cost)
+    edge = metric_name(COST).bound(found.largest_cost)
     areas = f"{found.hypervolume_edits:.4f} against {found.hypervolume_steering:.4f}"
     begun = f"Area that the front dominates, up to a KL of {edge}, edits by activation steering"
     if found.ratio.value is None:
         return f"{begun}: no ratio, because steering gains nothing there ({areas})."
-    return f"{begun}: {_times(found.ratio.value)}{_range(found.ratio, _times)} ({areas}). {_verdict(found.ratio, 1.0)}"
+    return f"{begun}: {_with_range(_RATIO, found.ratio)} ({areas}). {_verdict(found.ratio, 1.0)}"
+
+
+def _with_range(notation: Notation, found: Estimate) -> str:
+    """`+12.5 points (+3.1 to +22.0 points)`."""
+    return notation.value(found) + (f" ({notation.interval(found)})" if found.has_interval else "")
 
 
 def _equal_drift(run: RunResults) -> str:
@@ -61,27 +64,6 @@ def _verdict(found: Estimate, neutral: float) -> str:
     if found.high is not None and found.high < neutral:
         return "The interval lies on steering's side."
     return "The interval reaches both sides, so neither is shown to be ahead."
-
-
-def _difference(metric: Metric, value: float) -> str:
-    if metric.scale == "share":
-        return f"{signed(100 * value, 1)} points"
-    return signed(value, 1 if metric.unit == " tokens" else 3) + metric.unit
-
-
-def _percent(value: float) -> str:
-    return f"{signed(100 * value, 1)} %"
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f} times"
-
-
-def _range(found: Estimate, write: Callable[[float], str]) -> str:
-    if found.low is None:
-        return ""
-    high = "no upper end" if found.high is None else write(found.high)
-    return f" ({write(found.low)} to {high})"
 
 
 def trial_rows(run: RunResults) -> list[tuple[str, str]]:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from steer2edit.estimates import Condition
+from steer2edit.evaluation import COST, attribute_of, metric_name
 from steer2edit.report import themes
-from steer2edit.report.metrics import COST, Metric, attribute
-from steer2edit.report.run_results import ConditionResult, RunResults
+from steer2edit.report.run_results import RunResults
 from steer2edit.report.tradeoff import (
     Plane,
     add_chosen,
@@ -79,13 +80,13 @@ def held_out_figure(run: RunResults, damage: str) -> go.Figure:
     return figure
 
 
-def _add_stopped(figure: go.Figure, plane: Plane, trials: list[ConditionResult]) -> None:
+def _add_stopped(figure: go.Figure, plane: Plane, trials: list[Condition]) -> None:
     if trials:
         marker = {"color": themes.EDIT, "symbol": "circle", "size": 6, "opacity": 0.25}
         figure.add_scatter(name="edit, stopped early", mode="markers", marker=marker, **plane.places(trials))
 
 
-def _add_complete(figure: go.Figure, run: RunResults, plane: Plane, trials: list[ConditionResult]) -> None:
+def _add_complete(figure: go.Figure, run: RunResults, plane: Plane, trials: list[Condition]) -> None:
     for verdict, (name, colour, symbol) in _COMPLETE.items():
         group = [trial for trial in trials if run.chosen.within_limits(trial) is verdict]
         if group:
@@ -93,7 +94,7 @@ def _add_complete(figure: go.Figure, run: RunResults, plane: Plane, trials: list
             figure.add_scatter(name=name, mode="markers", marker=marker, **plane.places(group))
 
 
-def _add_front(figure: go.Figure, plane: Plane, front: list[ConditionResult]) -> None:
+def _add_front(figure: go.Figure, plane: Plane, front: list[Condition]) -> None:
     if not front:
         return
     if plane.damage == COST:
@@ -108,7 +109,7 @@ def _add_measured(
     figure: go.Figure,
     plane: Plane,
     name: str,
-    conditions: Sequence[ConditionResult],
+    conditions: Sequence[Condition],
     symbol: str,
     colour: str,
     line: dict[str, object] | None,
@@ -128,9 +129,9 @@ def _add_measured(
 
 def _finish(figure: go.Figure, run: RunResults, plane: Plane) -> None:
     """Axes, the budget, and the sizes that all of a search's trade-off plots share."""
-    set_axis(figure.layout.xaxis, Metric.named(plane.damage))
-    set_axis(figure.layout.yaxis, Metric.named(plane.attribute))
-    arrow = "↑ more is better" if attribute(run.behaviour)[1] else "↓ less is better"
+    set_axis(figure.layout.xaxis, metric_name(plane.damage))
+    set_axis(figure.layout.yaxis, metric_name(plane.attribute))
+    arrow = "↑ more is better" if attribute_of(run.behaviour)[1] > 0 else "↓ less is better"
     figure.layout.yaxis.title.text += f"  {arrow}"
     figure.update_layout(
         height=480,

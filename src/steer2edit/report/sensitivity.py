@@ -7,9 +7,10 @@ from textwrap import wrap
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from steer2edit.estimates import Condition
+from steer2edit.evaluation import COST, attribute_of, metric_name
 from steer2edit.report import themes
-from steer2edit.report.metrics import COST, Metric, attribute
-from steer2edit.report.run_results import ConditionResult, RunResults
+from steer2edit.report.run_results import RunResults
 from steer2edit.report.text import plot_text
 from steer2edit.report.tradeoff import Plane, set_axis
 
@@ -42,19 +43,17 @@ _TITLE_WIDTH = 20  # characters that fit beside one row
 _WIDE = 8  # a ratio of largest to smallest value from which a logarithmic axis reads better
 
 
-def complete_trials(run: RunResults) -> list[ConditionResult]:
+def complete_trials(run: RunResults) -> list[Condition]:
     """The trials that were measured on all items and have a value of attribute and cost."""
     return [trial for trial in Plane.of(run, COST).drawable(run.validation.of("edit")) if trial.is_complete]
 
 
-def searched(trials: Sequence[ConditionResult]) -> list[Parameter]:
+def searched(trials: Sequence[Condition]) -> list[Parameter]:
     """The parameters that some trial has, and that are not the same in all of them."""
     return [p for p in _PARAMETERS if len({t.parameters.get(p.name) for t in trials}) > 1 and _known(trials, p)]
 
 
-def sensitivity_figure(
-    run: RunResults, trials: Sequence[ConditionResult], parameters: Sequence[Parameter]
-) -> go.Figure:
+def sensitivity_figure(run: RunResults, trials: Sequence[Condition], parameters: Sequence[Parameter]) -> go.Figure:
     """One column per parameter: attribute above, cost below; a trial is left out where the parameter is off.
 
     Args:
@@ -92,10 +91,10 @@ def sensitivity_figure(
 
 
 def _set_rows(figure: go.Figure, run: RunResults) -> None:
-    arrow = "↑ better" if attribute(run.behaviour)[1] else "↓ better"
+    arrow = "↑ better" if attribute_of(run.behaviour)[1] > 0 else "↓ better"
     titles = {1: (run.attribute, arrow), 2: (COST, "↓ better")}
     for row, (name, better) in titles.items():
-        metric = Metric.named(name)
+        metric = metric_name(name)
         axis = next(figure.select_yaxes(row=row, col=1))
         set_axis(axis, metric)
         axis.title.text = "<br>".join(map(plot_text, [*wrap(metric.short, _TITLE_WIDTH), better]))
@@ -105,10 +104,10 @@ def _set_rows(figure: go.Figure, run: RunResults) -> None:
     figure.update_layout(height=460, margin={"l": 60, "r": 20, "t": 20, "b": 50}, hovermode="closest")
 
 
-def _known(trials: Sequence[ConditionResult], parameter: Parameter) -> list[ConditionResult]:
+def _known(trials: Sequence[Condition], parameter: Parameter) -> list[Condition]:
     """The trials in which the parameter is on."""
     return [trial for trial in trials if isinstance(trial.parameters.get(parameter.name), int | float)]
 
 
-def _colour(run: RunResults, trial: ConditionResult) -> str:
+def _colour(run: RunResults, trial: Condition) -> str:
     return themes.BEYOND if run.chosen.within_limits(trial) is False else themes.EDIT

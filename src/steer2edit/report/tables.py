@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steer2edit.core import Block, WeightEdit
-from steer2edit.evaluation.metrics import METRICS
+from steer2edit.estimates import NOT_SCORED, Condition
+from steer2edit.evaluation import METRICS, Metric, metric_name
 from steer2edit.report.blocks import STYLES, block_sites
-from steer2edit.report.metrics import NOT_SCORED, NOT_SHOWN, Metric, counts, signed
-from steer2edit.report.run_results import Chosen, ConditionResult, Diagnosis, RunResults
+from steer2edit.report.run_results import Chosen, Diagnosis, RunResults
+from steer2edit.report.text import counts, signed
 
 TOP_COMPONENTS = 20
+NOT_SHOWN = ("sanity_kl",)
+"""Measured on a few short requests to throw configurations out; no figure of a model."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,13 @@ class BlockSummary:
         return self.total == 0
 
 
-def metrics_of(conditions: Sequence[ConditionResult]) -> list[Metric]:
+def metrics_of(conditions: Sequence[Condition]) -> list[Metric]:
     """The metrics that any of the conditions has, known ones first."""
     present = {name for condition in conditions for name in condition.metrics} - set(NOT_SHOWN)
-    return [Metric.named(name) for name in [*(n for n in METRICS if n in present), *sorted(present - METRICS.keys())]]
+    return [metric_name(name) for name in [*(n for n in METRICS if n in present), *sorted(present - METRICS.keys())]]
 
 
-def metric_rows(conditions: Sequence[ConditionResult]) -> list[MetricRow]:
+def metric_rows(conditions: Sequence[Condition]) -> list[MetricRow]:
     """One row per metric that any of the conditions has."""
     return [
         MetricRow(metric.short, metric.description, tuple(cell(condition, metric) for condition in conditions))
@@ -80,7 +83,7 @@ def metric_rows(conditions: Sequence[ConditionResult]) -> list[MetricRow]:
     ]
 
 
-def condition_table(run: RunResults, conditions: Sequence[ConditionResult]) -> ConditionTable:
+def condition_table(run: RunResults, conditions: Sequence[Condition]) -> ConditionTable:
     """Every metric of every condition."""
     metrics = tuple(metrics_of(conditions))
     rows = []
@@ -92,7 +95,7 @@ def condition_table(run: RunResults, conditions: Sequence[ConditionResult]) -> C
     return ConditionTable(metrics, tuple(rows))
 
 
-def cell(condition: ConditionResult, metric: Metric) -> Cell:
+def cell(condition: Condition, metric: Metric) -> Cell:
     """One estimate of one condition. The base has no NLL increase or KL of its own: it is what they compare with."""
     if condition.kind == "base" and metric.against_base:
         return Cell("reference", scored=False)
@@ -100,11 +103,11 @@ def cell(condition: ConditionResult, metric: Metric) -> Cell:
     if estimate is None:
         return Cell("not measured", scored=False)
     if estimate.value is None:
-        return Cell(metric.value(estimate), "", counts(estimate), scored=False)
-    return Cell(metric.value(estimate), metric.interval(estimate), counts(estimate))
+        return Cell(metric.in_cells.value(estimate), "", counts(estimate), scored=False)
+    return Cell(metric.in_cells.value(estimate), metric.in_cells.interval(estimate), counts(estimate))
 
 
-def validation_rows(conditions: Sequence[ConditionResult], chosen: Chosen) -> list[tuple[str, tuple[Cell, ...], str]]:
+def validation_rows(conditions: Sequence[Condition], chosen: Chosen) -> list[tuple[str, tuple[Cell, ...], str]]:
     """(label, cells of all metrics, remark) of every validation condition."""
     metrics = metrics_of(conditions)
     verdicts = {True: "within limits", False: "beyond a limit", None: ""}

@@ -4,6 +4,8 @@ import html
 import re
 from typing import Any
 
+from steer2edit.estimates import Estimate, Notation
+
 # C0 without tab and newline, DEL, C1, zero-width space, line separators, bidirectional overrides and isolates, lone
 # surrogates. Zero-width joiners stay: Persian, Hindi and emoji need them.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
@@ -31,3 +33,13 @@ def visible_json(value: Any) -> Any:
 def plot_text(text: str) -> str:
     """The text for a plotly label: escaped, because plotly reads `<b>`, `<a>` and entities as markup."""
     return html.escape(visible(text))
+
+
+def signed(value: float, digits: int) -> str:
+    """The number with its sign: `+0.148`, `−0.020`."""
+    return Notation(f".{digits}f", signed=True, typeset=True).number(value)
+
+
+def counts(found: Estimate) -> str:
+    """What an estimate rests on, with unbreakable spaces."""
+    return found.counts.replace(" = ", "\u00a0=\u00a0")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from steer2edit.estimates import Condition
+from steer2edit.evaluation import Metric, metric_name
 from steer2edit.report import themes
-from steer2edit.report.metrics import Metric
-from steer2edit.report.run_results import ConditionResult, RunResults
+from steer2edit.report.run_results import RunResults
 from steer2edit.report.text import plot_text
 
 _VERDICTS: tuple[tuple[bool | None, str, str, str], ...] = (
@@ -22,6 +23,7 @@ _HELD_OUT = {
     "edit": ("edited, held-out", themes.EDIT, "diamond"),
 }
 _OUTLIER_FACTOR = 1.5
+DAMAGE = ("nll_increase", "kl", "benign_refused")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Plane:
         """The run's attribute against one damage metric."""
         return cls(damage, run.attribute)
 
-    def drawable(self, conditions: Iterable[ConditionResult]) -> list[ConditionResult]:
+    def drawable(self, conditions: Iterable[Condition]) -> list[Condition]:
         """Those of the conditions that have a value on both axes."""
         return [condition for condition in conditions if condition.scored(self.damage, self.attribute)]
 
@@ -45,22 +47,22 @@ class Plane:
         conditions = [*run.validation.conditions, *run.held_out.conditions]
         return len(conditions) - len(self.drawable(conditions))
 
-    def x(self, condition: ConditionResult) -> float:
+    def x(self, condition: Condition) -> float:
         """The damage of a drawable condition."""
         return _value(condition, self.damage)
 
-    def y(self, condition: ConditionResult) -> float:
+    def y(self, condition: Condition) -> float:
         """The attribute of a drawable condition."""
         return _value(condition, self.attribute)
 
-    def hover_text(self, condition: ConditionResult) -> str:
+    def hover_text(self, condition: Condition) -> str:
         """Label, both metrics with intervals, and parameters, as plotly pseudo-HTML."""
         lines = [f"<b>{plot_text(condition.label)}</b>"]
-        for metric in map(Metric.named, (self.attribute, self.damage)):
-            lines.append(plot_text(f"{metric.short}: {metric.sentence(condition.metrics[metric.name])}"))
+        for metric in map(metric_name, (self.attribute, self.damage)):
+            lines.append(plot_text(f"{metric.short}: {metric.in_words.sentence(condition.metrics[metric.name])}"))
         return "<br>".join(lines + [plot_text(line) for line in parameter_lines(condition)])
 
-    def places(self, conditions: list[ConditionResult]) -> dict[str, object]:
+    def places(self, conditions: list[Condition]) -> dict[str, object]:
         """Trace properties: where the conditions are, and what is shown over them."""
         return {
             "x": [self.x(condition) for condition in conditions],
@@ -70,7 +72,7 @@ class Plane:
         }
 
 
-def parameter_lines(condition: ConditionResult) -> list[str]:
+def parameter_lines(condition: Condition) -> list[str]:
     """The settings of a condition, a line each; what is beyond the paper and off is left out."""
     lines = []
     for name, value in condition.parameters.items():
@@ -95,9 +97,9 @@ def tradeoff_figure(run: RunResults, damage: str) -> go.Figure:
     _add_edits(figure, run, plane)
     add_chosen(figure, run, plane)
     _add_held_out(figure, run, plane)
-    set_axis(figure.layout.xaxis, Metric.named(plane.damage))
-    set_axis(figure.layout.yaxis, Metric.named(plane.attribute))
-    if Metric.named(plane.attribute).scale == "share":
+    set_axis(figure.layout.xaxis, metric_name(plane.damage))
+    set_axis(figure.layout.yaxis, metric_name(plane.attribute))
+    if metric_name(plane.attribute).scale == "share":
         figure.update_yaxes(range=[-0.03, 1.03])
     figure.update_layout(
         height=480,
@@ -137,7 +139,7 @@ def beyond(run: RunResults, plane: Plane, edge: float) -> int:
     return sum(plane.x(condition) > edge for condition in plane.drawable(run.validation.conditions))
 
 
-def _value(condition: ConditionResult, name: str) -> float:
+def _value(condition: Condition, name: str) -> float:
     value = condition.metrics[name].value
     assert value is not None  # only drawable conditions get here
     return value
@@ -187,12 +189,12 @@ def _add_held_out(figure: go.Figure, run: RunResults, plane: Plane) -> None:
         )
 
 
-def by_strength(steering: Iterable[ConditionResult]) -> list[ConditionResult]:
+def by_strength(steering: Iterable[Condition]) -> list[Condition]:
     """Steering conditions by growing strength."""
     return sorted(steering, key=lambda condition: float(condition.parameters.get("strength") or 0))
 
 
-def error_bars(conditions: Sequence[ConditionResult], name: str, colour: str) -> dict[str, object]:
+def error_bars(conditions: Sequence[Condition], name: str, colour: str) -> dict[str, object]:
     """Intervals of one metric of drawable conditions; none where an estimate has none."""
     above, below = [], []
     for condition in conditions:
@@ -216,5 +218,5 @@ def add_limit(figure: go.Figure, run: RunResults, plane: Plane) -> None:
     """The budget of the damage as a vertical line."""
     limit = run.chosen.limits.get(plane.damage)
     if limit is not None:
-        text = f"limit {Metric.named(plane.damage).bound(limit).removesuffix(' nats per token')}"
+        text = f"limit {metric_name(plane.damage).bound(limit).removesuffix(' nats per token')}"
         figure.add_vline(x=limit, line={"dash": "dot", "width": 1.5}, annotation={"text": text, "yanchor": "bottom"})

@@ -13,6 +13,7 @@ from steer2edit.core import SteeringVectors
 from steer2edit.engines import Engine
 from steer2edit.evaluation import (
     BASE_ARM,
+    COST,
     SCHEMA_VERSION,
     Arm,
     Behaviour,
@@ -25,7 +26,6 @@ from steer2edit.models import recorded_chat
 from steer2edit.progress import step
 from steer2edit.search.comparison_figures import REFUSED, Figure, Plan, figure_text, method_figures
 from steer2edit.search.folder import conditions_once, measured
-from steer2edit.search.goal import COST
 from steer2edit.search.items import compared_behaviours, metric_names, options_for, require_apart, utility_metric
 from steer2edit.search.methods import STEERING, Method
 from steer2edit.search.run import Narrate

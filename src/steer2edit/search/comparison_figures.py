@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from steer2edit.evaluation import Condition, Estimate, metric_name
+from steer2edit.estimates import CHANGE, NUMBER, PERCENT, POINTS, Condition, Estimate
+from steer2edit.evaluation import COST, metric_name
 from steer2edit.search.curves import (
     RESAMPLES,
     Array,
@@ -29,7 +30,6 @@ from steer2edit.search.curves import (
     item_values,
     resampled_means,
 )
-from steer2edit.search.goal import COST
 
 LARGEST_KL = 0.1  # of `within`, nats per token
 SECOND_LIMIT = 0.05  # of `within`: a share refused, or of right answers lost
@@ -211,12 +211,5 @@ def _figure(question: _Question, own: _Found, steering: _Found, n: int) -> Figur
 
 def figure_text(found: Estimate, share: bool, sign: bool = False) -> str:
     """`52 % [46, 58]`, `0.0123 [0.01, 0.0152]`; with signs, of a difference: `+29 points [+20, +38]`."""
-    if found.value is None:
-        return "–"
-    plus = "+" if sign else ""
-    value, *ends = (
-        "no bound" if x is None else f"{round(100 * x):{plus}d}" if share else f"{x:{plus}.3g}"
-        for x in (found.value, found.low, found.high)
-    )
-    unit = "" if not share else " points" if sign else " %"
-    return f"{value}{unit} [{', '.join(ends)}]"
+    notation = (POINTS if sign else PERCENT) if share else (CHANGE if sign else NUMBER)
+    return "–" if found.value is None else notation.text(found)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steer2edit.artifacts.run_folder import RunFolder, damage_explained
-from steer2edit.evaluation import Condition, Estimate
+from steer2edit.estimates import Condition
 
 
 def conditions_once(
@@ -20,10 +20,7 @@ def conditions_once(
     """
     found = folder.once(name, measure, key=key)
     with damage_explained(folder.path / f"{name}.json"):
-        return [
-            Condition(**{**one, "metrics": {metric: Estimate(**value) for metric, value in one["metrics"].items()}})
-            for one in found
-        ]
+        return [Condition.from_json(one) for one in found]
 
 
 def measured(conditions: Sequence[Condition]) -> list[dict[str, Any]]:

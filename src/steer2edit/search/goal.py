@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Behaviour, Estimate
-
-COST = "kl"
-"""The metric that a trade-off is drawn against: KL(base ‖ model) on benign requests, in nats per token."""
-
+from steer2edit.estimates import NOT_SCORED, NUMBER, Estimate
+from steer2edit.evaluation import COST, Behaviour
 
 At = Literal["better", "value", "worse"]
 End = Literal["low", "value", "high"]
@@ -74,21 +71,12 @@ class Budget:
         limits = {name: f"<= {limit:g}" for name, limit in self.at_most.items()}
         limits |= {name: f">= {limit:g}" for name, limit in self.at_least.items()}
         beyond = [name for name, excess in self.excess(held_out).items() if excess > 0]
-        found = [f"{n} {shown(held_out[n]) if n in held_out else 'not scored'}, budget {limits[n]}" for n in beyond]
+        found = [f"{n} {NUMBER.text(held_out[n]) if n in held_out else NOT_SCORED}, budget {limits[n]}" for n in beyond]
         return f"BEYOND ITS BUDGET on held-out items: {'; '.join(found)}." if found else ""
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Both kinds of limits by metric."""
         return {"at_most": dict(self.at_most), "at_least": dict(self.at_least)}
-
-
-def shown(found: Estimate) -> str:
-    """`0.125 [0.073, 0.206]`."""
-    if found.value is None:
-        return "not scored"
-    if found.low is None:
-        return f"{found.value:.3g}"
-    return f"{found.value:.3g} [{found.low:.3g}, {'inf' if found.high is None else f'{found.high:.3g}'}]"
 
 
 def _value(metrics: Mapping[str, Estimate], name: str, worst: float, end: End) -> float:

@@ -157,7 +157,7 @@ def _halved(alive: Sequence[_Candidate], goal: Goal, share: float) -> list[_Cand
 def sanity_task(behaviour: Behaviour, count: int = 8, max_new_tokens: int = 12) -> DriftTask:
     """Drift on the shortest benign requests of a behaviour, with short answers."""
     drift = behaviour.drift
-    shortest = sorted(drift.prompts, key=lambda prompt: len(str(prompt)))[:count]
+    shortest = sorted(drift.items, key=lambda prompt: len(str(prompt)))[:count]
     return DriftTask(shortest, Sampling(max_new_tokens=max_new_tokens))
 
 

@@ -93,7 +93,7 @@ def require_apart(
     """
     used: Mapping[str, Behaviour] = {"validation": validation, "held-out": held_out}
     prompts = {
-        name: prompt_digests([*(p for texts in part.prompts.values() for p in texts), *part.drift.prompts])
+        name: prompt_digests([*(p for texts in part.prompts.values() for p in texts), *part.drift.items])
         for name, part in used.items()
     }
     made_from = {"vector": vectors.metadata.get("prompts", ()), "spared": benign.metadata["prompts"] if benign else ()}

@@ -9,7 +9,7 @@ from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVecto
 from steer2edit.editing import ablation, compute_factors, natural_strength, recommended, rosi
 from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
-from steer2edit.evaluation.results import ConditionKind
+from steer2edit.estimates import ConditionKind
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, output_direction
 from steer2edit.models import LanguageModel
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.evaluation import SCHEMA_VERSION, Condition, paired
-from steer2edit.search.goal import shown
+from steer2edit.estimates import NUMBER, SCHEMA_VERSION, Condition
+from steer2edit.evaluation import paired
 from steer2edit.search.halving import stopped_counts
 from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
@@ -61,18 +61,19 @@ def search_results(search: Search, result: SearchResult, command: str = "") -> d
 def _summary(search: Search, result: SearchResult) -> list[str]:
     goal, found, base = search.goal, result.comparison, result.held_out[0]
     chosen = [c for c in result.held_out if c.kind == "edit" and not c.parameters.get("equal_drift")][-1]
-    relative = f", {shown(found.relative)} of steering's own" if found.relative.value is not None else ""
+    relative = f", {NUMBER.text(found.relative)} of steering's own" if found.relative.value is not None else ""
     n = chosen.metrics[goal.attribute].n
+    before = NUMBER.text(base.metrics[goal.attribute])
     return [
         *([result.beyond_budget] if result.beyond_budget else []),
         f"{len(result.trials)} configurations tried, {sum(t.complete for t in result.trials)} measured in full, "
         f"{len(result.front)} on the front.",
         f"Recommended: {result.recommended.hyperparameters}; {_margin(search, result)}. Held-out {goal.attribute}: "
-        f"{shown(chosen.metrics[goal.attribute])} (base {shown(base.metrics[goal.attribute])}), {goal.cost} "
-        f"{shown(chosen.metrics[goal.cost])}, n = {n}.",
+        f"{NUMBER.text(chosen.metrics[goal.attribute])} (base {before}), {goal.cost} "
+        f"{NUMBER.text(chosen.metrics[goal.cost])}, n = {n}.",
         f"Against activation steering at the same {goal.cost}: {goal.attribute} better by "
-        f"{shown(found.at_equal_cost)}{relative} (bootstrap intervals).",
-        f"Hypervolume of the front, edits by steering: {shown(found.ratio)}.",
+        f"{NUMBER.text(found.at_equal_cost)}{relative} (bootstrap intervals).",
+        f"Hypervolume of the front, edits by steering: {NUMBER.text(found.ratio)}.",
         *LeftOut.of(result.edit.metadata).sentences,
     ]
 

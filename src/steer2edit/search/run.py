@@ -108,7 +108,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         )  # fmt: skip
         beyond = search.budget.broken(edits[-1].metrics)
         shown = [*(c for c in swept if c.kind != "edit"), edits[-1]]
-        card = [{key: value for key, value in c.to_json().items() if key in ("label", "metrics")} for c in shown]
+        card = [c.for_card() for c in shown]
         evaluation = {"conditions": card, "metrics": METRICS, "beyond_budget": beyond}
         save_edit(search.engine.model, edit, out / "edit", evaluation=evaluation, overwrite=True)
         return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison, calibrated)
@@ -133,7 +133,7 @@ def _answer_all(search: Search) -> None:
     In half precision they depend on the batch they are made in: a search that goes on must not make them in parts.
     """
     drift = search.validation.drift
-    base_answers(search.engine, drift.prompts, drift.sampling)
+    base_answers(search.engine, drift.items, drift.sampling)
 
 
 def _strengths(search: Search) -> list[float]:

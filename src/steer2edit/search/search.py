@@ -9,9 +9,9 @@ from steer2edit.core import TUNED_BLOCKS, Block, SteeringVectors
 from steer2edit.editing import Factors, compute_factors
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Behaviour
+from steer2edit.evaluation import COST, Behaviour
 from steer2edit.models import LanguageModel, recorded_chat
-from steer2edit.search.goal import COST, Budget, Goal
+from steer2edit.search.goal import Budget, Goal
 from steer2edit.search.items import behaviours_of, options_for, require_apart, utility_metric
 from steer2edit.search.space import SearchSpace
 from steer2edit.settings import SearchOptions

@@ -66,7 +66,7 @@ class Trial:
         place = {"strength": 1.0, "trial": self.key, "share": self.share, "stopped": self.stopped}
         parameters = {**self.hyperparameters.to_json(), **place}
         label = str(self.hyperparameters)
-        return Condition("edit", label, parameters, self.metrics, self.replies, self.outcomes, self.values)
+        return Condition(label, self.metrics, "edit", parameters, self.replies, self.outcomes, self.values)
 
     def to_json(self) -> dict[str, Any]:
         """All fields; values that JSON cannot hold become null."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Estimate, Value, estimate, paired
+from steer2edit.estimates import PERCENT, POINTS, Estimate, Notation, Value
+from steer2edit.evaluation import estimate, paired
 from steer2edit.stress.intervals import difference_of
 from steer2edit.stress.stress_test import Finding, Outcome
 
@@ -127,22 +128,14 @@ def kept_finding(
 
 def level(value: float, unit: str = "") -> str:
     """A rate in percent, or a number with its unit."""
-    return f"{value:.3g} {unit}" if unit else f"{100 * value:.0f} %"
+    return (Notation(unit=f" {unit}") if unit else PERCENT).value(value)
 
 
 def amount(value: float, unit: str = "") -> str:
     """A difference of rates in points, or a number with its unit."""
-    return f"{value:.3g} {unit}" if unit else f"{100 * value:.3g} points"
+    return Notation(".3g", f" {unit}" if unit else " points", 1.0 if unit else 100.0).value(value)
 
 
 def signed(difference: Estimate, unit: str = "") -> str:
     """A difference with its interval and n: `+12 points [+3, +21] (n = 24)`."""
-    if difference.value is None:
-        return "not scored"
-    scale, digits, name = (1.0, "+.3g", unit) if unit else (100.0, "+.0f", "points")
-    ends = (
-        "no interval"
-        if difference.low is None or difference.high is None
-        else f"{scale * difference.low:{digits}}, {scale * difference.high:{digits}}"
-    )
-    return f"{scale * difference.value:{digits}} {name} [{ends}] (n = {difference.n})"
+    return (Notation(unit=f" {unit}", signed=True) if unit else POINTS).text(difference, n=True)

@@ -4,12 +4,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from steer2edit.evaluation import Estimate, Value, paired
 from steer2edit.evaluation.statistics import CONFIDENCE
 
-_Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _DRAWS = 10_000
 _TAIL = (1 - CONFIDENCE) / 2
 
@@ -45,26 +43,6 @@ def mean_of(draws: Sequence[Sequence[Value]]) -> list[Value]:
         scored = [float(value) for value in values if value is not None]
         means.append(sum(scored) / len(scored) if scored else None)
     return means
-
-
-def difference_of_shares(after: Sequence[Value], before: Sequence[Value]) -> Estimate:
-    """Mean of `after − before` over items whose values are verdicts or shares of draws, in [0, 1].
-
-    With g = Σ max(d, 0) and l = Σ max(−d, 0) over the n items' differences d, the interval of paired verdicts (see
-    `evaluation.paired_rate_difference`); since |d| ≥ d², it is never narrower than for the items' own variance, and
-    has a width also where all differences are equal. Other draws than those made are not accounted for.
-    """
-    pairs = [(float(a), float(b)) for a, b in zip(after, before, strict=True) if a is not None and b is not None]
-    unscored = len(after) - len(pairs)
-    if not pairs:
-        return Estimate(None, None, None, 0, unscored)
-    gained, lost = sum(max(a - b, 0.0) for a, b in pairs), sum(max(b - a, 0.0) for a, b in pairs)
-    m, g, l = len(pairs) + 2, gained + 0.5, lost + 0.5  # noqa: E741
-    half = _Z * math.sqrt(g + l - (g - l) ** 2 / m) / m
-    centre = (g - l) / m
-    return Estimate(
-        (gained - lost) / len(pairs), max(-1.0, centre - half), min(1.0, centre + half), len(pairs), unscored
-    )
 
 
 def share_of_gain(

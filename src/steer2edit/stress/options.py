@@ -7,8 +7,7 @@ from typing import Any
 
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, did_you_mean
-from steer2edit.evaluation import formats
-from steer2edit.evaluation.registry import SCORERS
+from steer2edit.evaluation import SCORERS, formats
 from steer2edit.models import Sampling
 from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
 from steer2edit.steering.rows import read_table

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from steer2edit.artifacts.manifest import BaseModelRecord, EstimateRecord, Record, Sha256, require_version
+from steer2edit.artifacts.manifest import BaseModelRecord, Record, Sha256, require_version
 from steer2edit.errors import DataError
-from steer2edit.evaluation import Arm, Estimate, paired
+from steer2edit.estimates import Estimate
+from steer2edit.evaluation import Arm, paired
 from steer2edit.stress.stress_test import GROUPS, Finding, Group, Outcome
 from steer2edit.stress.verdict import VerdictKind
 
@@ -43,10 +44,10 @@ class LineRecord(Record):
     name: str
     metric: str
     share: bool
-    arms: dict[str, EstimateRecord]
-    differences: dict[str, EstimateRecord]
-    edit_minus_steering: EstimateRecord | None = None
-    judged: dict[str, EstimateRecord] = Field(default_factory=dict)
+    arms: dict[str, Estimate]
+    differences: dict[str, Estimate]
+    edit_minus_steering: Estimate | None = None
+    judged: dict[str, Estimate] = Field(default_factory=dict)
     against: str = ""
     outcome: Outcome
     sentence: str
@@ -186,12 +187,10 @@ def line_record(finding: Finding, arms: Sequence[Arm]) -> LineRecord:
         name=finding.name,
         metric=finding.metric,
         share=finding.metric == "refused" or all(isinstance(value, bool) for value in every),
-        arms={arm: _estimate(one) for arm, one in finding.estimates.items()},
-        differences={arm: _estimate(one) for arm, one in finding.differences.items()},
-        edit_minus_steering=_estimate(paired(finding.values[str(edit)], finding.values[str(steering)]))
-        if both
-        else None,
-        judged={arm: _estimate(paired(finding.values[arm], finding.values[against])) for arm in finding.judged},
+        arms=finding.estimates,
+        differences=finding.differences,
+        edit_minus_steering=paired(finding.values[str(edit)], finding.values[str(steering)]) if both else None,
+        judged={arm: paired(finding.values[arm], finding.values[against]) for arm in finding.judged},
         against=against if finding.judged else "",
         outcome=finding.outcome,
         sentence=finding.sentence,
@@ -221,7 +220,3 @@ def summarise(plain: EntryRecord, tests: Sequence[EntryRecord], left_out: Sequen
 def named(test: str, text: str) -> str:
     """A line's name or sentence with its test's name in front, unless it begins with that."""
     return text if text.startswith(test) else f"{test}: {text}"
-
-
-def _estimate(found: Estimate) -> EstimateRecord:
-    return EstimateRecord(**found.to_json())

@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from steer2edit.artifacts.card_text import CARD_FILE, base_on_the_hub, base_to_load, cell, portable, quoted
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.artifacts.manifest import EditManifest, EstimateRecord, EvaluationRecord
+from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord
 from steer2edit.core import Block, Site, WeightEdit
 from steer2edit.core.expert_edits import ExpertEdit, expert_edits
 from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import NOT_SCORED, NUMBER, Estimate
 from steer2edit.models import LanguageModel
 from steer2edit.models.smollm2 import is_embedded
 
@@ -169,12 +170,8 @@ def _template() -> Template:
     return environment.from_string(_TEMPLATE)
 
 
-def _estimate(estimate: EstimateRecord | None) -> str:
-    if estimate is None or estimate.value is None:
-        return "not scored"
-    interval = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:.3g}, {estimate.high:.3g}]"
-    unscored = f", {estimate.unscored} not scored" if estimate.unscored else ""
-    return f"{estimate.value:.3g}{interval}, n = {estimate.n}{unscored}"
+def _estimate(estimate: Estimate | None) -> str:
+    return NOT_SCORED if estimate is None else NUMBER.text(estimate, n=True)
 
 
 def _evaluation(raw: Mapping[str, Any] | None) -> EvaluationRecord | None:

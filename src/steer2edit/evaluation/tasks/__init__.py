@@ -1,14 +1,21 @@
 """Tasks: what is measured under an intervention, item by item."""
 
-from steer2edit.evaluation.tasks.choice import ChoiceTask
-from steer2edit.evaluation.tasks.degeneration import DegenerationTask, is_empty, repeated_share
-from steer2edit.evaluation.tasks.drift import DriftTask, base_answers
-from steer2edit.evaluation.tasks.length import LengthTask
-from steer2edit.evaluation.tasks.maths import MathTask
-from steer2edit.evaluation.tasks.refusal import RefusalTask
-from steer2edit.evaluation.tasks.task import Measurement, NamedTask, Task, merged_measurements, replies_to
-from steer2edit.evaluation.tasks.truth import TruthTask
-from steer2edit.evaluation.tasks.truth_choice import TruthChoiceTask
+from steer2edit.evaluation.tasks.likelihood_tasks import (
+    ChoiceTask,
+    DriftTask,
+    TruthChoiceTask,
+    TruthTask,
+    base_answers,
+)
+from steer2edit.evaluation.tasks.reply_tasks import (
+    DegenerationTask,
+    LengthTask,
+    MathTask,
+    RefusalTask,
+    is_empty,
+    repeated_share,
+)
+from steer2edit.evaluation.tasks.task import Measurement, Task, merged_measurements, replies_to
 
 __all__ = [
     "ChoiceTask",
@@ -17,7 +24,6 @@ __all__ = [
     "LengthTask",
     "MathTask",
     "Measurement",
-    "NamedTask",
     "RefusalTask",
     "Task",
     "TruthChoiceTask",

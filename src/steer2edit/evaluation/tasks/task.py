@@ -1,12 +1,14 @@
 """What a task is, and what it finds: a value for every item; `None` is unscored, never zero."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 from steer2edit.core import Intervention
 from steer2edit.engines import Engine, Request
-from steer2edit.evaluation.statistics import Estimate, Value, estimate
+from steer2edit.estimates import Estimate, Value
+from steer2edit.evaluation.statistics import estimate
 from steer2edit.models import Prompt, Reply, Sampling
 
 
@@ -33,44 +35,63 @@ class Measurement:
 
 def merged_measurements(measurements: Sequence[Measurement]) -> Measurement:
     """One measurement of several tasks, or of several parts of one task: items of the same name are appended."""
-    values: dict[str, list[Value]] = {}
-    replies: dict[str, list[str]] = {}
-    outcomes: dict[str, list[bool | None]] = {}
+    merged: dict[str, dict[str, list[Any]]] = {"values": {}, "replies": {}, "outcomes": {}}
     for one in measurements:
-        for name, own in one.values.items():
-            values.setdefault(name, []).extend(own)
-        for name, texts in one.replies.items():
-            replies.setdefault(name, []).extend(texts)
-        for name, verdicts in one.outcomes.items():
-            outcomes.setdefault(name, []).extend(verdicts)
-    return Measurement(values, replies, outcomes)
+        for kind, lists in merged.items():
+            for name, items in getattr(one, kind).items():
+                lists.setdefault(name, []).extend(items)
+    return Measurement(**merged)
 
 
-@runtime_checkable
-class Task(Protocol):
-    """Something that can be measured under interventions, whole or in parts."""
+class Task(ABC):
+    """Something that can be measured under interventions, whole or in parts; a subclass adds its items and settings.
+
+    Attributes:
+        items: what is asked, one entry per value.
+        name: of the set; empty for a set whose metrics go without it.
+        kinds: of metrics; a metric is called `{name}_{kind}`.
+        suffix: of the set of prompts and replies, if it is not called by the name alone.
+    """
+
+    items: Sequence[Any]
+    name: str
+    kinds: ClassVar[tuple[str, ...]]
+    suffix: ClassVar[str] = ""
 
     def __len__(self) -> int:
-        """Number of items."""
-
-    def part(self, items: slice) -> "Task":
-        """The same task on some of its items: measuring all parts and merging them is measuring the whole."""
-
-    def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
-        """One measurement per intervention, all on the same items."""
-
-
-@runtime_checkable
-class NamedTask(Task, Protocol):
-    """A task that says beforehand what it will report, so that tasks can be told apart."""
+        return len(self.items)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Its metrics."""
+        return tuple(_joined(self.name, kind) for kind in self.kinds)
+
+    @property
+    def set_name(self) -> str:
+        """What its prompts and replies are kept under."""
+        return _joined(self.name, self.suffix)
 
     @property
     def asked(self) -> dict[str, list[Prompt]]:
         """What is asked by set name, in the order of replies and values."""
+        return {self.set_name: [self.request(item) for item in self.items]}
+
+    def request(self, item: Any) -> Prompt:
+        """The question of an item."""
+        request: Prompt = getattr(item, "question", item)
+        return request
+
+    def part(self, items: slice) -> Self:
+        """The same task on some of its items: measuring all parts and merging them is measuring the whole."""
+        return replace(self, items=self.items[items])  # type: ignore[type-var]
+
+    @abstractmethod
+    def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
+        """One measurement per intervention, all on the same items."""
+
+    def by_metric(self, rows: Sequence[Sequence[Value]]) -> dict[str, list[Value]]:
+        """Values by metric from those of every item, in the order of `kinds`."""
+        return {name: [row[place] for row in rows] for place, name in enumerate(self.metric_names)}
 
 
 def replies_to(
@@ -82,6 +103,5 @@ def replies_to(
     return [replies[i * len(prompts) : (i + 1) * len(prompts)] for i in range(len(interventions))]
 
 
-def prefixed(name: str, *kinds: str) -> tuple[str, ...]:
-    """Names of metrics, `{name}_{kind}`; without a name the kinds themselves."""
-    return tuple(f"{name}_{kind}" if name else kind for kind in kinds)
+def _joined(name: str, kind: str) -> str:
+    return "_".join(filter(None, (name, kind)))

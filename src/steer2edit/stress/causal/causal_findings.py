@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from steer2edit.evaluation import Estimate, Value, mean, paired
-from steer2edit.evaluation.statistics import paired_difference
+from steer2edit.estimates import PERCENT, Estimate, Value
+from steer2edit.evaluation import mean, paired, paired_difference, paired_rate_difference
 from steer2edit.stress.causal.component_edits import edited_count
 from steer2edit.stress.causal.component_parts import Kind, Part
 from steer2edit.stress.cost_verdicts import signed
-from steer2edit.stress.intervals import difference_of_shares, mean_of, share_of_gain
+from steer2edit.stress.intervals import mean_of, share_of_gain
 from steer2edit.stress.stress_test import Finding, Outcome
 
 MARGIN = 0.1
@@ -58,8 +58,8 @@ def part_findings(measured: Measured, parts: Sequence[Part], count: int) -> list
     """Refusals under the top n, all but them, random components and shuffled magnitudes: what each carries."""
     pooled = _Pooled(measured.refused, parts, count, measured)
     top, rest, random, moved = (pooled.values(kind) for kind in ("top", "rest", "random", "shuffled"))
-    better = difference_of_shares(top, random)
-    needed = difference_of_shares(pooled.edit, rest)
+    better = paired_rate_difference(top, random)
+    needed = paired_rate_difference(pooled.edit, rest)
     gain = paired(pooled.edit, pooled.base)
     named = edited_count(next(part.edit for part in parts if part.kind == "edit"))
     carried = _verdict(gain, better)
@@ -162,10 +162,7 @@ class _Pooled:
     def share(self, kind: Kind) -> str:
         """Share of the edit's gain, in words."""
         found = self._share(kind)
-        if found.value is None:
-            return "an unknown share"
-        ends = "no interval" if found.low is None or found.high is None else f"{found.low:.0%}, {found.high:.0%}"
-        return f"{found.value:.0%} [{ends}]"
+        return "an unknown share" if found.value is None else PERCENT.text(found)
 
     def _share(self, kind: Kind) -> Estimate:
         return share_of_gain(self.values(kind), self.base, self.edit, self.base, verdicts=self._verdicts)
@@ -191,14 +188,14 @@ class _Pooled:
 
     def control(self, name: str, kinds: Sequence[Kind], gain: Estimate, values: Sequence[Value]) -> Finding:
         """A line of a control, which must carry less than the edit."""
-        less = difference_of_shares(self.edit, values)
+        less = paired_rate_difference(self.edit, values)
         outcome = _verdict(gain, less)
         end = {
             "held": "a control as it must be",
             "failed": "no control, for it does what the edit does",
             "open": "not told from the edit",
         }[outcome]
-        own = difference_of_shares(values, self.base)
+        own = paired_rate_difference(values, self.base)
         what = _WHAT[kinds[0]].format(count=self._count)
         sentence = f"{what} gain {signed(own)}, less than the edit by {signed(less)}: {end}."
         return self.finding(name, kinds, "control" if outcome == "held" else outcome, sentence)

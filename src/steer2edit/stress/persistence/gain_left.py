@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steer2edit.evaluation import Estimate, Value, estimate, paired
+from steer2edit.estimates import PERCENT, Estimate, Value
+from steer2edit.evaluation import estimate, paired
 from steer2edit.stress.cost_verdicts import Effect, level, signed
 from steer2edit.stress.intervals import share_of_gain
 from steer2edit.stress.stress_test import Finding, Outcome, StressResult
@@ -129,7 +130,7 @@ def _left(share: Estimate, outcome: Outcome) -> str:
         "weakened": "some of it is lost",
         "open": "whether it held is not told",
     }[outcome]
-    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}] (n = {share.n}) of its gain is left: {end}"
+    return f"{PERCENT.text(share, n=True)} of its gain is left: {end}"
 
 
 def _benign(base: Answers, edit: Answers, one: Treated) -> Finding:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from steer2edit.evaluation import Task, TaskSettings, Value, behaviour, build_tasks, estimate, merged_measurements
-from steer2edit.evaluation.sources import built_in_table
+from steer2edit.evaluation.formats import built_in_table
 from steer2edit.models import Prompt, encode_responses
 from steer2edit.steering import borderline_prompts
 from steer2edit.stress.asking import ask_refusals, edit_label, finite, interventions_of, some

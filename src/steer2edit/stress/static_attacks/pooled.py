@@ -8,9 +8,10 @@ for its looks, if at all.
 
 from collections.abc import Mapping, Sequence
 
-from steer2edit.evaluation import Arm, Estimate, Value, estimate, paired
-from steer2edit.stress.attack_verdict import Comparison, in_points, outcome_of
-from steer2edit.stress.intervals import difference_of_shares, mean_of
+from steer2edit.estimates import PERCENT, POINTS, Estimate, Value
+from steer2edit.evaluation import Arm, estimate, paired, paired_rate_difference
+from steer2edit.stress.attack_verdict import Comparison, outcome_of
+from steer2edit.stress.intervals import mean_of
 from steer2edit.stress.registry import STATIC_TOGETHER
 from steer2edit.stress.stress_test import Finding
 
@@ -32,15 +33,15 @@ def pooled_finding(attacked: Sequence[Finding], plain: Mapping[str, Sequence[Val
     before = {arm.label: _numbers(plain[arm.label]) for arm in arms}
     by_kind = {arm.kind: arm.label for arm in arms}
     base, edit, steering = by_kind["base"], by_kind["edit"], by_kind.get("steering")
-    change = difference_of_shares(values[edit], before[edit])
-    gain = difference_of_shares(values[edit], values[base])
+    change = paired_rate_difference(values[edit], before[edit])
+    gain = paired_rate_difference(values[edit], values[base])
     found = Comparison(gain, change, paired(plain[edit], plain[base]))
     outcome, why = outcome_of(found)
     rates = ", ".join(f"{arm.kind} {_percent(estimate(values[arm.label]))}" for arm in arms)
     against = "" if steering is None else f"; {_against(values, before, edit, steering)}"
     sentence = (
         f"The {len(attacked)} static attacks in the clear together: refused by {rates} (the edit on plain requests: "
-        f"{_percent(estimate(before[edit]))}); the edit's change {in_points(change)}{against}: {why}."
+        f"{_percent(estimate(before[edit]))}); the edit's change {POINTS.text(change)}{against}: {why}."
     )
     note = f"shares of {len(attacked)} attacks, over {change.n} requests; other attacks are not accounted for"
     return Finding(STATIC_TOGETHER, "refused", values, outcome, sentence, note)
@@ -50,12 +51,12 @@ def _against(
     values: Mapping[str, Sequence[Value]], before: Mapping[str, Sequence[Value]], edit: str, steering: str
 ) -> str:
     """Edit less steering under attack and before, and what the one loses more than the other."""
-    under = difference_of_shares(values[edit], values[steering])
-    plain = difference_of_shares(before[edit], before[steering])
+    under = paired_rate_difference(values[edit], values[steering])
+    plain = paired_rate_difference(before[edit], before[steering])
     losses = [_less(values[label], before[label]) for label in (edit, steering)]
     return (
-        f"edit less steering {in_points(under)} under attack and {in_points(plain)} before it, so that the attacks "
-        f"change that by {in_points(paired(*losses))}"
+        f"edit less steering {POINTS.text(under)} under attack and {POINTS.text(plain)} before it, so that the attacks "
+        f"change that by {POINTS.text(paired(*losses))}"
     )
 
 
@@ -81,4 +82,4 @@ def _numbers(values: Sequence[Value]) -> list[Value]:
 
 
 def _percent(found: Estimate) -> str:
-    return "an unknown share" if found.value is None else f"{100 * found.value:.0f} %"
+    return "an unknown share" if found.value is None else PERCENT.value(found)

@@ -1,0 +1,208 @@
+"""Tasks on the likelihood of given answers: choices, truth, and drift from the base."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from steer2edit.core import Intervention
+from steer2edit.engines import Engine, Request, ResponseScore
+from steer2edit.estimates import Value
+from steer2edit.evaluation.formats import LETTERS, ChoiceQuestion, TruthQuestion
+from steer2edit.evaluation.tasks.task import Measurement, Task
+from steer2edit.models import EncodedResponse, Prompt, Sampling, encode_prompts, encode_responses
+
+_LETTER_INSTRUCTION = "Answer with the letter of the right choice and nothing else."
+
+
+class _LikelihoodTask(Task):
+    """A task whose values follow from the likelihood of several answers to each item."""
+
+    @abstractmethod
+    def answers(self, item: Any) -> list[tuple[Prompt, str]]:
+        """What is scored of an item: (prompt, answer)."""
+
+    @abstractmethod
+    def judged(self, item: Any, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
+        """The values of an item, in the order of `kinds`."""
+
+    def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
+        """All metrics; an item with a likelihood that is not finite is unscored."""
+        answers = [self.answers(item) for item in self.items]
+        encoded = encode_responses(engine.model, [pair for own in answers for pair in own])
+        measurements = []
+        for scores in engine.score(encoded, interventions, kl=False):
+            remaining = iter(scores)
+            rows = []
+            for item, own in zip(self.items, answers, strict=True):
+                found = [next(remaining) for _ in own]
+                finite = all(math.isfinite(score.log_probability) for score in found)
+                rows.append(self.judged(item, found) if finite else (None,) * len(self.kinds))
+            measurements.append(Measurement(self.by_metric(rows)))
+        return measurements
+
+
+@dataclass(frozen=True)
+class ChoiceTask(_LikelihoodTask):
+    """Share of questions whose right answer is likelier than every other choice.
+
+    A question is the user's message. With `style="text"` each choice's text is scored as the reply; with
+    `style="letter"` the choices are listed below the question, and each letter is scored. A tie is no right answer.
+
+    Args:
+        name: of the set; the metrics are `{name}_accuracy` (by log-probability per token) and `{name}_accuracy_sum`
+            (by its sum).
+        items: the questions.
+        style: what is scored.
+
+    Source: Brown et al., "Language Models are Few-Shot Learners", arXiv 2005.14165, §2.4 (log-likelihood per token and
+    in total); Hendrycks et al., arXiv 2009.03300 (letters).
+    """
+
+    name: str
+    items: Sequence[ChoiceQuestion]
+    style: Literal["text", "letter"] = "text"
+    kinds = ("accuracy", "accuracy_sum")
+
+    def answers(self, item: ChoiceQuestion) -> list[tuple[Prompt, str]]:
+        """Every choice, or its letter."""
+        if self.style == "text":
+            return [(item.question, choice) for choice in item.choices]
+        listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, item.choices, strict=False))
+        prompt = f"{item.question}\n\n{listed}\n\n{_LETTER_INSTRUCTION}"
+        return [(prompt, letter) for letter in LETTERS[: len(item.choices)]]
+
+    def judged(self, item: ChoiceQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
+        """Whether the right choice is the likeliest, per token and in total."""
+        per_token, total = [-score.nll for score in scores], [score.log_probability for score in scores]
+        return self._is_right(item, per_token), self._is_right(item, total)
+
+    def _is_right(self, item: ChoiceQuestion, scores: Sequence[float]) -> bool:
+        """Published sets have a few questions with the same choice twice: as a text it cannot beat itself."""
+        right = item.choices[item.answer]
+        return all(
+            scores[item.answer] > score
+            for index, (choice, score) in enumerate(zip(item.choices, scores, strict=True))
+            if index != item.answer and (self.style == "letter" or choice != right)
+        )
+
+
+@dataclass(frozen=True)
+class TruthTask(_LikelihoodTask):
+    """Share of questions whose true answer has a higher length-normalised log-probability than the false one.
+
+    Args:
+        items: (prompt, true answer, false answer).
+        name: of the set; the metrics are `{name}_preferred` and `{name}_margin` (nats per token).
+
+    Source: the paper's preference metric.
+    """
+
+    items: Sequence[tuple[Prompt, str, str]]
+    name: str = "truth"
+    kinds = ("preferred", "margin")
+
+    @property
+    def set_name(self) -> str:
+        """The preset's set goes without its name."""
+        return "questions" if self.name == "truth" else f"{self.name}_questions"
+
+    def request(self, item: tuple[Prompt, str, str]) -> Prompt:
+        """The question."""
+        return item[0]
+
+    def answers(self, item: tuple[Prompt, str, str]) -> list[tuple[Prompt, str]]:
+        """The true and the false one."""
+        return [(item[0], item[1]), (item[0], item[2])]
+
+    def judged(self, item: tuple[Prompt, str, str], scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
+        """Whether the true answer is preferred, and by how much."""
+        true, false = scores
+        return false.nll - true.nll > 0, false.nll - true.nll
+
+
+@dataclass(frozen=True)
+class TruthChoiceTask(_LikelihoodTask):
+    """MC1 and MC2 of TruthfulQA, by the answers' total log-probability log p(a).
+
+    - MC1: whether log p(best) > log p(f) for every false answer f.
+    - MC2: Σ p(t) over the true answers t, divided by Σ p(a) over the true and the false ones.
+
+    Args:
+        items: the questions.
+        name: of the set; the metrics are `{name}_mc1` (a rate) and `{name}_mc2` (a mean).
+
+    Source: Lin et al., "TruthfulQA", arXiv 2109.07958, and its code. There the question stands below six example
+    questions as plain text; here it is the user's message, so figures are comparable between models, not with those.
+    """
+
+    items: Sequence[TruthQuestion]
+    name: str = "truth"
+    kinds = ("mc1", "mc2")
+    suffix = "choices"
+
+    def answers(self, item: TruthQuestion) -> list[tuple[Prompt, str]]:
+        """Every answer once."""
+        every = dict.fromkeys((item.best, *item.false_to_best, *item.true, *item.false))
+        return [(item.question, answer) for answer in every]
+
+    def judged(self, item: TruthQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
+        """MC1 and MC2."""
+        own = [answer for _, answer in self.answers(item)]
+        found = dict(zip(own, (score.log_probability for score in scores), strict=True))
+        return mc1(item, found), mc2(item, found)
+
+
+def mc1(question: TruthQuestion, log_probability: Mapping[str, float]) -> bool:
+    """Whether the best answer is likelier than every false one."""
+    best = log_probability[question.best]
+    return all(best > log_probability[answer] for answer in question.false_to_best)
+
+
+def mc2(question: TruthQuestion, log_probability: Mapping[str, float]) -> float:
+    """The true answers' share of the probability of all answers, from sums in log space: none underflows."""
+    true = np.logaddexp.reduce([log_probability[answer] for answer in question.true])
+    false = np.logaddexp.reduce([log_probability[answer] for answer in question.false])
+    return float(np.exp(true - np.logaddexp(true, false)))
+
+
+@dataclass(frozen=True)
+class DriftTask(Task):
+    """Damage: how far the model has moved on benign requests, judged on the base model's own greedy answers.
+
+    Args:
+        items: benign requests.
+        sampling: how the base model's answers are generated.
+        name: of the set, in front of the metrics `nll_increase` and `kl`; none by default.
+    """
+
+    items: Sequence[Prompt]
+    sampling: Sampling = Sampling(max_new_tokens=24)
+    name: str = ""
+    kinds = ("nll_increase", "kl")
+    suffix = "drift"
+
+    def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
+        """Metrics `nll_increase` and `kl`, in nats per token, by answer; an empty answer is unscored."""
+        answers = base_answers(engine, self.items, self.sampling)
+        answered = [answer for answer in answers if answer is not None]
+        base, *changed = engine.score(answered, [None, *interventions])
+        measurements = []
+        for scores in changed:
+            found = iter([(after.nll - before.nll, after.kl) for after, before in zip(scores, base, strict=True)])
+            rows = [(None, None) if answer is None else next(found) for answer in answers]
+            measurements.append(Measurement(self.by_metric(rows)))
+        return measurements
+
+
+def base_answers(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> list[EncodedResponse | None]:
+    """The base model's own answers as exact tokens; `None` for a prompt that it answers with nothing."""
+    encoded = encode_prompts(engine.model, prompts)
+    replies = engine.generate([Request(prompt) for prompt in prompts], sampling)
+    return [
+        EncodedResponse((*ids, *reply.ids), len(ids)) if reply.ids else None
+        for ids, reply in zip(encoded, replies, strict=True)
+    ]

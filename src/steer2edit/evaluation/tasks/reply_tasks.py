@@ -1,0 +1,172 @@
+"""Tasks on generated replies: refusal, length, degeneration, mathematics."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from steer2edit.core import Intervention
+from steer2edit.engines import Engine
+from steer2edit.estimates import Value
+from steer2edit.evaluation.answers import is_right
+from steer2edit.evaluation.formats import MathProblem
+from steer2edit.evaluation.scorers import PhraseScorer, Scorer
+from steer2edit.evaluation.tasks.task import Measurement, Task, replies_to
+from steer2edit.models import Prompt, Reply, Sampling
+
+_INSTRUCTION = "Think step by step, and put the final answer within \\boxed{}."
+_N = 4  # tokens of what may be repeated
+
+
+@dataclass(frozen=True)
+class RefusalTask(Task):
+    """Share of requests that are refused.
+
+    Args:
+        name: of the set; the metric is `{name}_refused`. A reply that the scorer cannot tell is unscored.
+        items: the requests.
+        sampling: how replies are generated.
+        scorer: tells a refusal; by default the strict phrases.
+    """
+
+    name: str
+    items: Sequence[Prompt]
+    sampling: Sampling = Sampling(max_new_tokens=24)
+    scorer: Scorer = field(default_factory=PhraseScorer)
+    kinds = ("refused",)
+
+    def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
+        """Metric `{name}_refused`, with the replies and what each was judged to be."""
+        by_intervention = replies_to(engine, self.items, interventions, self.sampling)
+        # all at once: a judge asks about many replies at a time, and about equal ones once
+        every = [reply for replies in by_intervention for reply in replies]
+        verdicts = iter(self.scorer.score(list(self.items) * len(interventions), every))
+        measurements = []
+        for replies in by_intervention:
+            refused = [next(verdicts) for _ in replies]
+            texts = [reply.shown for reply in replies]
+            measurements.append(Measurement({self.metric_names[0]: refused}, {self.name: texts}, {self.name: refused}))
+        return measurements
+
+
+class _ReplyTask(Task):
+    """A task whose values follow from each item and its reply."""
+
+    sampling: Sampling
+
+    def prompt(self, item: Any) -> Prompt:
+        """What the model is asked."""
+        return self.request(item)
+
+    @abstractmethod
+    def judged(self, item: Any, reply: Reply) -> tuple[Value, ...]:
+        """The values of an item, in the order of `kinds`."""
+
+    def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
+        """All metrics, with the replies."""
+        prompts = [self.prompt(item) for item in self.items]
+        return [
+            Measurement(
+                self.by_metric([self.judged(*pair) for pair in zip(self.items, replies, strict=True)]),
+                {self.set_name: [reply.shown for reply in replies]},
+            )
+            for replies in replies_to(engine, prompts, interventions, self.sampling)
+        ]
+
+
+@dataclass(frozen=True)
+class LengthTask(_ReplyTask):
+    """Length of replies in tokens, with the share that ended by themselves: a reply that was cut off is not short.
+
+    The thought of a reasoning model counts: it is what such a reply costs. A cut-off reply counts with the length it
+    reached.
+
+    Args:
+        items: the requests.
+        sampling: how replies are generated.
+        name: of the set, in front of the metrics `reply_tokens` and `finished`; none by default.
+    """
+
+    items: Sequence[Prompt]
+    sampling: Sampling = Sampling(max_new_tokens=96)
+    name: str = ""
+    kinds = ("reply_tokens", "finished")
+    suffix = "requests"
+
+    def judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
+        """Length, and whether the reply ended."""
+        return float(len(reply.ids)) if reply.ids else None, reply.finished
+
+
+@dataclass(frozen=True)
+class DegenerationTask(_ReplyTask):
+    """How broken replies are: of a reasoning model their answers, and whether they end.
+
+    Args:
+        items: the requests.
+        sampling: how replies are generated.
+        name: of the set, in front of the metrics `repetition` (mean `repeated_share`), `empty` and `unfinished`
+            (rates); none by default.
+    """
+
+    items: Sequence[Prompt]
+    sampling: Sampling = Sampling(max_new_tokens=96)
+    name: str = ""
+    kinds = ("repetition", "empty", "unfinished")
+    suffix = "degeneration"
+
+    def judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
+        """Repeated share, whether the reply is empty, and whether it was cut off."""
+        return repeated_share(reply.answer_ids), is_empty(reply), not reply.finished
+
+
+@dataclass(frozen=True)
+class MathTask(_ReplyTask):
+    """Share of problems whose final answer is right, by exact match.
+
+    A reply that was cut off counts as wrong, whatever it says so far; `{name}_finished` says how many were not.
+    Unscored are problems without a readable answer of their own, and replies whose thought did not end.
+
+    Args:
+        name: of the set; the metrics are `{name}_accuracy` and `{name}_finished`.
+        items: the problems.
+        sampling: how replies are generated.
+
+    Raises:
+        InvalidValueError: in measuring: `math-verify` is not installed.
+    """
+
+    name: str
+    items: Sequence[MathProblem]
+    sampling: Sampling = Sampling(max_new_tokens=512)
+    kinds = ("accuracy", "finished")
+
+    def request(self, item: MathProblem) -> Prompt:
+        """The problem."""
+        return item.problem
+
+    def prompt(self, item: MathProblem) -> Prompt:
+        """The problem, and where the answer is to be put."""
+        return f"{item.problem}\n\n{_INSTRUCTION}"
+
+    def judged(self, item: MathProblem, reply: Reply) -> tuple[Value, ...]:
+        """Whether the answer is right, and whether the reply ended."""
+        right = None if item.answer is None or reply.answer is None else is_right(item.answer, reply.answer)
+        return right if right is None else right and reply.finished, reply.finished
+
+
+def is_empty(reply: Reply) -> bool | None:
+    """Whether a reply has no text; `None` where its thought did not end."""
+    return None if reply.answer is None else not reply.answer.strip()
+
+
+def repeated_share(ids: Sequence[int]) -> float | None:
+    """Share of repeated 4-grams among a reply's tokens: `1 − distinct 4-grams / 4-grams`.
+
+    Returns:
+        In [0, 1); `None` for fewer than four tokens, which have no 4-gram.
+
+    Source: seq-rep-4 of Welleck et al., "Neural Text Generation with Unlikelihood Training", arXiv 1908.04319.
+    """
+    grams = [tuple(ids[i : i + _N]) for i in range(len(ids) - _N + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else None
