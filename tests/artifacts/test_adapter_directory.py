@@ -218,7 +218,7 @@ def test_check_sees_other_values_scaling_and_modules(tmp_path: Path, model: Lang
         check_loads_through_peft(model.network, tmp_path / "edit", pairs)
 
 
-@pytest.mark.parametrize("stage", ["write_manifest", "write_card", "load_edit", "check_loads_through_peft"])
+@pytest.mark.parametrize("stage", ["write_manifest", "write_edit_card", "load_edit", "check_loads_through_peft"])
 def test_ctrl_c_leaves_nothing(
     tmp_path: Path, model: LanguageModel, edit: WeightEdit, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -296,7 +296,7 @@ def test_card_names_the_hub_model(tmp_path: Path, model: LanguageModel) -> None:
         named = LanguageModel(model.network, name=name, revision=revision)
         save_edit(named, small_edit(named), tmp_path / hub_id)
         card = (tmp_path / hub_id / "README.md").read_text(encoding="utf-8")
-        assert f'\nbase_model: "{hub_id}"\n' in card
+        assert f"\nbase_model: {hub_id}\n" in card
         assert f'from_pretrained("{hub_id}", revision="{revision}")' in card
         assert json.loads((tmp_path / hub_id / "adapter_config.json").read_text())["revision"] == revision
 
@@ -378,9 +378,9 @@ A = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
         ("adapter_model", lambda t: t[A].fill_(float("nan")), "NaN or infinite"),
         ("adapter_model", lambda t: t[A][0, 3:4].fill_(float("inf")), "NaN or infinite"),
         ("steer2edit", lambda t: t["L0.mlp.importance"].fill_(float("nan")), "NaN or infinite"),
-        ("adapter_model", lambda t: t.pop(A), r"missing 1 \(base_model.*\); not expected 0"),
-        ("adapter_model", lambda t: t.update({"lm_head.lora_A.weight": torch.ones(1)}), "missing 0; not expected 1"),
-        ("steer2edit", lambda t: t.update({"L9.attn.magnitude": torch.ones(1)}), "not expected 1 .L9.attn"),
+        ("adapter_model", lambda t: t.pop(A), r"base_model.* is missing \(1 such"),
+        ("adapter_model", lambda t: t.update({"lm_head.lora_A.weight": torch.ones(1)}), r"lm_head.lora_A.weight is not expected \(1 such"),
+        ("steer2edit", lambda t: t.update({"L9.attn.magnitude": torch.ones(1)}), "L9.attn.magnitude is not expected"),
         ("adapter_model", lambda t: t.update({A: t[A][:, :-1].clone()}), r"shape \[1, 24\], but is float32"),
         ("adapter_model", lambda t: t.update({A: t[A].half()}), "must be float32"),
         ("adapter_model", lambda t: t[A].mul_(2), "another SHA-256"),
@@ -407,8 +407,8 @@ def test_files_of_another_edit(tmp_path: Path, model: LanguageModel, saved: Path
         (lambda c: c.pop("lora_alpha"), "lora_alpha is None, but this edit needs 1"),
         (lambda c: c.update(use_rslora=True), "use_rslora is True"),
         (lambda c: c.update(alpha_pattern={"o_proj": 2}), "alpha_pattern is"),
-        (lambda c: c["target_modules"].append("lm_head"), "target_modules is"),
-        (lambda c: c.update(target_modules="all-linear"), "target_modules is all-linear"),
+        (lambda c: c["target_modules"].append("lm_head"), "targets is"),
+        (lambda c: c.update(target_modules="all-linear"), "targets is \\['all-linear'"),
         (lambda c: c.update(peft_type="IA3"), "peft_type is IA3"),
     ],
 )
@@ -432,7 +432,7 @@ def test_harmless_changes_are_accepted(saved: Path, edit: WeightEdit) -> None:
         (lambda c: c["sites"].update({"layer 0": c["sites"]["L0.mlp"]}), "is damaged: sites: not a site: 'layer 0'"),
         (lambda c: c["sites"]["L0.mlp"].update(components=7), "24 columns do not divide into 7 components"),
         (lambda c: c["sites"]["L0.mlp"].update(shape=[16]), "is damaged: sites.L0.mlp.shape"),
-        (lambda c: c["sites"]["L0.mlp"].update(in_adapter=False), "target_modules is"),
+        (lambda c: c["sites"]["L0.mlp"].update(in_adapter=False), "targets is"),
         (lambda c: c["sites"].clear(), "is damaged: sites"),
         (lambda c: c["edit"].pop("model"), "is damaged: edit"),
         (lambda c: c["edit"]["model"].update(fingerprint="x"), "is damaged: edit"),

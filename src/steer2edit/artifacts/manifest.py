@@ -56,6 +56,11 @@ class TargetRecord(Record):
     a: tuple[Count, Count]
     b: tuple[Count, Count]
 
+    @property
+    def weight(self) -> str:
+        """The parameter that is edited."""
+        return self.parameter or f"{self.name}.weight"
+
 
 class ExpertsRecord(Record):
     """Sizes of a mixture of experts (`core.Experts`)."""
@@ -179,6 +184,14 @@ def read_manifest(directory: Path, kind: type[_M]) -> _M:
         raise ArtifactError(
             f"{path} is damaged: {where}: {first['msg']} ({error.error_count()} problems in all). Make it again."
         ) from error
+
+
+def kind_of(directory: Path) -> str | None:
+    """What a directory of this package holds; `None` if it is none."""
+    if not (directory / MANIFEST_FILE).is_file():
+        return None
+    kind = read_json(directory / MANIFEST_FILE).get("kind")
+    return kind if isinstance(kind, str) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

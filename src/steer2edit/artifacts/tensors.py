@@ -58,6 +58,23 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
         ) from error
 
 
+def require_same_tensors(path: Path, written: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Read back what was written.
+
+    Raises:
+        ArtifactError: it is not the same, bit for bit.
+    """
+    read, read_header = read_tensors(path, "tensors")
+    same = read.keys() == written.keys() and all(
+        same_bits(read[name], tensor.cpu()) for name, tensor in written.items()
+    )
+    if not same or header not in (None, read_header):
+        raise ArtifactError(
+            f"{path} reads back differently from what was written: the disk may be failing. Nothing was kept; write to "
+            "another place."
+        )
+
+
 def require_file(path: Path, what: str) -> None:
     """Raise an ArtifactError unless `path` is a file."""
     if path.is_dir():

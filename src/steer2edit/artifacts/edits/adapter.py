@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
-from steer2edit.artifacts.edits.card import write_card
+from steer2edit.artifacts.edits.card import write_edit_card
 from steer2edit.artifacts.edits.lora_layout import lora_targets, write_lora
 from steer2edit.artifacts.edits.low_rank import LowRank
 from steer2edit.artifacts.edits.peft_files import (
@@ -93,11 +92,9 @@ def save_edit(
     targets = lora_targets(model, factors, rank=1)
     with atomic_directory(directory, overwrite=overwrite) as scratch:
         write_lora(model, targets, 1, scratch)
-        write_tensors(
-            _component_tensors(edit, sites),
-            scratch / COMPONENTS_FILE,
-            {"format": "pt", "kind": "weight-edit-components", "schema_version": str(SCHEMA_VERSION)},
-        )
+        beside = [(s, e, field) for s, e in edit.sites.items() for field, _ in _component_shapes(sites[str(s)])]
+        header = {"format": "pt", "kind": "weight-edit-components", "schema_version": str(SCHEMA_VERSION)}
+        write_tensors({f"{s}.{field}": getattr(e, field) for s, e, field in beside}, scratch / COMPONENTS_FILE, header)
         manifest = EditManifest(
             created=now(),
             edit=dict(edit.metadata),
@@ -107,9 +104,9 @@ def save_edit(
             versions=package_versions(),
         )
         write_manifest(manifest, scratch)
-        write_card(model, edit, manifest, scratch)
+        write_edit_card(model, edit, manifest, scratch)
         _require_equal(load_edit(scratch), edit)
-        check_loads_through_peft(model.network, scratch, {t.name: Pair(t.peft_a, t.peft_b) for t in targets})
+        check_loads_through_peft(model.network, scratch, {t.name: t.pair for t in targets})
 
 
 def load_edit(directory: Path | str) -> WeightEdit:
@@ -123,17 +120,18 @@ def load_edit(directory: Path | str) -> WeightEdit:
     manifest = read_manifest(directory, EditManifest)
     records = {_parse_site(name, directory): record for name, record in manifest.sites.items()}
     targets = [target for record in records.values() if record.in_adapter for target in record.adapter_targets()]
-    modules = [t.name for t in targets if t.parameter is None]
-    check_adapter_config(directory, modules, [t.parameter for t in targets if t.parameter is not None])
-    tensors = {name: _read(directory, name, _expected(records, name)) for name in (ADAPTER_FILE, COMPONENTS_FILE)}
-    for name, tensors_of_file in tensors.items():
+    check_adapter_config(directory, 1, [target.weight for target in targets])
+    adapter = {key: shape for t in targets for key, shape in zip(adapter_keys(t.name), (t.a, t.b), strict=True)}
+    components = {f"{site}.{field}": shape for site, r in records.items() for field, shape in _component_shapes(r)}
+    tensors: dict[str, Tensor] = {}
+    for name, shapes in ((ADAPTER_FILE, adapter), (COMPONENTS_FILE, components)):
+        tensors |= _read(directory / name, shapes)
         if manifest.files.get(name) != file_sha256(directory / name):
             raise ArtifactError(
-                f"{directory / name} is not the file that {MANIFEST_FILE} describes ({len(tensors_of_file)} tensors, "
-                "another SHA-256): it was changed or mixed up with another edit's. Make the edit again."
+                f"{directory / name} is not the file that {MANIFEST_FILE} describes (another SHA-256): it was changed "
+                "or mixed up with another edit's. Make the edit again."
             )
-    sites = {site: _site_edit(site, record, tensors) for site, record in records.items()}
-    return WeightEdit(sites, manifest.edit)
+    return WeightEdit({site: _site_edit(site, record, tensors) for site, record in records.items()}, manifest.edit)
 
 
 def _with_plain_metadata(model: LanguageModel, edit: WeightEdit) -> WeightEdit:
@@ -171,27 +169,22 @@ def _target_records(model: LanguageModel, site: Site, edit: SiteEdit) -> list[Ta
     if not any(target.by_parameter for target in targets):
         return None
     return [
-        TargetRecord(
-            name=target.name,
-            parameter=target.parameter if target.by_parameter else None,
-            a=(target.peft_a.shape[0], target.peft_a.shape[1]),
-            b=(target.peft_b.shape[0], target.peft_b.shape[1]),
+        TargetRecord.model_validate(
+            {"name": t.name, "parameter": t.parameter if t.by_parameter else None, **_shapes(t.pair)}
         )
-        for target in targets
+        for t in targets
     ]
 
 
-def _component_tensors(edit: WeightEdit, sites: Mapping[str, SiteRecord]) -> dict[str, Tensor]:
-    return {
-        f"{site}.{field}": getattr(e, field)
-        for site, e in edit.sites.items()
-        for field in _component_fields(sites[str(site)])
-    }
+def _shapes(pair: Pair) -> dict[str, tuple[int, ...]]:
+    return {"a": tuple(pair.a.shape), "b": tuple(pair.b.shape)}
 
 
-def _component_fields(record: SiteRecord) -> tuple[str, ...]:
+def _component_shapes(record: SiteRecord) -> list[tuple[str, tuple[int, ...]]]:
+    """What is beside the adapter of a site: all four where the adapter does not hold u and a, or not as they are."""
+    sizes = zip(_FIELDS, (*record.shape, record.components, record.components), strict=True)
     from_adapter = record.in_adapter and record.experts is None
-    return ("magnitude", "importance") if from_adapter else _FIELDS
+    return [(field, (size,)) for field, size in sizes if not from_adapter or field in ("magnitude", "importance")]
 
 
 def _require_edit_directory(directory: Path) -> None:
@@ -215,28 +208,14 @@ def _parse_site(name: str, directory: Path) -> Site:
         raise ArtifactError(f"{directory / MANIFEST_FILE} is damaged: sites: {error}") from error
 
 
-def _expected(records: Mapping[Site, SiteRecord], file: str) -> dict[str, tuple[int, ...]]:
-    """Shapes by tensor name that a file must hold."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for site, record in records.items():
-        d, m = record.shape
-        if file == COMPONENTS_FILE:
-            sizes = dict(zip(_FIELDS, (d, m, record.components, record.components), strict=True))
-            shapes |= {f"{site}.{field}": (sizes[field],) for field in _component_fields(record)}
-        elif record.in_adapter:
-            for target in record.adapter_targets():
-                shapes |= dict(zip(adapter_keys(target.name), (target.a, target.b), strict=True))
-    return shapes
-
-
-def _read(directory: Path, name: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    path = directory / name
+def _read(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     tensors, _ = read_tensors(path, "tensors of an edit")
     missing, foreign = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or foreign:
+        found = [*(f"{key} is missing" for key in missing[:1]), *(f"{key} is not expected" for key in foreign[:1])]
         raise ArtifactError(
-            f"{path} does not hold what {MANIFEST_FILE} says: {_listed('missing', missing)}; "
-            f"{_listed('not expected', foreign)}. It belongs to another edit, or is damaged."
+            f"{path} does not hold what {MANIFEST_FILE} says: {', '.join(found)} ({len(missing) + len(foreign)} such "
+            "tensors). It belongs to another edit, or is damaged."
         )
     for key, shape in expected.items():
         tensor = tensors[key]
@@ -250,19 +229,15 @@ def _read(directory: Path, name: str, expected: Mapping[str, tuple[int, ...]]) -
     return tensors
 
 
-def _listed(what: str, names: list[str]) -> str:
-    return f"{what} {len(names)}" + (f" ({names[0]}{', ...' if len(names) > 1 else ''})" if names else "")
-
-
-def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Mapping[str, Tensor]]) -> SiteEdit:
-    own, adapter = tensors[COMPONENTS_FILE], tensors[ADAPTER_FILE]
-    u: Float[Tensor, " d"] | None = own.get(f"{site}.output_direction")
-    a: Float[Tensor, " m"] | None = own.get(f"{site}.row")
+def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Tensor]) -> SiteEdit:
+    u, a, magnitude, importance = (tensors.get(f"{site}.{field}") for field in _FIELDS)
     if u is None or a is None:
         key_a, key_b = adapter_keys(record.module)
-        u, a = adapter[key_b][:, 0].contiguous(), adapter[key_a][0]
+        u, a = tensors[key_b][:, 0].contiguous(), tensors[key_a][0]
+    assert magnitude is not None
+    assert importance is not None
     experts = None if record.experts is None else Experts(**record.experts.model_dump())
-    return SiteEdit(u, a, own[f"{site}.magnitude"], own[f"{site}.importance"], experts)
+    return SiteEdit(u, a, magnitude, importance, experts)
 
 
 def _require_equal(read: WeightEdit, written: WeightEdit) -> None:

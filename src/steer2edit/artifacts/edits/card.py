@@ -1,14 +1,13 @@
 """The model card of an adapter directory: how to load it, what was edited, what was measured."""
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+import torch
 from pydantic import ValidationError
 
-from steer2edit.artifacts.card_text import CARD_FILE, base_on_the_hub, base_to_load, cell, portable, quoted
+from steer2edit.artifacts.cards import base_on_the_hub, base_to_load, portable, write_card
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord
 from steer2edit.core import Block, Site, WeightEdit
@@ -26,111 +25,8 @@ _BLOCK_NAMES: dict[Block, tuple[str, str]] = {
 }
 _MOST_LEFT_OUT = 16
 
-_TEMPLATE = """\
----
-library_name: peft
-{% if hub_id %}base_model: {{ hub_id | json }}
-{% endif %}pipeline_tag: text-generation
-tags:
-- steer2edit
-- lora
-- activation-steering
-- model-editing
----
 
-# A weight edit of {{ base_name | cell }}
-
-{% if evaluation and evaluation.beyond_budget -%}
-**{{ evaluation.beyond_budget | cell }}**
-
-{% endif -%}
-This adapter is a weight edit computed in closed form from activation-steering vectors with
-[Steer2Edit](https://arxiv.org/abs/2602.09870); nothing was trained. Every edited projection changes by one exactly
-rank-1 matrix, `W + u aᵀ`, stored as a LoRA of rank 1 with scaling 1 (`lora_B` = u, `lora_A` = aᵀ).
-
-## Load it
-
-With PEFT alone:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-base = AutoModelForCausalLM.from_pretrained({{ base | json }}{{ revision_argument }})
-model = PeftModel.from_pretrained(base, "path/to/this/directory")
-```
-
-`model.merge_and_unload()` gives the edited checkpoint; `with model.disable_adapter():` gives the base again.
-
-## What was edited
-
-{% for block in blocks -%}
-- {{ block.name }}: {{ block.edited }} of {{ block.components }} {{ block.unit }} in {{ block.sites }} layers
-  ({{ block.promoted }} promoted, λ > 0; {{ block.suppressed }} suppressed, λ < 0)
-{% endfor %}
-{%- if mixtures %}
-Mixtures of experts, by layer:
-
-| layer | experts edited | neurons edited | experts left out, with the tokens each was given |
-| ---: | ---: | ---: | --- |
-{% for row in mixtures -%}
-| {{ row.layer }} | {{ row.edited }} of {{ row.experts }} | {{ row.neurons }} | {{ row.left_out }} |
-{% endfor %}
-{%- endif %}
-{%- for sentence in left_out %}
-{{ sentence | cell }}
-{% endfor %}
-{%- if settings %}
-| setting | value |
-| --- | --- |
-{% for name, value in settings -%}
-| {{ name | cell }} | {{ value | cell }} |
-{% endfor %}
-{%- endif %}
-{%- if top %}
-The components with the largest |λ|:
-
-| component | λ | g |
-| --- | ---: | ---: |
-{% for component, magnitude, importance in top -%}
-| {{ component }} | {{ "%+.3f" | format(magnitude) }} | {{ "%+.3f" | format(importance) }} |
-{% endfor %}
-{%- endif %}
-`steer2edit.safetensors` has λ (magnitude) and g (importance) of every component.
-
-{% if evaluation -%}
-## Evaluation
-
-Value with its 95 % interval and the number of items.
-
-| |{% for name in metrics %} {{ name | cell }} |{% endfor %}
-| --- |{% for name in metrics %} ---: |{% endfor %}
-{% for condition in evaluation.conditions -%}
-| {{ condition.label | cell }} |{% for name in metrics %} {{ condition.metrics.get(name) | estimate }} |{% endfor %}
-{% endfor %}
-{% for name, meaning in evaluation.metrics.items() if name in metrics -%}
-- {{ name }}: {{ meaning }}
-{% endfor %}
-{% endif -%}
-## Where it comes from
-
-- base model: {{ base_name | cell }}{% if revision %}, revision `{{ revision }}`{% endif %}
-- its fingerprint: `{{ fingerprint }}`
-{% if embedded -%}
-- those weights are the embedded copy of {{ hub_id | cell }}, dequantised from a 4-bit file (Q4_1): not bit for bit the
-  Hub's, on which the edit was not measured
-{% endif -%}
-{% if vectors_sha256 -%}
-- steering vectors: SHA-256 `{{ vectors_sha256 }}`
-{% endif -%}
-- made: {{ created }}
-- with: {% for name, version in versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}
-
-`steer2edit.json` has all settings. The edit fits these weights only: on another model, or on an already edited one,
-it does something else.
-"""
-
-
-def write_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, directory: Path) -> None:
+def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, directory: Path) -> None:
     """Write `README.md` into a directory.
 
     Raises:
@@ -138,36 +34,27 @@ def write_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, d
         ArtifactError: the edit's metadata has what was left out in another form than `LeftOut`.
     """
     evaluation, left_out = _evaluation(manifest.evaluation), LeftOut.of(edit.metadata)
-    made_on = edit.metadata["model"]
     vectors = edit.metadata.get("vectors")
-    text = _template().render(
-        hub_id=base_on_the_hub(model),
+    write_card(
+        "edit",
+        directory,
+        base_model=base_on_the_hub(model),
+        manifest=manifest,
         base=base_to_load(model),
-        base_name=portable(made_on["name"]),
-        revision_argument=f", revision={quoted(model.revision)}" if model.revision else "",
-        revision=made_on.get("revision"),
-        fingerprint=made_on["fingerprint"],
+        base_name=portable(edit.metadata["model"]["name"]),
+        revision=model.revision,
+        made_on=edit.metadata["model"],
         embedded=is_embedded(model.name),
         vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
         blocks=_blocks(edit),
         mixtures=_mixtures(edit, left_out),
-        left_out=left_out.sentences,
+        left_out=left_out,
         settings=_settings(edit.metadata),
         top=edit.top_components(_TOP_COMPONENTS),
         evaluation=evaluation,
         metrics=_metric_names(evaluation),
-        created=manifest.created.isoformat(),
-        versions=manifest.versions,
+        estimate=_estimate,
     )
-    (directory / CARD_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-@cache
-def _template() -> Template:
-    # Markdown, not HTML: autoescape would spoil it. Text goes through `cell` or `json` where it could break the page.
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    environment.filters.update(cell=cell, json=quoted, estimate=_estimate)
-    return environment.from_string(_TEMPLATE)
 
 
 def _estimate(estimate: Estimate | None) -> str:
@@ -197,20 +84,12 @@ def _blocks(edit: WeightEdit) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for block, (name, unit) in _BLOCK_NAMES.items():
         magnitudes = [e.magnitude for site, e in edit.sites.items() if site.block == block]
-        promoted = sum(int((lam > 0).sum()) for lam in magnitudes)
-        suppressed = sum(int((lam < 0).sum()) for lam in magnitudes)
-        if magnitudes:
-            rows.append(
-                {
-                    "name": name,
-                    "unit": unit,
-                    "sites": len(magnitudes),
-                    "components": sum(lam.numel() for lam in magnitudes),
-                    "edited": promoted + suppressed,
-                    "promoted": promoted,
-                    "suppressed": suppressed,
-                }
-            )
+        if not magnitudes:
+            continue
+        every = torch.cat(magnitudes)
+        row = {"name": name, "unit": unit, "sites": len(magnitudes), "components": every.numel()}
+        signs = {"promoted": int((every > 0).sum()), "suppressed": int((every < 0).sum())}
+        rows.append({**row, **signs, "edited": sum(signs.values())})
     return rows
 
 

@@ -10,28 +10,60 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
+from steer2edit.artifacts.cards import base_on_the_hub, base_to_load, portable, write_card
 from steer2edit.artifacts.edits.adapter import load_edit
-from steer2edit.artifacts.edits.combined_card import write_combined_card
-from steer2edit.artifacts.edits.combined_manifest import (
-    CombinedManifest,
-    MemberRecord,
-    is_combined,
-    read_combined_manifest,
-)
 from steer2edit.artifacts.edits.interference import Interference, measure_interference
 from steer2edit.artifacts.edits.lora_layout import lora_targets, write_lora
 from steer2edit.artifacts.edits.low_rank import combined_factors, common_rank
-from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE, Pair, check_loads_through_peft
-from steer2edit.artifacts.manifest import BaseModelRecord, now, package_versions, read_json, write_manifest
+from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, check_adapter_config, check_loads_through_peft
+from steer2edit.artifacts.manifest import (
+    SCHEMA_VERSION,
+    BaseModelRecord,
+    Record,
+    Sha256,
+    kind_of,
+    now,
+    package_versions,
+    read_manifest,
+    write_manifest,
+)
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.models import LanguageModel
 
 MEMBERS = "members"
+COMBINED_KIND: Literal["combined-edit"] = "combined-edit"
+
+
+class MemberRecord(Record):
+    """One edit of a combined one."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    weight: Annotated[float, Field(allow_inf_nan=False)]
+    sha256: Sha256
+
+
+class CombinedManifest(Record):
+    """What a combined edit consists of."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["combined-edit"] = COMBINED_KIND
+    created: datetime
+    base: BaseModelRecord
+    members: Annotated[list[MemberRecord], Field(min_length=1)]
+    rank: Annotated[int, Field(gt=0)]
+    modules: list[str]
+    interference: dict[str, Any]
+    files: dict[str, Sha256]
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,17 @@ def read_members(directories: Sequence[Path], weights: Sequence[float]) -> list[
     return members
 
 
+def read_combined(directory: Path) -> CombinedManifest:
+    """A combined edit's manifest.
+
+    Raises:
+        ArtifactError: it is missing, damaged, of a newer version, or of another kind.
+    """
+    if not directory.is_dir():
+        raise ArtifactError(f"there is no edit directory {directory}. Give the directory that combine wrote.")
+    return read_manifest(directory, CombinedManifest)
+
+
 def load_combined(directory: Path | str) -> list[tuple[WeightEdit, float]]:
     """The members of a combined edit with their weights; the sum of `weight · ΔW` is what its adapter holds.
 
@@ -77,13 +120,13 @@ def load_combined(directory: Path | str) -> list[tuple[WeightEdit, float]]:
         ArtifactError: it is not there, not ours, of a newer version, incomplete, damaged, or was changed since.
     """
     directory = Path(directory)
-    manifest = read_combined_manifest(directory)
+    manifest = read_combined(directory)
     if manifest.files.get(ADAPTER_FILE) != file_sha256(directory / ADAPTER_FILE):
         raise ArtifactError(
             f"{directory / ADAPTER_FILE} is not the file that {MANIFEST_FILE} describes: it was changed or mixed up "
             "with another one. Combine the edits again."
         )
-    _require_config(directory, manifest)
+    check_adapter_config(directory, manifest.rank, manifest.modules)
     members = []
     for record in manifest.members:
         member = directory / MEMBERS / record.name
@@ -97,7 +140,7 @@ def load_combined(directory: Path | str) -> list[tuple[WeightEdit, float]]:
 def load_members(directory: Path | str) -> list[tuple[WeightEdit, float]]:
     """The edits of a directory with their weights, whether it holds one edit (weight 1) or a combined one."""
     directory = Path(directory)
-    return load_combined(directory) if is_combined(directory) else [(load_edit(directory), 1.0)]
+    return load_combined(directory) if kind_of(directory) == COMBINED_KIND else [(load_edit(directory), 1.0)]
 
 
 def save_combined(
@@ -143,40 +186,23 @@ def save_combined(
             versions=package_versions(),
         )
         write_manifest(manifest, scratch)
-        write_combined_card(model, manifest, scratch)
+        write_card(
+            "combined", scratch, base_model=base_on_the_hub(model), base=base_to_load(model),
+            base_name=portable(manifest.base.name), manifest=manifest,
+        )  # fmt: skip
         load_combined(scratch)
-        check_loads_through_peft(model.network, scratch, {t.name: Pair(t.peft_a, t.peft_b) for t in targets})
+        check_loads_through_peft(model.network, scratch, {t.name: t.pair for t in targets})
     return interference
 
 
 def _members(directory: Path, weight: float) -> list[Member]:
-    if not is_combined(directory):
+    if kind_of(directory) != COMBINED_KIND:
         return [Member(directory, load_edit(directory), weight)]
-    names = [record.name for record in read_combined_manifest(directory).members]
+    names = [record.name for record in read_combined(directory).members]
     return [
         Member(directory / MEMBERS / name, edit, own * weight)
         for name, (edit, own) in zip(names, load_combined(directory), strict=True)
     ]
-
-
-def _require_config(directory: Path, manifest: CombinedManifest) -> None:
-    """Refuse a config under which PEFT would not apply exactly these factors to exactly these weights."""
-    config = read_json(directory / CONFIG_FILE)
-    modules, parameters = config.get("target_modules"), config.get("target_parameters") or []
-    weights = None
-    if isinstance(modules, list) and isinstance(parameters, list):
-        weights = sorted([*(f"{module}.weight" for module in modules), *map(str, parameters)])
-    found = {"r": config.get("r"), "lora_alpha": config.get("lora_alpha"), "targets": weights}
-    needed = {"r": manifest.rank, "lora_alpha": manifest.rank, "targets": manifest.modules}
-    neutral = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
-    found |= {name: config.get(name) or None for name in neutral}
-    needed |= dict.fromkeys(neutral)
-    for name, value in needed.items():
-        if found[name] != value:
-            raise ArtifactError(
-                f"{directory / CONFIG_FILE}: {name} is {str(found[name])[:200]}, but this edit needs "
-                f"{str(value)[:200]}: with anything else PEFT would apply another edit. Combine the edits again."
-            )
 
 
 def _require_same_base(first: Member, other: Member) -> None:

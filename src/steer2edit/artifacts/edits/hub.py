@@ -2,33 +2,36 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from steer2edit.artifacts.atomic import MANIFEST_FILE
-from steer2edit.artifacts.card_text import CARD_FILE
-from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE
-from steer2edit.artifacts.edits.combined import MEMBERS, load_members
-from steer2edit.artifacts.edits.combined_manifest import COMBINED_KIND, kind_of, read_combined_manifest
+from steer2edit.artifacts.cards import CARD_FILE
+from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, load_edit
+from steer2edit.artifacts.edits.combined import COMBINED_KIND, MEMBERS, load_combined, read_combined
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.exports.export import EXPORT_KIND, portable_usage, read_export
-from steer2edit.artifacts.manifest import read_json
+from steer2edit.artifacts.manifest import kind_of, read_json
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.errors import ArtifactError
 from steer2edit.progress import step
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd
 
-_EDIT_FILES = (CARD_FILE, CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE, COMPONENTS_FILE)
 _COMBINED_FILES = (CARD_FILE, CONFIG_FILE, ADAPTER_FILE, MANIFEST_FILE)
-_EDIT_KIND = "weight-edit"
+_EDIT_FILES = (*_COMBINED_FILES, COMPONENTS_FILE)
 _BASE = "base_model_name_or_path"
-_BASE_MODEL = re.compile(r"^base_model: \"([^\"]+)\"$", re.MULTILINE)
+_REMEDIES = {
+    401: "The token is not valid: run `hf auth login`, or set HF_TOKEN.",
+    403: "The token may not write there: use one with the role `write`, or another repository.",
+    404: "There is no such repository or branch, or the token may not see it.",
+}
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,20 @@ def push(directory: Path, repository: str, *, private: bool = False, revision: s
         ArtifactError: the directory is not ours, is damaged, or has no model card; or there is no token, no
             connection, no permission, or the Hub refuses.
     """
+    from huggingface_hub import HfApi, get_token
+
     files = pushed_files(directory)
     operations, local_base = _operations(directory, files)
-    from huggingface_hub import HfApi
-
-    api = HfApi()
     with _explained(repository), step(f"Pushing to {repository}", 1) as advance:
-        url = _commit(api, repository, operations, private=private, revision=revision)
+        if not get_token():
+            raise ArtifactError("there is no token for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN.")
+        api = HfApi()
+        full = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
+        if revision is not None and revision != "main":
+            api.create_branch(full, branch=revision, exist_ok=True)
+        commit = api.create_commit(full, operations, commit_message="Upload a steer2edit edit", revision=revision)
         advance(1)
-    return Pushed(repository, url, files, local_base)
+    return Pushed(repository, str(commit.commit_url), files, local_base)
 
 
 def pushed_files(directory: Path) -> tuple[str, ...]:
@@ -81,22 +89,24 @@ def pushed_files(directory: Path) -> tuple[str, ...]:
     Raises:
         ArtifactError: the directory is not ours, is damaged, or has no model card.
     """
-    kind = kind_of(directory)
-    if kind not in (_EDIT_KIND, COMBINED_KIND, EXPORT_KIND):
-        what = f"holds a {kind}" if kind else f"has no {MANIFEST_FILE}: steer2edit did not write it"
-        raise ArtifactError(
-            f"{directory} {what}. Only edits, combined edits and exports are pushed; for anything else there is "
-            "`hf upload`."
-        )
-    if kind == EXPORT_KIND:
-        adapters = read_export(directory).adapters
-        files = [CARD_FILE, MANIFEST_FILE, *(name for adapter in adapters for name in adapter.files)]
-    else:
-        load_members(directory)
-        files = list(_EDIT_FILES if kind == _EDIT_KIND else _COMBINED_FILES)
-    if kind == COMBINED_KIND:
-        names = [f"{MEMBERS}/{member.name}" for member in read_combined_manifest(directory).members]
-        files += [f"{name}/{file}" for name in names for file in _EDIT_FILES]
+    files: list[str] = []
+    match kind_of(directory):
+        case "weight-edit":
+            load_edit(directory)
+            files += _EDIT_FILES
+        case kind if kind == COMBINED_KIND:
+            load_combined(directory)
+            members = [f"{MEMBERS}/{member.name}" for member in read_combined(directory).members]
+            files += [*_COMBINED_FILES, *(f"{name}/{file}" for name in members for file in _EDIT_FILES)]
+        case kind if kind == EXPORT_KIND:
+            adapters = read_export(directory).adapters
+            files += [CARD_FILE, MANIFEST_FILE, *(name for adapter in adapters for name in adapter.files)]
+        case kind:
+            what = f"holds a {kind}" if kind else f"has no {MANIFEST_FILE}: steer2edit did not write it"
+            raise ArtifactError(
+                f"{directory} {what}. Only edits, combined edits and exports are pushed; for anything else there is "
+                "`hf upload`."
+            )
     for name in files:
         if not (directory / name).is_file():
             raise ArtifactError(f"{directory / name} is missing: it belongs to what is pushed. Make the edit again.")
@@ -114,7 +124,7 @@ def _operations(directory: Path, files: tuple[str, ...]) -> tuple[list["CommitOp
         before = read_json(directory / name)
         after = {key: _portable(value) for key, value in before.items()}
         if Path(name).name == CONFIG_FILE and after != before:
-            hub_id = _base_of_card(directory / name)
+            hub_id = _base_of_card((directory / name).with_name(CARD_FILE))
             local_base = local_base or (None if hub_id else str(before[_BASE]))
             after[_BASE] = hub_id or after[_BASE]
         if name == MANIFEST_FILE and before.get("kind") == EXPORT_KIND:
@@ -137,25 +147,17 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _base_of_card(config: Path) -> str | None:
+def _base_of_card(card: Path) -> str | None:
     """The Hub id that the card beside an adapter's config knows."""
-    card = config.with_name(CARD_FILE)
-    found = _BASE_MODEL.search(card.read_text(encoding="utf-8")) if card.is_file() else None
-    return None if found is None else found[1]
+    from huggingface_hub import ModelCard
 
-
-def _commit(
-    api: "HfApi", repository: str, operations: list["CommitOperationAdd"], *, private: bool, revision: str | None
-) -> str:
-    from huggingface_hub import get_token
-
-    if not get_token():
-        raise ArtifactError("there is no token for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN.")
-    full = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
-    if revision is not None and revision != "main":
-        api.create_branch(full, branch=revision, exist_ok=True)
-    commit = api.create_commit(full, operations, commit_message="Upload a steer2edit edit", revision=revision)
-    return str(commit.commit_url)
+    if not card.is_file():
+        return None
+    try:
+        base: str | None = ModelCard.load(card, ignore_metadata_errors=True).data.base_model
+    except (ValueError, yaml.YAMLError):  # somebody wrote in it
+        return None
+    return base
 
 
 @contextmanager
@@ -171,18 +173,10 @@ def _explained(repository: str) -> Iterator[None]:
             f"cannot push to {repository}: offline mode is on. Unset HF_HUB_OFFLINE to reach the Hub."
         ) from error
     except HfHubHTTPError as error:
-        raise ArtifactError(_refused(repository, error.response.status_code, str(error))) from error
+        remedy = _REMEDIES.get(error.response.status_code, "Try again, or see the Hub's status page.")
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"cannot push to {repository}: the Hub refused it ({reason}). {remedy}") from error
     except (HTTPError, ConnectionError, RuntimeError) as error:  # the last where a large file did not get through
         raise ArtifactError(
             f"cannot push to {repository}: the Hub cannot be reached ({error}). Check the connection and HF_ENDPOINT."
         ) from error
-
-
-def _refused(repository: str, status: int, message: str) -> str:
-    remedies = {
-        401: "The token is not valid: run `hf auth login`, or set HF_TOKEN.",
-        403: "The token may not write there: use one with the role `write`, or another repository.",
-        404: "There is no such repository or branch, or the token may not see it.",
-    }
-    remedy = remedies.get(status, "Try again, or see the Hub's status page.")
-    return f"cannot push to {repository}: the Hub refused it ({' '.join(message.split())[:300]}). {remedy}"

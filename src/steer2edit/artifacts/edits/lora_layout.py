@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.artifacts.edits.low_rank import LowRank
-from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE, adapter_keys, base_reference
+from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE, Pair, adapter_keys, base_reference
 from steer2edit.artifacts.tensors import write_tensors
 from steer2edit.core import Site
 from steer2edit.models import LanguageModel, Projection
@@ -47,16 +47,11 @@ class LoraTarget:
     swapped: bool = False
 
     @property
-    def peft_a(self) -> Float[Tensor, "R in"]:
-        """`lora_A` as PEFT stores it."""
-        return self.b.T.repeat(len(self.a), 1) if self.swapped else self.a.flatten(0, 1)
-
-    @property
-    def peft_b(self) -> Float[Tensor, "out R"]:
-        """`lora_B` as PEFT stores it."""
+    def pair(self) -> Pair:
+        """`lora_A` and `lora_B` as PEFT stores them."""
         if self.swapped:
-            return self.a.permute(2, 1, 0).flatten(1)
-        return self.b[:, :, None].expand(-1, -1, len(self.a)).flatten(1)
+            return Pair(self.b.T.repeat(len(self.a), 1), self.a.permute(2, 1, 0).flatten(1))
+        return Pair(self.a.flatten(0, 1), self.b[:, :, None].expand(-1, -1, len(self.a)).flatten(1))
 
 
 def lora_targets(model: LanguageModel, factors: Mapping[Site, LowRank], rank: int) -> list[LoraTarget]:
@@ -65,8 +60,7 @@ def lora_targets(model: LanguageModel, factors: Mapping[Site, LowRank], rank: in
     Raises:
         MismatchError: a site that the model lacks, or another shape.
     """
-    shapes = {site: (f.b.shape[0], f.a.shape[1]) for site, f in factors.items()}
-    model.require_shapes(shapes, "edits")
+    model.require_shapes({site: (f.b.shape[0], f.a.shape[1]) for site, f in factors.items()}, "edits")
     targets = []
     for site, low_rank in factors.items():
         padded, by_parameter = low_rank.padded(rank), _by_parameter(model, site)
@@ -103,7 +97,7 @@ def write_lora(model: LanguageModel, targets: Sequence[LoraTarget], rank: int, d
     """Write `adapter_model.safetensors` and `adapter_config.json` of rank r = lora_alpha for PEFT."""
     tensors: dict[str, Tensor] = {}
     for target in targets:
-        tensors |= zip(adapter_keys(target.name), (target.peft_a, target.peft_b), strict=True)
+        tensors |= zip(adapter_keys(target.name), target.pair, strict=True)
     write_tensors(tensors, directory / ADAPTER_FILE, {"format": "pt"})
     modules = [t.name for t in targets if not t.by_parameter]
     parameters = [t.parameter for t in targets if t.by_parameter]

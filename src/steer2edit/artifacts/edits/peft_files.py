@@ -7,10 +7,9 @@ place, and what was written is loaded through PEFT once before it counts as writ
 import copy
 import itertools
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -25,8 +24,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One module's factors.
 
     Args:
@@ -49,27 +47,27 @@ def base_reference(model: LanguageModel) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
 
 
-def check_adapter_config(directory: Path, modules: list[str], parameters: list[str]) -> None:
-    """Refuse a config under which PEFT would not apply exactly `lora_B lora_A` to exactly these modules and parameters.
+def check_adapter_config(directory: Path, rank: int, weights: Iterable[str]) -> None:
+    """Refuse a config under which PEFT would not apply exactly `lora_B lora_A` to exactly these weights.
 
     Raises:
         ArtifactError: names the setting, its value and the value needed.
     """
     path = directory / CONFIG_FILE
     config = read_json(path)
-    needed: dict[str, Any] = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "bias": "none"}
-    needed |= {"target_modules": sorted(modules), "target_parameters": sorted(parameters)}
-    harmless = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    modules, parameters = config.get("target_modules") or [], config.get("target_parameters") or []
+    needed: dict[str, Any] = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none"}
     found = {name: config.get(name) for name in needed}
-    found |= {name: config.get(name) or neutral for name, neutral in harmless.items()}
-    for name in ("target_modules", "target_parameters"):
-        listed = found[name] or []  # PEFT writes null for none
-        found[name] = sorted(map(str, listed)) if isinstance(listed, list) else listed
-    for name, value in (needed | harmless).items():
+    for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+        needed[name], found[name] = None, config.get(name) or None
+    needed["targets"], found["targets"] = sorted(weights), [modules, parameters]
+    if isinstance(modules, list) and isinstance(parameters, list):
+        found["targets"] = sorted([*(f"{module}.weight" for module in modules), *map(str, parameters)])
+    for name, value in needed.items():
         if found[name] != value:
             raise ArtifactError(
                 f"{path}: {name} is {str(found[name])[:200]}, but this edit needs {str(value)[:200]}: with anything "
-                "else PEFT would apply another edit. Save the edit again."
+                "else PEFT would apply another edit. Make the edit again."
             )
 
 

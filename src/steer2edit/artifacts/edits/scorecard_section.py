@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steer2edit.artifacts.atomic import atomic_file
-from steer2edit.artifacts.card_text import CARD_FILE, cell
+from steer2edit.artifacts.cards import CARD_FILE, cell
 from steer2edit.artifacts.edits.adapter import load_edit
 from steer2edit.errors import ArtifactError, MismatchError
 

@@ -13,11 +13,10 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
-from steer2edit.artifacts.card_text import portable
+from steer2edit.artifacts.cards import portable, write_card
 from steer2edit.artifacts.edits.combined import load_members
 from steer2edit.artifacts.edits.lora_layout import lora_targets
 from steer2edit.artifacts.edits.low_rank import Members, combined_factors, common_rank
-from steer2edit.artifacts.exports.card import write_export_card
 from steer2edit.artifacts.exports.gguf_lora import gguf_adapter, write_gguf
 from steer2edit.artifacts.exports.scaled_copy import require_strength, write_scaled_copy
 from steer2edit.artifacts.exports.usage import usage
@@ -99,7 +98,9 @@ def export_edit(
         ModelError: the format cannot hold an edit of this architecture.
         ArtifactError: the source is no edit, or the directory exists or cannot be written.
     """
-    known = _format(format)
+    if format not in FORMATS:
+        raise InvalidValueError(f"unknown format {format!r}. {did_you_mean(format, FORMATS)}")
+    known: Format = format  # type: ignore[assignment]
     names = _names(strengths)
     members = load_members(source)
     rank = common_rank(combined_factors(members))
@@ -123,7 +124,10 @@ def export_edit(
             versions=package_versions(),
         )
         write_manifest(manifest, scratch)
-        write_export_card(known, members, portable_usage(manifest), scratch)
+        write_card(
+            "export", scratch, library="gguf" if known == "gguf-lora" else "peft", manifest=manifest,
+            base_name=portable(manifest.base.name), usage=portable_usage(manifest),
+        )  # fmt: skip
     return manifest
 
 
@@ -148,13 +152,6 @@ def read_export(directory: Path) -> ExportManifest:
             if not path.is_file() or file_sha256(path) != sha256:
                 raise ArtifactError(f"{path} is missing or was changed since it was exported. Export again.")
     return manifest
-
-
-def _format(name: str) -> Format:
-    for known in FORMATS:
-        if name == known:
-            return known
-    raise InvalidValueError(f"unknown format {name!r}. {did_you_mean(name, FORMATS)}")
 
 
 def _names(strengths: Sequence[float]) -> dict[str, float]:

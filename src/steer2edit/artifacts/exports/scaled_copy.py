@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
-from steer2edit.artifacts.card_text import CARD_FILE
+from steer2edit.artifacts.cards import CARD_FILE
 from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE
-from steer2edit.artifacts.edits.combined_manifest import COMBINED_KIND
+from steer2edit.artifacts.edits.combined import COMBINED_KIND
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE
 from steer2edit.artifacts.manifest import read_json
-from steer2edit.artifacts.tensors import file_sha256, read_tensors, write_tensors
-from steer2edit.errors import ArtifactError, InvalidValueError
+from steer2edit.artifacts.tensors import file_sha256, read_tensors, require_same_tensors, write_tensors
+from steer2edit.errors import InvalidValueError
 
 _SCALED = {ADAPTER_FILE: re.compile(r".*\.lora_A\.weight"), COMPONENTS_FILE: re.compile(r".*\.(row|magnitude)")}
 _TITLE = re.compile(r"^# .+$", re.MULTILINE)
@@ -52,7 +51,8 @@ def write_scaled_copy(source: Path, strength: float, target: Path) -> None:
     text = json.dumps(_scaled_manifest(manifest, strength), indent=2, ensure_ascii=False, allow_nan=False)
     (target / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     if (source / CARD_FILE).is_file():
-        _write_card(source / CARD_FILE, target / CARD_FILE, strength)
+        card = _scaled_card((source / CARD_FILE).read_text(encoding="utf-8"), strength)
+        (target / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def require_strength(strength: float) -> None:
@@ -69,20 +69,12 @@ def require_strength(strength: float) -> None:
 
 def _scale_file(source: Path, target: Path, scaled: re.Pattern[str], strength: float) -> None:
     tensors, header = read_tensors(source, "tensors of an edit")
-    for name in tensors:
-        if scaled.fullmatch(name):
-            tensors[name] = _scaled_tensor(name, tensors[name], strength)
+    for name in filter(scaled.fullmatch, tensors):
+        tensors[name] = tensors[name] * strength
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise InvalidValueError(f"{name} is not finite at strength {strength:g}. 1 is the edit as it is.")
     write_tensors(tensors, target, header)
-    read, _ = read_tensors(target, "tensors of an edit")
-    if read.keys() != tensors.keys() or not all(torch.equal(read[name], tensors[name]) for name in tensors):
-        raise ArtifactError(f"{target.name} reads back differently from what was written: the disk may be failing.")
-
-
-def _scaled_tensor(name: str, tensor: Tensor, strength: float) -> Tensor:
-    result = tensor * strength
-    if not bool(torch.isfinite(result).all()):
-        raise InvalidValueError(f"{name} is not finite at strength {strength:g}. 1 is the edit as it is.")
-    return result
+    require_same_tensors(target, tensors)
 
 
 def _scaled_manifest(manifest: dict[str, Any], strength: float) -> dict[str, Any]:
@@ -96,13 +88,10 @@ def _scaled_manifest(manifest: dict[str, Any], strength: float) -> dict[str, Any
     return manifest
 
 
-def _write_card(source: Path, target: Path, strength: float) -> None:
+def _scaled_card(card: str, strength: float) -> str:
     """The same card, with a remark under its title."""
     remark = (
         f"\n\n**This copy has strength {strength:g} folded in.** Every λ below, and every measured value, is that of "
         "the edit at strength 1."
     )
-    text = source.read_text(encoding="utf-8")
-    target.write_text(
-        _TITLE.sub(lambda title: title[0] + remark, text, count=1), encoding="utf-8", errors="backslashreplace"
-    )
+    return _TITLE.sub(lambda title: title[0] + remark, card, count=1)

@@ -7,6 +7,7 @@ vLLM packs the three projections of every expert together, so it refuses an adap
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from steer2edit.artifacts.edits.lora_layout import LoraTarget, write_lora_config
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, adapter_keys
-from steer2edit.artifacts.tensors import read_tensors, same_bits, write_tensors
-from steer2edit.errors import ArtifactError, ModelError, did_you_mean
+from steer2edit.artifacts.tensors import require_same_tensors, write_tensors
+from steer2edit.errors import ModelError, did_you_mean
 from steer2edit.models import LanguageModel
 
 _TABLE = Path(__file__).with_name("vllm_experts.toml")
@@ -46,12 +47,7 @@ def write_vllm_lora(model: LanguageModel, targets: Sequence[LoraTarget], rank: i
     modules = sorted({key.removeprefix("base_model.model.").rsplit(".", 2)[0] for key in tensors})
     transposed = any(t.transposed for t in targets if t.experts is None)
     write_lora_config(model, directory, rank, modules, [], transposed=transposed)
-    read, _ = read_tensors(directory / ADAPTER_FILE, "adapter")
-    if read.keys() != tensors.keys() or not all(same_bits(read[key], tensors[key]) for key in tensors):
-        raise ArtifactError(
-            f"{ADAPTER_FILE} reads back differently from what was written: the disk may be failing. Nothing was kept; "
-            "export to another place."
-        )
+    require_same_tensors(directory / ADAPTER_FILE, tensors)
 
 
 @cache
@@ -92,7 +88,7 @@ def _fused(name: str, target: LoraTarget) -> dict[str, Tensor]:
 
     A has rows (expert, rank), B has columns (rank, expert), however the base stores its weights.
     """
-    a, b = target.a.flatten(0, 1), target.b[:, :, None].expand(-1, -1, len(target.a)).flatten(1)
+    a, b = replace(target, swapped=False).pair
     rows, width = a.shape
     zeros = torch.zeros(rows, target.b.shape[0]), torch.zeros(2 * width, rows)
     pairs = ((f"{name}.base_layer", zeros), (name, (a, b)))

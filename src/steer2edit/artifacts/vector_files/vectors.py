@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.manifest import SCHEMA_VERSION, plain_json, require_version
-from steer2edit.artifacts.tensors import read_tensors, require_file, same_bits, write_tensors
+from steer2edit.artifacts.tensors import read_tensors, require_file, require_same_tensors, write_tensors
 from steer2edit.artifacts.vector_files.control_vectors import read_control_vectors
 from steer2edit.artifacts.vector_files.lm_eval_steered import is_steered, steered_vectors
 from steer2edit.artifacts.vector_files.official import is_official, is_official_edit, site_tensors
@@ -48,9 +48,7 @@ def save_vectors(vectors: SteeringVectors, path: Path | str, *, overwrite: bool 
     header = {"format": "pt"} if plain else _header(vectors)
     with atomic_file(path, overwrite=overwrite) as scratch:
         write_tensors(tensors, scratch, header)
-        read, read_header = read_tensors(scratch, "steering vectors")
-        if read_header != header or read.keys() != tensors.keys() or not _all_same(read, tensors):
-            raise ArtifactError(f"{path} reads back differently from what was written: the disk may be failing.")
+        require_same_tensors(scratch, tensors, header)
 
 
 def _json(value: Any, what: str) -> str:
@@ -226,7 +224,3 @@ def _imported(tensors: Mapping[str, Tensor], path: Path, file_format: str) -> St
     sites, layers = assemble(tensors)
     made = {"origin": "imported", "format": file_format, "file": path.name}
     return SteeringVectors(sites, made, block_outputs=layers)
-
-
-def _all_same(read: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> bool:
-    return all(same_bits(read[name], written[name]) for name in written)

@@ -1,20 +1,41 @@
-"""Pieces of text that every model card needs."""
+"""Model cards: a template for each kind of artifact, filled in with what it says of itself."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from steer2edit.artifacts.edits.peft_files import base_reference
 from steer2edit.models import LanguageModel
 from steer2edit.models.smollm2 import HUB_ID
 
 CARD_FILE = "README.md"
-CARD_TAGS = ("steer2edit", "lora", "activation-steering", "model-editing")
+_TEMPLATES = Path(__file__).with_name("card_templates")
+_TAGS = ["steer2edit", "lora", "activation-steering", "model-editing"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def quoted(text: str) -> str:
-    """A literal that YAML and Python both read."""
+def write_card(
+    template: str, directory: Path, *, library: str = "peft", base_model: str | None = None, **values: Any
+) -> None:
+    """Write `README.md` into a directory.
+
+    Args:
+        template: its name.
+        directory: of the artifact.
+        library: that loads it.
+        base_model: id of the base on the Hub.
+        values: what the template names.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCardData(base_model=base_model, library_name=library, pipeline_tag="text-generation", tags=_TAGS)
+    card = ModelCard.from_template(data, str(_TEMPLATES / f"{template}.md"), cell=cell, quoted=_quoted, **values)
+    (directory / CARD_FILE).write_text(f"{card}\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _quoted(text: str) -> str:
+    """A literal that Python reads."""
     return json.dumps(text, ensure_ascii=False)
 
 
