@@ -379,7 +379,7 @@ A = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
         ("adapter_model", lambda t: t[A][0, 3:4].fill_(float("inf")), "NaN or infinite"),
         ("steer2edit", lambda t: t["L0.mlp.importance"].fill_(float("nan")), "NaN or infinite"),
         ("adapter_model", lambda t: t.pop(A), r"base_model.* is missing \(1 such"),
-        ("adapter_model", lambda t: t.update({"lm_head.lora_A.weight": torch.ones(1)}), r"lm_head.lora_A.weight is not expected \(1 such"),
+        ("adapter_model", lambda t: t.update({"lm_head.lora_A.weight": torch.ones(1)}), "weight is not expected"),
         ("steer2edit", lambda t: t.update({"L9.attn.magnitude": torch.ones(1)}), "L9.attn.magnitude is not expected"),
         ("adapter_model", lambda t: t.update({A: t[A][:, :-1].clone()}), r"shape \[1, 24\], but is float32"),
         ("adapter_model", lambda t: t.update({A: t[A].half()}), "must be float32"),

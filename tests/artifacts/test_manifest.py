@@ -19,10 +19,10 @@ def test_plain_json_gives_what_json_gives() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not JSON"),
-        (b'{"kind": ', "is not JSON"),
-        (b"\xff\xfe\x00", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"", "is not sound JSON"),
+        (b'{"kind": ', "is not sound JSON"),
+        (b"\xff\xfe\x00", "is not sound JSON"),
+        (b"[" * 100_000, "is not sound JSON"),
         (b"[1]", "must hold a JSON object, but holds a list"),
     ],
 )

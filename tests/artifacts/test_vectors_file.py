@@ -125,7 +125,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        "steer2edit.artifacts.vector_files.vectors.read_tensors", interrupted
+        "steer2edit.artifacts.vector_files.vectors.require_same_tensors", interrupted
     )  # after the bytes are written
     with pytest.raises(KeyboardInterrupt):
         save_vectors(vectors(), tmp_path / "v.safetensors")

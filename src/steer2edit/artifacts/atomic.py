@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -87,19 +87,14 @@ def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator
     require_free(target, overwrite=overwrite)
     if target.is_file():
         raise ArtifactError(f"{target} is a file, and a directory is to be written there. Choose another name.")
-    scratch = _sibling(target, "partial")
-    with _parents_made(target), _disk_errors_explained(target):
-        try:
-            with _every_error_explained(target):
-                scratch.mkdir()
-            yield scratch
-            with _every_error_explained(target):
-                for path in [*scratch.rglob("*"), scratch, target.parent]:
-                    flush(path)
-                _rename_directory(scratch, target, overwrite)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+    with _scratch(target) as scratch:
+        with _errors_explained(target):
+            scratch.mkdir()
+        yield scratch
+        with _errors_explained(target):
+            for path in [*scratch.rglob("*"), scratch, target.parent]:
+                _flush(path)
+            _rename_directory(scratch, target, overwrite)
 
 
 @contextmanager
@@ -117,17 +112,12 @@ def atomic_file(target: Path | str, *, overwrite: bool = False) -> Iterator[Path
     require_free(target, overwrite=overwrite)
     if target.is_dir():
         raise ArtifactError(f"{target} is a directory, and a file is to be written there. Choose another name.")
-    scratch = _sibling(target, "partial")
-    with _parents_made(target), _disk_errors_explained(target):
-        try:
-            yield scratch
-            with _every_error_explained(target):
-                flush(scratch)
-                _rename_file(scratch, target, overwrite)
-                flush(target.parent)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
+    with _scratch(target) as scratch:
+        yield scratch
+        with _errors_explained(target):
+            _flush(scratch)
+            _rename_file(scratch, target, overwrite)
+            _flush(target.parent)
 
 
 def _sibling(target: Path, suffix: str) -> Path:
@@ -135,13 +125,19 @@ def _sibling(target: Path, suffix: str) -> Path:
 
 
 @contextmanager
-def _parents_made(target: Path) -> Iterator[None]:
+def _scratch(target: Path) -> Iterator[Path]:
+    """A temporary name beside the target, whose parents are made; after an exception, both are gone."""
+    scratch = _sibling(target, "partial")
     missing = [parent for parent in target.absolute().parents if not os.path.lexists(parent)]
     try:
-        with _every_error_explained(target):
+        with _errors_explained(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-        yield
+        with _errors_explained(target, _ABOUT_THE_DISK):  # another error, a missing input say, is not about the target
+            yield scratch
     except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            scratch.unlink()
         for parent in missing:
             with suppress(OSError):  # another process may have put something there meanwhile
                 parent.rmdir()
@@ -149,44 +145,28 @@ def _parents_made(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _every_error_explained(target: Path) -> Iterator[None]:
+def _errors_explained(target: Path, only: Collection[int] | None = None) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise ArtifactError(_cannot_write(target, error.strerror or str(error))) from error
-
-
-@contextmanager
-def _disk_errors_explained(target: Path) -> Iterator[None]:
-    """Other errors of the body (a missing input, say) are not about the target, and pass."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise ArtifactError(_cannot_write(target, str(error))) from error
-    except OSError as error:
-        if error.errno not in _ABOUT_THE_DISK:
+    except (OSError, SafetensorError) as error:
+        if only is not None and isinstance(error, OSError) and error.errno not in only:
             raise
-        raise ArtifactError(_cannot_write(target, error.strerror or str(error))) from error
+        raise ArtifactError(
+            f"cannot write {target}: {getattr(error, 'strerror', None) or error}. Nothing was left there; free some "
+            "space or choose another place."
+        ) from error
 
 
-def _cannot_write(target: Path, reason: str) -> str:
-    return f"cannot write {target}: {reason}. Nothing was left there; free some space or choose another place."
-
-
-def flush(path: Path) -> None:
+def _flush(path: Path) -> None:
     """Have a file, or the entries of a directory, on the disk before going on."""
-    if path.is_dir():
-        with suppress(OSError):  # some file systems cannot flush a directory: then the rename is merely less durable
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        return
-    if path.stat().st_nlink > 1:
-        return  # another name of a file that was there before: nothing in it was written here
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot flush a directory: then the rename is merely less durable
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _rename_file(scratch: Path, target: Path, overwrite: bool) -> None:

@@ -30,7 +30,7 @@ def write_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(base_model=base_model, library_name=library, pipeline_tag="text-generation", tags=_TAGS)
-    card = ModelCard.from_template(data, str(_TEMPLATES / f"{template}.md"), cell=cell, quoted=_quoted, **values)
+    card = ModelCard.from_template(data, str(_TEMPLATES / f"{template}.md.jinja"), cell=cell, quoted=_quoted, **values)
     (directory / CARD_FILE).write_text(f"{card}\n", encoding="utf-8", errors="backslashreplace")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from steer2edit.artifacts.manifest import Record
+from steer2edit.artifacts.manifest import Record, first_fault
 from steer2edit.core import Site
 from steer2edit.errors import ArtifactError
 from steer2edit.steering.diagnosis import listed
@@ -58,10 +58,8 @@ class LeftOut(Record):
         try:
             return cls.model_validate(known)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
             raise ArtifactError(
-                f"the metadata does not say in a known form what was left out: {where}: {first['msg']}. Make it again."
+                f"the metadata does not say in a known form what was left out: {first_fault(error)}. Make it again."
             ) from error
 
     @property

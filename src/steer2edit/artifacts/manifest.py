@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
+from steer2edit.artifacts.strict_json import read_json as read_json
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.estimates import Condition
 
@@ -179,11 +180,14 @@ def read_manifest(directory: Path, kind: type[_M]) -> _M:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
-            f"{path} is damaged: {where}: {first['msg']} ({error.error_count()} problems in all). Make it again."
-        ) from error
+        raise ArtifactError(f"{path} is damaged: {first_fault(error)}. Make it again.") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first of a record's faults: where, and what."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}{more}"
 
 
 def kind_of(directory: Path) -> str | None:
@@ -192,23 +196,6 @@ def kind_of(directory: Path) -> str | None:
         return None
     kind = read_json(directory / MANIFEST_FILE).get("kind")
     return kind if isinstance(kind, str) else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object.
-
-    Raises:
-        ArtifactError: it is missing, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not JSON ({error}): it is truncated, damaged, or another file.") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
-    return content
 
 
 def require_version(version: object, what: str, newest: int = SCHEMA_VERSION) -> None:

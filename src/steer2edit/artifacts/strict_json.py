@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from steer2edit.errors import ArtifactError
@@ -9,6 +10,19 @@ from steer2edit.errors import ArtifactError
 
 class _DuplicateKeyError(ValueError):
     pass
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises:
+        ArtifactError: it is missing, or holds something else.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    return parse_object(raw, str(path))
 
 
 def parse_object(raw: bytes, what: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from steer2edit.artifacts.cards import base_on_the_hub, base_to_load, portable, write_card
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord
+from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord, first_fault
 from steer2edit.core import Block, Site, WeightEdit
 from steer2edit.core.expert_edits import ExpertEdit, expert_edits
 from steer2edit.errors import InvalidValueError
@@ -67,10 +67,8 @@ def _evaluation(raw: Mapping[str, Any] | None) -> EvaluationRecord | None:
     try:
         return EvaluationRecord.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise InvalidValueError(
-            f"the evaluation does not fit: {where}: {first['msg']}. Give `conditions`, a list of objects with `label` "
+            f"the evaluation does not fit: {first_fault(error)}. Give `conditions`, a list of objects with `label` "
             "and `metrics` (by name: value, low, high, n, unscored); see docs/formats.md."
         ) from error
 

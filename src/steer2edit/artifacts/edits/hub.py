@@ -16,7 +16,8 @@ from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, load_edit
 from steer2edit.artifacts.edits.combined import COMBINED_KIND, MEMBERS, load_combined, read_combined
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.exports.export import EXPORT_KIND, portable_usage, read_export
-from steer2edit.artifacts.manifest import kind_of, read_json
+from steer2edit.artifacts.manifest import kind_of
+from steer2edit.artifacts.strict_json import read_json
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.errors import ArtifactError
 from steer2edit.progress import step

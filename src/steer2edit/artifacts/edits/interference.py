@@ -8,7 +8,6 @@ Per site and pair of edits, with ΔW_i = s_i u_i a_iᵀ:
 Interference is 0 for edits that do not touch, 1 for two equal ones, −1 for two that cancel.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.edits.low_rank import Members, site_terms
+from steer2edit.artifacts.edits.low_rank import Members
 from steer2edit.core import Site, SiteEdit
 
 
@@ -97,38 +96,34 @@ def measure_interference(members: Members) -> Interference:
 
 
 def _site(members: Members, site: Site) -> SiteInterference:
-    present = [i for i, (edit, _) in enumerate(members) if site in edit.sites]
-    terms = site_terms(members, site)
-    gram = _gram(terms)
-    pairs = [_pair(terms[i], terms[j], gram[[i, j]][:, [i, j]]) for i, j in combinations(range(len(terms)), 2)]
-    named = [
-        PairAtSite(present[i], present[j], **values)
-        for (i, j), values in zip(combinations(range(len(terms)), 2), pairs, strict=True)
-    ]
+    terms = {i: (edit.sites[site], weight) for i, (edit, weight) in enumerate(members) if site in edit.sites}
+    U = torch.stack([edit.output_direction for edit, _ in terms.values()]).double()
+    A = torch.stack([weight * edit.row.double() for edit, weight in terms.values()])
+    gram = (U @ U.T) * (A @ A.T)  # ⟨ΔW_i, ΔW_j⟩ = s_i s_j (u_i · u_j) (a_i · a_j)
+    norms = gram.diagonal().sqrt()
+    cosines = torch.where(gram == 0, 0.0, gram / (norms[:, None] * norms))
+    place = {i: k for k, i in enumerate(terms)}
+    pairs = [_pair(i, j, terms[i], terms[j], cosines[place[i], place[j]].item()) for i, j in combinations(terms, 2)]
     total = max(float(gram.sum()), 0.0)  # rounding can take an exact cancellation below zero
-    return SiteInterference(site, total**0.5, float(gram.diagonal().sum()) ** 0.5, tuple(named))
+    return SiteInterference(site, total**0.5, float(gram.diagonal().sum()) ** 0.5, tuple(pairs))
 
 
-def _gram(terms: Sequence[tuple[SiteEdit, float]]) -> Float[Tensor, "n n"]:
-    """⟨ΔW_i, ΔW_j⟩ = s_i s_j (u_i · u_j) (a_i · a_j), in float64."""
-    U = torch.stack([edit.output_direction for edit, _ in terms]).double()
-    A = torch.stack([weight * edit.row.double() for edit, weight in terms])
-    return (U @ U.T) * (A @ A.T)
-
-
-def _pair(one: tuple[SiteEdit, float], other: tuple[SiteEdit, float], gram: Float[Tensor, "2 2"]) -> dict[str, Any]:
+def _pair(
+    first: int, second: int, one: tuple[SiteEdit, float], other: tuple[SiteEdit, float], cosine: float
+) -> PairAtSite:
     (e1, w1), (e2, w2) = one, other
     lam1, lam2 = w1 * e1.magnitude, w2 * e2.magnitude
     both, either = (lam1 != 0) & (lam2 != 0), (lam1 != 0) | (lam2 != 0)
     shared, opposed = int(both.sum()), int((both & (lam1.sign() != lam2.sign())).sum())
-    norms = float(gram.diagonal().prod()) ** 0.5
-    return {
-        "output_cosine": _cosine(e1.output_direction, e2.output_direction),
-        "row_cosine": _cosine(e1.row, e2.row),
-        "cosine": float(gram[0, 1]) / norms if norms else 0.0,
-        "shared": shared / int(either.sum()) if bool(either.any()) else 0.0,
-        "opposed": opposed / shared if shared else None,
-    }
+    return PairAtSite(
+        first,
+        second,
+        _cosine(e1.output_direction, e2.output_direction),
+        _cosine(e1.row, e2.row),
+        cosine,
+        shared / int(either.sum()) if bool(either.any()) else 0.0,
+        opposed / shared if shared else None,
+    )
 
 
 def _cosine(one: Float[Tensor, " n"], other: Float[Tensor, " n"]) -> float:

@@ -71,17 +71,12 @@ def combined_factors(members: Members) -> dict[Site, LowRank]:
         InvalidValueError: a factor is not finite with these weights.
     """
     sites = sorted({site for edit, _ in members for site in edit.sites})
-    factors = {site: factorise(site_terms(members, site)) for site in sites}
+    factors = {s: factorise([(edit.sites[s], weight) for edit, weight in members if s in edit.sites]) for s in sites}
     for site, f in factors.items():
         if not bool(torch.isfinite(f.a).all()):
             raise InvalidValueError(f"{site}: the edits are not finite with these weights. 1 is an edit as it is.")
     changed = {site: f for site, f in factors.items() if f.rank}
     return changed or {site: f.padded(1) for site, f in factors.items()}
-
-
-def site_terms(members: Members, site: Site) -> list[tuple[SiteEdit, float]]:
-    """Each member's edit of a site, with its weight; members that do not edit it are left out."""
-    return [(edit.sites[site], weight) for edit, weight in members if site in edit.sites]
 
 
 def factorise(terms: Sequence[tuple[SiteEdit, float]]) -> LowRank:

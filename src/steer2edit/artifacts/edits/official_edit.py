@@ -8,7 +8,6 @@ A ρ that is not positive is the official "off". The file does not say which mod
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.artifacts.tensors import require_file
-from steer2edit.artifacts.vector_files.official import is_official_edit
-from steer2edit.artifacts.vector_files.pt_files import read_pt
+from steer2edit.artifacts.vector_files.pt_files import is_official_edit, read_pt
 from steer2edit.core import Block, Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.models.site_module import SiteModule
 
 _BLOCKS: tuple[Block, ...] = ("attn", "mlp")
 _UNIT_TOLERANCE = 0.02  # the official code stores unit vectors in bfloat16
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """λ of one component, and k̂ of a head (a neuron's is in λ)."""
-
-    name: str
-    magnitude: float
-    direction: Tensor | None
+_Factors = Mapping[int, tuple[float, Tensor]]  # λ and k̂ by component; a neuron's k̂ is 1, its sign is in λ
 
 
 def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
@@ -60,12 +49,13 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         found = f"keys {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path} is no edit of the official code ('attn', 'mlp' and 'meta'), but holds {found}.")
     try:
-        hyperparameters = _hyperparameters(content["meta"])
+        meta = _mapping(content["meta"], "meta")
+        hyperparameters = _hyperparameters(meta)
         sites: dict[Site, SiteEdit] = {}
         for block in _BLOCKS:
-            directions = _mapping(content["meta"].get(f"vhat_{block}", {}), f"meta.vhat_{block}")
+            directions = _mapping(meta.get(f"vhat_{block}", {}), f"meta.vhat_{block}")
             for site, factors in _by_site(content[block], block).items():
-                u = _vector(directions.get(site.layer), f"meta.vhat_{block}[{site.layer}]")
+                u = _unit_vector(directions.get(site.layer), f"meta.vhat_{block}[{site.layer}]")
                 sites[site] = _site_edit(model, site, u, factors, hyperparameters)
         metadata = {
             "origin": "imported", "format": "official Steer2Edit edit", "file": path.name, "method": "steer2edit",
@@ -80,78 +70,56 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def _hyperparameters(meta: Any) -> Hyperparameters:
-    rho_attn, rho_mlp, alpha = (_setting(_mapping(meta, "meta"), name) for name in ("rho_attn", "rho_mlp", "alpha"))
-    if alpha is None:
+def _hyperparameters(meta: Mapping[Any, Any]) -> Hyperparameters:
+    names = ("rho_attn", "rho_mlp", "alpha")
+    found = {name: _number(meta[name], f"meta.{name}") for name in names if meta.get(name) is not None}
+    if "alpha" not in found:
         raise InvalidValueError("meta has no alpha: the file is damaged.")
-    return Hyperparameters(_on(rho_attn), _on(rho_mlp), alpha)
+    rho_attn, rho_mlp = (rho if (rho := found.get(name, 0.0)) > 0 else None for name in names[:2])
+    return Hyperparameters(rho_attn, rho_mlp, found["alpha"])
 
 
-def _setting(meta: Mapping[Any, Any], name: str) -> float | None:
-    value = meta.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise InvalidValueError(f"meta.{name} must be a number, got {value!r}.")
-    return None if value is None else float(value)
-
-
-def _on(rho: float | None) -> float | None:
-    return None if rho is not None and rho <= 0 else rho
-
-
-def _by_site(entries: Any, block: Block) -> dict[Site, dict[int, _Factor]]:
-    sites: dict[Site, dict[int, _Factor]] = {}
+def _by_site(entries: Any, block: Block) -> dict[Site, dict[int, tuple[float, Tensor]]]:
+    sites: dict[Site, dict[int, tuple[float, Tensor]]] = {}
     for key, entry in _mapping(entries, block).items():
         if not (isinstance(key, tuple) and len(key) == 2 and all(type(part) is int and part >= 0 for part in key)):
             raise InvalidValueError(f"{block}: {key!r} is not a pair (layer, component), both counted from 0.")
         name = f"{block}[{key[0]}, {key[1]}]"
-        value = _mapping(entry, name).get("lambda")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-            raise InvalidValueError(f"{name}: lambda must be a finite number, got {value!r}.")
-        k = _vector(entry.get("k_hat"), f"{name}.k_hat") if block == "attn" else None
-        sites.setdefault(Site(key[0], block), {})[key[1]] = _Factor(name, float(value), k)
+        magnitude = _number(_mapping(entry, name).get("lambda"), f"{name}: lambda")
+        k = _unit_vector(entry.get("k_hat"), f"{name}.k_hat") if block == "attn" else torch.ones(1)
+        sites.setdefault(Site(key[0], block), {})[key[1]] = magnitude, k
     return sites
 
 
 def _site_edit(
-    model: LanguageModel, site: Site, u: Float[Tensor, " d"], factors: Mapping[int, _Factor], settings: Hyperparameters
+    model: LanguageModel, site: Site, u: Float[Tensor, " d"], factors: _Factors, settings: Hyperparameters
 ) -> SiteEdit:
     """One site's edit, with the shapes of the model."""
     if site not in model.sites:
         raise MismatchError(f"the edit has {site}, but {model.name!r} has no such site: it is for another model.")
     module = model.sites[site]
-    (d, m), width = module.shape, module.component_width
+    (d, m), width, rho = module.shape, module.component_width, settings.rho(site.block)
     if u.numel() != d or len(module.projections) != 1:
         raise MismatchError(
             f"{site}: the edit is for one matrix with {u.numel()} outputs, but {model.name!r} has "
             f"{len(module.projections)} with {d}: it is for another model."
         )
-    row, magnitude = torch.zeros(m), torch.zeros(m // width)
-    sign = _signs(module, u)
-    for index, factor in factors.items():
-        k = torch.ones(1) if factor.direction is None else factor.direction
-        if index >= m // width or k.numel() != width:
-            raise MismatchError(
-                f"{factor.name}: {model.name!r} has {m // width} components of {width} columns there: the edit is for "
-                "another model."
-            )
-        row[index * width : (index + 1) * width] = factor.magnitude * k
-        magnitude[index] = factor.magnitude * sign[index]
-    return SiteEdit(u, row, magnitude, _importance(magnitude, site, settings))
-
-
-def _signs(module: SiteModule, u: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
-    """What λ of the file is multiplied with: sign(W_iᵀ u) for neurons, where the file has folded it in; 1 for heads."""
-    if module.site.block != "mlp":
-        return torch.ones(module.component_count)
-    signs = torch.sign(u @ module.weight.to("cpu", torch.float32))
-    return torch.where(signs == 0, 1.0, signs)
-
-
-def _importance(magnitude: Float[Tensor, " n"], site: Site, settings: Hyperparameters) -> Float[Tensor, " n"]:
-    rho, alpha = settings.rho(site.block), settings.alpha
     if rho is None:
         raise InvalidValueError(f"there are factors of {site}, but rho_{site.block} is off: the file is damaged.")
-    return magnitude.sign() * (magnitude.abs() * (rho * (1 - alpha)) + rho * alpha)
+    row, magnitude = torch.zeros(m), torch.zeros(m // width)
+    for index, (value, k) in factors.items():
+        if index >= m // width or k.numel() != width:
+            raise MismatchError(
+                f"{site.block}[{site.layer}, {index}]: {model.name!r} has {m // width} components of {width} columns "
+                "there: the edit is for another model."
+            )
+        row[index * width : (index + 1) * width] = value * k
+        magnitude[index] = value
+    if site.block == "mlp":
+        folded = torch.sign(u @ module.weight.to("cpu", torch.float32))
+        magnitude = magnitude * torch.where(folded == 0, 1.0, folded)
+    importance = magnitude.sign() * (magnitude.abs() * (rho * (1 - settings.alpha)) + rho * settings.alpha)
+    return SiteEdit(u, row, magnitude, importance)
 
 
 def _mapping(value: Any, what: str) -> dict[Any, Any]:
@@ -160,7 +128,13 @@ def _mapping(value: Any, what: str) -> dict[Any, Any]:
     return value
 
 
-def _vector(value: Any, what: str) -> Float[Tensor, " _"]:
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise InvalidValueError(f"{what} must be a finite number, got {value!r}.")
+    return float(value)
+
+
+def _unit_vector(value: Any, what: str) -> Float[Tensor, " _"]:
     if not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point():
         got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InvalidValueError(f"{what} must be a vector of floating-point numbers, got {got}.")

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steer2edit.artifacts.manifest import read_json
+from steer2edit.artifacts.strict_json import read_json
 from steer2edit.artifacts.tensors import same_bits
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel

@@ -14,7 +14,7 @@ from steer2edit.artifacts.cards import CARD_FILE
 from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE
 from steer2edit.artifacts.edits.combined import COMBINED_KIND
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE
-from steer2edit.artifacts.manifest import read_json
+from steer2edit.artifacts.strict_json import read_json
 from steer2edit.artifacts.tensors import file_sha256, read_tensors, require_same_tensors, write_tensors
 from steer2edit.errors import InvalidValueError
 

@@ -37,6 +37,11 @@ def read_pt(path: Path, *, mapped: bool = False) -> Any:
         ) from error
 
 
+def is_official_edit(content: object) -> bool:
+    """Whether this is meant to be an edit of the official code."""
+    return isinstance(content, dict) and {"attn", "mlp", "meta"} <= content.keys()
+
+
 def _remedy(reason: str) -> str:
     if "steering_vectors" in reason or "SteeringVector" in reason:
         return (

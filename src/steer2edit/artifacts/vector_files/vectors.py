@@ -10,12 +10,16 @@ from torch import Tensor
 from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.manifest import SCHEMA_VERSION, plain_json, require_version
 from steer2edit.artifacts.tensors import read_tensors, require_file, require_same_tensors, write_tensors
-from steer2edit.artifacts.vector_files.control_vectors import read_control_vectors
-from steer2edit.artifacts.vector_files.lm_eval_steered import is_steered, steered_vectors
-from steer2edit.artifacts.vector_files.official import is_official, is_official_edit, site_tensors
-from steer2edit.artifacts.vector_files.pt_files import read_pt
-from steer2edit.artifacts.vector_files.steering_vector_objects import LayerActivations, from_object
-from steer2edit.artifacts.vector_files.svec import read_svec
+from steer2edit.artifacts.vector_files.block_files import read_control_vectors, read_svec
+from steer2edit.artifacts.vector_files.foreign import (
+    LayerActivations,
+    from_object,
+    is_official,
+    is_steered,
+    official_tensors,
+    steered_vectors,
+)
+from steer2edit.artifacts.vector_files.pt_files import is_official_edit, read_pt
 from steer2edit.artifacts.vector_files.vector_tensors import assemble, named_tensors, plain_tensors
 from steer2edit.core import BlockVectors, Site, SteeringVectors, UseAt, site_vectors
 from steer2edit.errors import ArtifactError, InvalidValueError
@@ -207,7 +211,7 @@ def _json_field(header: Mapping[str, str], name: str, path: Path) -> Any:
 def _load_pt(path: Path) -> SteeringVectors | BlockVectors:
     content = read_pt(path)
     if is_official(content):
-        return _imported(site_tensors(content), path, "official Steer2Edit directions")
+        return _imported(official_tensors(content), path, "official Steer2Edit directions")
     if is_steered(content):
         return steered_vectors(content, format="lm-eval steered", file=path.name)
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
