@@ -171,7 +171,7 @@ def first(entries: dict[Any, Any]) -> dict[str, Any]:
         (
             lambda c: c["meta"].update(rho_attn=float("nan")),
             ArtifactError,
-            "meta.rho_attn must be a finite number, got nan",
+            "rho_attn must be a finite number, got nan",
         ),
         (lambda c: c["meta"].update(rho_attn=-1.0), ArtifactError, "factors of L0.attn, but rho_attn is off"),
         (lambda c: c["meta"].update(vhat_attn={}), ArtifactError, r"vhat_attn\[0\] must be a vector .* got NoneType"),
