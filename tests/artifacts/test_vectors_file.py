@@ -340,7 +340,7 @@ def test_damaged_header(tmp_path: Path, change, message: str) -> None:
         ("L0.attn.output_negative", None, "L0.attn has only"),
         ("L0.attn.input_negative", None, "L0.attn has only"),
         ("L0.attn", torch.ones(2), "L0.attn has only"),
-        ("L2.mlp.input_mean", torch.ones(2), "L2.mlp has only input_mean"),
+        ("L2.mlp.input_mean", torch.ones(2), "L2.mlp has no v: it needs v, or"),
         ("L0.attn.output_negative", torch.ones(3), "positive mean has 2 entries and the negative 3"),
         ("L0.attn.output_negative", torch.ones(2, 1), "must be a vector"),
         ("L0.attn.output_negative", torch.ones(2, dtype=torch.int64), "must be a vector of floating-point"),

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.strict_json import read_json as read_json
+from steer2edit.core import Experts
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.estimates import Condition
 
@@ -63,14 +64,6 @@ class TargetRecord(Record):
         return self.parameter or f"{self.name}.weight"
 
 
-class ExpertsRecord(Record):
-    """Sizes of a mixture of experts (`core.Experts`)."""
-
-    routed: Count
-    width: Count
-    shared: Annotated[int, Field(ge=0)] = 0
-
-
 class SiteRecord(Record):
     """One site of an edit. What PEFT is told as parameters is listed as targets; else the only one is `module`."""
 
@@ -79,7 +72,7 @@ class SiteRecord(Record):
     components: Count
     edited_components: Annotated[int, Field(ge=0)]
     in_adapter: bool
-    experts: ExpertsRecord | None = None
+    experts: Experts | None = None
     targets: list[TargetRecord] | None = None
 
     def adapter_targets(self) -> list[TargetRecord]:

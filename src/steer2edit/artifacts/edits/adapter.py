@@ -11,7 +11,7 @@ PEFT reads the first two and ignores the rest.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from steer2edit.artifacts.edits.peft_files import (
 from steer2edit.artifacts.manifest import (
     SCHEMA_VERSION,
     EditManifest,
-    ExpertsRecord,
     SiteRecord,
     TargetRecord,
     now,
@@ -43,7 +42,7 @@ from steer2edit.artifacts.manifest import (
     write_manifest,
 )
 from steer2edit.artifacts.tensors import file_sha256, read_tensors, same_bits, write_tensors
-from steer2edit.core import Experts, Site, SiteEdit, WeightEdit
+from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.models import LanguageModel
@@ -156,7 +155,7 @@ def _site_records(model: LanguageModel, edit: WeightEdit) -> dict[str, SiteRecor
             components=e.magnitude.numel(),
             edited_components=int(e.magnitude.count_nonzero()),
             in_adapter=bool(e.row.any()),
-            experts=None if e.experts is None else ExpertsRecord(**asdict(e.experts)),
+            experts=e.experts,
             targets=_target_records(model, site, e),
         )
         for site, e in edit.sites.items()
@@ -236,8 +235,7 @@ def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Tensor]) ->
         u, a = tensors[key_b][:, 0].contiguous(), tensors[key_a][0]
     assert magnitude is not None
     assert importance is not None
-    experts = None if record.experts is None else Experts(**record.experts.model_dump())
-    return SiteEdit(u, a, magnitude, importance, experts)
+    return SiteEdit(u, a, magnitude, importance, record.experts)
 
 
 def _require_equal(read: WeightEdit, written: WeightEdit) -> None:

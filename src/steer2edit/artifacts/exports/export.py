@@ -17,7 +17,7 @@ from steer2edit.artifacts.cards import portable, write_card
 from steer2edit.artifacts.edits.combined import load_members
 from steer2edit.artifacts.edits.lora_layout import lora_targets
 from steer2edit.artifacts.edits.low_rank import Members, combined_factors, common_rank
-from steer2edit.artifacts.exports.gguf_lora import gguf_adapter, write_gguf
+from steer2edit.artifacts.exports.gguf_lora import write_gguf_lora
 from steer2edit.artifacts.exports.scaled_copy import require_strength, write_scaled_copy
 from steer2edit.artifacts.exports.usage import usage
 from steer2edit.artifacts.exports.vllm_lora import write_vllm_lora
@@ -198,7 +198,7 @@ def _write(
             "base_model.fingerprint": str(members[0][0].metadata["model"]["fingerprint"]),
             "edit.sha256": file_sha256(source / MANIFEST_FILE),
         }
-        write_gguf(gguf_adapter(model, targets, rank, notes), path)
+        write_gguf_lora(model, targets, rank, notes, path)
         return path
     path = scratch / name
     path.mkdir()

@@ -9,7 +9,6 @@ here, so a scale of 1 is the edit as it is.
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,98 +31,69 @@ _OUTPUTS = {
     gguf.MODEL_TENSOR.FFN_DOWN_SHEXP,
     gguf.MODEL_TENSOR.SSM_OUT,
 }
-Arrays = dict[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
-class GgufAdapter:
-    """What goes into the file.
-
-    Args:
-        architecture: as llama.cpp calls it; must be the base model's.
-        rank: of every pair; `adapter.lora.alpha` is the same number.
-        tensors: by name in the file, float32.
-        notes: texts by key, kept with it: where it comes from.
-    """
-
-    architecture: str
-    rank: int
-    tensors: Arrays
-    notes: Mapping[str, str]
-
-
-def gguf_adapter(
-    model: LanguageModel, targets: Sequence[LoraTarget], rank: int, notes: Mapping[str, str]
-) -> GgufAdapter:
-    """Name and shape an adapter's factors as llama.cpp wants them.
+def write_gguf_lora(
+    model: LanguageModel, targets: Sequence[LoraTarget], rank: int, notes: Mapping[str, str], path: Path
+) -> None:
+    """Write an adapter as llama.cpp wants it, read it back and compare every value; the same adapter, the same bytes.
 
     Args:
         model: the base; only names and settings are read.
         targets: its targets with their factors, all of one rank.
-        rank: that rank.
-        notes: where the adapter comes from; written under `steer2edit.`.
+        rank: that rank; `adapter.lora.alpha` is the same number.
+        notes: texts by key: where the adapter comes from; written under `steer2edit.`.
+        path: of the file.
 
     Raises:
         ModelError: llama.cpp does not run this architecture, or stores its projections in another form.
-    """
-    architecture, renamed = _architecture(model)
-    names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], len(_layers(model)))
-    tensors: Arrays = {}
-    for target in targets:
-        name = _tensor_name(names, target, renamed, architecture)
-        a, b = target.a * _factor(model, target.name), target.b
-        if target.experts is None:
-            a = a[0]
-        else:
-            b = b.expand(target.experts, -1, -1)
-        tensors[f"{name}.lora_a"] = _array(a)
-        tensors[f"{name}.lora_b"] = _array(b)
-    return GgufAdapter(architecture, rank, tensors, notes)
-
-
-def write_gguf(adapter: GgufAdapter, path: Path) -> None:
-    """Write the file, read it back and compare every value; the same adapter gives the same bytes.
-
-    Raises:
         ArtifactError: it reads back differently.
     """
-    writer = gguf.GGUFWriter(path, adapter.architecture)
+    architecture, renamed = _architecture(model)
+    tensors = _tensors(model, targets, architecture, renamed)
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter.rank))
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
     writer.add_uint32("steer2edit.schema_version", SCHEMA_VERSION)
-    for key, text in adapter.notes.items():
+    for key, text in notes.items():
         writer.add_string(f"steer2edit.{key}", text)
-    for name, array in adapter.tensors.items():
+    for name, array in tensors.items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    _require_equal(path, adapter)
-
-
-def _require_equal(path: Path, adapter: GgufAdapter) -> None:
     reader = gguf.GGUFReader(path)
-    read = {t.name: t for t in reader.tensors}
     expected = {
-        "general.architecture": adapter.architecture,
+        "general.architecture": architecture,
         "general.type": "adapter",
         "adapter.type": "lora",
-        "adapter.lora.alpha": float(adapter.rank),
+        "adapter.lora.alpha": float(rank),
     }
     fields = {key: field.contents() for key in expected if (field := reader.get_field(key)) is not None}
-    same = fields == expected and read.keys() == adapter.tensors.keys()
-    if not same or not all(
-        read[name].tensor_type == gguf.GGMLQuantizationType.F32
-        and read[name].data.shape == array.shape
-        and read[name].data.tobytes() == array.tobytes()
-        for name, array in adapter.tensors.items()
-    ):
+    found = {t.name: (t.tensor_type, t.data.shape, t.data.tobytes()) for t in reader.tensors}
+    f32 = gguf.GGMLQuantizationType.F32
+    if fields != expected or found != {name: (f32, a.shape, a.tobytes()) for name, a in tensors.items()}:
         raise ArtifactError(
             f"{path.name} reads back differently from what was written: the disk may be failing. Nothing was kept; "
             "export to another place."
         )
+
+
+def _tensors(
+    model: LanguageModel, targets: Sequence[LoraTarget], architecture: str, renamed: Mapping[str, str]
+) -> dict[str, NDArray[np.float32]]:
+    """The factors by their names in the file, shaped as llama.cpp wants them."""
+    layers = int(model.network.config.get_text_config().num_hidden_layers)
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], layers)
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for target in targets:
+        name = _tensor_name(names, target, renamed, architecture)
+        a, b = target.a * _factor(model, target.name), target.b
+        a, b = (a[0], b) if target.experts is None else (a, b.expand(target.experts, -1, -1))
+        tensors |= {f"{name}.lora_{side}": _array(tensor) for side, tensor in (("a", a), ("b", b))}
+    return tensors
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
@@ -171,14 +141,10 @@ def _granite(model: LanguageModel) -> tuple[str, dict[str, str]]:
     return "granitemoe" if experts else "granite", renamed
 
 
-def _layers(model: LanguageModel) -> range:
-    return range(int(model.network.config.get_text_config().num_hidden_layers))
-
-
-def _tensor_name(names: gguf.TensorNameMap, target: LoraTarget, renamed: dict[str, str], architecture: str) -> str:
+def _tensor_name(names: gguf.TensorNameMap, target: LoraTarget, renamed: Mapping[str, str], architecture: str) -> str:
     """`blk.3.ffn_down.weight`, by the gguf package's own map from module names."""
     module = target.parameter.removesuffix(".weight").replace("language_model.", "")
-    for ours, theirs in (_table()["renamed"] | renamed).items():
+    for ours, theirs in {**_table()["renamed"], **renamed}.items():
         module = module.replace(ours, theirs)
     found = names.get_type_and_name(module)
     if found is None or found[0] not in _OUTPUTS:

@@ -29,8 +29,8 @@ _SITE_PARTS = "|".join((*_PARTS, *_ROUTING, *_EFFECTS, "input_mean"))
 _SITE = re.compile(rf"(L(?:{_LAYER})\.(?:{'|'.join(BLOCKS)}))(?:\.({_SITE_PARTS}))?")
 _BLOCK = re.compile(rf"B({_LAYER})(?:\.({'|'.join(_PARTS[:2])}))?")
 _PLAIN = "v"  # a key that is a site's or a layer's name alone is v itself
-_OUTPUTS = ({_PLAIN}, set(_PARTS[:2]))
-_INPUTS: tuple[set[str], ...] = (set(), {"input_mean"}, set(_PARTS[2:]))
+_OUTPUT, _INPUT = (_PLAIN, *_PARTS[:2]), ("input_mean", *_PARTS[2:])
+_GROUPS = (_OUTPUT, _INPUT, _ROUTING, _EFFECTS)
 
 Content = tuple[dict[Site, SiteMeans], dict[int, ClassMeans] | None]
 """Means by site, and those of block outputs by layer, if there are any."""
@@ -72,7 +72,7 @@ def assemble(tensors: Mapping[str, Tensor]) -> Content:
         elif block:
             layers.setdefault(int(block[1]), {})[block[2] or _PLAIN] = vector
     by_site = {Site.parse(site): _site_means(site, parts) for site, parts in sites.items()}
-    return by_site, {layer: _output_means(f"B{layer}", parts) for layer, parts in layers.items()} or None
+    return by_site, {layer: _class_means(f"B{layer}", parts, _OUTPUT) for layer, parts in layers.items()} or None
 
 
 def _checked(name: str, tensor: object) -> Tensor:
@@ -87,54 +87,33 @@ def _checked(name: str, tensor: object) -> Tensor:
 
 
 def _site_means(site: str, parts: Mapping[str, Tensor]) -> SiteMeans:
-    routing = {part: tensor for part, tensor in parts.items() if part in _ROUTING}
-    effects = {part: tensor for part, tensor in parts.items() if part in _EFFECTS}
-    means = {part: tensor for part, tensor in parts.items() if part not in {*routing, *effects}}
-    outputs = {part: tensor for part, tensor in means.items() if not part.startswith("input")}
-    if outputs.keys() not in _OUTPUTS or means.keys() - outputs.keys() not in _INPUTS:
-        raise InvalidValueError(
-            f"{site} has only {', '.join(parts)}: a site needs v, or output_positive and output_negative; and of its "
-            "input nothing, input_mean, or input_positive and input_negative."
-        )
+    outputs, inputs, routing, effects = ({p: parts[p] for p in group if p in parts} for group in _GROUPS)
+    if routing and (set(_ROUTING) - routing.keys() or len({tensor.numel() for tensor in routing.values()}) != 1):
+        raise InvalidValueError(f"{site}: of its experts it needs {', '.join(_ROUTING)}, one entry per expert in each.")
+    if effects and (set(_EFFECTS) - effects.keys() or effects["agreement"].numel() != 1):
+        raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS)}, the last one number.")
     return SiteMeans(
-        _output_means(site, outputs), _input_means(site, parts), _routing_means(site, routing), _effects(site, effects)
+        _class_means(site, outputs, _OUTPUT),
+        _class_means(site, inputs, _INPUT) if inputs else None,
+        RoutingMeans(*(ClassMeans(*(routing[p] for p in pair)) for pair in (_ROUTING[:2], _ROUTING[2:])))
+        if routing
+        else None,
+        SiteEffects(effects["effect"], effects["drift"], effects["gated"], effects["agreement"].item())
+        if effects
+        else None,
     )
 
 
-def _output_means(name: str, parts: Mapping[str, Tensor]) -> ClassMeans:
-    if parts.keys() not in _OUTPUTS:
-        raise InvalidValueError(f"{name} has only {', '.join(parts)}: it needs output_positive and output_negative.")
-    if _PLAIN in parts:
-        return ClassMeans(parts[_PLAIN], torch.zeros_like(parts[_PLAIN]))
-    return _pair(name, parts["output_positive"], parts["output_negative"])
-
-
-def _input_means(site: str, parts: Mapping[str, Tensor]) -> ClassMeans | None:
-    if "input_mean" in parts:
-        return ClassMeans(parts["input_mean"], parts["input_mean"])
-    if "input_positive" not in parts:
-        return None
-    return _pair(site, parts["input_positive"], parts["input_negative"])
-
-
-def _routing_means(site: str, parts: Mapping[str, Tensor]) -> RoutingMeans | None:
-    if not parts:
-        return None
-    if set(_ROUTING) - parts.keys() or len({tensor.numel() for tensor in parts.values()}) != 1:
-        raise InvalidValueError(f"{site}: of its experts it needs {', '.join(_ROUTING)}, one entry per expert in each.")
-    tensors = [parts[part] for part in _ROUTING]
-    return RoutingMeans(ClassMeans(*tensors[:2]), ClassMeans(*tensors[2:]))
-
-
-def _effects(site: str, parts: Mapping[str, Tensor]) -> SiteEffects | None:
-    if not parts:
-        return None
-    if {*_EFFECTS} - parts.keys() or parts["agreement"].numel() != 1:
-        raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS)}, the last one number.")
-    return SiteEffects(parts["effect"], parts["drift"], parts["gated"], parts["agreement"].item())
-
-
-def _pair(name: str, positive: Tensor, negative: Tensor) -> ClassMeans:
+def _class_means(name: str, parts: Mapping[str, Tensor], group: tuple[str, str, str]) -> ClassMeans:
+    """From a pair, or from one tensor: v, which is a difference, or μ, which is the middle."""
+    single, *pair = group
+    if parts.keys() == {single}:
+        tensor = parts[single]
+        return ClassMeans(tensor, torch.zeros_like(tensor) if single == _PLAIN else tensor)
+    if parts.keys() != set(pair):
+        only = f"only {', '.join(parts)}" if parts else f"no {single}"
+        raise InvalidValueError(f"{name} has {only}: it needs {single}, or {' and '.join(pair)}.")
+    positive, negative = (parts[part] for part in pair)
     if positive.shape != negative.shape:
         raise InvalidValueError(
             f"{name}: the positive mean has {positive.numel()} entries and the negative {negative.numel()}: they "
