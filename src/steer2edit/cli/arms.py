@@ -74,18 +74,16 @@ def make_arms(
     Raises:
         MismatchError: an artifact is for another model or another shape.
     """
-    from steer2edit.editing.runtime import require_fit as require_edit_fit
     from steer2edit.evaluation import BASE_ARM, edit_arm, steering_arm
-    from steer2edit.steering.steered import require_fit as require_vectors_fit
 
     arms = [BASE_ARM]
     several = len({one.path for one, _ in steering}) > 1
     for (one, vectors), name in zip(steering, _names([g for g, _ in steering]), strict=True):
-        require_vectors_fit(model, vectors, allow_mismatch=allow_mismatch, allow_missing=True)
+        model.require_fit(vectors, allow_mismatch=allow_mismatch)
         own = [steering_arm(vectors, strength) for strength in one.strengths]
         arms += [replace(arm, label=f"{arm.label} {name}") for arm in own] if several else own
     for (one, edit), name in zip(edits, _names([g for g, _ in edits]), strict=True):
-        require_edit_fit(model, edit, allow_mismatch=allow_mismatch)
+        model.require_fit(edit, allow_mismatch=allow_mismatch)
         arms += [edit_arm(edit, name if s == 1 else f"{name} × {s:g}", s) for s in one.strengths]
     return arms
 

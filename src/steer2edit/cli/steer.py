@@ -61,7 +61,6 @@ def steer(
     from steer2edit.evaluation import evaluate as run_evaluation
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
-    from steer2edit.steering.steered import require_fit
 
     if split not in ("validation", "held_out"):
         raise typer.BadParameter(f"--split must be validation or held_out, got {split!r}.")
@@ -77,7 +76,7 @@ def steer(
             template_args=named_values("--template-arg", template_arg),
             like=loaded_vectors.metadata,
         )  # fmt: skip
-        require_fit(loaded, loaded_vectors, allow_mismatch=allow_mismatch, allow_missing=True)
+        loaded.require_fit(loaded_vectors, allow_mismatch=allow_mismatch)
         arms = [steering_arm(loaded_vectors, value) if value else BASE_ARM for value in strengths]
         conditions = run_evaluation(TransformersEngine(loaded), chosen.tasks, arms)
     results = {

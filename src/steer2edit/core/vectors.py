@@ -170,6 +170,14 @@ class SteeringVectors:
     diagnosis: Mapping[str, Any] | None = None
     block_outputs: Mapping[int, ClassMeans] | None = None
 
+    @property
+    def shapes(self) -> dict[Site, tuple[int, int | None]]:
+        """(d, m) by site, m `None` where the input was not measured."""
+        return {
+            site: (means.steering_vector.numel(), None if means.input is None else means.input.positive.numel())
+            for site, means in self.sites.items()
+        }
+
     def __post_init__(self) -> None:
         if not self.sites:
             raise InvalidValueError("steering vectors need at least one site, got none.")

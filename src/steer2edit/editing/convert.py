@@ -12,7 +12,6 @@ from steer2edit.method import GATED_RULES, PAPER_RULES, Hyperparameters, Rules, 
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.steering.benign import BenignMeans
 from steer2edit.steering.diagnosis import noisy_sites, require_signal
-from steer2edit.steering.steered import require_fit
 
 MIN_TOKENS = 32
 """Tokens that an expert must have been given, over both classes, to be edited."""
@@ -164,7 +163,7 @@ def compute_factors(
         NoiseError: the diagnosis calls all vectors noise.
         InvalidValueError: a steering vector is zero; the message names the site.
     """
-    require_fit(model, vectors, allow_mismatch=allow_mismatch, allow_missing=allow_missing)
+    model.require_fit(vectors, allow_mismatch=allow_mismatch, allow_missing=allow_missing)
     noisy = noisy_sites(vectors)
     if not force and noisy == vectors.sites.keys():
         require_signal(noisy, vectors.sites)

@@ -26,20 +26,14 @@ def edited(
     Raises:
         MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
     """
-    require_fit(model, edit, allow_mismatch=allow_mismatch)
+    model.require_fit(edit, allow_mismatch=allow_mismatch)
     with intervened(model, [Editing(edit, strength)]):
         yield
 
 
 def require_fit(model: LanguageModel, edit: WeightEdit, *, allow_mismatch: bool = False) -> None:
-    """Refuse an edit of another model or of another shape.
-
-    Raises:
-        MismatchError: as said.
-    """
-    shapes = {s: (e.output_direction.numel(), e.row.numel()) for s, e in edit.sites.items()}
-    model.require_shapes(shapes, "edits")
-    model.require_same(edit.metadata, "edits", allow_mismatch=allow_mismatch)
+    """As `LanguageModel.require_fit`."""
+    model.require_fit(edit, allow_mismatch=allow_mismatch)
 
 
 @contextmanager

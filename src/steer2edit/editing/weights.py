@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import SiteEdit, WeightEdit
-from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel
 
@@ -49,7 +48,7 @@ def merged(
     Raises:
         MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
     """
-    require_fit(model, edit, allow_mismatch=allow_mismatch)
+    model.require_fit(edit, allow_mismatch=allow_mismatch)
     if not math.isfinite(strength):
         raise InvalidValueError(f"strength must be finite, got {strength}. 1 applies the edit as it is.")
     _ = model.fingerprint  # taken now, of the base weights

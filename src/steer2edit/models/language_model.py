@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steer2edit.core import Site
+from steer2edit.core import Site, SteeringVectors, WeightEdit
 from steer2edit.errors import MismatchError
 from steer2edit.models.chat_format import ChatFormat, recorded_chat, template_of
 from steer2edit.models.fingerprint import fingerprint
@@ -81,6 +81,18 @@ class LanguageModel:
         the base weights: edits that are merged in for a while do not change what model this is.
         """
         return fingerprint({p.key: p.weight for site in self.sites.values() for p in site.projections})
+
+    def require_fit(
+        self, artifact: WeightEdit | SteeringVectors, *, allow_mismatch: bool = False, allow_missing: bool = True
+    ) -> None:
+        """Refuse an edit or vectors of another model, of another shape, or (unless `allow_missing`) with sites missing.
+
+        Raises:
+            MismatchError: as said.
+        """
+        what = "edits" if isinstance(artifact, WeightEdit) else "vectors"
+        self.require_shapes(artifact.shapes, what, complete=not allow_missing)
+        self.require_same(artifact.metadata, what, allow_mismatch=allow_mismatch)
 
     def require_same(self, metadata: Mapping[str, Any], what: str, *, allow_mismatch: bool = False) -> None:
         """Refuse an artifact that was made on another model, or with other arguments of its chat template.

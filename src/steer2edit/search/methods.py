@@ -7,7 +7,6 @@ from torch import Tensor
 
 from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import ablation, compute_factors, natural_strength, recommended, rosi
-from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.estimates import ConditionKind
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, output_direction
@@ -67,7 +66,7 @@ def comparison_methods(
     if shared := sorted({STEERING, "ablation", *made, *left_out} & edits.keys()):
         raise InvalidValueError(f"an edit is called {shared[0]!r}, as a method is: rename its directory.")
     for edit in edits.values():
-        require_fit(model, edit, allow_mismatch=allow_mismatch)
+        model.require_fit(edit, allow_mismatch=allow_mismatch)
     methods = {STEERING: Method("steering", lambda s: Steering(vectors, sign * s), 0.05, vectors.digest())}
     methods |= {name: _editing(edit, sign, _ROSI_SIZE if name == "rosi" else None) for name, edit in made.items()}
     methods |= {name: _editing(edit, sign) for name, edit in edits.items()}

@@ -22,7 +22,6 @@ from steer2edit.steering.contrast import ContrastSet
 from steer2edit.steering.diagnosis import diagnose
 from steer2edit.steering.moments import RunningMeans
 from steer2edit.steering.overlap import prompt_digests
-from steer2edit.steering.steered import require_fit
 
 ClassSums = tuple[RunningMeans, RunningMeans]
 
@@ -77,7 +76,7 @@ def measure_inputs(
     Raises:
         MismatchError: the vectors have a site or a shape that the model has not.
     """
-    require_fit(model, vectors, allow_mismatch=True, allow_missing=True)
+    model.require_fit(vectors, allow_mismatch=True)
     sums = _class_sums(model, contrast, batch_tokens, "Measuring inputs")
     measured = {site: _site_means(sums, site) for site in vectors.sites}
     seen = prompt_digests(prompt for prompt, _ in (*contrast.train.positive, *contrast.train.negative))

@@ -20,7 +20,7 @@ def steered(
 
     Source: §4.1.
     """
-    require_fit(model, vectors, allow_mismatch=allow_mismatch, allow_missing=True)
+    model.require_fit(vectors, allow_mismatch=allow_mismatch)
     updates = {
         site: SiteUpdate(1, shift=strength * means.steering_vector.to(model.sites[site].device)[None])
         for site, means in vectors.sites.items()
@@ -30,20 +30,7 @@ def steered(
 
 
 def require_fit(
-    model: LanguageModel,
-    vectors: SteeringVectors,
-    *,
-    allow_mismatch: bool = False,
-    allow_missing: bool = False,
+    model: LanguageModel, vectors: SteeringVectors, *, allow_mismatch: bool = False, allow_missing: bool = False
 ) -> None:
-    """Refuse vectors of another model, of another shape, or (unless `allow_missing`) with sites missing.
-
-    Raises:
-        MismatchError: as said.
-    """
-    shapes = {
-        site: (means.steering_vector.numel(), None if means.input is None else means.input.positive.numel())
-        for site, means in vectors.sites.items()
-    }
-    model.require_shapes(shapes, "vectors", complete=not allow_missing)
-    model.require_same(vectors.metadata, "vectors", allow_mismatch=allow_mismatch)
+    """As `LanguageModel.require_fit`."""
+    model.require_fit(vectors, allow_mismatch=allow_mismatch, allow_missing=allow_missing)

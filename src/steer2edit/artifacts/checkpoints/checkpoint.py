@@ -21,7 +21,6 @@ from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
 from steer2edit.artifacts.checkpoints.side_files import find_side_files
 from steer2edit.artifacts.manifest import now, package_versions, plain_json, write_manifest
 from steer2edit.core import WeightEdit
-from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.models import LanguageModel
 from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE
@@ -104,7 +103,7 @@ def save_checkpoint(
         ArtifactError: the directory exists or cannot be written, or reads back differently.
     """
     edits = [(edit, strength)]
-    require_fit(model, edit, allow_mismatch=allow_mismatch)
+    model.require_fit(edit, allow_mismatch=allow_mismatch)
     _require_strengths(edits)
     require_free(directory, overwrite=overwrite)
     base = base_of_loaded(model)

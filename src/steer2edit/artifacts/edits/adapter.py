@@ -43,7 +43,6 @@ from steer2edit.artifacts.manifest import (
 )
 from steer2edit.artifacts.tensors import file_sha256, read_tensors, same_bits, write_tensors
 from steer2edit.core import Site, SiteEdit, WeightEdit
-from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.models import LanguageModel
 
@@ -79,7 +78,7 @@ def save_edit(
         InvalidValueError: the edit is empty, metadata or evaluation is not JSON, or the evaluation has another form.
         ArtifactError: the directory exists or cannot be written, or PEFT does not load what was written.
     """
-    require_fit(model, edit)
+    model.require_fit(edit)
     if edit.is_empty:
         raise InvalidValueError(
             "this edit is empty: every ΔW is zero, so it changes nothing and there is nothing to save. Make one with "
