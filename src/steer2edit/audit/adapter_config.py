@@ -75,11 +75,11 @@ class AdapterConfig(Record):
 
     def rank(self, name: str) -> int:
         """r of a module or parameter."""
-        return _fitting(self.rank_pattern, name, self.r)
+        return _of(self.rank_pattern, name, self.r)
 
     def scaling(self, name: str) -> float:
         """s of a module or parameter: α / r, or α / √r where it is rank-stabilised."""
-        rank, alpha = self.rank(name), _fitting(self.alpha_pattern, name, self.lora_alpha)
+        rank, alpha = self.rank(name), _of(self.alpha_pattern, name, self.lora_alpha)
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
     def reaches(self, module: str) -> bool:
@@ -103,10 +103,12 @@ class AdapterConfig(Record):
         return next((rows for key, rows in chosen.items() if module == key or module.endswith(f".{key}")), [])
 
 
-def _fitting(patterns: Mapping[str, _N] | None, name: str, otherwise: _N) -> _N:
-    """The value of the first pattern that fits a whole name, or the end of it after a dot."""
-    found = (value for key, value in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name))
-    return next(found, otherwise)
+def _of(patterns: Mapping[str, _N] | None, name: str, otherwise: _N) -> _N:
+    """The value of PEFT's first pattern that fits a name."""
+    from peft.utils.other import get_pattern_key
+
+    patterns = patterns or {}
+    return patterns.get(get_pattern_key(list(patterns), name), otherwise)
 
 
 def read_adapter_config(directory: Path) -> AdapterConfig:

@@ -109,8 +109,8 @@ def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) 
             raise DataError(f"the response to {prompt!r} is empty: there are no response tokens to average over.")
     tokenizer = tokenizer_of(model)
     if renders_tokens(tokenizer):
-        asked = [(messages_of(prompt), response) for prompt, response in pairs]
-        tokens = [(prompt_ids(model, own), turn_ids(model, own, response)) for own, response in asked]
+        given = [(messages_of(prompt), response) for prompt, response in pairs]
+        tokens = [(prompt_ids(model, own), turn_ids(model, own, response)) for own, response in given]
         encoded = [_encode_behind(tokenizer, head, whole) for head, whole in tokens]
     elif getattr(tokenizer, "is_fast", False):
         encoded = _encode_by_offsets(tokenizer, render_turns(model, pairs))

@@ -93,8 +93,8 @@ def ended(response: EncodedResponse, end: int, share: float = 1.0) -> EncodedRes
         end: the token.
         share: of the response's tokens that stand before it; at least one does.
     """
-    kept = response.start + max(round(share * len(response.response_ids)), 1)
-    return EncodedResponse((*response.ids[:kept], end), kept)
+    length = response.start + max(round(share * len(response.response_ids)), 1)
+    return EncodedResponse((*response.ids[:length], end), length)
 
 
 def response_effects(

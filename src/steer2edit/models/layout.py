@@ -97,8 +97,8 @@ class Layout:
             return cls(name=name, **table)
         except ValidationError as error:
             faults = [(".".join(map(str, e["loc"])), _PROBLEMS.get(e["type"], e["msg"])) for e in error.errors()]
-        told = "; ".join(f"{key} {fault}".strip().removeprefix("Value error, ") for key, fault in faults)
-        raise LayoutError(f"layout {name!r}: {told}. See docs/add-a-model.md.")
+        text = "; ".join(f"{key} {fault}".strip().removeprefix("Value error, ") for key, fault in faults)
+        raise LayoutError(f"layout {name!r}: {text}. See docs/add-a-model.md.")
 
     @classmethod
     def given(cls, layout: "Path | Layout | None") -> "Layout | None":

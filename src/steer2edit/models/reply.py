@@ -205,11 +205,11 @@ def turn_end(model: LanguageModel) -> int | None:
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        asked, (answered,) = render(model, "Hello"), render_turns(model, [("Hello", "Hello")])
+        prompt, (answered,) = render(model, "Hello"), render_turns(model, [("Hello", "Hello")])
     except DataError:
         return None
     before, behind = answered.text[: answered.start], answered.text[answered.end :]
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, before, strict=False)))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, before, strict=False)))
     inside, outside = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before[shared:], behind))
     return next((token for token in outside if token in _marks(tokenizer).difference(inside)), None)
 
