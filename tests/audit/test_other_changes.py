@@ -162,6 +162,20 @@ def test_integers_are_compared_bit_by_bit(base: Path, tmp_path: Path) -> None:
     assert by_name(audit(str(tmp_path / "one"), tmp_path / "two"))["count"].kind == "bits"
 
 
+def test_formats_that_torch_has_not_are_compared_bit_by_bit(base: Path, tmp_path: Path) -> None:
+    for name, content in (("one", b"\x11\x22"), ("same", b"\x11\x22"), ("two", b"\x11\x23")):
+        shutil.copytree(base, tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        raw = file.read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+        header["packed"] = {"dtype": "F4", "shape": [4], "data_offsets": [len(data), len(data) + 2]}
+        written = json.dumps(header).encode()
+        file.write_bytes(len(written).to_bytes(8, "little") + written + data + content)
+    assert by_name(audit(str(tmp_path / "one"), tmp_path / "two"))["packed"].kind == "bits"
+    assert audit(str(tmp_path / "one"), tmp_path / "same").classification.label == "identical"
+
+
 def test_other_files(base: Path, tmp_path: Path) -> None:
     other = shutil.copytree(base, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
