@@ -32,9 +32,9 @@ def together(rows: Rows) -> Tensor:
 
 def dense(wanted: Tensor, silent: Tensor, draws: Rows, count: int = R) -> Tensor:
     """M⁻¹s with M written out; the weight of a silent request is ω by `count`."""
-    psi = together(draws)
     cost = torch.cat([p.square().mean(dim=0) + p.square().mean() for p in draws.values()])
-    M = 0.5 * torch.diag(cost) + 0.5 * psi.T @ psi / Q + OMEGA * silent.T @ silent / count
+    curvature = torch.block_diag(*(p.T @ p / Q for p in draws.values()))
+    M = 0.5 * torch.diag(cost) + 0.5 * curvature + OMEGA * silent.T @ silent / count
     return torch.linalg.solve(M, wanted.mean(dim=0))
 
 

@@ -62,10 +62,10 @@ def test_the_edit_spends_the_drift_asked_for(
     u, cost, effects = parts
     loop = Loop(model, u, cost, answers)
     nothing = {site: torch.zeros_like(s) for site, s in effects.items()}
-    found = dict(loop.spending(kl, nothing, effects, 1e-3))
+    found, reached = loop.spending(kl, nothing, effects, 1e-3)
     assert drift(model, dense(parts, found), answers) == pytest.approx(kl, rel=0.2)
     more = {site: torch.flip(s, (0,)) for site, s in effects.items()}
-    further = dict(loop.spending(2 * kl, found, more, 1e-3))
+    further, _ = loop.spending(2 * kl, found, more, 1e-3, reached)
     assert drift(model, dense(parts, further), answers) == pytest.approx(2 * kl, rel=0.2)
     share = [float(((further[s] - found[s]) @ more[s]) / (more[s] @ more[s])) for s in found]
     assert max(share) - min(share) < 1e-5  # what was found stays, and the further part joins it
@@ -91,7 +91,7 @@ def test_a_first_step_that_is_far_too_large_is_taken_back(
     u, cost, effects = parts
     loop = Loop(model, u, cost, answers)
     nothing = {site: torch.zeros_like(s) for site, s in effects.items()}
-    found = loop.spending(0.01, nothing, effects, 1e38)
+    found, _ = loop.spending(0.01, nothing, effects, 1e38)
     assert all(bool(torch.isfinite(row).all()) for row in found.values())
     assert loop.size(nothing) == 0.0
     rows = torch.cat([edit.row for edit in dense(parts, effects).sites.values()])

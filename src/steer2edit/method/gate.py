@@ -2,16 +2,17 @@
 
 One row over the columns of all sites at once, the most attribute for what it costs:
 
-    maximise   sᵀa − ½ aᵀ M a,     M = ½ diag(C + C̄) + ½ ΨᵀΨ/q + ω SᵀS/r
+    maximise   sᵀa − ½ aᵀ M a,     M = ½ diag(C + C̄) + ½ ⊕ ΨᵀΨ/q + ω SᵀS/r
 
     s   mean over wanted requests of φ: what a unit of each column adds to the decision (`models.effects`), on the
         wanted response less on the model's own
     Ψ   the same of tokens drawn from the model on benign replies: KL per token ≈ ½ mean((Ψa)²), and C = mean(Ψ²) by
-        column. From few draws the curvature is shrunk half way to its diagonal and the site's mean C̄
+        column. ⊕: columns of one site count together, those of two sites apart, for a covariance over all columns is
+        mostly noise when draws are few; within a site it is shrunk half way to its diagonal and the site's mean C̄
     S   φ of requests that the edit is to stay silent on: a nat² of what it does there counts as 2ω nats of drift
 
-so a = M⁻¹s, by Woodbury: as many equations as there are draws and silent requests, however wide the sites are. It is
-written a = ŝ / (C + C̄): the effects ŝ stand for s in `effect_rows`, columns apart.
+so a = M⁻¹s, by Woodbury: as many equations as there are draws, site after site, and then silent requests, however wide
+the sites are. It is written a = ŝ / (C + C̄): the effects ŝ stand for s in `effect_rows`, columns apart.
 
 Shapes: n, r, q = wanted requests, silent requests, draws; m = width of a site's input.
 """
@@ -66,29 +67,39 @@ def gated_effects(
         ŝ by site, and the predictions left out, in closed form: φ_i·a / (1 − h_i) with h_i = ω φ_iᵀM⁻¹φ_i / r of
         silent requests, and (n φ_i·a − φ_iᵀM⁻¹φ_i) / (n − 1) of wanted ones.
     """
-    n, r, q = (len(next(iter(rows.values()))) for rows in (wanted, silent, draws))
-    gram = torch.zeros(n + r + q, n + r + q, dtype=torch.float64)
-    scaled = {}
+    n, r = (len(next(iter(rows.values()))) for rows in (wanted, silent))
+    gram = torch.zeros(n + r, n + r, dtype=torch.float64)
+    divided = {}
     for site, psi in draws.items():
-        rows = torch.cat([wanted[site], silent[site], psi])
-        cost = psi.double().square().mean(dim=0)
-        cost = (1 - _SHRINKAGE) * (cost + cost.mean())
-        scaled[site] = rows, cost
-        gram += ((rows * _inverse(cost).to(rows.dtype)) @ rows.T).double()
-    weight = torch.tensor([silence / max(r, 1)] * r + [_SHRINKAGE / q] * q, dtype=torch.float64)
-    known = gram[n:, n:] + torch.diag(1 / weight.clamp(min=1e-300))
-    correction = torch.linalg.solve(known, gram[n:])  # (W⁻¹ + G)⁻¹ G
+        rows = torch.cat([wanted[site], silent[site]])
+        divided[site] = _divided(rows, psi)
+        gram += (rows.double() @ divided[site].T.double())
+    weight = silence / max(r, 1)
+    known = torch.eye(r, dtype=torch.float64) + weight * gram[n:, n:]
+    correction = weight * torch.linalg.solve(known, gram[n:])  # (1/w + G)⁻¹ G
     products = gram - gram[:, n:] @ correction  # Z M⁻¹ Zᵀ
     mean = torch.full((n,), 1 / n, dtype=torch.float64)
     said, own = products[:, :n] @ mean, products.diagonal()
-    left_out = (n * said[:n] - own[:n]) / (n - 1), said[n : n + r] / (1 - silence / max(r, 1) * own[n : n + r])
+    left_out = (n * said[:n] - own[:n]) / (n - 1), said[n:] / (1 - weight * own[n:])
     shares = torch.cat([mean, -(correction[:, :n] @ mean)])
     effects = {
-        site: torch.where(cost > 0, (shares.to(rows.dtype) @ rows) / (1 - _SHRINKAGE), 0).to(rows.dtype)
-        for site, (rows, cost) in scaled.items()
+        site: (shares @ rows.double() * _cost(draws[site]) / (1 - _SHRINKAGE)).to(rows.dtype)
+        for site, rows in divided.items()
     }
     return Gate(effects, said[:n].mean().item(), *left_out)
 
 
-def _inverse(cost: Tensor) -> Tensor:
-    return torch.where(cost > 0, 1 / cost.clamp(min=torch.finfo(torch.float64).tiny), 0)
+def _cost(psi: Float[Tensor, "q m"]) -> Float[Tensor, " m"]:
+    """½ (C + C̄), the diagonal that the curvature of a site is shrunk to."""
+    C = psi.double().square().mean(dim=0)
+    return (1 - _SHRINKAGE) * (C + C.mean())
+
+
+def _divided(rows: Float[Tensor, "k m"], psi: Float[Tensor, "q m"]) -> Float[Tensor, "k m"]:
+    """Rows times the inverse of ½ diag(C + C̄) + ½ ΨᵀΨ/q; zero where no drift depends on the site."""
+    cost = _cost(psi)
+    if not bool((cost > 0).all()):
+        return torch.zeros_like(rows)
+    apart, scaled = rows.double() / cost, psi.double() / cost
+    small = torch.linalg.cholesky(torch.eye(len(psi)) * len(psi) / _SHRINKAGE + scaled @ psi.T.double())
+    return (apart - torch.cholesky_solve((apart @ psi.T.double()).T, small).T @ scaled).to(rows.dtype)

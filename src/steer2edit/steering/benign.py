@@ -54,12 +54,13 @@ def benign_means(model: LanguageModel, source: str | Path = BUILT_IN, *, samplin
     Raises:
         DataError: a bad file, or the model answers none of the requests.
     """
-    answers, prompts = benign_answers(model, source, sampling)
+    answers = benign_answers(model, source, sampling)
     running = RunningMeans(model)
-    for batch in span_means(model, answers, description="Measuring benign inputs"):
+    for batch in span_means(model, [reply for _, reply in answers], description="Measuring benign inputs"):
         running.add(batch)
     inputs = {site: _written_input(running, site, model).float() for site in model.sites}
-    return BenignMeans(inputs, {"source": str(source), "responses": len(answers), "prompts": prompt_digests(prompts)})
+    digests = prompt_digests(prompt for prompt, _ in answers)
+    return BenignMeans(inputs, {"source": str(source), "responses": len(answers), "prompts": digests})
 
 
 def _written_input(running: RunningMeans, site: Site, model: LanguageModel) -> Float[Tensor, " m"]:
@@ -71,14 +72,11 @@ def _written_input(running: RunningMeans, site: Site, model: LanguageModel) -> F
 
 def benign_answers(
     model: LanguageModel, source: str | Path = BUILT_IN, sampling: Sampling = REPLIES
-) -> tuple[list[EncodedResponse], Sequence[Prompt]]:
-    """The model's own replies to benign requests; and the requests. See `benign_means`."""
-    prompts: Sequence[Prompt]
+) -> list[tuple[Prompt, EncodedResponse]]:
+    """Benign requests with the model's own replies to them; see `benign_means`."""
     if str(source) == BUILT_IN:
-        prompts = safety_prompts("train")[1][:_PROMPTS]
-    else:
-        prompts = [example.prompt for example in read_examples(source)]
-    return [answer for _, answer in own_answers(model, prompts, sampling)], prompts
+        return own_answers(model, safety_prompts("train")[1][:_PROMPTS], sampling)
+    return own_answers(model, [example.prompt for example in read_examples(source)], sampling)
 
 
 def own_answers(

@@ -21,7 +21,7 @@ from steer2edit.models import EncodedResponse, LanguageModel, SiteUpdate, span_l
 
 SPENT = (0.01, 0.02, 0.03)
 """KL in nats per token that the edit spends after the first look at the base, and after each further one."""
-_REPLIES = 32  # that drift is measured on
+_REPLIES = 16  # that drift is measured on
 _MOST_STEPS = 8
 _TOLERANCE = 0.15
 
@@ -63,31 +63,34 @@ class Loop:
         """Norm of the edit's row over all sites."""
         return math.sqrt(sum(float(row.square().sum()) for row in self._rows(effects).values()))
 
-    def spending(self, kl: float, known: Effects, more: Effects, first: float) -> Effects:
-        """known + q more, with q such that the edit spends about this drift, or as near as was found.
+    def spending(
+        self, kl: float, known: Effects, more: Effects, first: float, spent: float = 0.0
+    ) -> tuple[Effects, float]:
+        """known + q more, with q such that the edit spends about this drift, or as near as was found; and its drift.
 
         Args:
             kl: in nats per token; more than `known` spends.
             known: effects that stay.
             more: effects that join them.
             first: q to begin with.
+            spent: the drift of `known`.
         """
 
         def at(q: float) -> Effects:
             return {site: known[site] + q * more[site] for site in known}
 
-        begun = math.sqrt(self._drift(known))
-        q, found, distance = first, known, math.inf
+        begun = math.sqrt(spent)
+        q, found, reached, distance = first, known, spent, math.inf
         for _ in range(_MOST_STEPS):
             drift = self._drift(at(q))
             away = abs(math.log(max(drift, 1e-12) / kl))
             if away < distance:
-                found, distance = at(q), away
+                found, reached, distance = at(q), drift, away
             if away < _TOLERANCE:
                 break
             risen = math.sqrt(drift) - begun  # √KL grows about in proportion to q
             q *= min(max((math.sqrt(kl) - begun) / risen, 0.25), 4.0) if risen > 0 else 2.0
-        return found
+        return found, reached
 
     def _rows(self, effects: Effects) -> dict[Site, Float[Tensor, " m"]]:
         """a = ŝ / (C + C̄); zero where no drift depends on a column."""

@@ -23,7 +23,6 @@ from steer2edit.core import Site, SiteEffects, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.method import Gate, gated_effects, output_direction
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
-from steer2edit.models.batching import DEFAULT_BATCH_TOKENS
 from steer2edit.models.effects import (
     Score,
     ended,
@@ -33,7 +32,7 @@ from steer2edit.models.effects import (
     whole_response,
 )
 from steer2edit.models.reply import turn_end
-from steer2edit.steering.benign import BUILT_IN, benign_answers, own_answers
+from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
 from steer2edit.steering.closed_loop import SPENT, Loop
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
@@ -53,6 +52,8 @@ _SILENT_ON_BENIGN = ("safety", "safety-benign")  # contrasts whose positive resp
 _NATURAL = 4.0  # nats that a first step adds to the decision, to first order
 _SILENT = 136  # benign requests to stay silent on, as many as there are
 _DECISIONS = ("first", "answer", "end")
+BATCH_TOKENS = 1024
+"""Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
 _FEWEST = 8  # responses of a class, below which two halves say nothing of each other
 
@@ -66,7 +67,7 @@ def measure_effects(
     silent_on: str | Path | None = None,
     benign: str = BUILT_IN,
     looks: int = len(SPENT),
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
 ) -> SteeringVectors:
     """The vectors with the effects of every site, which `Rules(importance="effect")` makes edits of.
@@ -109,12 +110,13 @@ def measure_effects(
     measure = _Measurement(model, directions, decided_by, batch_tokens)
     positive = measure.decisions(encode_responses(model, contrast.train.positive), "positive responses")
     negative = measure.decisions(encode_responses(model, contrast.train.negative), "negative responses", positive=False)
-    answers, asked = benign_answers(model, benign)
+    answered = benign_answers(model, benign)
+    answers = [reply for _, reply in answered]
     draws = measure.draws(answers, torch.Generator().manual_seed(seed))
     drift = {site: psi.double().square().mean(dim=0).float() for site, psi in draws.items()}
     wanted = _paired(contrast.train, positive, negative)
     prompts = _silent_prompts(silent_on, contrast)
-    silent = measure.silent(contrast.train, prompts) if prompts else {site: draws[site][:0] for site in draws}
+    silent = measure.silent(contrast.train, prompts, answered) if prompts else {site: draws[site][:0] for site in draws}
     gate = gated_effects(wanted, silent, draws)
     spent = SPENT[: looks if decided_by == "first" else 1]
     loop = Loop(model, directions, {site: C + C.mean() for site, C in drift.items()}, answers)
@@ -138,7 +140,7 @@ def measure_effects(
         told = {"auroc": value, "auroc_low": low, "auroc_high": high}
         counts = {"requests": len(gate.wanted), "silent": len(gate.silent)}
         made["gate"] = {"silent_on": str(silent_on or BUILT_IN), **counts, **told}
-    seen = {*vectors.metadata.get("prompts", ()), *prompt_digests([*asked, *prompts])}
+    seen = {*vectors.metadata.get("prompts", ()), *prompt_digests([*(prompt for prompt, _ in answered), *prompts])}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "prompts": sorted(seen), "effects": made})
 
 
@@ -153,14 +155,15 @@ def _looked_again(
 ) -> tuple[Mapping[Site, Float[Tensor, " m"]], int]:
     """ŝ after further looks with the edit in place, and how many looks there were."""
     nothing = {site: torch.zeros_like(s) for site, s in gate.effects.items()}
-    gated = loop.spending(spent[0], nothing, gate.effects, _NATURAL / max(gate.gain, 1e-30))
+    gated, drift = loop.spending(spent[0], nothing, gate.effects, _NATURAL / max(gate.gain, 1e-30))
     for look, kl in enumerate(spent[1:], start=2):
         with loop.edited(gated):
             missing = measure.missing(contrast)
         if missing is None:
             return gated, look - 1
         more = gated_effects(missing, silent, draws).effects
-        gated = loop.spending(kl, gated, more, 0.5 * loop.size(gated) / max(loop.size(more), 1e-30))
+        first = 0.5 * loop.size(gated) / max(loop.size(more), 1e-30)
+        gated, drift = loop.spending(kl, gated, more, first, drift)
     return gated, len(spent)
 
 
@@ -202,9 +205,16 @@ class _Measurement:
             responses = [ended(r, self._end(), 1.0 if positive else 0.5) for r in responses]
         return self._rows(responses, score, f"Effects on {of}")
 
-    def silent(self, train: Contrast, prompts: Sequence[Prompt]) -> Features:
-        """Effects on positive responses, in turn, to other requests, less those on the model's own replies to them."""
-        answered = own_answers(self.model, prompts)
+    def silent(
+        self, train: Contrast, prompts: Sequence[Prompt], known: Sequence[tuple[Prompt, EncodedResponse]]
+    ) -> Features:
+        """Effects on positive responses, in turn, to other requests, less those on the model's own replies to them,
+        of which some are known."""
+        there = {prompt_key(prompt): reply for prompt, reply in known}
+        sampling = replace(REPLIES, max_new_tokens=DECIDING_TOKENS) if self._decided_by == "first" else REPLIES
+        answered = [(prompt, there[prompt_key(prompt)]) for prompt in prompts if prompt_key(prompt) in there]
+        if others := [prompt for prompt in prompts if prompt_key(prompt) not in there]:
+            answered += own_answers(self.model, others, sampling)
         scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(answered)]
         found = self.decisions(encode_responses(self.model, scripted), "what to stay silent on")
         own = self.decisions([answer for _, answer in answered], "replies to stay with", positive=False)
