@@ -18,7 +18,8 @@ from steer2edit.models import LanguageModel, encode_responses, span_log_probabil
 from steer2edit.models.effects import ended, first_tokens, response_effects, whole_response
 from steer2edit.models.reply import turn_end
 from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, prompt_digests, safety_prompts
-from steer2edit.steering.effects import DECIDING_TOKENS
+from steer2edit.steering.benign import own_answers
+from steer2edit.steering.effects import DECIDING_TOKENS, _Measurement
 from tiny_chat import tiny_chat_model
 
 EFFECT = Rules(importance="effect")
@@ -132,7 +133,7 @@ def test_the_edit_raises_the_attribute_as_predicted(model: LanguageModel, vector
     edit = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.2), EFFECT, force=True)
     predicted = sum(magnitude for _, magnitude, _ in edit.components())
     size = 1e-3 / predicted
-    assert natural_strength(edit) == pytest.approx(4 / predicted, rel=1e-6)
+    assert natural_strength(edit) == pytest.approx(16 / predicted, rel=1e-6)
     assert natural_strength(convert(model, vectors, Hyperparameters(0.01, None, 0.0), force=True)) is None
     assert predicted > 0
 
@@ -198,7 +199,7 @@ def test_silent_requests_are_moved_less_the_more_they_count(
     plain, leaks = extract(model, contrast), []
     for silence in (0.0, 1e3):
         monkeypatch.setattr("steer2edit.steering.effects.gated_effects", partial(gated_effects, silence=silence))
-        measured = measure_effects(model, plain, contrast, silent_on=path, benign=str(path), looks=1)
+        measured = measure_effects(model, plain, contrast, silent_on=path, benign=str(path))
         edit = convert(model, measured, Hyperparameters(1.0, 1.0, 0.0), GATED_RULES, force=True)
         before = [decisions(model, pairs).mean() for pairs in (PAIRS.positive, silent)]
         with merged(model, edit, 0.1):
@@ -207,6 +208,16 @@ def test_silent_requests_are_moved_less_the_more_they_count(
         assert wanted > 0
         leaks.append(abs(other / wanted))
     assert leaks[1] < 0.5 * leaks[0]
+
+
+def test_replies_that_are_known_are_not_asked_for_again(model: LanguageModel, contrast: ContrastSet) -> None:
+    prompts = [f"Name {n} colours." for n in range(1, 9)]
+    directions = {site: torch.ones(module.shape[0]) for site, module in model.sites.items()}
+    measure = _Measurement(model, directions, "first", 64)
+    asked = measure.silent(contrast.train, prompts, ())
+    known = measure.silent(contrast.train, prompts, own_answers(model, prompts[:5]))
+    for site, rows in asked.items():
+        assert torch.allclose(known[site], rows, rtol=1e-3, atol=1e-5)
 
 
 def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(

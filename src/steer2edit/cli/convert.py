@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from steer2edit.core import SteeringVectors
     from steer2edit.method import Hyperparameters, Rules
 
-EFFECT_KL = 0.015
+EFFECT_KL = 0.03
 """Nats per token that an edit made of effects spends: its own scale has no meaning."""
 
 

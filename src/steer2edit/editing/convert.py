@@ -124,14 +124,14 @@ def recommended(vectors: SteeringVectors) -> tuple[Rules, Hyperparameters] | Non
 
 
 def natural_strength(edit: WeightEdit) -> float | None:
-    """The strength at which an edit of effects adds four nats to the decision, to first order; `None` of others.
+    """The strength at which an edit of effects adds 16 nats to the decision, to first order; `None` of others.
 
-    Its λ are what its components add. On SmolLM2 that is KL .005 to .01, where a search for a drift may begin.
+    Its λ are what its components add. On SmolLM2 that is about KL .02, where a search for a drift may begin.
     """
     if edit.metadata.get("rules", {}).get("importance") != "effect":
         return None
     gained = sum(own.magnitude.double().sum().item() for own in edit.sites.values())
-    return 4.0 / gained if gained > 0 else None
+    return 16.0 / gained if gained > 0 else None
 
 
 def compute_factors(

@@ -73,7 +73,7 @@ def gated_effects(
     for site, psi in draws.items():
         rows = torch.cat([wanted[site], silent[site]])
         divided[site] = _divided(rows, psi)
-        gram += (rows.double() @ divided[site].T.double())
+        gram += rows.double() @ divided[site].T.double()
     weight = silence / max(r, 1)
     known = torch.eye(r, dtype=torch.float64) + weight * gram[n:, n:]
     correction = weight * torch.linalg.solve(known, gram[n:])  # (1/w + G)⁻¹ G

@@ -133,7 +133,7 @@ class ConvertOptions(Checked):
         float | None,
         typer.Option(
             help="Scale the edit so that it drifts this far from the base on benign requests, KL in nats per token. "
-            "By default 0.015 for edits of effects, and not at all otherwise."
+            "By default 0.03 for edits of effects, and not at all otherwise."
         ),
     ] = None
     min_expert_tokens: Annotated[

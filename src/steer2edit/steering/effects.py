@@ -10,7 +10,7 @@ C = mean square of the effects on the score of tokens drawn from the model, over
     wanted, and of a positive one less the model's own where it is not
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steer2edit.core import Site, SiteEffects, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.method import Gate, gated_effects, output_direction
+from steer2edit.method import gated_effects, output_direction
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.effects import (
     Score,
@@ -33,13 +33,11 @@ from steer2edit.models.effects import (
 )
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
-from steer2edit.steering.closed_loop import SPENT, Loop
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_key, read_examples
 from steer2edit.steering.overlap import prompt_digests
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
-from steer2edit.steering.refusal import refusal_phrases
 
 Features = dict[Site, Float[Tensor, "n m"]]
 """Effects of n responses by site."""
@@ -49,7 +47,6 @@ DECIDING_TOKENS = 4
 DECIDED_BY = {"truthfulness": "answer", "conciseness": "end"}
 """By preset, what of a response decides the behaviour; of every other contrast it is the first tokens."""
 _SILENT_ON_BENIGN = ("safety", "safety-benign")  # contrasts whose positive responses fit any request
-_NATURAL = 4.0  # nats that a first step adds to the decision, to first order
 _SILENT = 136  # benign requests to stay silent on, as many as there are
 _DECISIONS = ("first", "answer", "end")
 BATCH_TOKENS = 1024
@@ -66,7 +63,6 @@ def measure_effects(
     decided_by: str | None = None,
     silent_on: str | Path | None = None,
     benign: str = BUILT_IN,
-    looks: int = len(SPENT),
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
 ) -> SteeringVectors:
@@ -84,22 +80,18 @@ def measure_effects(
             built-in benign requests and safe ones that sound alarming, or a file of prompts. By default `benign` for
             the safety presets, and none for others, whose gated rows spare drift alone.
         benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
-        looks: how often the gated row is measured, 1 to 3, each time with the edit so far in place
-            (`steering.closed_loop`); where first tokens decide.
         batch_tokens: rows × longest row of a batch stays within this.
         seed: of the tokens that are drawn.
 
     Raises:
         DataError: fewer than eight responses of a class or requests to stay silent on, or a model without a token
             that ends a turn.
-        InvalidValueError: no such decision or number of looks, effects that are not finite, or a model that gradients
+        InvalidValueError: no such decision, effects that are not finite, or a model that gradients
             cannot be taken of.
     """
     decided_by = decided_by or DECIDED_BY.get(contrast.name, "first")
     if decided_by not in _DECISIONS:
         raise InvalidValueError(f"effects are decided by {', '.join(_DECISIONS)}, got {decided_by!r}.")
-    if not 1 <= looks <= len(SPENT):
-        raise InvalidValueError(f"effects are looked at 1 to {len(SPENT)} times, got {looks}.")
     if min(contrast.train.counts().values()) < _FEWEST:
         counts = contrast.train.counts()
         raise DataError(
@@ -118,22 +110,18 @@ def measure_effects(
     prompts = _silent_prompts(silent_on, contrast)
     silent = measure.silent(contrast.train, prompts, answered) if prompts else {site: draws[site][:0] for site in draws}
     gate = gated_effects(wanted, silent, draws)
-    spent = SPENT[: looks if decided_by == "first" else 1]
-    loop = Loop(model, directions, {site: C + C.mean() for site, C in drift.items()}, answers)
-    gated, looks = _looked_again(measure, loop, contrast, gate, silent, draws, spent)
     sites = {}
     for site, means in vectors.sites.items():
         more, less = positive[site], negative[site]
         half = [more[i::2].mean(dim=0) - less[i::2].mean(dim=0) for i in (0, 1)]
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
-        effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift[site], gated[site], agreement)
+        effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift[site], gate.effects[site], agreement)
         sites[site] = replace(means, effects=effects)
     made: dict[str, Any] = {
         "decided_by": decided_by,
         "benign": benign,
         "benign_replies": len(answers),
         "draws": _DRAWS,
-        "looks": looks,
     }
     if prompts:
         value, low, high = auroc(gate.wanted.tolist(), gate.silent.tolist())
@@ -142,29 +130,6 @@ def measure_effects(
         made["gate"] = {"silent_on": str(silent_on or BUILT_IN), **counts, **told}
     seen = {*vectors.metadata.get("prompts", ()), *prompt_digests([*(prompt for prompt, _ in answered), *prompts])}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "prompts": sorted(seen), "effects": made})
-
-
-def _looked_again(
-    measure: "_Measurement",
-    loop: Loop,
-    contrast: ContrastSet,
-    gate: Gate[Site],
-    silent: Features,
-    draws: Features,
-    spent: Sequence[float],
-) -> tuple[Mapping[Site, Float[Tensor, " m"]], int]:
-    """ŝ after further looks with the edit in place, and how many looks there were."""
-    nothing = {site: torch.zeros_like(s) for site, s in gate.effects.items()}
-    gated, drift = loop.spending(spent[0], nothing, gate.effects, _NATURAL / max(gate.gain, 1e-30))
-    for look, kl in enumerate(spent[1:], start=2):
-        with loop.edited(gated):
-            missing = measure.missing(contrast)
-        if missing is None:
-            return gated, look - 1
-        more = gated_effects(missing, silent, draws).effects
-        first = 0.5 * loop.size(gated) / max(loop.size(more), 1e-30)
-        gated, drift = loop.spending(kl, gated, more, first, drift)
-    return gated, len(spent)
 
 
 def _silent_prompts(silent_on: str | Path | None, contrast: ContrastSet) -> Sequence[Prompt]:
@@ -221,23 +186,6 @@ class _Measurement:
         for site, rows in own.items():
             found[site] -= rows
         return found
-
-    def missing(self, contrast: ContrastSet) -> Features | None:
-        """Effects on positive responses less those on what the model now replies where that is not yet positive;
-        `None` where that is nearly nowhere."""
-        positive = {prompt_key(prompt): (prompt, response) for prompt, response in contrast.train.positive}
-        refused = refusal_phrases("strict").is_refusal if contrast.name in _SILENT_ON_BENIGN else lambda text: False
-        assert self.model.tokenizer is not None
-        left = [
-            (positive[prompt_key(prompt)], own)
-            for prompt, own in own_answers(self.model, [prompt for prompt, _ in positive.values()])
-            if not refused(self.model.tokenizer.decode(own.response_ids, skip_special_tokens=True))
-        ]
-        if len(left) < _FEWEST:
-            return None
-        found = self.decisions(encode_responses(self.model, [pair for pair, _ in left]), "what is still missing")
-        own = self.decisions([own for _, own in left], "replies instead", positive=False)
-        return {site: found[site] - rows for site, rows in own.items()}
 
     def draws(self, answers: Sequence[EncodedResponse], generator: torch.Generator) -> Features:
         """Effects on tokens drawn from the model, some draws of every reply."""
