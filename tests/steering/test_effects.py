@@ -202,10 +202,10 @@ def test_silent_requests_are_moved_less_the_more_they_count(
         measured = measure_effects(model, plain, contrast, silent_on=path, benign=str(path))
         edit = convert(model, measured, Hyperparameters(1.0, 1.0, 0.0), GATED_RULES, force=True)
         before = [decisions(model, pairs).mean() for pairs in (PAIRS.positive, silent)]
-        with merged(model, edit, 0.1):
+        with merged(model, edit, 0.01):
             after = [decisions(model, pairs).mean() for pairs in (PAIRS.positive, silent)]
         wanted, other = (float(a - b) for a, b in zip(after, before, strict=True))
-        assert wanted > 0
+        assert wanted > 0.04
         leaks.append(abs(other / wanted))
     assert leaks[1] < 0.5 * leaks[0]
 
@@ -244,8 +244,6 @@ def test_a_gate_needs_requests_to_stay_silent_on(model: LanguageModel, contrast:
     for wrong in ({"input_direction": "svd"}, {"magnitude": "top-k"}):
         with pytest.raises(InvalidValueError, match="rows of its own"):
             Rules(importance="effect", **wrong)  # type: ignore[arg-type]
-    with pytest.raises(InvalidValueError, match="1 to 3 times, got 0"):
-        measure_effects(model, extract(model, contrast), contrast, looks=0)
     (tmp_path / "few.txt").write_text("Name a colour.\nCount to three.\n")
     with pytest.raises(DataError, match="at least 8 requests to stay silent on, got 2"):
         measure_effects(model, extract(model, contrast), contrast, silent_on=tmp_path / "few.txt")
