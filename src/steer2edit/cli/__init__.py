@@ -9,6 +9,7 @@ import typer
 
 from steer2edit import __version__
 from steer2edit.cli.apply import apply
+from steer2edit.cli.chat import chat
 from steer2edit.cli.combine import combine
 from steer2edit.cli.compare import compare
 from steer2edit.cli.console import show_what_stdout_can, visible
@@ -63,6 +64,7 @@ for command in (
     steer,
     convert,
     apply,
+    chat,
     evaluate,
     inspect,
     search,

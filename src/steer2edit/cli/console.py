@@ -78,6 +78,24 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     Console(markup=False, highlight=False, width=_WIDEST).print(table)
 
 
+_NARROWEST = 30  # columns of a terminal in which a reply can still be read
+
+
+def columns_of_text(labels: Sequence[str], texts: Sequence[str]) -> Table:
+    """Texts under their labels, side by side where the terminal is wide enough for that, else one below the other."""
+    table = Table.grid(padding=(0, 2), expand=True)
+    if OUT.width >= _NARROWEST * len(labels):
+        for _ in labels:
+            table.add_column(ratio=1)
+        table.add_row(*(Text(visible(label), style="bold") for label in labels))
+        table.add_row(*(Text(visible(text)) for text in texts))
+        return table
+    for label, text in zip(labels, texts, strict=True):
+        table.add_row(Text(visible(label), style="bold"))
+        table.add_row(Text(f"{visible(text)}\n"))
+    return table
+
+
 def print_conditions(conditions: "Sequence[Condition]", title: str = "") -> None:
     """Conditions side by side, each metric with its 95 % interval and n."""
     from steer2edit.estimates import column

@@ -5,7 +5,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.models.batching import TokenBudget, pad, run_batches
@@ -15,6 +17,8 @@ from steer2edit.models.rendering import Prompt
 from steer2edit.models.reply import Reply, end_ids, reply_of
 from steer2edit.progress import step
 
+Growing = Callable[[list[Reply]], None]
+"""(replies so far) → shows them."""
 GENERATION_TOKENS = 8192
 """Rows × (longest prompt + reply) of a batch on a CPU, where larger batches gain no more."""
 
@@ -81,9 +85,43 @@ def generate(
         return run_batches(lengths, budget or TokenBudget(GENERATION_TOKENS), run)
 
 
+class _Growing(BaseStreamer):
+    """Hands on the replies of a batch whenever each has another token."""
+
+    def __init__(self, model: LanguageModel, encoded: Sequence[Sequence[int]], growing: Growing) -> None:
+        self._model, self._encoded, self._growing = model, encoded, growing
+        self._rows: list[list[int]] | None = None
+
+    def put(self, value: Tensor) -> None:
+        """First the prompts, then the next token of every row."""
+        if self._rows is None:
+            self._rows = [[] for _ in self._encoded]
+            return
+        for row, token in zip(self._rows, value.flatten().tolist(), strict=True):
+            row.append(token)
+        self._growing(_replies(self._model, self._encoded, self._rows))
+
+    def end(self) -> None:
+        """Nothing is left to hand on."""
+
+
+def _replies(model: LanguageModel, encoded: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[Reply]:
+    ends = end_ids(model)
+    return [reply_of(model, prompt, row, ends) for prompt, row in zip(encoded, rows, strict=True)]
+
+
 @torch.inference_mode()
-def generate_batch(model: LanguageModel, encoded: Sequence[Sequence[int]], sampling: Sampling) -> list[Reply]:
-    """Replies to one batch of token sequences."""
+def generate_batch(
+    model: LanguageModel, encoded: Sequence[Sequence[int]], sampling: Sampling, growing: Growing | None = None
+) -> list[Reply]:
+    """Replies to one batch of token sequences.
+
+    Args:
+        model: as it is: hooks and edits in force apply.
+        encoded: the prompts' tokens.
+        sampling: how replies are drawn.
+        growing: called with all replies so far, whenever each has another token.
+    """
     ends = end_ids(model)
     ids, mask = pad(encoded, pad_id=ends[0] if ends else 0, device=model.device, left=True)
     sampled = sampling.temperature > 0
@@ -98,9 +136,11 @@ def generate_batch(model: LanguageModel, encoded: Sequence[Sequence[int]], sampl
     with generating(model, config), torch.random.fork_rng(enabled=sampled):
         if sampled:
             torch.manual_seed(sampling.seed)
-        output = model.network.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    rows = output[:, ids.shape[1] :].tolist()
-    return [reply_of(model, prompt, row, ends) for prompt, row in zip(encoded, rows, strict=True)]
+        streamer = _Growing(model, encoded, growing) if growing else None
+        output = model.network.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer
+        )  # fmt: skip
+    return _replies(model, encoded, output[:, ids.shape[1] :].tolist())
 
 
 @contextmanager

@@ -1,0 +1,123 @@
+"""`steer2edit chat`."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steer2edit.cli.arms import load_edits, load_steering, make_arms, parse_edit, parse_steering
+from steer2edit.cli.options import AllowMismatchOption, JsonOption, Loading, ModelArgument, SeedOption
+
+if TYPE_CHECKING:
+    from steer2edit.evaluation import Arm
+    from steer2edit.models import LanguageModel, Message, Reply, Sampling
+
+_NEW = "/new"
+
+
+def chat(
+    model: ModelArgument,
+    loading: Loading,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to say; without it, a talk.")] = None,
+    edit: Annotated[
+        list[str] | None, typer.Option(metavar="DIR[:STRENGTH]", help="An edit; may be given several times.")
+    ] = None,
+    steer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VECTORS:STRENGTH", help="Activation steering; may be given several times."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest words.")] = 0.0,
+    allow_mismatch: AllowMismatchOption = False,
+    seed: SeedOption = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Talk to the base, steered and edited model, side by side.
+
+    In a talk every one of them goes on from its own replies; /new begins another, Ctrl+D ends.
+
+    \b
+    Example:
+    steer2edit chat smollm2 "Write a letter to my bank." --edit edit \\
+      --steer vectors.safetensors:0.2
+    """
+    given_edits, given_vectors = [parse_edit(e) for e in edit or ()], [parse_steering(s) for s in steer or ()]
+    if prompt is None and (json_output or not sys.stdin.isatty()):
+        raise typer.BadParameter("give a PROMPT: a talk needs a terminal to type into, and has no --json.")
+    from steer2edit.cli.console import print_json
+    from steer2edit.models import Sampling
+    from steer2edit.progress import show_progress
+
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    edits, vectors = load_edits(given_edits), load_steering(given_vectors)
+    with show_progress():
+        loaded = loading.load(model, *(own.metadata for _, own in (*edits, *vectors)))
+    arms = make_arms(loaded, edits, vectors, allow_mismatch=allow_mismatch)
+    if prompt is None:
+        return _talk(loaded, arms, sampling)
+    replies = _answer(loaded, arms, [[_said("user", prompt)] for _ in arms], sampling, show=not json_output)
+    if json_output:
+        found = [_described(arm, reply) for arm, reply in zip(arms, replies, strict=True)]
+        print_json({"schema_version": 1, "model": loaded.describe(), "prompt": prompt, "replies": found})
+    return None
+
+
+def _talk(model: "LanguageModel", arms: "list[Arm]", sampling: "Sampling") -> None:
+    """Turn after turn, until the input ends."""
+    turns: list[list[Message]] = [[] for _ in arms]
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            return
+        if text == _NEW:
+            turns = [[] for _ in arms]
+        elif text:
+            asked = [[*own, _said("user", text)] for own in turns]
+            replies = _answer(model, arms, asked, sampling, show=True)
+            turns = [[*own, _said("assistant", r.answer or r.text)] for own, r in zip(asked, replies, strict=True)]
+
+
+def _answer(
+    model: "LanguageModel",
+    arms: "list[Arm]",
+    turns: "list[list[Message]]",
+    sampling: "Sampling",
+    *,
+    show: bool,
+) -> "list[Reply]":
+    """The reply of every arm to its own turns; shown as they grow, if that is wanted."""
+    from rich.live import Live
+
+    from steer2edit.cli.console import OUT, columns_of_text
+    from steer2edit.editing import intervened
+    from steer2edit.models import encode_prompts, generate_batch
+
+    encoded = encode_prompts(model, turns, room=sampling.max_new_tokens)
+    labels = [arm.label for arm in arms]
+
+    def shown(replies: "list[Reply]") -> Any:
+        return columns_of_text(labels, [reply.shown for reply in replies])
+
+    with intervened(model, [arm.intervention for arm in arms]):
+        if not show:
+            return generate_batch(model, encoded, sampling)
+        with Live(console=OUT, refresh_per_second=8, transient=OUT.is_terminal) as live:
+            growing = (lambda replies: live.update(shown(replies))) if OUT.is_terminal else None
+            replies = generate_batch(model, encoded, sampling, growing)
+    OUT.print(shown(replies), soft_wrap=False)
+    return replies
+
+
+def _said(role: str, text: str) -> "Message":
+    return {"role": role, "content": text}
+
+
+def _described(arm: "Arm", reply: "Reply") -> dict[str, Any]:
+    return {
+        "label": arm.label,
+        "reply": reply.answer,
+        "thought": reply.thought,
+        "finished": reply.finished,
+        "tokens": len(reply.ids),
+    }
