@@ -51,7 +51,7 @@ def chat(
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
     edits, vectors = load_edits(given_edits), load_steering(given_vectors)
     with show_progress():
-        loaded = loading.load(model, *(own.metadata for _, own in (*edits, *vectors)))
+        loaded = loading.load(model, *(own.metadata for _, own in edits), *(own.metadata for _, own in vectors))
     arms = make_arms(loaded, edits, vectors, allow_mismatch=allow_mismatch)
     if prompt is None:
         return _talk(loaded, arms, sampling)

@@ -86,7 +86,7 @@ def columns_of_text(labels: Sequence[str], texts: Sequence[str]) -> Table:
     table = Table.grid(padding=(0, 2), expand=True)
     if OUT.width >= _NARROWEST * len(labels):
         for _ in labels:
-            table.add_column(ratio=1)
+            table.add_column(ratio=1, overflow="fold")
         table.add_row(*(Text(visible(label), style="bold") for label in labels))
         table.add_row(*(Text(visible(text)) for text in texts))
         return table

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.models.batching import TokenBudget, pad, run_batches
@@ -85,8 +84,8 @@ def generate(
         return run_batches(lengths, budget or TokenBudget(GENERATION_TOKENS), run)
 
 
-class _Growing(BaseStreamer):
-    """Hands on the replies of a batch whenever each has another token."""
+class _Growing:
+    """A streamer of transformers for a whole batch: hands on all replies whenever each has another token."""
 
     def __init__(self, model: LanguageModel, encoded: Sequence[Sequence[int]], growing: Growing) -> None:
         self._model, self._encoded, self._growing = model, encoded, growing
