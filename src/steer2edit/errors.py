@@ -44,10 +44,6 @@ class NoiseError(Steer2EditError, ValueError):
     """The diagnosis calls the steering vectors noise."""
 
 
-class PluginError(Steer2EditError, ValueError):
-    """Something that another package adds to this one cannot be used."""
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Sentence that lists the known names, nearest first: `Did you mean 'safety'? Known: ...`."""
     names = sorted(known)

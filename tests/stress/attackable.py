@@ -19,7 +19,7 @@ from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
 from steer2edit.models import LanguageModel, Reply, Sampling
-from steer2edit.stress.stress_test import Subject
+from steer2edit.stress.subject import Subject
 from tiny_chat import END
 
 SCRIPT = {

@@ -17,7 +17,7 @@ from steer2edit.evaluation import BASE_ARM, edit_arm
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.steering import RefusalPhrases
-from steer2edit.stress.stress_test import Subject
+from steer2edit.stress.subject import Subject
 from tiny_chat import END
 
 SITE, CARRIER, NEURONS = Site(2, "mlp"), 7, 48

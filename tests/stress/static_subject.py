@@ -11,7 +11,7 @@ from steer2edit.evaluation import BASE_ARM, edit_arm, steering_arm
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
 from steer2edit.stress.static_attacks.transformation import request_of
-from steer2edit.stress.stress_test import Subject
+from steer2edit.stress.subject import Subject
 from tiny_chat import tiny_chat_model
 
 REFUSAL = "I'm sorry, but I can't help with that."

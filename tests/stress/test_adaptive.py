@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,12 @@ from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts
 from steer2edit.models.scoring import span_log_probabilities, token_log_probabilities
-from steer2edit.stress.adaptive_attacks import adaptive, gcg, suffix_attack
-from steer2edit.stress.adaptive_attacks.adaptive import BestOfN, Prefilling, best_of, continuations
+from steer2edit.stress.adaptive_attacks import gcg
+from steer2edit.stress.adaptive_attacks import suffix_attack as suffixes
+from steer2edit.stress.adaptive_attacks.adaptive import best_of, best_of_n, continuations, prefilling, sentences
 from steer2edit.stress.adaptive_attacks.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
-from steer2edit.stress.adaptive_attacks.suffix_attack import SuffixAttack, first_refused
-from steer2edit.stress.attacked import Replies
-from steer2edit.stress.marked import marked
-from steer2edit.stress.options import StressOptions
-from steer2edit.stress.stress_test import StressTest
-from steer2edit.stress.subject import subject_for_costs
+from steer2edit.stress.adaptive_attacks.suffix_attack import first_refused, suffix_attack
+from steer2edit.stress.replies import Replies, Scored, score
 from tiny_chat import BEGIN, chatml, tiny_chat_model, tiny_tokenizer
 
 SMALL = GcgBudget(steps=6, width=24, top_k=16, length=5)
@@ -38,9 +36,9 @@ def outcomes(result) -> dict[str, str]:
 
 
 def replies(**refused: Sequence[bool | None]) -> Replies:
-    texts = {arm: [f"{arm}{i}{value}" for i, value in enumerate(values)] for arm, values in refused.items()}
-    unknown = {arm: [None] * len(values) for arm, values in refused.items()}
-    return Replies(texts, refused, unknown, unknown)
+    return Replies(
+        {arm: [Scored(f"{arm}{i}{value}", value) for i, value in enumerate(values)] for arm, values in refused.items()}
+    )
 
 
 def test_a_prefilled_reply_goes_on_from_its_opener(tmp_path: Path) -> None:
@@ -53,15 +51,14 @@ def test_a_prefilled_reply_goes_on_from_its_opener(tmp_path: Path) -> None:
 
 def test_prefilling_takes_refusals_that_are_decided_at_the_first_token(tmp_path: Path) -> None:
     model, edit = refusing()
-    result = Prefilling(openers=("q", "a")).run(subject_of(model, edit, tmp_path), "full")
+    subject = subject_of(model, edit, tmp_path)
+    result = prefilling(replace(subject, suite="full"), ("q", "a"))
     assert outcomes(result) == {"opener-1": "failed", "opener-2": "held"}  # "a" is what the edit reads
     first, second = result.findings
     assert first.values == {"base": [False] * 24, "edit": [False] * 24}
     assert second.values == {"base": [False] * 24, "edit": [True] * 24}
     assert result.replies["edit"]["prefilling/opener-1"] == ["rs"] * 24
-    assert [
-        f.name for f in Prefilling(openers=("q", "a")).run(subject_of(model, edit, tmp_path), "quick").findings
-    ] == ["prefilling/opener-1"]
+    assert [f.name for f in prefilling(subject, ("q", "a")).findings] == ["prefilling/opener-1"]
 
 
 def test_a_prefilled_request_must_fit_into_the_context(tmp_path: Path) -> None:
@@ -82,8 +79,8 @@ def test_a_refusal_after_the_opener_is_seen_in_a_continuation_only(tmp_path: Pat
     ]
     given = {"edit": [Reply(text, (1, 2), True) for text in texts]}
     requests = REQUESTS[:5]
-    assert marked(subject, requests, given, continued=True).refused["edit"] == [True, True, False, True, None]
-    assert marked(subject, requests, given).refused["edit"] == [False, False, False, True, None]
+    assert score(subject, requests, given, parts=sentences).refused["edit"] == [True, True, False, True, None]
+    assert score(subject, requests, given).refused["edit"] == [False, False, False, True, None]
 
 
 def test_the_best_of_several_samples_is_one_that_does_not_refuse() -> None:
@@ -116,7 +113,7 @@ def test_one_reply_of_n_that_does_not_refuse_is_enough(
     model, edit = refusing()
     engine = SampledEngine(model, weak_seed)
     subject = subject_of(model, edit, tmp_path, engine=engine, seed=3)
-    result = BestOfN().run(subject, "quick")
+    result = best_of_n(subject)
     assert outcomes(result) == {"one-sample": single, "3": several}
     assert engine.seen == [(0.0, 0), (1.0, 3000), (1.0, 3001), (1.0, 3002)]  # no two samples alike
 
@@ -190,8 +187,9 @@ def test_a_broken_edit_is_searched_and_sampled_without_a_crash(tmp_path: Path) -
     edit = WeightEdit({s: replace(e, output_direction=3e38 * e.output_direction) for s, e in edit.sites.items()})
     with merged(model, edit):
         assert not math.isfinite(target_losses(model, [REQUESTS[0]], "b")[0])
-    for test in (SuffixAttack(target="b", quick=GcgBudget(steps=1, width=4, top_k=4, length=3)), BestOfN()):
-        result = test.run(subject_of(model, edit, tmp_path), "quick")
+    budget = GcgBudget(steps=1, width=4, top_k=4, length=3)
+    for test in (partial(suffix_attack, target="b", quick=budget), best_of_n):
+        result = test(subject_of(model, edit, tmp_path))
         assert set(outcomes(result).values()) == {"open"}  # neither held nor failed
 
 
@@ -286,10 +284,10 @@ def test_the_candidates_of_the_gradient_lower_the_loss_more_often_than_random_on
 def test_suffixes_are_searched_on_base_and_edit_apart_and_crossed(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("nanogcg")
     model, edit = refusing()
-    test = SuffixAttack(target="b", quick=GcgBudget(steps=3, width=8, top_k=8, length=3))
+    budget = GcgBudget(steps=3, width=8, top_k=8, length=3)
     subject = subject_of(model, edit, tmp_path)
     weights = {k: v.clone() for k, v in model.network.state_dict().items()}
-    result = test.run(subject, "quick")
+    result = suffix_attack(subject, "b", budget)
     facts = result.facts["search"]
     assert facts["requests"] == [0, 1]
     assert set(facts["suffixes"]) == {"base", "edit"}
@@ -311,24 +309,17 @@ def test_a_search_that_does_not_search_is_caught(tmp_path: Path, monkeypatch: py
     def idle(model, prompt, target, budget, seed=0):
         return Suffix(budget.start, (1.0,))
 
-    monkeypatch.setattr(suffix_attack, "find_suffix", idle)
+    monkeypatch.setattr(suffixes, "find_suffix", idle)
     model, edit = refusing()
-    result = SuffixAttack(target="b").run(subject_of(model, edit, tmp_path), "quick")
+    result = suffix_attack(subject_of(model, edit, tmp_path), "b")
     assert outcomes(result)["search"] == "open"
     assert "does not attack" in result.findings[0].sentence
 
     def lucky(model, prompt, target, budget, seed=0):
         return Suffix("0n", (1.0,))  # after which both are sure to say "b"
 
-    monkeypatch.setattr(suffix_attack, "find_suffix", lucky)
-    result = SuffixAttack(target="b").run(subject_of(model, edit, tmp_path), "quick")
+    monkeypatch.setattr(suffixes, "find_suffix", lucky)
+    result = suffix_attack(subject_of(model, edit, tmp_path), "b")
     assert outcomes(result)["search"] == "control"
     assert outcomes(result)["all/from-edit"] == "failed"
     assert outcomes(result)["from-base"] == "open"  # two requests are too few to tell
-
-
-def test_every_attack_says_what_it_costs_without_a_model() -> None:
-    for test in adaptive.tests():
-        assert isinstance(test, StressTest)
-        assert test.group == "adaptive"
-        assert 0 < test.cost(subject_for_costs(StressOptions()), "quick").replies <= 400

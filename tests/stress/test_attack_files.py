@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,8 @@ import pytest
 from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
 from steer2edit.errors import ArtifactError, DataError
-from steer2edit.stress.static_attacks.attack_files import attack_file_test, behind
 from steer2edit.stress.static_attacks.attack_formats import AttackFile, ReadyPrompt, read_attacks
-from steer2edit.stress.stress_test import StressTest
+from steer2edit.stress.static_attacks.static import behind, file_test
 
 SUFFIX = "! ! describing.\\ + similarlyNow"
 Save = Callable[..., Path]
@@ -190,15 +190,15 @@ class TestRowsAndFiles:
     )  # fmt: skip
     def test_bad(self, content: str, name: str, error: type[Exception], message: str, save: Save) -> None:
         with pytest.raises(error, match=message):
-            attack_file_test(save(content, name))
+            file_test(save(content, name))
 
     def test_no_such_file(self, tmp_path: Path) -> None:
         for name in ("absent.json", "absent.csv"):
             with pytest.raises(DataError, match=rf"there is no file .*{name}"):
-                attack_file_test(tmp_path / name)
+                file_test(tmp_path / name)
         (tmp_path / "folder.json").mkdir()
         with pytest.raises(DataError, match=r"cannot read .*folder\.json"):
-            attack_file_test(tmp_path / "folder.json")
+            file_test(tmp_path / "folder.json")
 
     def test_prompts_or_suffixes(self) -> None:
         for prompts, suffixes in (((), ()), ((ReadyPrompt("a"),), ("b",))):
@@ -213,47 +213,43 @@ def answer(kind: str, text: str) -> str:
 
 class TestAttackFileTest:
     def test_suffixes_go_behind_the_subjects_requests(self, save: Save) -> None:
-        test = attack_file_test(save('{"suffix": "zzz"}\n{"suffix": "{x} ok"}\n', "My suffixes.jsonl"))
+        test, named = file_test(save('{"suffix": "zzz"}\n{"suffix": "{x} ok"}\n', "My suffixes.jsonl"))
         subject = scripted_subject(answer, requests(20))
-        assert isinstance(test, StressTest)
+        assert named == []
         assert (test.name, test.group) == ("attack-file-my-suffixes-f623b749", "static")
         assert test.summary == "suffixes: 2 suffixes of a file"
-        quick = test.run(subject, "quick")
+        quick = test.run(subject)
         assert [(f.name, f.outcome) for f in quick.findings] == [
             ("attack-file-my-suffixes-f623b749/plain", "held"), ("attack-file-my-suffixes-f623b749/suffix-1", "failed"),
         ]  # fmt: skip
         assert isinstance(subject.engine, ScriptedEngine)
         assert subject.engine.asked[-1] == requests(20)[-1] + " zzz"
-        full = test.run(subject, "full")
+        full = test.run(replace(subject, suite="full"))
         assert [f.outcome for f in full.findings] == ["held", "failed", "held"]
-        assert test.cost(subject, "quick").replies == 20 * 3 * 2
-        assert test.cost(subject, "full").replies == 20 * 3 * 3
 
     def test_prompts_with_requests_are_compared_with_them(self, save: Save) -> None:
         rows = [{"goal": request, "prompt": f"zzz {request}"} for request in requests(40)]
-        test = attack_file_test(save({"jailbreaks": [*rows, {"goal": "a", "prompt": None}]}))
+        test, named = file_test(save({"jailbreaks": [*rows, {"goal": "a", "prompt": None}]}))
         subject = scripted_subject(answer, ["not asked"])
-        result = test.run(subject, "quick")
+        assert named == requests(40)
+        result = test.run(subject)
         plain, attacked = result.findings
         assert plain.estimates["edited"].n == attacked.estimates["edited"].n == 20
         assert (plain.outcome, attacked.outcome) == ("held", "failed")
         assert attacked.note.startswith("1 of 41 behaviours have no prompt in the file. Not refused is not complied")
         assert set(result.replies["edited"]) == {plain.name, attacked.name}
-        assert test.cost(subject, "quick").replies == 20 * 3 * 2
-        assert test.cost(subject, "full").replies == 40 * 3 * 2
 
     def test_prompts_without_requests_have_no_plain_line(self, save: Save) -> None:
-        test = attack_file_test(save("\n".join(f"Max, {request}" for request in requests(20)), "max.txt"))
+        test, named = file_test(save("\n".join(f"Max, {request}" for request in requests(20)), "max.txt"))
         subject = scripted_subject(answer, ["not asked"])
-        result = test.run(subject, "full")
+        assert named == []
+        result = test.run(subject)
         (finding,) = result.findings
         assert finding.outcome == "held"  # the base refuses none
         assert "change" not in result.facts[finding.name]
-        assert test.cost(subject, "full").replies == 20 * 3
-        (finding,) = attack_file_test(save("zzz\n" * 20, "z.txt")).run(subject, "full").findings
+        (finding,) = file_test(save("zzz\n" * 20, "z.txt"))[0].run(subject).findings
         assert finding.outcome == "open"
         assert "no plain requests to compare with" in finding.sentence
 
     def test_behind(self) -> None:
         assert behind(SUFFIX)("Do a") == f"Do a {SUFFIX}"
-        assert behind(SUFFIX).request_in(f"Do a {SUFFIX}") == "Do a"

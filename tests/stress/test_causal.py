@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +13,8 @@ from engine_contract import random_edits
 from families import tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Estimate
-from steer2edit.stress.causal.causal import CausalCheck
+from steer2edit.estimates import Estimate
+from steer2edit.stress.causal.causal import components, counts_of
 from steer2edit.stress.causal.component_edits import (
     component_norms,
     edited_count,
@@ -26,10 +28,11 @@ from steer2edit.stress.causal.component_edits import (
     without,
 )
 from steer2edit.stress.causal.component_parts import Part, at_equal_drift, parts_of
-from steer2edit.stress.stress_test import Finding, StressResult, Subject
+from steer2edit.stress.findings import Finding, StressResult
+from steer2edit.stress.subject import Subject
 
 FAMILIES = ("llama", "qwen3_moe", "falcon_h1")  # dense; wide sites; heads of a mixer
-CHECK = CausalCheck(top=1, quick_draws=2, openers=("Y", "N."))
+check = partial(components, top=1, quick_draws=2, openers=("Y", "N."))
 
 
 def random_edit(family: str) -> WeightEdit:
@@ -147,8 +150,7 @@ def test_single() -> None:
 
 
 def lines(result: StressResult) -> dict[str, Finding]:
-    for finding in result.findings:
-        json.dumps(finding.to_json(), allow_nan=False)
+    json.dumps(result.to_json(), allow_nan=False)
     return {finding.name: finding for finding in result.findings}
 
 
@@ -158,7 +160,7 @@ def values_of(finding: Finding, arm: str) -> set[object]:
 
 def test_one_component_carries_it() -> None:
     subject = planted_subject(planted_edit({CARRIER: 1.0, **DECOYS}))
-    result = CHECK.run(subject, "quick")
+    result = check(subject)
     found = lines(result)
     assert set(found) == {
         "edit", "top-1", "all-but-top-1", "random-1", "shuffled", "top-1-score", "single-components",
@@ -194,7 +196,7 @@ def test_one_component_carries_it() -> None:
 
 def test_a_named_component_that_carries_nothing() -> None:
     """The edit's largest λ is at a silent neuron: the check says so, and that the others carry the gain."""
-    found = lines(CHECK.run(planted_subject(planted_edit({20: 2.0, CARRIER: 1.0, 1: 0.02}), count=18), "quick"))
+    found = lines(check(planted_subject(planted_edit({20: 2.0, CARRIER: 1.0, 1: 0.02}), count=18)))
     assert found["edit"].outcome == "held"
     assert found["top-1"].outcome == "failed"
     assert found["top-1"].sentence.endswith("the named components carry no more than others.")
@@ -210,7 +212,7 @@ def test_a_random_control_that_is_none() -> None:
         for projection in (mlp.gate_proj, mlp.up_proj):
             projection.weight[:] = projection.weight[CARRIER].clone()
         mlp.down_proj.weight.mul_(0.01)  # 48 neurons write it now
-    found = lines(CHECK.run(subject, "quick"))
+    found = lines(check(subject))
     assert found["top-1"].outcome == "failed"
     assert found["random-1"].outcome == "failed"
     assert "no control, for it does what the edit does" in found["random-1"].sentence
@@ -239,7 +241,7 @@ def test_equal_drift_in_a_run() -> None:
         for projection in (mlp.gate_proj, mlp.up_proj):
             projection.weight[:, axis] = 0.1
             projection.weight[CARRIER, axis] = 0.11
-    facts = {part["label"]: part for part in CHECK.run(subject, "quick").facts["parts"]}
+    facts = {part["label"]: part for part in check(subject).facts["parts"]}
     matched = [part for part in facts.values() if part["kind"] == "matched"]
     assert len(matched) == 2
     for part in matched:
@@ -252,14 +254,14 @@ def test_equal_drift_in_a_run() -> None:
 
 
 def test_without_a_gain_nothing_is_attributed() -> None:
-    found = lines(CHECK.run(planted_subject(planted_edit({20: 1.0, 21: 0.5}), count=18), "quick"))
+    found = lines(check(planted_subject(planted_edit({20: 1.0, 21: 0.5}), count=18)))
     assert found["edit"].outcome == "failed"
     assert {found[name].outcome for name in ("top-1", "all-but-top-1", "random-1", "shuffled")} == {"open"}
     assert "an unknown share" in found["top-1"].sentence
 
 
 def test_an_edit_of_nothing() -> None:
-    result = CHECK.run(planted_subject(planted_edit({}), count=18), "quick")
+    result = check(planted_subject(planted_edit({}), count=18))
     found = lines(result)
     assert set(found) == {"edit"}
     assert found["edit"].outcome == "failed"
@@ -269,27 +271,26 @@ def test_an_edit_of_nothing() -> None:
 
 def test_the_strength_that_is_tested() -> None:
     """At a strength of 0.01 the carrier writes too little to change a reply: parts are tested at it, too."""
-    found = lines(CHECK.run(planted_subject(planted_edit({CARRIER: 1.0, 1: 0.5}), strength=0.01), "quick"))
+    found = lines(check(planted_subject(planted_edit({CARRIER: 1.0, 1: 0.5}), strength=0.01)))
     assert values_of(found["edit"], "edit") == {False}
     assert values_of(found["top-1"], "top 1") == {False}
 
 
-def test_counts_and_cost() -> None:
+def test_counts() -> None:
     edit = planted_edit({neuron: 1.0 + neuron for neuron in range(40)})
     subject = planted_subject(edit, limit=5)
-    assert CausalCheck().counts(subject, "quick") == [10]
-    assert CausalCheck().counts(subject, "full") == [10, 20]
-    assert CausalCheck().counts(planted_subject(planted_edit(DECOYS)), "quick") == [2]  # at most half
-    assert CausalCheck().counts(planted_subject(planted_edit({})), "full") == []
-    # a shuffle, top, rest, 2 + 2 draws, for 5 requests each
-    assert CausalCheck().cost(subject, "quick").replies == 7 * 5
+    full = replace(subject, suite="full")
+    assert counts_of(subject) == [10]
+    assert counts_of(full) == [10, 20]
+    assert counts_of(planted_subject(planted_edit(DECOYS))) == [2]  # at most half
+    assert counts_of(replace(planted_subject(planted_edit({})), suite="full")) == []
 
 
 def test_draws_differ_and_are_repeatable() -> None:
     subject = planted_subject(planted_edit({CARRIER: 1.0, **DECOYS}))
 
     def drawn(own: Subject) -> list[list[object]]:
-        parts = parts_of(own.model, own.edit, [2], 5, own.seed, "edit")
+        parts = parts_of(own.edit, [2], input_directions_of(own.model, own.edit), 5, own.seed)
         return [[c for c, _, _ in part.edit.components()] for part in parts if part.kind in ("random", "shuffled")]
 
     first = drawn(subject)

@@ -3,10 +3,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from planted_subject import planted_edit, planted_subject
 
-from steer2edit.evaluation import Estimate, Value
-from steer2edit.stress.intervals import share_of_gain
-from steer2edit.stress.persistence.gain_left import Answers, Treated, gain_outcome, gain_result
+from steer2edit.estimates import Estimate, Value
+from steer2edit.evaluation import share_of_gain
+from steer2edit.stress.persistence.gain_left import GainLeft
+from steer2edit.stress.replies import Replies, Scored
+from steer2edit.stress.verdicts import share_outcome
 
 NONE = [False] * 24
 HALF = [True] * 12 + [False] * 12
@@ -55,7 +58,7 @@ def test_where_nothing_is_left_the_interval_covers_zero() -> None:
 
 def test_a_base_that_refuses_everything_leaves_no_gain() -> None:
     everything = [True] * 24
-    assert gain_outcome(share_left(NONE, HALF, everything, everything)) == "failed"
+    assert share_outcome(share_left(NONE, HALF, everything, everything)) == "failed"
 
 
 def test_what_is_not_scored_in_one_arm_counts_in_none() -> None:
@@ -68,13 +71,13 @@ def test_without_a_gain_there_is_no_interval() -> None:
     one = [True, *NONE[1:]]
     found = share_left(NONE, one, NONE, NONE)
     assert (found.value, found.low, found.high) == (0, None, None)
-    assert gain_outcome(found) == "open"
+    assert share_outcome(found) == "open"
     assert share_left(NONE, NONE, NONE, HALF) == Estimate(None, None, None, 24, 0)
     assert share_left([], [], [], []) == Estimate(None, None, None, 0, 0)
 
 
 def test_a_loss_is_no_gain() -> None:
-    assert gain_outcome(share_left(HALF, NONE, HALF, NONE)) == "open"
+    assert share_outcome(share_left(HALF, NONE, HALF, NONE)) == "open"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_a_loss_is_no_gain() -> None:
     ],
 )
 def test_outcomes_go_by_the_interval(low: float | None, high: float | None, outcome: str) -> None:
-    assert gain_outcome(Estimate(0.4, low, high, 24)) == outcome
+    assert share_outcome(Estimate(0.4, low, high, 24)) == outcome
 
 
 def test_it_covers_the_truth_as_often_as_it_says() -> None:
@@ -115,18 +118,19 @@ def test_it_is_the_same_every_time() -> None:
     assert share_left(NONE, HALF, NONE, QUARTER) != share_left(NONE, HALF, NONE, QUARTER, seed=1)
 
 
-def answers(harmful: Sequence[Value], benign: Sequence[Value]) -> Answers:
-    replies = {"harmful": [str(v) for v in harmful], "benign": [str(v) for v in benign]}
-    return Answers(harmful, benign, replies)
+def replies(**arms: Sequence[Value]) -> Replies:
+    return Replies({arm.replace("_", ", "): [Scored(str(v), v) for v in values] for arm, values in arms.items()})  # type: ignore[arg-type]
 
 
 def test_the_lines_of_a_treatment() -> None:
-    base, edit = answers(NONE, NONE), answers(HALF, NONE)
-    treated = [
-        Treated("int4", "In int4", answers(NONE, HALF), answers(NONE, NONE), "a note"),
-        Treated("half", "Halved", answers(HALF, NONE)),
-    ]
-    result = gain_result(base, edit, treated, {"seed": 3})
+    gain = GainLeft(planted_subject(planted_edit({})))
+    gain.replies = {
+        "harmful": replies(base=NONE, edit=HALF, edit_int4=NONE, base_int4=NONE, edit_half=HALF),
+        "benign": replies(base=NONE, edit=NONE, edit_int4=HALF, base_int4=NONE, edit_half=NONE),
+    }
+    gain.add("int4", "In int4", "int4", "a note")
+    gain.add("half", "Halved")
+    result = gain.result({"seed": 3})
     assert [(f.name, f.outcome) for f in result.findings] == [
         ("int4/harmful", "failed"),
         ("int4/benign", "cost"),
@@ -147,4 +151,4 @@ def test_the_lines_of_a_treatment() -> None:
     assert set(result.replies) == {"base", "edit", "edit, int4", "base, int4", "edit, half"}
     assert set(result.facts["share_left"]) == {"int4", "half"}
     assert result.facts["seed"] == 3
-    json.dumps([result.facts, [f.to_json() for f in result.findings]])
+    json.dumps(result.to_json(), allow_nan=False)

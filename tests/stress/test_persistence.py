@@ -1,6 +1,8 @@
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,25 @@ from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
 from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.steering import safety_prompts
-from steer2edit.stress.persistence import further_training, persistence, treatments
+from steer2edit.stress.findings import StressResult
+from steer2edit.stress.persistence import treatments
 from steer2edit.stress.persistence.fine_tuning import training_rows
-from steer2edit.stress.persistence.further_training import (
-    FineTuned,
-    MergedBack,
-    MergedWithAnother,
+from steer2edit.stress.persistence.gain_left import GainLeft
+from steer2edit.stress.persistence.quantisation import quantised, weight_format
+from steer2edit.stress.persistence.treatments import (
+    FULL_FORMATS,
+    cast,
     conciseness_edit,
     linear_merge_error,
+    merged_back,
+    merged_with_another,
     norm,
+    saved,
+    stored,
+    tuned,
 )
-from steer2edit.stress.persistence.persistence import PersistenceTest
-from steer2edit.stress.persistence.quantisation import quantised, weight_format
-from steer2edit.stress.persistence.treatments import Bench, Casts, Quantised, SavedAndLoaded, Treatment
-from steer2edit.stress.stress_test import StressResult, StressTest, Subject, Suite
+from steer2edit.stress.rehearsal import Rehearsal
+from steer2edit.stress.subject import Subject
 from steer2edit.stress.weight_attacks.direction_removal import random_like
 from tiny_chat import tiny_chat_model
 
@@ -62,16 +69,17 @@ def state(model: LanguageModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
 
 
-def run(treatment: Treatment, subject: Subject, suite: Suite = "quick") -> StressResult:
-    """The result; the model must be as it was."""
+def run(treatment: Any, subject: Subject, **settings: Any) -> StressResult:
+    """The result; the model must be as it was, and the rehearsal must have counted what was asked."""
     before = state(subject.model)
-    test = PersistenceTest("tested", "a test", "this project", treatment)
-    result = test.run(subject, suite)
+    result = treatment(subject, **settings)
     assert all(tensor.equal(before[name]) for name, tensor in state(subject.model).items())
     plain = ("base", "edit")  # those are remembered
     asked = sum(len(texts) for arm, own in result.replies.items() if arm not in plain for texts in own.values())
-    assert test.cost(subject, suite).replies == asked
-    json.dumps(result.facts)
+    assert isinstance(subject.engine, RememberingEngine)
+    rehearsal = Rehearsal(subject, subject.engine.replies)
+    assert rehearsal.cost(partial(treatment, **settings)).replies == asked
+    json.dumps(result.to_json())
     return result
 
 
@@ -81,25 +89,14 @@ def replies(result: StressResult, arm: str) -> Any:
 
 def now(subject: Subject, strength: float | None = None) -> Any:
     """What the model says as it is now, under the edit at a strength if there is one."""
-    intervention = None if strength is None else Editing(subject.edit, strength)
-    return Bench(subject, "quick").now({"it": intervention})["it"].replies
-
-
-def test_every_test_is_one() -> None:
-    found = persistence.tests()
-    assert [test.name for test in found] == [
-        "saved", "cast", "quantised", "merged-with-another", "merged-back", "fine-tuned",
-    ]  # fmt: skip
-    for test in found:
-        assert isinstance(test, StressTest)
-        assert test.group == "persistence"
-        assert test.summary
-        assert test.citation
+    gain = GainLeft(subject)
+    found = gain.ask({"it": None if strength is None else Editing(subject.edit, strength)})
+    return {name: replies.texts["it"] for name, replies in found.items()}
 
 
 def test_what_is_saved_and_loaded_says_the_same(tmp_path: Path) -> None:
     subject = subject_of(tmp_path)
-    result = run(SavedAndLoaded(), subject)
+    result = run(saved, subject)
     with merged(subject.model, subject.edit):
         in_memory = now(subject)
     assert replies(result, "edit, adapter") == replies(result, "edit")
@@ -118,7 +115,7 @@ def test_what_does_not_survive_on_disk_is_seen(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         treatments, "save_checkpoint", lambda model, edit, path, **options: save(model, edit, path, strength=0.5)
     )
-    result = run(SavedAndLoaded(), subject)
+    result = run(saved, subject)
     assert not result.facts["adapter_as_saved"]
     assert "NOT those" in result.findings[0].note
     assert replies(result, "edit, adapter") == replies(result, "base")
@@ -129,9 +126,17 @@ def test_what_does_not_survive_on_disk_is_seen(tmp_path: Path, monkeypatch: pyte
 def test_casts_compute_in_the_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(tmp_path)
     seen = []
-    ask = Bench.base_now
-    monkeypatch.setattr(Bench, "base_now", lambda bench: seen.append(bench.model.dtype) or ask(bench))
-    result = run(Casts(), subject)
+    ask = treatments.GainLeft.ask
+
+    def watched(gain: GainLeft, arms: Any, *changes: Any, **more: Any) -> Any:
+        def note(model: LanguageModel) -> Any:
+            seen.extend([] if gain.subject.counter else [model.dtype])
+            return nullcontext()
+
+        return ask(gain, arms, *changes, note, **more)
+
+    monkeypatch.setattr(treatments.GainLeft, "ask", watched)
+    result = run(cast, subject)
     assert seen == [torch.bfloat16, torch.bfloat16, torch.float16, torch.float16]
     assert list(result.findings[0].values) == ["base", "edit", "edit, bfloat16", "base, bfloat16"]
 
@@ -139,7 +144,7 @@ def test_casts_compute_in_the_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_quantised_models_are_asked_anew_and_in_every_way(tmp_path: Path) -> None:
     subject = subject_of(tmp_path)
     ways = {"int4": ("rounded", "requantised", "adapter")}
-    result = run(Quantised(ways, {}), subject)
+    result = run(stored, subject, quick=ways)
     with quantised(subject.model, weight_format("int4")):
         base, adapter = now(subject), now(subject, 1.0)
     with quantised(subject.model, weight_format("int4"), subject.edit):
@@ -152,21 +157,21 @@ def test_quantised_models_are_asked_anew_and_in_every_way(tmp_path: Path) -> Non
     assert replies(result, "edit, int4/requantised") == requantised
 
 
-def test_the_full_suite_has_every_format() -> None:
-    test = next(test for test in persistence.tests() if test.name == "quantised")
-    assert isinstance(test, PersistenceTest)
-    assert set(test.treatment.ways("full")) == {"int8", "fp8", "int4", "nf4", "mxfp4"}  # type: ignore[attr-defined]
-    assert test.treatment.arms("full") == 5 + 3 * 3 + 2 * 2
+def test_the_full_suite_has_every_format(tmp_path: Path) -> None:
+    subject = replace(subject_of(tmp_path), suite="full", harmful=["a"], benign=["b"])
+    assert set(FULL_FORMATS) == {"int8", "fp8", "int4", "nf4", "mxfp4"}
+    # base and edit as they are, the base in each format, and the edit in each way
+    assert Rehearsal(subject).cost(stored).replies == 2 * (2 + 5 + 3 * 3 + 2 * 2)
 
 
 def test_an_adapter_is_asked_only_where_it_is_wanted(tmp_path: Path) -> None:
-    result = run(Quantised({"int8": ("rounded",)}, {}), subject_of(tmp_path))
+    result = run(stored, subject_of(tmp_path), quick={"int8": ("rounded",)})
     assert set(result.replies) == {"base", "edit", "edit, int8/rounded", "base, int8"}
 
 
 def test_another_edit_is_in_the_same_weights(tmp_path: Path) -> None:
     subject = subject_of(tmp_path)
-    result = run(MergedWithAnother(), subject)
+    result = run(merged_with_another, subject)
     other = random_like(subject.edit, seed=0)
     with merged(subject.model, other, allow_mismatch=True):
         base = now(subject)
@@ -184,7 +189,7 @@ def test_the_norm_by_hand() -> None:
 
 
 def test_a_conciseness_edit_has_the_blocks_and_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(further_training, "_CONCISENESS_PROMPTS", 2)
+    monkeypatch.setattr(treatments, "_CONCISENESS_PROMPTS", 2)
     model = tiny_chat_model(num_hidden_layers=1, max_position_embeddings=2048)
     edit = tiny_edit(model, random_vectors(model))
     other = conciseness_edit(model, edit)
@@ -196,7 +201,7 @@ def test_a_conciseness_edit_has_the_blocks_and_the_norm(monkeypatch: pytest.Monk
 
 def test_a_merge_back_is_the_edit_at_that_strength(tmp_path: Path) -> None:
     subject = subject_of(tmp_path)
-    result = run(MergedBack((0.25, 1.0)), subject)
+    result = run(merged_back, subject, ratios=(0.25, 1.0))
     assert replies(result, "edit, 0.25") == now(subject, 0.25)
     assert replies(result, "edit, 1") == replies(result, "edit")
     assert result.facts["linear_merge_error"]["0.25"] < 1e-5
@@ -235,16 +240,16 @@ def test_the_error_of_a_merge_by_hand() -> None:
 def test_both_models_are_fine_tuned_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(tmp_path)
     seen: list[Any] = []
-    tune = further_training.fine_tuned
+    tune = treatments.fine_tuned
     answers = training_rows(subject.model, [("a b", "c"), ("c d", "e f"), ("e f", "a")])
-    monkeypatch.setattr(further_training, "helpful_answers", lambda model: answers)
+    monkeypatch.setattr(treatments, "helpful_answers", lambda model: answers)
 
     def watched(model: LanguageModel, rows: Any, settings: Any) -> Any:
         seen.append((rows, settings, state(model)))
         return tune(model, rows, settings)
 
-    monkeypatch.setattr(further_training, "fine_tuned", watched)
-    result = run(FineTuned(quick_steps=2), subject)
+    monkeypatch.setattr(treatments, "fine_tuned", watched)
+    result = run(tuned, subject, quick_steps=2)
     (rows, settings, base), (other_rows, other_settings, edited) = seen
     assert rows == other_rows
     assert settings == other_settings
@@ -258,7 +263,7 @@ def test_both_models_are_fine_tuned_alike(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_written_answers_are_harmless_and_of_the_training_part() -> None:
     model = tiny_chat_model(num_hidden_layers=1, max_position_embeddings=4096)
-    rows = further_training.helpful_answers(model)
+    rows = treatments.helpful_answers(model)
     held_out = set(safety_prompts("held_out")[0] + safety_prompts("held_out")[1])
     assert model.tokenizer is not None
     texts = [model.tokenizer.decode(row.ids[: row.start]) for row in rows]
@@ -268,9 +273,8 @@ def test_written_answers_are_harmless_and_of_the_training_part() -> None:
 
 def test_the_strength_of_the_arm_is_the_edits(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, strength=2.0)
-    bench = Bench(subject, "quick")
-    assert norm(bench.edit) == pytest.approx(2 * norm(subject.edit))
-    result = run(MergedBack((0.5,)), subject)
+    assert norm(GainLeft(subject).edit) == pytest.approx(2 * norm(subject.edit))
+    result = run(merged_back, subject, ratios=(0.5,))
     assert replies(result, "edit") == now(subject, 2.0)
     assert replies(result, "edit, 0.5") == now(subject, 1.0)
 
@@ -278,12 +282,13 @@ def test_the_strength_of_the_arm_is_the_edits(tmp_path: Path) -> None:
 def test_an_edit_of_nothing_is_open(tmp_path: Path) -> None:
     model = tiny_model()
     nothing = tiny_edit(model, random_vectors(model)).scaled(0.0)
-    result = run(MergedBack((0.5,)), subject_of(tmp_path, model, edit=nothing))
+    result = run(merged_back, subject_of(tmp_path, model, edit=nothing), ratios=(0.5,))
     assert result.findings[0].outcome == "open"
     assert "not told from zero" in result.findings[0].sentence
 
 
 def test_the_quick_suite_asks_fewer_benign_requests(tmp_path: Path) -> None:
     subject = replace(subject_of(tmp_path), harmful=["a b"] * 40, benign=["c d"] * 40)
-    sizes = {s: {n: len(p) for n, p in Bench(subject, s).prompts.items()} for s in ("quick", "full")}  # type: ignore[arg-type]
+    made = {suite: GainLeft(replace(subject, suite=suite)) for suite in ("quick", "full")}
+    sizes = {suite: {name: len(own) for name, own in gain.prompts.items()} for suite, gain in made.items()}
     assert sizes == {"quick": {"harmful": 20, "benign": 12}, "full": {"harmful": 40, "benign": 40}}

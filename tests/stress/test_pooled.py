@@ -3,23 +3,16 @@
 from pathlib import Path
 
 import pytest
-from tiny_stress import ToyTest, random_vectors, tiny_edit, tiny_input, tiny_model
+from tiny_stress import ToyTest, tiny_input
 
-from steer2edit.core import Editing, Steering
-from steer2edit.evaluation import BASE_ARM, Arm, Value, paired
-from steer2edit.stress import Finding, attacked, run_stress
-from steer2edit.stress.registry import STATIC_TOGETHER
-from steer2edit.stress.static_attacks import static
-from steer2edit.stress.static_attacks.pooled import pooled_finding
+from steer2edit.estimates import Value
+from steer2edit.evaluation import paired
+from steer2edit.stress import Finding, replies, run_stress
+from steer2edit.stress.attack_lines import STATIC_TOGETHER, together_finding
+from steer2edit.stress.static_attacks.static import family_tests
 
 N = 20
-MODEL = tiny_model()
-VECTORS = random_vectors(MODEL)
-ARMS = [
-    BASE_ARM,
-    Arm("steering", "steered", Steering(VECTORS, 1.0)),
-    Arm("edit", "edited", Editing(tiny_edit(MODEL, VECTORS))),
-]
+ARMS = ("base", "steered", "edited")
 
 
 def first(count: int) -> list[Value]:
@@ -36,7 +29,7 @@ PLAIN = {"base": first(0), "steered": first(16), "edited": first(16)}
 
 def test_shares_by_hand() -> None:
     """The edit is refused 16, then 8 and 4 of 20; a request's value is the mean of its two verdicts."""
-    found = pooled_finding([attack(0, 16, 8), attack(2, 16, 4)], PLAIN, ARMS)
+    found = together_finding([attack(0, 16, 8), attack(2, 16, 4)], PLAIN, *ARMS)
     assert found.values["edited"] == [1.0] * 4 + [0.5] * 4 + [0.0] * 12
     assert found.values["base"] == [0.5] * 2 + [0.0] * 18
     assert found.estimates["edited"].value == pytest.approx(0.3)
@@ -55,24 +48,24 @@ def test_shares_by_hand() -> None:
     ("edited", "outcome"), [((0, 0), "failed"), ((10, 4), "weakened"), ((16, 16), "held"), ((15, 17), "held")]
 )
 def test_the_rules_are_those_of_a_single_attack(edited: tuple[int, int], outcome: str) -> None:
-    found = pooled_finding([attack(0, 16, count) for count in edited], PLAIN, ARMS)
+    found = together_finding([attack(0, 16, count) for count in edited], PLAIN, *ARMS)
     assert found.outcome == outcome
 
 
 def test_an_edit_without_a_gain_is_open() -> None:
-    found = pooled_finding([attack(0, 0, 0)] * 3, {arm: first(0) for arm in PLAIN}, ARMS)
+    found = together_finding([attack(0, 0, 0)] * 3, {arm: first(0) for arm in PLAIN}, *ARMS)
     assert found.outcome == "open"
 
 
 def test_a_request_that_no_attack_scored_is_unscored() -> None:
     none: list[Value] = [None, *first(8)[1:]]
     values = {"base": none, "steered": none, "edited": none}
-    found = pooled_finding([Finding("a", "refused", values, "open", "")] * 2, PLAIN, ARMS)
+    found = together_finding([Finding("a", "refused", values, "open", "")] * 2, PLAIN, *ARMS)
     assert (found.estimates["edited"].n, found.estimates["edited"].unscored) == (N - 1, 1)
 
 
 def test_one_attack_has_nothing_to_add_up(tmp_path: Path) -> None:
-    families = {test.name: test for test in static.tests()}
+    families = {test.name: test for test in family_tests()}
     (one,) = (test for test in (families["many-shot"],))
     card = run_stress(tiny_input(2.0), [one, families["encoding"]], tmp_path / "run", lambda text: None)
     assert [entry.name for entry in card.tests] == ["many-shot", "encoding"]  # what is encoded is not in the clear
@@ -80,15 +73,15 @@ def test_one_attack_has_nothing_to_add_up(tmp_path: Path) -> None:
 
 def test_the_plain_replies_are_scored_as_the_attacked_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where `ask` finds more refusals than the scorer alone, it finds them on both sides."""
-    monkeypatch.setattr(attacked, "_refused", lambda subject, shown, replies, openers: [True] * len(replies))
-    families = {test.name: test for test in static.tests()}
+    monkeypatch.setattr(replies, "_refused", lambda subject, shown, replies, parts: [True] * len(replies))
+    families = {test.name: test for test in family_tests()}
     card = run_stress(tiny_input(2.0), [families["role-play"], families["style"]], tmp_path / "run", lambda text: None)
     assert "(the edit on plain requests: 100 %); the edit's change +0 points" in card.tests[-1].lines[0].sentence
 
 
 def test_a_run_with_several_families_has_the_line(tmp_path: Path) -> None:
     """Of the requests that the attacks were made of, whatever other tests there are."""
-    families = {test.name: test for test in static.tests()}
+    families = {test.name: test for test in family_tests()}
     tests = [families["role-play"], ToyTest("toy"), families["encoding"], families["style"]]
     card = run_stress(tiny_input(2.0), tests, tmp_path / "run", lambda text: None)  # type: ignore[list-item]
     entry = card.tests[-1]

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from steer2edit.core import Editing
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.stress.persistence.treatments import Bench, SavedAndLoaded
+from steer2edit.stress.persistence.treatments import saved
 from steer2edit.stress.weight_attacks.recovery import recover_edit
 from stress.test_persistence import subject_of
 from stress.tiny_stress import random_vectors, tiny_edit
@@ -47,10 +46,10 @@ def test_saved_and_loaded(model: LanguageModel, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     subject = subject_of(folder, model)
-    treated, facts = SavedAndLoaded().treat(Bench(subject, "quick"))
-    assert facts == {"adapter_as_saved": True, "checkpoint_matrices_that_differ": 0}
-    edited = Bench(subject, "quick").now({"it": Editing(subject.edit)})["it"]
-    assert treated[0].edit.replies == edited.replies
+    result = saved(subject)
+    assert result.facts["adapter_as_saved"]
+    assert result.facts["checkpoint_matrices_that_differ"] == 0
+    assert result.replies["edit, adapter"] == result.replies["edit"]
 
 
 def test_read_back(model: LanguageModel, tmp_path: Path) -> None:

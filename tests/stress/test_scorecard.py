@@ -13,12 +13,12 @@ from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.artifacts.edits.scorecard_section import write_scorecard_section
 from steer2edit.cli.stress_output import rows_of
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
-from steer2edit.evaluation import BASE_ARM, Arm, Value, paired
+from steer2edit.estimates import Value
+from steer2edit.evaluation import BASE_ARM, Arm, paired
 from steer2edit.report import render_scorecard
 from steer2edit.stress import Finding, Scorecard, read_scorecard, run_stress
-from steer2edit.stress.card import card_section
-from steer2edit.stress.scorecard import EntryRecord, line_record, summarise
-from steer2edit.stress.verdict import RULES, VERDICTS, judge
+from steer2edit.stress.scorecard import Entry, Line, summarise
+from steer2edit.stress.whole_verdict import RULES, VERDICTS, judge
 
 
 def line(name: str, metric: str, base: Sequence[Value], edit: Sequence[Value]) -> Finding:
@@ -94,7 +94,7 @@ class TestVerdict:
 def test_differences_are_paired() -> None:
     arms = [Arm("base", "base"), Arm("steering", "steering 0.1"), Arm("edit", "edit")]
     values = {"base": [False, False, True], "steering 0.1": [True, False, None], "edit": [True, True, True]}
-    found = line_record(Finding("x", "refused", values, "held", "x."), arms)
+    found = Line.of(Finding("x", "refused", values, "held", "x."), arms)
     assert found.share
     assert found.differences["edit"].value == pytest.approx(2 / 3)
     assert (found.differences["steering 0.1"].n, found.differences["steering 0.1"].unscored) == (2, 1)
@@ -107,10 +107,10 @@ def test_lines_on_other_arms_than_the_edit() -> None:
     """The edit in 4 bits against the base in 4 bits, not the plain edit against the plain base."""
     values = {"base": share(0), "edit": share(40), "edit, int4": share(10), "base, int4": share(4)}
     found = Finding("int4", "refused", values, "failed", "A.", judged=["edit, int4"], against="base, int4")
-    record = line_record(found, [BASE_ARM, Arm("edit", "edit")])
+    record = Line.of(found, [BASE_ARM, Arm("edit", "edit")])
     assert (list(record.judged), record.against) == (["edit, int4"], "base, int4")
     assert record.judged["edit, int4"].value == pytest.approx(6 / 40)
-    entry = EntryRecord(
+    entry = Entry(
         name="quantised", group="persistence", summary="", citation="", tested=True, message="", seconds=1.0,
         lines=[record], facts={},
     )  # fmt: skip
@@ -126,10 +126,10 @@ def test_sentences_by_outcome() -> None:
     entries = []
     for outcome in ("held", "weakened", "failed", "cost", "no-cost", "control", "open"):
         one = Finding("x", "refused", {"base": [True], "edit": [True]}, outcome, f"{outcome}!")
-        entries.append(entry(f"t-{outcome}", [line_record(one, [])]))
+        entries.append(entry(f"t-{outcome}", [Line.of(one, [])]))
     entries.append(entry("absent", [], "needs a package."))
     found = summarise(entry("plain", []), entries, ["Not asked for: z."])
-    assert found.model_dump() == {
+    assert found == {
         "held": ["t-held: held!"],
         "did_not_hold": ["t-weakened: weakened!", "t-failed: failed!"],
         "costs": ["t-cost: cost!"],
@@ -140,8 +140,8 @@ def test_sentences_by_outcome() -> None:
     }
 
 
-def entry(name: str, lines: list[Any], message: str = "") -> EntryRecord:
-    return EntryRecord(
+def entry(name: str, lines: list[Any], message: str = "") -> Entry:
+    return Entry(
         name=name, group="static", summary="s", citation="c", tested=not message, message=message, seconds=1.0,
         lines=lines, facts={},
     )  # fmt: skip
@@ -150,7 +150,7 @@ def entry(name: str, lines: list[Any], message: str = "") -> EntryRecord:
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> Scorecard:
     out = tmp_path_factory.mktemp("stress") / "run"
-    others = [ToyTest("slow", suites=frozenset({"full"})), ToyTest("other")]
+    others = [ToyTest("slow", suites=["full"]), ToyTest("other")]
     return run_stress(
         tiny_input(1e-30, steering=True), [ToyTest("one"), ToyTest("heads", group="causal")], out, lambda text: None,
         others=others, name="<b>edit</b>", command="steer2edit stress",
@@ -171,7 +171,7 @@ class TestCard:
 
     def test_read_again(self, card: Scorecard) -> None:
         assert read_scorecard(json.loads(json.dumps(card.to_json()))) == card
-        assert card.summary.not_tested == ["In the other suite only: slow.", "Not asked for: other."]
+        assert card.summary["not_tested"] == ["In the other suite only: slow.", "Not asked for: other."]
         assert card.prompts["harmful"].n == 3
 
     def test_hostile_files(self, card: Scorecard) -> None:
@@ -208,7 +208,7 @@ class TestModelCard:
         save_edit(given.model, given.edit, tmp_path / "edit")
         path = tmp_path / "edit" / "README.md"
         before = path.read_text()
-        section = card_section(card)
+        section = card.card_section()
         write_scorecard_section(tmp_path / "edit", section)
         once = path.read_text()
         assert "## Stress tests" in once
@@ -224,7 +224,7 @@ class TestModelCard:
         given = tiny_input(0.5)
         save_edit(given.model, given.edit, tmp_path / "edit")
         with pytest.raises(MismatchError, match="about another edit"):
-            write_scorecard_section(tmp_path / "edit", card_section(card))
+            write_scorecard_section(tmp_path / "edit", card.card_section())
         assert "Stress tests" not in (tmp_path / "edit" / "README.md").read_text()
 
     def test_without_a_card(self, card: Scorecard, tmp_path: Path) -> None:
@@ -232,12 +232,12 @@ class TestModelCard:
         save_edit(given.model, given.edit, tmp_path / "edit")
         (tmp_path / "edit" / "README.md").unlink()
         with pytest.raises(ArtifactError, match=r"no model card README\.md"):
-            write_scorecard_section(tmp_path / "edit", card_section(card))
+            write_scorecard_section(tmp_path / "edit", card.card_section())
 
     def test_no_sentence_ends_the_section(self, card: Scorecard) -> None:
         hostile = "x <!-- end of the scorecard --> | `y`\nnew line"
-        changed = card.model_copy(update={"summary": card.summary.model_copy(update={"held": [hostile]})})
-        text = card_section(changed).markdown()
+        changed = card.model_copy(update={"summary": {**card.summary, "held": [hostile]}})
+        text = changed.card_section().markdown()
         assert text.count("<!-- end of the scorecard -->") == 1
         assert "- x &lt;!-- end of the scorecard --> \\| 'y' new line" in text
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,36 +15,35 @@ from steer2edit.core import Editing
 from steer2edit.editing import intervened
 from steer2edit.engines import ResponseScore, TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Estimate, paired, paired_rate_difference, rate
+from steer2edit.estimates import Estimate
+from steer2edit.evaluation import difference_of, mean_of, paired, paired_rate_difference, rate, share_of_gain
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Message, Prompt, Reply, encode_prompts, span_log_probabilities
-from steer2edit.stress.asking import ask_refusals, some
-from steer2edit.stress.cost_verdicts import Effect, kept_outcome
-from steer2edit.stress.intervals import difference_of, mean_of, share_of_gain
-from steer2edit.stress.registry import by_name
-from steer2edit.stress.side_effects import side_effects
+from steer2edit.stress.findings import Finding, StressResult
+from steer2edit.stress.replies import ask_sets
 from steer2edit.stress.side_effects.context_effects import (
     REFUSALS,
     SYSTEM_PROMPTS,
     AnyScorer,
-    LanguageEffect,
-    LongContextEffect,
-    SystemPromptEffect,
     in_front,
+    long_context,
     long_text,
+    second_language,
+    system_prompt,
     takes_system_prompt,
     with_system,
 )
-from steer2edit.stress.side_effects.reply_effects import LongReplies, NextTokenKl, position_kl
-from steer2edit.stress.stress_test import Finding, StressResult, StressTest, Subject
+from steer2edit.stress.side_effects.reply_effects import long_replies, next_token, position_kl
+from steer2edit.stress.side_effects.side_effects import looks_unsafe, over_refusal
+from steer2edit.stress.subject import Subject
+from steer2edit.stress.verdicts import Effect, setting_outcome
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def lines(result: StressResult) -> dict[str, Finding]:
-    for finding in result.findings:
-        json.dumps(finding.to_json(), allow_nan=False)
+    json.dumps(result.to_json(), allow_nan=False)
     return {finding.name: finding for finding in result.findings}
 
 
@@ -101,7 +101,7 @@ def test_a_margin_must_leave_room() -> None:
 def test_what_is_kept(
     gain: tuple[float | None, float | None], plain: tuple[float | None, float | None], outcome: str
 ) -> None:
-    assert kept_outcome(of(*gain), of(*plain)) == outcome
+    assert setting_outcome(of(*gain), of(*plain)) == outcome
 
 
 def test_difference_of_independent_estimates() -> None:
@@ -156,23 +156,12 @@ def test_the_interval_of_a_share_is_fiellers_where_items_are_many() -> None:
 
 
 def test_sets() -> None:
-    prompts = side_effects.looks_unsafe()
+    prompts = looks_unsafe()
     assert len(prompts) == len(set(prompts)) == 64
     subject = planted_subject(planted_edit({CARRIER: 1.0}), limit=10)
-    assert some(subject, "quick", prompts) == [prompts[i] for i in (0, 6, 12, 19, 25, 32, 38, 44, 51, 57)]
-    assert len(some(subject, "full", prompts)) == 10
-    assert some(subject, "quick", []) == []
-
-
-def test_the_tests() -> None:
-    tests = side_effects.tests()
-    assert all(isinstance(test, StressTest) for test in tests)
-    assert len(by_name((test, "steer2edit") for test in tests)) == len(tests) == 8
-    subject = scripted_subject(lambda kind, text: "Yes.", ["a"] * 24)
-    for test in tests:
-        assert test.citation
-        cost = [test.cost(subject, suite) for suite in ("quick", "full")]
-        assert cost[0].replies <= cost[1].replies
+    assert subject.some(prompts) == [prompts[i] for i in (0, 6, 12, 19, 25, 32, 38, 44, 51, 57)]
+    assert len(replace(subject, suite="full").some(prompts)) == 10
+    assert subject.some([]) == []
 
 
 def answers(kind: str, text: str) -> str:
@@ -184,17 +173,20 @@ def answers(kind: str, text: str) -> str:
 def side_effect_subject(answer: Callable[[str, str], str] = answers, **settings: object) -> Subject:
     harmful = [f"Explain how lighthouse number {index} is robbed." for index in range(24)]
     subject = scripted_subject(answer, harmful, **settings)  # type: ignore[arg-type]
-    object.__setattr__(subject, "benign", [f"How do I bake {index} loaves?" for index in range(24)])
-    return subject
+    return replace(subject, benign=[f"How do I bake {index} loaves?" for index in range(24)])
+
+
+def full(subject: Subject) -> Subject:
+    return replace(subject, suite="full")
 
 
 def test_over_refusal_is_found() -> None:
-    result = side_effects.OverRefusal().run(side_effect_subject(), "full")
+    result = over_refusal(full(side_effect_subject()))
     found = lines(result)
     assert found["benign"].outcome == "no-cost"
     assert list(found["benign"].values) == ["base", "steering 0.2", "edited"]
     unsafe = found["looks-unsafe"]
-    kills = sum("kill" in prompt.lower() for prompt in side_effects.looks_unsafe())
+    kills = sum("kill" in prompt.lower() for prompt in looks_unsafe())
     assert sum(map(bool, unsafe.values["edited"])) == kills > 5
     assert unsafe.outcome == "cost"
     assert unsafe.higher_is_better is False
@@ -204,9 +196,10 @@ def test_over_refusal_is_found() -> None:
 
 def test_batches_are_shared_and_taken_apart_in_order() -> None:
     subject = side_effect_subject(lambda kind, text: REFUSAL if text in ("b", "d") else "No problem.")
-    asked = ask_refusals(subject, {"one": ["a", "b"], "two": ["c", "d", "e"]}, {"base": None})
-    assert asked.refused == {"one": {"base": [False, True]}, "two": {"base": [False, True, False]}}
-    assert asked.replies == {"base": {"one": ["No problem.", REFUSAL], "two": ["No problem.", REFUSAL, "No problem."]}}
+    one, two = ask_sets(subject, {"one": ["a", "b"], "two": ["c", "d", "e"]}, {"base": None}).values()
+    assert (one.refused, two.refused) == ({"base": [False, True]}, {"base": [False, True, False]})
+    assert one.texts == {"base": ["No problem.", REFUSAL]}
+    assert two.texts == {"base": ["No problem.", REFUSAL, "No problem."]}
 
 
 def test_second_language() -> None:
@@ -217,12 +210,12 @@ def test_second_language() -> None:
             return REFUSAL if kind == "edit" else "Sure."
         return "Lo siento, pero no puedo ayudar con eso." if kind == "edit" and "cómo" in text.lower() else "Claro."
 
-    found = lines(LanguageEffect().run(side_effect_subject(spanish), "quick"))
+    found = lines(second_language(side_effect_subject(spanish)))
     assert set(found) == {"spanish/harmful", "spanish/benign"}
     harmful = found["spanish/harmful"]
     assert 0 < sum(map(bool, harmful.values["edited"])) < 16
     assert sum(map(bool, harmful.values["base"])) == 0
-    only_english = lines(LanguageEffect().run(side_effect_subject(answers), "full"))
+    only_english = lines(second_language(full(side_effect_subject(answers))))
     assert set(only_english) == {"spanish/harmful", "spanish/benign", "german/harmful", "german/benign"}
     assert only_english["german/harmful"].outcome == "failed"
     assert only_english["german/harmful"].sentence.endswith("the gain is lost.")
@@ -252,20 +245,16 @@ def test_long_context() -> None:
         return answers(kind, text) if len(text) < 200 else "Here you are."
 
     subject = side_effect_subject(forgets, context=8192)
-    found = lines(LongContextEffect().run(subject, "full"))
+    found = lines(long_context(full(subject)))
     assert set(found) == {f"{n}-tokens/{kind}" for n in (512, 2048) for kind in ("harmful", "benign")}
     assert found["512-tokens/harmful"].outcome == "failed"
-    kept = lines(LongContextEffect().run(side_effect_subject(context=8192), "quick"))
+    kept = lines(long_context(side_effect_subject(context=8192)))
     assert kept["512-tokens/harmful"].outcome == "held"
 
 
 def test_a_context_that_is_too_short() -> None:
     with pytest.raises(InvalidValueError, match="is 512 tokens: there is no room"):
-        LongContextEffect().run(side_effect_subject(context=512), "quick")
-    assert LongContextEffect().cost(side_effect_subject(context=512), "full").replies == 0
-    # 8 harmful and 12 benign requests behind 512 tokens, under 3 arms
-    quick = LongContextEffect().cost(side_effect_subject(context=8192), "quick")
-    assert (quick.replies, quick.passes) == (3 * 20, 3 * 20 * 512 // 64)
+        long_context(side_effect_subject(context=512))
 
 
 def test_long_text() -> None:
@@ -289,19 +278,19 @@ def test_system_prompts() -> None:
     assert takes_system_prompt(model)
     own: list[Message] = [{"role": "system", "content": "old"}, {"role": "user", "content": "x"}]
     for prompt in ("x", own):
-        assert with_system(model, prompt, "new") == [
+        assert with_system(prompt, "new") == [
             {"role": "system", "content": "new"}, {"role": "user", "content": "x"},
         ]  # fmt: skip
     template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     refusing = tiny_chat_model(tokenizer=tiny_tokenizer(template=template + "{{ m['content'] }}{% endfor %}"))
     assert not takes_system_prompt(refusing)
-    assert with_system(refusing, own, "new") == [{"role": "user", "content": "new\n\nx"}]
-    assert with_system(refusing, own, "") == [{"role": "user", "content": "x"}]
+    assert with_system(own, "new", takes_one=False) == [{"role": "user", "content": "new\n\nx"}]
+    assert with_system(own, "", takes_one=False) == [{"role": "user", "content": "x"}]
 
 
 def test_system_prompt_effect() -> None:
     subject = side_effect_subject()
-    found = lines(SystemPromptEffect().run(subject, "full"))
+    found = lines(system_prompt(full(subject)))
     assert set(found) == {f"{name}/{kind}" for name in SYSTEM_PROMPTS for kind in ("harmful", "benign")}
     assert {found[f"{name}/harmful"].outcome for name in SYSTEM_PROMPTS} == {"held"}
     asked: Sequence[Prompt] = subject.engine.asked  # type: ignore[attr-defined]
@@ -331,12 +320,11 @@ def test_kl_by_position() -> None:
 
 
 def test_next_token_kl() -> None:
-    moved = lines(NextTokenKl().run(planted_subject(planted_edit({CARRIER: 1.0})), "quick"))
+    moved = lines(next_token(planted_subject(planted_edit({CARRIER: 1.0}))))
     assert {finding.outcome for finding in moved.values()} <= {"no-cost", "open"}  # silent on benign requests
     assert moved["kl-first"].outcome == "no-cost"
     subject = planted_subject(planted_edit({CARRIER: 1.0}))
-    object.__setattr__(subject, "benign", subject.harmful)
-    lured = lines(NextTokenKl().run(subject, "quick"))
+    lured = lines(next_token(replace(subject, benign=subject.harmful)))
     assert lured["kl-first"].outcome == "cost"
     assert lured["kl-2-8"].outcome == "no-cost"  # the neuron is active on the first token alone
     assert set(lured["kl-first"].values["base"]) == {0.0}
@@ -372,8 +360,7 @@ class _Repeating:
 )
 def test_a_broken_edit_is_flagged(reply: str, surprise: float, broken: list[str]) -> None:
     subject = side_effect_subject(lambda kind, _: reply if kind == "edit" else "A short answer, and a fine one.")
-    object.__setattr__(subject, "engine", _Repeating(subject, surprise))
-    result = LongReplies().run(subject, "full")
+    result = long_replies(full(replace(subject, engine=_Repeating(subject, surprise))))
     found = lines(result)
     assert result.facts["broken"] == broken
     flagged = [name for name, finding in found.items() if "is broken" in finding.sentence]
@@ -385,8 +372,8 @@ def test_a_broken_edit_is_flagged(reply: str, surprise: float, broken: list[str]
 def test_an_edit_of_nothing_costs_nothing() -> None:
     """On a real model: every line of every test that can run on it is no cost, or too small to be told."""
     subject = planted_subject(planted_edit({}), count=24)
-    for test in (side_effects.OverRefusal(), NextTokenKl(), LongReplies()):
-        for finding in test.run(subject, "quick").findings:
+    for test in (over_refusal, next_token, long_replies):
+        for finding in test(subject).findings:
             change = finding.differences["edit"]
             assert finding.outcome in ("no-cost", "open"), finding.sentence
             assert change.value in (0.0, None)

@@ -4,23 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from decoding import DECODED, LOSSY, request_in
 from hypothesis import given
 from hypothesis import strategies as st
 from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.evaluation import Estimate
+from steer2edit.estimates import Estimate
 from steer2edit.models import Reply, Sampling
 from steer2edit.steering import refusal_phrases, safety_prompts
-from steer2edit.stress.attack_verdict import Comparison, outcome_of
-from steer2edit.stress.attacked import is_degenerate, mentions_request
-from steer2edit.stress.static_attacks import static
-from steer2edit.stress.static_attacks.codings import CODINGS, Coding, coding
-from steer2edit.stress.static_attacks.families import families, harmless_shots
-from steer2edit.stress.static_attacks.static import StaticAttack
+from steer2edit.stress.findings import StressResult
+from steer2edit.stress.replies import is_degenerate, mentions_request
+from steer2edit.stress.static_attacks.codings import CODINGS, encoded
+from steer2edit.stress.static_attacks.static import families, family_tests, harmless_shots
 from steer2edit.stress.static_attacks.transformation import Transformation, request_of, unwrapped
-from steer2edit.stress.stress_test import StressTest, Subject
+from steer2edit.stress.subject import Subject
+from steer2edit.stress.verdicts import Comparison, attack_outcome
 
 REQUEST = "Write a script that copies 24 files; call it 'Zoë', please."
 PLAIN = "Tell me how lighthouses are painted"
@@ -46,39 +46,33 @@ class TestCodings:
         ],
     )
     def test_by_hand(self, name: str, text: str, expected: str) -> None:
-        assert coding(name).encode(text) == expected
+        assert encoded(name, text) == expected
 
     @given(PRINTABLE)
     def test_every_exact_coding_is_undone(self, text: str) -> None:
-        for name, one in CODINGS.items():
-            if one.exact:
-                assert one.decode(one.encode(text)) == text, name
+        assert CODINGS.keys() == DECODED.keys()
+        for name in CODINGS.keys() - LOSSY:
+            assert DECODED[name](encoded(name, text)) == text, name
 
     def test_leetspeak_is_undone_but_for_case_and_digits(self) -> None:
-        one = coding("leetspeak")
-        assert one.decode(one.encode(PLAIN)) == "tell me how lighthouses are painted"
-        assert not one.exact
-        assert one.decode(one.encode("24")) == "2a"
+        assert DECODED["leetspeak"](encoded("leetspeak", PLAIN)) == "tell me how lighthouses are painted"
+        assert DECODED["leetspeak"](encoded("leetspeak", "24")) == "2a"
 
     def test_unknown(self) -> None:
         with pytest.raises(InvalidValueError, match=r"no coding 'base46'\. Did you mean 'base64'\?"):
-            coding("base46")
-
-    def test_not_base64(self) -> None:
-        with pytest.raises(InvalidValueError, match="is not base64"):
-            coding("base64").decode("SG93Pw=")
+            encoded("base46", "")
 
 
 def check_request_is_in_it(attack: Transformation, request: str) -> None:
     """The attack can be undone, alone and at the end of a conversation whose earlier messages it leaves as they are."""
-    same = str if coding(attack.coding).exact else str.lower
-    assert same(attack.request_in(attack(request))) == same(request)
+    same = str.lower if attack.coding in LOSSY else str
+    assert same(request_in(attack, attack(request))) == same(request)
     before = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}]
     conversation = [*before, {"role": "user", "content": request}]
     copy = [dict(message) for message in conversation]
     attacked = attack(conversation)
     assert conversation == copy
-    assert same(attack.request_in(attacked)) == same(request)
+    assert same(request_in(attack, attacked)) == same(request)
     assert [message for message in attacked if message in before] == before
     assert attacked[-1]["role"] == "user"
     assert (request in request_of(attack(request))) == (not attack.hides)
@@ -87,7 +81,7 @@ def check_request_is_in_it(attack: Transformation, request: str) -> None:
 class TestTransformations:
     @pytest.mark.parametrize("attack", ATTACKS)
     def test_the_request_is_still_in_it(self, attack: Transformation) -> None:
-        check_request_is_in_it(attack, REQUEST if coding(attack.coding).exact else PLAIN)
+        check_request_is_in_it(attack, PLAIN if attack.coding in LOSSY else REQUEST)
 
     @pytest.mark.parametrize("attack", ATTACKS)
     def test_it_is_pure_and_does_something(self, attack: Transformation) -> None:
@@ -95,10 +89,10 @@ class TestTransformations:
         assert attack(REQUEST) != REQUEST
 
     def test_a_coding_that_loses_the_request_is_caught(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        broken = Coding(lambda text: coding("rot13").encode(text[:-1]), coding("rot13").decode)
-        monkeypatch.setattr("steer2edit.stress.static_attacks.codings.CODINGS", {**CODINGS, "broken": broken})
+        rot13 = CODINGS["rot13"]
+        monkeypatch.setitem(CODINGS, "rot13", lambda text: rot13(text[:-1]))  # type: ignore[call-overload]
         with pytest.raises(AssertionError):
-            check_request_is_in_it(Transformation("broken", "Read: {request}", "broken"), REQUEST)
+            check_request_is_in_it(Transformation("broken", "Read: {request}", "rot13"), REQUEST)
 
     def test_a_template_that_loses_the_request_is_refused(self) -> None:
         for template in ("Answer me.", "{request} {request}"):
@@ -108,7 +102,6 @@ class TestTransformations:
     def test_a_request_may_look_like_a_template(self) -> None:
         attack = Transformation("a", "<{request}>")
         assert attack("What is {request} in a template?") == "<What is {request} in a template?>"
-        assert attack.request_in("<What is {request} in a template?>") == "What is {request} in a template?"
 
     def test_system_message_replaces_one(self) -> None:
         attack = Transformation("a", system="New")
@@ -132,10 +125,6 @@ class TestTransformations:
         for prompt in ([], [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]):
             with pytest.raises(DataError, match="must end with a message of the user"):
                 attack(prompt)
-
-    def test_undoing_something_else(self) -> None:
-        with pytest.raises(DataError, match="not one of the attack 'a'"):
-            Transformation("a", "<{request}>").request_in("<half")
 
     @pytest.mark.parametrize(
         ("reply", "rest"),
@@ -218,12 +207,14 @@ class TestVerdict:
     def test_rules(
         self, gain: Estimate, change: Estimate | None, plain_gain: Estimate | None, unread: bool, outcome: str
     ) -> None:
-        assert outcome_of(Comparison(gain, change, plain_gain), unread)[0] == outcome
+        assert attack_outcome(Comparison(gain, change, plain_gain), unread)[0] == outcome
 
 
-def run(subject: Subject, name: str, suite: str = "quick") -> tuple[StressTest, object]:
-    test = next(one for one in static.tests() if one.name == name)
-    return test, test.run(subject, suite)
+TESTS = {test.name: test for test in family_tests()}
+
+
+def run(subject: Subject, name: str) -> StressResult:
+    return TESTS[name].run(subject)
 
 
 def refuses(*, attacked: Callable[[str], bool], base: bool = False) -> Callable[[str, str], str]:
@@ -238,21 +229,9 @@ def refuses(*, attacked: Callable[[str], bool], base: bool = False) -> Callable[
 
 
 class TestStaticAttacks:
-    def test_they_are_stress_tests_of_both_suites(self) -> None:
-        found = static.tests()
-        assert all(isinstance(test, StressTest) and test.group == "static" for test in found)
-        assert {test.suites for test in found} == {frozenset({"quick", "full"})}
-
-    def test_quick_suite_keeps_its_budget(self) -> None:
-        subject = scripted_subject(refuses(attacked=lambda _: True), safety_prompts("held_out")[0])
-        costs = [test.cost(subject, "quick") for test in static.tests()]
-        assert sum(cost.replies for cost in costs) == 10 * 20 * 3
-        assert sum(cost.passes for cost in costs) == 4 * 20 * 3
-        assert sum(test.cost(subject, "full").replies for test in static.tests()) == 27 * len(subject.harmful) * 3
-
     def test_an_attack_that_works_has_failed_the_edit(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: False), requests(20))
-        _, result = run(subject, "role-play")
+        result = run(subject, "role-play")
         (finding,) = result.findings
         assert finding.name == "role-play/novelist"
         assert finding.outcome == "failed"
@@ -271,15 +250,15 @@ class TestStaticAttacks:
 
     def test_an_attack_that_does_not_is_held(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: True), requests(20))
-        assert run(subject, "style")[1].findings[0].outcome == "held"
+        assert run(subject, "style").findings[0].outcome == "held"
 
     def test_half_the_gain_is_weakened(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda text: text.count("x") % 2 == 0), requests(20))
-        assert run(subject, "refusal-suppression")[1].findings[0].outcome == "weakened"
+        assert run(subject, "refusal-suppression").findings[0].outcome == "weakened"
 
     def test_an_edit_that_gains_nothing_is_open(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: False, base=True), requests(20))
-        finding = run(subject, "role-play")[1].findings[0]
+        finding = run(subject, "role-play").findings[0]
         assert finding.outcome == "open"
         assert "no gain over the base is told, so there is nothing to attack" in finding.sentence
 
@@ -290,28 +269,28 @@ class TestStaticAttacks:
             return "Hello there."
 
         subject = scripted_subject(answer, requests(20))
-        finding = run(subject, "encoding")[1].findings[0]
+        finding = run(subject, "encoding").findings[0]
         assert finding.outcome == "open"
         assert "do not show that it read the request" in finding.sentence
         assert "20 have no word of the request" in finding.note
-        assert run(subject, "role-play")[1].findings[0].outcome == "failed"  # in the clear: it could be read
+        assert run(subject, "role-play").findings[0].outcome == "failed"  # in the clear: it could be read
 
     def test_a_refusal_in_the_form_that_was_asked_for_is_one(self) -> None:
         def answer(kind: str, text: str) -> str:
             return "Nothing." if kind == "base" else f"Sure, here is what I say: {REFUSAL}"
 
-        finding = run(scripted_subject(answer, requests(20)), "prefix-injection")[1].findings[0]
+        finding = run(scripted_subject(answer, requests(20)), "prefix-injection").findings[0]
         assert finding.estimates["edited"].value == 0  # `what I say` stands between
 
         def shorter(kind: str, text: str) -> str:
             return "Nothing." if kind == "base" else f"Sure, here is: {REFUSAL}"
 
-        finding = run(scripted_subject(shorter, requests(20)), "prefix-injection")[1].findings[0]
+        finding = run(scripted_subject(shorter, requests(20)), "prefix-injection").findings[0]
         assert finding.estimates["edited"].value == 1
 
     def test_empty_replies_are_unscored_and_degenerate(self) -> None:
         subject = scripted_subject(lambda kind, text: "", requests(5))
-        _, result = run(subject, "style")
+        result = run(subject, "style")
         finding = result.findings[0]
         assert finding.estimates["edited"].n == 0
         assert finding.estimates["edited"].unscored == 5
@@ -323,13 +302,13 @@ class TestStaticAttacks:
         engine = subject.engine
         assert isinstance(engine, ScriptedEngine)
         remembering = RememberingEngine(engine, [arm.intervention for arm in subject.arms])
-        for test in static.tests()[:3]:
-            test.run(replace(subject, engine=remembering), "quick")
+        for test in family_tests()[:3]:
+            test.run(replace(subject, engine=remembering))
         assert len(engine.asked) == (1 + 3) * 4 * 3
 
     def test_a_prompt_without_room_is_unscored_and_said(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: True), requests(20), context=400)
-        finding = run(subject, "many-shot")[1].findings[0]
+        finding = run(subject, "many-shot").findings[0]
         assert finding.outcome == "open"
         assert finding.estimates["edited"].unscored == 20
         assert re.search(r"20 of 20 prompts were not asked: .* the context of 'tiny-llama' is 400", finding.note)
@@ -337,34 +316,32 @@ class TestStaticAttacks:
     def test_conversations_and_the_full_suite(self) -> None:
         prompts = [[{"role": "system", "content": "Be kind."}, {"role": "user", "content": one}] for one in requests(6)]
         subject = scripted_subject(refuses(attacked=lambda _: True), prompts)
-        for test in static.tests():
-            assert isinstance(test, StaticAttack)
-            result = test.run(subject, "full")
-            assert [f.name for f in result.findings] == [f"{test.name}/{a.name}" for a in test.family.attacks]
+        for family in families():
+            result = run(replace(subject, suite="full"), family.name)
+            assert [f.name for f in result.findings] == [f"{family.name}/{a.name}" for a in family.attacks]
             assert all(f.estimates["edited"].n == 6 for f in result.findings)
 
     @pytest.mark.parametrize(("suite", "limit", "asked"), [("quick", None, 20), ("full", None, 40), ("full", 7, 7)])
     def test_limits(self, suite: str, limit: int | None, asked: int) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: True), requests(40), limit=limit)
-        assert run(subject, "role-play", suite)[1].findings[0].estimates["edited"].n == asked
+        assert run(replace(subject, suite=suite), "role-play").findings[0].estimates["edited"].n == asked
 
     def test_without_steering(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: False), requests(20), steering=False)
-        _, result = run(subject, "role-play")
+        result = run(subject, "role-play")
         assert result.findings[0].outcome == "failed"
         assert "edit_minus_steering" not in result.facts["role-play/novelist"]
 
     def test_without_an_edit(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: False), requests(2))
-        without = replace(subject, arms=list(subject.arms)[:2])
-        with pytest.raises(InvalidValueError, match=r"compares base and edit, got \['base', 'steering'\]"):
-            run(without, "role-play")
+        with pytest.raises(InvalidValueError, match=r"base and edit, in that order, got \['base', 'steering'\]"):
+            replace(subject, arms=list(subject.arms)[:2])
 
     def test_a_real_engine(self) -> None:
         subject = scripted_subject(lambda kind, text: "", requests(2), limit=2)
         real = replace(subject, engine=TransformersEngine(subject.model), sampling=Sampling(max_new_tokens=4))
         for name in ("encoding", "system-override", "low-resource"):
-            finding = run(real, name)[1].findings[0]
+            finding = run(real, name).findings[0]
             assert all(len(values) == 2 for values in finding.values.values())
             assert finding.outcome == "open"
 

@@ -1,109 +1,34 @@
-"""Which tests there are: entry points of packages that are really installed, broken ones, names twice."""
+"""Which tests there are, and what they cost without a model."""
 
-from importlib.metadata import EntryPoint
-from pathlib import Path
+import re
 
 import pytest
 from tiny_stress import ToyTest
 
-from steer2edit.errors import DataError, PluginError
-from steer2edit.stress import StressOptions, StressTest, choose_tests, find_tests, registry, subject_for_costs
-
-MODULE = """
-from tiny_stress import ToyTest
-
-def tests():
-    return [ToyTest("mine", group="causal"), ToyTest("another-one")]
-
-def broken():
-    raise KeyError("no such thing")
-
-def wrong():
-    return [3]
-
-not_a_function = 7
-"""
+from steer2edit.errors import DataError
+from steer2edit.stress import GROUPS, SUITES, StressOptions, StressTest, Subject, all_tests, choose_tests
+from steer2edit.stress.attack_lines import STATIC_TOGETHER
+from steer2edit.stress.rehearsal import Rehearsal, stand_in
+from steer2edit.stress.runner import PLAIN
 
 
-@pytest.fixture(autouse=True)
-def _three_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = [ToyTest("heads", group="causal"), ToyTest("persona"), ToyTest("gcg", group="adaptive")]
-    monkeypatch.setattr(registry, "built_in_tests", lambda: own)
-
-
-def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *functions: str, package: str = "toy-plugin") -> None:
-    """A package of that name, as pip leaves it."""
-    module = f"module_of_{package.replace('-', '_')}"
-    (folder / f"{module}.py").write_text(MODULE)
-    info = folder / f"{package.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    lines = [f"{function} = {module}:{function}" for function in functions]
-    (info / "entry_points.txt").write_text("[steer2edit.stress]\n" + "\n".join(lines) + "\n")
-    monkeypatch.syspath_prepend(str(folder))
-
-
-def test_by_group_in_the_order_of_the_scorecard() -> None:
-    assert list(find_tests()) == ["persona", "gcg", "heads"]
-    assert all(isinstance(test, StressTest) for test in find_tests().values())
-
-
-def test_a_package_adds_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, monkeypatch, "tests")
-    assert list(find_tests()) == ["persona", "another-one", "gcg", "heads", "mine"]
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("broken", r"package toy-plugin \(broken = module_of_toy_plugin:broken\) cannot be loaded: KeyError"),
-        ("wrong", r"package toy-plugin .* include a int, which is no stress test"),
-        ("not_a_function", r"package toy-plugin .* cannot be loaded: TypeError"),
-        ("absent", r"package toy-plugin .* cannot be loaded: AttributeError"),
-    ],
-)
-def test_a_broken_package_is_named(
-    function: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(tmp_path, monkeypatch, function)
-    with pytest.raises(PluginError, match=message):
-        find_tests()
-
-
-def test_a_package_that_is_not_importable() -> None:
-    with pytest.raises(PluginError, match=r"package \? \(x = no_such_module:tests\) cannot be loaded: ModuleNotFound"):
-        registry.plugged_in(EntryPoint("x", "no_such_module:tests", registry.ENTRY_POINTS))
-
-
-def test_a_name_twice_names_both_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("toy-plugin", "toy-rival"):
-        (tmp_path / package).mkdir()
-        install(tmp_path / package, monkeypatch, "tests", package=package)
-    with pytest.raises(PluginError, match=r"two stress tests 'mine', of the packages toy-plugin and toy-rival"):
-        find_tests()
-
-
-def test_a_name_of_ours_is_taken() -> None:
-    with pytest.raises(PluginError, match=r"two stress tests 'persona', of the packages steer2edit and other"):
-        registry.by_name([(ToyTest("persona"), "steer2edit"), (ToyTest("persona"), "other")])
-
-
-@pytest.mark.parametrize(
-    ("test", "message"),
-    [
-        (ToyTest("Persona"), "lower-case words"),
-        (ToyTest("../up"), "lower-case words"),
-        (ToyTest("plain"), "or is one of plain, static-together"),
-        (ToyTest("ok", suites=frozenset()), "one or both of the suites quick, full"),
-    ],
-)
-def test_malformed_tests(test: ToyTest, message: str) -> None:
-    with pytest.raises(PluginError, match=message):
-        registry.by_name([(test, "toy")])
+def test_every_row_is_a_test() -> None:
+    tests = all_tests()
+    names = [test.name for test in tests]
+    assert len(set(names)) == len(names) == 31
+    assert not {PLAIN, STATIC_TOGETHER} & set(names)
+    assert [list(GROUPS).index(test.group) for test in tests] == sorted(list(GROUPS).index(t.group) for t in tests)
+    for test in tests:
+        assert isinstance(test, StressTest)
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", test.name)
+        assert test.summary
+        assert test.citation
+        assert set(test.suites) <= set(SUITES)
+        assert "full" in test.suites
 
 
 def test_choice() -> None:
-    tests = [ToyTest("a"), ToyTest("b", suites=frozenset({"full"})), ToyTest("c")]
+    tests = [ToyTest("a"), ToyTest("b", suites=["full"]), ToyTest("c")]
     assert [test.name for test in choose_tests(tests, "quick")] == ["a", "c"]
     assert [test.name for test in choose_tests(tests, "full")] == ["a", "b", "c"]
     assert [test.name for test in choose_tests(tests, "quick", ["c", "b"])] == ["b", "c"]
@@ -113,5 +38,45 @@ def test_choice() -> None:
 
 def test_costs_without_a_model() -> None:
     """96 harmful held-out requests under three arms."""
-    assert ToyTest("a").cost(subject_for_costs(StressOptions()), "quick").replies == 3 * 96
-    assert ToyTest("a").cost(subject_for_costs(StressOptions(limit=5)), "quick").replies == 15
+    assert stand_in(StressOptions(), "quick").cost(ToyTest("a").run).replies == 3 * 96
+    assert stand_in(StressOptions(limit=5), "quick").cost(ToyTest("a").run).replies == 15
+
+
+@pytest.fixture(scope="module")
+def quick() -> Rehearsal:
+    return stand_in(StressOptions(), "quick")
+
+
+@pytest.mark.parametrize(
+    ("name", "replies", "passes"),
+    [
+        ("role-play", 20 * 3, None),  # the plain replies are remembered
+        ("gcg", 3 * (2 + 6) * 3, 2 * 2 * 8 * 27 + 2 * 4 * 2),  # 2 × 2 searches of 8 steps, and the losses of 4 suffixes
+        ("prefilling", 20 * 3, 0),
+        ("best-of-n", 3 * 20 * 3, 0),
+        ("direction-removed", 7 * 20, 0),  # two plain arms, two attacks on both models, one control
+        ("edit-recovered", 3 * 20, 20 * 30),
+        ("quantised", (2 + 3) * (20 + 12), 0),
+        ("merged-back", 3 * (20 + 12), 0),
+        ("next-token", 0, 3 * 20 * 3),
+        ("components", 7 * 20, None),  # a shuffle, top, rest, 2 + 2 draws
+    ],
+)
+def test_the_quick_suites_costs_by_hand(name: str, replies: int, passes: int | None, quick: Rehearsal) -> None:
+    (test,) = choose_tests(all_tests(), "quick", [name])
+    cost = quick.cost(test.run)
+    assert cost.replies == replies
+    assert passes in (None, cost.passes)
+
+
+def test_every_test_can_be_rehearsed(quick: Rehearsal) -> None:
+    costs = {test.name: quick.cost(test.run) for test in choose_tests(all_tests(), "quick")}
+    assert all(0 < cost.replies + cost.passes < 2000 for cost in costs.values())
+
+
+def test_what_is_asked_but_once_is_counted_once(quick: Rehearsal) -> None:
+    def again(subject: Subject) -> None:
+        for _ in range(2):
+            ToyTest("a", attack=str).run(subject)  # the plain requests, which are remembered
+
+    assert quick.cost(again).replies == 0

@@ -1,12 +1,13 @@
 """A run: every test kept as soon as it is finished, going on after a kill, and what a run folder refuses."""
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.models import generate
 from steer2edit.steering import prompt_digests, safety_prompts
-from steer2edit.stress import ENTRY_POINTS, Scorecard, StressInput, StressOptions, run_stress
-from steer2edit.stress.registry import plugged_in
+from steer2edit.stress import Scorecard, StressInput, StressOptions, StressTest, run_stress
 
 SCRIPT = Path(__file__).with_name("killed_stress.py")
 
@@ -61,7 +61,7 @@ class TestWhatIsKept:
         _, card, told = finished
         (entry,) = [test for test in card.tests if not test.tested]
         assert (entry.name, entry.message, entry.lines) == ("missing", "pip install toy", [])
-        assert "missing: pip install toy" in card.summary.not_tested
+        assert "missing: pip install toy" in card.summary["not_tested"]
         assert any("pip install toy" in text for text in told)
 
     def test_steering_at_equal_drift(self, finished: tuple[Path, Scorecard, list[str]]) -> None:
@@ -126,7 +126,7 @@ class TestGoingOn:
     ) -> None:
         out = Path(shutil.copytree(finished[0], tmp_path / "run"))
         (out / "replies" / "remembered.json").unlink()
-        with pytest.raises(ArtifactError, match=r"remembered.json does not hold what a stress run writes there"):
+        with pytest.raises(ArtifactError, match=r"remembered.json does not hold what a run writes there"):
             go(tiny_input(steering=True), [ToyTest("one")], out)
 
     def test_a_faulty_test_does_not_cost_the_others(self, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ class TestGoingOn:
         assert [test.name for test in card.tests] == ["two", "one", "heads"]  # by group
         assert all(test.tested for test in card.tests)
         assert one.ran == ["one"]
-        assert "Not asked for: three." in card.summary.not_tested
+        assert "Not asked for: three." in card.summary["not_tested"]
 
     @pytest.mark.slow
     def test_killed_anywhere_it_ends_with_the_same_files(self, tmp_path: Path) -> None:
@@ -227,11 +227,12 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
     guide = (Path(__file__).parents[2] / "docs" / "stress.md").read_text()
     (tmp_path / "shouting.py").write_text(guide.partition("```python\n")[2].partition("```")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
-    (test,) = plugged_in(EntryPoint("shouting", "shouting:tests", ENTRY_POINTS))
+    row = tomllib.loads(guide.partition("```toml\n")[2].partition("```")[0])["shouting"]
+    test = StressTest(name="shouting", **{**row, "run": importlib.import_module("shouting").shouting})
     card, _ = go(tiny_input(), [test], tmp_path / "run")  # type: ignore[list-item]
     (entry,) = card.tests
     assert entry.tested
-    assert [line.name for line in entry.lines] == ["capitals"]
+    assert [line.name for line in entry.lines] == ["shouting/capitals"]
 
 
 class TestRefused:
@@ -257,7 +258,7 @@ class TestRefused:
     def test_a_damaged_result(self, tmp_path: Path) -> None:
         go(tiny_input(), [ToyTest("one")], tmp_path / "run")
         (tmp_path / "run" / "tests" / "one.json").write_text('{"schema_version": 1, "findings": [{}]}')
-        with pytest.raises(ArtifactError, match=r"one\.json does not hold what a stress run writes there.*remove it"):
+        with pytest.raises(ArtifactError, match=r"one\.json does not hold what a run writes there.*remove it"):
             go(tiny_input(), [ToyTest("one")], tmp_path / "run")
 
     def test_an_edit_of_another_model(self) -> None:

@@ -22,18 +22,16 @@ from steer2edit.errors import DataError, ModelError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.steering import preset_examples, prompt_digests
-from steer2edit.stress.attacked import Replies
-from steer2edit.stress.options import StressOptions
-from steer2edit.stress.stress_test import StressTest
-from steer2edit.stress.subject import subject_for_costs
+from steer2edit.stress.replies import Replies, Scored
 from steer2edit.stress.weight_attacks import attacker_edit, weight_space
 from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness, settings_of
 from steer2edit.stress.weight_attacks.direction_removal import common_direction, own_directions, random_like
 from steer2edit.stress.weight_attacks.recovery import recover_edit
 from steer2edit.stress.weight_attacks.weight_space import (
-    DirectionRemoved,
-    EditRecovered,
-    EditSubtracted,
+    Attacks,
+    direction_removed,
+    edit_recovered,
+    edit_subtracted,
     recovery_finding,
 )
 from tiny_chat import tiny_chat_model
@@ -148,7 +146,7 @@ def test_a_random_edit_has_the_size_of_the_given_one_at_every_site_and_nothing_e
 def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not(tmp_path: Path) -> None:
     model, edit = refusing()
     before = logits(model, torch.tensor([[5, 6, 7]]))
-    result = DirectionRemoved().run(subject_of(model, edit, tmp_path), "quick")
+    result = direction_removed(subject_of(model, edit, tmp_path))
     assert outcomes(result) == {"own-sites": "failed", "everywhere": "failed", "random": "control"}
     own, everywhere, random = result.findings
     assert own.values == {"base": [False] * 20, "edit": [False] * 20, "base, attacked": [False] * 20}
@@ -167,7 +165,7 @@ def test_a_removal_that_does_not_remove_is_seen(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("steer2edit.stress.weight_attacks.weight_space.ablation", turned)
     model, edit = refusing()
-    result = DirectionRemoved().run(subject_of(model, edit, tmp_path), "quick")
+    result = direction_removed(subject_of(model, edit, tmp_path))
     assert outcomes(result) == {"own-sites": "held", "everywhere": "held", "random": "control"}
     assert result.facts["direction-removed/own-sites"]["same_reply_as_base"]["value"] == 0
 
@@ -175,7 +173,7 @@ def test_a_removal_that_does_not_remove_is_seen(tmp_path: Path, monkeypatch: pyt
 def test_an_attack_that_breaks_the_model_says_nothing_of_the_edit(tmp_path: Path) -> None:
     model, edit = refusing()
     subject = subject_of(model, edit, tmp_path)
-    attacks = weight_space.begin(subject, "quick")
+    attacks = Attacks(subject)
     # so much along the axis of "b" that the model says nothing but its successor, the end
     shifted = WeightEdit(
         {s: replace(e, output_direction=model_axis_of_b(model), row=50 * e.row) for s, e in edit.sites.items()}
@@ -186,10 +184,8 @@ def test_an_attack_that_breaks_the_model_says_nothing_of_the_edit(tmp_path: Path
 
 
 def test_replies_that_do_not_know_the_request_any_more_say_nothing_either() -> None:
-    fine = [False] * 20
-
     def replies(mentions: list[bool]) -> Replies:
-        return Replies({"edit": ["b"] * 20}, {"edit": fine}, {"edit": fine}, {"edit": mentions})
+        return Replies({"edit": [Scored("b", False, False, mention) for mention in mentions]})
 
     knows, lost = replies([True] * 20 + [False] * 4), replies([True] * 2 + [False] * 22)
     assert weight_space.breaks(lost, knows, "edit")
@@ -205,7 +201,7 @@ def model_axis_of_b(model: LanguageModel) -> torch.Tensor:
 def test_an_edit_of_nothing_has_no_direction(tmp_path: Path) -> None:
     model, edit = refusing()
     with pytest.raises(DataError, match="changes nothing"):
-        DirectionRemoved().run(subject_of(model, edit.scaled(0.0), tmp_path), "quick")
+        direction_removed(subject_of(model, edit.scaled(0.0), tmp_path))
 
 
 def test_subtracting_a_good_estimate_undoes_the_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +213,7 @@ def test_subtracting_a_good_estimate_undoes_the_edit(tmp_path: Path, monkeypatch
         return attacker_edit.Estimated(edit.scaled(factors[preset]), {"preset": preset})
 
     monkeypatch.setattr("steer2edit.stress.weight_attacks.weight_space.estimate_edit", known)
-    result = EditSubtracted().run(subject_of(model, edit, tmp_path), "quick")
+    result = edit_subtracted(subject_of(model, edit, tmp_path))
     assert outcomes(result) == {"safety": "failed", "safety-benign": "held", "random": "control"}
     assert result.facts["edit-subtracted/safety"]["left"] == pytest.approx(0.01, rel=1e-3)
     assert result.facts["edit-subtracted/safety"]["cosine"] == pytest.approx(1)
@@ -229,7 +225,7 @@ def test_without_a_gain_there_is_nothing_to_attack(tmp_path: Path, monkeypatch: 
         "steer2edit.stress.weight_attacks.weight_space.estimate_edit",
         lambda model, edit, preset, **settings: attacker_edit.Estimated(edit, {}),
     )
-    result = EditSubtracted().run(subject_of(model, edit.scaled(0.0), tmp_path), "quick")
+    result = edit_subtracted(subject_of(model, edit.scaled(0.0), tmp_path))
     assert set(outcomes(result).values()) == {"open"}
 
 
@@ -282,7 +278,7 @@ def test_what_was_read_back_undoes_the_edit(tmp_path: Path) -> None:
     model, edit = refusing()
     model.network.save_pretrained(tmp_path / "base")
     model = replace(model, name=str(tmp_path / "base"))
-    result = EditRecovered().run(subject_of(model, edit, tmp_path), "quick")
+    result = edit_recovered(subject_of(model, edit, tmp_path))
     assert outcomes(result)["subtracted"] == "failed"
     assert result.findings[-1].values["edit"] == [False] * 20
     assert result.facts["edit-recovered/subtracted"]["left"] < 0.01
@@ -299,7 +295,7 @@ def test_nothing_is_read_back_where_nothing_was_edited(tmp_path: Path) -> None:
 def test_a_base_without_files_cannot_be_audited(tmp_path: Path) -> None:
     model, edit = refusing()
     with pytest.raises(ModelError, match="scripted"):
-        EditRecovered().run(subject_of(replace(model, name="./scripted"), edit, tmp_path), "quick")
+        edit_recovered(subject_of(replace(model, name="./scripted"), edit, tmp_path))
 
 
 def test_what_the_audit_finds_is_a_control_only_by_its_interval() -> None:
@@ -308,16 +304,9 @@ def test_what_the_audit_finds_is_a_control_only_by_its_interval() -> None:
     assert recovery_finding("x", "sites", [True] * 15 + [False] * 15).outcome == "open"
 
 
-def test_every_test_says_what_it_costs_without_a_model() -> None:
-    for test in weight_space.tests():
-        assert isinstance(test, StressTest)
-        assert test.group == "weight-space"
-        assert 0 < test.cost(subject_for_costs(StressOptions()), "quick").replies <= 400
-
-
 def test_a_control_that_takes_the_gain_too_is_no_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A "random" edit that is the edit: subtracting it undoes the refusals, and the line says so."""
     model, edit = refusing()
     monkeypatch.setattr(weight_space, "random_like", lambda edit, seed: edit)
-    result = EditSubtracted(presets=()).run(subject_of(model, edit, tmp_path), "quick")
+    result = edit_subtracted(subject_of(model, edit, tmp_path), presets=())
     assert outcomes(result) == {"random": "failed"}

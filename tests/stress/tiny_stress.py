@@ -1,7 +1,6 @@
 """A tiny model with vectors and edits, and toy tests to run on them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from steer2edit.core.vectors import ClassMeans, SiteMeans
 from steer2edit.editing import convert
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import Steer2EditError
+from steer2edit.evaluation.tasks import replies_to
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.stress import Cost, Finding, Group, StressInput, StressOptions, StressResult, Subject, Suite
+from steer2edit.stress import Finding, Group, StressInput, StressOptions, StressResult, StressTest, Subject, Suite
 from tiny_chat import tiny_chat_model
 
 OPTIONS = StressOptions(limit=3, max_new_tokens=2)
@@ -46,39 +46,38 @@ def tiny_input(strength: float = 0.05, *, options: StressOptions = OPTIONS, stee
     return StressInput(TransformersEngine(model), edit, options, vectors if steering else None)
 
 
-@dataclass(frozen=True)
-class ToyTest:
+class ToyTest(StressTest):
     """Draws replies and random numbers; tells whether they begin with a letter."""
 
-    name: str
-    group: Group = "static"
-    summary: str = "a toy"
-    citation: str = "this project"
-    suites: frozenset[Suite] = frozenset({"quick", "full"})
-    error: Exception | None = None
-    ran: list[str] = field(default_factory=list)
-    attack: Callable[[str], str] = str.upper
+    error: Exception | None
+    attack: Callable[[str], str]
+    ran: list[str]
 
-    def cost(self, subject: Subject, suite: Suite) -> Cost:
-        return Cost(replies=len(subject.arms) * len(subject.harmful))
+    def __init__(
+        self,
+        name: str,
+        group: Group = "static",
+        suites: Sequence[Suite] = ("quick", "full"),
+        error: Exception | None = None,
+        attack: Callable[[str], str] = str.upper,
+    ) -> None:
+        super().__init__(name, group, "a toy", "this project", self.test, suites)
+        vars(self).update(error=error, attack=attack, ran=[])
 
-    def run(self, subject: Subject, suite: Suite) -> StressResult:
-        from steer2edit.evaluation.tasks import replies_to
-
+    def test(self, subject: Subject) -> StressResult:
         (subject.folder / "checkpoint").write_text("something large")
-        self.ran.append(self.name)
+        self.ran.extend([self.name] if subject.counter is None else [])  # not in a rehearsal
         if self.error is not None:
             raise self.error
         prompts = [self.attack(str(prompt)) for prompt in subject.harmful]
-        found = replies_to(subject.engine, prompts, [arm.intervention for arm in subject.arms], subject.sampling)
-        texts = {a.label: [reply.text for reply in replies] for a, replies in zip(subject.arms, found, strict=True)}
+        arms = subject.interventions
+        found = replies_to(subject.engine, prompts, list(arms.values()), subject.sampling)
+        texts = {arm: [reply.text for reply in own] for arm, own in zip(arms, found, strict=True)}
         values = {arm: [text[:1].isalpha() if text else None for text in own] for arm, own in texts.items()}
-        finding = Finding("letters", "refused", values, "open", f"{suite}: letters.", note=str(torch.rand(1).item()))
-        return StressResult(
-            [finding],
-            {arm: {"letters": own} for arm, own in texts.items()},
-            {"budget": torch.tensor(3), "loss": float("nan"), "prompts": prompts[:1]},
-        )
+        note = str(torch.rand(1).item())
+        finding = Finding("letters", "refused", values, "open", f"{subject.suite}: letters.", note=note)
+        facts = {"budget": torch.tensor(3), "loss": float("nan"), "prompts": prompts[:1]}
+        return StressResult([finding], {arm: {"letters": own} for arm, own in texts.items()}, facts)
 
 
 class MissingError(Steer2EditError):

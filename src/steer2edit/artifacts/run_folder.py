@@ -15,6 +15,7 @@ from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_file
 from steer2edit.errors import ArtifactError, MismatchError
 
 _LOCK_FILE = ".lock"
+_MEASURED_AGAIN = "Restore it, or remove it and run the command again: it is then measured again."
 _LEFTOVER = re.compile(r"\..+-[0-9a-f]{8}\.(partial|replaced)")  # of a process that was killed
 
 
@@ -125,7 +126,7 @@ def run_folder(path: Path, kind: RunKind, identity: Mapping[str, Any]) -> Iterat
 
 
 @contextmanager
-def damage_explained(path: Path) -> Iterator[None]:
+def damage_explained(path: Path, remedy: str = _MEASURED_AGAIN) -> Iterator[None]:
     """Say of a file that holds something else than a run writes what to do about it.
 
     Raises:
@@ -135,8 +136,7 @@ def damage_explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} does not hold what a run writes there: {error}. Restore it, or remove it and run the command "
-            "again: it is then measured again."
+            f"{path} does not hold what a run writes there: {' '.join(str(error).split())}. {remedy}"
         ) from error
 
 

@@ -32,9 +32,9 @@ def _list_tests(wanted: bool) -> bool:
     if not wanted:
         return False
     from steer2edit.cli.stress_output import print_tests
-    from steer2edit.stress import StressOptions, find_tests
+    from steer2edit.stress import StressOptions, all_tests
 
-    print_tests(list(find_tests().values()), StressOptions())
+    print_tests(all_tests(), StressOptions())
     raise typer.Exit
 
 
@@ -122,24 +122,22 @@ def stress(
     from steer2edit.stress import (
         StressInput,
         StressOptions,
+        all_tests,
         asked_prompts,
         choose_tests,
-        find_tests,
         given_vectors,
         require_unseen,
         run_stress,
         vectors_beside,
     )
-    from steer2edit.stress.card import card_section
-    from steer2edit.stress.registry import by_name
-    from steer2edit.stress.static_attacks.attack_files import attack_file_test
+    from steer2edit.stress.static_attacks.static import file_test
 
     options = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)  # type: ignore[arg-type]
     judge = find_judge(scorer, judge_url, judge_model, judge_prompt, judge_key_env)
     find_scorer(scorer, judge)  # as below: what is wrong shall show before a model is loaded
-    files = [attack_file_test(path) for path in attacks or ()]
-    known = by_name([*((test, "steer2edit") for test in find_tests().values()), *((t, "--attacks") for t in files)])
-    tests = choose_tests(known.values(), options.suite, [*only, *(t.name for t in files)] if only else ())
+    files = [file_test(path) for path in attacks or ()]
+    known = {test.name: test for test in [*all_tests(), *(test for test, _ in files)]}
+    tests = choose_tests(known.values(), options.suite, [*only, *(test.name for test, _ in files)] if only else ())
     asked_prompts(options)  # what is wrong with the data or the edit shall show before a model is loaded
     loaded_edit = load_edit(edit)
     if card:
@@ -150,7 +148,7 @@ def stress(
         if vectors is None
         else given_vectors(vectors, loaded_edit, allow_mismatch=allow_mismatch)
     )
-    require_unseen(loaded_edit, found, [request for file in files for request in file.requests], ())
+    require_unseen(loaded_edit, found, [request for _, requests in files for request in requests], ())
     with show_progress():
         base = load_model(
             model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
@@ -165,7 +163,7 @@ def stress(
         )  # fmt: skip
     page = write_stress_page(out, full_replies=full_replies)
     if card:
-        write_scorecard_section(edit, card_section(result))
+        write_scorecard_section(edit, result.card_section())
     if json_output:
         return print_json(result.to_json())
     print_scorecard(result)

@@ -7,24 +7,29 @@ from steer2edit.cli.console import print_table, say
 
 if TYPE_CHECKING:
     from steer2edit.stress import Scorecard, StressOptions, StressTest
-    from steer2edit.stress.scorecard import EntryRecord, LineRecord
+    from steer2edit.stress.scorecard import Entry, Line
 
 _COLUMNS = ("", "outcome", "n", "base", "edit", "edit less base", "edit less steering")
 
 
 def print_tests(tests: "Sequence[StressTest]", options: "StressOptions") -> None:
     """Every test with its group, suites, cost and source."""
-    from steer2edit.stress import subject_for_costs
-    from steer2edit.stress.subject import COMPONENTS_FOR_COSTS, SITES_FOR_COSTS
+    from steer2edit.errors import Steer2EditError
+    from steer2edit.stress import SUITES
+    from steer2edit.stress.rehearsal import COMPONENTS, SITES, stand_in
 
-    subject = subject_for_costs(options)
-    size = f"an edit of {SITES_FOR_COSTS} sites with {COMPONENTS_FOR_COSTS} components each"
+    size = f"an edit of {SITES} sites with {COMPONENTS} components each"
     say(f"Costs are replies + forward passes, with the built-in prompts, base, steering and {size}.\n")
+    rehearsals = {suite: stand_in(options, suite) for suite in SUITES}
     for test in tests:
         say(f"{test.name}  [{test.group}]", style="bold")
         say(f"  {test.summary}")
-        for suite in sorted(test.suites, reverse=True):
-            say(f"  {suite}: {_cost(test, subject, suite)}")
+        for suite in test.suites:
+            try:
+                cost = rehearsals[suite].cost(test.run)
+                say(f"  {suite}: {cost.replies:,} replies + {cost.passes:,} passes")
+            except Steer2EditError:
+                say(f"  {suite}: depends on the model")
         say(f"  source: {test.citation}")
 
 
@@ -36,7 +41,7 @@ def print_scorecard(card: "Scorecard") -> None:
         if rows := [row for test in tests for row in rows_of(test)]:
             say()
             print_table(_COLUMNS, rows, f"{title}, 95 % intervals")
-    sections = card.summary.model_dump()
+    sections = card.summary
     for name, heading in SUMMARY_TITLES.items():
         if sections[name]:
             say(f"\n{heading}", style="bold")
@@ -47,17 +52,7 @@ def print_scorecard(card: "Scorecard") -> None:
         say(f"  {reason}")
 
 
-def _cost(test: "StressTest", subject: object, suite: str) -> str:
-    from steer2edit.errors import Steer2EditError
-
-    try:
-        cost = test.cost(subject, suite)  # type: ignore[arg-type]
-    except Steer2EditError:
-        return "depends on the model"
-    return f"{cost.replies:,} replies + {cost.passes:,} passes"
-
-
-def rows_of(entry: "EntryRecord") -> Iterator[list[str]]:
+def rows_of(entry: "Entry") -> Iterator[list[str]]:
     """The rows of one test in the table."""
     for line in entry.lines:
         first, *others = line.arms
@@ -65,7 +60,7 @@ def rows_of(entry: "EntryRecord") -> Iterator[list[str]]:
             yield _row(entry.name, line, line.against or first, arm)
 
 
-def _row(test: str, line: "LineRecord", first: str, arm: str) -> list[str]:
+def _row(test: str, line: "Line", first: str, arm: str) -> list[str]:
     from steer2edit.estimates import column
     from steer2edit.stress.scorecard import named
 

@@ -10,6 +10,7 @@ from steer2edit.evaluation.behaviours import (
     behaviour_of,
 )
 from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
+from steer2edit.evaluation.gains import difference_of, mean_of, share_of_gain
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.metrics import COST, METRICS, Metric, metric_name
 from steer2edit.evaluation.registry import TASK_KINDS, TaskKind, TaskSettings, build_tasks, task_names
@@ -79,17 +80,20 @@ __all__ = [
     "calibrate_together",
     "compare",
     "condition_of",
+    "difference_of",
     "edit_arm",
     "estimate",
     "evaluate",
     "find_scorer",
     "mean",
+    "mean_of",
     "merged_measurements",
     "metric_name",
     "paired",
     "paired_difference",
     "paired_rate_difference",
     "rate",
+    "share_of_gain",
     "steering_arm",
     "task_names",
 ]

@@ -8,7 +8,7 @@ from steer2edit.estimates import Estimate, Notation
 from steer2edit.report.panels import Panel
 from steer2edit.report.scorecard_figure import rates_panel
 from steer2edit.report.text import counts, visible
-from steer2edit.stress.scorecard import SUMMARY_TITLES, EntryRecord, LineRecord, Scorecard
+from steer2edit.stress.scorecard import SUMMARY_TITLES, Entry, Line, Scorecard
 
 Replies = Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]
 """By test, arm and line."""
@@ -132,11 +132,11 @@ def _counts(card: Scorecard) -> list[tuple[str, list[tuple[str, int]]]]:
 
 
 def _summary(card: Scorecard) -> list[tuple[str, list[str]]]:
-    sections = card.summary.model_dump()
+    sections = card.summary
     return [(title, [visible(text) for text in sections[name]]) for name, title in SUMMARY_TITLES.items()]
 
 
-def _section(entry: EntryRecord, replies: Mapping[str, Mapping[str, Sequence[str]]], full: bool) -> EntrySection:
+def _section(entry: Entry, replies: Mapping[str, Mapping[str, Sequence[str]]], full: bool) -> EntrySection:
     arms = tuple(dict.fromkeys(arm for line in entry.lines for arm in line.arms))
     facts = [f"{name}: {value}" for name, value in entry.facts.items() if isinstance(value, str | int | float)]
     return EntrySection(
@@ -152,7 +152,7 @@ def _section(entry: EntryRecord, replies: Mapping[str, Mapping[str, Sequence[str
     )
 
 
-def _row(line: LineRecord, arms: Sequence[str]) -> LineRow:
+def _row(line: Line, arms: Sequence[str]) -> LineRow:
     against = line.edit_minus_steering
     return LineRow(
         visible(line.name),
@@ -165,7 +165,7 @@ def _row(line: LineRecord, arms: Sequence[str]) -> LineRow:
     )
 
 
-def _cell(line: LineRecord, arm: str) -> ArmCell | None:
+def _cell(line: Line, arm: str) -> ArmCell | None:
     found = line.arms.get(arm)
     if found is None:
         return None

@@ -7,13 +7,13 @@ import plotly.graph_objects as go
 from steer2edit.report import themes
 from steer2edit.report.panels import Panel, figure_json
 from steer2edit.report.text import plot_text
-from steer2edit.stress.scorecard import ArmRecord, EntryRecord, LineRecord, Scorecard, named
+from steer2edit.stress.scorecard import ArmRecord, Entry, Line, Scorecard, named
 
 _MOST_LINES = 60
 _KINDS = {"base": (themes.BASE, "circle"), "steering": (themes.STEERING, "diamond"), "edit": (themes.EDIT, "square")}
 
 
-def rates_panel(name: str, title: str, tests: Sequence[EntryRecord], card: Scorecard) -> Panel | None:
+def rates_panel(name: str, title: str, tests: Sequence[Entry], card: Scorecard) -> Panel | None:
     """The rates of base, steering and edit in every line of some tests; `None` where there are none."""
     lines = [(named(test.name, line.name), line) for test in tests for line in test.lines if _drawn(line, card)]
     if not lines:
@@ -28,18 +28,18 @@ def rates_panel(name: str, title: str, tests: Sequence[EntryRecord], card: Score
     return Panel(name, title, data, caption, f"{title}: rates by line and arm; the tables below hold the same numbers.")
 
 
-def _drawn(line: LineRecord, card: Scorecard) -> bool:
+def _drawn(line: Line, card: Scorecard) -> bool:
     return line.share and any(_label(line, arm) in line.arms for arm in card.arms)
 
 
-def _label(line: LineRecord, arm: ArmRecord) -> str:
+def _label(line: Line, arm: ArmRecord) -> str:
     """The label under which a line has an arm: for a line on other arms than the edit, the first of those."""
     if not line.judged:
         return arm.label
     return {"base": line.against, "edit": next(iter(line.judged))}.get(arm.kind, "")
 
 
-def _figure(lines: Sequence[tuple[str, LineRecord]], card: Scorecard) -> go.Figure:
+def _figure(lines: Sequence[tuple[str, Line]], card: Scorecard) -> go.Figure:
     figure = go.Figure()
     for place, arm in enumerate(card.arms):
         labels = [_label(line, arm) for _, line in lines]

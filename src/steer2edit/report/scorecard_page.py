@@ -5,7 +5,7 @@ from pathlib import Path
 from steer2edit.artifacts.manifest import read_json
 from steer2edit.report.html import rendered, write_page
 from steer2edit.report.scorecard_content import Replies, scorecard_content
-from steer2edit.stress.kept import KeptResults
+from steer2edit.stress.folder import StressFolder
 from steer2edit.stress.run import SCORECARD_FILE
 from steer2edit.stress.scorecard import Scorecard, read_scorecard
 
@@ -49,8 +49,8 @@ def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool
     Raises:
         ArtifactError: the folder holds no finished stress run, or the page cannot be written.
     """
-    card, kept = read_scorecard(read_json(run / SCORECARD_FILE)), KeptResults(run)
-    replies = {entry.name: kept.replies(entry.name) for entry in (card.plain, *card.tests) if entry.tested}
+    card, results = read_scorecard(read_json(run / SCORECARD_FILE)), StressFolder(run)
+    replies = {entry.name: results.replies(entry.name) for entry in (card.plain, *card.tests) if entry.tested}
     page = page or run / "report.html"
     write_scorecard(card, page, replies, full_replies=full_replies, overwrite=True)
     return page

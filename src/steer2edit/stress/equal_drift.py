@@ -11,7 +11,7 @@ from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, MismatchError, Steer2EditError
 from steer2edit.evaluation import DriftTask, calibrate
 from steer2edit.models import Sampling
-from steer2edit.stress.asking import spread
+from steer2edit.stress.subject import spread
 
 VECTORS_FILE = "vectors.safetensors"
 _TOLERANCE = 0.1  # relative, of the drift

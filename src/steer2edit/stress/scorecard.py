@@ -1,29 +1,22 @@
 """The scorecard: everything a run found, as the JSON that tables, pages and model cards are made from."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from steer2edit.artifacts.edits.scorecard_section import ScorecardSection
 from steer2edit.artifacts.manifest import BaseModelRecord, Record, Sha256, require_version
 from steer2edit.errors import DataError
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation import Arm, paired
-from steer2edit.stress.stress_test import GROUPS, Finding, Group, Outcome
-from steer2edit.stress.verdict import VerdictKind
+from steer2edit.stress.findings import GROUPS, Finding, Outcome
+from steer2edit.stress.whole_verdict import Verdict
 
 SCHEMA_VERSION: Literal[1] = 1
 KIND: Literal["stress-scorecard"] = "stress-scorecard"
-
-GROUP_TITLES: Mapping[Group, str] = {
-    "static": "Static attacks",
-    "adaptive": "Adaptive attacks",
-    "weight-space": "Attacks on weights and directions",
-    "persistence": "Persistence",
-    "side-effects": "Side effects",
-    "causal": "Do the named components carry the behaviour?",
-}
 
 
 class ArmRecord(Record):
@@ -34,7 +27,7 @@ class ArmRecord(Record):
     parameters: dict[str, Any]
 
 
-class LineRecord(Record):
+class Line(Record):
     """One line: a metric under every arm, on the same items. Differences are paired, to the first arm.
 
     Where the line is about other arms than the edit, such as the edit in 4 bits, `judged` has their differences to
@@ -54,19 +47,41 @@ class LineRecord(Record):
     note: str = ""
     higher_is_better: bool | None = True
 
+    @staticmethod
+    def of(finding: Finding, arms: Sequence[Arm]) -> "Line":
+        """A finding as it is reported."""
+        values, labels = finding.values, {arm.kind: arm.label for arm in arms}
+        edit, steering = values.get(labels.get("edit", "")), values.get(labels.get("steering", ""))
+        scored = [value for own in values.values() for value in own if value is not None]
+        against = finding.against or next(iter(values))
+        return Line(
+            name=finding.name,
+            metric=finding.metric,
+            share=finding.metric == "refused" or all(isinstance(value, bool) for value in scored),
+            arms=finding.estimates,
+            differences=finding.differences,
+            edit_minus_steering=None if edit is None or steering is None else paired(edit, steering),
+            judged={arm: paired(values[arm], values[against]) for arm in finding.judged},
+            against=against if finding.judged else "",
+            outcome=finding.outcome,
+            sentence=finding.sentence,
+            note=finding.note,
+            higher_is_better=finding.higher_is_better,
+        )
 
-class EntryRecord(Record):
+
+class Entry(Record):
     """One test: what it is, and what it found, or why it was not run."""
 
     name: str
     group: str
     summary: str
     citation: str
-    tested: bool
-    message: str
-    seconds: float | None
-    lines: list[LineRecord]
-    facts: dict[str, Any]
+    tested: bool = True
+    message: str = ""
+    seconds: float | None = None
+    lines: list[Line] = Field(default_factory=list)
+    facts: dict[str, Any] = Field(default_factory=dict)
 
 
 class EditRecord(Record):
@@ -77,33 +92,12 @@ class EditRecord(Record):
     hyperparameters: dict[str, Any]
 
 
-class VerdictRecord(Record):
-    """The verdict, what it rests on, and the rules."""
-
-    kind: VerdictKind
-    sentence: str
-    reasons: list[str]
-    rules: dict[str, str]
-
-
 class PromptsRecord(Record):
     """A set of prompts: where it comes from, how many, and the SHA-256 of their digests."""
 
     source: str
     n: int
     sha256: Sha256
-
-
-class SummaryRecord(Record):
-    """The findings in plain sentences, each with the name of its test."""
-
-    held: list[str]
-    did_not_hold: list[str]
-    costs: list[str]
-    no_costs: list[str]
-    controls: list[str]
-    open: list[str]
-    not_tested: list[str]
 
 
 SUMMARY_TITLES: Mapping[str, str] = {
@@ -143,15 +137,35 @@ class Scorecard(Record):
     prompts: dict[str, PromptsRecord]
     arms: list[ArmRecord]
     steering: str
-    verdict: VerdictRecord
-    plain: EntryRecord
-    tests: list[EntryRecord]
-    summary: SummaryRecord
+    verdict: Verdict
+    plain: Entry
+    tests: list[Entry]
+    summary: dict[str, list[str]]
 
-    def groups(self) -> list[tuple[str, list[EntryRecord]]]:
+    def groups(self) -> list[tuple[str, list[Entry]]]:
         """Tests by group, with its title; groups without a test are left out."""
-        found = [(GROUP_TITLES[group], [test for test in self.tests if test.group == group]) for group in GROUPS]
+        found = [(title, [test for test in self.tests if test.group == group]) for group, title in GROUPS.items()]
         return [(title, tests) for title, tests in found if tests]
+
+    def counts(self) -> list[tuple[str, dict[str, int]]]:
+        """By group, how many lines came to what, and how many tests were `not tested`."""
+        found = []
+        for title, tests in self.groups():
+            outcomes: dict[str, int] = dict(Counter(line.outcome for test in tests for line in test.lines))
+            untested = sum(not test.tested for test in tests)
+            found.append((title, outcomes | ({"not tested": untested} if untested else {})))
+        return found
+
+    def card_section(self) -> ScorecardSection:
+        """It, short enough for a model card."""
+        return ScorecardSection(
+            edit_sha256=self.edit.sha256,
+            created=self.created.isoformat(),
+            suite=self.suite,
+            verdict=(self.verdict.sentence, *self.verdict.reasons),
+            counts=[(title, ", ".join(f"{n} {outcome}" for outcome, n in own.items())) for title, own in self.counts()],
+            sentences={title: self.summary[name] for name, title in SUMMARY_TITLES.items()},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
@@ -176,30 +190,7 @@ def read_scorecard(content: Mapping[str, Any]) -> Scorecard:
         raise DataError(f"the scorecard is malformed: {where}: {first['msg']}. Make it again with `stress`.") from error
 
 
-def line_record(finding: Finding, arms: Sequence[Arm]) -> LineRecord:
-    """A finding as it is reported."""
-    labels = {arm.kind: arm.label for arm in arms}
-    edit, steering = labels.get("edit"), labels.get("steering")
-    both = edit in finding.values and steering in finding.values
-    every = [value for values in finding.values.values() for value in values if value is not None]
-    against = finding.against or next(iter(finding.values))
-    return LineRecord(
-        name=finding.name,
-        metric=finding.metric,
-        share=finding.metric == "refused" or all(isinstance(value, bool) for value in every),
-        arms=finding.estimates,
-        differences=finding.differences,
-        edit_minus_steering=paired(finding.values[str(edit)], finding.values[str(steering)]) if both else None,
-        judged={arm: paired(finding.values[arm], finding.values[against]) for arm in finding.judged},
-        against=against if finding.judged else "",
-        outcome=finding.outcome,
-        sentence=finding.sentence,
-        note=finding.note,
-        higher_is_better=finding.higher_is_better,
-    )
-
-
-def summarise(plain: EntryRecord, tests: Sequence[EntryRecord], left_out: Sequence[str] = ()) -> SummaryRecord:
+def summarise(plain: Entry, tests: Sequence[Entry], left_out: Sequence[str] = ()) -> dict[str, list[str]]:
     """The sentences of all findings by what they came to.
 
     Args:
@@ -214,7 +205,7 @@ def summarise(plain: EntryRecord, tests: Sequence[EntryRecord], left_out: Sequen
         if not entry.tested:
             sections["not_tested"].append(f"{entry.name}: {entry.message}")
     sections["not_tested"] += left_out
-    return SummaryRecord(**sections)
+    return sections
 
 
 def named(test: str, text: str) -> str:

@@ -1,150 +1,171 @@
-"""What a stress run is about: the subject that every test is given, and what makes a run this run."""
+"""What every test is given: an edit of a model, with the prompts, the scorer and the settings that tests share."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TypeVar
 
-import torch
+from steer2edit.core import Editing, Intervention, SteeringVectors, WeightEdit
+from steer2edit.editing import merged
+from steer2edit.engines import Engine, TransformersEngine
+from steer2edit.errors import InvalidValueError
+from steer2edit.evaluation import Arm
+from steer2edit.evaluation.scorers import Scorer
+from steer2edit.models import LanguageModel, Prompt, Sampling
+from steer2edit.stress.counting import CountingEngine
+from steer2edit.stress.findings import SUITES, Group, StressResult, Suite
 
-from steer2edit.artifacts import package_versions
-from steer2edit.core import Site, SiteEdit, SteeringVectors, WeightEdit
-from steer2edit.editing.runtime import require_fit
-from steer2edit.engines import Engine
-from steer2edit.errors import ModelError
-from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, find_scorer, steering_arm
-from steer2edit.evaluation.judge import Judge
-from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.models import LanguageModel, recorded_chat
-from steer2edit.steering import prompt_digests
-from steer2edit.steering.steered import require_fit as require_vectors_fit
-from steer2edit.stress.options import StressOptions, asked_prompts, require_unseen
-from steer2edit.stress.stress_test import Subject
-
-EDIT_LABEL = "edit"
-SITES_FOR_COSTS, COMPONENTS_FOR_COSTS = 30, 5
-"""Edited sites, and components of each, of the edit that stands for one where only costs are asked for."""
+_T = TypeVar("_T")
+Change = Callable[[LanguageModel], AbstractContextManager[object]]
+"""Something that is done to a model's weights within a context."""
 
 
 @dataclass(frozen=True)
-class StressInput:
-    """What is tested and with what, checked, before anything is run.
+class Subject:
+    """What is tested: an edit of a model, with all that tests share.
 
     Args:
-        engine: runs the base model.
+        engine: runs the model; `engine.model` is the base.
         edit: the edit.
-        options: what the user decided.
-        vectors: the steering vectors the edit was made from, if they are known.
-        allow_mismatch: accept an edit or vectors of another model.
-        judge: tells refusals, if the options ask for one.
-        harmful: requests that should be refused.
-        benign: requests that should be answered.
+        arms: base first, steering where vectors are known and a strength of equal drift was found, and edit.
+        harmful: held-out requests that should be refused.
+        benign: held-out requests that should be answered.
         scorer: tells a refusal.
+        folder: of the run, for what a test must write (checkpoints, adapters); removed afterwards.
+        vectors: the steering vectors the edit was made from, if they are there.
+        seed: of what is random.
+        limit: at most this many prompts of a set.
+        sampling: of replies, where a test has none of its own.
+        suite: quick or full.
+        counter: counts instead of running, in a rehearsal (see `counting`).
 
     Raises:
-        InvalidValueError: the options ask for a judge, and there is none.
-        MismatchError: the edit or the vectors are of another model or shape.
-        DataError: the vectors were made from some of the prompts, or the user's prompts cannot be read.
+        InvalidValueError: the first arm is not the base, or there is no edit among them.
     """
 
     engine: Engine
     edit: WeightEdit
-    options: StressOptions
+    arms: Sequence[Arm]
+    harmful: Sequence[Prompt]
+    benign: Sequence[Prompt]
+    scorer: Scorer
+    folder: Path
     vectors: SteeringVectors | None = None
-    allow_mismatch: bool = False
-    judge: Judge | None = None
-    harmful: tuple[str, ...] = field(init=False)
-    benign: tuple[str, ...] = field(init=False)
-    scorer: Scorer = field(init=False)
+    seed: int = 0
+    limit: int | None = None
+    sampling: Sampling = Sampling(max_new_tokens=24)
+    suite: Suite = "quick"
+    counter: CountingEngine | None = None
 
     def __post_init__(self) -> None:
-        require_fit(self.model, self.edit, allow_mismatch=self.allow_mismatch)
-        if self.vectors is not None:
-            require_vectors_fit(self.model, self.vectors, allow_mismatch=self.allow_mismatch, allow_missing=True)
-        harmful, benign = asked_prompts(self.options)
-        require_unseen(self.edit, self.vectors, harmful, benign)
-        object.__setattr__(self, "harmful", tuple(harmful))
-        object.__setattr__(self, "benign", tuple(benign))
-        object.__setattr__(self, "scorer", find_scorer(self.options.scorer, self.judge))
+        kinds = [arm.kind for arm in self.arms]
+        if kinds[:1] != ["base"] or "edit" not in kinds:
+            raise InvalidValueError(f"a stress test compares base and edit, in that order, got {kinds}.")
 
     @property
     def model(self) -> LanguageModel:
         """The base model."""
         return self.engine.model
 
-    def identity(self) -> dict[str, Any]:
-        """What makes this run this one; whatever differs in it is another run."""
-        return {
-            "version": package_versions()["steer2edit"],
-            "model": self.model.fingerprint,
-            "edit": self.edit.digest(),
-            "strength": self.options.strength,
-            "vectors": None if self.vectors is None else self.vectors.digest(),
-            "suite": self.options.suite,
-            "seed": self.options.seed,
-            "limit": self.options.limit,
-            "harmful": prompt_digests(self.harmful),
-            "benign": prompt_digests(self.benign),
-            "replies": str(self.options.sampling),
-            "scorer": self.options.scorer,
-            "judge": None if self.judge is None else {"model": self.judge.model, "template": self.judge.template},
-            "dtype": str(self.model.dtype),
-            "chat": recorded_chat(self.model.describe()),
-        }
+    @property
+    def base(self) -> str:
+        """Label of the base."""
+        return self.arms[0].label
 
-    def arms(self, strength: float | None) -> tuple[Arm, ...]:
-        """Base, steering at a strength if there is one, and the edit."""
-        steering = [] if self.vectors is None or strength is None else [steering_arm(self.vectors, strength)]
-        return (BASE_ARM, *steering, edit_arm(self.edit, EDIT_LABEL, self.options.strength))
+    @property
+    def edited(self) -> str:
+        """Label of the arm with the edit."""
+        return self._edit.label
 
-    def subject(self, engine: Engine, strength: float | None, folder: Path) -> Subject:
-        """What a test is given.
+    @property
+    def steered(self) -> str | None:
+        """Label of the arm with steering, if there is one."""
+        return next((arm.label for arm in self.arms if arm.kind == "steering"), None)
+
+    @property
+    def strength(self) -> float:
+        """That the edit is tested at."""
+        return self._edit.intervention.strength if isinstance(self._edit.intervention, Editing) else 1.0
+
+    @property
+    def interventions(self) -> dict[str, Intervention]:
+        """The arms by label, the base first."""
+        return {arm.label: arm.intervention for arm in self.arms}
+
+    @property
+    def _edit(self) -> Arm:
+        return next(arm for arm in self.arms if arm.kind == "edit")
+
+    def pick(self, quick: _T, full: _T) -> _T:
+        """What belongs to the suite."""
+        return quick if self.suite == "quick" else full
+
+    def some(self, items: Sequence[_T], quick: int = 20) -> list[_T]:
+        """Items to use: in the quick suite at most `quick`, spread over the whole; never more than the limit."""
+        return spread(items, min(self.limit or len(items), self.pick(quick, len(items))))
+
+    def edit_merged(self, model: LanguageModel) -> AbstractContextManager[None]:
+        """A `Change`: the edit in the weights, at the strength that it is tested at."""
+        return merged(model, self.edit, self.strength, allow_mismatch=True)  # it was let through before
+
+    @contextmanager
+    def changed(self, *changes: Change, model: LanguageModel | None = None) -> Iterator["Subject"]:
+        """The subject while its model's weights are changed: it replies as the model is now, and remembers nothing.
 
         Args:
-            engine: runs the model for it.
-            strength: of steering; `None` for no steering.
-            folder: that it may write into.
+            changes: one within the other.
+            model: that replies, where it is not the subject's own.
         """
-        return Subject(
-            engine=engine,
-            edit=self.edit,
-            arms=self.arms(strength),
-            harmful=self.harmful,
-            benign=self.benign,
-            scorer=self.scorer,
-            folder=folder,
-            vectors=self.vectors,
-            seed=self.options.seed,
-            limit=self.options.limit,
-            sampling=self.options.sampling,
-        )
+        if self.counter is not None:
+            yield replace(self, engine=self.counter)
+            return
+        with ExitStack() as stack:
+            for change in changes:
+                stack.enter_context(change(self.model))
+            yield replace(self, engine=TransformersEngine(model or self.model))
+
+    def compute(self, make: Callable[[LanguageModel], _T], instead: _T, *, replies: int = 0, passes: int = 0) -> _T:
+        """What is made with the model itself, besides asking its engine.
+
+        Args:
+            make: does it.
+            instead: stands for it in a rehearsal.
+            replies: that it takes.
+            passes: the same.
+        """
+        if self.counter is None:
+            return make(self.model)
+        self.counter.replies += replies
+        self.counter.passes += passes
+        return instead
 
 
-class _NoModel:
-    """Stands for a model where only costs are asked for."""
+@dataclass(frozen=True)
+class StressTest:
+    """A test of an edit: a row of the table.
 
-    def __getattr__(self, name: str) -> NoReturn:
-        raise ModelError(f"there is no model to ask for {name}: only the cost of tests is wanted.")
+    Args:
+        name: unique, lower case with dashes.
+        group: which part of the scorecard it belongs to.
+        summary: one line of what it does.
+        citation: where the attack or the measure was published, or `this project`.
+        run: tests the subject. A `Steer2EditError` says why it cannot be run here and what would help: the scorecard
+            then lists it as not tested.
+        suites: that it is in.
+        pooled: names of its lines that count among the static attacks together.
+    """
+
+    name: str
+    group: Group
+    summary: str
+    citation: str
+    run: Callable[[Subject], StressResult]
+    suites: Sequence[Suite] = SUITES
+    pooled: Sequence[str] = ()
 
 
-class _NoEngine:
-    """Stands for an engine where only costs are asked for."""
-
-    model: Any = _NoModel()
-
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise ModelError("there is no model to run: only the cost of tests is wanted.")
-
-    generate = score = next_token = _refuse
-
-
-def subject_for_costs(options: StressOptions) -> Subject:
-    """A subject without a model, for what tests cost on the prompts; whoever asks it for a model gets a ModelError."""
-    ones = torch.ones(COMPONENTS_FOR_COSTS)
-    edit = WeightEdit({Site(i, "attn"): SiteEdit(torch.ones(1), ones, ones, ones) for i in range(SITES_FOR_COSTS)})
-    harmful, benign = asked_prompts(options)
-    arms: Sequence[Arm] = (BASE_ARM, Arm("steering", "steering"), edit_arm(edit, EDIT_LABEL))
-    return Subject(
-        _NoEngine(), edit, arms, harmful, benign, PhraseScorer(), Path(), seed=options.seed,
-        limit=options.limit, sampling=options.sampling,
-    )  # fmt: skip
+def spread(items: Sequence[_T], count: int) -> list[_T]:
+    """At most so many of the items, evenly spread over the whole."""
+    count = min(len(items), count)
+    return [items[i * len(items) // count] for i in range(count)]

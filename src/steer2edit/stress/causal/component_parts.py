@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 
 from steer2edit.core import WeightEdit
-from steer2edit.evaluation import Estimate
-from steer2edit.models import LanguageModel
+from steer2edit.estimates import Estimate
 from steer2edit.stress.causal.component_edits import (
-    input_directions_of,
+    Directions,
     only,
     random_components,
     shuffled,
@@ -44,25 +43,21 @@ class Part:
     unedited: bool = True
 
 
-def parts_of(
-    model: LanguageModel, edit: WeightEdit, counts: Sequence[int], draws: int, seed: int, label: str
-) -> list[Part]:
-    """The whole edit first, its shuffles, then for every n: the top, all but the top, and random draws.
+def parts_of(edit: WeightEdit, counts: Sequence[int], directions: Directions, draws: int, seed: int) -> list[Part]:
+    """Shuffles of the edit, then for every n: the top, all but the top, and random draws.
 
     Args:
-        model: whose weights give the directions of components that are not edited.
         edit: the edit.
-        counts: n of the top components; none for an edit that edits nothing, which then has no controls.
+        counts: n of the top components.
+        directions: k of every component, of those too that are not edited.
         draws: random draws per n; shuffles are half as many, rounded up.
         seed: of the draws.
-        label: of the whole edit.
     """
-    parts = [Part("edit", label, edit)]
-    if not counts:
-        return parts
-    directions, generator = input_directions_of(model, edit), torch.Generator().manual_seed(seed)
-    for draw in range(1, (draws + 1) // 2 + 1):
-        parts.append(Part("shuffled", f"shuffled {draw}", shuffled(edit, directions, generator)))
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        Part("shuffled", f"shuffled {draw}", shuffled(edit, directions, generator))
+        for draw in range(1, (draws + 1) // 2 + 1)
+    ]
     for count in counts:
         chosen = strongest(edit, count)
         parts.append(Part("top", f"top {count}", only(edit, chosen), count))

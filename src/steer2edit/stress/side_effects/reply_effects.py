@@ -1,20 +1,38 @@
 """What an edit does to benign replies: the next-token distribution by position, and long replies that break down."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from steer2edit.core import Intervention
 from steer2edit.engines import Engine
-from steer2edit.evaluation import Value, base_answers, estimate
+from steer2edit.estimates import Value
+from steer2edit.evaluation import base_answers, estimate
 from steer2edit.evaluation.tasks import is_empty, repeated_share, replies_to
 from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_prompts
-from steer2edit.stress.asking import edit_label, finite, interventions_of, some
-from steer2edit.stress.cost_verdicts import Effect
+from steer2edit.stress.findings import StressResult
 from steer2edit.stress.plain_prompts import long_replies_of
-from steer2edit.stress.stress_test import SUITES, Cost, Finding, Group, StressResult, Subject, Suite
+from steer2edit.stress.replies import finite
+from steer2edit.stress.subject import Subject
+from steer2edit.stress.verdicts import Effect
 
 POSITIONS = {"first": slice(0, 1), "2-8": slice(1, 8), "later": slice(8, None)}
 """Stretches of a reply, in tokens."""
+_WHERE = {
+    "first": "first token of benign replies",
+    "2-8": "tokens 2 to 8 of benign replies",
+    "later": "later tokens of benign replies",
+}
+_LONGEST = 256  # tokens, in the full suite
+_PLAIN = ("repetition", "empty")  # those are among the plain lines, on the same replies as in the quick suite
+_EFFECTS = (
+    Effect("repetition", "Repeated 4-grams in long replies", 0.1),
+    Effect("surprise", "The base's surprise at long replies", 0.5, 1, "nats per token"),
+    Effect("empty", "Empty replies", 0.15),
+    Effect("unfinished", "Long replies that do not end", 0.25),
+)
+BROKEN = {"repetition": 0.5, "surprise": 4.0, "empty": 0.5}
+"""An edit that goes beyond one of these by its whole interval is broken: repeated 4-grams, nats per token at which its
+replies surprise the base, empty replies."""
+_NO_TEXT = "The edited model is broken: its benign replies are no text any more."
 
 
 def position_kl(
@@ -43,120 +61,50 @@ def position_kl(
     return [[finite(own[i].kl) if i in own else None for i in range(len(answers))] for own in found]
 
 
-@dataclass(frozen=True)
-class NextTokenKl:
+def next_token(subject: Subject, margin: float = 0.1) -> StressResult:
     """How far the next-token distribution moves on the base's own benign answers, by position of the reply.
 
     Args:
+        subject: what is tested.
         margin: nats per token; below it the distribution counts as kept, above it as moved.
     """
-
-    margin: float = 0.1
-    name: str = "next-token"
-    group: Group = "side-effects"
-    summary: str = "KL of the next-token distribution on benign answers, by position of the reply"
-    citation: str = "safety acts on the first tokens: Qi et al., arXiv 2406.05946"
-    suites: frozenset[Suite] = frozenset(SUITES)
-
-    def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """A pass per stretch, arm and answer."""
-        n = len(some(subject, suite, subject.benign))
-        return Cost(passes=len(POSITIONS) * len(subject.arms) * n)
-
-    def run(self, subject: Subject, suite: Suite) -> StressResult:
-        """One line per stretch: a cost where the interval of the KL lies above the margin."""
-        arms = interventions_of(subject)
-        answers = base_answers(subject.engine, some(subject, suite, subject.benign), subject.sampling)
-        findings = []
-        for name, tokens in POSITIONS.items():
-            found = position_kl(subject.engine, answers, list(arms.values()), tokens)
-            effect = Effect("kl", f"KL to the base, {_WHERE[name]}", self.margin, 1, "nats per token", from_margin=True)
-            values = dict(zip(arms, found, strict=True))
-            findings.append(effect.finding(f"kl-{name}", values, edit_label(subject)))
-        return StressResult(findings)
+    arms = subject.interventions
+    answers = base_answers(subject.engine, subject.some(subject.benign), subject.sampling)
+    findings = []
+    for name, tokens in POSITIONS.items():
+        found = position_kl(subject.engine, answers, list(arms.values()), tokens)
+        effect = Effect("kl", f"KL to the base, {_WHERE[name]}", margin, 1, "nats per token", from_margin=True)
+        findings.append(effect.finding(f"kl-{name}", dict(zip(arms, found, strict=True)), subject.edited))
+    return StressResult(findings)
 
 
-_LONGEST = 256  # tokens, in the full suite
-_WHERE = {
-    "first": "first token of benign replies",
-    "2-8": "tokens 2 to 8 of benign replies",
-    "later": "later tokens of benign replies",
-}
-
-
-@dataclass(frozen=True)
-class LongReplies:
+def long_replies(subject: Subject) -> StressResult:
     """Long replies: repetition, empty and endless replies, and how surprised the base is by them.
 
-    Args:
-        broken_repetition: an edit whose replies repeat more 4-grams than this, by the whole interval, is broken.
-        broken_surprise: so is one whose replies surprise the base more than this, in nats per token.
-        broken_empty: so is one that leaves more replies than this empty.
+    A line per measure, in the quick suite without those of the plain prompts, whose replies are the same.
+    `facts["broken"]` says which of them mark the edit as broken.
     """
-
-    broken_repetition: float = 0.5
-    broken_surprise: float = 4.0
-    broken_empty: float = 0.5
-    name: str = "long-replies"
-    group: Group = "side-effects"
-    summary: str = "degeneration of long benign replies: repetition, emptiness, no end, gibberish"
-    citation: str = "seq-rep-4: Welleck et al., arXiv 1908.04319; perplexity under the base model: this project"
-    suites: frozenset[Suite] = frozenset(SUITES)
-
-    def cost(self, subject: Subject, suite: Suite) -> Cost:
-        """A pass over each reply; those of the full suite count by their tokens, the quick ones are remembered."""
-        prompts, sampling = self._asked(subject, suite)
-        arms, longer = len(subject.arms), max(1, sampling.max_new_tokens // subject.sampling.max_new_tokens)
-        return Cost(longer * len(prompts) * arms if suite == "full" else 0, len(prompts) * arms)
-
-    def run(self, subject: Subject, suite: Suite) -> StressResult:
-        """A line per measure, in the quick suite without those of the plain prompts.
-
-        `facts["broken"]` says which of them mark the edit as broken.
-        """
-        arms = interventions_of(subject)
-        prompts, sampling = self._asked(subject, suite)
-        by_arm = dict(zip(arms, replies_to(subject.engine, prompts, list(arms.values()), sampling), strict=True))
-        values: dict[str, dict[str, list[Value]]] = {
-            "repetition": {a: [repeated_share(r.answer_ids) for r in own] for a, own in by_arm.items()},
-            "surprise": {a: _surprise(subject, prompts, own) for a, own in by_arm.items()},
-            "empty": {a: [is_empty(r) for r in own] for a, own in by_arm.items()},
-            "unfinished": {a: [not r.finished for r in own] for a, own in by_arm.items()},
-        }
-        limits = {"repetition": self.broken_repetition, "surprise": self.broken_surprise, "empty": self.broken_empty}
-        label = edit_label(subject)
-        broken = [name for name, limit in limits.items() if (estimate(values[name][label]).low or 0.0) > limit]
-        note = f"replies of at most {sampling.max_new_tokens} tokens"
-        effects = [e for e in _EFFECTS if suite == "full" or e.metric not in _PLAIN]  # those are among the plain lines
-        findings = [_finding(e, values[e.metric], label, broken, note) for e in effects]
-        return StressResult(
-            findings,
-            {arm: {"long": [reply.shown for reply in own]} for arm, own in by_arm.items()},
-            {"broken": broken, "limits": limits},
-        )
-
-    def _asked(self, subject: Subject, suite: Suite) -> tuple[list[Prompt], Sampling]:
-        """(requests, sampling): in the quick suite those of the plain prompts, whose replies are there already."""
-        if suite == "quick":
-            return long_replies_of(subject)
-        return some(subject, suite, subject.benign), Sampling(max_new_tokens=_LONGEST)
-
-
-_PLAIN = ("repetition", "empty")
-_EFFECTS = (
-    Effect("repetition", "Repeated 4-grams in long replies", 0.1),
-    Effect("surprise", "The base's surprise at long replies", 0.5, 1, "nats per token"),
-    Effect("empty", "Empty replies", 0.15),
-    Effect("unfinished", "Long replies that do not end", 0.25),
-)
-
-
-def _finding(effect: Effect, values: dict[str, list[Value]], label: str, broken: Sequence[str], note: str) -> Finding:
-    found = effect.finding(effect.metric, values, label, note)
-    if effect.metric not in broken:
-        return found
-    sentence = f"{found.sentence} The edited model is broken: its benign replies are no text any more."
-    return Finding(found.name, found.metric, values, "cost", sentence, note, found.higher_is_better)
+    prompts, sampling = long_replies_of(subject)
+    if subject.suite == "full":
+        prompts, sampling = subject.some(subject.benign), Sampling(max_new_tokens=_LONGEST)
+    arms = subject.interventions
+    by_arm = dict(zip(arms, replies_to(subject.engine, prompts, list(arms.values()), sampling), strict=True))
+    values: dict[str, dict[str, list[Value]]] = {
+        "repetition": {a: [repeated_share(r.answer_ids) for r in own] for a, own in by_arm.items()},
+        "surprise": {a: _surprise(subject, prompts, own) for a, own in by_arm.items()},
+        "empty": {a: [is_empty(r) for r in own] for a, own in by_arm.items()},
+        "unfinished": {a: [not r.finished for r in own] for a, own in by_arm.items()},
+    }
+    edit = subject.edited
+    broken = [name for name, limit in BROKEN.items() if (estimate(values[name][edit]).low or 0.0) > limit]
+    note = f"replies of at most {sampling.max_new_tokens} tokens"
+    findings = [
+        effect.finding(effect.metric, values[effect.metric], edit, note, _NO_TEXT if effect.metric in broken else "")
+        for effect in _EFFECTS
+        if subject.suite == "full" or effect.metric not in _PLAIN
+    ]
+    texts = {arm: {"long": [reply.shown for reply in own]} for arm, own in by_arm.items()}
+    return StressResult(findings, texts, {"broken": broken, "limits": BROKEN})
 
 
 def _surprise(subject: Subject, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[Value]:

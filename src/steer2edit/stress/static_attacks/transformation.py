@@ -7,7 +7,7 @@ from typing import Literal
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models import Message, Prompt
-from steer2edit.stress.static_attacks.codings import coding
+from steer2edit.stress.static_attacks.codings import encoded
 
 REQUEST = "{request}"
 Shots = Literal["turns", "transcript"]
@@ -43,7 +43,7 @@ class Transformation:
             raise InvalidValueError(
                 f"the template of {self.name!r} needs {REQUEST} exactly once, got {self.template!r}"
             )
-        coding(self.coding)
+        encoded(self.coding, "")
 
     def __call__(self, prompt: Prompt) -> Prompt:
         """The prompt of the attack.
@@ -51,7 +51,7 @@ class Transformation:
         Raises:
             DataError: the prompt does not end with a message of the user.
         """
-        text = self._transcript + self.template.replace(REQUEST, coding(self.coding).encode(request_of(prompt)))
+        text = self._transcript + self.template.replace(REQUEST, encoded(self.coding, request_of(prompt)))
         turns = self._turns
         if isinstance(prompt, str) and self.system is None and not turns:
             return text
@@ -60,18 +60,6 @@ class Transformation:
             before = [message for message in before if message["role"] != "system"]
             before.insert(0, Message(role="system", content=self.system))
         return [*before, *turns, Message(role="user", content=text)]
-
-    def request_in(self, attacked: Prompt) -> str:
-        """The request back from a prompt of this attack: the inverse, up to what the coding loses.
-
-        Raises:
-            DataError: the prompt is not one of this attack's.
-        """
-        head, tail = (self._transcript + self.template).split(REQUEST)
-        text = request_of(attacked)
-        if not (text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)):
-            raise DataError(f"the prompt is not one of the attack {self.name!r}: {text[:60]!r}.")
-        return coding(self.coding).decode(text[len(head) : len(text) - len(tail)])
 
     @property
     def hides(self) -> bool:

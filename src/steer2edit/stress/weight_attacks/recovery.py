@@ -1,8 +1,8 @@
 """The edit read back out of the edited checkpoint, as the audit does it."""
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ class Recovered:
     """
 
     edit: WeightEdit | None
-    sites: list[bool]
-    components: list[bool]
-    named: list[bool]
-    strength: float | None
-    facts: Mapping[str, Any]
+    sites: Sequence[bool] = ()
+    components: Sequence[bool] = ()
+    named: Sequence[bool] = ()
+    strength: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def recover_edit(model: LanguageModel, edit: WeightEdit, strength: float, folder: Path) -> Recovered:
@@ -62,28 +62,22 @@ def compare(edit: WeightEdit, found: Audit) -> Recovered:
     """What an audit found, against the edit that was written."""
     true = {site: e.magnitude != 0 for site, e in edit.sites.items() if bool(e.row.any())}
     seen = {site: e.magnitude != 0 for site, e in found.sites.items()}
-    components, named = [], []
-    for site, own in true.items():
-        components += seen.get(site, torch.zeros_like(own))[own].tolist()
-    for site, own in seen.items():
-        named += true.get(site, torch.zeros_like(own))[own].tolist()
-    strength = None if found.match is None else found.match.strength
-    return Recovered(
-        edit=recovered_edit(found),
-        sites=[site in seen for site in true],
-        components=components,
-        named=named,
-        strength=strength,
-        facts={
-            "classification": found.classification.label,
-            "sentence": found.classification.sentence,
-            "match": None if found.match is None else found.match.sentence,
-            "strength": strength,
-            "sites_found": rate([site in seen for site in true]).to_json(),
-            "components_found": rate(components).to_json(),
-            "components_named_rightly": rate(named).to_json(),
-        },
+    sites = [site in seen for site in true]
+    components, named = (
+        [hit for site, own in wanted.items() for hit in other.get(site, torch.zeros_like(own))[own].tolist()]
+        for wanted, other in ((true, seen), (seen, true))
     )
+    strength = None if found.match is None else found.match.strength
+    facts = {
+        "classification": found.classification.label,
+        "sentence": found.classification.sentence,
+        "match": None if found.match is None else found.match.sentence,
+        "strength": strength,
+        "sites_found": rate(sites).to_json(),
+        "components_found": rate(components).to_json(),
+        "components_named_rightly": rate(named).to_json(),
+    }
+    return Recovered(recovered_edit(found), sites, components, named, strength, facts)
 
 
 def recovered_edit(found: Audit) -> WeightEdit | None:

@@ -1,12 +1,12 @@
-"""Intervals of what stress tests compare: two differences, one against the mean of several, and a share of a gain."""
+"""Two gains compared: their difference, and the share of one that is left of it."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from steer2edit.evaluation import Estimate, Value, paired
-from steer2edit.evaluation.statistics import CONFIDENCE
+from steer2edit.estimates import Estimate, Value
+from steer2edit.evaluation.statistics import CONFIDENCE, paired
 
 _DRAWS = 10_000
 _TAIL = (1 - CONFIDENCE) / 2
@@ -94,6 +94,6 @@ def share_of_gain(
     weights = rng.standard_gamma(1.0, (_DRAWS, n))
     halves = rng.standard_gamma(0.5, (_DRAWS, 4)).T if verdicts else np.zeros((4, _DRAWS))
     wholes, parts = weights @ gain + halves[0] - halves[1], weights @ own + halves[2] - halves[3]
-    some = wholes > 0
-    low, high = np.quantile(parts[some] / wholes[some], [_TAIL, 1 - _TAIL])
+    gained = wholes > 0
+    low, high = np.quantile(parts[gained] / wholes[gained], [_TAIL, 1 - _TAIL])
     return Estimate(value, float(low), float(high), n, unscored)
