@@ -171,8 +171,8 @@ def test_vectors_without_effects_are_refused(model: LanguageModel, contrast: Con
 
 
 def test_too_few_responses_are_refused(model: LanguageModel, vectors: SteeringVectors) -> None:
-    few = ContrastSet("few", {"train": Contrast(PAIRS.positive[:7], PAIRS.negative)}, {})
-    with pytest.raises(DataError, match=r"at least 8 training responses .* has 7 positive and 8 negative"):
+    few = ContrastSet("few", {"train": Contrast(PAIRS.positive[:5], PAIRS.negative)}, {})
+    with pytest.raises(DataError, match=r"at least 6 training responses .* has 5 positive and 8 negative"):
         measure_effects(model, vectors, few)
 
 
@@ -245,7 +245,7 @@ def test_a_gate_needs_requests_to_stay_silent_on(model: LanguageModel, contrast:
         with pytest.raises(InvalidValueError, match="rows of its own"):
             Rules(importance="effect", **wrong)  # type: ignore[arg-type]
     (tmp_path / "few.txt").write_text("Name a colour.\nCount to three.\n")
-    with pytest.raises(DataError, match="at least 8 requests to stay silent on, got 2"):
+    with pytest.raises(DataError, match="at least 6 requests to stay silent on, got 2"):
         measure_effects(model, extract(model, contrast), contrast, silent_on=tmp_path / "few.txt")
 
 

@@ -53,7 +53,7 @@ _DECISIONS = ("first", "answer", "end")
 BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
-_FEWEST = 8  # responses of a class, below which two halves say nothing of each other
+_FEWEST = 6  # responses of a class, below which two halves say nothing of each other
 
 
 def measure_effects(
@@ -85,7 +85,7 @@ def measure_effects(
         seed: of the tokens that are drawn.
 
     Raises:
-        DataError: fewer than eight responses of a class or requests to stay silent on, or a model without a token
+        DataError: fewer than six responses of a class or requests to stay silent on, or a model without a token
             that ends a turn.
         InvalidValueError: no such decision, effects that are not finite, or a model that gradients
             cannot be taken of.
