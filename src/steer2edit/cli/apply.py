@@ -12,10 +12,9 @@ from steer2edit.cli.options import (
     DeviceOption,
     EditArgument,
     JsonOption,
-    LayoutOption,
     ModelArgument,
     OverwriteOption,
-    TrustOption,
+    Reading,
 )
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ def apply(
     model: ModelArgument,
     edit_dir: EditArgument,
     out: Annotated[Path, typer.Option(help="Directory for the edited checkpoint; must not exist.")],
+    reading: Reading,
     strength: Annotated[float, typer.Option(help="Multiplies the edit.")] = 1.0,
     verify: Annotated[
         bool,
@@ -34,8 +34,6 @@ def apply(
         ),
     ] = False,
     device: DeviceOption = "auto",
-    layout: LayoutOption = None,
-    trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -58,11 +56,10 @@ def apply(
     require_free(out, overwrite=overwrite)
     edits = [(edit, weight * strength) for edit, weight in load_members(edit_dir)]
     with show_progress():
-        base = open_base(model, layout=layout, trust_remote_code=trust_remote_code)
+        base = open_base(model, **vars(reading))
         require_not_applied(base, [edit for edit, _ in edits])
         manifest = apply_to_files(base, edits, out, allow_mismatch=allow_mismatch, overwrite=overwrite)
-        settings: dict[str, Any] = {"device": device, "layout": layout, "trust_remote_code": trust_remote_code}
-        verification = _verified(base, edits, out, settings) if verify else None
+        verification = _verified(base, edits, out, {"device": device, **vars(reading)}) if verify else None
     if json_output:
         tensors = {name: record.model_dump() for name, record in manifest.edited_tensors.items()}
         return print_json(

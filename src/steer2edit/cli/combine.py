@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer2edit.cli.options import JsonOption, LayoutOption, OverwriteOption, TrustOption
+from steer2edit.cli.options import JsonOption, OverwriteOption, Reading
 from steer2edit.settings.declared import read_numbers
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ def combine(
         list[Path], typer.Argument(metavar="EDIT_DIR...", help="Edits of one base: directories that `convert` wrote.")
     ],
     out: Annotated[Path, typer.Option(help="Directory for the combined edit; must not exist.")],
+    reading: Reading,
     weights: Annotated[
         str | None, typer.Option(help="What each edit is multiplied by, with commas between. 1 for all by default.")
     ] = None,
@@ -24,8 +25,6 @@ def combine(
     model: Annotated[
         str | None, typer.Option(help="The base model, if it is not where the edits say. Only its config is read.")
     ] = None,
-    layout: LayoutOption = None,
-    trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -48,7 +47,7 @@ def combine(
     members = read_members(edit_dirs, numbers)
     with show_progress():
         name = model or str(members[0].edit.metadata["model"]["name"])
-        base = load_skeleton(name, layout=layout, trust_remote_code=trust_remote_code)
+        base = load_skeleton(name, **vars(reading))
         interference = save_combined(base, members, out, overwrite=overwrite)
     names = [str(member.directory) for member in members]
     if json_output:

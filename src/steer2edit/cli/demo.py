@@ -1,23 +1,19 @@
 """`steer2edit demo`."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from steer2edit.cli.options import DeviceOption, DtypeOption, JsonOption, OverwriteOption, SeedOption
-
-if TYPE_CHECKING:
-    from steer2edit.evaluation import Condition
+from steer2edit.cli.options import JsonOption, OverwriteOption, Placing
+from steer2edit.settings import shared
 
 
 def demo(
+    placing: Placing,
     out: Annotated[Path, typer.Option(help="Directory for everything the demo writes.")] = Path("steer2edit-demo"),
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
+    seed: shared.Seed = 0,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -27,22 +23,15 @@ def demo(
     written to --out.
     """
     from steer2edit.artifacts import atomic_directory
-    from steer2edit.cli.console import print_conditions, print_json, say
+    from steer2edit.cli.console import narrator, print_json, say
     from steer2edit.demo import DemoSettings, run_demo
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
 
     begun = time.perf_counter()
-
-    def narrate(text: str, conditions: Sequence["Condition"]) -> None:
-        if json_output:
-            return
-        say(f"\n[{time.perf_counter() - begun:4.0f} s] {text}", style="bold")
-        if conditions:
-            print_conditions(conditions)
-
+    narrate = narrator(json_output, begun)
     with atomic_directory(out, overwrite=overwrite) as scratch, show_progress():
-        model = load_model("smollm2", dtype=dtype, device=device)
+        model = load_model("smollm2", **vars(placing))
         narrate(f"Loaded {model.name}: {len(model.sites)} sites.", [])
         results = run_demo(model, scratch, narrate, DemoSettings(seed=seed))
     if json_output:

@@ -31,7 +31,7 @@ class EngineOptions(Checked):
 
     engine: Annotated[
         str,
-        typer.Option(help="transformers, or vllm for edits (steering still runs on transformers)."),
+        typer.Option(help="transformers, or vllm for edits (steering in a search still runs on transformers)."),
         OneOf(("transformers", "vllm")),
     ] = "transformers"
     engine_args: EngineArgs = field(default_factory=dict)
@@ -41,6 +41,15 @@ class EngineOptions(Checked):
         if self.engine_args and self.engine != "vllm":
             given = ", ".join(f"{name}={value}" for name, value in self.engine_args.items())
             raise InvalidValueError(f"--engine-arg is for --engine vllm, got {given} with {self.engine}.")
+
+    def require(self, *, steering: bool) -> None:
+        """Refuse to steer in an engine that cannot.
+
+        Raises:
+            InvalidValueError: as said.
+        """
+        if steering and self.engine == "vllm":
+            raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
 
     @contextmanager
     def running(self, model: "LanguageModel", *, steering: bool = True) -> "Iterator[Engine]":
@@ -62,12 +71,3 @@ class EngineOptions(Checked):
             yield RoutingEngine(engine, TransformersEngine(model)) if steering else engine
         finally:
             engine.close()
-
-
-EngineArgOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="Argument of vllm.LLM, e.g. tensor_parallel_size=2 or gpu_memory_utilization=0.5; several times.",
-    ),
-]

@@ -2,33 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steer2edit.cli.arms import load_edits, load_steering, make_arms, parse_edit, parse_steering
-from steer2edit.cli.engines import EngineArgOption, EngineOptions
-from steer2edit.cli.judge import find_judge
+from steer2edit.cli.engines import EngineOptions
 from steer2edit.cli.options import (
     AllowMismatchOption,
-    ChatTemplateOption,
-    DeviceOption,
-    DtypeOption,
     JsonOption,
-    JudgeKeyOption,
-    JudgeModelOption,
-    JudgePromptOption,
-    JudgeUrlOption,
-    LayoutOption,
-    LimitOption,
+    Judging,
+    Loading,
     ModelArgument,
     OverwriteOption,
-    TemplateArgOption,
-    TrustOption,
-    named_values,
+    ResultsOption,
+    SplitOption,
 )
-from steer2edit.errors import InvalidValueError
+from steer2edit.settings import shared
 
 if TYPE_CHECKING:
     from steer2edit.evaluation import Arm, Condition
@@ -55,6 +45,9 @@ def _list_tasks(wanted: bool) -> bool:
 
 def evaluate(
     model: ModelArgument,
+    judging: Judging,
+    engine: EngineOptions,
+    loading: Loading,
     task: Annotated[
         list[str] | None,
         typer.Option(help="NAME, NAME=FILE or NAME=hub:OWNER/NAME/FILE; may be given several times. See --list."),
@@ -70,34 +63,19 @@ def evaluate(
         bool,
         typer.Option("--list", is_eager=True, callback=_list_tasks, help="Show all tasks and their data."),
     ] = False,
-    split: Annotated[str, typer.Option(help="validation to choose on, held_out for final figures.")] = "validation",
-    limit: LimitOption = None,
+    split: SplitOption = "validation",
+    limit: shared.Limit = None,
     shuffle: Annotated[
         int | None, typer.Option(help="Seed of a random order of every set; its own by default.")
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest reply; each task has a default of its own.")
     ] = None,
-    scorer: Annotated[str, typer.Option(help="What tells refusals: strict, official (phrases), or judge.")] = "strict",
-    judge_url: JudgeUrlOption = None,
-    judge_model: JudgeModelOption = None,
-    judge_prompt: JudgePromptOption = None,
-    judge_key_env: JudgeKeyOption = None,
     lm_eval: Annotated[
         list[str] | None,
         typer.Option(help="A task of the lm-evaluation-harness by name, or a task file; may be given several times."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="transformers or vllm (edits only).")] = "transformers",
-    engine_arg: EngineArgOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the results, with all replies, to this JSON file.")
-    ] = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    layout: LayoutOption = None,
-    chat_template: ChatTemplateOption = None,
-    template_arg: TemplateArgOption = None,
-    trust_remote_code: TrustOption = False,
+    out: ResultsOption = None,
     allow_mismatch: AllowMismatchOption = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -120,36 +98,29 @@ def evaluate(
     from steer2edit.cli.console import print_json, say
     from steer2edit.evaluation import TaskSettings, build_tasks, compare, find_scorer
     from steer2edit.evaluation import evaluate as run_evaluation
-    from steer2edit.models import load_model
     from steer2edit.progress import show_progress
 
-    engines = EngineOptions(engine, named_values("--engine-arg", engine_arg))
-    if engine == "vllm" and steer:
-        raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
+    engine.require(steering=bool(steer))
     if out is not None:
         require_free(out, overwrite=overwrite)
-    judge = find_judge(scorer, judge_url, judge_model, judge_prompt, judge_key_env)
-    settings = TaskSettings(split, limit, max_new_tokens, find_scorer(scorer, judge), shuffle)  # type: ignore[arg-type]
+    judge = judging.judge()
+    settings = TaskSettings(split, limit, max_new_tokens, find_scorer(judging.scorer, judge), shuffle)  # type: ignore[arg-type]
     tasks = build_tasks(task or (), settings)
     edits, vectors = load_edits(given_edits), load_steering(given_vectors)
     with show_progress():
-        loaded = load_model(
-            model, dtype=dtype, device="cpu" if engine == "vllm" else device, layout=layout,
-            chat_template=chat_template, trust_remote_code=trust_remote_code,
-            template_args=named_values("--template-arg", template_arg),
-            like=[*(own.metadata for _, own in edits), *(own.metadata for _, own in vectors)],
-        )  # fmt: skip
+        like = [*(own.metadata for _, own in edits), *(own.metadata for _, own in vectors)]
+        loaded = loading.load(model, *like, **({"device": "cpu"} if engine.engine == "vllm" else {}))
         arms = make_arms(loaded, edits, vectors, allow_mismatch=allow_mismatch)
         # the harness first: a task that it does not know shall not cost the work of the others
         harness = _harness(loaded, lm_eval, arms, limit) if lm_eval else [{} for _ in arms]
-        with engines.running(loaded, steering=False) as runner:
+        with engine.running(loaded, steering=False) as runner:
             conditions = run_evaluation(runner, tasks, arms)
         conditions = [_with_harness(own, found) for own, found in zip(conditions, harness, strict=True)]
     comparisons = compare(conditions)
     results = {
         "schema_version": 1,
         "model": loaded.describe(),
-        "engine": engine,
+        "engine": engine.engine,
         "tasks": list(task or ()),
         "lm_eval": list(lm_eval or ()),
         "split": split,
@@ -157,7 +128,7 @@ def evaluate(
         "shuffle": shuffle,
         "max_new_tokens": max_new_tokens,
         "versions": package_versions(),
-        "scorer": _described(scorer, judge),
+        "scorer": _described(judging.scorer, judge),
         "prompts": {name: prompts for own in tasks for name, prompts in own.asked.items()},
         "conditions": [condition.to_json() for condition in conditions],
         "comparisons": comparisons,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from steer2edit.cli.options import JsonOption, LayoutOption, OverwriteOption, TrustOption
+from steer2edit.cli.options import JsonOption, OverwriteOption, Reading
 from steer2edit.settings.declared import read_numbers
 
 
@@ -15,14 +15,13 @@ def export(
     ],
     format: Annotated[str, typer.Option(help="peft, gguf-lora (llama.cpp, Ollama) or vllm.")],
     out: Annotated[Path, typer.Option(help="Directory for the adapters; must not exist.")],
+    reading: Reading,
     strength: Annotated[
         str, typer.Option(help="What the edit is multiplied by; several with commas, one adapter for each.")
     ] = "1",
     model: Annotated[
         str | None, typer.Option(help="The base model, if it is not where the edit says. Only its config is read.")
     ] = None,
-    layout: LayoutOption = None,
-    trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -46,7 +45,7 @@ def export(
         base = None
         if needs_model(members, format):
             name = model or str(members[0][0].metadata["model"]["name"])
-            base = load_skeleton(name, layout=layout, trust_remote_code=trust_remote_code)
+            base = load_skeleton(name, **vars(reading))
         manifest = export_edit(edit_dir, format, strengths, out, model=base, overwrite=overwrite)
     if json_output:
         adapters = [{"strength": a.strength, "path": str(out / a.path)} for a in manifest.adapters]

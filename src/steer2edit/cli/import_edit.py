@@ -5,15 +5,7 @@ from typing import Annotated
 
 import typer
 
-from steer2edit.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    LayoutOption,
-    ModelArgument,
-    OverwriteOption,
-    TrustOption,
-)
+from steer2edit.cli.options import JsonOption, ModelArgument, OverwriteOption, PlainLoading
 
 
 def import_edit(
@@ -22,10 +14,7 @@ def import_edit(
         Path, typer.Argument(metavar="EDIT_PT", help="An edit of the official Steer2Edit code (rank1__*.pt).")
     ],
     out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    layout: LayoutOption = None,
-    trust_remote_code: TrustOption = False,
+    loading: PlainLoading,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -42,12 +31,11 @@ def import_edit(
     from steer2edit.artifacts import require_free, save_edit
     from steer2edit.artifacts.edits.official_edit import load_official_edit
     from steer2edit.cli.inspect import print_edit
-    from steer2edit.models import load_model
     from steer2edit.progress import show_progress
 
     require_free(out, overwrite=overwrite)
     with show_progress():
-        loaded = load_model(model, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code)
+        loaded = loading.load(model)
         edit = load_official_edit(file, loaded)
         save_edit(loaded, edit, out, overwrite=overwrite)
     print_edit(edit, out, top=10, as_json=json_output)

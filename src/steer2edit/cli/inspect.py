@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer2edit.cli.options import JsonOption, LayoutOption, OverwriteOption, TrustOption
+from steer2edit.cli.options import JsonOption, OverwriteOption, Reading
 from steer2edit.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ _UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
 
 
 def inspect(
+    reading: Reading,
     edit_dir: Annotated[
         Path | None, typer.Argument(metavar="[EDIT_DIR]", help="An edit directory written by `convert`.")
     ] = None,
@@ -30,8 +31,6 @@ def inspect(
         Path | None, typer.Option(help="Audit: write u of every rank-1 site to this safetensors file.")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="How many components to list, by |lambda|.")] = 20,
-    layout: LayoutOption = None,
-    trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -56,14 +55,13 @@ def inspect(
             "--edit EDIT_DIR."
         )
     return _audit(
-        base, edited, edit, directions, top=top, layout=layout, trust_remote_code=trust_remote_code,
-        overwrite=overwrite, as_json=json_output,
+        base, edited, edit, directions, top=top, reading=reading, overwrite=overwrite, as_json=json_output
     )  # fmt: skip
 
 
 def _audit(
-    base: str, edited: str, edit: Path | None, directions: Path | None, *, top: int, layout: Path | None,
-    trust_remote_code: bool, overwrite: bool, as_json: bool,
+    base: str, edited: str, edit: Path | None, directions: Path | None, *, top: int, reading: Reading,
+    overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     from steer2edit.artifacts import load_edit, require_free
     from steer2edit.audit import audit
@@ -75,7 +73,7 @@ def _audit(
         require_free(directions, overwrite=overwrite)
     given = None if edit is None else load_edit(edit)
     with show_progress():
-        found = audit(base, edited, given, layout=layout, trust_remote_code=trust_remote_code)
+        found = audit(base, edited, given, **vars(reading))
     if directions is not None:
         found.write_directions(directions, overwrite=overwrite)
     return print_json(found.as_json()) if as_json else print_audit(found, top)

@@ -1,17 +1,18 @@
 """Arguments and options that several commands share, and how settings become the options of a command."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from steer2edit.settings import shared
-from steer2edit.settings.declared import VALUES, Checked, Setting, declared, read_values
+from steer2edit.errors import InvalidValueError
+from steer2edit.settings.declared import VALUES, Checked, Setting, declared
 
 if TYPE_CHECKING:
+    from steer2edit.evaluation.judge import Judge
     from steer2edit.models import LanguageModel
 
 ModelArgument = Annotated[
@@ -74,7 +75,18 @@ class Placing(Checked):
 
 
 @dataclass(frozen=True)
-class Loading(Reading, Placing):
+class PlainLoading(Reading, Placing):
+    """How a model is loaded."""
+
+    def load(self, name: str, *like: Mapping[str, Any], **changed: Any) -> "LanguageModel":
+        """The model, with the template arguments of the first of the artifacts `like` that has any."""
+        from steer2edit.models import load_model
+
+        return load_model(name, **{**vars(self), **changed}, like=like)
+
+
+@dataclass(frozen=True)
+class Loading(PlainLoading):
     """How a model is loaded, and how prompts are put to it."""
 
     chat_template: Annotated[
@@ -93,12 +105,6 @@ class Loading(Reading, Placing):
         ),
         VALUES,
     ] = field(default_factory=dict)
-
-    def load(self, name: str, *like: Mapping[str, Any], **changed: Any) -> "LanguageModel":
-        """The model, with the template arguments of the first of the artifacts `like` that has any."""
-        from steer2edit.models import load_model
-
-        return load_model(name, **{**asdict(self), **changed}, like=like)
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,27 @@ class Judging(Checked):
         Path | None, typer.Option(help="Text file with the question, with {prompt} and {reply}; yes means refusal.")
     ] = None
     judge_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key.")] = None
+
+    def judge(self) -> "Judge | None":
+        """The judge that the options describe; `None` if none of them is given.
+
+        Raises:
+            InvalidValueError: options of a judge without that scorer, or without endpoint or model.
+            DataError: the file of the question cannot be read.
+        """
+        from steer2edit.evaluation.judge import Judge
+        from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, read_template
+
+        if not any((self.judge_url, self.judge_model, self.judge_prompt, self.judge_key_env)):
+            return None
+        if self.scorer != "judge":
+            raise InvalidValueError(
+                f"the options of a judge are given, but the scorer is {self.scorer!r}: add --scorer judge."
+            )
+        if not self.judge_url or not self.judge_model:
+            raise InvalidValueError("a judge needs an endpoint and a model: give both --judge-url and --judge-model.")
+        template = REFUSAL_QUESTION if self.judge_prompt is None else read_template(self.judge_prompt)
+        return Judge(self.judge_url, self.judge_model, template, api_key_variable=self.judge_key_env)
 
 
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
@@ -177,40 +204,6 @@ def _made(kind: type, values: Mapping[str, Any]) -> Any:
         if setting.text:
             if not value:
                 continue  # not typed: the field's own default
-            value = setting.text.read(_flag(setting), value)
+            value = setting.text.read(setting.flag, value)
         made[name] = value
     return kind(**made)
-
-
-def _flag(setting: Setting) -> str:
-    declarations: Sequence[str] = setting.option.param_decls or ()
-    return declarations[0] if declarations else f"--{setting.name.replace('_', '-')}"
-
-
-# until every command takes its settings as a class
-LimitOption = shared.Limit
-SeedOption = shared.Seed
-BehaviourOption = shared.Behaviour
-ChatTemplateOption = Annotated[
-    str | None,
-    typer.Option(help="Jinja file to use as chat template (or a JSON file that has one), or `none` for plain text."),
-]
-TemplateArgOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="Argument of the chat template, e.g. enable_thinking=false; several times. A step that goes on from "
-        "vectors or an edit uses theirs.",
-    ),
-]
-JudgeUrlOption = Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")]
-JudgeModelOption = Annotated[str | None, typer.Option(help="Name the endpoint knows the judge by.")]
-JudgePromptOption = Annotated[
-    Path | None, typer.Option(help="Text file with the question, with {prompt} and {reply}; yes means refusal.")
-]
-JudgeKeyOption = Annotated[str | None, typer.Option(help="Environment variable that holds the key.")]
-
-
-def named_values(option: str, given: Sequence[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` arguments by name, values as JSON where they are."""
-    return read_values(option, given or ())

@@ -1,46 +1,33 @@
 """`steer2edit steer`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from steer2edit.cli.options import (
     AllowMismatchOption,
-    BehaviourOption,
-    ChatTemplateOption,
-    DeviceOption,
-    DtypeOption,
     JsonOption,
-    LayoutOption,
-    LimitOption,
+    Loading,
     ModelArgument,
     OverwriteOption,
-    TemplateArgOption,
-    TrustOption,
+    ResultsOption,
+    SplitOption,
     VectorsArgument,
-    named_values,
 )
+from steer2edit.settings import shared
 from steer2edit.settings.declared import read_numbers
 
 
 def steer(
     model: ModelArgument,
     vectors: VectorsArgument,
+    loading: Loading,
     strength: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.1,0.2,0.3",
-    evaluate: BehaviourOption = None,
-    split: Annotated[str, typer.Option(help="validation to choose on, held_out for final figures.")] = "validation",
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the results, with all replies, to this JSON file.")
-    ] = None,
-    limit: LimitOption = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest reply.")] = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    layout: LayoutOption = None,
-    chat_template: ChatTemplateOption = None,
-    template_arg: TemplateArgOption = None,
-    trust_remote_code: TrustOption = False,
+    evaluate: shared.Behaviour = None,
+    split: SplitOption = "validation",
+    out: ResultsOption = None,
+    limit: shared.Limit = None,
+    max_new_tokens: shared.MaxNewTokens = None,
     allow_mismatch: AllowMismatchOption = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -59,7 +46,6 @@ def steer(
     from steer2edit.engines import TransformersEngine
     from steer2edit.evaluation import BASE_ARM, behaviour, behaviour_of, steering_arm
     from steer2edit.evaluation import evaluate as run_evaluation
-    from steer2edit.models import load_model
     from steer2edit.progress import show_progress
 
     if split not in ("validation", "held_out"):
@@ -70,12 +56,7 @@ def steer(
     name = evaluate or behaviour_of(loaded_vectors, "--evaluate")
     chosen = behaviour(name, split, limit=limit, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
     with show_progress():
-        loaded = load_model(
-            model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
-            template_args=named_values("--template-arg", template_arg),
-            like=loaded_vectors.metadata,
-        )  # fmt: skip
+        loaded = loading.load(model, loaded_vectors.metadata)
         loaded.require_fit(loaded_vectors, allow_mismatch=allow_mismatch)
         arms = [steering_arm(loaded_vectors, value) if value else BASE_ARM for value in strengths]
         conditions = run_evaluation(TransformersEngine(loaded), chosen.tasks, arms)

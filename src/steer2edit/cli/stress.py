@@ -6,25 +6,8 @@ from typing import Annotated
 import typer
 
 from steer2edit.cli.command import typed
-from steer2edit.cli.options import (
-    AllowMismatchOption,
-    ChatTemplateOption,
-    DeviceOption,
-    DtypeOption,
-    FullRepliesOption,
-    JsonOption,
-    JudgeKeyOption,
-    JudgeModelOption,
-    JudgePromptOption,
-    JudgeUrlOption,
-    LayoutOption,
-    LimitOption,
-    ModelArgument,
-    SeedOption,
-    TemplateArgOption,
-    TrustOption,
-    named_values,
-)
+from steer2edit.cli.options import AllowMismatchOption, FullRepliesOption, JsonOption, Judging, Loading, ModelArgument
+from steer2edit.settings import shared
 
 
 def _list_tests(wanted: bool) -> bool:
@@ -42,6 +25,8 @@ def stress(
     model: ModelArgument,
     edit: Annotated[Path, typer.Option(metavar="DIR", help="The edit to be tested: a directory that convert wrote.")],
     out: Annotated[Path, typer.Option(help="Run folder. A run that is there already goes on.")],
+    judging: Judging,
+    loading: Loading,
     suite: Annotated[str, typer.Option(help="quick (minutes on a CPU for a small model) or full.")] = "quick",
     only: Annotated[
         list[str] | None, typer.Option(help="A test by name, whatever suite it is in; may be given several times.")
@@ -79,25 +64,14 @@ def stress(
     strength: Annotated[
         float, typer.Option(help="Strength that the edit is tested at; 1 is the edit as it is, 0 the base.")
     ] = 1.0,
-    limit: LimitOption = None,
+    limit: shared.Limit = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, where a test has none of its own.")] = 24,
-    scorer: Annotated[str, typer.Option(help="What tells refusals: strict, official (phrases), or judge.")] = "strict",
-    judge_url: JudgeUrlOption = None,
-    judge_model: JudgeModelOption = None,
-    judge_prompt: JudgePromptOption = None,
-    judge_key_env: JudgeKeyOption = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the scorecard into the edit's model card, README.md.")
     ] = False,
     full_replies: FullRepliesOption = False,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    layout: LayoutOption = None,
-    chat_template: ChatTemplateOption = None,
-    template_arg: TemplateArgOption = None,
-    trust_remote_code: TrustOption = False,
     allow_mismatch: AllowMismatchOption = False,
-    seed: SeedOption = 0,
+    seed: shared.Seed = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Test how far an edit can be trusted: attacks, quantisation, further training, side effects; resumable.
@@ -112,11 +86,9 @@ def stress(
     from steer2edit.artifacts.edits.scorecard_section import require_card, write_scorecard_section
     from steer2edit.artifacts.run_folder import begun_with
     from steer2edit.cli.console import print_json, say
-    from steer2edit.cli.judge import find_judge
     from steer2edit.cli.stress_output import print_scorecard
     from steer2edit.engines import TransformersEngine
     from steer2edit.evaluation import find_scorer
-    from steer2edit.models import load_model
     from steer2edit.progress import show_progress
     from steer2edit.report import write_stress_page
     from steer2edit.stress import (
@@ -132,9 +104,9 @@ def stress(
     )
     from steer2edit.stress.static_attacks.static import file_test
 
-    options = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)  # type: ignore[arg-type]
-    judge = find_judge(scorer, judge_url, judge_model, judge_prompt, judge_key_env)
-    find_scorer(scorer, judge)  # as below: what is wrong shall show before a model is loaded
+    options = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, judging.scorer, seed)  # type: ignore[arg-type]
+    judge = judging.judge()
+    find_scorer(judging.scorer, judge)  # as below: what is wrong shall show before a model is loaded
     files = [file_test(path) for path in attacks or ()]
     known = {test.name: test for test in [*all_tests(), *(test for test, _ in files)]}
     tests = choose_tests(known.values(), options.suite, [*only, *(test.name for test, _ in files)] if only else ())
@@ -150,12 +122,7 @@ def stress(
     )
     require_unseen(loaded_edit, found, [request for _, requests in files for request in requests], ())
     with show_progress():
-        base = load_model(
-            model, dtype=dtype, device=device, layout=layout, chat_template=chat_template,
-            trust_remote_code=trust_remote_code,
-            template_args=named_values("--template-arg", template_arg),
-            like=(begun_with(out), loaded_edit.metadata, {} if found is None else found.metadata),
-        )  # fmt: skip
+        base = loading.load(model, begun_with(out), loaded_edit.metadata, {} if found is None else found.metadata)
         given = StressInput(TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge)
         result = run_stress(
             given, tests, out, lambda text: None if json_output else say(text), name=edit.resolve().name,

@@ -57,6 +57,12 @@ class Setting:
     above: Above | None
 
     @property
+    def flag(self) -> str:
+        """What it is called on the command line; within `Annotated`, Typer keeps a name of its own as the default."""
+        named = isinstance(self.option.default, str)
+        return self.option.default if named else f"--{self.name.replace('_', '-')}"
+
+    @property
     def optional(self) -> bool:
         """Whether it may be `None`."""
         return type(None) in get_args(self.kind)
