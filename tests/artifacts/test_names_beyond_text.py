@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from steer2edit.artifacts import load_vectors, save_vectors
-from steer2edit.cli.comparison import report
+from steer2edit.cli.options import Measuring
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
 
 NAME = os.fsdecode(b"caf\xe9.csv")
@@ -15,7 +15,7 @@ NAME = os.fsdecode(b"caf\xe9.csv")
 
 def test_results_are_json(tmp_path: Path) -> None:
     results = {"conditions": [{"label": NAME, "replies": ["茶"]}], "comparisons": []}
-    report(results, tmp_path / "results.json", overwrite=False, as_json=True)
+    Measuring(out=tmp_path / "results.json").hand_out(results, lambda: None)
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     assert json.loads(text) == results
     assert "茶" in text  # what is text stays readable

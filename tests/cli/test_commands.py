@@ -223,7 +223,7 @@ def test_interrupted_run_leaves_nothing_half_written(
         at_work.extend(tmp_path.iterdir())
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("steer2edit.demo.run_demo", interrupted)
+    monkeypatch.setattr("steer2edit.recipes.run_demo", interrupted)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     try:
         assert run_main(monkeypatch, "demo", "--out", tmp_path / "demo") == 130

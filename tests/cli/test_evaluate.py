@@ -10,7 +10,7 @@ from typer import BadParameter
 
 from evaluation.judge_server import Answer, judge_server
 from steer2edit.cli import app, main
-from steer2edit.cli.arms import Given, parse_edit, parse_steering
+from steer2edit.cli.arms import load_given
 from steer2edit.evaluation import paired_rate_difference
 from steer2edit.models import load_model
 from tiny_chat import tiny_chat_model
@@ -182,7 +182,7 @@ class TestMistakes:
             (("--task", "mmlu", "--edit", "nowhere"), "nowhere"),
             (("--task", "mmlu", "--steer", "v.safetensors"), "--steer takes VECTORS:STRENGTH"),
             (("--task", "mmlu", "--steer", "absent.safetensors:0.2"), "absent.safetensors"),
-            (("--task", "mmlu", "--split", "test"), "--split must be validation or held_out, got 'test'"),
+            (("--task", "mmlu", "--split", "test"), "unknown split 'test'. Known: held_out, validation."),
             (("--lm-eval", "arc_easy"), "pip install steer2edit[lm-eval]"),
             (("--task", "mmlu", "--engine", "vlm"), "Did you mean 'vllm'?"),
             (("--task", "mmlu", "--engine-arg", "a=1"), "--engine-arg is for --engine vllm, got a=1 with transformers"),
@@ -215,21 +215,23 @@ class TestMistakes:
 
 
 def test_paths_with_strengths() -> None:
-    assert parse_edit("a/edit") == Given(Path("a/edit"), (1.0,))
-    assert parse_edit("a/edit:0.5") == Given(Path("a/edit"), (0.5,))
-    assert parse_edit("a:b/edit") == Given(Path("a:b/edit"), (1.0,))
-    assert parse_edit("a:b/edit:-1,2") == Given(Path("a:b/edit"), (-1.0, 2.0))
-    assert parse_steering("v.safetensors:0.1,0.2") == Given(Path("v.safetensors"), (0.1, 0.2))
+    texts = ["a/edit", "a/edit:0.5", "a:b/edit", "a:b/edit:-1,2", ":0.2"]
+    found = [(str(one.artifact), one.strengths) for one in load_given(texts, Path, (1.0,))]
+    assert found == [
+        ("a/edit", (1.0,)), ("a/edit", (0.5,)), ("a:b/edit", (1.0,)), ("a:b/edit", (-1.0, 2.0)), (":0.2", (1.0,)),
+    ]  # fmt: skip
+    assert load_given(["v.safetensors:0.1,0.2"], Path)[0].strengths == (0.1, 0.2)
     for text in ("v.safetensors", "v.safetensors:", "0.2", ":0.2"):
         with pytest.raises(BadParameter, match=r"VECTORS:STRENGTH"):
-            parse_steering(text)
+            load_given([text], Path)
 
 
 def test_arms_of_two_files_are_told_apart(checkpoint: Path, vectors: Path, tmp_path: Path) -> None:
-    from steer2edit.cli.arms import load_steering, make_arms
+    from steer2edit.artifacts import load_vectors
+    from steer2edit.cli.arms import make_arms
 
     copy = tmp_path / "v.safetensors"
     copy.write_bytes(vectors.read_bytes())
-    given = [Given(vectors, (0.2,)), Given(copy, (0.2,))]
-    labels = [arm.label for arm in make_arms(load_model(str(checkpoint)), [], load_steering(given))]
+    given = load_given([f"{vectors}:0.2", f"{copy}:0.2"], load_vectors)
+    labels = [arm.label for arm in make_arms(load_model(str(checkpoint)), [], given)]
     assert labels == ["base", f"steering 0.2 {vectors}", f"steering 0.2 {copy}"]

@@ -3,31 +3,14 @@
 import os
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from steer2edit import __version__
-from steer2edit.cli.apply import apply
-from steer2edit.cli.chat import chat
-from steer2edit.cli.combine import combine
-from steer2edit.cli.compare import compare
 from steer2edit.cli.console import show_what_stdout_can, visible
-from steer2edit.cli.convert import convert
-from steer2edit.cli.demo import demo
-from steer2edit.cli.evaluate import evaluate
-from steer2edit.cli.export import export
-from steer2edit.cli.extract import extract
-from steer2edit.cli.import_edit import import_edit
-from steer2edit.cli.inspect import inspect
 from steer2edit.cli.options import expanded
-from steer2edit.cli.push import push
-from steer2edit.cli.report import report
-from steer2edit.cli.run import run
-from steer2edit.cli.search import search
-from steer2edit.cli.steer import steer
-from steer2edit.cli.stress import stress
-from steer2edit.cli.vectors import vectors
 from steer2edit.errors import Steer2EditError
 
 __all__ = ["app", "main"]
@@ -59,27 +42,12 @@ def _main(
     """The callback of the app: its help is given there."""
 
 
-for command in (
-    extract,
-    steer,
-    convert,
-    apply,
-    chat,
-    evaluate,
-    inspect,
-    search,
-    compare,
-    stress,
-    run,
-    report,
-    demo,
-    vectors,
-    import_edit,
-    combine,
-    export,
-    push,
-):
-    app.command()(expanded(command))
+_COMMANDS = (
+    *("extract", "steer", "convert", "apply", "chat", "evaluate", "inspect", "search", "compare", "stress"),
+    *("run", "report", "demo", "vectors", "import_edit", "combine", "export", "push"),
+)
+for _name in _COMMANDS:
+    app.command()(expanded(getattr(import_module(f"steer2edit.cli.{_name}"), _name)))
 
 
 def main() -> None:

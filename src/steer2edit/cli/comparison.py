@@ -1,23 +1,12 @@
 """Conditions side by side: metrics down, conditions across, and the paired differences to the base below."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer2edit.cli.console import print_table, say
 
 if TYPE_CHECKING:
     from steer2edit.estimates import Condition
-
-
-def write_results(results: Mapping[str, Any], out: Path, *, overwrite: bool) -> None:
-    """Write results to a JSON file, complete or not at all."""
-    from steer2edit.artifacts import atomic_file
-
-    text = json.dumps(results, indent=2, ensure_ascii=False)
-    with atomic_file(out, overwrite=overwrite) as scratch:
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def print_comparison(conditions: "Sequence[Condition]", comparisons: Sequence[Mapping[str, Any]]) -> None:

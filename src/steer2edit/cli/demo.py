@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from steer2edit.cli.command import typed
 from steer2edit.cli.options import JsonOption, OverwriteOption, Placing
 from steer2edit.settings import shared
 
@@ -24,16 +25,16 @@ def demo(
     """
     from steer2edit.artifacts import atomic_directory
     from steer2edit.cli.console import narrator, print_json, say
-    from steer2edit.demo import DemoSettings, run_demo
     from steer2edit.models import load_model
     from steer2edit.progress import show_progress
+    from steer2edit.recipes import DemoSettings, run_demo
 
     begun = time.perf_counter()
     narrate = narrator(json_output, begun)
     with atomic_directory(out, overwrite=overwrite) as scratch, show_progress():
         model = load_model("smollm2", **vars(placing))
         narrate(f"Loaded {model.name}: {len(model.sites)} sites.", [])
-        results = run_demo(model, scratch, narrate, DemoSettings(seed=seed))
+        results = run_demo(model, scratch, narrate, DemoSettings(seed=seed), typed())
     if json_output:
         return print_json(results)
     _print_replies(results)

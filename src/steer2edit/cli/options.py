@@ -1,15 +1,17 @@
 """Arguments and options that several commands share, and how settings become the options of a command."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.settings.declared import VALUES, Checked, Setting, declared
+from steer2edit.settings import shared
+from steer2edit.settings.declared import VALUES, Checked, OneOf, Setting, declared
 
 if TYPE_CHECKING:
     from steer2edit.evaluation.judge import Judge
@@ -37,10 +39,6 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")
 ]
-ResultsOption = Annotated[
-    Path | None, typer.Option(help="Also write the results, with all replies, to this JSON file.")
-]
-SplitOption = Annotated[str, typer.Option(help="validation to choose on, held_out for final figures.")]
 FullRepliesOption = Annotated[
     bool,
     typer.Option("--full-replies", help="Show all replies of a stress run in its report, not a few, shortened."),
@@ -116,6 +114,46 @@ class Accepting(Checked):
         bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
     ] = False
     force: ForceOption = False
+
+
+@dataclass(frozen=True)
+class Measuring(Checked):
+    """On which items something is measured, and where the results go."""
+
+    split: Annotated[
+        Literal["validation", "held_out"],
+        typer.Option(help="validation to choose on, held_out for final figures."),
+        OneOf(("validation", "held_out")),
+    ] = "validation"
+    limit: shared.Limit = None
+    out: Annotated[Path | None, typer.Option(help="Also write the results, with all replies, to this JSON file.")] = (
+        None
+    )
+    overwrite: OverwriteOption = False
+    json_output: JsonOption = False
+
+    def require_free(self) -> None:
+        """Refuse a file that is there already, before anything is measured."""
+        from steer2edit.artifacts import require_free
+
+        if self.out is not None:
+            require_free(self.out, overwrite=self.overwrite)
+
+    def hand_out(self, results: Mapping[str, Any], show: Callable[[], None]) -> None:
+        """Write the results to the file, if there is one, and print them as JSON or by `show`."""
+        from steer2edit.artifacts import atomic_file
+        from steer2edit.cli.console import print_json, say
+
+        if self.out is not None:
+            with atomic_file(self.out, overwrite=self.overwrite) as scratch:
+                text = json.dumps(results, indent=2, ensure_ascii=False)
+                scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
+        if self.json_output:
+            return print_json(results)
+        show()
+        if self.out is not None:
+            say(f"Results: {self.out}")
+        return None
 
 
 @dataclass(frozen=True)

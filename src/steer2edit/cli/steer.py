@@ -4,16 +4,7 @@ from typing import Annotated
 
 import typer
 
-from steer2edit.cli.options import (
-    AllowMismatchOption,
-    JsonOption,
-    Loading,
-    ModelArgument,
-    OverwriteOption,
-    ResultsOption,
-    SplitOption,
-    VectorsArgument,
-)
+from steer2edit.cli.options import AllowMismatchOption, Loading, Measuring, ModelArgument, VectorsArgument
 from steer2edit.settings import shared
 from steer2edit.settings.declared import read_numbers
 
@@ -21,16 +12,12 @@ from steer2edit.settings.declared import read_numbers
 def steer(
     model: ModelArgument,
     vectors: VectorsArgument,
+    measuring: Measuring,
     loading: Loading,
     strength: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.1,0.2,0.3",
     evaluate: shared.Behaviour = None,
-    split: SplitOption = "validation",
-    out: ResultsOption = None,
-    limit: shared.Limit = None,
     max_new_tokens: shared.MaxNewTokens = None,
     allow_mismatch: AllowMismatchOption = False,
-    overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
 ) -> None:
     """Validate vectors by activation steering: how the attribute and the damage grow with strength.
 
@@ -40,21 +27,17 @@ def steer(
       --evaluate safety
     """
     strengths = read_numbers("--strength", strength)
-    from steer2edit.artifacts import load_vectors, require_free
-    from steer2edit.cli.comparison import write_results
-    from steer2edit.cli.console import print_conditions, print_json, say
+    from steer2edit.artifacts import load_vectors
+    from steer2edit.cli.console import print_conditions
     from steer2edit.engines import TransformersEngine
     from steer2edit.evaluation import BASE_ARM, behaviour, behaviour_of, steering_arm
     from steer2edit.evaluation import evaluate as run_evaluation
     from steer2edit.progress import show_progress
 
-    if split not in ("validation", "held_out"):
-        raise typer.BadParameter(f"--split must be validation or held_out, got {split!r}.")
-    if out is not None:
-        require_free(out, overwrite=overwrite)
+    measuring.require_free()
     loaded_vectors = load_vectors(vectors)
-    name = evaluate or behaviour_of(loaded_vectors, "--evaluate")
-    chosen = behaviour(name, split, limit=limit, max_new_tokens=max_new_tokens)  # type: ignore[arg-type]
+    split, name = measuring.split, evaluate or behaviour_of(loaded_vectors, "--evaluate")
+    chosen = behaviour(name, split, limit=measuring.limit, max_new_tokens=max_new_tokens)
     with show_progress():
         loaded = loading.load(model, loaded_vectors.metadata)
         loaded.require_fit(loaded_vectors, allow_mismatch=allow_mismatch)
@@ -68,11 +51,5 @@ def steer(
         "prompts": chosen.prompts,
         "conditions": [condition.to_json() for condition in conditions],
     }
-    if out is not None:
-        write_results(results, out, overwrite=overwrite)
-    if json_output:
-        return print_json(results)
-    print_conditions(conditions, title=f"{name}, {split} prompts, 95 % intervals")
-    if out is not None:
-        say(f"Results: {out}")
-    return None
+    title = f"{name}, {split} prompts, 95 % intervals"
+    measuring.hand_out(results, lambda: print_conditions(conditions, title))

@@ -1,5 +1,6 @@
 """Whole runs: a search with its report, and recipes that go from a model's name to one."""
 
+from steer2edit.recipes.demo import DemoSettings, run_demo
 from steer2edit.recipes.pages import render_again
 from steer2edit.recipes.reading import read_recipe, recipe_names
 from steer2edit.recipes.run import make_vectors, run_recipe, search_and_report, search_options, template_args
@@ -7,12 +8,14 @@ from steer2edit.recipes.schema import Recipe
 from steer2edit.settings import RecipeOptions
 
 __all__ = [
+    "DemoSettings",
     "Recipe",
     "RecipeOptions",
     "make_vectors",
     "read_recipe",
     "recipe_names",
     "render_again",
+    "run_demo",
     "run_recipe",
     "search_and_report",
     "search_options",

@@ -5,7 +5,7 @@ from steer2edit.search.goal import Budget, Goal, pareto_front
 from steer2edit.search.items import behaviours_of, compared_behaviours, options_for
 from steer2edit.search.methods import comparison_methods
 from steer2edit.search.proposals import propose
-from steer2edit.search.results import search_results
+from steer2edit.search.results import run_facts, search_results
 from steer2edit.search.run import Narrate, SearchResult, front_of, run_search
 from steer2edit.search.search import Search, prepare_search
 from steer2edit.search.space import SearchSpace
@@ -40,6 +40,7 @@ __all__ = [
     "prepare_search",
     "propose",
     "run_comparison",
+    "run_facts",
     "run_search",
     "search_results",
 ]

@@ -3,18 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import SteeringVectors
 from steer2edit.engines import Engine
 from steer2edit.evaluation import (
     BASE_ARM,
     COST,
-    SCHEMA_VERSION,
     Arm,
     Behaviour,
     Condition,
@@ -28,6 +25,7 @@ from steer2edit.search.comparison_figures import REFUSED, Figure, Plan, figure_t
 from steer2edit.search.folder import conditions_once, measured
 from steer2edit.search.items import compared_behaviours, metric_names, options_for, require_apart, utility_metric
 from steer2edit.search.methods import STEERING, Method
+from steer2edit.search.results import run_facts
 from steer2edit.search.run import Narrate
 from steer2edit.settings import ComparisonOptions
 
@@ -83,16 +81,10 @@ def run_comparison(
         narrate(f"{name}, on held-out items:", [base, *conditions])
     plan = _plan(options, held_out)
     figures = method_figures(base, found, plan, _items(held_out), seed=options.seed)
+    title = f"Methods compared, {options.behaviour} on {engine.model.name}"
     return {
-        "schema_version": SCHEMA_VERSION,
+        **run_facts(title, str(options.behaviour), engine.model, command, asdict(options)),
         "kind": COMPARISON,
-        "title": f"Methods compared, {options.behaviour} on {engine.model.name}",
-        "behaviour": options.behaviour,
-        "model": engine.model.describe(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": package_versions(),
-        "command": command,
-        "settings": asdict(options),
         "plan": asdict(plan),
         "left_out": dict(left_out or {}),
         "base": base.to_json(),

@@ -9,10 +9,27 @@ from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.estimates import NUMBER, SCHEMA_VERSION, Condition
 from steer2edit.evaluation import paired
+from steer2edit.models import LanguageModel
 from steer2edit.search.halving import stopped_counts
 from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
 from steer2edit.search.study import shown_storage
+
+
+def run_facts(
+    title: str, behaviour: str, model: LanguageModel, command: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the results of every run begin with: what was run, when, with what."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "title": title,
+        "behaviour": behaviour,
+        "model": model.describe(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+        "command": command,
+        "settings": dict(settings),
+    }
 
 
 def search_results(search: Search, result: SearchResult, command: str = "") -> dict[str, Any]:
@@ -21,22 +38,13 @@ def search_results(search: Search, result: SearchResult, command: str = "") -> d
     Keys beyond those of every run: `front` (keys of the trials on it), `comparison` (hypervolume ratio and attribute
     at equal cost on held-out items), `calibrated` (strengths at equal drift) and `summary` (plain sentences).
     """
-    model, goal, options = search.engine.model, search.goal, search.options
+    model, goal, name = search.engine.model, search.goal, search.validation.name
+    settings = {**search.options.to_json(), "storage": shown_storage(search.options.storage)}
+    settings["rules"] = search.factors.metadata.get("rules")
     trials = [trial.condition() for trial in result.trials if trial.values]
     equal = {c.kind: c for c in result.held_out if c.parameters.get("equal_drift")}
     return {
-        "schema_version": SCHEMA_VERSION,
-        "title": f"Search for {search.validation.name} on {model.name}",
-        "behaviour": search.validation.name,
-        "model": model.describe(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": package_versions(),
-        "command": command,
-        "settings": {
-            **options.to_json(),
-            "storage": shown_storage(options.storage),
-            "rules": search.factors.metadata.get("rules"),
-        },
+        **run_facts(f"Search for {name} on {model.name}", name, model, command, settings),
         "diagnosis": search.vectors.diagnosis or {},
         "validation": {"conditions": [c.to_json() for c in (result.base, *result.steering, *trials)]},
         "held_out": {"conditions": [c.to_json() for c in result.held_out]},

@@ -59,8 +59,8 @@ class Setting:
     @property
     def flag(self) -> str:
         """What it is called on the command line; within `Annotated`, Typer keeps a name of its own as the default."""
-        named = isinstance(self.option.default, str)
-        return self.option.default if named else f"--{self.name.replace('_', '-')}"
+        own = self.option.default
+        return own if isinstance(own, str) else f"--{self.name.replace('_', '-')}"
 
     @property
     def optional(self) -> bool:

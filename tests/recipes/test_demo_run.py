@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from steer2edit.artifacts import load_edit, load_vectors
-from steer2edit.demo import DemoSettings, run_demo
-from steer2edit.demo.choose import LIMITS, Trial, choose, strength_at
 from steer2edit.evaluation import Condition, Estimate
 from steer2edit.method import Hyperparameters
 from steer2edit.models import load_model
+from steer2edit.recipes.demo import LIMITS, Candidate, DemoSettings, choose, run_demo, strength_at
 
 HELD_OUT = 40
 
@@ -51,8 +50,8 @@ def condition(strength: float | None = None, **values: float | None) -> Conditio
     return Condition("e", metrics, parameters={} if strength is None else {"strength": strength})
 
 
-def trial(rho: float, **values: float | None) -> Trial:
-    return Trial(Hyperparameters(rho, None, 0.5), condition(**values))
+def trial(rho: float, **values: float | None) -> Candidate:
+    return Candidate(Hyperparameters(rho, None, 0.5), condition(**values))
 
 
 def test_choice_is_the_most_harmful_less_the_benign_refused_within_the_limit() -> None:
