@@ -227,11 +227,10 @@ def test_paths_with_strengths() -> None:
 
 
 def test_arms_of_two_files_are_told_apart(checkpoint: Path, vectors: Path, tmp_path: Path) -> None:
-    from steer2edit.artifacts import load_vectors
-    from steer2edit.cli.arms import make_arms
+    from steer2edit.cli.arms import Interventions
 
     copy = tmp_path / "v.safetensors"
     copy.write_bytes(vectors.read_bytes())
-    given = load_given([f"{vectors}:0.2", f"{copy}:0.2"], load_vectors)
-    labels = [arm.label for arm in make_arms(load_model(str(checkpoint)), [], given)]
+    given = Interventions(steer=[f"{vectors}:0.2", f"{copy}:0.2"]).load()
+    labels = [arm.label for arm in given.arms(load_model(str(checkpoint)))]
     assert labels == ["base", f"steering 0.2 {vectors}", f"steering 0.2 {copy}"]

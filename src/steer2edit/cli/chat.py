@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer2edit.cli.arms import load_edits, load_steering, make_arms, parse_edit, parse_steering
-from steer2edit.cli.options import AllowMismatchOption, JsonOption, Loading, ModelArgument, SeedOption
+from steer2edit.cli.arms import Interventions
+from steer2edit.cli.options import JsonOption, Loading, ModelArgument
+from steer2edit.settings import shared
 
 if TYPE_CHECKING:
     from steer2edit.evaluation import Arm
@@ -17,19 +18,12 @@ _NEW = "/new"
 
 def chat(
     model: ModelArgument,
+    interventions: Interventions,
     loading: Loading,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to say; without it, a talk.")] = None,
-    edit: Annotated[
-        list[str] | None, typer.Option(metavar="DIR[:STRENGTH]", help="An edit; may be given several times.")
-    ] = None,
-    steer: Annotated[
-        list[str] | None,
-        typer.Option(metavar="VECTORS:STRENGTH", help="Activation steering; may be given several times."),
-    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest words.")] = 0.0,
-    allow_mismatch: AllowMismatchOption = False,
-    seed: SeedOption = 0,
+    seed: shared.Seed = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Talk to the base, steered and edited model, side by side.
@@ -41,7 +35,6 @@ def chat(
     steer2edit chat smollm2 "Write a letter to my bank." --edit edit \\
       --steer vectors.safetensors:0.2
     """
-    given_edits, given_vectors = [parse_edit(e) for e in edit or ()], [parse_steering(s) for s in steer or ()]
     if prompt is None and (json_output or not sys.stdin.isatty()):
         raise typer.BadParameter("give a PROMPT: a talk needs a terminal to type into, and has no --json.")
     from steer2edit.cli.console import print_json
@@ -49,10 +42,10 @@ def chat(
     from steer2edit.progress import show_progress
 
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    edits, vectors = load_edits(given_edits), load_steering(given_vectors)
+    given = interventions.load()
     with show_progress():
-        loaded = loading.load(model, *(own.metadata for _, own in edits), *(own.metadata for _, own in vectors))
-    arms = make_arms(loaded, edits, vectors, allow_mismatch=allow_mismatch)
+        loaded = loading.load(model, *given.metadata)
+    arms = given.arms(loaded)
     if prompt is None:
         return _talk(loaded, arms, sampling)
     replies = _answer(loaded, arms, [[_said("user", prompt)] for _ in arms], sampling, show=not json_output)

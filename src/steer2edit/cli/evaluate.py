@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer2edit.cli.arms import load_given, make_arms
+from steer2edit.cli.arms import Interventions
 from steer2edit.cli.engines import EngineOptions
-from steer2edit.cli.options import AllowMismatchOption, Judging, Loading, Measuring, ModelArgument
+from steer2edit.cli.options import Judging, Loading, Measuring, ModelArgument
 
 if TYPE_CHECKING:
     from steer2edit.evaluation import Condition
@@ -34,6 +34,7 @@ def _list_tasks(wanted: bool) -> bool:
 
 def evaluate(
     model: ModelArgument,
+    interventions: Interventions,
     measuring: Measuring,
     judging: Judging,
     engine: EngineOptions,
@@ -41,13 +42,6 @@ def evaluate(
     task: Annotated[
         list[str] | None,
         typer.Option(help="NAME, NAME=FILE or NAME=hub:OWNER/NAME/FILE; may be given several times. See --list."),
-    ] = None,
-    edit: Annotated[
-        list[str] | None, typer.Option(metavar="DIR[:STRENGTH]", help="An edit; may be given several times.")
-    ] = None,
-    steer: Annotated[
-        list[str] | None,
-        typer.Option(metavar="VECTORS:STRENGTH", help="Activation steering; may be given several times."),
     ] = None,
     list_tasks: Annotated[
         bool,
@@ -63,7 +57,6 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A task of the lm-evaluation-harness by name, or a task file; may be given several times."),
     ] = None,
-    allow_mismatch: AllowMismatchOption = False,
 ) -> None:
     """Measure a model, and edits and steering of it, side by side on the same items, with paired differences.
 
@@ -74,7 +67,6 @@ def evaluate(
     """
     if not task and not lm_eval:
         raise typer.BadParameter("give at least one --task or --lm-eval; `steer2edit evaluate --list` shows the tasks.")
-    from steer2edit.artifacts import load_edit, load_vectors
     from steer2edit.artifacts.manifest import package_versions
     from steer2edit.cli.comparison import print_comparison
     from steer2edit.cli.console import say
@@ -82,18 +74,17 @@ def evaluate(
     from steer2edit.evaluation import evaluate as run_evaluation
     from steer2edit.progress import show_progress
 
-    engine.require(steering=bool(steer))
+    engine.require(steering=bool(interventions.steer))
     measuring.require_free()
-    edits, vectors = load_given(edit or (), load_edit, (1.0,)), load_given(steer or (), load_vectors)
+    given = interventions.load()
     judge = judging.judge()
     settings = TaskSettings(
         measuring.split, measuring.limit, max_new_tokens, find_scorer(judging.scorer, judge), shuffle
     )
     tasks = build_tasks(task or (), settings)
     with show_progress():
-        like = [*(one.artifact.metadata for one in edits), *(one.artifact.metadata for one in vectors)]
-        loaded = loading.load(model, *like, **({"device": "cpu"} if engine.engine == "vllm" else {}))
-        arms = make_arms(loaded, edits, vectors, allow_mismatch=allow_mismatch)
+        loaded = loading.load(model, *given.metadata, **({"device": "cpu"} if engine.engine == "vllm" else {}))
+        arms = given.arms(loaded)
         # the harness first: a task that it does not know shall not cost the work of the others
         harness: list[dict[str, HarnessMetric]] = [{} for _ in arms]
         if lm_eval:
