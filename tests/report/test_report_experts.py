@@ -14,11 +14,11 @@ from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Experts, Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError
 from steer2edit.report import render_report, write_report
-from steer2edit.report.experts import expert_figure, expert_rows
-from steer2edit.report.figures import diagnosis_figure, head_figure, neuron_figure
-from steer2edit.report.panels import expert_panel, figure_json, head_panel
+from steer2edit.report.blocks import block_extent
+from steer2edit.report.figures import diagnosis_figure, expert_figure, head_figure, neuron_figure
+from steer2edit.report.panels import edit_panels, figure_json
 from steer2edit.report.run_results import RunResults, read_results
-from steer2edit.report.tables import top_components
+from steer2edit.report.tables import largest_components, largest_experts
 
 Json = dict[str, Any]
 NOTHING = LeftOut.of({})
@@ -62,7 +62,7 @@ def test_experts_that_are_left_out_are_crossed_and_not_called_unedited(mixture: 
 
 
 def test_the_strongest_experts_as_a_table(mixture: WeightEdit) -> None:
-    assert expert_rows(mixture) == [
+    assert list(map(tuple, largest_experts(mixture).rows)) == [
         ("L2.E3", "3.000", "+3.000", "+0.000", "1 of 24"),
         ("L1.E1", "2.000", "+0.000", "−2.000", "1 of 24"),
         ("L1.E0", "1.250", "+1.000", "−0.250", "2 of 24"),
@@ -72,7 +72,7 @@ def test_the_strongest_experts_as_a_table(mixture: WeightEdit) -> None:
 
 
 def test_neurons_are_named_by_their_expert_beside_dense_layers(mixture: WeightEdit) -> None:
-    assert [row[0] for row in top_components(mixture, "mlp")] == [
+    assert [row[0] for row in largest_components(mixture, block_extent(mixture, "mlp")).rows] == [
         "L2.E3.N23", "L1.E1.N0", "L1.E0.N0", "L1.shared.N0", "L0.N31", "L2.shared.N23", "L1.E0.N23",
     ]  # fmt: skip
 
@@ -115,8 +115,7 @@ def figure_ticks(page: Page) -> list[str]:
 
 
 def test_a_dense_edit_has_no_expert_panel(run: RunResults, edit: WeightEdit, results: Json) -> None:
-    assert expert_panel(run, edit) is None
-    assert head_panel(run, edit, "ssm") is None
+    assert edit_panels(run, edit).keys() == {"attn", "mlp"}
     page = Page(render_report(results, edit))
     assert "xpert" not in page.text
     assert "state-space" not in page.text
@@ -125,9 +124,8 @@ def test_a_dense_edit_has_no_expert_panel(run: RunResults, edit: WeightEdit, res
 def test_heads_of_state_space_mixers(run: RunResults, hybrid: WeightEdit) -> None:
     (heat,) = figure_json(head_figure(hybrid, 3, "ssm"))["data"]
     assert heat["z"] == [[0.0, None, 0.0], [0.0, None, 0.0], [-1.0, None, 0.0], [0.0, None, 0.0]]
-    assert heat["text"][2][0] == "L0.S2"
-    panel = head_panel(run, hybrid, "ssm")
-    assert panel is not None
+    assert heat["text"][2][0].startswith("<b>L0.S2</b>")
+    panel = edit_panels(run, hybrid)["ssm"]
     assert "These heads take the ρ of the attention." in panel.caption
     assert panel.alternative == "Heat map of λ by layer and head: 1 of 8 heads are edited."
 
@@ -170,7 +168,8 @@ def test_modules_without_heads_are_listed(results: Json, family: str, listed: st
 
 
 def test_the_diagnosis_draws_mixers_between_attention_and_mlp(results: Json) -> None:
-    results["diagnosis"]["sites"] = {f"L1.{block}": {"auroc": 0.75} for block in ("mlp", "ssm", "attn")}
+    good = results["diagnosis"]["sites"]["L10.attn"]
+    results["diagnosis"]["sites"] = {f"L1.{block}": good for block in ("mlp", "ssm", "attn")}
     lines = figure_json(diagnosis_figure(read_results(results).diagnosis, layers=2))["data"]
     assert [(line["name"], line["x"]) for line in lines if line["yaxis"] == "y2"] == [
         ("attention", [0.88]), ("state-space mixer", [1.0]), ("MLP", [1.12]),
@@ -211,7 +210,7 @@ def test_a_large_mixture(run: RunResults) -> None:
     lam = torch.randn(sizes.neurons, generator=torch.Generator().manual_seed(0))
     site = SiteEdit(torch.ones(1), lam, lam, lam, sizes)
     edit = WeightEdit({Site(layer, "mlp"): site for layer in range(6)})
-    panel = expert_panel(run, edit)
+    panel = edit_panels(run, edit)["experts"]
     figure_json(neuron_figure(edit, 6))
     assert len(top_components(edit, "mlp")) == 20
     assert panel is not None

@@ -3,12 +3,13 @@ from typing import Any
 
 import pytest
 
-from steer2edit.core import Head, WeightEdit
+from steer2edit.core import Block, Head, WeightEdit
+from steer2edit.report.blocks import block_extent
 from steer2edit.report.figures import diagnosis_figure, head_figure, neuron_figure
-from steer2edit.report.panels import diagnosis_panel, figure_json, head_panel, neuron_panel, tradeoff_panels
+from steer2edit.report.panels import diagnosis_panel, edit_panels, figure_json, tradeoff_panels
 from steer2edit.report.run_results import RunResults, read_results
-from steer2edit.report.tables import top_components
-from steer2edit.report.tradeoff import tradeoff_figure
+from steer2edit.report.tables import largest_components
+from steer2edit.report.tradeoff import run_figure
 
 Json = dict[str, Any]
 
@@ -17,13 +18,16 @@ def traces(figure: Any) -> dict[str, Json]:
     return {trace["name"]: trace for trace in figure_json(figure)["data"]}
 
 
+def largest(edit: WeightEdit, block: Block) -> list[list[str]]:
+    return [list(row) for row in largest_components(edit, block_extent(edit, block)).rows]
+
+
 def test_the_heat_map_holds_lambda_by_head_and_layer(edit: WeightEdit) -> None:
     content = figure_json(head_figure(edit, layers=4))
     (heat,) = content["data"]
     # rows are heads, columns layers; layers 1 and 3 have no attention site
     assert heat["z"] == [[0.5, None, 0.0, None], [-0.25, None, 1.5, None]]
-    assert heat["customdata"][1][2] == pytest.approx(0.15)
-    assert heat["text"][1][2] == str(Head(2, 1)) == "L2.H1"
+    assert heat["text"][1][2] == f"<b>{Head(2, 1)}</b><br>λ = +1.5000<br>g = +0.1500"
     assert (content["layout"]["coloraxis"]["cmin"], content["layout"]["coloraxis"]["cmax"]) == (-1.5, 1.5)
     assert "template" not in content["layout"]
 
@@ -56,25 +60,23 @@ def test_mlp_bars_are_signed_sums_and_counts(edit: WeightEdit) -> None:
 
 
 def test_top_components_are_ranked_by_size_within_a_block(edit: WeightEdit) -> None:
-    assert [row[:2] for row in top_components(edit, "attn")] == [
-        ("L2.H1", "+1.5000"),
-        ("L0.H0", "+0.5000"),
-        ("L0.H1", "−0.2500"),
+    assert [row[:2] for row in largest(edit, "attn")] == [
+        ["L2.H1", "+1.5000"],
+        ["L0.H0", "+0.5000"],
+        ["L0.H1", "−0.2500"],
     ]
-    assert [row[0] for row in top_components(edit, "mlp")] == ["L1.N4", "L0.N2", "L0.N0", "L0.N4", "L0.N1"]
+    assert [row[0] for row in largest(edit, "mlp")] == ["L1.N4", "L0.N2", "L0.N0", "L0.N4", "L0.N1"]
 
 
 def test_top_components_stop_at_twenty(make_edit: Callable[..., WeightEdit]) -> None:
     edit = make_edit(1, L0_mlp=[float(i) for i in range(50)])
-    assert [row[0] for row in top_components(edit, "mlp")] == [f"L0.N{i}" for i in range(49, 29, -1)]
+    assert [row[0] for row in largest(edit, "mlp")] == [f"L0.N{i}" for i in range(49, 29, -1)]
 
 
 def test_a_block_that_is_off_has_no_panel(run: RunResults, make_edit: Callable[..., WeightEdit]) -> None:
     only_mlp, only_attn = make_edit(1, L0_mlp=[1.0]), make_edit(2, L0_attn=[1.0])
-    assert head_panel(run, only_mlp) is None
-    assert neuron_panel(run, only_mlp) is not None
-    assert neuron_panel(run, only_attn) is None
-    assert head_panel(run, only_attn) is not None
+    assert edit_panels(run, only_mlp).keys() == {"mlp"}
+    assert edit_panels(run, only_attn).keys() == {"attn"}
 
 
 def test_the_diagnosis_crosses_noise_and_leaves_gaps_for_the_unscored(run: RunResults) -> None:
@@ -99,14 +101,14 @@ def test_a_run_without_diagnosis_has_no_panel(results: Json, edit: WeightEdit) -
 
 
 def test_steering_is_a_line_from_the_base_through_the_strengths(run: RunResults) -> None:
-    curve = traces(tradeoff_figure(run, "nll_increase"))["steering, by strength"]
+    curve = traces(run_figure(run, "nll_increase"))["steering, by strength"]
     assert curve["mode"] == "lines+markers"
     assert curve["x"] == [0.0, 0.125, 0.25]
     assert curve["y"] == [0.125, 0.25, 0.75]
 
 
 def test_edits_are_grouped_by_limits_and_the_choice_is_ringed(run: RunResults) -> None:
-    groups = traces(tradeoff_figure(run, "kl"))
+    groups = traces(run_figure(run, "kl"))
     assert groups["edit, within limits"]["x"] == [0.125, 0.0625]
     assert groups["edit, beyond a limit"]["x"] == [0.375]
     assert groups["edit, not scored against a limit"]["x"] == [0.25]
@@ -115,13 +117,13 @@ def test_edits_are_grouped_by_limits_and_the_choice_is_ringed(run: RunResults) -
 
 def test_without_limits_no_edit_is_judged(results: Json) -> None:
     del results["chosen"]["limits"]
-    groups = traces(tradeoff_figure(read_results(results), "kl"))
+    groups = traces(run_figure(read_results(results), "kl"))
     assert len(groups["edit"]["x"]) == 4
     assert not any("limit" in name for name in groups)
 
 
 def test_held_out_points_have_error_bars_on_both_axes(run: RunResults) -> None:
-    point = traces(tradeoff_figure(run, "nll_increase"))["edited, held-out"]
+    point = traces(run_figure(run, "nll_increase"))["edited, held-out"]
     assert (point["x"], point["y"]) == ([0.1875], [0.5])
     for axis in ("error_x", "error_y"):
         assert point[axis]["array"] == [0.125]
@@ -130,15 +132,15 @@ def test_held_out_points_have_error_bars_on_both_axes(run: RunResults) -> None:
 
 def test_an_estimate_without_interval_has_no_error_bar(results: Json) -> None:
     results["held_out"]["conditions"][2]["metrics"]["kl"].update(low=None, high=None, n=1)
-    point = traces(tradeoff_figure(read_results(results), "kl"))["edited, held-out"]
+    point = traces(run_figure(read_results(results), "kl"))["edited, held-out"]
     assert point["error_x"] == {"visible": False}
 
 
 def test_what_is_not_scored_is_left_out_and_counted(run: RunResults) -> None:
-    figure = tradeoff_figure(run, "nll_increase")
+    figure = run_figure(run, "nll_increase")
     drawn = sum(len(trace["x"]) for name, trace in traces(figure).items() if name != "chosen on validation")
     assert drawn == len(run.validation.conditions) + len(run.held_out.conditions) - 1
-    captions = {panel.name: panel.caption for panel in tradeoff_panels(run)}
+    captions = {panel.name: panel.caption for (panel,) in tradeoff_panels(run)}
     assert "not scored: 1." in captions["tradeoff-nll_increase"]
     assert "not scored" not in captions["tradeoff-kl"]
 
@@ -148,20 +150,20 @@ def test_a_destroyed_model_does_not_squeeze_the_plot(results: Json) -> None:
     too_much.update(value=9.0, low=8.0, high=10.0)
     run = read_results(results)
     # landmarks: steering 0.25, twice the limit 0.4, held-out steering's upper end 0.375
-    low, high = figure_json(tradeoff_figure(run, "nll_increase"))["layout"]["xaxis"]["range"]
+    low, high = figure_json(run_figure(run, "nll_increase"))["layout"]["xaxis"]["range"]
     assert high == pytest.approx(1.05 * 0.4)
     assert low < 0
-    assert "Beyond 0.420 nats per token lie 1 more" in tradeoff_panels(run)[0].caption
-    assert "range" not in figure_json(tradeoff_figure(run, "kl"))["layout"]["xaxis"]
+    assert "Beyond 0.420 nats per token lie 1 more" in tradeoff_panels(run)[0][0].caption
+    assert "range" not in figure_json(run_figure(run, "kl"))["layout"]["xaxis"]
 
 
 def test_conciseness_is_better_downwards(results: Json) -> None:
     for part in ("validation", "held_out"):
         for entry in results[part]["conditions"]:
             entry["metrics"]["reply_tokens"] = {"value": 30.0, "low": 20.0, "high": 40.0, "n": 20}
-    panel = tradeoff_panels(read_results({**results, "behaviour": "conciseness"}))[0]
+    panel = tradeoff_panels(read_results({**results, "behaviour": "conciseness"}))[0][0]
     assert panel.caption.startswith("Down and to the left")
-    assert panel.data["layout"]["yaxis"]["title"]["text"] == "Reply length (tokens)"
+    assert panel.data["layout"]["yaxis"]["title"]["text"] == "Reply length (tokens)  ↓ less is better"
     assert "range" not in panel.data["layout"]["yaxis"]
 
 

@@ -9,12 +9,12 @@ from test_report_page import HOSTILE, Page, structure, with_strings
 from steer2edit.core import WeightEdit
 from steer2edit.errors import DataError
 from steer2edit.report import render_report
-from steer2edit.report.panels import figure_json
+from steer2edit.report.content import trial_rows
+from steer2edit.report.panels import figure_json, sensitivity_panel, tradeoff_panels
 from steer2edit.report.run_results import read_results
-from steer2edit.report.search_panels import search_tradeoff_panels, sensitivity_panel
-from steer2edit.report.search_text import comparison_sentences, trial_rows
-from steer2edit.report.search_tradeoff import held_out_figure, validation_figure
 from steer2edit.report.sensitivity import complete_trials, searched
+from steer2edit.report.sentences import comparison_sentences
+from steer2edit.report.tradeoff import held_out_figure, validation_figure
 
 Json = dict[str, Any]
 
@@ -77,7 +77,7 @@ def test_the_filters_own_metric_has_no_axis_no_card_and_no_column(edit: WeightEd
 
 
 def test_what_the_filter_stopped_is_counted_and_not_called_unscored() -> None:
-    panels = search_tradeoff_panels(read_results(search_results()))
+    panels = tradeoff_panels(read_results(search_results()))
     assert [[panel.name for panel in pair] for pair in panels] == [
         ["tradeoff-kl", "held-out-kl"],
         ["held-out-benign_refused"],
@@ -91,7 +91,7 @@ def test_sensitivity_shows_complete_trials_against_what_was_searched() -> None:
     run = read_results(search_results())
     trials = complete_trials(run)
     assert [t.parameters["trial"] for t in trials] == ["a", "b", "c", "d"]
-    assert [p.name for p in searched(trials)] == ["rho_attn", "rho_mlp", "alpha"]
+    assert list(searched(trials)) == ["rho_attn", "rho_mlp", "alpha"]
     panel = sensitivity_panel(run)
     assert panel is not None
     points = [t for t in panel.data["data"] if t["marker"]["symbol" if "symbol" in t["marker"] else "size"] == 6]
@@ -106,8 +106,8 @@ def test_searched_limits_and_gains_get_a_column() -> None:
     results = search_results()
     for i, entry in enumerate(e for e in results["validation"]["conditions"] if e["kind"] == "edit"):
         entry["parameters"] |= {"max_shift": 0.1 + i, "spare": 1.5 + i}
-    names = [p.name for p in searched(complete_trials(read_results(results)))]
-    assert names == ["rho_attn", "rho_mlp", "alpha", "max_shift", "spare"]
+    found = list(searched(complete_trials(read_results(results))))
+    assert found == ["rho_attn", "rho_mlp", "alpha", "max_shift", "spare"]
 
 
 def test_without_a_complete_trial_there_is_no_sensitivity(edit: WeightEdit) -> None:

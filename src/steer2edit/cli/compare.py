@@ -56,12 +56,10 @@ def compare(
     if json_output:
         return print_json(results)
     found = read_results(results, ComparisonResults)
-    columns, values, against = figure_tables(found)
-    say()
-    columns = ["", *(column.replace(", ", ",\n") for column in columns)]
-    print_table(columns, values, "Held-out items, 95 % bootstrap intervals")
-    say()
-    print_table(columns, against, "Against steering: differences and ratios, paired")
+    for table in figure_tables(found):
+        say()
+        columns = ["", *(column.replace(", ", ",\n") for column in table.columns[1:])]
+        print_table(columns, table.rows, table.caption)
     for line in ("", *reasons(found), "", *results["summary"]):
         say(line)
     say(f"\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")

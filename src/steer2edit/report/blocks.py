@@ -1,4 +1,4 @@
-"""What the page calls the blocks of a layer, and how it draws them."""
+"""The blocks of a layer: what the page calls them, how it draws them, and how much of each an edit touches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,40 +32,43 @@ class BlockStyle:
 
 STYLES: Mapping[Block, BlockStyle] = {
     "attn": BlockStyle(
-        "attention",
-        "head",
-        "Attention heads",
-        "L12.H5 is attention head 5 of layer 12",
-        themes.ATTN,
-        "circle",
-        -0.12,
+        "attention", "head", "Attention heads", "L12.H5 is attention head 5 of layer 12", themes.ATTN, "circle", -0.12
     ),
     "ssm": BlockStyle(
-        "state-space mixer",
-        "head",
-        "State-space mixer heads",
-        "L12.S2 is head 2 of the state-space mixer of layer 12",
-        themes.SSM,
-        "diamond",
-        0.0,
+        "state-space mixer", "head", "State-space mixer heads",
+        "L12.S2 is head 2 of the state-space mixer of layer 12", themes.SSM, "diamond", 0.0,
     ),
     "mlp": BlockStyle(
-        "MLP",
-        "neuron",
-        "MLP neurons",
-        "L12.N801 is MLP neuron 801 of layer 12",
-        themes.MLP,
-        "square",
-        0.12,
+        "MLP", "neuron", "MLP neurons", "L12.N801 is MLP neuron 801 of layer 12", themes.MLP, "square", 0.12
     ),
-}
+}  # fmt: skip
 
 
-def block_sites(edit: WeightEdit, block: Block) -> list[Site]:
-    """The edited sites of one block; empty if the block is off."""
-    return [site for site in edit.sites if site.block == block]
+@dataclass(frozen=True)
+class BlockExtent:
+    """How much of one block an edit touches; without a site the block is off."""
+
+    style: BlockStyle
+    sites: tuple[Site, ...]
+    edited: int
+    total: int
+    strengthened: int
 
 
-def shown_blocks(edit: WeightEdit) -> list[Block]:
+def block_extent(edit: WeightEdit, block: Block) -> BlockExtent:
+    """The edited sites of one block and counts of its edited components."""
+    sites = tuple(site for site in edit.sites if site.block == block)
+    magnitudes = [edit.sites[site].magnitude for site in sites]
+    return BlockExtent(
+        STYLES[block],
+        sites,
+        edited=sum(int(magnitude.count_nonzero()) for magnitude in magnitudes),
+        total=sum(magnitude.numel() for magnitude in magnitudes),
+        strengthened=sum(int((magnitude > 0).sum()) for magnitude in magnitudes),
+    )
+
+
+def shown_blocks(edit: WeightEdit) -> dict[Block, BlockExtent]:
     """The blocks to speak of: those every model has, and of the others those the edit has."""
-    return [block for block in BLOCKS if block in TUNED_BLOCKS or block_sites(edit, block)]
+    found = {block: block_extent(edit, block) for block in BLOCKS}
+    return {block: extent for block, extent in found.items() if block in TUNED_BLOCKS or extent.sites}

@@ -1,8 +1,7 @@
-"""Everything the page's template prints, assembled from the results and the edit."""
+"""Everything the templates print, assembled from the results and the edit. All strings are plain text."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -10,30 +9,22 @@ from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import expert_edits
 from steer2edit.evaluation import metric_name
-from steer2edit.report.blocks import STYLES, shown_blocks
-from steer2edit.report.experts import expert_rows, left_out_rows
-from steer2edit.report.headline import headline
-from steer2edit.report.panels import Panel, diagnosis_panel, expert_panel, head_panel, neuron_panel, tradeoff_panels
+from steer2edit.report.blocks import shown_blocks
+from steer2edit.report.panels import diagnosis_panel, edit_panels, sensitivity_panel, tradeoff_panels
 from steer2edit.report.replies import reply_sets
-from steer2edit.report.run_results import ComparisonResults, RunResults, Verified
-from steer2edit.report.search_panels import search_tradeoff_panels, sensitivity_panel
-from steer2edit.report.search_text import trial_rows
+from steer2edit.report.run_results import ComparisonResults, RunResults
+from steer2edit.report.sentences import headline
 from steer2edit.report.tables import (
-    BlockSummary,
     Cell,
-    ConditionTable,
-    block_summary,
     cell,
-    condition_table,
-    diagnosis_rows,
-    metric_rows,
+    diagnosis_table,
+    largest_components,
+    largest_experts,
     metrics_of,
-    top_components,
-    validation_rows,
+    run_tables,
 )
 from steer2edit.report.text import visible
 
-_KINDS = {"base": "base", "steering": "steered", "edit": "edited"}
 _SYMBOLS = {
     "rho_attn": "ρ_attn",
     "rho_mlp": "ρ_mlp",
@@ -44,103 +35,66 @@ _SYMBOLS = {
 }
 
 
-@dataclass(frozen=True)
-class Card:
-    """One metric of the held-out evaluation in large print: before and after the edit."""
-
-    title: str
-    before: Cell | None
-    after: Cell
-
-
 def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
-    """The template's variables. All strings are plain text; the template escapes them."""
-    tradeoffs = search_tradeoff_panels(run) if run.is_search else [(panel,) for panel in tradeoff_panels(run)]
-    single: dict[str, Panel | None] = {
-        "sensitivity": sensitivity_panel(run) if run.is_search else None,
-        "attn": head_panel(run, edit),
-        "ssm": head_panel(run, edit, "ssm"),
-        "mlp": neuron_panel(run, edit),
-        "experts": expert_panel(run, edit),
-        "diagnosis": diagnosis_panel(run, edit),
-    }
-    left_out = LeftOut.of(edit.metadata)
+    """The variables of a run's page."""
+    tradeoffs, panels = tradeoff_panels(run), edit_panels(run, edit)
+    others = {"sensitivity": sensitivity_panel(run) if run.is_search else None, "diagnosis": diagnosis_panel(run, edit)}
+    panels |= {name: panel for name, panel in others.items() if panel is not None}
+    blocks, left_out = shown_blocks(edit), LeftOut.of(edit.metadata)
+    largest = [largest_components(edit, extent) for extent in blocks.values()]
     return {
         "run": run,
-        "kinds": _KINDS,
         "headline": headline(run, edit),
         "cards": _cards(run),
-        "metric_rows": [] if run.is_search else metric_rows(run.held_out.conditions),
-        "condition_tables": _condition_tables(run),
+        "tables": run_tables(run),
         "trial_rows": trial_rows(run),
         "tradeoffs": tradeoffs,
-        "panels": single,
-        "figures": {panel.name: panel.data for panel in [*chain(*tradeoffs), *single.values()] if panel is not None},
-        "validation_titles": [] if run.is_search else [m.short for m in metrics_of(run.validation.conditions)],
-        "validation_rows": [] if run.is_search else validation_rows(run.validation.conditions, run.chosen),
+        "panels": panels,
+        "figures": {panel.name: panel.data for panel in [*chain(*tradeoffs), *panels.values()]},
         "chosen": _chosen(run),
         "limits": _limits(run),
-        "blocks": [(block_summary(edit, block), single[block]) for block in shown_blocks(edit)],
-        "top_components": _largest(edit),
+        "blocks": [(extent, panels.get(block)) for block, extent in blocks.items()],
+        "largest": [table for table in largest if table.rows],
         "name_examples": _name_examples(edit),
-        "expert_rows": expert_rows(edit),
+        "experts": largest_experts(edit),
         "left_out": [visible(sentence) for sentence in left_out.sentences],
-        "left_out_rows": left_out_rows(left_out),
-        "diagnosis_rows": diagnosis_rows(run.diagnosis),
+        "left_out_rows": [
+            (str(site), left_out.experts_of(site)) for site in dict.fromkeys(site for site, _ in left_out.tokens)
+        ],
+        "diagnosis": diagnosis_table(run.diagnosis),
         "judged": any(e.split_half_cosine is not None or e.auroc is not None for e in run.diagnosis.sites.values()),
         "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
-        "verification": [_verification(name, verified) for name, verified in run.verification.items()],
+        "verification": [_verification(name, one.identical, one.n) for name, one in run.verification.items()],
         "reply_sets": reply_sets(run),
         "provenance": provenance(run),
-        "settings": list(flat(run.settings)),
+        "settings": flat(run.settings),
     }
-
-
-def _largest(edit: WeightEdit) -> list[tuple[BlockSummary, list[tuple[str, str, str]]]]:
-    """The components of largest |λ| of every block that has an edited one."""
-    found = [(block_summary(edit, block), top_components(edit, block)) for block in shown_blocks(edit)]
-    return [(summary, rows) for summary, rows in found if rows]
 
 
 def _name_examples(edit: WeightEdit) -> str:
     """What the names of components mean, in one phrase."""
-    examples = [STYLES[block].example for block in shown_blocks(edit)]
-    if expert_edits(edit):
-        examples.append("L12.E5.N801 is neuron 801 of expert 5 of layer 12")
-    return ", ".join(examples)
+    examples = [extent.style.example for extent in shown_blocks(edit).values()]
+    return ", ".join(examples + ["L12.E5.N801 is neuron 801 of expert 5 of layer 12"] * bool(expert_edits(edit)))
 
 
-def _cards(run: RunResults) -> list[Card]:
+def _cards(run: RunResults) -> list[tuple[str, Cell | None, Cell]]:
+    """(metric, before, after the edit) of the held-out evaluation, for large print."""
     base, edited = run.held_out.first("base"), run.edited
-    if edited is None:
-        return []
     return [
-        Card(m.short, None if base is None or m.against_base else cell(base, m), cell(edited, m))
-        for m in metrics_of([edited])
+        (m.short, None if base is None or m.against_base else cell(base, m), cell(edited, m))
+        for m in metrics_of([edited] if edited else [])
+        if edited
     ]
-
-
-def _condition_tables(run: RunResults) -> dict[str, ConditionTable]:
-    """The tables of a search and of a recipe, a condition a row; a run without them has its own."""
-    tables: dict[str, ConditionTable] = {}
-    if run.is_search:
-        shown = [c for c in run.validation.conditions if c.kind != "edit"] + run.front_trials
-        tables["held_out"] = condition_table(run, run.held_out.conditions)
-        tables["validation"] = condition_table(run, shown)
-    if run.data_sets.conditions:
-        tables["data_sets"] = condition_table(run, run.data_sets.conditions)
-    return tables
 
 
 def _chosen(run: RunResults) -> str:
-    chosen = run.chosen
     values = [
         f"{_SYMBOLS.get(name, name)} = {'off' if value is None else f'{value:.4g}'}"
-        for name, value in chosen.hyperparameters.items()
+        for name, value in run.chosen.hyperparameters.items()
         if value is not None or name in ("rho_attn", "rho_mlp")
     ]
-    if chosen.steering_strength is not None and not run.is_search:
-        values.append(f"steering strength = {chosen.steering_strength:g}")
+    if run.chosen.steering_strength is not None and not run.is_search:
+        values.append(f"steering strength = {run.chosen.steering_strength:g}")
     return ", ".join(values)
 
 
@@ -150,13 +104,20 @@ def _limits(run: RunResults) -> str:
     return ", ".join(f"{metric.running} {words} {metric.bound(value)}" for metric, words, value in bounds)
 
 
-def _verification(name: str, verified: Verified) -> tuple[str, bool]:
+def trial_rows(run: RunResults) -> list[tuple[str, str]]:
+    """(how trials ended, how many) of a search, and the sum."""
+    words = {"complete": "measured on all validation items"}
+    rows = [(words.get(name, name), count) for name, count in run.trials.items() if name != "tried"]
+    ordered = sorted(rows, key=lambda row: (row[0] != words["complete"], -row[1]))
+    return [(name, f"{count}") for name, count in [*ordered, ("tried in all", run.trials.get("tried", 0))]]
+
+
+def _verification(name: str, identical: int, n: int) -> tuple[str, bool]:
     """A sentence on a reloaded artifact, and whether it agreed everywhere."""
-    agrees = verified.n > 0 and verified.identical == verified.n
-    if verified.n == 0:
+    if n == 0:
         return f"{name}: not compared.", False
-    ending = "." if agrees else ": it does not behave like the edit that was measured."
-    return f"{name}: {verified.identical} of {verified.n} greedy replies identical{ending}", agrees
+    ending = "." if identical == n else ": it does not behave like the edit that was measured."
+    return f"{name}: {identical} of {n} greedy replies identical{ending}", identical == n
 
 
 def provenance(run: RunResults | ComparisonResults) -> list[tuple[str, str]]:

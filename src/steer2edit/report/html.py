@@ -57,7 +57,10 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
     """A page of this package's templates that works offline, with its scripts, themes and security policy."""
     scripts = page_scripts()
     page = _environment().get_template(f"{template}.html.jinja")
-    return page.render(content, scripts=scripts, policy=content_security_policy(scripts), themes=themes())
+    kinds = {"base": "base", "steering": "steered", "edit": "edited"}
+    return page.render(
+        content, scripts=scripts, policy=content_security_policy(scripts), themes=themes(), kinds=kinds
+    )  # fmt: skip
 
 
 def write_page(page: str, path: str | Path, *, overwrite: bool) -> None:

@@ -10,10 +10,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from steer2edit.core import Site
 from steer2edit.errors import DataError
 from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
-from steer2edit.evaluation import BEHAVIOURS, COST, Calibration, attribute_of
+from steer2edit.evaluation import COST, Calibration, attribute_of
+from steer2edit.evaluation.judge_prompt import prompt_text
 from steer2edit.report.text import visible_json
 from steer2edit.search.comparison_figures import Figure, Plan
 from steer2edit.search.tradeoff import TradeoffComparison
+from steer2edit.steering.diagnosis import SiteDiagnosis
 
 
 def _site(name: object) -> object:
@@ -26,7 +28,7 @@ def _prompt_text(prompt: object) -> object:
         return prompt
     if not all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt):
         raise ValueError("a chat prompt is a list of messages, each with role and content")
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return prompt_text(prompt)
 
 
 SiteName = Annotated[Site, BeforeValidator(_site)]
@@ -34,8 +36,7 @@ Prompt = Annotated[str, BeforeValidator(_prompt_text)]
 
 
 def _known_behaviour(name: str) -> str:
-    if name not in BEHAVIOURS:
-        raise ValueError(f"there is no behaviour {name!r}; known are {', '.join(BEHAVIOURS)}")
+    attribute_of(name)
     return name
 
 
@@ -50,17 +51,6 @@ class ModelFacts(_Part):
     revision: str | None = None
     model_type: str | None = None
     fingerprint: str | None = None
-
-
-class SiteDiagnosis(_Part):
-    """How good one site's steering vector is; `None` where it could not be measured."""
-
-    split_half_cosine: float | None = None
-    auroc: float | None = None
-    auroc_low: float | None = None
-    auroc_high: float | None = None
-    norm: float | None = None
-    noise: bool = False
 
 
 class Diagnosis(_Part):
@@ -99,25 +89,22 @@ class Chosen(_Part):
 
     def is_choice(self, condition: Condition) -> bool:
         """Whether a condition is the chosen edit or the chosen steering strength."""
-        if condition.kind == "steering":
-            wanted: dict[str, float | None] = {"strength": self.steering_strength}
-        else:
-            wanted = self.hyperparameters
         given = condition.parameters
-        if condition.kind == "base" or not wanted:
+        if condition.kind == "steering":
+            return _same(given.get("strength"), self.steering_strength) and "strength" in given
+        if condition.kind == "base" or not self.hyperparameters:
             return False
-        if condition.kind == "edit" and "strength" not in wanted and not _same(given.get("strength", 1.0), 1.0):
-            return False  # the same hyper-parameters at another strength are another edit
+        # the same hyper-parameters at another strength are another edit
+        wanted = {"strength": 1.0, **self.hyperparameters}
+        given = {"strength": 1.0, **given}
         return all(key in given and _same(given[key], value) for key, value in wanted.items())
 
     def within_limits(self, condition: Condition) -> bool | None:
         """Whether every limit is respected; `None` where that cannot be told."""
         verdicts: list[bool | None] = []
-        signed = [(name, limit, 1) for name, limit in self.limits.items()]
-        for name, limit, sign in [*signed, *((name, limit, -1) for name, limit in self.floors.items())]:
-            estimate = condition.metrics.get(name)
-            value = None if estimate is None else estimate.value
-            verdicts.append(None if value is None else sign * value <= sign * limit)
+        for sign, limits in ((1, self.limits), (-1, self.floors)):
+            values = [(condition.value(name), limit) for name, limit in limits.items()]
+            verdicts += [None if value is None else sign * value <= sign * limit for value, limit in values]
         if False in verdicts:
             return False
         return True if verdicts and None not in verdicts else None
@@ -171,11 +158,6 @@ class RunResults(_Run):
     beyond_budget: str = ""
 
     @property
-    def attribute(self) -> str:
-        """Name of the metric that the edit is to move."""
-        return attribute_of(self.behaviour)[0]
-
-    @property
     def is_search(self) -> bool:
         """Whether the run is a search, with trials and a front."""
         return bool(self.trials)
@@ -198,11 +180,13 @@ class RunResults(_Run):
         steering, edited = self.held_out.of("steering"), self.edited
         if edited is None or not edited.scored(COST):
             return next(iter(steering), None)
-        wanted = edited.metrics[COST].value or 0.0
-        return min(
-            steering, key=lambda c: abs((c.metrics[COST].value or 0.0) - wanted) if c.scored(COST) else math.inf,
-            default=None,
-        )  # fmt: skip
+        wanted = edited.value(COST) or 0.0
+
+        def away(condition: Condition) -> float:
+            cost = condition.value(COST)
+            return math.inf if cost is None else abs(cost - wanted)
+
+        return min(steering, key=away, default=None)
 
     @property
     def side_by_side(self) -> list[Condition]:

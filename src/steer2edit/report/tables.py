@@ -1,18 +1,30 @@
-"""Rows of the report's tables, as text ready to print."""
+"""The tables of a page, as text ready to print."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from steer2edit.core import Block, WeightEdit
-from steer2edit.estimates import NOT_SCORED, Condition
+from steer2edit.core import WeightEdit
+from steer2edit.core.expert_edits import top_experts
+from steer2edit.estimates import Condition, Notation
 from steer2edit.evaluation import METRICS, Metric, metric_name
-from steer2edit.report.blocks import STYLES, block_sites
-from steer2edit.report.run_results import Chosen, Diagnosis, RunResults
-from steer2edit.report.text import counts, signed
+from steer2edit.report.blocks import BlockExtent
+from steer2edit.report.run_results import Diagnosis, RunResults
+from steer2edit.report.text import counts
 
-TOP_COMPONENTS = 20
-NOT_SHOWN = ("sanity_kl",)
+TOP = 20
+_NOT_SHOWN = ("sanity_kl",)
 """Measured on a few short requests to throw configurations out; no figure of a model."""
+_PLAIN, _SIGNED = Notation(".3f", typeset=True), Notation(".3f", signed=True, typeset=True)
+_SIGNED_4 = replace(_SIGNED, digits=".4f")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts; the first of each row is its head, the others are figures."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -23,15 +35,6 @@ class Cell:
     interval: str = ""
     counts: str = ""
     scored: bool = True
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One metric across conditions."""
-
-    title: str
-    description: str
-    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -46,114 +49,99 @@ class ConditionRow:
 
 @dataclass(frozen=True)
 class ConditionTable:
-    """Conditions as rows: for many of them, where `metric_rows` would grow too wide."""
+    """Every metric (across) of every condition (down)."""
 
+    caption: str
     metrics: tuple[Metric, ...]
     rows: tuple[ConditionRow, ...]
 
 
-@dataclass(frozen=True)
-class BlockSummary:
-    """How much of one block the edit touches; names are as in `blocks.BlockStyle`."""
-
-    name: str
-    unit: str
-    title: str
-    edited: int
-    total: int
-    strengthened: int
-
-    @property
-    def is_off(self) -> bool:
-        """Whether the edit leaves the block out altogether."""
-        return self.total == 0
-
-
 def metrics_of(conditions: Sequence[Condition]) -> list[Metric]:
     """The metrics that any of the conditions has, known ones first."""
-    present = {name for condition in conditions for name in condition.metrics} - set(NOT_SHOWN)
+    present = {name for condition in conditions for name in condition.metrics} - set(_NOT_SHOWN)
     return [metric_name(name) for name in [*(n for n in METRICS if n in present), *sorted(present - METRICS.keys())]]
-
-
-def metric_rows(conditions: Sequence[Condition]) -> list[MetricRow]:
-    """One row per metric that any of the conditions has."""
-    return [
-        MetricRow(metric.short, metric.description, tuple(cell(condition, metric) for condition in conditions))
-        for metric in metrics_of(conditions)
-    ]
-
-
-def condition_table(run: RunResults, conditions: Sequence[Condition]) -> ConditionTable:
-    """Every metric of every condition."""
-    metrics = tuple(metrics_of(conditions))
-    rows = []
-    for condition in conditions:
-        recommended = condition.kind == "edit" and not condition.is_equal_drift and run.chosen.is_choice(condition)
-        remark = "recommended" if recommended else "at equal drift" if condition.is_equal_drift else ""
-        cells = tuple(cell(condition, metric) for metric in metrics)
-        rows.append(ConditionRow(condition.label, condition.kind, remark, cells))
-    return ConditionTable(metrics, tuple(rows))
 
 
 def cell(condition: Condition, metric: Metric) -> Cell:
     """One estimate of one condition. The base has no NLL increase or KL of its own: it is what they compare with."""
     if condition.kind == "base" and metric.against_base:
         return Cell("reference", scored=False)
-    estimate = condition.metrics.get(metric.name)
-    if estimate is None:
+    found, notation = condition.metrics.get(metric.name), metric.in_cells
+    if found is None:
         return Cell("not measured", scored=False)
-    if estimate.value is None:
-        return Cell(metric.in_cells.value(estimate), "", counts(estimate), scored=False)
-    return Cell(metric.in_cells.value(estimate), metric.in_cells.interval(estimate), counts(estimate))
+    return Cell(notation.value(found), notation.interval(found), counts(found), found.value is not None)
 
 
-def validation_rows(conditions: Sequence[Condition], chosen: Chosen) -> list[tuple[str, tuple[Cell, ...], str]]:
-    """(label, cells of all metrics, remark) of every validation condition."""
-    metrics = metrics_of(conditions)
-    verdicts = {True: "within limits", False: "beyond a limit", None: ""}
-    rows = []
-    for condition in conditions:
-        verdict = verdicts[chosen.within_limits(condition)] if condition.kind == "edit" else ""
-        remarks = ["chosen"] if chosen.is_choice(condition) else []
-        remark = ", ".join(remarks + [verdict] * bool(verdict))
-        rows.append((condition.label, tuple(cell(condition, metric) for metric in metrics), remark))
-    return rows
+def condition_table(
+    caption: str, conditions: Sequence[Condition], remark: Callable[[Condition], str] = lambda _: ""
+) -> ConditionTable:
+    """The conditions as rows."""
+    metrics = tuple(metrics_of(conditions))
+    rows = (ConditionRow(c.label, c.kind, remark(c), tuple(cell(c, metric) for metric in metrics)) for c in conditions)
+    return ConditionTable(caption, metrics, tuple(rows))
 
 
-def top_components(edit: WeightEdit, block: Block) -> list[tuple[str, str, str]]:
-    """(name, λ, g) of one block's components with the largest |λ|.
+def run_tables(run: RunResults) -> dict[str, ConditionTable]:
+    """The tables of a run by where they stand; data sets are those of a recipe."""
+
+    def recommended(condition: Condition) -> str:
+        chosen = condition.kind == "edit" and not condition.is_equal_drift and run.chosen.is_choice(condition)
+        return "recommended" if chosen else "at equal drift" if condition.is_equal_drift else ""
+
+    def chosen(condition: Condition) -> str:
+        verdicts = {True: "within limits", False: "beyond a limit", None: ""}
+        verdict = verdicts[run.chosen.within_limits(condition)] if condition.kind == "edit" else ""
+        return ", ".join(filter(None, ["chosen" if run.chosen.is_choice(condition) else "", verdict]))
+
+    behind = "estimate, 95 % interval, and n"
+    left = "number of items n. Items that could not be scored are left out of n."
+    if run.is_search:
+        shown = [c for c in run.validation.conditions if c.kind != "edit"] + run.front_trials
+        held_out = f"Held-out items, every metric of every set: estimate, 95 % interval, and {left}"
+        validation = condition_table(f"Validation items: {behind}.", shown, recommended)
+    else:
+        held_out = f"Held-out prompts: estimate, 95 % interval, and {left}"
+        validation = condition_table(f"Validation prompts: {behind}.", run.validation.conditions, chosen)
+    sets = f"What the recipe measures besides: {behind}. A metric is named after the set that was measured."
+    found = {
+        "held_out": condition_table(held_out, run.held_out.conditions, recommended if run.is_search else lambda _: ""),
+        "validation": validation,
+        "data_sets": condition_table(sets, run.data_sets.conditions, recommended),
+    }
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def largest_components(edit: WeightEdit, extent: BlockExtent) -> Table:
+    """λ and g of one block's components with the largest |λ|.
 
     By block, because each block has its own ρ: a head's λ and a neuron's are not on one scale.
     """
-    sites = {site: edit.sites[site] for site in block_sites(edit, block)}
-    found = WeightEdit(sites).top_components(TOP_COMPONENTS) if sites else []
-    return [(str(component), signed(magnitude, 4), signed(g, 4)) for component, magnitude, g in found]
+    found = WeightEdit({site: edit.sites[site] for site in extent.sites}).top_components(TOP) if extent.sites else []
+    rows = [[str(name), _SIGNED_4.number(magnitude), _SIGNED_4.number(g)] for name, magnitude, g in found]
+    caption = f"{extent.style.title} with the largest |λ| (first {len(rows)})"
+    return Table(caption, ("component", "λ", "g"), rows)
 
 
-def block_summary(edit: WeightEdit, block: Block) -> BlockSummary:
-    """Counts of edited components of one block."""
-    magnitudes = [edit.sites[site].magnitude for site in block_sites(edit, block)]
-    style = STYLES[block]
-    return BlockSummary(
-        name=style.name,
-        unit=style.unit,
-        title=style.title,
-        edited=sum(int(magnitude.count_nonzero()) for magnitude in magnitudes),
-        total=sum(magnitude.numel() for magnitude in magnitudes),
-        strengthened=sum(int((magnitude > 0).sum()) for magnitude in magnitudes),
-    )
+def largest_experts(edit: WeightEdit) -> Table:
+    """The experts with the largest Σ|λ|: that sum, those of the positive and the negative λ, and edited neurons."""
+    rows = [
+        [str(e), _PLAIN.number(e.mass), _SIGNED.number(e.raised), _SIGNED.number(e.lowered),
+         f"{e.edited:,} of {e.neurons:,}"]
+        for e in top_experts(edit, TOP)
+    ]  # fmt: skip
+    caption = f"Experts with the largest Σ|λ| (first {len(rows)}); neurons: how many are edited."
+    return Table(caption, ("expert", "Σ|λ|", "Σ of λ > 0", "Σ of λ < 0", "neurons"), rows)
 
 
-def diagnosis_rows(diagnosis: Diagnosis) -> list[tuple[str, str, str, str, str, bool]]:
-    """(site, split-half cosine, AUROC, its interval, norm, noise) of every site."""
-
-    def number(value: float | None) -> str:
-        return NOT_SCORED if value is None else f"{value:.3f}".replace("-", "−")
-
+def diagnosis_table(diagnosis: Diagnosis) -> Table:
+    """Split-half cosine, AUROC, its interval, norm and verdict of every site."""
     rows = []
     for site, entry in sorted(diagnosis.sites.items()):
-        known = entry.auroc_low is not None and entry.auroc_high is not None
-        interval = f"{number(entry.auroc_low)} to {number(entry.auroc_high)}" if known else "no interval"
-        cosine, auroc, norm = number(entry.split_half_cosine), number(entry.auroc), number(entry.norm)
-        rows.append((str(site), cosine, auroc, interval, norm, entry.noise))
-    return rows
+        ends = (entry.auroc_low, entry.auroc_high)
+        interval = "no interval" if None in ends else " to ".join(map(_PLAIN.number, ends))
+        cosine, auroc, norm = map(_PLAIN.value, (entry.split_half_cosine, entry.auroc, entry.norm))
+        rows.append([str(site), cosine, auroc, interval, norm, "noise" if entry.noise else ""])
+    return Table(
+        "Diagnosis of the steering vector of each site. AUROC with 95 % interval; norm: length of the vector.",
+        ("site", "split-half cosine", "AUROC", "interval", "norm", "verdict"), rows,
+    )  # fmt: skip
