@@ -15,11 +15,14 @@ from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
 from steer2edit.stress.causal.causal import components, counts_of
-from steer2edit.stress.causal.component_edits import (
+from steer2edit.stress.causal.component_parts import (
+    Part,
+    at_equal_drift,
     component_norms,
     edited_count,
     input_directions_of,
     only,
+    parts_of,
     random_components,
     shuffled,
     single,
@@ -27,7 +30,6 @@ from steer2edit.stress.causal.component_edits import (
     sum_squares,
     without,
 )
-from steer2edit.stress.causal.component_parts import Part, at_equal_drift, parts_of
 from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.subject import Subject
 

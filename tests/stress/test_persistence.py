@@ -284,7 +284,7 @@ def test_an_edit_of_nothing_is_open(tmp_path: Path) -> None:
     nothing = tiny_edit(model, random_vectors(model)).scaled(0.0)
     result = run(merged_back, subject_of(tmp_path, model, edit=nothing), ratios=(0.5,))
     assert result.findings[0].outcome == "open"
-    assert "not told from zero" in result.findings[0].sentence
+    assert "not distinguishable from zero" in result.findings[0].sentence
 
 
 def test_the_quick_suite_asks_fewer_benign_requests(tmp_path: Path) -> None:

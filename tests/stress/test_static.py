@@ -260,7 +260,7 @@ class TestStaticAttacks:
         subject = scripted_subject(refuses(attacked=lambda _: False, base=True), requests(20))
         finding = run(subject, "role-play").findings[0]
         assert finding.outcome == "open"
-        assert "no gain over the base is told, so there is nothing to attack" in finding.sentence
+        assert "there is no detectable gain over the base, so there is nothing to attack" in finding.sentence
 
     def test_a_coding_that_the_base_cannot_read_is_open(self) -> None:
         def answer(kind: str, text: str) -> str:

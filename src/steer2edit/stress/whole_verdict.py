@@ -75,8 +75,8 @@ def judge(plain: Sequence[Finding], others: Iterable[Finding], base: str, edit: 
     if not seen:
         kind, reasons = "no-effect", ["Every interval of a difference covers zero."]
     elif gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
-        kind, chance = "no-gain", f"about {0.05 * compared:.0f} would by chance"
-        reasons.append(f"{seen} of {compared} lines tell the edit from the base; {chance}.")
+        kind, chance = "no-gain", f"by chance it would in about {0.05 * compared:.0f}"
+        reasons.append(f"In {seen} of {compared} lines the edit detectably differs from the base; {chance}.")
     elif gain.high < 0:
         kind = "loss"
     return Verdict(kind=kind, sentence=_SENTENCES[kind].format(n=n), reasons=reasons)
@@ -100,7 +100,7 @@ def _above(found: Estimate, bound: float) -> bool:
 
 
 def _seen(findings: Iterable[Finding], base: str, edit: str) -> tuple[int, int]:
-    """How many lines tell the edit from the base, and how many compare them."""
+    """In how many lines the edit detectably differs from the base, and how many compare them."""
     count = compared = 0
     for one in findings:
         if next(iter(one.values)) != base or edit not in one.values:

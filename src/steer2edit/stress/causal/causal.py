@@ -13,8 +13,16 @@ from steer2edit.estimates import Estimate, Value
 from steer2edit.evaluation import base_answers, mean, paired
 from steer2edit.models import EncodedResponse, encode_responses
 from steer2edit.stress.causal.causal_findings import Measured, part_findings, score_finding, whole_finding
-from steer2edit.stress.causal.component_edits import Directions, edited_count, input_directions_of, single, sum_squares
-from steer2edit.stress.causal.component_parts import Part, at_equal_drift, parts_of
+from steer2edit.stress.causal.component_parts import (
+    Directions,
+    Part,
+    at_equal_drift,
+    edited_count,
+    input_directions_of,
+    parts_of,
+    single,
+    sum_squares,
+)
 from steer2edit.stress.findings import Finding, Outcome, StressResult
 from steer2edit.stress.replies import ask, by_arm, finite
 from steer2edit.stress.subject import Subject, spread

@@ -6,8 +6,7 @@ from functools import cached_property
 
 from steer2edit.estimates import PERCENT, Estimate, Value
 from steer2edit.evaluation import mean, mean_of, paired, paired_difference, paired_rate_difference, share_of_gain
-from steer2edit.stress.causal.component_edits import edited_count
-from steer2edit.stress.causal.component_parts import Kind, Part
+from steer2edit.stress.causal.component_parts import Kind, Part, edited_count
 from steer2edit.stress.findings import Finding, Outcome
 from steer2edit.stress.replies import Replies, Verdicts
 from steer2edit.stress.verdicts import plain_outcome, signed
@@ -17,22 +16,22 @@ MARGIN = 0.1
 _WHOLE = {
     "held": "there is a gain to attribute",
     "failed": "there is no gain to attribute",
-    "open": "whether there is a gain to attribute is not told",
+    "open": "whether there is a gain to attribute is inconclusive",
 }
 _CARRY = {
     "held": "the named components carry more than others",
     "failed": "the named components carry no more than others",
-    "open": "whether the named components carry more than others is not told",
+    "open": "whether the named components carry more than others is inconclusive",
 }
 _NEED = {
     "held": "the named components are needed for it",
     "failed": "the others carry it without the named ones",
-    "open": "whether the named components are needed for it is not told",
+    "open": "whether the named components are needed for it is inconclusive",
 }
 _CONTROL = {
     "held": "a control as it must be",
     "failed": "no control, for it does what the edit does",
-    "open": "not told from the edit",
+    "open": "not distinguishable from the edit",
 }
 _WHAT = {"random": "{count} random components with the same magnitudes", "shuffled": "The same magnitudes, shuffled,"}
 _KINDS: dict[Kind, str] = {

@@ -1,25 +1,171 @@
-"""The parts of an edit that a causal check compares, with the controls drawn for them."""
+"""Parts of an edit and the controls drawn for them: some components only, all but them, others, and λ shuffled.
+
+Shapes: d = width of a site's output, m = width of its input, n = components of the site, w = m / n their width.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from steer2edit.core import WeightEdit
+from steer2edit.core import Block, Site, SiteEdit, WeightEdit
+from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
-from steer2edit.stress.causal.component_edits import (
-    Directions,
-    only,
-    random_components,
-    shuffled,
-    strongest,
-    without,
-)
+from steer2edit.models import LanguageModel
+
+Chosen = Mapping[Site, Bool[Tensor, " n"]]
+"""Which components of every site."""
+Directions = Mapping[Site, Float[Tensor, "n w"]]
+"""k_i of every component by site; 0 where a component cannot write along u."""
+
 
 Kind = Literal["edit", "top", "rest", "random", "matched", "shuffled"]
 _STRENGTHS = (0.2, 5.0)
+
+
+def edited_count(edit: WeightEdit) -> int:
+    """How many components have λ ≠ 0."""
+    return sum(int(site.magnitude.count_nonzero()) for site in edit.sites.values())
+
+
+def strongest(edit: WeightEdit, count: int) -> Chosen:
+    """The `count` components of largest |λ|, fewer if the edit has fewer; ties by site and index."""
+    sizes = [site.magnitude.abs() for site in edit.sites.values()]
+    every = torch.cat(sizes)
+    top = every.argsort(descending=True, stable=True)[:count]
+    mask = torch.zeros(len(every), dtype=torch.bool)
+    mask[top] = every[top] > 0
+    return dict(zip(edit.sites, torch.split(mask, [len(own) for own in sizes]), strict=True))
+
+
+def only(edit: WeightEdit, chosen: Chosen) -> WeightEdit:
+    """The edit of these components alone, each with its own columns of a."""
+    return replace(edit, sites={s: _masked(own, chosen[s]) for s, own in edit.sites.items()})
+
+
+def without(edit: WeightEdit, chosen: Chosen) -> WeightEdit:
+    """The edit of all components but these: `only` and `without` add up to the edit, exactly."""
+    return replace(edit, sites={s: _masked(own, ~chosen[s]) for s, own in edit.sites.items()})
+
+
+def single(edit: WeightEdit, site: Site, index: int) -> WeightEdit:
+    """The edit of one component, at its site alone."""
+    own = edit.sites[site]
+    return replace(edit, sites={site: _masked(own, torch.arange(own.magnitude.numel()) == index)})
+
+
+def _masked(edit: SiteEdit, kept: Bool[Tensor, " n"]) -> SiteEdit:
+    columns = kept.repeat_interleave(edit.component_width)
+    row, magnitude = torch.zeros_like(edit.row), torch.zeros_like(edit.magnitude)
+    row[columns], magnitude[kept] = edit.row[columns], edit.magnitude[kept]
+    return replace(edit, row=row, magnitude=magnitude)
+
+
+def input_directions_of(model: LanguageModel, edit: WeightEdit) -> Directions:
+    """k_i = W_iᵀu / ‖W_iᵀu‖ of every component of the edited sites, edited or not.
+
+    Raises:
+        ModelError: the weights are not at hand.
+
+    Source: Thm 3.2.
+    """
+    return {site: _site_directions(model, site, own) for site, own in edit.sites.items()}
+
+
+def _site_directions(model: LanguageModel, site: Site, edit: SiteEdit) -> Float[Tensor, "n w"]:
+    u = edit.output_direction
+    parts = [p.weight.float().T.mv(u.to(p.device, torch.float32)).cpu() for p in model.sites[site].projections]
+    k = torch.cat(parts).view(-1, edit.component_width)
+    lengths = torch.linalg.vector_norm(k, dim=1, keepdim=True)
+    return torch.where(lengths > 0, k / lengths.clamp(min=torch.finfo(k.dtype).tiny), 0.0)
+
+
+def sum_squares(edit: WeightEdit) -> float:
+    """‖ΔW‖² over all sites: Σλ², as k is of unit length (and less where an edit was spared)."""
+    return sum(float(own.row.double().square().sum()) for own in edit.sites.values())
+
+
+def random_components(
+    edit: WeightEdit, chosen: Chosen, directions: Directions, generator: torch.Generator
+) -> tuple[WeightEdit, bool]:
+    """As many other components as are chosen, with the same magnitudes: the control of which components they are.
+
+    For every block (heads for heads, neurons for neurons) as many are drawn among all its sites' components with
+    λ = 0; where there are too few, among all that are not chosen; where there are still too few, among all. Each
+    takes one of the chosen ones' |λ|, its own k, and the sign of its own g, as the paper's rule would have it.
+
+    Returns:
+        The edit, of the same Σλ²; and whether all draws were of components with λ = 0.
+
+    Raises:
+        InvalidValueError: the sites have fewer components that can write along u than are chosen.
+    """
+    drawn: dict[Site, SiteEdit] = {}
+    unedited = True
+    for block in dict.fromkeys(site.block for site in edit.sites):
+        sites, from_unedited = _random_block(edit, block, chosen, directions, generator)
+        drawn |= sites
+        unedited &= from_unedited
+    return replace(edit, sites=drawn), unedited
+
+
+def _random_block(
+    edit: WeightEdit, block: Block, chosen: Chosen, directions: Directions, generator: torch.Generator
+) -> tuple[dict[Site, SiteEdit], bool]:
+    own = {site: one for site, one in edit.sites.items() if site.block == block}
+    sizes = torch.cat([component_norms(one) for one in own.values()])
+    wanted = torch.cat([chosen[site] for site in own])
+    usable = torch.cat([directions[site].any(dim=1) for site in own])
+    count = int(wanted.sum())
+    pools = (usable & (sizes == 0), usable & ~wanted, usable)
+    pool = next((pool for pool in pools if int(pool.sum()) >= count), None)
+    if pool is None:
+        raise InvalidValueError(
+            f"{count} components of {block} are to be replaced, but only {int(usable.sum())} can write along the "
+            "edit's directions: there is no random control. Test fewer components."
+        )
+    places = pool.nonzero().flatten()
+    picked = places[torch.randperm(len(places), generator=generator)[:count]]
+    moved = torch.zeros_like(sizes)
+    moved[picked] = sizes[wanted]
+    parts = torch.split(moved, [one.magnitude.numel() for one in own.values()])
+    made = {s: _with_sizes(one, part, directions[s]) for (s, one), part in zip(own.items(), parts, strict=True)}
+    return made, count == 0 or pool is pools[0]
+
+
+def shuffled(edit: WeightEdit, directions: Directions, generator: torch.Generator) -> WeightEdit:
+    """The same |λ| at every site, each at another component than its own, which keeps its own k and its sign of g.
+
+    The magnitudes move on by one along a random order of the site's components, so that none stays where it was.
+    A site of one component stays as it is.
+    """
+    return replace(edit, sites={s: _shuffled_site(own, directions[s], generator) for s, own in edit.sites.items()})
+
+
+def _shuffled_site(edit: SiteEdit, k: Float[Tensor, "n w"], generator: torch.Generator) -> SiteEdit:
+    n = edit.magnitude.numel()
+    if n == 1:
+        return edit
+    order = torch.randperm(n, generator=generator)
+    moved = torch.empty_like(edit.magnitude)
+    moved[order] = component_norms(edit)[order.roll(1)]
+    return _with_sizes(edit, moved, k)
+
+
+def component_norms(edit: SiteEdit) -> Float[Tensor, " n"]:
+    """Length of each component's columns of a: |λ|, unless the edit was spared."""
+    lengths: Tensor = torch.linalg.vector_norm(edit.row.view(-1, edit.component_width), dim=1)
+    return lengths
+
+
+def _with_sizes(edit: SiteEdit, sizes: Float[Tensor, " n"], k: Float[Tensor, "n w"]) -> SiteEdit:
+    """The site with these |λ|, signed by g (+ where g is 0), and with the components' own k."""
+    magnitude = torch.where(edit.importance < 0, -sizes, sizes)
+    return replace(edit, row=(magnitude[:, None] * k.to(edit.row)).flatten(), magnitude=magnitude)
 
 
 @dataclass(frozen=True)

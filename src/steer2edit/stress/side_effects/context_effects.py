@@ -16,7 +16,7 @@ from steer2edit.stress.replies import ask_sets, by_arm
 from steer2edit.stress.subject import Subject
 from steer2edit.stress.verdicts import Effect, setting_finding
 
-_RATE_MARGIN = 0.15  # what twelve requests can tell from zero, where nothing differs
+_RATE_MARGIN = 0.15  # what twelve requests can distinguish from zero, where nothing differs
 
 
 @dataclass(frozen=True)
