@@ -1,0 +1,77 @@
+"""Settings are declared once: options, recipe keys and messages follow from the class."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+import typer
+import typer.main
+
+from steer2edit.cli import app
+from steer2edit.cli.options import Loading, expanded
+from steer2edit.errors import InvalidValueError
+from steer2edit.recipes.schema import RecipeSearch
+from steer2edit.settings import ConvertOptions, ExtractOptions, SearchOptions, declared
+from steer2edit.settings.declared import Above, Checked, Text, read_numbers
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [("search", SearchOptions), ("search", Loading), ("extract", ExtractOptions), ("convert", ConvertOptions)],
+)
+def test_every_setting_is_an_option(command: str, kind: type) -> None:
+    flags = {flag for parameter in COMMANDS[command].params for flag in parameter.opts}
+    assert {setting.flag for setting in declared(kind).values()} <= flags
+
+
+@dataclass(frozen=True)
+class Small(Checked):
+    count: Annotated[int, typer.Option(min=1, max=3, help="How many.")] = 2
+    sizes: Annotated[tuple[float, ...], typer.Option(help="Sizes."), Text(read_numbers), Above(0)] = (1.0,)
+
+
+def test_a_command_takes_settings() -> None:
+    made: list[Small] = []
+
+    def command(small: Small, last: Annotated[bool, typer.Option("--last")] = False) -> None:
+        made.append(small)
+
+    own = typer.Typer()
+    own.command()(expanded(command))
+    own([], standalone_mode=False)
+    own(["--count", "3", "--sizes", "0.5,2"], standalone_mode=False)
+    assert made == [Small(), Small(3, (0.5, 2.0))]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "count must be >= 1 and <= 3, got 0"),
+        ({"count": 4}, "count must be >= 1 and <= 3, got 4"),
+        ({"sizes": (1.0, 0.0)}, r"sizes must be > 0, got 0\.0"),
+        ({"sizes": (1.0, float("nan"))}, r"sizes must be finite, got 1\.0, nan"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_in_python_too(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        Small(**values)  # type: ignore[arg-type]
+
+
+def test_a_recipe_has_the_defaults_and_limits_of_the_command() -> None:
+    assert RecipeSearch().generation == SearchOptions.generation
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
+        RecipeSearch(generation=1)
+
+
+def test_numbers() -> None:
+    assert read_numbers("--x", "0.5,1,") == (0.5, 1.0)
+    for text in ("a", "", "1,,2", "1;2"):
+        with pytest.raises(InvalidValueError, match="--x takes numbers separated by commas"):
+            read_numbers("--x", text)
+
+
+def test_the_earlier_name_of_a_flag_still_works() -> None:
+    parsed = COMMANDS["search"].make_context("search", ["m", "v", "--out", "run", "--max-shift"]).params
+    assert (parsed["max_shift"], parsed["limit_shift"]) == (True, False)
