@@ -124,9 +124,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        "steer2edit.artifacts.vector_files.vectors.require_same_tensors", interrupted
-    )  # after the bytes are written
+    monkeypatch.setattr("steer2edit.artifacts.tensors.read_tensors", interrupted)  # after the bytes are written
     with pytest.raises(KeyboardInterrupt):
         save_vectors(vectors(), tmp_path / "v.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -16,12 +16,15 @@ _HEADER_ALIGNMENT = 8
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
-    """Write tensors with text in the header; the same content gives the same bytes.
+    """Write tensors with text in the header, and read them back; the same content gives the same bytes.
 
     Args:
         tensors: by name; copied to the CPU, each into memory of its own.
         path: of the file.
         header: the safetensors header's `__metadata__`.
+
+    Raises:
+        ArtifactError: what is there is not what was written, bit for bit.
     """
     owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     data = memoryview(save(owned, dict(header)))
@@ -34,6 +37,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(data[8 + size :])
+    read, read_header = read_tensors(path, "tensors")
+    same = read.keys() == owned.keys() and all(same_bits(read[name], owned[name]) for name in owned)
+    if not same or read_header != header:
+        raise ArtifactError(
+            f"{path} reads back differently from what was written: the disk may be failing. Nothing was kept; write to "
+            "another place."
+        )
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -56,23 +66,6 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
             f"{path} is not a readable safetensors file ({error}): it is truncated, damaged, or of another format. "
             f"Get the {what} again from where they were made."
         ) from error
-
-
-def require_same_tensors(path: Path, written: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
-    """Read back what was written.
-
-    Raises:
-        ArtifactError: it is not the same, bit for bit.
-    """
-    read, read_header = read_tensors(path, "tensors")
-    same = read.keys() == written.keys() and all(
-        same_bits(read[name], tensor.cpu()) for name, tensor in written.items()
-    )
-    if not same or header not in (None, read_header):
-        raise ArtifactError(
-            f"{path} reads back differently from what was written: the disk may be failing. Nothing was kept; write to "
-            "another place."
-        )
 
 
 def require_file(path: Path, what: str) -> None:

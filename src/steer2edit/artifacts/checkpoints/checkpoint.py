@@ -7,6 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from steer2edit.artifacts.atomic import atomic_directory, require_free
 from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, Plan, ScaledEdits, open_base
 from steer2edit.artifacts.checkpoints.checkpoint_manifest import (
@@ -15,15 +17,15 @@ from steer2edit.artifacts.checkpoints.checkpoint_manifest import (
     CheckpointManifest,
     EditedTensorRecord,
 )
-from steer2edit.artifacts.checkpoints.loaded_base import base_of_loaded
 from steer2edit.artifacts.checkpoints.patching import Written, patched_copy, written_anew
 from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
 from steer2edit.artifacts.checkpoints.side_files import find_side_files
 from steer2edit.artifacts.manifest import now, package_versions, plain_json, write_manifest
+from steer2edit.artifacts.tensors import same_bits
 from steer2edit.core import WeightEdit
-from steer2edit.errors import ArtifactError, InvalidValueError
-from steer2edit.models import LanguageModel
-from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE
+from steer2edit.errors import ArtifactError, InvalidValueError, ModelError
+from steer2edit.models import LanguageModel, stored_parameters
+from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE, has_weights
 from steer2edit.progress import step
 
 _MB = 2**20
@@ -106,7 +108,7 @@ def save_checkpoint(
     model.require_fit(edit, allow_mismatch=allow_mismatch)
     _require_strengths(edits)
     require_free(directory, overwrite=overwrite)
-    base = base_of_loaded(model)
+    base = _base_of_loaded(model)
     with atomic_directory(directory, overwrite=overwrite) as scratch:
         if base is None:
             saved = scratch / "saved"
@@ -118,6 +120,51 @@ def save_checkpoint(
             _write(base, edits, model.describe(), scratch)
         if model.tokenizer is not None and not (scratch / "tokenizer_config.json").exists():
             model.tokenizer.save_pretrained(scratch)
+
+
+def _base_of_loaded(model: LanguageModel) -> BaseCheckpoint | None:
+    """The checkpoint of a loaded model, or `None` where the model in memory does not come from such files.
+
+    A local directory or the Hub cache is accepted only if every projection, and every other tensor that is loaded as it
+    is, is in the model's dtype bit for bit the model's.
+    """
+    directory = _directory(model)
+    if directory is None or not has_weights(directory):
+        return None
+    try:
+        base = BaseCheckpoint.of(model, open_checkpoint(directory))
+    except (ArtifactError, ModelError):  # damaged or incomplete by now; the model in memory is whole
+        return None
+    same = not base.quantised and all(same_bits(stored.to(own.dtype), own) for stored, own in _pairs(base))
+    return base if same else None
+
+
+def _directory(model: LanguageModel) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for name in (model.network.name_or_path, model.name):
+        if name and Path(name).is_dir():
+            return Path(name)
+    try:
+        config = try_to_load_from_cache(str(model.network.name_or_path), "config.json", revision=model.revision)
+    except HFValidationError:  # no Hub id at all
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _pairs(base: BaseCheckpoint) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of tensors as they are in the files and in the model."""
+    state = base.model.network.state_dict()
+    for own, name in stored_parameters(base.model, base.files.tensors).items():
+        tensor = base.files.tensors[name]
+        if not state[own].is_meta and tensor.shape == tuple(state[own].shape):
+            rows = state[own].reshape(tensor.rows, tensor.columns)
+            yield from ((tensor.read_rows(start, stop), rows[start:stop]) for start, stop in tensor.chunks())
+    for projection in (p for site in base.model.sites.values() for p in site.projections):
+        stored = base.find(projection)
+        weight = projection.weight.T if stored.transposed else projection.weight
+        yield from ((part, weight[own]) for own, part in stored.chunks())
 
 
 def _require_strengths(edits: ScaledEdits) -> None:

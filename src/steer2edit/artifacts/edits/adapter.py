@@ -41,7 +41,7 @@ from steer2edit.artifacts.manifest import (
     read_manifest,
     write_manifest,
 )
-from steer2edit.artifacts.tensors import file_sha256, read_tensors, same_bits, write_tensors
+from steer2edit.artifacts.tensors import file_sha256, read_tensors, write_tensors
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.models import LanguageModel
@@ -103,7 +103,12 @@ def save_edit(
         )
         write_manifest(manifest, scratch)
         write_edit_card(model, edit, manifest, scratch)
-        _require_equal(load_edit(scratch), edit)
+        read = load_edit(scratch)
+        if (read.metadata, read.digest()) != (edit.metadata, edit.digest()):
+            raise ArtifactError(
+                "the edit reads back differently from what was written: the disk may be failing. Nothing was kept; "
+                "save it somewhere else."
+            )
         check_loads_through_peft(model.network, scratch, {t.name: t.pair for t in targets})
 
 
@@ -235,16 +240,3 @@ def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Tensor]) ->
     assert magnitude is not None
     assert importance is not None
     return SiteEdit(u, a, magnitude, importance, record.experts)
-
-
-def _require_equal(read: WeightEdit, written: WeightEdit) -> None:
-    same = read.metadata == written.metadata and read.sites.keys() == written.sites.keys()
-    if not same or not all(
-        same_bits(getattr(read.sites[site], field), getattr(written.sites[site], field))
-        for site in written.sites
-        for field in _FIELDS
-    ):
-        raise ArtifactError(
-            "the edit reads back differently from what was written: the disk may be failing. Nothing was kept; "
-            "save it somewhere else."
-        )

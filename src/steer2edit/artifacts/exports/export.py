@@ -5,6 +5,7 @@
 <out>/<name>-strength-0.5.gguf           gguf-lora
 """
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,8 +20,7 @@ from steer2edit.artifacts.edits.lora_layout import lora_targets
 from steer2edit.artifacts.edits.low_rank import Members, combined_factors, common_rank
 from steer2edit.artifacts.exports.gguf_lora import write_gguf_lora
 from steer2edit.artifacts.exports.scaled_copy import require_strength, write_scaled_copy
-from steer2edit.artifacts.exports.usage import usage
-from steer2edit.artifacts.exports.vllm_lora import write_vllm_lora
+from steer2edit.artifacts.exports.vllm_lora import max_lora_rank, write_vllm_lora
 from steer2edit.artifacts.manifest import (
     SCHEMA_VERSION,
     BaseModelRecord,
@@ -120,7 +120,7 @@ def export_edit(
             source_sha256=file_sha256(source / MANIFEST_FILE),
             rank=rank,
             adapters=adapters,
-            usage=usage(known, members[0][0].metadata["model"]["name"], paths, rank),
+            usage=_usage(known, members[0][0].metadata["model"]["name"], paths, rank),
             versions=package_versions(),
         )
         write_manifest(manifest, scratch)
@@ -134,7 +134,7 @@ def export_edit(
 def portable_usage(manifest: ExportManifest) -> list[str]:
     """How to serve an export from within its folder, without paths of this machine."""
     paths = [(adapter.strength, Path(adapter.path)) for adapter in manifest.adapters]
-    return usage(manifest.format, portable(manifest.base.name), paths, manifest.rank)
+    return _usage(manifest.format, portable(manifest.base.name), paths, manifest.rank)
 
 
 def read_export(directory: Path) -> ExportManifest:
@@ -204,3 +204,35 @@ def _write(
     path.mkdir()
     write_vllm_lora(model, targets, rank, path)
     return path
+
+
+_Paths = Sequence[tuple[float, Path]]
+
+
+def _usage(format: Format, base: str, paths: _Paths, rank: int) -> list[str]:
+    """Commands and remarks: how to serve adapters, by strength and place."""
+    first, every = shlex.quote(str(paths[0][1])), ",".join(str(path) for _, path in paths)
+    if format == "peft":
+        return [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            f"model = AutoModelForCausalLM.from_pretrained({base!r})",
+            f"model = PeftModel.from_pretrained(model, {str(paths[0][1])!r})",
+        ]
+    if format == "vllm":
+        modules = " ".join(shlex.quote(f"{path.name}={path}") for _, path in paths)
+        flags = f"--enable-lora --max-lora-rank {max_lora_rank(rank)} --max-loras {len(paths) + 1}"
+        return [
+            f"vllm serve {shlex.quote(base)} {flags} --lora-modules {modules}",
+            f'A request picks an adapter by "model": "{paths[0][1].name}"; the base keeps its own name.',
+            f"--max-loras {len(paths) + 1}: every adapter and one slot more. vLLM's build for CPUs gives requests for "
+            "the base the last slot's adapter when all slots are taken.",
+        ]
+    return [
+        f"llama-cli -m BASE.gguf --lora {first}",
+        f"llama-cli -m BASE.gguf --lora-scaled {first}:0.5   # half of it",
+        f"llama-server -m BASE.gguf --lora {shlex.quote(every)}   # all of them add up unless a request says otherwise",
+        'llama-server, per request: "lora": [{"id": 0, "scale": 0.5}]; adapters that are not listed are off.',
+        "BASE.gguf is the same model converted by llama.cpp, in any precision.",
+        "Ollama up to 0.34.0, in a Modelfile: FROM ./BASE.gguf, then ADAPTER " + first,
+    ]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steer2edit.artifacts.edits.lora_layout import LoraTarget, write_lora_config
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, adapter_keys
-from steer2edit.artifacts.tensors import require_same_tensors, write_tensors
+from steer2edit.artifacts.tensors import write_tensors
 from steer2edit.errors import ModelError, did_you_mean
 from steer2edit.models import LanguageModel
 
@@ -47,7 +47,6 @@ def write_vllm_lora(model: LanguageModel, targets: Sequence[LoraTarget], rank: i
     modules = sorted({key.removeprefix("base_model.model.").rsplit(".", 2)[0] for key in tensors})
     transposed = any(t.transposed for t in targets if t.experts is None)
     write_lora_config(model, directory, rank, modules, [], transposed=transposed)
-    require_same_tensors(directory / ADAPTER_FILE, tensors)
 
 
 @cache

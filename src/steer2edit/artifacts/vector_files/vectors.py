@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.manifest import SCHEMA_VERSION, plain_json, require_version
-from steer2edit.artifacts.tensors import read_tensors, require_file, require_same_tensors, write_tensors
+from steer2edit.artifacts.tensors import read_tensors, require_file, write_tensors
 from steer2edit.artifacts.vector_files.block_files import read_control_vectors, read_svec
 from steer2edit.artifacts.vector_files.foreign import (
     LayerActivations,
@@ -52,7 +52,6 @@ def save_vectors(vectors: SteeringVectors, path: Path | str, *, overwrite: bool 
     header = {"format": "pt"} if plain else _header(vectors)
     with atomic_file(path, overwrite=overwrite) as scratch:
         write_tensors(tensors, scratch, header)
-        require_same_tensors(scratch, tensors, header)
 
 
 def _json(value: Any, what: str) -> str:
