@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steer2edit.artifacts import atomic_directory, atomic_file
-from steer2edit.artifacts.run_folder import RunFolder, RunKind, run_folder
+from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.errors import ArtifactError
 
 Writer = Callable[..., AbstractContextManager[Path]]
@@ -99,16 +99,18 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_run_folder_has_one_process_and_is_not_overwritten(tmp_path: Path) -> None:
     kind = RunKind("run", 1, "working", "options")
-    with run_folder(tmp_path / "out", kind, {}):
+    with RunFolder(tmp_path / "out", kind).opened({}):
         with (
             pytest.raises(ArtifactError, match="another process is working in"),
-            run_folder(tmp_path / "out", kind, {}),
+            RunFolder(tmp_path / "out", kind).opened({}),
         ):
             pytest.fail("two are in one folder")
         with pytest.raises(ArtifactError, match="exists already"), atomic_directory(tmp_path / "out"):
             pytest.fail("it is overwritten")
     with pytest.raises(ArtifactError, match="exists already"):
-        write(atomic_directory, tmp_path / "new", "ours", lambda: run_folder(tmp_path / "new", kind, {}).__enter__())
+        write(
+            atomic_directory, tmp_path / "new", "ours", lambda: RunFolder(tmp_path / "new", kind).opened({}).__enter__()
+        )
     assert (tmp_path / "new").is_dir()
 
 

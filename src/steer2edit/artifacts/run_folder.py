@@ -119,13 +119,6 @@ class RunFolder:
 
 
 @contextmanager
-def run_folder(path: Path, kind: RunKind, identity: Mapping[str, Any]) -> Iterator[None]:
-    """Work in a folder within the context, alone: `RunFolder.opened`."""
-    with RunFolder(path, kind).opened(identity):
-        yield
-
-
-@contextmanager
 def damage_explained(path: Path, remedy: str = _MEASURED_AGAIN) -> Iterator[None]:
     """Say of a file that holds something else than a run writes what to do about it.
 

@@ -31,11 +31,6 @@ def edited(
         yield
 
 
-def require_fit(model: LanguageModel, edit: WeightEdit, *, allow_mismatch: bool = False) -> None:
-    """As `LanguageModel.require_fit`."""
-    model.require_fit(edit, allow_mismatch=allow_mismatch)
-
-
 @contextmanager
 def intervened(model: LanguageModel, rows: Sequence[Intervention]) -> Iterator[None]:
     """Run batches whose row i is under `rows[i]`; a single intervention applies to every row.

@@ -27,10 +27,3 @@ def steered(
     }
     with updated_outputs(model, updates):
         yield
-
-
-def require_fit(
-    model: LanguageModel, vectors: SteeringVectors, *, allow_mismatch: bool = False, allow_missing: bool = False
-) -> None:
-    """As `LanguageModel.require_fit`."""
-    model.require_fit(vectors, allow_mismatch=allow_mismatch, allow_missing=allow_missing)

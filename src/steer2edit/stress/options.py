@@ -8,7 +8,6 @@ from typing import Any
 
 from steer2edit.artifacts import package_versions
 from steer2edit.core import SteeringVectors, WeightEdit
-from steer2edit.editing.runtime import require_fit
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.evaluation import BASE_ARM, SCORERS, Arm, edit_arm, find_scorer, formats, steering_arm
@@ -17,7 +16,6 @@ from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import LanguageModel, Sampling, recorded_chat
 from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
 from steer2edit.steering.rows import read_table
-from steer2edit.steering.steered import require_fit as require_vectors_fit
 from steer2edit.stress.findings import SUITES, Suite
 from steer2edit.stress.subject import Subject
 
@@ -154,9 +152,9 @@ class StressInput:
     scorer: Scorer = field(init=False)
 
     def __post_init__(self) -> None:
-        require_fit(self.model, self.edit, allow_mismatch=self.allow_mismatch)
+        self.model.require_fit(self.edit, allow_mismatch=self.allow_mismatch)
         if self.vectors is not None:
-            require_vectors_fit(self.model, self.vectors, allow_mismatch=self.allow_mismatch, allow_missing=True)
+            self.model.require_fit(self.vectors, allow_mismatch=self.allow_mismatch)
         harmful, benign = asked_prompts(self.options)
         require_unseen(self.edit, self.vectors, harmful, benign)
         object.__setattr__(self, "harmful", tuple(harmful))

@@ -18,7 +18,6 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from steer2edit.core import WeightEdit
-from steer2edit.editing.runtime import require_fit
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import LanguageModel
 
@@ -223,7 +222,7 @@ def quantised(
         MismatchError: the edit is for another model or another shape.
     """
     if edit is not None:
-        require_fit(model, edit, allow_mismatch=allow_mismatch)
+        model.require_fit(edit, allow_mismatch=allow_mismatch)
     _ = model.fingerprint  # taken now, of the base weights
     changes = {
         projection.weight.data_ptr(): site_edit.part(projection.columns)
