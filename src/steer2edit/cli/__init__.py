@@ -43,8 +43,8 @@ def _main(
 
 
 _COMMANDS = (
-    *("extract", "steer", "convert", "apply", "chat", "evaluate", "inspect", "search", "compare", "stress"),
-    *("run", "report", "demo", "vectors", "import_edit", "combine", "export", "push"),
+    *("extract", "steer", "convert", "apply", "chat", "evaluate", "inspect", "models"),
+    *("search", "compare", "stress", "run", "report", "demo", "vectors", "import_edit", "combine", "export", "push"),
 )
 for _name in _COMMANDS:
     app.command()(expanded(getattr(import_module(f"steer2edit.cli.{_name}"), _name)))

@@ -13,9 +13,10 @@ from steer2edit.models.fingerprint import fingerprint, sample_step, sampled_fing
 from steer2edit.models.generation import GENERATION_TOKENS, Sampling, generate, generate_batch
 from steer2edit.models.hooks import updated_outputs
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.layout import Layout, known_layouts
+from steer2edit.models.layout import Layout
 from steer2edit.models.loading import load_model, load_skeleton, read_settings
 from steer2edit.models.model_path import checkpoint_directory
+from steer2edit.models.proof import Proof
 from steer2edit.models.rendering import Message, Prompt
 from steer2edit.models.reply import Reply
 from steer2edit.models.scoring import next_token_log_probabilities, span_log_probabilities, token_log_probabilities
@@ -36,6 +37,7 @@ __all__ = [
     "ModelSites",
     "Projection",
     "Prompt",
+    "Proof",
     "Reply",
     "Routing",
     "Sampling",
@@ -51,7 +53,6 @@ __all__ = [
     "fingerprint",
     "generate",
     "generate_batch",
-    "known_layouts",
     "length_batches",
     "load_model",
     "load_skeleton",

@@ -89,22 +89,36 @@ def _experts_forward(
 ) -> Tensor:
     """Their implementation, with its updates applied to what it puts out."""
     theirs = experts.config._experts_implementation_before
-    gated: list[Tensor] = []
-    gate = experts._apply_gate
-
-    def watched(projected: Tensor) -> Tensor:
-        gated.append(gate(projected))
-        return gated[-1]
-
-    experts._apply_gate = watched  # on the instance, where it hides the class's
-    try:
+    activated: list[Tensor] = []
+    with _activations(experts, activated):
         output: Tensor = ALL_EXPERTS_FUNCTIONS[theirs](experts, hidden_states, top_k_index, top_k_weights, **others)
-    finally:
-        del experts._apply_gate
-    routed = _routed(gated[0], top_k_index, top_k_weights, in_order_of_experts=theirs == "grouped_mm")
+    routed = _routed(activated[0], top_k_index, top_k_weights, in_order_of_experts=theirs == "grouped_mm")
     for update in _UPDATES.get(experts, []):
         output = update(routed, output)
     return output
+
+
+@contextmanager
+def _activations(experts: Any, into: list[Tensor]) -> Iterator[None]:
+    """Takes what the experts' gate puts out or, where they have none, their activation."""
+    if not experts.has_gate:
+        handle = experts.act_fn.register_forward_hook(lambda _, inputs, output: into.append(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+        return
+    gate = experts._apply_gate
+
+    def watched(projected: Tensor) -> Tensor:
+        into.append(gate(projected))
+        return into[-1]
+
+    experts._apply_gate = watched  # on the instance, where it hides the class's
+    try:
+        yield
+    finally:
+        del experts._apply_gate
 
 
 ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _experts_forward)

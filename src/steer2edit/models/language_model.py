@@ -16,7 +16,7 @@ from steer2edit.models.chat_format import ChatFormat, recorded_chat, template_of
 from steer2edit.models.fingerprint import fingerprint
 from steer2edit.models.layout import Layout
 from steer2edit.models.site_module import SiteModule
-from steer2edit.models.sites import find_sites
+from steer2edit.models.sites import ModelSites, find_sites
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,13 @@ class LanguageModel:
         network: a transformers causal language model.
         tokenizer: its tokenizer, or `None` where only weights are needed.
         name: the Hub id or path that a user would load it by.
-        layout: the user's own layout, instead of the known ones.
+        layout: the user's own layout, instead of what is found.
         revision: commit of the Hub repository, if known.
         trust_remote_code: whether the user lets the checkpoint's own Python code run, for what is loaded again.
         chat: how prompts are rendered.
 
     Attributes:
+        structure: where the model can be edited, and what was proven of that.
         sites: the projections that can be edited.
         left_out: names of the modules that write to the residual stream but have no heads or neurons.
         layers: the decoder layers.
@@ -45,6 +46,7 @@ class LanguageModel:
     revision: str | None = None
     trust_remote_code: bool = False
     chat: ChatFormat = field(default_factory=ChatFormat)
+    structure: ModelSites = field(init=False, repr=False)
     sites: dict[Site, SiteModule] = field(init=False)
     left_out: tuple[str, ...] = field(init=False)
     layers: nn.ModuleList = field(init=False, repr=False)
@@ -52,8 +54,10 @@ class LanguageModel:
     def __post_init__(self) -> None:
         self.network.eval()
         found = find_sites(self.network, self.layout)
-        for name in ("sites", "left_out", "layers"):
-            object.__setattr__(self, name, getattr(found, name))
+        layers = self.network.get_submodule(found.path)
+        values = {"structure": found, "sites": found.sites, "left_out": tuple(found.left_out), "layers": layers}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def device(self) -> torch.device:

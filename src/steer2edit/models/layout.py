@@ -1,10 +1,9 @@
-"""Layouts: which modules of an architecture are sites. The knowledge is data, in `layouts.toml`."""
+"""Layouts: which modules of an architecture are sites, as they are found, or as a user writes them down."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import field
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,35 +59,31 @@ class Layout:
         attn: paths of the attention's output projection within a layer.
         mlp: paths of the MLP's output projection within a layer.
         ssm: paths of a state-space mixer's output projection within a layer.
-        readers: paths of the other modules within a layer that hold a matrix.
         left_out: paths of modules that write to the residual stream but have no components.
         heads: the config's attribute with the number of heads, by path, where it is not `num_attention_heads`.
         experts: the mixture of experts of a layer, which together are its mlp site.
-        model_types: the language model's `config.model_type`s it is known to fit.
+        reasons: why each module that is left out is.
     """
 
     name: str
     layers: Paths
-    attn: Paths
+    attn: Paths = ()
     mlp: Paths = ()
     ssm: Paths = ()
-    readers: Names = ()
     left_out: Names = ()
     heads: Mapping[StrictStr, StrictStr] = field(default_factory=dict)
     experts: ExpertLayout | None = None
-    model_types: Names = ()
+    reasons: Mapping[StrictStr, StrictStr] = field(default_factory=dict)
 
     @model_validator(mode="after")
     def _blocks_are_named_apart(self) -> "Layout":
-        if not self.mlp and self.experts is None:
-            raise ValueError("mlp is missing")
         if both := set(self.attn) & set(self.mlp):
             raise ValueError(f"attn and mlp are both {both.pop()!r}; one module cannot be two sites")
         return self
 
     @classmethod
     def from_table(cls, name: str, table: Mapping[str, Any]) -> "Layout":
-        """A layout from one table of a layouts file.
+        """A layout from one table of a layout file.
 
         Raises:
             LayoutError: a key is missing, unknown, or of the wrong type.
@@ -107,7 +102,7 @@ class Layout:
 
     @classmethod
     def from_file(cls, path: Path) -> "Layout":
-        """A user's own layout: a TOML file with one table, as in `layouts.toml`.
+        """A user's own layout: a TOML file with one table.
 
         Raises:
             LayoutError: the file is missing, is not TOML, or does not hold exactly one layout.
@@ -124,16 +119,23 @@ class Layout:
         """Paths of a block's output projection within a layer."""
         return {"attn": self.attn, "ssm": self.ssm, "mlp": self.mlp}[block]
 
-    @property
-    def named(self) -> set[str]:
-        """Every module within a layer that this layout accounts for."""
-        experts = {self.experts.module, *filter(None, [self.experts.shared])} if self.experts else set()
-        sites = {path for block in BLOCKS for path in self.paths(block)}
-        return {*sites, *experts, *self.readers, *self.left_out}
+    def to_toml(self) -> str:
+        """The layout as the text of a layout file."""
+        lines = [f"[{self.name}]", f"layers = {_value(self.layers)}"]
+        lines += [f"{block} = {_value(self.paths(block))}" for block in BLOCKS if self.paths(block)]
+        if self.experts:
+            given = {key: value for key, value in vars(self.experts).items() if value}
+            lines.append(f"experts = {{ {', '.join(f'{k} = {_value(v, many=True)}' for k, v in given.items())} }}")
+        if self.heads:
+            lines.append(
+                f"heads = {{ {', '.join(f'{json.dumps(k)} = {json.dumps(v)}' for k, v in self.heads.items())} }}"
+            )
+        lines += [f"# {path}: {why}" for path, why in self.reasons.items()]
+        if self.left_out:
+            lines.append(f"left_out = {_value(self.left_out, many=True)}")
+        return "\n".join(lines) + "\n"
 
 
-@cache
-def known_layouts() -> tuple[Layout, ...]:
-    """The layouts that ship with the package."""
-    text = resources.files("steer2edit.models").joinpath("layouts.toml").read_text(encoding="utf-8")
-    return tuple(Layout.from_table(name, table) for name, table in tomllib.loads(text).items())
+def _value(value: Any, *, many: bool = False) -> str:
+    single = isinstance(value, tuple) and len(value) == 1 and not many
+    return json.dumps(value[0] if single else value)

@@ -1,82 +1,101 @@
-"""The sites of a model: its modules matched against the layouts."""
+"""The sites of a model: what its layout says, or what is found, as modules."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from steer2edit.core import BLOCKS, Experts, Site
+from steer2edit.core import BLOCKS, Block, Experts, Site
 from steer2edit.errors import LayoutError
-from steer2edit.models.layout import ExpertLayout, Layout, known_layouts
+from steer2edit.models.finding import find_layout, head_count
+from steer2edit.models.layer_runs import run_layers
+from steer2edit.models.layout import ExpertLayout, Layout
+from steer2edit.models.proof import Proof, prove
 from steer2edit.models.site_module import ExpertBlock, Projection, SiteModule
+from steer2edit.models.twin import tiny_twin
 
 _FUSED = "down_proj"
 
 
 @dataclass(frozen=True)
 class ModelSites:
-    """Where a model can be edited: the layout that fits it, and what it says of this model.
+    """Where a model's sites are.
 
     Args:
-        layout: that covers every matrix of every layer.
+        layout: given or found.
         path: of the list of decoder layers.
-        layers: the decoder layers.
-        sites: the projections that can be edited, in order.
-        left_out: names of the modules that write to the residual stream but have no heads or neurons.
+        sites: in order.
+        left_out: why each module that writes to the residual stream is not edited, by name.
+        proof: what was proven of them; `None` where nothing could be.
     """
 
     layout: Layout
     path: str
-    layers: nn.ModuleList
     sites: dict[Site, SiteModule]
-    left_out: tuple[str, ...]
+    left_out: dict[str, str]
+    proof: Proof | None = None
 
 
-def find_sites(model: PreTrainedModel, layout: Layout | None = None) -> ModelSites:
-    """The sites of a model, by the layout that covers every matrix of every layer.
+def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelSites:
+    """The sites of a model, found where no layout is given, and proven.
 
-    A model type that no layout names is accepted if one layout fits its layers completely.
+    Where weights are not in memory, a tiny twin of the model is looked at instead.
 
     Args:
-        model: a causal language model, or a multimodal one with a language model in it.
-        layout: the user's own, instead of the known ones.
+        network: a causal language model, or a multimodal one with a language model in it.
+        layout: the user's own.
 
     Raises:
-        LayoutError: no layout fits; the message lists what was and what was not matched.
+        LayoutError: nothing that can be edited is found, or something that is not named changes the residual stream.
     """
-    config = model.config.get_text_config()
-    problems = []
-    for candidate in (layout,) if layout else _candidates(config.model_type):
-        found = [(path, module) for path in candidate.layers if _is_layers(module := _submodule(model, path))]
-        if not found:
-            where = " or ".join(map(repr, candidate.layers))
-            problems.append(f"layout {candidate.name!r}: there is no list of layers at {where}")
-            continue
-        path, layers = found[0]
-        assert isinstance(layers, nn.ModuleList)
-        if not (gaps := _gaps(candidate, layers)):
-            named = [(f"{path}.{index}", index, layer) for index, layer in enumerate(layers)]
-            sites = [site for where in named for site in _layer_sites(candidate, *where, config)]
-            left_out = [f"{prefix}.{p}" for prefix, _, layer in named for p in candidate.left_out if _has(layer, p)]
-            return ModelSites(candidate, path, layers, {site.site: site for site in sites}, tuple(left_out))
-        problems.append(f"layout {candidate.name!r}: {gaps}")
-    tried = "\n  ".join(problems)
-    raise LayoutError(
-        f"no layout covers every residual writer of the model type {model.config.model_type!r}:\n  {tried}\n"
-        "Describe the model in a layout file and pass it with --layout FILE (docs/add-a-model.md)."
-    )
+    watched, why = network, ""
+    if any(parameter.is_meta for parameter in network.parameters()):
+        watched, why = tiny_twin(network)
+    if watched is None:
+        if layout is None:
+            raise LayoutError(
+                f"the weights are not in memory, and no small model of the type {network.config.model_type!r} can be "
+                f"made to find its sites on ({why}). Find them where the weights fit (steer2edit models MODEL --out "
+                "layout.toml), and pass the file with --layout."
+            )
+        return _structure(network, layout)
+    given = _structure(watched, layout) if layout else None
+    layers = run_layers(watched, given.path if given else None)
+    seen = given or _structure(watched, find_layout(watched, layers))
+    proof = prove(watched, layers, seen.sites, seen.left_out)
+    return replace(seen if watched is network else _structure(network, seen.layout), proof=proof)
 
 
-def _candidates(model_type: str) -> tuple[Layout, ...]:
-    exact = tuple(layout for layout in known_layouts() if model_type in layout.model_types)
-    return exact or known_layouts()
+def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:
+    path, layers = _layers(network, layout)
+    config = network.config.get_text_config()
+    found = [site for index, layer in enumerate(layers) for site in _layer_sites(layout, path, index, layer, config)]
+    used = {projection.name for site in found for projection in site.projections}
+    left_out = {
+        name: layout.reasons.get(place, "its layout says so")
+        for index, layer in enumerate(layers)
+        for place in layout.left_out
+        if _submodule(layer, place) is not None and (name := f"{path}.{index}.{place}") not in used
+    }
+    if not found:
+        reasons = "; ".join(f"{place}: {why}" for place, why in layout.reasons.items())
+        raise LayoutError(
+            f"nothing in the model type {network.config.model_type!r} can be edited "
+            f"({reasons or 'its layout names no module'})."
+        )
+    return ModelSites(layout, path, {site.site: site for site in found}, left_out)
 
 
-def _is_layers(module: nn.Module | None) -> bool:
-    return isinstance(module, nn.ModuleList) and len(module) > 0
+def _layers(network: PreTrainedModel, layout: Layout) -> tuple[str, nn.ModuleList]:
+    for path in layout.layers:
+        layers = _submodule(network, path)
+        if isinstance(layers, nn.ModuleList) and len(layers):
+            return path, layers
+    where = " or ".join(map(repr, layout.layers))
+    raise LayoutError(f"layout {layout.name!r}: there is no list of layers at {where} (docs/add-a-model.md).")
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -86,60 +105,26 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     return module if isinstance(module, nn.Module) else None
 
 
-def _has(layer: nn.Module, path: str) -> bool:
-    return _submodule(layer, path) is not None
-
-
-def _gaps(layout: Layout, layers: nn.ModuleList) -> str:
-    """What the first layer that the layout does not cover lacks, and what it has more; empty if there is none."""
-    for index, layer in enumerate(layers):
-        matrices = _matrix_owners(layer)
-        matched = [path for block in BLOCKS for path in layout.paths(block) if path in matrices]
-        experts = layout.experts
-        if experts and experts.module in matrices:
-            matched.append(experts.module)
-        missing = _missing(layout, matrices)
-        unnamed = [name for name in matrices if name not in layout.named]
-        if missing or unnamed:
-            return (
-                f"layer {index}: matched {', '.join(matched) or 'nothing'}; "
-                f"missing {', '.join(missing) or 'nothing'}; not matched {', '.join(unnamed) or 'nothing'}"
-            )
-    return ""
-
-
-def _missing(layout: Layout, matrices: list[str]) -> list[str]:
-    """A layer needs something that mixes tokens and something that does not."""
-    mixers = (*layout.attn, *layout.ssm, *layout.left_out)
-    others = (*layout.mlp, *([layout.experts.module] if layout.experts else []))
-    return [" or ".join(paths) for paths in (mixers, others) if not set(paths) & set(matrices)]
-
-
-def _matrix_owners(layer: nn.Module) -> list[str]:
-    """Names of the modules in a layer that own a parameter with two or more axes; its own parameters by name."""
-    owners = [
-        name if name else parameter_name
-        for name, module in layer.named_modules()
-        for parameter_name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim >= 2
-    ]
-    return list(dict.fromkeys(owners))
-
-
 def _layer_sites(
-    layout: Layout, prefix: str, index: int, layer: nn.Module, config: PreTrainedConfig
+    layout: Layout, path: str, index: int, layer: nn.Module, config: PreTrainedConfig
 ) -> Iterator[SiteModule]:
+    prefix = f"{path}.{index}"
+    experts = layout.experts
     for block in BLOCKS:
-        site, experts = Site(index, block), layout.experts
+        site = Site(index, block)
         if block == "mlp" and experts and (module := _submodule(layer, experts.module)) is not None:
             yield _expert_site(site, prefix, layer, module, experts)
-        elif path := next((p for p in layout.paths(block) if _has(layer, p)), None):
-            projection = _dense(f"{prefix}.{path}", layer.get_submodule(path))
-            width = _width(site, projection, layout.heads.get(path, "num_attention_heads"), config)
+            continue
+        place = next((p for p in layout.paths(block) if _submodule(layer, p) is not None), None)
+        if place is not None:
+            projection = _dense(f"{prefix}.{place}", layer.get_submodule(place))
+            width = _width(site, block, projection, layout.heads.get(place, "num_attention_heads"), config)
             yield SiteModule(site, projection.name, (projection,), width)
 
 
 def _dense(name: str, module: nn.Module, start: int = 0) -> Projection:
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise LayoutError(f"{name} is a {type(module).__name__}, and a site must be a linear module.")
     transposed = isinstance(module, Conv1D)
     columns = module.get_parameter("weight").shape[0 if transposed else 1]
     return Projection(name, module, slice(start, start + columns), transposed)
@@ -152,10 +137,10 @@ def _expert_site(site: Site, prefix: str, layer: nn.Module, module: nn.Module, e
             "additive. This architecture cannot be edited."
         )
     fused = dict(module.named_parameters(recurse=False)).get(_FUSED)
-    if fused is None or fused.ndim != 3 or not (experts.scaled_inputs or getattr(module, "has_gate", False)):
+    if fused is None or fused.ndim != 3 or not (experts.scaled_inputs or hasattr(module, "has_gate")):
         raise LayoutError(
             f"{site}: {prefix}.{experts.module} is no mixture that can be watched: it must hold {_FUSED} of three "
-            "axes, and run gated experts through transformers' experts interface (docs/add-a-model.md)."
+            "axes, and run its experts through transformers' experts interface (docs/add-a-model.md)."
         )
     count, *rest = fused.shape
     width = rest[0 if experts.transposed else 1]
@@ -172,13 +157,15 @@ def _expert_site(site: Site, prefix: str, layer: nn.Module, module: nn.Module, e
     return SiteModule(site, name, tuple(projections), 1, block)
 
 
-def _width(site: Site, projection: Projection, heads: str, config: PreTrainedConfig) -> int:
+def _width(site: Site, block: Block, projection: Projection, heads: str, config: PreTrainedConfig) -> int:
     """Columns per component: one for a neuron, (input width) / (number of heads) for a head."""
-    if site.block == "mlp":
+    if block == "mlp":
         return 1
-    columns, count = projection.shape[1], getattr(config, heads, None)
-    if not isinstance(count, int) or count < 1:
-        raise LayoutError(f"{site}: the config has no number of heads in {heads!r} (got {count!r}).")
+    columns, count = projection.shape[1], head_count(config, heads, site.layer)
+    if count is None:
+        raise LayoutError(
+            f"{site}: the config has no number of heads in {heads!r} (got {getattr(config, heads, None)!r})."
+        )
     if columns % count:
         raise LayoutError(f"{site}: {columns} input columns do not divide into the config's {count} attention heads.")
     return int(columns // count)

@@ -2,16 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import BLOCKS, Block, BlockVectors, Site, SteeringVectors
+from steer2edit.core import Block, BlockVectors, Site, SteeringVectors
 from steer2edit.errors import InvalidValueError
-from steer2edit.models.layout import known_layouts
 
 _OFFICIAL = re.compile(r"model\.layers\[(\d+)\]\.(self_attn\.o_proj|mlp\.down_proj)")
 _HOOKPOINT = re.compile(r"(?:[A-Za-z_]+\.)*?(?:layers|h|blocks)\.(0|[1-9][0-9]{0,8})(?:\.([A-Za-z0-9_.]+))?")
@@ -154,7 +152,7 @@ def steered_vectors(content: Any, **metadata: Any) -> SteeringVectors | BlockVec
 
 def _place(hookpoint: object) -> Site | int:
     match = _HOOKPOINT.fullmatch(hookpoint) if isinstance(hookpoint, str) else None
-    block = _modules().get(match[2]) if match and match[2] else None
+    block = _block(match[2]) if match and match[2] else None
     if match is None or (match[2] and block is None):
         raise InvalidValueError(
             f"{hookpoint!r} is no place that can be used: name a layer (layers.7), its attention or MLP "
@@ -163,18 +161,19 @@ def _place(hookpoint: object) -> Site | int:
     return int(match[1]) if block is None else Site(int(match[1]), block)
 
 
-@cache
-def _modules() -> Mapping[str, Block]:
-    """Block by path within a layer: of the known projections, and of the attention or MLP that ends in one."""
-    blocks: dict[str, Block] = {}
-    for layout in known_layouts():
-        for block in BLOCKS:
-            paths = getattr(layout, block, None) or ()
-            for path in (paths,) if isinstance(paths, str) else paths:
-                blocks[path] = block
-                if "." in path:
-                    blocks[path.rpartition(".")[0]] = block
-    return blocks
+_WORDS: Mapping[str, Block] = {
+    "attn": "attn", "attention": "attn", "mamba": "ssm", "mlp": "mlp", "feed": "mlp", "ffn": "mlp",
+}  # fmt: skip
+_OUTPUTS = re.compile(r"(o|c|out|down)_proj|(linear_)?out|output_linear|w2|Wo|fc2|fc_out|dense(_4h_to_h)?")
+
+
+def _block(path: str) -> Block | None:
+    """The block of a module within a layer: an attention, mixer or MLP as a whole, or the projection it ends in."""
+    outer, _, last = path.rpartition(".")
+    if path == "fc2":
+        return "mlp"
+    words = re.split(r"[._]", outer or last)
+    return next((_WORDS[word] for word in words if word in _WORDS and (not outer or _OUTPUTS.fullmatch(last))), None)
 
 
 def _shift(hookpoint: object, entry: Mapping[str, Any]) -> Float[Tensor, " d"]:

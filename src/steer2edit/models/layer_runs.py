@@ -1,0 +1,362 @@
+"""Decoder layers run alone, on what they were given in a short forward pass, with the outputs of modules changed.
+
+Shapes: b, t = rows and tokens of the short pass, d = width of the residual stream.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from steer2edit.errors import LayoutError
+
+ROWS, TOKENS = 4, 6
+Change = Callable[[Tensor], Tensor]
+"""What becomes of a module's output (of its first tensor, where it returns several)."""
+
+
+class _Bypass:
+    """Gives a norm's input instead of its output, times fixed factors (by shape: some norms are called twice)."""
+
+    def __init__(self, factors: dict[torch.Size, Tensor] | None = None) -> None:
+        self.factors = factors
+
+    def __call__(self, given: Tensor, output: Tensor) -> Tensor:
+        if given.shape != output.shape:
+            return output
+        return (given if self.factors is None else given * self.factors.get(given.shape, 1.0)).to(output.dtype)
+
+
+# Hooks are objects, not nested functions: a type checker that decorates functions does so whenever one is made.
+
+
+class _Changed:
+    """A hook that changes a module's output, or the first of its outputs."""
+
+    def __init__(self, change: Change | _Bypass) -> None:
+        self.change = change
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(self.change, _Bypass):
+            return self.change(inputs[0], output) if inputs and _both_tensors(inputs[0], output) else output
+        if isinstance(output, tuple | list):
+            return type(output)([self.change(output[0]), *output[1:]])
+        return self.change(output)
+
+
+class _Inputs:
+    """A hook that notes what modules are given, and ends the run when it has seen so many."""
+
+    def __init__(self, enough: int | None) -> None:
+        self.enough = enough
+        self.by_module: dict[nn.Module, Tensor] = {}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.by_module[module] = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).clone()
+        if len(self.by_module) == self.enough:
+            raise _SeenAll
+
+
+class _Output:
+    """A hook that notes a module's first tensor."""
+
+    def __init__(self, path: str, into: dict[str, Tensor]) -> None:
+        self.path, self.into = path, into
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        tensor = next(_tensors(output), None)
+        if tensor is not None:
+            self.into.setdefault(self.path, tensor)
+
+
+class _Factors:
+    """A hook that notes what norms multiply each number by."""
+
+    def __init__(self) -> None:
+        self.by_module: dict[nn.Module, dict[torch.Size, Tensor]] = {}
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if inputs and _both_tensors(inputs[0], output) and inputs[0].shape == output.shape:
+            factor = output / inputs[0]
+            self.by_module.setdefault(module, {})[factor.shape] = torch.where(factor.isfinite(), factor, 1.0)
+
+
+class _Calls:
+    """Hooks that note how modules are called first, and what they return then."""
+
+    def __init__(self) -> None:
+        self.given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.returned: dict[nn.Module, Any] = {}
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What it is given."""
+        if module not in self.given:
+            self.given[module] = tuple(map(_copied, args)), {key: _copied(value) for key, value in kwargs.items()}
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """What it returns."""
+        self.returned.setdefault(module, output)
+
+
+def _both_tensors(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor)
+
+
+class _SeenAll(Exception):  # noqa: N818
+    """Ends a run early."""
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """One decoder layer, and what it was called with.
+
+    Args:
+        name: full name, e.g. `model.layers.3`.
+        module: the layer.
+        args: positional arguments.
+        kwargs: named arguments.
+        place: which of them is the hidden state [b, t, d].
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: int | str
+
+    @property
+    def hidden(self) -> Float[Tensor, "b t d"]:
+        """The residual stream that the layer was given."""
+        hidden: Tensor = self.args[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
+        return hidden
+
+    @torch.inference_mode()
+    def output(
+        self, changes: Mapping[nn.Module, Change | _Bypass] | None = None, hidden: Tensor | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The residual stream that the layer hands on, with the outputs of modules changed.
+
+        Args:
+            changes: by module.
+            hidden: given to the layer instead.
+        """
+        hidden = (self.hidden if hidden is None else hidden).clone()  # some layers add to it in place
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if isinstance(self.place, int):
+            args[self.place] = hidden
+        else:
+            kwargs[self.place] = hidden
+        with ExitStack() as stack:
+            for module, change in (changes or {}).items():
+                stack.callback(module.register_forward_hook(_Changed(change)).remove)
+            result = _stream(self.module(*args, **kwargs), hidden.shape)
+        assert result is not None
+        return result
+
+    def inputs(
+        self,
+        watched: Collection[nn.Module],
+        changes: Mapping[nn.Module, Change | _Bypass] | None = None,
+        hidden: Tensor | None = None,
+        *,
+        stop: bool = False,
+    ) -> dict[nn.Module, Tensor]:
+        """What modules are given, by module, if they are called. `stop` ends the run with the last of them."""
+        seen = _Inputs(len(watched) if stop else None)
+        with ExitStack() as stack:
+            stack.enter_context(suppress(_SeenAll))
+            for module in watched:
+                stack.callback(module.register_forward_pre_hook(seen, with_kwargs=True).remove)
+            self.output(changes, hidden)
+        return seen.by_module
+
+    @cached_property
+    def called(self) -> dict[str, Tensor]:
+        """First output tensor of every module of the layer that is called, by path, in the order they return."""
+        outputs: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for path, module in self.module.named_modules():
+                if path:
+                    stack.callback(module.register_forward_hook(_Output(path, outputs)).remove)
+            self.output()
+        return outputs
+
+    @cached_property
+    def norms(self) -> dict[nn.Module, _Bypass]:
+        """Changes under which every norm in the layer hands its input on."""
+        modules = [self.module.get_submodule(path) for path in self.called]
+        return {m: _Bypass() for m in modules if "norm" in type(m).__name__.lower() and not list(m.children())}
+
+    @cached_property
+    def frozen_norms(self) -> dict[nn.Module, _Bypass]:
+        """Changes under which every norm multiplies each number by what it multiplied it by without any change."""
+        factors = _Factors()
+        with ExitStack() as stack:
+            for module in self.norms:
+                stack.callback(module.register_forward_hook(factors).remove)
+            self.output()
+        return {module: _Bypass(by_shape) for module, by_shape in factors.by_module.items()}
+
+    def silent(self, modules: Iterable[nn.Module], *, without_norms: bool = False) -> bool:
+        """Whether the layer hands its input on when these modules put out zeros.
+
+        Each column may be multiplied by one factor (a learned scale of the stream) and get one number added (a bias),
+        the same for every token.
+        """
+        changes: dict[nn.Module, Any] = {**(self.norms if without_norms else {}), **silenced(modules)}
+        given, out = (x.flatten(0, 1).double() for x in (self.hidden, self.output(changes)))
+        if torch.equal(given, out):
+            return True
+        given, out = given - given.mean(dim=0), out - out.mean(dim=0)
+        factor = (given * out).sum(dim=0) / (given * given).sum(dim=0).clamp(min=1e-30)
+        rounding = 16 * torch.finfo(self.hidden.dtype).eps * self.hidden.abs().max() * factor.abs().max()
+        return bool(factor.abs().median() > 1e-4) and bool(((out - factor * given).abs() <= rounding).all())
+
+
+def silenced(modules: Iterable[nn.Module]) -> dict[nn.Module, Change]:
+    """Changes under which modules put out zeros."""
+    return dict.fromkeys(modules, torch.zeros_like)
+
+
+@dataclass(frozen=True)
+class AllRowsBut:
+    """Zeros for every row of the batch but one; `None` for every row."""
+
+    row: int | None
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """The output with the other rows zero."""
+        silent = torch.zeros_like(output)
+        if self.row is not None:  # the batch may be flattened, and given to every expert
+            by_row = (-1, ROWS, TOKENS * output.shape[-1])
+            silent.view(by_row)[:, self.row] = output.reshape(by_row)[:, self.row]
+        return silent
+
+
+@dataclass(frozen=True)
+class LayerRuns:
+    """All decoder layers of a model.
+
+    Args:
+        path: of their list.
+        runs: the layers, in order.
+    """
+
+    path: str
+    runs: tuple[LayerRun, ...]
+
+
+def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
+    """The decoder layers: the longest list of modules that all are given hidden states [b, t, d] and return such.
+
+    Args:
+        network: the model, with its weights in memory.
+        path: where the list is, if that is known.
+
+    Raises:
+        LayoutError: the model does not run on a few tokens, or has no such list.
+    """
+    d = stream_width(network)
+    shape = torch.Size((ROWS, TOKENS, d))
+    lists = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and path in (None, name)
+    }
+    calls = _Calls()
+    with ExitStack() as stack, torch.inference_mode():
+        for module in dict.fromkeys(member for one in lists.values() for member in one):
+            stack.callback(module.register_forward_pre_hook(calls.before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(calls.after).remove)
+        _short_pass(network)
+    found: list[LayerRuns] = []
+    for name, members in lists.items():
+        runs = [_layer_run(f"{name}.{i}", member, calls, shape) for i, member in enumerate(members)]
+        if all(runs):
+            found.append(LayerRuns(name, tuple(run for run in runs if run is not None)))
+    if not found:
+        raise LayoutError(_why_no_layers(network, lists, calls.returned, d))
+    return max(found, key=lambda one: len(one.runs))
+
+
+def stream_width(network: PreTrainedModel) -> int:
+    """d, the width of the residual stream."""
+    config = network.config.get_text_config()
+    width = getattr(config, "hidden_size", None)
+    return width if isinstance(width, int) else int(network.get_input_embeddings().weight.shape[-1])
+
+
+def _short_pass(network: PreTrainedModel) -> None:
+    """A forward pass on a few tokens of ordinary text, which are no image's or padding."""
+    rows = network.get_input_embeddings().weight.shape[0]
+    settings = [pair for part in _configs(network.config) for pair in vars(part).items()]
+    special = {value for name, value in settings if re.search(r"token_(id|index)", name) and isinstance(value, int)}
+    usual = [i for i in range(min(rows, 4096)) if i not in special] or [0]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor(usual)[torch.randint(len(usual), (ROWS, TOKENS), generator=generator)]
+    ids = ids.to(network.get_input_embeddings().weight.device)
+    try:
+        network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except Exception as error:  # models raise what they like
+        raise LayoutError(
+            f"the model type {network.config.model_type!r} does not run on a few tokens of text alone: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _configs(config: Any) -> Iterator[Any]:
+    yield config
+    for value in vars(config).values():
+        if hasattr(value, "model_type"):
+            yield from _configs(value)
+
+
+def _layer_run(name: str, module: nn.Module, calls: _Calls, shape: torch.Size) -> LayerRun | None:
+    if module not in calls.given or _stream(calls.returned.get(module), shape) is None:
+        return None
+    args, kwargs = calls.given[module]
+    places = [*range(len(args)), *sorted(kwargs, key=lambda key: key != "hidden_states")]
+    for place in places:
+        value = args[place] if isinstance(place, int) else kwargs[place]
+        if isinstance(value, Tensor) and value.shape == shape and value.is_floating_point():
+            return LayerRun(name, module, args, kwargs, place)
+    return None
+
+
+def _why_no_layers(network: PreTrainedModel, lists: Any, returned: Any, d: int) -> str:
+    start = f"no decoder layers are found in the model type {network.config.model_type!r}: "
+    for name, members in lists.items():
+        for member in members:
+            wide = [t for t in _tensors(returned.get(member)) if t.ndim == 4 and t.shape[-1] == d and ROWS in t.shape]
+            if wide:
+                return start + (
+                    f"the layers of {name!r} hand on {list(wide[0].shape)}, several residual streams that they mix "
+                    "(hyper-connections), so that no module writes to one alone. This architecture cannot be edited."
+                )
+    return start + f"no list of modules is given hidden states of width {d} and hands on such."
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _stream(value: Any, shape: torch.Size) -> Tensor | None:
+    return next((t for t in _tensors(value) if t.shape == shape and t.is_floating_point()), None)
