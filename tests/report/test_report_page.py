@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,11 @@ def test_malformed_results_write_nothing(results: Json, edit: WeightEdit, tmp_pa
     with pytest.raises(DataError):
         write_report({**results, "schema_version": 99}, edit, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "meaning"), [("effect", "λ is what a component's edit adds"), ("cosine", "g, from −1")]
+)
+def test_what_lambda_is_depends_on_the_rule(results: Json, edit: WeightEdit, rule: str, meaning: str) -> None:
+    made = replace(edit, metadata={**edit.metadata, "rules": {"importance": rule}})
+    assert meaning in Page(render_report(results, made)).text

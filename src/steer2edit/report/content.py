@@ -53,6 +53,7 @@ def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
         "figures": {panel.name: panel.data for panel in [*chain(*tradeoffs), *panels.values()]},
         "chosen": _chosen(run),
         "limits": _limits(run),
+        "measured_effects": edit.metadata.get("rules", {}).get("importance") == "effect",
         "blocks": [(extent, panels.get(block)) for block, extent in blocks.items()],
         "largest": [table for table in largest if table.rows],
         "name_examples": _name_examples(edit),
