@@ -251,6 +251,16 @@ class TestPlanted:
         network.model.layers[1].mlp.down_proj.weight.data.zero_()
         assert len(LanguageModel(network, layout=LLAMA).sites) == 6
 
+    def test_layers_that_do_nothing_yet_have_the_sites_of_the_others(self) -> None:
+        """As those that are put into a model to be trained: their projections begin at zero."""
+        network = tiny_network("llama")
+        zero = [network.model.layers[0].self_attn.o_proj.weight, network.model.layers[0].mlp.down_proj.weight]
+        with torch.no_grad():
+            for weight in zero:
+                weight.zero_()
+        assert set(find_sites(network).sites) == {Site(i, block) for i in range(3) for block in ("attn", "mlp")}
+        assert not any(weight.any() for weight in zero)
+
     def test_the_model_is_left_as_it_was(self) -> None:
         network = tiny_network("granitemoehybrid")
         before = {name: value.clone() for name, value in network.state_dict().items()}

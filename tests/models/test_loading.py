@@ -117,10 +117,7 @@ class TestSuccess:
 
     def test_a_layout_file(self, saved: Path, tmp_path: Path) -> None:
         path = tmp_path / "own.toml"
-        readers = '["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"]'
-        path.write_text(
-            f'[own]\nlayers = "model.layers"\nattn = "self_attn.o_proj"\nmlp = "mlp.down_proj"\nreaders = {readers}\n'
-        )
+        path.write_text('[own]\nlayers = "model.layers"\nattn = "self_attn.o_proj"\nmlp = "mlp.down_proj"\n')
         model = load_model(str(saved), device="cpu", layout=path)
         assert model.layout is not None
         assert model.layout.name == "own"

@@ -326,8 +326,19 @@ def _layer_run(name: str, module: nn.Module, calls: _Calls, shape: torch.Size) -
     for place in places:
         value = args[place] if isinstance(place, int) else kwargs[place]
         if isinstance(value, Tensor) and value.shape == shape and value.is_floating_point():
+            if isinstance(place, int):
+                args = (*args[:place], _varied(value), *args[place + 1 :])
+            else:
+                kwargs = {**kwargs, place: _varied(value)}
             return LayerRun(name, module, args, kwargs, place)
     return None
+
+
+def _varied(hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+    """The hidden state with noise of its own size (or of 1, where it is zero), so that no two tokens are alike."""
+    size = float(hidden.float().square().mean().sqrt()) or 1.0
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+    return hidden + size * noise.to(hidden)
 
 
 def _why_no_layers(network: PreTrainedModel, lists: Any, returned: Any, d: int) -> str:

@@ -1,9 +1,11 @@
 """The sites of a model: what its layout says, or what is found, as modules."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -63,10 +65,32 @@ def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelS
             )
         return _structure(network, layout)
     given = _structure(watched, layout) if layout else None
-    layers = run_layers(watched, given.path if given else None)
-    seen = given or _structure(watched, find_layout(watched, layers))
-    proof = prove(watched, layers, seen.sites, seen.left_out)
+    with _nothing_zero(watched):
+        layers = run_layers(watched, given.path if given else None)
+        seen = given or _structure(watched, find_layout(watched, layers))
+        proof = prove(watched, layers, seen.sites, seen.left_out)
     return replace(seen if watched is network else _structure(network, seen.layout), proof=proof)
+
+
+@contextmanager
+def _nothing_zero(network: nn.Module) -> Iterator[None]:
+    """For a while matrices that are all zeros, as those of layers that were put in between, are random numbers."""
+    zero = [p for p in network.parameters() if p.ndim >= 2 and p.is_floating_point() and _is_zero(p)]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in zero:
+            parameter.normal_(std=0.05)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zero:
+                parameter.zero_()
+
+
+def _is_zero(parameter: nn.Parameter) -> bool:
+    """By its first row first: nearly every matrix has a number there."""
+    return not bool(parameter[0].any()) and not bool(parameter.any())
 
 
 def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:
