@@ -66,7 +66,8 @@ def tiny_config(config: PreTrainedConfig, layers: int | None = None) -> PreTrain
         for name, value in list(vars(part).items()):
             if name.startswith("_") or isinstance(value, bool) or re.fullmatch(_LAYERS, name):
                 continue
-            small = min(value, HEADS) if name == "num_key_value_heads" and value in heads else _small(name, value)
+            alike = name == "num_key_value_heads" and value in heads
+            small = min(value or HEADS, HEADS) if alike else _small(name, value)
             if small is not value:
                 setattr(part, name, small)
         if hasattr(part, "qk_rope_head_dim") and (rotated := _rotated(vars(part).get("rope_parameters"))):
