@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INSIDE = {"search": {"run/edit"}}
-"""What a command writes into its --out, as far as the README goes on with it."""
+"""What a command writes into its --out, as far as the guide goes on with it."""
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -46,8 +46,8 @@ def test_examples_of_help_can_be_pasted(name: str, width: str) -> None:
 
 
 def test_files_of_the_readme_are_there_when_they_are_used() -> None:
-    """Its commands in order: each writes where nothing is yet, and reads what an earlier one wrote."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Its commands and then the guide's: each writes where nothing is yet, and reads what an earlier one wrote."""
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md"))
     there: set[str] = set()
     for program, *words in commands("\n".join(code for language, code in BLOCK.findall(text) if not language)):
         if program == "printf":

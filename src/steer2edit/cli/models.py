@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer2edit.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    LayoutOption,
-    ModelArgument,
-    OverwriteOption,
-    TrustOption,
-)
+from steer2edit.cli.options import JsonOption, Loading, ModelArgument, OverwriteOption
 
 if TYPE_CHECKING:
     from steer2edit.models import ModelSites, Proof, SiteModule
@@ -24,11 +16,8 @@ _UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
 
 def models(
     model: ModelArgument,
+    loading: Loading,
     out: Annotated[Path | None, typer.Option(help="Write what is found to this layout file, for --layout.")] = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    layout: LayoutOption = None,
-    trust_remote_code: TrustOption = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -39,21 +28,20 @@ def models(
     steer2edit models smollm2
     steer2edit models smollm2 --out layout.toml
     """
-    from steer2edit.artifacts import require_free
+    from steer2edit.artifacts import atomic_file, require_free
     from steer2edit.cli.console import print_json
-    from steer2edit.models import load_model
     from steer2edit.progress import show_progress
 
     if out is not None:
         require_free(out, overwrite=overwrite)
     with show_progress():
-        structure = load_model(
-            model, dtype=dtype, device=device, layout=layout, trust_remote_code=trust_remote_code
-        ).structure
+        structure = loading.load(model).structure
     if out is not None:
-        out.write_text(structure.layout.to_toml(), encoding="utf-8")
-    described = _described(structure)
-    return print_json({"model": model, **described}) if json_output else _print(model, described, structure, out)
+        with atomic_file(out, overwrite=overwrite) as scratch:
+            scratch.write_text(structure.layout.to_toml(), encoding="utf-8")
+    if json_output:
+        return print_json({"schema_version": 1, "model": model, **_described(structure)})
+    return _print(model, structure, out)
 
 
 def _described(structure: "ModelSites") -> dict[str, Any]:
@@ -81,7 +69,7 @@ def _components(module: "SiteModule") -> dict[str, Any]:
     return {unit: module.component_count, "columns_each": module.component_width, **sizes}
 
 
-def _print(model: str, described: dict[str, Any], structure: "ModelSites", out: Path | None) -> None:
+def _print(model: str, structure: "ModelSites", out: Path | None) -> None:
     from steer2edit.cli.console import print_table, say
 
     alike: dict[tuple[str, ...], list[int]] = {}

@@ -12,6 +12,7 @@ from steer2edit.method import GATED_RULES, PAPER_RULES, Hyperparameters, Rules, 
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.steering.benign import BenignMeans
 from steer2edit.steering.diagnosis import noisy_sites, require_signal
+from steer2edit.steering.effects import NATURAL
 
 MIN_TOKENS = 32
 """Tokens that an expert must have been given, over both classes, to be edited."""
@@ -131,7 +132,7 @@ def natural_strength(edit: WeightEdit) -> float | None:
     if edit.metadata.get("rules", {}).get("importance") != "effect":
         return None
     gained = sum(own.magnitude.double().sum().item() for own in edit.sites.values())
-    return 16.0 / gained if gained > 0 else None
+    return NATURAL / gained if gained > 0 else None
 
 
 def compute_factors(

@@ -1,9 +1,8 @@
-"""Decoder layers run alone, on what they were given in a short forward pass, with the outputs of modules changed.
+"""A decoder layer run alone, on what it was given in a short forward pass, with the outputs of modules changed.
 
 Shapes: b, t = rows and tokens of the short pass, d = width of the residual stream.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -13,9 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from steer2edit.errors import LayoutError
 
 ROWS, TOKENS = 4, 6
 Change = Callable[[Tensor], Tensor]
@@ -71,7 +67,7 @@ class _Output:
         self.path, self.into = path, into
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        tensor = next(_tensors(output), None)
+        tensor = next(tensors_in(output), None)
         if tensor is not None:
             self.into.setdefault(self.path, tensor)
 
@@ -86,23 +82,6 @@ class _Factors:
         if inputs and _both_tensors(inputs[0], output) and inputs[0].shape == output.shape:
             factor = output / inputs[0]
             self.by_module.setdefault(module, {})[factor.shape] = torch.where(factor.isfinite(), factor, 1.0)
-
-
-class _Calls:
-    """Hooks that note how modules are called first, and what they return then."""
-
-    def __init__(self) -> None:
-        self.given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self.returned: dict[nn.Module, Any] = {}
-
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """What it is given."""
-        if module not in self.given:
-            self.given[module] = tuple(map(_copied, args)), {key: _copied(value) for key, value in kwargs.items()}
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """What it returns."""
-        self.returned.setdefault(module, output)
 
 
 def _both_tensors(one: Any, other: Any) -> bool:
@@ -156,7 +135,7 @@ class LayerRun:
         with ExitStack() as stack:
             for module, change in (changes or {}).items():
                 stack.callback(module.register_forward_hook(_Changed(change)).remove)
-            result = _stream(self.module(*args, **kwargs), hidden.shape)
+            result = stream_in(self.module(*args, **kwargs), hidden.shape)
         assert result is not None
         return result
 
@@ -240,134 +219,18 @@ class AllRowsBut:
         return silent
 
 
-@dataclass(frozen=True)
-class LayerRuns:
-    """All decoder layers of a model.
-
-    Args:
-        path: of their list.
-        runs: the layers, in order.
-    """
-
-    path: str
-    runs: tuple[LayerRun, ...]
-
-
-def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
-    """The decoder layers: the longest list of modules that all are given hidden states [b, t, d] and return such.
-
-    Args:
-        network: the model, with its weights in memory.
-        path: where the list is, if that is known.
-
-    Raises:
-        LayoutError: the model does not run on a few tokens, or has no such list.
-    """
-    d = stream_width(network)
-    shape = torch.Size((ROWS, TOKENS, d))
-    lists = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and path in (None, name)
-    }
-    calls = _Calls()
-    with ExitStack() as stack, torch.inference_mode():
-        for module in dict.fromkeys(member for one in lists.values() for member in one):
-            stack.callback(module.register_forward_pre_hook(calls.before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(calls.after).remove)
-        _short_pass(network)
-    found: list[LayerRuns] = []
-    for name, members in lists.items():
-        runs = [_layer_run(f"{name}.{i}", member, calls, shape) for i, member in enumerate(members)]
-        if all(runs):
-            found.append(LayerRuns(name, tuple(run for run in runs if run is not None)))
-    if not found:
-        raise LayoutError(_why_no_layers(network, lists, calls.returned, d))
-    return max(found, key=lambda one: len(one.runs))
-
-
-def stream_width(network: PreTrainedModel) -> int:
-    """d, the width of the residual stream."""
-    config = network.config.get_text_config()
-    width = getattr(config, "hidden_size", None)
-    return width if isinstance(width, int) else int(network.get_input_embeddings().weight.shape[-1])
-
-
-def _short_pass(network: PreTrainedModel) -> None:
-    """A forward pass on a few tokens of ordinary text, which are no image's or padding."""
-    rows = network.get_input_embeddings().weight.shape[0]
-    settings = [pair for part in _configs(network.config) for pair in vars(part).items()]
-    special = {value for name, value in settings if re.search(r"token_(id|index)", name) and isinstance(value, int)}
-    usual = [i for i in range(min(rows, 4096)) if i not in special] or [0]
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.tensor(usual)[torch.randint(len(usual), (ROWS, TOKENS), generator=generator)]
-    ids = ids.to(network.get_input_embeddings().weight.device)
-    try:
-        network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    except Exception as error:  # models raise what they like
-        raise LayoutError(
-            f"the model type {network.config.model_type!r} does not run on a few tokens of text alone: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
-
-
-def _configs(config: Any) -> Iterator[Any]:
-    yield config
-    for value in vars(config).values():
-        if hasattr(value, "model_type"):
-            yield from _configs(value)
-
-
-def _layer_run(name: str, module: nn.Module, calls: _Calls, shape: torch.Size) -> LayerRun | None:
-    if module not in calls.given or _stream(calls.returned.get(module), shape) is None:
-        return None
-    args, kwargs = calls.given[module]
-    places = [*range(len(args)), *sorted(kwargs, key=lambda key: key != "hidden_states")]
-    for place in places:
-        value = args[place] if isinstance(place, int) else kwargs[place]
-        if isinstance(value, Tensor) and value.shape == shape and value.is_floating_point():
-            if isinstance(place, int):
-                args = (*args[:place], _varied(value), *args[place + 1 :])
-            else:
-                kwargs = {**kwargs, place: _varied(value)}
-            return LayerRun(name, module, args, kwargs, place)
-    return None
-
-
-def _varied(hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-    """The hidden state with noise of its own size (or of 1, where it is zero), so that no two tokens are alike."""
-    size = float(hidden.float().square().mean().sqrt()) or 1.0
-    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
-    return hidden + size * noise.to(hidden)
-
-
-def _why_no_layers(network: PreTrainedModel, lists: Any, returned: Any, d: int) -> str:
-    start = f"no decoder layers are found in the model type {network.config.model_type!r}: "
-    for name, members in lists.items():
-        for member in members:
-            wide = [t for t in _tensors(returned.get(member)) if t.ndim == 4 and t.shape[-1] == d and ROWS in t.shape]
-            if wide:
-                return start + (
-                    f"the layers of {name!r} hand on {list(wide[0].shape)}, several residual streams that they mix "
-                    "(hyper-connections), so that no module writes to one alone. This architecture cannot be edited."
-                )
-    return start + f"no list of modules is given hidden states of width {d} and hands on such."
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in what a module is given or returns."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
-def _stream(value: Any, shape: torch.Size) -> Tensor | None:
-    return next((t for t in _tensors(value) if t.shape == shape and t.is_floating_point()), None)
+def stream_in(value: Any, shape: torch.Size) -> Tensor | None:
+    """The first tensor in it that can be the residual stream."""
+    return next((t for t in tensors_in(value) if t.shape == shape and t.is_floating_point()), None)

@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 
 from steer2edit.core import Site
 from steer2edit.errors import LayoutError
-from steer2edit.models.finding import find_writers, fits, head_spans, kind_of
-from steer2edit.models.layer_runs import AllRowsBut, LayerRun, LayerRuns, silenced
+from steer2edit.models.decoder_layers import LayerRuns
+from steer2edit.models.finding import find_writers, kind_of
+from steer2edit.models.heads import fits, head_spans
+from steer2edit.models.layer_runs import AllRowsBut, LayerRun, silenced
 from steer2edit.models.site_module import SiteModule
 
 

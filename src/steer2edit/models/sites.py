@@ -12,14 +12,16 @@ from transformers.pytorch_utils import Conv1D
 
 from steer2edit.core import BLOCKS, Block, Experts, Site
 from steer2edit.errors import LayoutError
-from steer2edit.models.finding import find_layout, head_count
-from steer2edit.models.layer_runs import run_layers
+from steer2edit.models.decoder_layers import run_layers
+from steer2edit.models.finding import find_layout
+from steer2edit.models.heads import head_count
 from steer2edit.models.layout import ExpertLayout, Layout
 from steer2edit.models.proof import Proof, prove
 from steer2edit.models.site_module import ExpertBlock, Projection, SiteModule
 from steer2edit.models.twin import tiny_twin
 
 _FUSED = "down_proj"
+_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelS
 @contextmanager
 def _nothing_zero(network: nn.Module) -> Iterator[None]:
     """For a while matrices that are all zeros, as those of layers that were put in between, are random numbers."""
-    zero = [p for p in network.parameters() if p.ndim >= 2 and p.is_floating_point() and _is_zero(p)]
+    zero = [p for p in network.parameters() if p.ndim >= 2 and p.dtype in _PLAIN and _is_zero(p)]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for parameter in zero:
@@ -90,7 +92,7 @@ def _nothing_zero(network: nn.Module) -> Iterator[None]:
 
 def _is_zero(parameter: nn.Parameter) -> bool:
     """By its first row first: nearly every matrix has a number there."""
-    return not bool(parameter[0].any()) and not bool(parameter.any())
+    return not bool(parameter[:1].any()) and not bool(parameter.any())
 
 
 def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:

@@ -21,20 +21,17 @@ from steer2edit.evaluation import (
     paired_difference,
     steering_arm,
 )
-from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.pages import write_run
 from steer2edit.recipes.run import make_vectors
 from steer2edit.recipes.verify import verify_artifacts
-from steer2edit.search import run_facts
+from steer2edit.search import PAPER, run_facts
 from steer2edit.settings import ExtractOptions
 from steer2edit.steering import safety_prompts
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
 
-PAPER = Hyperparameters(0.15, None, 0.5, 0.4)
-"""The paper's rule for attention heads, each site's shift limited: what a search over it found best here."""
 RULE = "measured effects with a gate, in closed form: nothing was searched"
 
 

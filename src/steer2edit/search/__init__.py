@@ -3,7 +3,7 @@
 from steer2edit.search.comparison import COMPARISON, run_comparison
 from steer2edit.search.goal import Budget, Goal, pareto_front
 from steer2edit.search.items import behaviours_of, compared_behaviours, options_for
-from steer2edit.search.methods import comparison_methods
+from steer2edit.search.methods import PAPER, comparison_methods
 from steer2edit.search.proposals import propose
 from steer2edit.search.results import run_facts, search_results
 from steer2edit.search.run import Narrate, SearchResult, front_of, run_search
@@ -16,6 +16,7 @@ from steer2edit.settings import COORDINATES, STRATEGIES, ComparisonOptions, Coor
 __all__ = [
     "COMPARISON",
     "COORDINATES",
+    "PAPER",
     "STRATEGIES",
     "Budget",
     "ComparisonOptions",

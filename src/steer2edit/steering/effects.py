@@ -47,7 +47,8 @@ DECIDING_TOKENS = 4
 DECIDED_BY = {"truthfulness": "answer", "conciseness": "end"}
 """By preset, what of a response decides the behaviour; of every other contrast it is the first tokens."""
 _SILENT_ON_BENIGN = ("safety", "safety-benign")  # contrasts whose positive responses fit any request
-_NATURAL = 16.0  # nats that a gated edit adds to the decision as it is, to first order
+NATURAL = 16.0
+"""Nats that a gated edit adds to the decision as it is, to first order."""
 _SILENT = 136  # benign requests to stay silent on, as many as there are
 _DECISIONS = ("first", "answer", "end")
 BATCH_TOKENS = 1024
@@ -116,7 +117,7 @@ def measure_effects(
         more, less = positive[site], negative[site]
         half = [more[i::2].mean(dim=0) - less[i::2].mean(dim=0) for i in (0, 1)]
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
-        gated = gate.effects[site] * (_NATURAL / max(gate.gain, 1e-30))
+        gated = gate.effects[site] * (NATURAL / max(gate.gain, 1e-30))
         effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift[site], gated, agreement)
         sites[site] = replace(means, effects=effects)
     made: dict[str, Any] = {

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from steer2edit.core import Intervention
 from steer2edit.engines import Request, ResponseScore
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, Reply, Sampling
+from steer2edit.models.chat import embedding_rows
 
 _CHARACTERS = 256  # of a prompt that are as long as a usual reply's pass
 
@@ -56,9 +60,10 @@ class CountingEngine:
         self.passes += len(responses) * len(interventions)
         return [[ResponseScore(-1.0, 1, 1.0 if kl else math.nan) for _ in responses] for _ in interventions]
 
-    def next_token(self, requests: Sequence[Request], description: str = "") -> NoReturn:
-        """No test looks at single tokens."""
-        raise NotImplementedError
+    def next_token(self, requests: Sequence[Request], description: str = "") -> list[Float[Tensor, " v"]]:
+        """A pass for each request; every token is as likely."""
+        self.passes += len(requests)
+        return [torch.zeros(embedding_rows(self.model)).log_softmax(dim=0) for _ in requests]
 
 
 def _characters(prompt: Prompt) -> int:
