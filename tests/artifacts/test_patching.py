@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from steer2edit.artifacts.checkpoints.base_checkpoint import Plan
+from steer2edit.artifacts.checkpoints.base_checkpoint import Addition, Plan, StoredProjection
 from steer2edit.artifacts.checkpoints.patching import patched_copy
 from steer2edit.artifacts.checkpoints.safetensors_files import open_tensors
-from steer2edit.artifacts.checkpoints.stored_projection import Addition, StoredProjection
 from steer2edit.core import Site, SiteEdit
 from steer2edit.editing import merged_weight
 from steer2edit.errors import ArtifactError

@@ -4,15 +4,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from steer2edit.errors import ArtifactError
 
-_HEADER_ALIGNMENT = 8
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}  # fmt: skip
+"""torch's dtypes by the safetensors format's names; it has more, such as FP4, that torch has not."""
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
@@ -27,16 +35,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str
         ArtifactError: what is there is not what was written, bit for bit.
     """
     owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    data = memoryview(save(owned, dict(header)))
-    size = int.from_bytes(data[:8], "little")
-    content = json.loads(bytes(data[8 : 8 + size]))
-    # safetensors writes the header's texts in random order, which would change the file's hash from run to run
-    content["__metadata__"] = dict(sorted(content["__metadata__"].items()))
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    entries, begin = laid_out(owned, header)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.write(data[8 + size :])
+        file.write(begin)
+        for name in entries:
+            file.write(bytes_of(owned[name]))
     read, read_header = read_tensors(path, "tensors")
     same = read.keys() == owned.keys() and all(same_bits(read[name], owned[name]) for name in owned)
     if not same or read_header != header:
@@ -44,6 +47,24 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str
             f"{path} reads back differently from what was written: the disk may be failing. Nothing was kept; write to "
             "another place."
         )
+
+
+def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
+    """A safetensors file's header entries of plain tensors, in the order of their data, and what the file begins with.
+
+    safetensors' own writer puts the metadata's texts in random order, which changes a file's hash from run to run.
+    """
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]
+        }  # fmt: skip
+    header = {"__metadata__": dict(sorted(metadata.items())), **entries}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return entries, len(text).to_bytes(8, "little") + text
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,3 +111,8 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous tensor's memory."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data).cast("B")

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.base_checkpoint import EDIT_THE_BASE, BaseCheckpoint
-from steer2edit.artifacts.checkpoints.stored_projection import Addition
+from steer2edit.artifacts.checkpoints.base_checkpoint import EDIT_THE_BASE, Addition, BaseCheckpoint
 from steer2edit.core import WeightEdit
 from steer2edit.errors import MismatchError
 

@@ -12,15 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.stored_tensor import DTYPES, StoredTensor
-from steer2edit.artifacts.tensors import same_bits
+from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
+from steer2edit.artifacts.tensors import DTYPE_NAMES, same_bits
 from steer2edit.audit.rounding import coarser, halfwidth, working_dtype
 
 _BLOCK_ENTRIES = 1 << 19  # small enough for a processor's cache
 _CACHED_ENTRIES = 1 << 22  # most matrices are read several times
 _COMPARED_ENTRIES = 1 << 21
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class TensorView:
         shape = tuple(tensor.shape)
         rows = tensor.contiguous().reshape(-1, shape[-1] if shape else 1)
         dtype = tensor.dtype if tensor.dtype in _FLOATS else None
-        return cls(shape, _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), dtype, lambda a, b: rows[a:b])
+        return cls(shape, DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), dtype, lambda a, b: rows[a:b])
 
     @property
     def rows(self) -> int:

@@ -1,19 +1,25 @@
-"""The checkpoint that an edit is written into, from its files: structure, where each weight is, and identity."""
+"""The checkpoint that an edit is written into, from its files: structure, where each weight is, and identity.
 
-from collections.abc import Mapping, Sequence
+Shapes: d, m = width of a projection's output and input; r, c = rows and columns as stored, [d, m] or [m, d].
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from steer2edit.artifacts.atomic import MANIFEST_FILE
-from steer2edit.artifacts.checkpoints.checkpoint_manifest import AppliedEditRecord, CheckpointManifest
 from steer2edit.artifacts.checkpoints.quantised import quantised_error, quantised_tensors
 from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
-from steer2edit.artifacts.checkpoints.stored_projection import Addition, StoredProjection
 from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
-from steer2edit.artifacts.manifest import read_manifest
-from steer2edit.core import Site, WeightEdit
+from steer2edit.artifacts.manifest import AppliedEditRecord, CheckpointManifest, read_manifest
+from steer2edit.core import Site, SiteEdit, WeightEdit
+from steer2edit.editing.weights import add_outer
 from steer2edit.errors import ArtifactError, MismatchError
 from steer2edit.models import (
     LanguageModel,
@@ -21,6 +27,7 @@ from steer2edit.models import (
     StoredMatrix,
     checkpoint_directory,
     load_skeleton,
+    sample_step,
     sampled_fingerprint,
     stored_matrices,
 )
@@ -28,10 +35,89 @@ from steer2edit.models import (
 ScaledEdits = Sequence[tuple[WeightEdit, float]]
 """Edits with their strengths: what is added is the sum of `strength · u aᵀ` over them."""
 
+EDIT_THE_BASE = "Always edit the base itself: it keeps the exact weights, and one rounding."
+
+
+@dataclass(frozen=True)
+class StoredProjection:
+    """A projection's weight W [d, m], and where it is stored.
+
+    Args:
+        key: of the projection.
+        tensor: that holds it.
+        expert: index on the tensor's first axis, where experts are fused.
+        transposed: whether it is stored as [m, d].
+        shape: (d, m).
+
+    Raises:
+        ArtifactError: the tensor has another shape.
+    """
+
+    key: str
+    tensor: StoredTensor
+    expert: int | None
+    transposed: bool
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        stored = self.tensor.shape
+        own = stored if self.expert is None else stored[1:]
+        if own != (self.shape[::-1] if self.transposed else self.shape) or (self.expert or 0) >= stored[0]:
+            raise ArtifactError(
+                f"{self.tensor.file.name}: {self.tensor.name} has shape {list(stored)}, which is not what config.json "
+                f"says of {self.key}: {list(self.shape)}. The files do not belong together, or the weight is packed."
+            )
+
+    @property
+    def rows(self) -> range:
+        """The matrix's rows in its tensor."""
+        count = self.tensor.shape[-2]
+        return range((self.expert or 0) * count, ((self.expert or 0) + 1) * count)
+
+    def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "_ _"]]]:
+        """Parts of W as stored, with which rows (transposed: columns) of it each holds."""
+        first = self.rows.start
+        for start, stop in self.tensor.chunks(self.rows):
+            yield slice(start - first, stop - first), self.tensor.read_rows(start, stop)
+
+    def sampled_rows(self) -> Float[Tensor, "_ m"]:
+        """Evenly spaced rows of W: only they are read, unless it is stored transposed."""
+        step = sample_step(self.shape[0])
+        if self.transposed:
+            return torch.cat([part[:, ::step].T for _, part in self.chunks()], dim=1)
+        return torch.cat([self.tensor.read_rows(row, row + 1) for row in self.rows[::step]])
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What is added to one projection of a site: `strength · u aᵀ`."""
+
+    site: Site
+    projection: StoredProjection
+    edit: SiteEdit
+    strength: float
+
+    def add_to(self, wide: Float[Tensor, "r c"], start: int, product: Tensor) -> None:
+        """Add it to what of the matrix is among rows of its tensor, in place.
+
+        Args:
+            wide: rows of the tensor, float32 or float64.
+            start: which is the first.
+            product: float32 memory of at least the same shape.
+        """
+        own = self.projection.rows
+        first, stop = max(start, own.start), min(start + len(wide), own.stop)
+        if first >= stop:
+            return
+        part, rows = slice(first - own.start, stop - own.start), wide[first - start : stop - start]
+        u, a = self.edit.output_direction, self.strength * self.edit.row
+        if self.projection.transposed:
+            u, a = a, u  # (u aᵀ)ᵀ: the products are the same numbers
+        add_outer(rows, u[part], a, product[: len(rows)])
+
+
 Plan = Mapping[StoredTensor, Sequence[Addition]]
 """What is added to which tensor, in the order in which it is added."""
-
-EDIT_THE_BASE = "Always edit the base itself: it keeps the exact weights, and one rounding."
 
 
 @dataclass(frozen=True)
@@ -66,13 +152,17 @@ class BaseCheckpoint:
         """Of the checkpoint."""
         return self.files.directory
 
+    @property
+    def projections(self) -> list[Projection]:
+        """All projections of the model."""
+        return [p for site in self.model.sites.values() for p in site.projections]
+
     @cached_property
     def fingerprint(self) -> str | None:
         """`LanguageModel.fingerprint` from the files; `None` where any projection is quantised."""
-        projections = [p for site in self.model.sites.values() for p in site.projections]
-        if any(self._is_quantised(p) for p in projections):
+        if any(self._is_quantised(p) for p in self.projections):
             return None
-        matrices = {p.key: self.find(p) for p in projections}
+        matrices = {p.key: self.find(p) for p in self.projections}
         shapes = {key: matrix.shape for key, matrix in matrices.items()}
         return sampled_fingerprint(shapes, (matrix.sampled_rows() for matrix in matrices.values()))
 
@@ -158,10 +248,9 @@ class BaseCheckpoint:
                 "combine)."
             )
         return (
-            f"these edits were made on {made_on.get('name', 'another model')!r} (fingerprint "
-            f"{str(made_on['fingerprint'])[:12]}), but {name!r} has fingerprint {self.fingerprint[:12]}: other "
-            "weights, or already edited ones. Use the model they were made on, or pass --allow-mismatch "
-            "(allow_mismatch=True) if you know that they fit."
+            f"these edits were made on {made or 'another model'!r} (fingerprint {str(made_on['fingerprint'])[:12]}), "
+            f"but {name!r} has fingerprint {self.fingerprint[:12]}: other weights, or already edited ones. Use the "
+            "model they were made on, or pass --allow-mismatch (allow_mismatch=True) if you know that they fit."
         )
 
     def describe(self) -> dict[str, Any]:

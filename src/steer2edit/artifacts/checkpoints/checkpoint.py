@@ -2,8 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +10,19 @@ from torch import Tensor
 
 from steer2edit.artifacts.atomic import atomic_directory, require_free
 from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, Plan, ScaledEdits, open_base
-from steer2edit.artifacts.checkpoints.checkpoint_manifest import (
+from steer2edit.artifacts.checkpoints.patching import patched_copy, written_anew
+from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
+from steer2edit.artifacts.checkpoints.side_files import find_side_files
+from steer2edit.artifacts.manifest import (
     AppliedEditRecord,
     BaseCheckpointRecord,
     CheckpointManifest,
     EditedTensorRecord,
+    now,
+    package_versions,
+    plain_json,
+    write_manifest,
 )
-from steer2edit.artifacts.checkpoints.patching import Written, patched_copy, written_anew
-from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
-from steer2edit.artifacts.checkpoints.side_files import find_side_files
-from steer2edit.artifacts.manifest import now, package_versions, plain_json, write_manifest
 from steer2edit.artifacts.tensors import same_bits
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError, ModelError
@@ -161,7 +163,7 @@ def _pairs(base: BaseCheckpoint) -> Iterator[tuple[Tensor, Tensor]]:
         if not state[own].is_meta and tensor.shape == tuple(state[own].shape):
             rows = state[own].reshape(tensor.rows, tensor.columns)
             yield from ((tensor.read_rows(start, stop), rows[start:stop]) for start, stop in tensor.chunks())
-    for projection in (p for site in base.model.sites.values() for p in site.projections):
+    for projection in base.projections:
         stored = base.find(projection)
         weight = projection.weight.T if stored.transposed else projection.weight
         yield from ((part, weight[own]) for own, part in stored.chunks())
@@ -183,14 +185,7 @@ def _write(
     source: Literal["files", "memory"] = "files",
 ) -> CheckpointManifest:
     plan, side = base.plan(edits), find_side_files(base.directory, base.files.shards)
-    total = sum((base.directory / path).stat().st_size for path in side.own)
-    total, done = total + sum(tensor.size for tensor in base.files.tensors.values()), 0
-    hashes: dict[str, str] = {}
-    with step("Writing the checkpoint (MB)", -(-total // _MB)) as advance:
-        for size, own_hashes in chain(*_files(base, plan, side.own, scratch)):
-            done, before = done + size, done
-            advance(done // _MB - before // _MB)
-            hashes |= own_hashes
+    hashes = _write_files(base, plan, side.own, scratch)
     if base.files.headers and SINGLE_FILE not in base.files.shards:
         (scratch / INDEX_FILE).write_text(base.files.index(), encoding="utf-8")
     if open_checkpoint(scratch).places != base.files.places:
@@ -198,37 +193,7 @@ def _write(
             f"the copy of {base.directory} reads back differently from what was written: the disk may be failing, or "
             "the base was changed meanwhile. Nothing was kept; try again somewhere else."
         )
-    manifest = CheckpointManifest(
-        created=now(),
-        base=BaseCheckpointRecord(**described),
-        edits=[
-            AppliedEditRecord(edit=_with_model(edit, described), strength=strength, sha256=edit.digest())
-            for edit, strength in edits
-        ],
-        source=source,
-        edited_tensors=_tensor_records(plan, hashes),
-        not_copied=[path.as_posix().encode("utf-8", "backslashreplace").decode() for path in side.left_out],
-        versions=package_versions(),
-        earlier_edits=base.earlier_edits,
-    )
-    write_manifest(manifest, scratch)
-    return manifest
-
-
-def _files(base: BaseCheckpoint, plan: Plan, side: list[Path], scratch: Path) -> Iterator[Written]:
-    for path in side:
-        (scratch / path).parent.mkdir(parents=True, exist_ok=True)
-        yield patched_copy(base.directory / path, scratch / path, {})
-    for shard in base.files.shards:
-        if shard in base.files.headers:
-            yield written_anew(base.files, shard, scratch / shard, plan)
-        else:
-            own = {tensor: additions for tensor, additions in plan.items() if tensor.file.name == shard}
-            yield patched_copy(base.directory / shard, scratch / shard, own)
-
-
-def _tensor_records(plan: Plan, hashes: Mapping[str, str]) -> dict[str, EditedTensorRecord]:
-    return {
+    edited = {
         tensor.name: EditedTensorRecord(
             file=tensor.file.name,
             sha256=hashes[tensor.name],
@@ -237,6 +202,41 @@ def _tensor_records(plan: Plan, hashes: Mapping[str, str]) -> dict[str, EditedTe
         )
         for tensor, additions in sorted(plan.items(), key=lambda item: item[0].name)
     }
+    manifest = CheckpointManifest(
+        created=now(),
+        base=BaseCheckpointRecord(**described),
+        edits=[
+            AppliedEditRecord(edit=_with_model(edit, described), strength=strength, sha256=edit.digest())
+            for edit, strength in edits
+        ],
+        source=source,
+        edited_tensors=edited,
+        not_copied=[path.as_posix().encode("utf-8", "backslashreplace").decode() for path in side.left_out],
+        versions=package_versions(),
+        earlier_edits=base.earlier_edits,
+    )
+    write_manifest(manifest, scratch)
+    return manifest
+
+
+def _write_files(base: BaseCheckpoint, plan: Plan, side: Sequence[Path], scratch: Path) -> dict[str, str]:
+    """Copy the base's files, with the edits in its tensors; SHA-256 of the bytes of each edited tensor."""
+    total = sum((base.directory / path).stat().st_size for path in side)
+    total, done = total + sum(tensor.size for tensor in base.files.tensors.values()), 0
+    hashes: dict[str, str] = {}
+    with step("Writing the checkpoint (MB)", -(-total // _MB)) as advance:
+        for path in (*side, *map(Path, base.files.shards)):
+            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+            if path.name in base.files.headers:
+                written = written_anew(base.files, path.name, scratch / path, plan)
+            else:
+                own = {tensor: additions for tensor, additions in plan.items() if tensor.file == base.directory / path}
+                written = patched_copy(base.directory / path, scratch / path, own)
+            for size, own_hashes in written:
+                done, before = done + size, done
+                advance(done // _MB - before // _MB)
+                hashes |= own_hashes
+    return hashes
 
 
 def _with_model(edit: WeightEdit, described: Mapping[str, Any]) -> dict[str, Any]:

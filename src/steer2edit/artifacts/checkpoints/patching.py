@@ -7,7 +7,6 @@ while the kernel copies for the other. Memory is that of a few chunks, whatever 
 Shapes: r, c = rows and columns of a stored tensor.
 """
 
-import errno
 import hashlib
 import math
 import os
@@ -15,21 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from io import FileIO
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.base_checkpoint import Plan
+from steer2edit.artifacts.checkpoints.base_checkpoint import Addition, Plan
 from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles
-from steer2edit.artifacts.checkpoints.stored_projection import Addition
-from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor, bytes_of, unreadable
+from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor, unreadable
+from steer2edit.artifacts.tensors import bytes_of
 from steer2edit.errors import ArtifactError, InvalidValueError
 
 _AT_ONCE = 64 * 2**20
 _BUFFER = 2**20
-_NOT_IN_KERNEL = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.EBADF}
 
 Written = Iterator[tuple[int, dict[str, str]]]
 """Of each piece: bytes written, and SHA-256 of the bytes of each edited tensor in it."""
@@ -51,18 +50,16 @@ def patched_copy(source: Path, target: Path, plan: Plan) -> Written:
         InvalidValueError: an edited weight would not be finite in its dtype.
     """
     try:
-        before = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        before = FileIO(source)
     except OSError as error:
         raise unreadable(source, error) from error
-    try:
+    with before:
         pieces: list[_Piece] = []
         done = 0
         for tensor in sorted(plan, key=lambda tensor: tensor.begin):
-            pieces += [*_copies(source, before, done, tensor.begin), partial(_patch, tensor, plan[tensor])]
+            pieces += [*_copies(before, done, tensor.begin), partial(_patch, tensor, plan[tensor])]
             done = tensor.end
-        yield from _write(target, [*pieces, *_copies(source, before, done, os.fstat(before).st_size)])
-    finally:
-        os.close(before)
+        yield from _write(target, [*pieces, *_copies(before, done, os.fstat(before.fileno()).st_size)])
 
 
 def written_anew(files: CheckpointFiles, shard: str, target: Path, plan: Plan) -> Written:
@@ -99,8 +96,7 @@ def edited_chunks(tensor: StoredTensor, additions: Sequence[Addition]) -> Iterat
 
 def _is_finite(values: Tensor) -> bool:
     """As `isfinite().all()`, which takes longer than everything else here together."""
-    low, high = values.aminmax()
-    return math.isfinite(low) and math.isfinite(high)
+    return all(math.isfinite(end) for end in values.aminmax())
 
 
 def _write(target: Path, pieces: list[_Piece]) -> Written:
@@ -119,33 +115,27 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _copies(source: Path, before: int, begin: int, end: int) -> list[_Piece]:
+def _copies(before: FileIO, begin: int, end: int) -> list[_Piece]:
     starts = range(begin, end, _AT_ONCE)
-    return [partial(_copy, source, before, start, min(start + _AT_ONCE, end)) for start in starts]
+    return [partial(_copy, before, start, min(start + _AT_ONCE, end)) for start in starts]
 
 
-def _copy(source: Path, before: int, begin: int, end: int, file: int) -> tuple[int, dict[str, str]]:
+def _copy(before: FileIO, begin: int, end: int, file: int) -> tuple[int, dict[str, str]]:
     """Copy bytes to the same place: in the kernel as far as it does, else through memory."""
     at, in_kernel = begin, hasattr(os, "copy_file_range")
     while at < end:
-        count = _copy_in_kernel(before, file, at, end) if in_kernel else 0
+        try:
+            count = os.copy_file_range(before.fileno(), file, end - at, at, at) if in_kernel else 0
+        except OSError:  # not between these file systems; whatever else is wrong, writing meets it too
+            count = 0
         if not count:  # some file systems copy nothing, and say no more than that
             in_kernel = False
-            block = os.pread(before, min(_BUFFER, end - at), at)
+            block = os.pread(before.fileno(), min(_BUFFER, end - at), at)
             if not block:
-                raise ArtifactError(f"{source.name} ends before byte {end}: it was truncated meanwhile.")
+                raise ArtifactError(f"{before.name} ends before byte {end}: it was truncated meanwhile.")
             count = _write_all(file, memoryview(block), at)
         at += count
     return end - begin, {}
-
-
-def _copy_in_kernel(before: int, file: int, begin: int, end: int) -> int:
-    try:
-        return os.copy_file_range(before, file, end - begin, begin, begin)
-    except OSError as error:
-        if error.errno not in _NOT_IN_KERNEL:
-            raise
-        return 0
 
 
 def _patch(tensor: StoredTensor, additions: Sequence[Addition], file: int) -> tuple[int, dict[str, str]]:

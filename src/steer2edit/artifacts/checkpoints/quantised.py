@@ -3,7 +3,9 @@
 Measured errors are those of an edit whose columns have 5 % of the norm of the weight's (docs/precision.md).
 """
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles
@@ -11,9 +13,10 @@ from steer2edit.artifacts.strict_json import read_json
 from steer2edit.errors import ArtifactError
 
 # what the tensors of a quantised weight W are called instead of, or beside, `W.weight` (fused experts: `W`)
-_INSTEAD = (".qweight", ".weight_packed", "_blocks", "_packed")
-_BESIDE = (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".weight.quant_map", ".SCB", ".weight_format")
-_BESIDE_FUSED = ("_scale_inv", "_scale")
+_INSTEAD = {".qweight": ".weight", ".weight_packed": ".weight", "_blocks": "", "_packed": ""}
+_BESIDE = dict.fromkeys(
+    (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".weight.quant_map", ".SCB", ".weight_format"), ".weight"
+) | {"_scale_inv": "", "_scale": ""}
 
 _LOSSES = {"4-bit integers": (1.01, 0.10), "8-bit integers": (0.18, 1.0), "MXFP4": (1.19, 0.34), "FP8": (0.44, 0.94)}
 """Error of an edit after requantising, relative to ‖ΔW‖, and how much of its strength along u is left."""
@@ -23,19 +26,15 @@ def quantised_tensors(files: CheckpointFiles) -> dict[str, str]:
     """Names that a checkpoint's quantised weights would have as plain ones, and the tensor that each is stored as."""
     found: dict[str, str] = {}
     for name, tensor in files.tensors.items():
-        for suffix in _INSTEAD:
-            if name.endswith(suffix):
-                found[name.removesuffix(suffix) + ("" if suffix.startswith("_") else ".weight")] = name
-        found |= {plain: plain for plain in _described(name) if plain in files.tensors}
+        found |= dict.fromkeys(_plain_names(name, _INSTEAD), name)
+        found |= {plain: plain for plain in _plain_names(name, _BESIDE) if plain in files.tensors}
         if name.endswith(".weight") and not tensor.is_plain_float:
             found[name] = name
     return found
 
 
-def _described(name: str) -> Iterator[str]:
-    """Names of the plain weights that a tensor of scales could belong to."""
-    for suffixes, ending in ((_BESIDE, ".weight"), (_BESIDE_FUSED, "")):
-        yield from (name.removesuffix(suffix) + ending for suffix in suffixes if name.endswith(suffix))
+def _plain_names(name: str, endings: Mapping[str, str]) -> list[str]:
+    return [name.removesuffix(suffix) + plain for suffix, plain in endings.items() if name.endswith(suffix)]
 
 
 def quantised_error(files: CheckpointFiles, weight: str, stored: str) -> ArtifactError:
@@ -76,18 +75,9 @@ def _format(config: Mapping[str, Any], files: CheckpointFiles, stored: str) -> s
         return "MXFP4"
     if "fp8" in method or dtype.startswith("F8"):
         return "FP8"
-    bits = _bits(config)
+    # GPTQ and AWQ say their bits at the top, compressed-tensors in the first of its groups
+    said = re.search(r'"(?:bits|w_bit|num_bits)": (\d+)', json.dumps(config))
+    bits = int(said[1]) if said else 8 if config.get("load_in_8bit") or dtype in ("I8", "U8") else None
     if method == "bitsandbytes":
         bits = 8 if config.get("load_in_8bit") else 4
-    elif bits is None and dtype in ("I8", "U8"):
-        bits = 8
     return None if bits is None else "8-bit integers" if bits >= 8 else "4-bit integers"
-
-
-def _bits(config: Mapping[str, Any]) -> int | None:
-    """Bits per weight: GPTQ and AWQ say them at the top, compressed-tensors in the first of its groups."""
-    groups = config.get("config_groups")
-    group = next(iter(groups.values()), None) if isinstance(groups, dict) else None
-    weights = group.get("weights") if isinstance(group, dict) else None
-    bits = weights.get("num_bits") if isinstance(weights, dict) else config.get("bits", config.get("w_bit"))
-    return bits if type(bits) is int else None

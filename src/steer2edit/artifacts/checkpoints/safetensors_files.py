@@ -1,7 +1,8 @@
-"""A checkpoint's files of weights, read by byte offset: which tensor lies where, and any rows of it.
+"""A checkpoint's files of weights, read by byte offset: which tensor lies where.
 
 safetensors checks every header on opening: sizes, dtypes, and offsets that fill the file without overlap or hole. What
-is added here are the offsets themselves, and that index and files agree and lie in the checkpoint's directory.
+is added here are the offsets themselves, that index and files agree and lie in the checkpoint's directory, and the
+places that tensors of a `.bin` file have in the safetensors file that they are written as.
 """
 
 import json
@@ -11,12 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.pickled_files import open_pickled, stored_tensor
 from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor, unreadable
 from steer2edit.artifacts.strict_json import parse_object
+from steer2edit.artifacts.tensors import DTYPE_NAMES, laid_out
+from steer2edit.artifacts.vector_files.pt_files import read_pt
 from steer2edit.errors import ArtifactError
 from steer2edit.models.model_path import INDEX_FILE, PICKLE_FILE, PICKLE_INDEX_FILE, SINGLE_FILE
 
@@ -76,11 +81,11 @@ def open_checkpoint(directory: Path | str) -> CheckpointFiles:
     shards = []
     for file in [single] if weight_map is None else sorted(set(weight_map.values())):
         path = require_inside(directory / file, directory)
+        shards.append(file)
         if suffix == ".bin":
-            shards.append(file.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors")
-            found, headers[shards[-1]] = open_pickled(path, directory / shards[-1])
+            shards[-1] = file.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
+            found, headers[shards[-1]] = _open_pickled(path, directory / shards[-1])
         else:
-            shards.append(file)
             found = open_tensors(path)
         if weight_map is not None:
             _require_as_indexed(directory / index, file, found, weight_map)
@@ -100,9 +105,7 @@ def open_tensors(file: Path | str) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, "np"), file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            header = parse_object(stream.read(size), f"the header of {file}")
-        header.pop("__metadata__", None)
-        return {name: stored_tensor(file, name, entry, 8 + size) for name, entry in header.items()}
+            return _placed(file, parse_object(stream.read(size), f"the header of {file}"), 8 + size)
     except OSError as error:
         raise unreadable(file, error) from error
     except (SafetensorError, KeyError, TypeError) as error:
@@ -110,6 +113,38 @@ def open_tensors(file: Path | str) -> dict[str, StoredTensor]:
             f"{file} is not a sound safetensors file ({str(error)[:200]!r}): it is truncated, damaged, of another "
             "format, or was made to mislead. Get it again."
         ) from error
+
+
+def _placed(
+    file: Path, header: Mapping[str, Any], data: int, values: Mapping[str, Tensor] | None = None
+) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file as its header says them; its data begin at the byte `data`."""
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            own = None if values is None else values[name].detach().contiguous()
+            begin, end = (data + offset for offset in entry["data_offsets"])
+            found[name] = StoredTensor(file, name, entry["dtype"], tuple(entry["shape"]), begin, end, own)
+    return found
+
+
+def _open_pickled(source: Path, target: Path) -> tuple[dict[str, StoredTensor], bytes]:
+    """The tensors of a `.bin` file, each with its place in a safetensors file, and what that file begins with.
+
+    Nothing in the file is run, and where torch can map it into memory, it is not read as a whole. Tensors that share
+    memory are each written: which of them the model ties is the config's to say.
+    """
+    content = read_pt(source, mapped=True)
+    if not isinstance(content, Mapping) or not all(isinstance(n, str) and _is_plain(t) for n, t in content.items()):
+        raise ArtifactError(f"{source} does not hold plain tensors by name, and nothing else: it is no checkpoint's.")
+    header, begin = laid_out(content, {"format": "pt"})
+    return _placed(target, header, len(begin), content), begin
+
+
+def _is_plain(tensor: Any) -> bool:
+    """A tensor with memory of its own for every number: one that repeats a few could be of any size."""
+    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.dtype in DTYPE_NAMES
+    return plain and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def require_inside(path: Path, directory: Path) -> Path:
@@ -139,25 +174,19 @@ def _read_index(path: Path, suffix: str) -> dict[str, str]:
     try:
         if path.stat().st_size > _LONGEST_INDEX:
             raise ArtifactError(f"{path} is larger than {_LONGEST_INDEX} bytes: it is no index of a checkpoint.")
-        raw = path.read_bytes()
+        weight_map = parse_object(path.read_bytes(), str(path)).get("weight_map")
     except OSError as error:
         raise unreadable(path, error) from error
-    weight_map = parse_object(raw, str(path)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ArtifactError(f"{path} has no weight_map, which says which file holds which tensor. Get it again.")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_file_name(shard, suffix):
+        plain = isinstance(shard, str) and shard.isprintable() and not set(shard) & {"/", "\\", ":"}
+        if not plain or not shard.endswith(suffix) or shard.startswith("."):
             raise ArtifactError(
                 f"{path} says that {name!r} is in {reprlib.repr(shard)}: it must be the name of a {suffix} file in "
                 "the same directory, without a path. Do not use this checkpoint unless you know why."
             )
     return weight_map
-
-
-def _is_file_name(shard: str, suffix: str) -> bool:
-    """A plain name: no folder, drive, or character that a file name cannot hold."""
-    plain = shard.isprintable() and not set(shard) & {"/", "\\", ":"}
-    return plain and shard.endswith(suffix) and not shard.startswith(".")
 
 
 def _require_as_indexed(

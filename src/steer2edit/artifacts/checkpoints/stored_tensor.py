@@ -9,16 +9,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from steer2edit.artifacts.tensors import DTYPES, bytes_of
 from steer2edit.errors import ArtifactError, InvalidValueError
-
-DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
-    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64, "F16": torch.float16,
-    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-}  # fmt: skip
-"""torch's dtypes by the safetensors format's names; it has more, such as FP4, that torch has not."""
 
 CHUNK = 2**18
 """Numbers that are worked on at a time."""
@@ -26,7 +18,7 @@ CHUNK = 2**18
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a safetensors file, or of another file, for a place in a safetensors file that is to be written.
+    """One tensor in a safetensors file, or of a `.bin` file, for a place in a safetensors file that is to be written.
 
     Args:
         file: of the tensor.
@@ -84,9 +76,12 @@ class StoredTensor:
         """Offset of a row's first byte from the tensor's first."""
         return row * self.columns * self.dtype.itemsize
 
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of rows, `CHUNK` numbers each, that together are the whole tensor."""
-        yield from row_chunks(self.rows, self.columns)
+    def chunks(self, rows: range | None = None) -> Iterator[tuple[int, int]]:
+        """Ranges of rows, `CHUNK` numbers each and at least one row, that together are all of them or those given."""
+        rows = range(self.rows) if rows is None else rows
+        count = max(1, CHUNK // max(1, self.columns))
+        for start in rows[::count]:
+            yield start, min(start + count, rows.stop)
 
     def read_rows(
         self, start: int, stop: int, into: Shaped[Tensor, "_ columns"] | None = None
@@ -128,18 +123,6 @@ class StoredTensor:
                     raise ArtifactError(f"{self.file} ends within {self.name}: it was truncated meanwhile.")
         except OSError as error:
             raise unreadable(self.file, error) from error
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """A contiguous tensor's memory."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data).cast("B")
-
-
-def row_chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Ranges of as many rows as `CHUNK` numbers are, and at least one."""
-    count = max(1, CHUNK // max(1, columns))
-    for start in range(0, rows, count):
-        yield start, min(start + count, rows)
 
 
 def unreadable(path: Path, error: OSError) -> ArtifactError:
