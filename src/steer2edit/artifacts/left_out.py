@@ -22,28 +22,19 @@ _LAYER = re.compile(r"(.*?\.)(\d+)(\..*)")
 
 
 class LeftOutExperts(Record):
-    """Experts that were given fewer tokens than an edit needs.
+    """Experts that were given fewer tokens than an edit needs."""
 
-    Args:
-        min_tokens: how many it needs.
-        sites: by mixture and expert, the tokens that the expert was given.
-    """
-
-    min_tokens: _Tokens
-    sites: dict[_MixtureName, dict[_ExpertName, _Tokens]]
+    min_tokens: _Tokens  # how many it needs
+    sites: dict[_MixtureName, dict[_ExpertName, _Tokens]]  # by mixture and expert, the tokens that the expert was given
 
 
 class LeftOut(Record):
-    """What an edit leaves out.
+    """What an edit leaves out."""
 
-    Args:
-        experts: `None` if there is none.
-        modules: names of modules that write to the residual stream but have neither heads nor neurons.
-        noisy: sites that were edited although the diagnosis calls their vectors noise.
-    """
-
-    experts: LeftOutExperts | None = Field(default=None, alias="experts_left_out")
+    experts: LeftOutExperts | None = Field(default=None, alias="experts_left_out")  # `None` if there is none
+    # names of modules that write to the residual stream but have neither heads nor neurons
     modules: list[str] = Field(default=[], alias="left_out")
+    # sites that were edited although the diagnosis calls their vectors noise
     noisy: list[str] = Field(default=[], alias="noisy_sites")
 
     @classmethod

@@ -21,21 +21,13 @@ _LEFTOVER = re.compile(r"\..+-[0-9a-f]{8}\.(partial|replaced)")  # of a process 
 
 @dataclass(frozen=True)
 class RunKind:
-    """What kind of run a folder is for.
+    """What kind of run a folder is for."""
 
-    Args:
-        name: in its manifest and in messages: "belongs to another {name}".
-        schema_version: of the manifest.
-        working: what a process does there: "another process is {working} in ...".
-        made_with: what makes a run another one: "give the {made_with} it was begun with".
-        shared_by: how several processes do it together, if they can.
-    """
-
-    name: str
-    schema_version: int
-    working: str
-    made_with: str
-    shared_by: str = ""
+    name: str  # in its manifest and in messages: "belongs to another {name}"
+    schema_version: int  # of the manifest
+    working: str  # what a process does there: "another process is {working} in ..."
+    made_with: str  # what makes a run another one: "give the {made_with} it was begun with"
+    shared_by: str = ""  # how several processes do it together, if they can
 
 
 class RunFolder:

@@ -25,43 +25,25 @@ _TRY_RANK_ONE = 8
 
 @dataclass(frozen=True)
 class TensorChange:
-    """The change of one stored tensor, or of one expert's matrix in it.
+    """The change of one stored tensor, or of one expert's matrix in it."""
 
-    Args:
-        tensor: its name in the files.
-        kind: what the change is.
-        shape: of the matrix as it is stored.
-        dtypes: before and after.
-        place: which projection it is, or `None` if it is none.
-        rank: numerical rank; `None` where it is full, or was not asked for.
-        changed: how many entries differ.
-        entries: (row, column) of the first of them, where they are few.
-        size: ‖ΔW‖.
-        relative_size: ‖ΔW‖ / ‖W‖.
-        singular_values: the leading ones.
-        noise_edge: the largest singular value that rounding alone would give.
-        exceptions: entries that a rank-1 change does not explain: (row, column, what remains).
-        unexplained: how many there are.
-        rounded_to: the dtype that one of the two is the other rounded to.
-        recovered: heads or neurons of a rank-1 change of a projection.
-    """
-
-    tensor: str
-    kind: Kind
-    shape: tuple[int, ...]
-    dtypes: tuple[str, str]
-    place: StoredMatrix | None = None
-    rank: int | None = None
-    changed: int = 0
-    entries: tuple[tuple[int, int], ...] = ()
-    size: float = 0.0
-    relative_size: float = 0.0
-    singular_values: tuple[float, ...] = ()
-    noise_edge: float | None = None
+    tensor: str  # its name in the files
+    kind: Kind  # what the change is
+    shape: tuple[int, ...]  # of the matrix as it is stored
+    dtypes: tuple[str, str]  # before and after
+    place: StoredMatrix | None = None  # which projection it is, or `None` if it is none
+    rank: int | None = None  # numerical rank; `None` where it is full, or was not asked for
+    changed: int = 0  # how many entries differ
+    entries: tuple[tuple[int, int], ...] = ()  # (row, column) of the first of them, where they are few
+    size: float = 0.0  # ‖ΔW‖
+    relative_size: float = 0.0  # ‖ΔW‖ / ‖W‖
+    singular_values: tuple[float, ...] = ()  # the leading ones
+    noise_edge: float | None = None  # the largest singular value that rounding alone would give
+    # entries that a rank-1 change does not explain: (row, column, what remains)
     exceptions: tuple[tuple[int, int, float], ...] = ()
-    unexplained: int = 0
-    rounded_to: str | None = None
-    recovered: Recovered | None = None
+    unexplained: int = 0  # how many there are
+    rounded_to: str | None = None  # the dtype that one of the two is the other rounded to
+    recovered: Recovered | None = None  # heads or neurons of a rank-1 change of a projection
 
     @property
     def name(self) -> str:

@@ -27,24 +27,16 @@ PairOf = Callable[[StoredMatrix], MatrixPair | None]
 
 @dataclass(frozen=True)
 class SiteMatch:
-    """One site of the given edit.
+    """One site of the given edit."""
 
-    Args:
-        site: which.
-        strength: fitted factor of the edit; `None` where no rank-1 change was found.
-        direction_cosine: of u, up to its sign.
-        row_cosine: of a, with the sign that u's gives.
-        outside: share of the entries that the edit at the common strength does not explain up to rounding, or that
-            could not be compared.
-        same_bits: share of the entries that adding the edit in float32 gives bit for bit.
-    """
-
-    site: Site
-    strength: float | None
-    direction_cosine: float | None
-    row_cosine: float | None
+    site: Site  # which
+    strength: float | None  # fitted factor of the edit; `None` where no rank-1 change was found
+    direction_cosine: float | None  # of u, up to its sign
+    row_cosine: float | None  # of a, with the sign that u's gives
+    # share of the entries that the edit at the common strength does not explain up to rounding, or that could not be
+    # compared
     outside: float
-    same_bits: float
+    same_bits: float  # share of the entries that adding the edit in float32 gives bit for bit
 
     @property
     def matches(self) -> bool:
@@ -54,19 +46,12 @@ class SiteMatch:
 
 @dataclass(frozen=True)
 class EditMatch:
-    """A given edit against what was found.
+    """A given edit against what was found."""
 
-    Args:
-        strength: the common factor; `None` where nothing of the edit was found.
-        sites: every site that the edit changes.
-        elsewhere: names of tensors that changed although the edit leaves them alone.
-        besides: in what else the two differ, and what was not looked at, one phrase each.
-    """
-
-    strength: float | None
-    sites: tuple[SiteMatch, ...]
-    elsewhere: tuple[str, ...]
-    besides: tuple[str, ...] = ()
+    strength: float | None  # the common factor; `None` where nothing of the edit was found
+    sites: tuple[SiteMatch, ...]  # every site that the edit changes
+    elsewhere: tuple[str, ...]  # names of tensors that changed although the edit leaves them alone
+    besides: tuple[str, ...] = ()  # in what else the two differ, and what was not looked at, one phrase each
 
     @property
     def matches(self) -> bool:

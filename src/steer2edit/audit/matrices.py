@@ -24,22 +24,14 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class TensorView:
-    """One tensor as a matrix [product of all axes but the last, last axis].
+    """One tensor as a matrix [product of all axes but the last, last axis]."""
 
-    Args:
-        shape: of the tensor.
-        dtype_name: as safetensors names it.
-        dtype: a floating dtype, or `None` for integers and packed formats.
-        read_rows: rows `start` to `stop`.
-        computed: whether it is computed when read, so that nothing in it was rounded for storage.
-        read_bytes: all of a stored tensor, some bytes at a time, whatever its dtype.
-    """
-
-    shape: tuple[int, ...]
-    dtype_name: str
-    dtype: torch.dtype | None
-    read_rows: Callable[[int, int], Tensor]
-    computed: bool = False
+    shape: tuple[int, ...]  # of the tensor
+    dtype_name: str  # as safetensors names it
+    dtype: torch.dtype | None  # a floating dtype, or `None` for integers and packed formats
+    read_rows: Callable[[int, int], Tensor]  # rows `start` to `stop`
+    computed: bool = False  # whether it is computed when read, so that nothing in it was rounded for storage
+    # all of a stored tensor, some bytes at a time, whatever its dtype
     read_bytes: Callable[[], Iterator[bytes]] | None = None
 
     @classmethod
@@ -95,19 +87,12 @@ Views = Mapping[str, TensorView]
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows before and after.
+    """Some rows before and after."""
 
-    Args:
-        start: the first row's index.
-        before: W, in the working dtype.
-        after: W'.
-        dtype: the dtype whose rounding hides changes.
-    """
-
-    start: int
-    before: Float[Tensor, "r q"]
-    after: Float[Tensor, "r q"]
-    dtype: torch.dtype
+    start: int  # the first row's index
+    before: Float[Tensor, "r q"]  # W, in the working dtype
+    after: Float[Tensor, "r q"]  # W'
+    dtype: torch.dtype  # the dtype whose rounding hides changes
 
     @cached_property
     def change(self) -> Float[Tensor, "r q"]:
@@ -127,17 +112,11 @@ class Block:
 
 @dataclass(frozen=True)
 class MatrixPair:
-    """A floating-point matrix before and after.
+    """A floating-point matrix before and after."""
 
-    Args:
-        before: the tensor that holds W.
-        after: W', in the same shape.
-        expert: index on the tensor's first axis, where experts are fused in it.
-    """
-
-    before: TensorView
-    after: TensorView
-    expert: int | None = None
+    before: TensorView  # the tensor that holds W
+    after: TensorView  # W', in the same shape
+    expert: int | None = None  # index on the tensor's first axis, where experts are fused in it
 
     @property
     def shape(self) -> tuple[int, int]:

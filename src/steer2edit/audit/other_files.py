@@ -32,17 +32,11 @@ Differences = dict[str, tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class FileChange:
-    """One file that is not the same in both directories.
+    """One file that is not the same in both directories."""
 
-    Args:
-        name: path within the directories.
-        what: `added`, `missing` or `differs`.
-        settings: of a JSON file that differs: (before, after) by key, of keys at the top.
-    """
-
-    name: str
-    what: str
-    settings: Differences
+    name: str  # path within the directories
+    what: str  # `added`, `missing` or `differs`
+    settings: Differences  # of a JSON file that differs: (before, after) by key, of keys at the top
 
     @property
     def matters(self) -> bool:

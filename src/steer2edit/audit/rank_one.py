@@ -34,21 +34,13 @@ _SMALLEST_HALFWIDTH = 1e-3  # of the median one: below, our own arithmetic would
 
 @dataclass(frozen=True)
 class RankOne:
-    """A rank-1 fit `l rᵀ`.
+    """A rank-1 fit `l rᵀ`."""
 
-    Args:
-        left: l [p], of unit length.
-        right: r [q].
-        outside: how many entries it does not explain up to rounding.
-        exceptions: (row, column, what remains) of the first of those.
-        accepted: whether they are few enough (at most one in a thousand of the changed entries, or 8).
-    """
-
-    left: Float[Tensor, " p"]
-    right: Float[Tensor, " q"]
-    outside: int
-    exceptions: tuple[tuple[int, int, float], ...]
-    accepted: bool
+    left: Float[Tensor, " p"]  # l [p], of unit length
+    right: Float[Tensor, " q"]  # r [q]
+    outside: int  # how many entries it does not explain up to rounding
+    exceptions: tuple[tuple[int, int, float], ...]  # (row, column, what remains) of the first of those
+    accepted: bool  # whether they are few enough (at most one in a thousand of the changed entries, or 8)
 
 
 def fit_rank_one(pair: MatrixPair, totals: Totals, start: Float[Tensor, " q"], *, thorough: bool = True) -> RankOne:

@@ -24,25 +24,15 @@ _SIGMAS = 4.0
 
 @dataclass(frozen=True)
 class Recovered:
-    """A projection's rank-1 change by component.
+    """A projection's rank-1 change by component."""
 
-    Args:
-        place: the projection.
-        direction: u [d], of unit length; its sign is arbitrary.
-        row: a [m].
-        magnitude: λ [n], 0 where a component is not found to be edited.
-        norm: ‖a_i‖ [n].
-        error: standard error of λ [n] from rounding.
-        sensitivity: Wᵀu [m].
-    """
-
-    place: StoredMatrix
-    direction: Float[Tensor, " d"]
-    row: Float[Tensor, " m"]
-    magnitude: Float[Tensor, " n"]
-    norm: Float[Tensor, " n"]
-    error: Float[Tensor, " n"]
-    sensitivity: Float[Tensor, " m"]
+    place: StoredMatrix  # the projection
+    direction: Float[Tensor, " d"]  # u [d], of unit length; its sign is arbitrary
+    row: Float[Tensor, " m"]  # a [m]
+    magnitude: Float[Tensor, " n"]  # λ [n], 0 where a component is not found to be edited
+    norm: Float[Tensor, " n"]  # ‖a_i‖ [n]
+    error: Float[Tensor, " n"]  # standard error of λ [n] from rounding
+    sensitivity: Float[Tensor, " m"]  # Wᵀu [m]
 
     @property
     def edited(self) -> Bool[Tensor, " n"]:

@@ -24,35 +24,20 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Audit:
-    """What differs between a base and another checkpoint.
+    """What differs between a base and another checkpoint."""
 
-    Args:
-        base: as it was given.
-        edited: the same.
-        is_adapter: whether `edited` is an adapter.
-        compared: tensors that both have, in the same shape.
-        identical: how many of them are the same bit for bit.
-        changes: the others.
-        structure: what differs besides: tensors that only one has, other shapes, settings.
-        unread: tensors of an adapter that were not looked at, and why.
-        files: other files that differ.
-        classification: the whole in words.
-        match: against the edit that was given, if one was.
-        notes: what else could not be told, and why.
-    """
-
-    base: str
-    edited: str
-    is_adapter: bool
-    compared: int
-    identical: int
-    changes: tuple[TensorChange, ...]
-    structure: Structure
-    unread: Mapping[str, str]
-    files: tuple[FileChange, ...]
-    classification: Classification
-    match: EditMatch | None
-    notes: tuple[str, ...]
+    base: str  # as it was given
+    edited: str  # the same
+    is_adapter: bool  # whether `edited` is an adapter
+    compared: int  # tensors that both have, in the same shape
+    identical: int  # how many of them are the same bit for bit
+    changes: tuple[TensorChange, ...]  # the others
+    structure: Structure  # what differs besides: tensors that only one has, other shapes, settings
+    unread: Mapping[str, str]  # tensors of an adapter that were not looked at, and why
+    files: tuple[FileChange, ...]  # other files that differ
+    classification: Classification  # the whole in words
+    match: EditMatch | None  # against the edit that was given, if one was
+    notes: tuple[str, ...]  # what else could not be told, and why
 
     @cached_property
     def sites(self) -> dict[Site, SiteEdit]:

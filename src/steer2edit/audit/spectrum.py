@@ -20,19 +20,12 @@ _MARGIN = 1.5
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Leading singular values of a change.
+    """Leading singular values of a change."""
 
-    Args:
-        values: in descending order, as many as were needed.
-        right: right singular vectors of the same, [q, k].
-        rank: how many lie above the noise; `None` if more than half of all, or than `LARGEST_RANK`: full rank.
-        noise_edge: the largest singular value that rounding alone would give.
-    """
-
-    values: Float[Tensor, " k"]
-    right: Float[Tensor, "q k"]
-    rank: int | None
-    noise_edge: float
+    values: Float[Tensor, " k"]  # in descending order, as many as were needed
+    right: Float[Tensor, "q k"]  # right singular vectors of the same, [q, k]
+    rank: int | None  # how many lie above the noise; `None` if more than half of all, or than `LARGEST_RANK`: full rank
+    noise_edge: float  # the largest singular value that rounding alone would give
 
 
 def spectrum(pair: MatrixPair, totals: Totals) -> Spectrum:

@@ -15,26 +15,20 @@ _MOST_NAMES = 3
 
 @dataclass(frozen=True)
 class Structure:
-    """What differs between two models besides the values of tensors that both have.
+    """What differs between two models besides the values of tensors that both have."""
 
-    Args:
-        added: tensors that only the edited one has, with the tensor they are a copy of, if any.
-        missing: tensors that only the base has, in the same way.
-        other_shape: (shape before, shape after) by tensor.
-        settings: (before, after) by the name of a setting that changes what is computed.
-        code: Python files that differ.
-        added_layers: layers that only the edited one has, with the base's layer they are a copy of, if any.
-        missing_layers: layers that only the base has.
-        moved_layers: layers of both, with the base's other layer that the edited one has there.
-    """
-
+    # tensors that only the edited one has, with the tensor they are a copy of, if any
     added: Mapping[str, str | None] = field(default_factory=dict)
-    missing: Mapping[str, str | None] = field(default_factory=dict)
+    missing: Mapping[str, str | None] = field(default_factory=dict)  # tensors that only the base has, in the same way
+    # (shape before, shape after) by tensor
     other_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    # (before, after) by the name of a setting that changes what is computed
     settings: Differences = field(default_factory=dict)
-    code: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()  # Python files that differ
+    # layers that only the edited one has, with the base's layer they are a copy of, if any
     added_layers: Mapping[str, str | None] = field(default_factory=dict)
-    missing_layers: tuple[str, ...] = ()
+    missing_layers: tuple[str, ...] = ()  # layers that only the base has
+    # layers of both, with the base's other layer that the edited one has there
     moved_layers: Mapping[str, str] = field(default_factory=dict)
 
     @property

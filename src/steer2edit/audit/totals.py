@@ -14,31 +14,18 @@ SHOWN_ENTRIES = 8
 
 @dataclass
 class Totals:
-    """Sums over the blocks of a pair.
+    """Sums over the blocks of a pair."""
 
-    Args:
-        row_energy: squared norms of the change's rows.
-        row_changed: in which rows anything changed.
-        column_changed: in which columns.
-        rounded_to: dtypes to which W' may be W rounded.
-        rounded_from: whether W may be W' rounded.
-        changed: entries that differ.
-        not_finite: entries of either side that are NaN or infinite.
-        entries: (row, column) of the first that differ.
-        most_spacings: the largest change, in spacings of the dtype.
-        before_energy: ‖W‖².
-    """
-
-    row_energy: Float[Tensor, " p"]
-    row_changed: Bool[Tensor, " p"]
-    column_changed: Bool[Tensor, " q"]
-    rounded_to: set[torch.dtype]
-    rounded_from: bool = True
-    changed: int = 0
-    not_finite: int = 0
-    entries: list[tuple[int, int]] = field(default_factory=list)
-    most_spacings: float = 0.0
-    before_energy: float = 0.0
+    row_energy: Float[Tensor, " p"]  # squared norms of the change's rows
+    row_changed: Bool[Tensor, " p"]  # in which rows anything changed
+    column_changed: Bool[Tensor, " q"]  # in which columns
+    rounded_to: set[torch.dtype]  # dtypes to which W' may be W rounded
+    rounded_from: bool = True  # whether W may be W' rounded
+    changed: int = 0  # entries that differ
+    not_finite: int = 0  # entries of either side that are NaN or infinite
+    entries: list[tuple[int, int]] = field(default_factory=list)  # (row, column) of the first that differ
+    most_spacings: float = 0.0  # the largest change, in spacings of the dtype
+    before_energy: float = 0.0  # ‖W‖²
 
     @property
     def energy(self) -> float:

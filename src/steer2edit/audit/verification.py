@@ -39,27 +39,16 @@ _LARGEST_KL = {"F64": 1e-6, "F32": 1e-6, "F16": 1e-3, "BF16": 2e-2}  # nats per 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a written checkpoint was found to be.
+    """What a written checkpoint was found to be."""
 
-    Args:
-        tensors: compared byte for byte.
-        edited_tensors: of them, those with the edit.
-        tokens: positions at which predictions were compared.
-        max_logit_difference: between the checkpoint and the base under the edit.
-        kl: mean divergence per token between the two, nats.
-        edit_kl: the same between the base under the edit and the base: what the edit itself does.
-        greedy_agreement: share of positions with the same likeliest token.
-        largest_kl: that is accepted, by the coarsest dtype of an edited tensor.
-    """
-
-    tensors: int
-    edited_tensors: int
-    tokens: int
-    max_logit_difference: float
-    kl: float
-    edit_kl: float
-    greedy_agreement: float
-    largest_kl: float
+    tensors: int  # compared byte for byte
+    edited_tensors: int  # of them, those with the edit
+    tokens: int  # positions at which predictions were compared
+    max_logit_difference: float  # between the checkpoint and the base under the edit
+    kl: float  # mean divergence per token between the two, nats
+    edit_kl: float  # the same between the base under the edit and the base: what the edit itself does
+    greedy_agreement: float  # share of positions with the same likeliest token
+    largest_kl: float  # that is accepted, by the coarsest dtype of an edited tensor
 
 
 def verify_checkpoint(

@@ -9,25 +9,15 @@ from steer2edit.report import themes
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """One block in words and marks.
+    """One block in words and marks."""
 
-    Args:
-        name: as in "the attention block".
-        unit: a component.
-        title: of a figure or a table.
-        example: what a component's name means.
-        colour: of its marks.
-        symbol: of its marks.
-        offset: by how much its marks stand beside the layer, so that intervals do not cover each other.
-    """
-
-    name: str
-    unit: str
-    title: str
-    example: str
-    colour: str
-    symbol: str
-    offset: float
+    name: str  # as in "the attention block"
+    unit: str  # a component
+    title: str  # of a figure or a table
+    example: str  # what a component's name means
+    colour: str  # of its marks
+    symbol: str  # of its marks
+    offset: float  # by how much its marks stand beside the layer, so that intervals do not cover each other
 
 
 STYLES: Mapping[Block, BlockStyle] = {

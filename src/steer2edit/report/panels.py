@@ -19,21 +19,14 @@ from steer2edit.report.tradeoff import DAMAGE, Plane, beyond_edge, held_out_figu
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure of a page.
+    """One figure of a page."""
 
-    Args:
-        name: its id in the page.
-        title: a few words, the label of its tab if it is one of several.
-        data: the figure's data and layout as JSON, without a template: the page adds the light or the dark one.
-        caption: how to read it, in a line.
-        alternative: what it shows, for those who cannot see it.
-    """
-
-    name: str
-    title: str
+    name: str  # its id in the page
+    title: str  # a few words, the label of its tab if it is one of several
+    # the figure's data and layout as JSON, without a template: the page adds the light or the dark one
     data: dict[str, Any]
-    caption: str
-    alternative: str
+    caption: str  # how to read it, in a line
+    alternative: str  # what it shows, for those who cannot see it
 
     @property
     def height(self) -> int:

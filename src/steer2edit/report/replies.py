@@ -11,22 +11,15 @@ _OUTCOMES = {True: "refused", False: "answered", None: NOT_SCORED}
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt and its replies.
+    """A prompt and its replies."""
 
-    Args:
-        prompt: what the user asked.
-        replies: (condition, text, outcome) of each; the outcome is `refused`, `answered` or `not scored`, and `None`
-            if the run did not record any.
-        changed: whether the edited reply differs from the base's.
-        refused: whether the edited reply is a refusal; `None` if unknown.
-        flipped: whether one of the two is a refusal and the other is not; `None` if unknown.
-    """
-
-    prompt: str
+    prompt: str  # what the user asked
+    # (condition, text, outcome) of each; the outcome is `refused`, `answered` or `not scored`, and `None` if the run
+    # did not record any
     replies: tuple[tuple[Condition, str, str | None], ...]
-    changed: bool
-    refused: bool | None
-    flipped: bool | None
+    changed: bool  # whether the edited reply differs from the base's
+    refused: bool | None  # whether the edited reply is a refusal; `None` if unknown
+    flipped: bool | None  # whether one of the two is a refusal and the other is not; `None` if unknown
 
     @property
     def tags(self) -> str:

@@ -18,17 +18,11 @@ _OUTLIER_FACTOR = 1.5
 
 @dataclass(frozen=True)
 class Plane:
-    """What is plotted against what.
+    """What is plotted against what."""
 
-    Args:
-        damage: name of the metric along x.
-        attribute: name of the metric along y.
-        direction: +1 if more of the attribute is wanted, −1 if less.
-    """
-
-    damage: str
-    attribute: str
-    direction: int
+    damage: str  # name of the metric along x
+    attribute: str  # name of the metric along y
+    direction: int  # +1 if more of the attribute is wanted, −1 if less
 
     @classmethod
     def of(cls, run: RunResults, damage: str) -> "Plane":
@@ -83,23 +77,14 @@ def _parameter_lines(condition: Condition) -> list[str]:
 
 @dataclass(frozen=True)
 class Marks:
-    """One trace of a trade-off plot.
+    """One trace of a trade-off plot."""
 
-    Args:
-        name: in the legend.
-        conditions: what it draws; those that are not scored on both axes are left out.
-        marker: plotly's properties of the marks; none are drawn without.
-        line: of the line through them, if there is one.
-        bars: whether both intervals are drawn.
-        band: whether the attribute's intervals are drawn as one area.
-    """
-
-    name: str
-    conditions: Sequence[Condition]
-    marker: Mapping[str, Any] | None
-    line: Mapping[str, Any] | None = None
-    bars: bool = False
-    band: bool = False
+    name: str  # in the legend
+    conditions: Sequence[Condition]  # what it draws; those that are not scored on both axes are left out
+    marker: Mapping[str, Any] | None  # plotly's properties of the marks; none are drawn without
+    line: Mapping[str, Any] | None = None  # of the line through them, if there is one
+    bars: bool = False  # whether both intervals are drawn
+    band: bool = False  # whether the attribute's intervals are drawn as one area
 
     def draw(self, figure: go.Figure, plane: Plane) -> None:
         """Add the trace; nothing without a condition that has a place."""

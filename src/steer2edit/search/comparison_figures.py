@@ -41,42 +41,25 @@ Relation = Literal["difference", "ratio"]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of one method.
+    """One figure of one method."""
 
-    Args:
-        label: what it is, for people.
-        share: whether it is a share, written in percent.
-        relation: what it is compared with steering's by.
-        value: with a bootstrap interval.
-        against_steering: less steering's, or by steering's; its own interval.
-        reason: why there is no value, or no comparison, in words.
-    """
-
-    label: str
-    share: bool
-    relation: Relation
-    value: Estimate
-    against_steering: Estimate
-    reason: str = ""
+    label: str  # what it is, for people
+    share: bool  # whether it is a share, written in percent
+    relation: Relation  # what it is compared with steering's by
+    value: Estimate  # with a bootstrap interval
+    against_steering: Estimate  # less steering's, or by steering's; its own interval
+    reason: str = ""  # why there is no value, or no comparison, in words
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is computed.
+    """What is computed."""
 
-    Args:
-        attribute: metric that is to move.
-        direction: +1 if more of it is wanted, −1 if less.
-        kls: drifts that the attribute is told at, rising.
-        second: the other costs.
-        reach: level of the attribute whose drift is told, if any.
-    """
-
-    attribute: str
-    direction: int
-    kls: tuple[float, ...]
-    second: tuple[str, ...]
-    reach: float | None = None
+    attribute: str  # metric that is to move
+    direction: int  # +1 if more of it is wanted, −1 if less
+    kls: tuple[float, ...]  # drifts that the attribute is told at, rising
+    second: tuple[str, ...]  # the other costs
+    reach: float | None = None  # level of the attribute whose drift is told, if any
 
 
 @dataclass(frozen=True)

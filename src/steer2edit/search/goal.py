@@ -19,15 +19,10 @@ _GROUP = 4  # configurations that are compared with one another for about the sa
 
 @dataclass(frozen=True)
 class Budget:
-    """What an edit may cost.
+    """What an edit may cost."""
 
-    Args:
-        at_most: largest allowed value by metric.
-        at_least: smallest allowed value by metric.
-    """
-
-    at_most: Mapping[str, float] = field(default_factory=dict)
-    at_least: Mapping[str, float] = field(default_factory=dict)
+    at_most: Mapping[str, float] = field(default_factory=dict)  # largest allowed value by metric
+    at_least: Mapping[str, float] = field(default_factory=dict)  # smallest allowed value by metric
 
     def __post_init__(self) -> None:
         for name, limit in [*self.at_most.items(), *self.at_least.items()]:
@@ -89,20 +84,13 @@ def _value(metrics: Mapping[str, Estimate], name: str, worst: float, end: End) -
 
 @dataclass(frozen=True)
 class Goal:
-    """Two objectives and a budget.
+    """Two objectives and a budget."""
 
-    Args:
-        attribute: metric to move.
-        direction: +1 if more of it is wanted, −1 if less.
-        budget: what it may cost.
-        cost: metric to keep small.
-        guide: a finer metric of the same attribute that tells apart what is equal in it, if there is one.
-    """
-
-    attribute: str
-    direction: int
-    budget: Budget
-    cost: str = COST
+    attribute: str  # metric to move
+    direction: int  # +1 if more of it is wanted, −1 if less
+    budget: Budget  # what it may cost
+    cost: str = COST  # metric to keep small
+    # a finer metric of the same attribute that tells apart what is equal in it, if there is one
     guide: str | None = None
 
     @classmethod

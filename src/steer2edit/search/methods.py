@@ -21,19 +21,12 @@ _ROSI_SIZE = 1.0  # of the whole row
 
 @dataclass(frozen=True)
 class Method:
-    """A way to move a behaviour.
+    """A way to move a behaviour."""
 
-    Args:
-        kind: steering or edit.
-        at: the intervention at a strength > 0.
-        first: a strength that drifts little, but at all.
-        identity: what makes it this method.
-    """
-
-    kind: ConditionKind
-    at: Callable[[float], Intervention]
-    first: float
-    identity: str
+    kind: ConditionKind  # steering or edit
+    at: Callable[[float], Intervention]  # the intervention at a strength > 0
+    first: float  # a strength that drifts little, but at all
+    identity: str  # what makes it this method
 
 
 def comparison_methods(

@@ -43,30 +43,19 @@ _MOST_FRONT = 8  # edits that are measured on held-out items
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search came to.
+    """What a search came to."""
 
-    Args:
-        base: the base model on validation items.
-        steering: activation steering on validation items.
-        trials: every trial, of all workers; those that a shared storage has more are not chosen from.
-        front: the complete trials that keep the budget (`Budget.kept`) and no other dominates, by growing cost.
-        recommended: of the front, the one with most of the attribute.
-        edit: its weight edit.
-        held_out: base, steering and the front on held-out items; the recommended edit is the last.
-        beyond_budget: which limits the recommended edit breaks on held-out items, in a sentence; empty if none.
-        comparison: edits against steering on held-out items.
-        calibrated: edit and steering at the target drift, by `edit` and `steering`, if asked for.
-    """
-
-    base: Condition
-    steering: list[Condition]
-    trials: list[Trial]
+    base: Condition  # the base model on validation items
+    steering: list[Condition]  # activation steering on validation items
+    trials: list[Trial]  # every trial, of all workers; those that a shared storage has more are not chosen from
+    # the complete trials that keep the budget (`Budget.kept`) and no other dominates, by growing cost
     front: list[Trial]
-    recommended: Trial
-    edit: WeightEdit
-    held_out: list[Condition]
-    beyond_budget: str
-    comparison: TradeoffComparison
+    recommended: Trial  # of the front, the one with most of the attribute
+    edit: WeightEdit  # its weight edit
+    held_out: list[Condition]  # base, steering and the front on held-out items; the recommended edit is the last
+    beyond_budget: str  # which limits the recommended edit breaks on held-out items, in a sentence; empty if none
+    comparison: TradeoffComparison  # edits against steering on held-out items
+    # edit and steering at the target drift, by `edit` and `steering`, if asked for
     calibrated: dict[str, Calibration] = field(default_factory=dict)
 
 

@@ -22,27 +22,16 @@ _LARGEST_IMPORTANCE = 0.999  # quantile of |g|: thresholds above it leave next t
 
 @dataclass(frozen=True)
 class Search:
-    """Everything a search works with.
+    """Everything a search works with."""
 
-    Args:
-        engine: runs the model.
-        vectors: steered with, and what the factors were made from.
-        factors: one set, from which all configurations follow.
-        validation: the behaviour on validation items.
-        held_out: the behaviour on held-out items.
-        budget: what an edit may cost.
-        space: the configurations.
-        options: how to go about it.
-    """
-
-    engine: Engine
-    vectors: SteeringVectors
-    factors: Factors
-    validation: Behaviour
-    held_out: Behaviour
-    budget: Budget
-    space: SearchSpace
-    options: SearchOptions = SearchOptions()
+    engine: Engine  # runs the model
+    vectors: SteeringVectors  # steered with, and what the factors were made from
+    factors: Factors  # one set, from which all configurations follow
+    validation: Behaviour  # the behaviour on validation items
+    held_out: Behaviour  # the behaviour on held-out items
+    budget: Budget  # what an edit may cost
+    space: SearchSpace  # the configurations
+    options: SearchOptions = SearchOptions()  # how to go about it
 
     def __post_init__(self) -> None:
         if self.options.strategy == "grid":

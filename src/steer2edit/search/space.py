@@ -27,26 +27,21 @@ _REFERENCE_GAIN = 10.0
 class SearchSpace:
     """The configurations that a search may propose.
 
-    Args:
-        coordinates: `paper` moves in (ρ_attn, ρ_mlp, α); `threshold` in a threshold τ = ρα and a gain
-            c = 1/(ρ(1 − α)) per block, which act apart where ρ and α act together; `drift` in the thresholds, the
-            balance of the two gains, and the share of the drift budget to spend, from which the strength follows.
-        blocks: blocks that may be edited. With both, a trial edits either of them or both.
-        max_shift: whether κ of `method.limit_shift` is searched too (beyond the paper).
-        spare: whether edits are spared, with the gain searched (beyond the paper).
-        largest_threshold: upper end of τ by block; components above it are too few to matter.
-        ranges: by paper coordinate, where to look and the step of the first grid, instead of everywhere and the
-            coarse grid.
-
     Raises:
         InvalidValueError: unknown coordinates, no block, or a range that is none.
     """
 
+    # `paper` moves in (ρ_attn, ρ_mlp, α); `threshold` in a threshold τ = ρα and a gain c = 1/(ρ(1 − α)) per block,
+    # which act apart where ρ and α act together; `drift` in the thresholds, the balance of the two gains, and the share
+    # of the drift budget to spend, from which the strength follows
     coordinates: Coordinates = "paper"
+    # blocks that may be edited. With both, a trial edits either of them or both.
     blocks: tuple[Block, ...] = TUNED_BLOCKS
-    max_shift: bool = False
-    spare: bool = False
+    max_shift: bool = False  # whether κ of `method.limit_shift` is searched too (beyond the paper)
+    spare: bool = False  # whether edits are spared, with the gain searched (beyond the paper)
+    # upper end of τ by block; components above it are too few to matter
     largest_threshold: Mapping[str, float] | None = None
+    # by paper coordinate, where to look and the step of the first grid, instead of everywhere and the coarse grid
     ranges: Mapping[str, Range] | None = None
 
     def __post_init__(self) -> None:

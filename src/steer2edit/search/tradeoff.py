@@ -22,23 +22,14 @@ from steer2edit.search.goal import Goal
 
 @dataclass(frozen=True)
 class TradeoffComparison:
-    """Edits against steering on the same items.
+    """Edits against steering on the same items."""
 
-    Args:
-        hypervolume_edits: area that the edits dominate, between the base's attribute and the largest cost.
-        hypervolume_steering: the area below steering's curve, which may take any strength between those measured.
-        ratio: of the two, with a bootstrap interval; `None` where steering dominates nothing.
-        at_equal_cost: the chosen edit's attribute less that of steering interpolated at the edit's own cost.
-        relative: `at_equal_cost` by steering's attribute there.
-        largest_cost: where the area ends.
-    """
-
-    hypervolume_edits: float
-    hypervolume_steering: float
-    ratio: Estimate
-    at_equal_cost: Estimate
-    relative: Estimate
-    largest_cost: float
+    hypervolume_edits: float  # area that the edits dominate, between the base's attribute and the largest cost
+    hypervolume_steering: float  # the area below steering's curve, which may take any strength between those measured
+    ratio: Estimate  # of the two, with a bootstrap interval; `None` where steering dominates nothing
+    at_equal_cost: Estimate  # the chosen edit's attribute less that of steering interpolated at the edit's own cost
+    relative: Estimate  # `at_equal_cost` by steering's attribute there
+    largest_cost: float  # where the area ends
 
 
 def hypervolume(gains: Sequence[float], costs: Sequence[float], base_gain: float, largest_cost: float) -> float:

@@ -19,31 +19,20 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration of a search.
+    """One configuration of a search."""
 
-    Args:
-        generation: the batch of trials it was proposed and measured with.
-        index: its place there.
-        parameters: the point of the search space.
-        hyperparameters: the configuration at that point.
-        share: part of the validation items it was measured on; 0 if the sanity filter stopped it.
-        stopped: why it was not measured on all of them; `None` if it was.
-        values: what each item came to, by metric name.
-        replies: generated text by set name; in the file of its generation only.
-        outcomes: verdicts on the replies by set name; in the file of its generation only.
-        worker: who measured it.
-    """
-
-    generation: int
-    index: int
-    parameters: Parameters
-    hyperparameters: Hyperparameters
-    share: float
-    stopped: str | None
-    values: Mapping[str, Sequence[Value]]
+    generation: int  # the batch of trials it was proposed and measured with
+    index: int  # its place there
+    parameters: Parameters  # the point of the search space
+    hyperparameters: Hyperparameters  # the configuration at that point
+    share: float  # part of the validation items it was measured on; 0 if the sanity filter stopped it
+    stopped: str | None  # why it was not measured on all of them; `None` if it was
+    values: Mapping[str, Sequence[Value]]  # what each item came to, by metric name
+    # generated text by set name; in the file of its generation only
     replies: Mapping[str, list[str]] = field(default_factory=dict)
+    # verdicts on the replies by set name; in the file of its generation only
     outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)
-    worker: str = MAIN
+    worker: str = MAIN  # who measured it
 
     @property
     def key(self) -> str:

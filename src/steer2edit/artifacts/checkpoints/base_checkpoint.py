@@ -42,22 +42,15 @@ EDIT_THE_BASE = "Always edit the base itself: it keeps the exact weights, and on
 class StoredProjection:
     """A projection's weight W [d, m], and where it is stored.
 
-    Args:
-        key: of the projection.
-        tensor: that holds it.
-        expert: index on the tensor's first axis, where experts are fused.
-        transposed: whether it is stored as [m, d].
-        shape: (d, m).
-
     Raises:
         ArtifactError: the tensor has another shape.
     """
 
-    key: str
-    tensor: StoredTensor
-    expert: int | None
-    transposed: bool
-    shape: tuple[int, int]
+    key: str  # of the projection
+    tensor: StoredTensor  # that holds it
+    expert: int | None  # index on the tensor's first axis, where experts are fused
+    transposed: bool  # whether it is stored as [m, d]
+    shape: tuple[int, int]  # (d, m)
 
     def __post_init__(self) -> None:
         stored = self.tensor.shape

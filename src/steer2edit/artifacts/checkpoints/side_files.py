@@ -22,16 +22,12 @@ _DESCRIBES = {
 
 
 class SideFiles(NamedTuple):
-    """Files of a checkpoint besides its shards, as paths within its directory.
+    """Files of a checkpoint besides its shards, as paths within its directory."""
 
-    Args:
-        own: what belongs to the checkpoint.
-        left_out: weights that are not the checkpoint's, which would still be unedited, and what cannot be loaded
-            without them: their indices and settings, and what else is in a folder of theirs, but for code; hidden
-            entries; folders that are links; pipes, sockets and devices.
-    """
-
-    own: list[Path]
+    own: list[Path]  # what belongs to the checkpoint
+    # weights that are not the checkpoint's, which would still be unedited, and what cannot be loaded without them:
+    # their indices and settings, and what else is in a folder of theirs, but for code; hidden entries; folders that are
+    # links; pipes, sockets and devices
     left_out: list[Path]
 
 

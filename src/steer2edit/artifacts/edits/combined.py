@@ -68,17 +68,11 @@ class CombinedManifest(Record):
 
 @dataclass(frozen=True)
 class Member:
-    """One edit of several.
+    """One edit of several."""
 
-    Args:
-        directory: where the edit is.
-        edit: what it holds.
-        weight: what it is multiplied by.
-    """
-
-    directory: Path
-    edit: WeightEdit
-    weight: float
+    directory: Path  # where the edit is
+    edit: WeightEdit  # what it holds
+    weight: float  # what it is multiplied by
 
 
 def read_members(directories: Sequence[Path], weights: Sequence[float]) -> list[Member]:

@@ -37,19 +37,12 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was pushed.
+    """What was pushed."""
 
-    Args:
-        repository: id of the repository.
-        url: of the commit.
-        files: names of the files.
-        local_base: the base's path on this machine, where the adapter names no Hub model as its base.
-    """
-
-    repository: str
-    url: str
-    files: tuple[str, ...]
-    local_base: str | None
+    repository: str  # id of the repository
+    url: str  # of the commit
+    files: tuple[str, ...]  # names of the files
+    local_base: str | None  # the base's path on this machine, where the adapter names no Hub model as its base
 
 
 def push(directory: Path, repository: str, *, private: bool = False, revision: str | None = None) -> Pushed:

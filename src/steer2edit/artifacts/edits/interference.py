@@ -44,19 +44,12 @@ class PairAtSite:
 
 @dataclass(frozen=True)
 class SiteInterference:
-    """All edits of one site together.
+    """All edits of one site together."""
 
-    Args:
-        site: which.
-        norm: ‖Σ ΔW_i‖ (Frobenius).
-        separate: sqrt(Σ ‖ΔW_i‖²), what it would be if they did not interfere.
-        pairs: every two of them.
-    """
-
-    site: Site
-    norm: float
-    separate: float
-    pairs: tuple[PairAtSite, ...]
+    site: Site  # which
+    norm: float  # ‖Σ ΔW_i‖ (Frobenius)
+    separate: float  # sqrt(Σ ‖ΔW_i‖²), what it would be if they did not interfere
+    pairs: tuple[PairAtSite, ...]  # every two of them
 
     @property
     def interference(self) -> float:
@@ -66,13 +59,9 @@ class SiteInterference:
 
 @dataclass(frozen=True)
 class Interference:
-    """All edits over all sites.
+    """All edits over all sites."""
 
-    Args:
-        sites: where more than one edit acts, or only one.
-    """
-
-    sites: tuple[SiteInterference, ...]
+    sites: tuple[SiteInterference, ...]  # where more than one edit acts, or only one
 
     @property
     def overall(self) -> float:

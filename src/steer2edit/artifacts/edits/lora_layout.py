@@ -23,27 +23,17 @@ from steer2edit.models import LanguageModel, Projection
 
 @dataclass(frozen=True)
 class LoraTarget:
-    """One matrix of a model, or all fused experts of one parameter, with its factors.
+    """One matrix of a model, or all fused experts of one parameter, with its factors."""
 
-    Args:
-        name: full name of the module; of the module of fused experts.
-        parameter: full name of the stored weight.
-        experts: how many are fused; `None` for a plain matrix.
-        a: A of every expert, [E, r, m]; E = 1 for a plain matrix.
-        b: B [d, r], the same for every expert.
-        transposed: whether the model stores the weight as [m, d].
-        by_parameter: whether PEFT is told the parameter instead of the module.
-        swapped: whether PEFT takes the weight's axes the other way round: it goes by the module's `is_transposed`,
-            which Llama 4's experts lack although they are transposed. A and B then change places.
-    """
-
-    name: str
-    parameter: str
-    experts: int | None
-    a: Float[Tensor, "E r m"]
-    b: Float[Tensor, "d r"]
-    transposed: bool
-    by_parameter: bool = False
+    name: str  # full name of the module; of the module of fused experts
+    parameter: str  # full name of the stored weight
+    experts: int | None  # how many are fused; `None` for a plain matrix
+    a: Float[Tensor, "E r m"]  # A of every expert, [E, r, m]; E = 1 for a plain matrix
+    b: Float[Tensor, "d r"]  # B [d, r], the same for every expert
+    transposed: bool  # whether the model stores the weight as [m, d]
+    by_parameter: bool = False  # whether PEFT is told the parameter instead of the module
+    # whether PEFT takes the weight's axes the other way round: it goes by the module's `is_transposed`, which Llama 4's
+    # experts lack although they are transposed. A and B then change places.
     swapped: bool = False
 
     @property

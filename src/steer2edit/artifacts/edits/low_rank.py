@@ -23,15 +23,10 @@ _ROUNDING = 4 * torch.finfo(torch.float32).eps
 
 @dataclass(frozen=True)
 class LowRank:
-    """ΔW = B A of one site.
+    """ΔW = B A of one site."""
 
-    Args:
-        a: A [r, m], `lora_A`.
-        b: B [d, r], `lora_B`.
-    """
-
-    a: Float[Tensor, "r m"]
-    b: Float[Tensor, "d r"]
+    a: Float[Tensor, "r m"]  # A [r, m], `lora_A`
+    b: Float[Tensor, "d r"]  # B [d, r], `lora_B`
 
     @classmethod
     def of(cls, edit: SiteEdit) -> "LowRank":

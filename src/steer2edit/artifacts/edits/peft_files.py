@@ -25,15 +25,10 @@ CONFIG_FILE = "adapter_config.json"
 
 
 class Pair(NamedTuple):
-    """One module's factors.
+    """One module's factors."""
 
-    Args:
-        a: `lora_A`, [r, m]; for E fused experts [E·r, m].
-        b: `lora_B`, [d, r]; for E fused experts [d, r·E].
-    """
-
-    a: Float[Tensor, "r m"]
-    b: Float[Tensor, "d r"]
+    a: Float[Tensor, "r m"]  # `lora_A`, [r, m]; for E fused experts [E·r, m]
+    b: Float[Tensor, "d r"]  # `lora_B`, [d, r]; for E fused experts [d, r·E]
 
 
 def adapter_keys(module: str) -> tuple[str, str]:
