@@ -2,16 +2,18 @@
 
 import steer2edit as s2e
 
-model = s2e.load_model("smollm2")
-vectors = s2e.extract(model, s2e.load_contrast("safety", model))
-edit = s2e.convert(model, vectors, s2e.Hyperparameters(rho_attn=0.2, rho_mlp=0.9, alpha=0.5, max_shift=1.0))
-with s2e.edited(model, edit):
-    ...
-s2e.save_edit(model, edit, "edit")
+model = s2e.load("smollm2")
+vectors = s2e.extract(model, "safety", effects=True)
+edit = s2e.convert(model, vectors)
+with edit.on(model):
+    print(model.reply("..."))
+edit.save("edit")
 """
 
 import importlib
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if "OMP_WAIT_POLICY" not in os.environ:
@@ -20,93 +22,88 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    from steer2edit.artifacts import (
-        apply_to_files,
-        as_vectors,
+    from steer2edit.api import (
+        CombinedEdit,
+        Edit,
+        Model,
+        Results,
+        SearchResults,
+        StressResults,
+        Vectors,
+        apply,
+        audit,
+        convert,
+        evaluate,
+        export,
+        extract,
+        load,
         load_edit,
-        load_official_edit,
         load_vectors,
-        save_checkpoint,
-        save_edit,
-        save_vectors,
+        search,
+        stress,
+        wrap,
     )
-    from steer2edit.core import Head, Neuron, Site, SteeringVectors, WeightEdit
-    from steer2edit.editing import compute_factors, convert, edited, merged
-    from steer2edit.engines import TransformersEngine
     from steer2edit.errors import Steer2EditError
-    from steer2edit.evaluation import behaviour, edit_arm, evaluate, steering_arm
-    from steer2edit.method import Hyperparameters, Rules, grid
-    from steer2edit.models import LanguageModel, Sampling, generate, load_model
-    from steer2edit.steering import benign_means, extract, load_contrast, measure_effects, measure_inputs, steered
-
-_HOME = {
-    "artifacts": (
-        "apply_to_files",
-        "as_vectors",
-        "load_edit",
-        "load_official_edit",
-        "load_vectors",
-        "save_checkpoint",
-        "save_edit",
-        "save_vectors",
-    ),
-    "core": ("Head", "Neuron", "Site", "SteeringVectors", "WeightEdit"),
-    "editing": ("compute_factors", "convert", "edited", "merged"),
-    "engines": ("TransformersEngine",),
-    "errors": ("Steer2EditError",),
-    "evaluation": ("behaviour", "edit_arm", "evaluate", "steering_arm"),
-    "method": ("Hyperparameters", "Rules", "grid"),
-    "models": ("LanguageModel", "Sampling", "generate", "load_model"),
-    "steering": ("benign_means", "extract", "load_contrast", "measure_effects", "measure_inputs", "steered"),
-}
-_MODULE_OF = {name: f"steer2edit.{module}" for module, names in _HOME.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
-    "Head",
-    "Hyperparameters",
-    "LanguageModel",
-    "Neuron",
-    "Rules",
-    "Sampling",
-    "Site",
+    "CombinedEdit",
+    "Edit",
+    "Model",
+    "Results",
+    "SearchResults",
     "Steer2EditError",
-    "SteeringVectors",
-    "TransformersEngine",
-    "WeightEdit",
-    "apply_to_files",
-    "as_vectors",
-    "behaviour",
-    "benign_means",
-    "compute_factors",
+    "StressResults",
+    "Vectors",
+    "apply",
+    "audit",
     "convert",
-    "edit_arm",
-    "edited",
     "evaluate",
+    "export",
     "extract",
-    "generate",
-    "grid",
-    "load_contrast",
+    "load",
     "load_edit",
-    "load_model",
-    "load_official_edit",
     "load_vectors",
-    "measure_effects",
-    "measure_inputs",
-    "merged",
-    "save_checkpoint",
-    "save_edit",
-    "save_vectors",
-    "steered",
-    "steering_arm",
+    "search",
+    "stress",
+    "wrap",
 ]
+_ROOMS = ("audit", "search", "stress")  # which have the names of what one calls
+
+
+class _Room(ModuleType):
+    """A package that can be called, as what does in one call what it is for."""
+
+    @property
+    def _function(self) -> Any:
+        return getattr(importlib.import_module("steer2edit.api"), self.__name__.rpartition(".")[2])
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self._function(*args, **keywords)
+
+    @property
+    def __signature__(self) -> Any:
+        return importlib.import_module("inspect").signature(self._function)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ROOMS and isinstance(value, ModuleType):  # the import system hands in the room it has imported
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `import steer2edit` and the command line's help stay instant."""
-    if name not in _MODULE_OF:
+    if name in _ROOMS:
+        return importlib.import_module(f"steer2edit.{name}")
+    if name not in __all__:
         raise AttributeError(f"module 'steer2edit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    home = "steer2edit.errors" if name == "Steer2EditError" else "steer2edit.api"
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

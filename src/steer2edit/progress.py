@@ -1,51 +1,149 @@
-"""Progress of long steps: silent in a library, a bar where `show_progress()` is on (the command line turns it on)."""
+"""Progress of long steps: silent in a library, shown where `show_progress()` is on.
 
+On a terminal as bars, in a notebook as one line that changes, elsewhere (a pipe, a log) as a line now and then.
+"""
+
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-Advance = Callable[[int], None]
-_bars = ContextVar("_bars", default=None)  # the rich.progress.Progress in use, if any
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Advance = Callable[[float], None]
+_shown: ContextVar[Any] = ContextVar("_shown", default=None)  # a rich.progress.Progress or a `_Line`, if any
+_OFTEN, _SELDOM = 0.2, 30.0  # seconds between two lines: of a notebook, of a log
 
 
 @contextmanager
-def show_progress() -> Iterator[None]:
-    """Show bars on stderr for the steps run within the context, and nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def show_progress(*, piped: bool = True) -> Iterator[None]:
+    """Show the steps run within the context, on stderr or in the notebook's cell; once where contexts are nested.
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        token = _bars.set(bars)  # type: ignore[arg-type]
-        try:
+    Args:
+        piped: whether to write lines where stderr is neither a terminal nor a notebook.
+    """
+    kernel = _notebook()
+    if _shown.get() is not None or not (kernel or piped or sys.stderr.isatty()):
+        yield
+    elif kernel or not sys.stderr.isatty():
+        with _in_use(_Line(_cell(), _OFTEN) if kernel else _Line(_log, _SELDOM)) as line:
             yield
-        finally:
-            _bars.reset(token)
+        line.clear()
+    else:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining())
+        with Progress(*columns, console=_stderr(), transient=True) as bars, _in_use(bars):
+            yield
 
 
 @contextmanager
 def step(description: str, total: int) -> Iterator[Advance]:
-    """Announce a step of `total` units; call the yielded function with the number of units just finished."""
-    bars = _bars.get()
-    if bars is None:
+    """Announce a step of `total` units; call the yielded function with the number of units just finished.
+
+    A step within a step is shown below it.
+    """
+    shown = _shown.get()
+    if shown is None:
         yield lambda count: None
         return
-    task = bars.add_task(description, total=total)
+    task = shown.add_task(description, total=total)
     try:
-        yield lambda count: bars.advance(task, count)
+        yield lambda count: shown.advance(task, count)
     finally:
-        bars.remove_task(task)
+        shown.remove_task(task)
+
+
+def console_of_bars() -> "Console | None":
+    """The console that bars are being drawn on, if any: what is printed by it stands above them."""
+    console: Console | None = getattr(_shown.get(), "console", None)
+    return console
+
+
+@contextmanager
+def _in_use(shown: Any) -> Iterator[Any]:
+    token = _shown.set(shown)
+    try:
+        yield shown
+    finally:
+        _shown.reset(token)
+
+
+@dataclass
+class _Task:
+    description: str
+    total: int
+    begun: float
+    done: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.description} {int(self.done)} of {self.total}"
+
+
+class _Line:
+    """All steps under way as one line of text, which is written now and then."""
+
+    def __init__(self, write: Callable[[str], None], every: float) -> None:
+        self._write, self._every = write, every
+        self._tasks: dict[int, _Task] = {}
+        self._count, self._next = 0, time.monotonic() + min(every, 5.0)
+
+    def add_task(self, description: str, total: int) -> int:
+        """As rich's."""
+        self._count += 1
+        self._tasks[self._count] = _Task(description, total, time.monotonic())
+        return self._count
+
+    def advance(self, task: int, count: float) -> None:
+        """As rich's; writes the line if it is time."""
+        self._tasks[task].done += count
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + self._every
+            self._write(f"{', '.join(map(str, self._tasks.values()))}{self._remaining(now)}")
+
+    def remove_task(self, task: int) -> None:
+        """As rich's."""
+        del self._tasks[task]
+
+    def clear(self) -> None:
+        """Leave no line behind where it can be taken back."""
+        if self._every == _OFTEN:
+            self._write("")
+
+    def _remaining(self, now: float) -> str:
+        first = next(iter(self._tasks.values()))
+        if not 0 < first.done < first.total:
+            return ""
+        seconds = (now - first.begun) * (first.total - first.done) / first.done
+        return f"; about {seconds / 60:.0f} min left" if seconds > 90 else f"; about {seconds:.0f} s left"
+
+
+def _notebook() -> Any:
+    """The shell of the notebook that this runs in, if it does."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell if hasattr(shell, "kernel") else None
+
+
+def _cell() -> Callable[[str], None]:
+    """Writes one line in the cell's output, in place of the one before."""
+    from IPython.display import display
+
+    handle = display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda text: handle.update({"text/plain": text}, raw=True)
+
+
+def _log(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _stderr() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)

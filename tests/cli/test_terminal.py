@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import steer2edit.cli
 from steer2edit.cli import app, console, main
 from steer2edit.errors import DataError
+from steer2edit.tables import text_table
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 PROGRAM = [sys.executable, "-m", "steer2edit"]
@@ -124,8 +125,19 @@ def test_a_folder_that_was_removed(tmp_path: Path) -> None:
     assert "steer2edit demo" in done.stdout
 
 
-def test_a_table_drops_no_digit(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", [10, 40, 80, 200])
+def test_a_table_fits_and_drops_no_digit(width: int) -> None:
     cells = [f"{i}.234 [0.111, 0.999] (12 unscored)" for i in range(8)]
-    console.print_table(["", *map(str, range(8))], [["a row", *cells]])
-    shown = capsys.readouterr().out
-    assert all(cell in shown for cell in cells)
+    names = [f"harmful refused\nn={i}" for i in range(8)]
+    lines = text_table(["", *names], [["a row of some words", *cells], ["b", *["-12 % [7, 20]"] * 8]], width)
+    shown = "\n".join(lines)
+    for token in ("-12 %", "[7, 20]", "[0.111, 0.999]", "(12 unscored)", *(f"{i}.234" for i in range(8))):
+        assert token in shown
+    longest = max(len("[0.111, 0.999]") + 2 + len("words"), width)  # two columns at least
+    assert max(map(len, lines)) <= longest
+    if width == 200:
+        assert len(lines) > 4
+
+
+def test_a_table_that_fits_is_a_line_per_row() -> None:
+    assert text_table(["", "n"], [["one", "2 % [1, 3]"]], 80) == ["              n", "one  2 % [1, 3]"]

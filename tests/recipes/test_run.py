@@ -121,7 +121,7 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Recipe, tmp_path: Path, monk
 
     told = Told()
     with monkeypatch.context() as patch:
-        patch.setattr("steer2edit.recipes.run.extract", killed)  # neither vectors nor data sets are made again
+        patch.setattr("steer2edit.recipes.making.extract", killed)  # neither vectors nor data sets are made again
         patch.setattr("steer2edit.recipes.run.evaluate", killed)
         resumed = run_recipe(recipe, tiny(), out, told, OPTIONS)
     assert any("of an earlier call" in text for text in told.texts)

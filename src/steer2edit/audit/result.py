@@ -22,7 +22,7 @@ from steer2edit.errors import DataError
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """What differs between a base and another checkpoint."""
 
@@ -38,6 +38,10 @@ class Audit:
     classification: Classification  # the whole in words
     match: EditMatch | None  # against the edit that was given, if one was
     notes: tuple[str, ...]  # what else could not be told, and why
+
+    def __repr__(self) -> str:
+        same = f"{self.identical} of {self.compared} tensors are identical to {self.base}."
+        return "\n".join([self.classification.sentence, same, *([self.match.sentence] if self.match else [])])
 
     @cached_property
     def sites(self) -> dict[Site, SiteEdit]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steer2edit.cli.options import (
-    AllowMismatchOption,
     DeviceOption,
     EditArgument,
     JsonOption,
@@ -16,6 +15,7 @@ from steer2edit.cli.options import (
     OverwriteOption,
     Reading,
 )
+from steer2edit.settings import shared
 
 if TYPE_CHECKING:
     from steer2edit.artifacts import BaseCheckpoint, CheckpointManifest
@@ -34,7 +34,7 @@ def apply(
         ),
     ] = False,
     device: DeviceOption = "auto",
-    allow_mismatch: AllowMismatchOption = False,
+    allow_mismatch: shared.AllowMismatch = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:

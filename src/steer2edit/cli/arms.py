@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
-from steer2edit.cli.options import AllowMismatchOption
 from steer2edit.errors import InvalidValueError
+from steer2edit.settings import shared
 from steer2edit.settings.declared import Checked, read_numbers
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Interventions(Checked):
         list[str] | None,
         typer.Option(metavar="VECTORS:STRENGTH", help="Activation steering; may be given several times."),
     ] = None
-    allow_mismatch: AllowMismatchOption = False
+    allow_mismatch: shared.AllowMismatch = False
 
     def load(self) -> Loaded:
         """All artifacts, before a model is loaded: a wrong path shall show at once."""

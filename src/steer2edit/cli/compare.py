@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from steer2edit.cli.command import typed
-from steer2edit.cli.options import AllowMismatchOption, JsonOption, Loading, ModelArgument, VectorsArgument
-from steer2edit.settings import ComparisonOptions
+from steer2edit.cli.options import JsonOption, Loading, ModelArgument, VectorsArgument
+from steer2edit.settings import ComparisonOptions, shared
 
 
 def compare(
@@ -19,7 +19,7 @@ def compare(
     edit: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="A further edit, such as a search's; several times.")
     ] = None,
-    allow_mismatch: AllowMismatchOption = False,
+    allow_mismatch: shared.AllowMismatch = False,
     json_output: JsonOption = False,
 ) -> None:
     """Compare steering, edits and baselines on the same held-out items, each as a curve over its strength; resumable.

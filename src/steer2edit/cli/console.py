@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steer2edit.progress import console_of_bars
+from steer2edit.tables import text_table
+
 if TYPE_CHECKING:
     from steer2edit.estimates import Condition
 
@@ -36,7 +39,12 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 def say(text: str = "", style: str = "") -> None:
     """One line for people."""
-    OUT.print(Text(visible(text), style=style))
+    out().print(Text(visible(text), style=style), soft_wrap=True)
+
+
+def out() -> Console:
+    """What prints to stdout without getting into the bars of a step that is under way."""
+    return (console_of_bars() if sys.stdout.isatty() else None) or OUT
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -65,17 +73,12 @@ def narrator(silent: bool, begun: float | None = None) -> "Callable[[str, Sequen
     return narrate
 
 
-_WIDEST = 1000  # columns; a table takes as many as it needs
-
-
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table for people, as wide as it must be; the first column is text, the others are figures."""
-    table = Table(title=visible(title) or None, title_justify="left", box=None, pad_edge=False, title_style="bold")
-    for index, column in enumerate(columns):
-        table.add_column(Text(visible(column)), justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    Console(markup=False, highlight=False, width=_WIDEST).print(table)
+    """A table for people, as wide as the terminal at most; the first column is text, the others are figures."""
+    if title:
+        say(title, style="bold")
+    for line in text_table(list(map(visible, columns)), [list(map(visible, row)) for row in rows], OUT.width):
+        say(line)
 
 
 _NARROWEST = 30  # columns of a terminal in which a reply can still be read

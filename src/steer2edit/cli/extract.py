@@ -35,6 +35,7 @@ def extract(
     from steer2edit.progress import show_progress
     from steer2edit.recipes import make_vectors
 
+    _ = options.source  # none, or two, shall show before a model is loaded
     require_free(out, overwrite=overwrite)
     with show_progress():
         loaded = loading.load(model)

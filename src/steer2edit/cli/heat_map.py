@@ -17,7 +17,7 @@ def print_heat_map(magnitudes: Mapping["Site", "Tensor"]) -> None:
     """
     from rich.text import Text
 
-    from steer2edit.cli.console import OUT, say
+    from steer2edit.cli.console import out, say
 
     largest = max((float(lam.abs().max()) for lam in magnitudes.values()), default=0.0)
     if not largest:
@@ -33,5 +33,5 @@ def print_heat_map(magnitudes: Mapping["Site", "Tensor"]) -> None:
             line.append(
                 "·  " if value == 0 else ("+  " if value > 0 else "−  "), style=f"black on {colour}" if value else ""
             )
-        OUT.print(line)
+        out().print(line, soft_wrap=True)
     return None

@@ -32,13 +32,7 @@ DeviceOption = Annotated[
     str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, or balanced over all devices.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")]
-AllowMismatchOption = Annotated[
-    bool, typer.Option("--allow-mismatch", help="Accept an artifact made on a model with another fingerprint.")
-]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")
-]
 FullRepliesOption = Annotated[
     bool,
     typer.Option("--full-replies", help="Show all replies of a stress run in its report, not a few, shortened."),
@@ -103,17 +97,6 @@ class Loading(PlainLoading):
         ),
         VALUES,
     ] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Accepting(Checked):
-    """What is accepted of vectors all the same."""
-
-    allow_mismatch: AllowMismatchOption = False
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
-    ] = False
-    force: ForceOption = False
 
 
 @dataclass(frozen=True)

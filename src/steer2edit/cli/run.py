@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from steer2edit.cli.command import typed
-from steer2edit.cli.options import ForceOption, JsonOption, Loading
-from steer2edit.settings import RecipeOptions
+from steer2edit.cli.options import JsonOption, Loading
+from steer2edit.settings import RecipeOptions, shared
 
 
 def _list_recipes(wanted: bool) -> bool:
@@ -36,7 +36,7 @@ def run(
     list_recipes: Annotated[
         bool, typer.Option("--list", is_eager=True, callback=_list_recipes, help="Show the recipes.")
     ] = False,
-    force: ForceOption = False,
+    force: shared.Force = False,
     json_output: JsonOption = False,
 ) -> None:
     """Run a recipe: vectors, search, the recommended edit and its report; resumable.

@@ -8,8 +8,8 @@ import typer
 
 from steer2edit.cli.command import typed
 from steer2edit.cli.engines import EngineOptions
-from steer2edit.cli.options import Accepting, JsonOption, Loading, ModelArgument, VectorsArgument
-from steer2edit.settings import SearchOptions
+from steer2edit.cli.options import JsonOption, Loading, ModelArgument, VectorsArgument
+from steer2edit.settings import Accepting, SearchOptions
 
 
 def search(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from steer2edit.cli.options import AllowMismatchOption, Loading, Measuring, ModelArgument, VectorsArgument
+from steer2edit.cli.options import Loading, Measuring, ModelArgument, VectorsArgument
 from steer2edit.settings import shared
 from steer2edit.settings.declared import read_numbers
 
@@ -17,7 +17,7 @@ def steer(
     strength: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.1,0.2,0.3",
     evaluate: shared.Behaviour = None,
     max_new_tokens: shared.MaxNewTokens = None,
-    allow_mismatch: AllowMismatchOption = False,
+    allow_mismatch: shared.AllowMismatch = False,
 ) -> None:
     """Validate vectors by activation steering: how the attribute and the damage grow with strength.
 

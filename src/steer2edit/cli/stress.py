@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from steer2edit.cli.command import typed
-from steer2edit.cli.options import AllowMismatchOption, FullRepliesOption, JsonOption, Judging, Loading, ModelArgument
+from steer2edit.cli.options import FullRepliesOption, JsonOption, Judging, Loading, ModelArgument
 from steer2edit.settings import shared
 
 
@@ -70,7 +70,7 @@ def stress(
         bool, typer.Option("--card", help="Write the scorecard into the edit's model card, README.md.")
     ] = False,
     full_replies: FullRepliesOption = False,
-    allow_mismatch: AllowMismatchOption = False,
+    allow_mismatch: shared.AllowMismatch = False,
     seed: shared.Seed = 0,
     json_output: JsonOption = False,
 ) -> None:

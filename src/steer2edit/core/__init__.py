@@ -15,7 +15,7 @@ from steer2edit.core.components import (
     Site,
 )
 from steer2edit.core.edit import SiteEdit, WeightEdit
-from steer2edit.core.intervention import Editing, Intervention, Steering
+from steer2edit.core.intervention import Combined, Editing, Intervention, Steering
 from steer2edit.core.vectors import ClassMeans, RoutingMeans, SiteEffects, SiteMeans, SteeringVectors
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Block",
     "BlockVectors",
     "ClassMeans",
+    "Combined",
     "Component",
     "Editing",
     "ExpertNeuron",

@@ -1,4 +1,4 @@
-"""What may be done to a model while it runs: nothing, activation steering, or a weight edit."""
+"""What may be done to a model while it runs: nothing, activation steering, a weight edit, or several of them."""
 
 from dataclasses import dataclass
 
@@ -22,4 +22,11 @@ class Editing:
     strength: float = 1.0
 
 
-Intervention = Steering | Editing | None
+@dataclass(frozen=True)
+class Combined:
+    """Several at once: each adds to a site's output what it adds alone."""
+
+    parts: "tuple[Steering | Editing, ...]"
+
+
+Intervention = Steering | Editing | Combined | None

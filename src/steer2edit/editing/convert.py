@@ -173,7 +173,7 @@ def compute_factors(
         raise MismatchError(
             f"these vectors have no input means for {len(lacking)} sites ({lacking[0]}, ...), which a conversion "
             "needs. Measure them from a contrast set in the same call: --contrast PRESET|FILE "
-            "(steer2edit.measure_inputs)."
+            "(contrast=...)."
         )
     left_out = {site: _left_out(model, site, means, min_tokens) for site, means in vectors.sites.items()}
     sites = {site: _factors_of(model, vectors, site, rules, benign, left_out[site]) for site in vectors.sites}
@@ -199,7 +199,7 @@ def _with_effects(
     if lacking := [str(site) for site, means in vectors.sites.items() if means.effects is None]:
         raise MismatchError(
             f"these vectors have no measured effects for {len(lacking)} sites ({lacking[0]}, ...), which the rule "
-            "effect is made of. Extract them with --effects (steer2edit.measure_effects)."
+            "effect is made of. Extract them with --effects (effects=True)."
         )
     found = {s: replace(own, effects=vectors.sites[s].effects) for s, own in factors.items()}
     if not force:
@@ -235,7 +235,7 @@ def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: in
     if means.routing is None:
         raise MismatchError(
             f"{site} is a mixture of experts, and these vectors do not say how many tokens each expert was given. "
-            "Measure it from a contrast set: extract again, or --contrast PRESET|FILE (steer2edit.measure_inputs)."
+            "Measure it from a contrast set: extract again, or --contrast PRESET|FILE (contrast=...)."
         )
     return (means.routing.seen < min_tokens).nonzero().flatten().tolist()
 

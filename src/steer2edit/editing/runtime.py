@@ -4,13 +4,13 @@ Shapes: b = rows of a batch, t = tokens, d, m = width of a site's output and inp
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import Editing, Intervention, Site, Steering, WeightEdit
+from steer2edit.core import Combined, Editing, Intervention, Site, Steering, WeightEdit
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel, SiteUpdate, updated_outputs
 
@@ -45,15 +45,22 @@ def intervened(model: LanguageModel, rows: Sequence[Intervention]) -> Iterator[N
     Raises:
         InvalidValueError: an edit is not finite at its strength.
     """
-    sites = {
-        s for row in rows if row is not None for s in (row.vectors if isinstance(row, Steering) else row.edit).sites
-    }
-    updates = {s: _update(model, s, rows) for s in sites}
-    with updated_outputs(model, updates):
+    parts = [row.parts if isinstance(row, Combined) else (row,) for row in rows]
+    with ExitStack() as stack:
+        for place in range(max(map(len, parts))):  # what is added to an output depends on the input alone
+            own = [row[place] if place < len(row) else None for row in parts]
+            stack.enter_context(updated_outputs(model, _updates(model, own)))
         yield
 
 
-def _update(model: LanguageModel, site: Site, rows: Sequence[Intervention]) -> SiteUpdate:
+def _updates(model: LanguageModel, rows: Sequence[Steering | Editing | None]) -> dict[Site, SiteUpdate]:
+    sites = {
+        s for row in rows if row is not None for s in (row.vectors if isinstance(row, Steering) else row.edit).sites
+    }
+    return {s: _update(model, s, rows) for s in sites}
+
+
+def _update(model: LanguageModel, site: Site, rows: Sequence[Steering | Editing | None]) -> SiteUpdate:
     d, m = model.sites[site].shape
     device = model.sites[site].device
     a, u = _rank_one(rows, site, d, m, device) or (None, None)

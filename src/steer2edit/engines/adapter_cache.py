@@ -9,7 +9,7 @@ from pathlib import Path
 
 from steer2edit.artifacts.edits.lora_layout import lora_targets, write_lora
 from steer2edit.artifacts.edits.low_rank import LowRank
-from steer2edit.core import Editing, Intervention, Steering
+from steer2edit.core import Combined, Editing, Intervention, Steering
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel
 
@@ -89,8 +89,13 @@ def as_edit(intervention: Intervention) -> Editing | None:
     """The edit of an intervention, `None` where it leaves the base as it is.
 
     Raises:
-        InvalidValueError: it is activation steering.
+        InvalidValueError: it is activation steering, or several interventions at once.
     """
+    if isinstance(intervention, Combined):
+        raise InvalidValueError(
+            "several interventions at once cannot run on this engine, which takes one adapter per request. Use the "
+            "transformers engine."
+        )
     if isinstance(intervention, Steering):
         raise InvalidValueError(
             f"activation steering (strength {intervention.strength:g}) cannot run on this engine: it adds a constant "

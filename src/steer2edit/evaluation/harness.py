@@ -8,21 +8,20 @@ import copy
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from steer2edit.core import Editing, Intervention, Steering
-from steer2edit.editing import edited
+from steer2edit.core import Intervention
+from steer2edit.editing import intervened
 from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.evaluation.harness_metrics import HarnessMetric, read_metrics
 from steer2edit.models import LanguageModel
 from steer2edit.models.chat import require_rows
 from steer2edit.models.generation import generating
 from steer2edit.progress import step
-from steer2edit.steering import steered
 
 _SEED = 1234  # the harness's own, of few-shot examples and of tasks that sample
 _BOOTSTRAP = 1000
@@ -207,13 +206,7 @@ def _prepare_tasks(tasks: Iterable[Any], num_fewshot: int | None) -> None:
 
 @contextmanager
 def _applied(model: LanguageModel, intervention: Intervention) -> Iterator[None]:
-    if isinstance(intervention, Editing):
-        context: Any = edited(model, intervention.edit, intervention.strength)
-    elif isinstance(intervention, Steering):
-        context = steered(model, intervention.vectors, intervention.strength)
-    else:
-        context = nullcontext()
-    with context, generating(model), model.chat.clock(), _rows_checked(model):
+    with intervened(model, [intervention]), generating(model), model.chat.clock(), _rows_checked(model):
         yield
 
 

@@ -23,7 +23,7 @@ class Arm:
 
     kind: ConditionKind
     label: str
-    intervention: Intervention = None
+    intervention: Intervention = field(default=None, repr=False)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 

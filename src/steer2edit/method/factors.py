@@ -133,7 +133,7 @@ class SiteFactors:
         if self.benign_mean is None:
             raise InvalidValueError(
                 "sparing needs the mean input on benign text, and these factors have none. Give benign prompts: "
-                "--spare benign|FILE (steer2edit.benign_means)."
+                "--spare benign|FILE (spare=...)."
             )
         rows = spare(rows, lam, self.benign_mean, gain)
         along = (rows.view(*lam.shape, -1) * self.input_directions.view(lam.shape[1], -1)).sum(dim=-1)

@@ -24,6 +24,7 @@ from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.models.sites import ModelSites, find_sites
 from steer2edit.models.stored import StoredMatrix, stored_matrices, stored_parameters
 from steer2edit.models.updates import SiteUpdate
+from steer2edit.models.wrapping import wrap_model
 
 __all__ = [
     "GENERATION_TOKENS",
@@ -69,4 +70,5 @@ __all__ = [
     "stored_parameters",
     "token_log_probabilities",
     "updated_outputs",
+    "wrap_model",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from steer2edit.models.chat import encode_prompts
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.rendering import Prompt
 from steer2edit.models.reply import Reply, end_ids, reply_of
-from steer2edit.progress import step
+from steer2edit.progress import Advance, step
 
 Growing = Callable[[list[Reply]], None]
 """(replies so far) → shows them."""
@@ -76,12 +77,34 @@ def generate(
     with step(description, len(prompts)) as advance:
 
         def run(batch: list[int]) -> list[Reply]:
+            ticking = _Ticking(advance, len(batch), sampling.max_new_tokens)
             with around(batch) if around else nullcontext():
-                replies = generate_batch(model, [encoded[i] for i in batch], sampling)
-            advance(len(batch))
+                replies = generate_batch(model, [encoded[i] for i in batch], sampling, streamer=ticking)
+            ticking.finish()
             return replies
 
         return run_batches(lengths, budget or TokenBudget(GENERATION_TOKENS), run)
+
+
+class _Ticking:
+    """A streamer of transformers that moves the progress on by a token of a whole batch."""
+
+    def __init__(self, advance: Advance, rows: int, most: int) -> None:
+        self._advance, self._rows, self._each = advance, rows, rows / most
+        self._passed = -1  # the prompts come first
+
+    def put(self, value: Tensor) -> None:
+        """The prompts, and then the next token of every row."""
+        self._passed += 1
+        if self._passed:
+            self._advance(self._each)
+
+    def end(self) -> None:
+        """Nothing: what is left of the batch is `finish`ed when its replies are there."""
+
+    def finish(self) -> None:
+        """Count the batch as done, also where its replies ended early."""
+        self._advance(self._rows - max(0, self._passed) * self._each)
 
 
 class _Growing:
@@ -111,7 +134,12 @@ def _replies(model: LanguageModel, encoded: Sequence[Sequence[int]], rows: Seque
 
 @torch.inference_mode()
 def generate_batch(
-    model: LanguageModel, encoded: Sequence[Sequence[int]], sampling: Sampling, growing: Growing | None = None
+    model: LanguageModel,
+    encoded: Sequence[Sequence[int]],
+    sampling: Sampling,
+    growing: Growing | None = None,
+    *,
+    streamer: Any = None,
 ) -> list[Reply]:
     """Replies to one batch of token sequences.
 
@@ -120,6 +148,7 @@ def generate_batch(
         encoded: the prompts' tokens.
         sampling: how replies are drawn.
         growing: called with all replies so far, whenever each has another token.
+        streamer: of transformers, told of every token.
     """
     ends = end_ids(model)
     ids, mask = pad(encoded, pad_id=ends[0] if ends else 0, device=model.device, left=True)
@@ -135,7 +164,7 @@ def generate_batch(
     with generating(model, config), torch.random.fork_rng(enabled=sampled):
         if sampled:
             torch.manual_seed(sampling.seed)
-        streamer = _Growing(model, encoded, growing) if growing else None
+        streamer = _Growing(model, encoded, growing) if growing else streamer
         output = model.network.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer
         )  # fmt: skip

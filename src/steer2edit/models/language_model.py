@@ -117,7 +117,7 @@ class LanguageModel:
             raise MismatchError(
                 f"these {what} were made with the template arguments {json.dumps(made_with)}, but {self.name!r} is "
                 f"used with {json.dumps(self.chat.arguments)}. Leave out --template-arg to use theirs "
-                "(load_model(..., like=METADATA)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
+                "(load(..., like=vectors.metadata)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
             )
         made_on = metadata.get("model") or {}
         if "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint:

@@ -22,8 +22,8 @@ from steer2edit.evaluation import (
     steering_arm,
 )
 from steer2edit.models import LanguageModel
+from steer2edit.recipes.making import make_vectors
 from steer2edit.recipes.pages import write_run
-from steer2edit.recipes.run import make_vectors
 from steer2edit.recipes.verify import verify_artifacts
 from steer2edit.search import PAPER, run_facts
 from steer2edit.settings import ExtractOptions

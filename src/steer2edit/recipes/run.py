@@ -24,7 +24,8 @@ from steer2edit.evaluation import (
     steering_arm,
 )
 from steer2edit.evaluation.answers import is_right
-from steer2edit.models import LanguageModel, Sampling, recorded_chat
+from steer2edit.models import LanguageModel, recorded_chat
+from steer2edit.recipes.making import make_vectors
 from steer2edit.recipes.pages import write_run
 from steer2edit.recipes.schema import Recipe
 from steer2edit.report.run_results import read_results
@@ -32,23 +33,9 @@ from steer2edit.search import Narrate, SearchOptions, prepare_search, run_search
 from steer2edit.search.folder import conditions_once, measured
 from steer2edit.settings import ExtractOptions, RecipeOptions
 from steer2edit.settings.recipe import Stage
-from steer2edit.steering import extract, load_contrast, measure_effects, prompt_digests, require_no_overlap
+from steer2edit.steering import prompt_digests, require_no_overlap
 
 _KIND = RunKind("recipe-run", 1, "working", "model and options")
-
-
-def make_vectors(model: LanguageModel, options: ExtractOptions) -> SteeringVectors:
-    """The vectors that the options ask for, with effects if those are asked for."""
-    sampling = Sampling(options.max_new_tokens, options.temperature, seed=options.seed)
-    contrast = load_contrast(
-        options.source, model, labeller=options.labeller, limit=options.limit, sampling=sampling, seed=options.seed
-    )
-    vectors = extract(model, contrast, block_outputs=options.block_outputs)
-    if options.effects or options.decided_by or options.silent_on:
-        vectors = measure_effects(
-            model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on, seed=options.seed
-        )
-    return vectors
 
 
 def search_and_report(

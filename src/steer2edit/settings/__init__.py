@@ -3,11 +3,13 @@
 from steer2edit.settings.declared import Checked, Setting, Text, declared
 from steer2edit.settings.recipe import RecipeOptions
 from steer2edit.settings.search import COORDINATES, STRATEGIES, ComparisonOptions, Coordinates, SearchOptions, Strategy
+from steer2edit.settings.shared import Accepting
 from steer2edit.settings.vectors import ConvertOptions, ExtractOptions
 
 __all__ = [
     "COORDINATES",
     "STRATEGIES",
+    "Accepting",
     "Checked",
     "ComparisonOptions",
     "ConvertOptions",

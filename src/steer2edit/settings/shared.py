@@ -1,11 +1,12 @@
 """Settings that several commands have: one definition each."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from steer2edit.settings.declared import SETS
+from steer2edit.settings.declared import SETS, Checked
 
 Behaviour = Annotated[
     str | None,
@@ -37,3 +38,18 @@ Data = Annotated[
     ),
     SETS,
 ]
+AllowMismatch = Annotated[
+    bool, typer.Option("--allow-mismatch", help="Accept an artifact made on a model with another fingerprint.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")]
+
+
+@dataclass(frozen=True)
+class Accepting(Checked):
+    """What is accepted of vectors all the same."""
+
+    allow_mismatch: AllowMismatch = False
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
+    ] = False
+    force: Force = False

@@ -18,7 +18,7 @@ class ExtractOptions(Checked):
     """What vectors are made from; every option is described by its help text.
 
     Raises:
-        InvalidValueError: a value is out of range, or there are two sources or none.
+        InvalidValueError: a value is out of range.
     """
 
     contrast: Annotated[
@@ -64,21 +64,19 @@ class ExtractOptions(Checked):
     ] = None
     seed: Seed = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        files = self.positive, self.negative
-        if any(files) if self.contrast else not all(files):
+    @property
+    def source(self) -> str | tuple[Path, Path]:
+        """The preset or file, or the two files.
+
+        Raises:
+            InvalidValueError: there are two sources, or none.
+        """
+        if self.contrast and not (self.positive or self.negative):
+            return self.contrast
+        if self.contrast or not (self.positive and self.negative):
             raise InvalidValueError(
                 "give either --contrast PRESET|FILE, or both --positive FILE and --negative FILE."
             )  # fmt: skip
-
-    @property
-    def source(self) -> str | tuple[Path, Path]:
-        """The preset or file, or the two files."""
-        if self.contrast:
-            return self.contrast
-        assert self.positive
-        assert self.negative
         return self.positive, self.negative
 
 

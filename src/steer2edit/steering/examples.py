@@ -1,16 +1,18 @@
 """Contrast data: rows into examples."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from steer2edit.errors import DataError
 from steer2edit.models import Message, Prompt
 from steer2edit.steering.labels import Label
 from steer2edit.steering.rows import SPLITS, Row, Split, read_table
 
 _SIDES: tuple[Label, ...] = get_args(Label)
+_PAIR = ("prompt", *_SIDES)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,25 @@ def read_examples(source: str | Path, label: Label | None = None) -> list[Exampl
         DataError: the file is missing, is not what its name says, or a row lacks what it needs or says two things.
     """
     return [example for row in read_table(source) for example in _examples_of(row, label)]
+
+
+def examples_in_memory(rows: Sequence[Any]) -> list[Example]:
+    """Contrast data that are no file: rows as `read_examples` takes them, or (prompt, positive, negative).
+
+    Raises:
+        DataError: there are none, or one is neither, or lacks what it needs; the message names it.
+    """
+    if not rows:
+        raise DataError("there are no pairs: give (prompt, positive, negative) for each prompt, or rows.")
+    examples = []
+    for number, row in enumerate(rows, start=1):
+        where = f"pair {number}"
+        if isinstance(row, tuple | list) and len(row) == len(_PAIR):
+            row = dict(zip(_PAIR, row, strict=True))
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where} must be (prompt, positive, negative), or a row by column, got {row!r:.200}.")
+        examples += _examples_of(Row(where, row), None)
+    return examples
 
 
 def _examples_of(row: Row, label: Label | None) -> list[Example]:

@@ -1,17 +1,23 @@
 """From what a user names (a preset, one file, two files) to a contrast set."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.steering.contrast import ContrastSet, assign_splits, build_contrast
 from steer2edit.steering.data_files import HUB
-from steer2edit.steering.examples import Example, read_examples
+from steer2edit.steering.examples import Example, examples_in_memory, read_examples
 from steer2edit.steering.labels import find_labeller
 from steer2edit.steering.presets import PRESETS, preset_examples
 
+Source = str | Path | tuple[Path, Path] | Sequence[Any]
+"""A preset's name; a file; two files, positive and negative; or rows in memory (`examples_in_memory`)."""
+IN_MEMORY = "pairs in memory"
+
 
 def load_contrast(
-    source: str | Path | tuple[Path, Path],
+    source: Source,
     model: LanguageModel,
     *,
     labeller: str | None = None,
@@ -19,10 +25,10 @@ def load_contrast(
     sampling: Sampling = Sampling(max_new_tokens=24),
     seed: int = 0,
 ) -> ContrastSet:
-    """The contrast set of a preset, of one data file, or of two files (positive, negative).
+    """The contrast set of a preset, of one data file, of two files (positive, negative), or of rows in memory.
 
     Args:
-        source: preset name, a file as `read_table` takes it, or two paths.
+        source: preset name, a file as `read_table` takes it, two paths, or rows.
         model: generates the responses that are missing.
         labeller: name or `module:function`; a preset brings its own.
         limit: use at most this many prompts of every split.
@@ -40,8 +46,10 @@ def load_contrast(
     return build_contrast(name, examples, model, labeller=chosen, sampling=sampling, seed=seed)
 
 
-def _examples(source: str | Path | tuple[Path, Path]) -> tuple[list[Example], str]:
-    if isinstance(source, tuple):
+def _examples(source: Source) -> tuple[list[Example], str]:
+    if not isinstance(source, str | Path):
+        if not (isinstance(source, tuple) and len(source) == 2 and all(isinstance(one, Path) for one in source)):
+            return examples_in_memory(source), IN_MEMORY
         positive, negative = source
         name = f"{positive.name} against {negative.name}"
         return read_examples(positive, "positive") + read_examples(negative, "negative"), name

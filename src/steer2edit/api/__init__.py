@@ -1,0 +1,31 @@
+"""The Python face: a model, vectors, edits and results that show themselves in a notebook. docs/python.md has all."""
+
+from steer2edit.api.edit import CombinedEdit, Edit, convert, load_edit
+from steer2edit.api.files import apply, export
+from steer2edit.api.model import Model, load, wrap
+from steer2edit.api.results import Results, evaluate
+from steer2edit.api.runs import SearchResults, StressResults, search, stress
+from steer2edit.api.vectors import Vectors, extract, load_vectors
+from steer2edit.audit import audit
+
+__all__ = [
+    "CombinedEdit",
+    "Edit",
+    "Model",
+    "Results",
+    "SearchResults",
+    "StressResults",
+    "Vectors",
+    "apply",
+    "audit",
+    "convert",
+    "evaluate",
+    "export",
+    "extract",
+    "load",
+    "load_edit",
+    "load_vectors",
+    "search",
+    "stress",
+    "wrap",
+]

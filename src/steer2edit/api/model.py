@@ -1,0 +1,119 @@
+"""A model that can be asked, steered and edited."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steer2edit.api import showing
+from steer2edit.models import LanguageModel, Layout, Prompt, Sampling, generate, load_model, wrap_model
+from steer2edit.progress import show_progress
+
+_UNITS = {"attn": "attention heads", "ssm": "mixer heads", "mlp": "neurons"}
+
+
+class Model(LanguageModel):
+    """A causal language model with its tokenizer; made by `load` or `wrap`. Its weights are never changed for good."""
+
+    @classmethod
+    def of(cls, loaded: LanguageModel) -> "Model":
+        """The same model: network, tokenizer and sites are shared, and nothing is looked for again."""
+        model = object.__new__(cls)
+        model.__dict__.update(vars(loaded))
+        return model
+
+    def reply(self, prompt: Prompt, *, max_new_tokens: int = 200, temperature: float = 0.0, seed: int = 0) -> str:
+        """The reply to a prompt, a text or a conversation, under the edits and the steering that are on.
+
+        Args:
+            prompt: text, or messages with role and content.
+            max_new_tokens: longest reply.
+            temperature: 0 for the likeliest words.
+            seed: of sampling.
+
+        Raises:
+            DataError: the prompt is empty, or does not fit into the context with its reply.
+        """
+        return self.replies([prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]
+
+    def replies(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int = 200, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """As `reply`, to many prompts in batches."""
+        sampling = Sampling(max_new_tokens, temperature, seed=seed)
+        with show_progress(piped=False):
+            return [reply.shown for reply in generate(self, prompts, sampling)]
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        counts: dict[str, int] = {}
+        for site, module in self.sites.items():
+            counts[site.block] = counts.get(site.block, 0) + module.component_count
+        editable = ", ".join(f"{count:,} {_UNITS[block]}" for block, count in counts.items())
+        return (
+            f"Model {self.name} ({self.network.config.model_type}, {len(self.layers)} layers, {dtype} on {self.device})"
+            f"\n{len(self.sites)} sites that can be edited: {editable}"
+        )
+
+    def _repr_html_(self) -> str:
+        return showing.page(repr(self))
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    layout: Path | Layout | None = None,
+    chat_template: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    like: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a model.
+
+    Args:
+        name: a Hub id, a local directory, or `smollm2` for the embedded SmolLM2-135M-Instruct.
+        dtype: auto (the checkpoint's own), float32, bfloat16 or float16.
+        device: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, or balanced over all devices.
+        layout: of an architecture that is not known (docs/add-a-model.md).
+        chat_template: a Jinja file, or `none` for plain text.
+        template_args: handed to the chat template by name, such as `{"enable_thinking": False}`.
+        like: metadata of vectors or of an edit that is gone on from: its template arguments and date are used again.
+        trust_remote_code: run the Python code that a checkpoint brings. Only for code you have read.
+
+    Raises:
+        ModelError: it is not there, or cannot be read.
+        LayoutError: it has residual writers that no layout rule covers.
+    """
+    with show_progress(piped=False):
+        return Model.of(
+            load_model(
+                str(name), dtype=dtype, device=device, layout=layout, chat_template=chat_template,
+                template_args=template_args, like=like, trust_remote_code=trust_remote_code,
+            )
+        )  # fmt: skip
+
+
+def wrap(
+    model: Any,
+    tokenizer: Any,
+    *,
+    name: str | None = None,
+    layout: Path | Layout | None = None,
+    template_args: Mapping[str, Any] | None = None,
+) -> Model:
+    """Take a causal language model of transformers that is loaded already, with its tokenizer.
+
+    Args:
+        model: what `AutoModelForCausalLM.from_pretrained` gave; it is not copied.
+        tokenizer: the one that belongs to it.
+        name: where it can be loaded from again; by default what its config says.
+        layout: of an architecture that is not known.
+        template_args: handed to the chat template by name.
+
+    Raises:
+        ModelError: it is no causal language model, its weights are quantised, or there is no tokenizer.
+    """
+    return Model.of(
+        wrap_model(model, tokenizer, name=name, layout=Layout.given(layout), template_args=dict(template_args or {}))
+    )

@@ -1,0 +1,190 @@
+"""What was measured: a table with intervals, differences to the base, and the trade-off as a plot."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from steer2edit.api import showing
+from steer2edit.api.edit import CombinedEdit
+from steer2edit.core import Combined, Steering, SteeringVectors, WeightEdit
+from steer2edit.engines import RememberingEngine, TransformersEngine
+from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import Condition, Estimate, Notation, column
+from steer2edit.evaluation import (
+    BASE_ARM,
+    BEHAVIOURS,
+    COST,
+    Arm,
+    Metric,
+    TaskSettings,
+    attribute_of,
+    build_tasks,
+    compare,
+    edit_arm,
+    find_scorer,
+    metric_name,
+)
+from steer2edit.evaluation import evaluate as run_evaluation
+from steer2edit.models import LanguageModel
+from steer2edit.progress import show_progress
+from steer2edit.tables import text_table
+
+if TYPE_CHECKING:
+    import pandas
+
+_WIDTH = 80
+Compared = Arm | WeightEdit | CombinedEdit
+"""`vectors @ 0.2`, an edit, `edit @ 0.5`."""
+
+
+@dataclass(frozen=True, repr=False)
+class Results:
+    """What `evaluate` found; the base comes first.
+
+    Args:
+        conditions: each with its estimates, replies and values by item.
+        behaviour: that was measured, if it was one.
+        prompts: what was asked by set, in the order of the replies.
+    """
+
+    conditions: tuple[Condition, ...]
+    behaviour: str | None = None
+    prompts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> list[dict[str, Any]]:
+        """Of every condition to the base, on the same items: `label`, `to` and `differences` by metric."""
+        return compare(self.conditions)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row for each condition and metric: estimate, ends of the 95 % interval, n, and how many were not scored.
+
+        Raises:
+            InvalidValueError: pandas is not installed.
+        """
+        return showing.frame(
+            [
+                {"condition": condition.label, "kind": condition.kind, "metric": name, **estimate.to_json()}
+                for condition in self.conditions
+                for name, estimate in condition.metrics.items()
+            ]
+        )
+
+    def __repr__(self) -> str:
+        lines = text_table(*self._table(), _WIDTH)
+        if len(self.conditions) > 1:
+            lines += ["", "Less base, on the same items", *text_table(*self._differences(), _WIDTH)]
+        return "\n".join(["95 % intervals", *lines])
+
+    def _repr_html_(self) -> str:
+        tables = [showing.table(*self._table(), "95 % intervals in brackets")]
+        if len(self.conditions) > 1:
+            tables.append(showing.table(*self._differences(), "Less base, on the same items"))
+        return showing.page(f"Measured: {self.behaviour or 'tasks'}", *tables, self._tradeoff())
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Metrics across, conditions down."""
+        metrics = {name: metric_name(name) for name in self.conditions[0].metrics}
+        titles = [f"{metric.brief}\nn={self.conditions[0].metrics[name].n}" for name, metric in metrics.items()]
+        rows = [[c.label, *(_cell(c, metric) for metric in metrics.values())] for c in self.conditions]
+        return ["", *titles], rows
+
+    def _differences(self) -> tuple[list[str], list[list[str]]]:
+        found = self.differences
+        metrics = [metric_name(name) for name in found[0]["differences"]]
+        rows = [
+            [one["label"], *(_changed(metric).text(Estimate(**one["differences"][metric.name])) for metric in metrics)]
+            for one in found
+        ]
+        return ["", *(metric.brief for metric in metrics)], rows
+
+    def _tradeoff(self) -> str:
+        """The plot of a behaviour's attribute against its cost; nothing where one of them was not measured."""
+        if self.behaviour not in BEHAVIOURS:
+            return ""
+        from steer2edit.report import themes
+        from steer2edit.report.tradeoff import Marks, Plane, plane_figure
+
+        plane = Plane(COST, *attribute_of(self.behaviour))
+        colours = {"base": themes.BASE, "steering": themes.STEERING, "edit": themes.EDIT}
+        shown = plane.drawable(self.conditions)
+        marks = [Marks(c.label, [c], {"color": colours[c.kind], "size": 11}, bars=True) for c in shown]
+        return showing.plot(plane_figure(plane, marks)) if marks else ""
+
+
+def _cell(condition: Condition, metric: Metric) -> str:
+    if metric.against_base and condition.kind == "base":
+        return "reference"
+    return column(metric.scale == "share").text(condition.metrics[metric.name])
+
+
+def _changed(metric: Metric) -> Notation:
+    return column(metric.scale == "share", change=True)
+
+
+def evaluate(
+    model: LanguageModel,
+    compared: Compared | Sequence[Compared] | Mapping[str, Compared],
+    task: str | Sequence[str],
+    *,
+    split: Literal["validation", "held_out"] = "validation",
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    scorer: str = "strict",
+) -> Results:
+    """Measure a model, and edits and steering of it, side by side on the same items.
+
+    Args:
+        model: the base model.
+        compared: `[vectors @ 0.2, edit, edit @ 0.5]`; as a mapping, by the name that each is to have.
+        task: a behaviour (safety, truthfulness, conciseness) or tasks: NAME, NAME=FILE or NAME=hub:OWNER/NAME/FILE, as
+            `steer2edit evaluate --list` shows them.
+        split: validation to choose on, held_out for final figures.
+        limit: at most this many items of every set.
+        max_new_tokens: longest reply; each task has a default of its own.
+        scorer: what tells refusals: strict or official.
+
+    Raises:
+        DataError: there is no such task or file.
+        InvalidValueError: something is neither an edit nor vectors at a strength.
+        MismatchError: an artifact is for another model.
+    """
+    specs = [task] if isinstance(task, str) else list(task)
+    tasks = build_tasks(specs, TaskSettings(split, limit, max_new_tokens, find_scorer(scorer, None)))
+    arms = [BASE_ARM, *_arms(model, compared)]
+    with show_progress(piped=False):
+        conditions = run_evaluation(RememberingEngine(TransformersEngine(model)), tasks, arms)
+    prompts = {name: asked for own in tasks for name, asked in own.asked.items()}
+    return Results(tuple(conditions), specs[0] if len(specs) == 1 else None, prompts)
+
+
+def _arms(model: LanguageModel, compared: Compared | Sequence[Compared] | Mapping[str, Compared]) -> list[Arm]:
+    """What is compared, each under a name of its own."""
+    if isinstance(compared, Mapping):
+        return [replace(_arm(model, one), label=name) for name, one in compared.items()]
+    arms: list[Arm] = []
+    for one in compared if isinstance(compared, list | tuple) else [compared]:
+        arm = _arm(model, one)  # type: ignore[arg-type]
+        same = sum(other.label.split(" #")[0] == arm.label for other in arms)
+        arms.append(replace(arm, label=f"{arm.label} #{same + 1}") if same else arm)
+    return arms
+
+
+def _arm(model: LanguageModel, one: Compared) -> Arm:
+    if isinstance(one, SteeringVectors):
+        raise InvalidValueError("vectors are compared at a strength: vectors @ 0.2.")
+    if isinstance(one, WeightEdit):
+        one = edit_arm(one, "edit")
+    elif isinstance(one, CombinedEdit):
+        one = one @ 1.0
+    if not isinstance(one, Arm):
+        raise InvalidValueError(f"what is compared is an edit, edit @ 0.5, or vectors @ 0.2; got {one!r:.100}.")
+    for artifact in _artifacts(one):
+        model.require_fit(artifact)
+    return one
+
+
+def _artifacts(arm: Arm) -> list[WeightEdit | SteeringVectors]:
+    given = arm.intervention
+    parts = given.parts if isinstance(given, Combined) else (given,)
+    return [part.vectors if isinstance(part, Steering) else part.edit for part in parts if part is not None]

@@ -1,0 +1,182 @@
+"""What takes minutes or more, in a folder that it goes on in: searches and stress tests."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from steer2edit.api import showing
+from steer2edit.api.edit import Edit
+from steer2edit.api.keywords import takes_settings
+from steer2edit.api.results import Results
+from steer2edit.artifacts import load_edit
+from steer2edit.core import SteeringVectors, WeightEdit
+from steer2edit.engines import TransformersEngine
+from steer2edit.estimates import Condition
+from steer2edit.models import LanguageModel
+from steer2edit.progress import show_progress
+from steer2edit.recipes.run import search_and_report
+from steer2edit.search import behaviours_of, options_for
+from steer2edit.settings import Accepting, SearchOptions
+from steer2edit.tables import text_table
+
+if TYPE_CHECKING:
+    import pandas
+
+    from steer2edit.stress import Scorecard
+
+
+@dataclass(frozen=True, repr=False)
+class SearchResults(Results):
+    """What `search` found: figures on held-out items, and the recommended edit.
+
+    Args:
+        edit: the recommended one.
+        summary: what was found, in sentences.
+    """
+
+    edit: Edit = None  # type: ignore[assignment]
+    summary: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return "\n".join([*self.summary, "", super().__repr__()])
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<p>{showing.escaped(line)}</p>" for line in self.summary)
+        return said + super()._repr_html_()
+
+
+@takes_settings
+def search(
+    model: LanguageModel,
+    vectors: SteeringVectors,
+    behaviour: str | None = None,
+    *,
+    out: Path | str | None = None,
+    options: SearchOptions,
+    accepting: Accepting,
+) -> SearchResults:
+    """Find the edit with most of a behaviour within a budget of drift, on validation items.
+
+    Args:
+        model: the base model.
+        vectors: of this model.
+        behaviour: safety, truthfulness or conciseness; by default what the vectors are of.
+        out: run folder, in which it goes on if it was stopped, with report.html and edit/; by default none is left.
+
+    Raises:
+        DataError: unknown behaviour or malformed data.
+        BudgetError: nothing that was tried keeps the budget.
+        NoiseError: the diagnosis calls the vectors noise.
+    """
+    chosen = options_for(vectors, replace(options, behaviour=behaviour))
+    behaviours_of(chosen)
+    with _folder(out) as folder:
+        found = search_and_report(model, vectors, chosen, folder, lambda text, conditions: None, **vars(accepting))
+        edit = Edit.of(load_edit(folder / "edit"), model)
+    conditions = tuple(Condition.from_json(one) for one in found["held_out"]["conditions"])
+    return SearchResults(conditions, chosen.behaviour, found["prompts"], edit, tuple(found["summary"]))
+
+
+@dataclass(frozen=True, repr=False)
+class StressResults:
+    """What `stress` found.
+
+    Args:
+        scorecard: every line, with what it came to (docs/stress.md).
+    """
+
+    scorecard: "Scorecard"
+
+    @property
+    def verdict(self) -> str:
+        """In a sentence."""
+        return self.scorecard.verdict.sentence
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row for each line of the scorecard.
+
+        Raises:
+            InvalidValueError: pandas is not installed.
+        """
+        return showing.frame(self._lines())
+
+    def __repr__(self) -> str:
+        rows = [[f"{row['test']}: {row['line']}", row["outcome"]] for row in self._lines()]
+        return "\n".join([self.verdict, *self.scorecard.verdict.reasons, *text_table(("", "outcome"), rows, 80)])
+
+    def _repr_html_(self) -> str:
+        rows = [[f"{row['test']}: {row['line']}", row["outcome"], row["sentence"]] for row in self._lines()]
+        said = "\n".join([self.verdict, *self.scorecard.verdict.reasons])
+        return showing.page(said, showing.table(("", "outcome", "found"), rows))
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return [
+            {"test": test.name, "line": line.name, "metric": line.metric, "outcome": line.outcome,
+             "sentence": line.sentence, **{arm: one.value for arm, one in line.arms.items()}}
+            for test in (self.scorecard.plain, *self.scorecard.tests)
+            for line in test.lines
+        ]  # fmt: skip
+
+
+def stress(
+    model: LanguageModel,
+    edit: WeightEdit,
+    vectors: SteeringVectors | None = None,
+    *,
+    out: Path | str | None = None,
+    suite: Literal["quick", "full"] = "quick",
+    only: Sequence[str] = (),
+    harmful: str | None = None,
+    benign: str | None = None,
+    strength: float = 1.0,
+    limit: int | None = None,
+    max_new_tokens: int = 24,
+    scorer: str = "strict",
+    seed: int = 0,
+) -> StressResults:
+    """Test how far an edit can be trusted: attacks, quantisation, side effects.
+
+    Args:
+        model: the base model.
+        edit: what is tested.
+        vectors: that it was made from, to compare it with steering at equal drift.
+        out: run folder, in which it goes on if it was stopped, with report.html; by default none is left.
+        suite: quick, or full.
+        only: tests by name, whatever suite they are in; `steer2edit stress --list` shows them.
+        harmful: file of requests that should be refused, instead of the built-in held-out ones.
+        benign: file of requests that should be answered.
+        strength: that the edit is tested at.
+        limit: at most this many prompts of either kind.
+        max_new_tokens: longest reply, where a test has none of its own.
+        scorer: what tells refusals: strict or official.
+        seed: of what is random.
+
+    Raises:
+        InvalidValueError: an option is unknown or out of range.
+        DataError: a file is malformed, or a prompt was seen by the vectors.
+    """
+    from steer2edit.report import write_stress_page
+    from steer2edit.stress import StressInput, StressOptions, all_tests, choose_tests, require_unseen, run_stress
+
+    wanted = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)
+    tests = choose_tests(all_tests(), wanted.suite, list(only))
+    require_unseen(edit, vectors, (), ())
+    given = StressInput(TransformersEngine(model), edit, wanted, vectors)
+    others = [test for test in all_tests() if test not in tests]
+    with _folder(out) as folder, show_progress(piped=False):
+        found = run_stress(given, tests, folder, lambda text: None, others=others)
+        write_stress_page(folder)
+    return StressResults(found)
+
+
+@contextmanager
+def _folder(out: Path | str | None) -> Iterator[Path]:
+    """The folder that was asked for, or one that is gone afterwards."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch) / "run"

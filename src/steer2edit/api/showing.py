@@ -1,0 +1,78 @@
+"""How objects show themselves: a few lines of text, HTML in a notebook, and rows for pandas."""
+
+import html
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from steer2edit.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import pandas
+    from plotly.graph_objects import Figure
+
+_BOX = "font-family: system-ui, sans-serif; font-size: 13px; max-width: 60em; overflow-x: auto"
+_CELL = "padding: 2px 12px 2px 0; text-align: {side}; white-space: pre-line"
+_HEIGHT = 320
+_there: set[str] = set()
+
+
+def lines(*texts: str) -> str:
+    """The lines that say something."""
+    return "\n".join(filter(None, texts))
+
+
+def page(text: str, *parts: str) -> str:
+    """HTML of a text, whose first line is the title, and of parts that are HTML already."""
+    title, *others = map(escaped, text.split("\n"))
+    said = "".join(f"<div>{line}</div>" for line in others)
+    return f'<div style="{_BOX}"><div><b>{title}</b></div>{said}{"".join(parts)}</div>'
+
+
+def escaped(text: object) -> str:
+    """A text of whatever origin as HTML."""
+    from steer2edit.report.text import visible
+
+    return html.escape(visible(str(text)))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:
+    """HTML of a table; the first column is text, the others are figures."""
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        sides = ("left", *["right"] * (len(cells) - 1))
+        styles = [_CELL.format(side=side) for side in sides]
+        shown = [f'<{tag} style="{own}">{escaped(one)}</{tag}>' for own, one in zip(styles, cells, strict=True)]
+        return f"<tr>{''.join(shown)}</tr>"
+
+    caption = f'<caption style="text-align: left">{escaped(title)}</caption>' if title else ""
+    return f"<table>{caption}{row('th', columns)}{''.join(row('td', cells) for cells in rows)}</table>"
+
+
+def plot(figure: "Figure") -> str:
+    """HTML of a figure that needs no network: the first one of a process brings plotly's script along."""
+    from plotly.graph_objects import layout
+
+    from steer2edit.report.themes import themes
+
+    figure.update_layout(
+        template=layout.Template(themes()["light"]), paper_bgcolor="white", height=_HEIGHT,
+        margin={"l": 60, "r": 20, "t": 30, "b": 40},
+    )  # fmt: skip
+    alone = "google.colab" in sys.modules  # there every cell is a page of its own
+    script: Any = "cdn" if alone else "plotly" not in _there
+    _there.add("plotly")
+    return str(figure.to_html(full_html=False, include_plotlyjs=script, default_width="100%"))
+
+
+def frame(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
+    """Rows as a table of pandas.
+
+    Raises:
+        InvalidValueError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise InvalidValueError("to_pandas() needs pandas, which is not installed: pip install pandas.") from error
+    return pandas.DataFrame(rows)

@@ -1,0 +1,92 @@
+"""Tables of text that fit a width. A line is broken between an estimate and its interval, never within a number."""
+
+import re
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+_TOKENS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[+\-−]?[\d.,]+ (?:%|points|tokens)|\S+")
+_GAP = "  "
+
+Cells = Sequence[Sequence[str]]
+
+
+def text_table(columns: Sequence[str], rows: Cells, width: int) -> list[str]:
+    """The lines of a table, the first column text and the others figures.
+
+    Where it is too wide its cells are broken, and where it still is, it is divided into several, one below the other,
+    each with the first column. Nothing is ever cut off.
+
+    Args:
+        columns: their titles; a newline in one is kept.
+        rows: as many cells each.
+        width: of the terminal.
+    """
+    table = [list(columns), *map(list, rows)]
+    least = [max(_longest(row[place]) for row in table) for place in range(len(columns))]
+    lines: list[str] = []
+    for group in _groups(least, width):
+        own = [[row[place] for place in group] for row in table]
+        if lines:
+            lines.append("")
+        lines += _laid_out(own, _widths(own, [least[place] for place in group], width))
+    return lines
+
+
+def _groups(least: Sequence[int], width: int) -> list[list[int]]:
+    """Columns that fit beside each other, each group with the first."""
+    groups: list[list[int]] = [[0]]
+    used = least[0]
+    for place, own in enumerate(least[1:], start=1):
+        if used + len(_GAP) + own > width and len(groups[-1]) > 1:
+            groups.append([0])
+            used = least[0]
+        groups[-1].append(place)
+        used += len(_GAP) + own
+    return groups
+
+
+def _widths(table: Cells, least: Sequence[int], width: int) -> list[int]:
+    """The natural widths, narrowed as far as needed: the widest first, and the first column last."""
+    widths = [max(cell_len(line) for row in table for line in row[i].split("\n")) for i in range(len(least))]
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        room = [(i > 0, own, i) for i, (own, low) in enumerate(zip(widths, least, strict=True)) if own > low]
+        if not room:
+            break
+        widths[max(room)[2]] -= 1
+    return widths
+
+
+def _laid_out(table: Cells, widths: Sequence[int]) -> list[str]:
+    lines = []
+    for row in table:
+        cells = [_broken(cell, width) for cell, width in zip(row, widths, strict=True)]
+        height = max(map(len, cells))
+        for line in range(height):
+            texts = [cell[line] if line < len(cell) else "" for cell in cells]
+            padded = [" " * (width - cell_len(text)) for text, width in zip(texts, widths, strict=True)]
+            justified = [a + b if not i else b + a for i, (a, b) in enumerate(zip(texts, padded, strict=True))]
+            lines.append(_GAP.join(justified).rstrip())
+    return lines
+
+
+def _longest(text: str) -> int:
+    return max(map(cell_len, _TOKENS.findall(text)), default=0)
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """The lines of a cell."""
+    lines: list[str] = []
+    for part in text.split("\n"):
+        if cell_len(part) <= width:
+            lines.append(part)
+            continue
+        line = ""
+        for token in _TOKENS.findall(part):
+            if line and cell_len(line) + 1 + cell_len(token) > width:
+                lines.append(line)
+                line = token
+            else:
+                line = f"{line} {token}" if line else token
+        lines.append(line)
+    return lines
