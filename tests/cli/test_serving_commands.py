@@ -61,7 +61,7 @@ def test_combine(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (("export", "one", "--format", "onnx", "--out", "x"), "unknown format 'onnx'"),
         (("export", "one", "--format", "peft", "--strength", "1,b", "--out", "x"), "'b' is not a number"),
         (("export", "base", "--format", "peft", "--out", "x"), "holds no edit"),
-        (("export", "one", "--format", "gguf-lora", "--model", "./no", "--out", "x"), "there is no model directory"),
+        (("export", "one", "--format", "gguf-lora", "--model", "./no", "--out", "x"), "there is no model"),
         (("combine", "one", "two", "--weights", "1", "--out", "x"), "got 1 weights for 2 edits"),
         (("push", "base", "me/edit"), "steer2edit did not write it"),
     ],

@@ -13,6 +13,8 @@ from transformers.utils import logging
 from steer2edit.core import Site
 from steer2edit.errors import LayoutError, ModelError
 from steer2edit.models import load_model, loading, smollm2
+from steer2edit.models.model_path import model_path
+from tiny_gguf import tiny_llama, write_gguf
 
 IDS = torch.arange(3, 3 + 24).view(2, 12)
 
@@ -127,7 +129,7 @@ class TestNames:
     def test_a_directory_that_is_not_there(self, tmp_path: Path) -> None:
         for name in (str(tmp_path / "nowhere"), "./nowhere", "~/nowhere-at-all"):
             assert message_of(lambda name=name: load_model(name)) == (
-                f"there is no model directory {name!r}. Give a directory, a Hub id such as org/name, or smollm2."
+                f"there is no model {name!r}. Give a directory, a .gguf file, a Hub id such as org/name, or smollm2."
             )
 
     def test_a_file(self, saved: Path) -> None:
@@ -148,25 +150,17 @@ class TestNames:
 
     def test_smollm2_without_its_package_is_its_hub_id(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
-        assert smollm2.smollm2_checkpoint() == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert model_path("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-    def test_smollm2_is_converted_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        package = tmp_path / "package"
-        spec = type("Spec", (), {"submodule_search_locations": [str(package)]})
+    def test_smollm2_is_the_file_of_its_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
         monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: spec)
         monkeypatch.setenv("STEER2EDIT_CACHE", str(tmp_path / "cache"))
-        made: list[tuple[Path, Path]] = []
-
-        def convert(source: Path, target: Path) -> None:
-            made.append((source, target))
-            save_checkpoint(target)
-
-        monkeypatch.setattr(smollm2, "_convert", convert)
+        write_gguf(tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf", tiny_llama())
         first, second = load_model("smollm2", device="cpu"), load_model("SmolLM2", device="cpu")
-        assert [source for source, _ in made] == [package]
-        assert made[0][1].parent == tmp_path / "cache"
         assert first.name == "smollm2"
         assert first.fingerprint == second.fingerprint
+        assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 class TestSettings:

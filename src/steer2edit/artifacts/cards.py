@@ -53,12 +53,15 @@ def base_on_the_hub(model: LanguageModel) -> str | None:
 
 
 def base_to_load(model: LanguageModel) -> str:
-    """What a card's example loads the base by: its Hub id, or where a folder of its name would be."""
-    reference = base_reference(model)
-    return base_on_the_hub(model) or (f"path/to/{portable(reference)}" if Path(reference).is_dir() else reference)
+    """The arguments a card's example loads the base by: its Hub id, or where its folder or its GGUF file would be."""
+    reference, known = base_reference(model), base_on_the_hub(model)
+    if model.gguf_sha256 and known is None:
+        return f'"path/to", gguf_file={_quoted(portable(model.name))}'
+    where = known or (f"path/to/{portable(reference)}" if Path(reference).is_dir() else reference)
+    return _quoted(where) + (f", revision={_quoted(model.revision)}" if model.revision else "")
 
 
 def portable(name: str) -> str:
-    """A model's name as it can be passed on: of a path on this machine, the folder's name alone."""
+    """A model's name as it can be passed on: of a path on this machine, its last part alone."""
     path = Path(name).expanduser()
-    return path.resolve().name if path.is_absolute() or path.is_dir() else name
+    return path.resolve().name if path.is_absolute() or path.exists() else name

@@ -36,6 +36,7 @@ class BaseModelRecord(Record):
     fingerprint: Sha256
     revision: str | None = None
     model_type: str | None = None
+    gguf_sha256: Sha256 | None = None
     chat: dict[str, Any] | None = None
 
 
@@ -116,6 +117,7 @@ class BaseCheckpointRecord(Record):
     fingerprint: Sha256 | None
     revision: str | None = None
     model_type: str | None = None
+    gguf_sha256: Sha256 | None = None
 
 
 class AppliedEditRecord(Record):

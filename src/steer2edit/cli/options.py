@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from steer2edit.models import LanguageModel
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A Hub id, a local directory, or smollm2 (embedded, works offline).")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A Hub id, a local directory, a .gguf file, or smollm2 (embedded, works offline)."
+    ),
 ]
 VectorsArgument = Annotated[
     Path,

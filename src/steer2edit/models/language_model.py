@@ -31,6 +31,7 @@ class LanguageModel:
         revision: commit of the Hub repository, if known.
         trust_remote_code: whether the user lets the checkpoint's own Python code run, for what is loaded again.
         chat: how prompts are rendered.
+        gguf_sha256: of the GGUF file that it was read from, if it was.
 
     Attributes:
         structure: where the model can be edited, and what was proven of that.
@@ -46,6 +47,7 @@ class LanguageModel:
     revision: str | None = None
     trust_remote_code: bool = False
     chat: ChatFormat = field(default_factory=ChatFormat)
+    gguf_sha256: str | None = None
     structure: ModelSites = field(init=False, repr=False)
     sites: dict[Site, SiteModule] = field(init=False)
     left_out: tuple[str, ...] = field(init=False)
@@ -165,5 +167,6 @@ class LanguageModel:
             "revision": self.revision,
             "model_type": self.network.config.model_type,
             "fingerprint": self.fingerprint,
+            **({} if self.gguf_sha256 is None else {"gguf_sha256": self.gguf_sha256}),
             **({} if self.tokenizer is None else {"chat": self.chat.describe(template_of(self.tokenizer))}),
         }

@@ -1,4 +1,4 @@
-"""Loading a model, its structure alone, or its settings: of a Hub id, a local directory, or `smollm2`."""
+"""Loading a model, its structure alone, or its settings: of a Hub id, a directory, a GGUF file, or `smollm2`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
 from steer2edit.models.chat_format import ChatFormat, template_of
+from steer2edit.models.gguf_checkpoint import gguf_sha256, require_complete
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
-from steer2edit.models.model_path import GIVE_A_MODEL, checkpoint_directory, model_path, not_readable
+from steer2edit.models.model_path import GIVE_A_MODEL, checkpoint_directory, gguf_file, model_path, not_readable
 from steer2edit.models.tokenizer import load_tokenizer
 from steer2edit.progress import step
 
@@ -42,7 +43,8 @@ def load_model(
     """Load a causal language model with its tokenizer.
 
     Args:
-        name: a Hub id, a local directory, or `smollm2` for the embedded SmolLM2-135M-Instruct.
+        name: a Hub id, a local directory, a GGUF file (dequantised once into the cache), or `smollm2` for the embedded
+            SmolLM2-135M-Instruct.
         dtype: `auto` (the checkpoint's own; float32 on a CPU without bfloat16 arithmetic), `float32`,
             `bfloat16` or `float16`.
         device: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or `balanced` to spread a model
@@ -74,7 +76,7 @@ def load_model(
     revision = getattr(network.config, "_commit_hash", None)
     return LanguageModel(
         network, tokenizer, name=name, layout=own_layout, revision=revision, trust_remote_code=trust_remote_code,
-        chat=chat,
+        chat=chat, gguf_sha256=_gguf_sha256(name),
     )  # fmt: skip
 
 
@@ -82,7 +84,7 @@ def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remot
     """The model's structure from its config alone, on the meta device: names, shapes and sites, but no weights.
 
     Args:
-        name: a Hub id, a local directory, or `smollm2`.
+        name: a Hub id, a local directory, a GGUF file, or `smollm2`.
         layout: a layout, or a file of one, for an architecture that is not known.
         trust_remote_code: run the Python code that a checkpoint brings.
 
@@ -99,7 +101,7 @@ def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remot
     except Exception as error:  # configs raise what they like
         raise not_readable(f"read the structure of {name!r}", error, "Check its config.json.") from error
     network.name_or_path = str(directory)
-    return LanguageModel(network, name=name, layout=own_layout)
+    return LanguageModel(network, name=name, layout=own_layout, gguf_sha256=_gguf_sha256(name))
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
@@ -112,6 +114,11 @@ def read_settings(directory: Path) -> dict[str, Any]:
         return dict(AutoConfig.from_pretrained(directory, trust_remote_code=False).to_dict())
     except Exception as error:  # configs raise what they like
         raise not_readable(f"read {directory / 'config.json'}", error, "") from error
+
+
+def _gguf_sha256(name: str) -> str | None:
+    file = gguf_file(name)
+    return None if file is None else gguf_sha256(file)
 
 
 def _read(
@@ -134,11 +141,7 @@ def _read(
             f"{name!r} holds both a model's weights and an adapter (adapter_config.json), and transformers loads the "
             "one on top of the other. Download it, and move the adapter's files to a folder of their own."
         )
-    if missing := sorted(loaded["missing_keys"]):  # transformers would leave them random
-        raise ModelError(
-            f"the checkpoint {name!r} lacks {len(missing)} weights that its config asks for: {', '.join(missing[:4])}"
-            f"{', ...' if len(missing) > 4 else ''}. Check that config.json and the weights belong together."
-        )
+    require_complete(name, loaded["missing_keys"])
     return network, load_tokenizer(path, chat_template, trust_remote_code)
 
 

@@ -2,29 +2,30 @@
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from steer2edit.errors import ModelError
-from steer2edit.models.smollm2 import smollm2_checkpoint
+from steer2edit.models.gguf_checkpoint import gguf_checkpoint
+from steer2edit.models.gguf_header import is_gguf
+from steer2edit.models.smollm2 import HUB_ID, embedded_file
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, PICKLE_INDEX_FILE = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _WEIGHTS = (SINGLE_FILE, INDEX_FILE, PICKLE_FILE, PICKLE_INDEX_FILE)
 _ADAPTER_CONFIG = "adapter_config.json"
 _OTHER_WEIGHTS = {
-    ".gguf": "GGUF, weights packed for llama.cpp",
     ".onnx": "an ONNX export",
     ".npz": "an MLX export",
     ".h5": "weights for TensorFlow",
     ".msgpack": "weights for Flax",
     **dict.fromkeys((".pt", ".pth", ".ckpt", ".pkl", ".pickle"), "a pickle, without a checkpoint's names and settings"),
 }
-GIVE_A_MODEL = "Give a directory with config.json and safetensors weights, a Hub id that can be reached, or smollm2."
+GIVE_A_MODEL = (
+    "Give a directory with config.json and safetensors weights, a .gguf file, a Hub id that can be reached, or smollm2."
+)
 _GIVE = "Give the checkpoint in safetensors that it was made from"
-_GGUF_AFTER = ", and take the edit to the GGUF file with `steer2edit export --format gguf-lora`"
 _MOST_NAMED = 3
 _NOT_NEEDED = ["*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*", "*.ot"]
 _SEARCHES: tuple[dict[str, Any], ...] = (
@@ -37,13 +38,15 @@ def model_path(name: str, *, weights_alone: bool = False) -> str:
     """The folder of a model on this machine, or a Hub id, which is not looked at.
 
     Args:
-        name: a Hub id, a local directory, or `smollm2`.
+        name: a Hub id, a local directory, a GGUF file, which is dequantised once into the cache, or `smollm2`.
         weights_alone: whether an adapter's folder, or weights without config.json, will do.
 
     Raises:
         ModelError: something else is there; the message says what it is, and what to give.
     """
-    found = smollm2_checkpoint() if name.lower() == "smollm2" else os.path.expanduser(name)
+    if file := gguf_file(name):
+        return str(gguf_checkpoint(file))
+    found = HUB_ID if name.lower() == "smollm2" else os.path.expanduser(name)
     path = Path(found)
     if found and path.is_dir():
         if fault := _fault_of_folder(path, weights_alone):
@@ -52,16 +55,22 @@ def model_path(name: str, *, weights_alone: bool = False) -> str:
         raise ModelError(f"{name!r} is {_what_file(path)}.")
     elif name.startswith((".", "/", "~")):
         raise ModelError(
-            f"there is no model directory {name!r}. Give a directory, a Hub id such as org/name, or smollm2."
+            f"there is no model {name!r}. Give a directory, a .gguf file, a Hub id such as org/name, or smollm2."
         )
     return found
 
 
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that a model is read from; `None` for every other model."""
+    file = embedded_file(name) or Path(os.path.expanduser(name))
+    return file if file.is_file() and is_gguf(file) else None
+
+
 def checkpoint_directory(name: str, *, weights_alone: bool = False) -> Path:
-    """The local directory of a model: itself, the converted `smollm2`, or the snapshot of a Hub id.
+    """The local directory of a model: itself, the dequantised GGUF file, or the snapshot of a Hub id.
 
     Args:
-        name: a Hub id, a local directory, or `smollm2`.
+        name: a Hub id, a local directory, a GGUF file, or `smollm2`.
         weights_alone: whether an adapter's folder, or weights without config.json, will do.
 
     Raises:
@@ -120,26 +129,27 @@ def _fault_of_adapter(path: Path) -> str:
 
 
 def _what_file(path: Path) -> str:
+    if path.suffix.lower() == ".gguf":
+        return "no GGUF file, whatever its name says: it does not begin with GGUF. Get it again"
     what = _OTHER_WEIGHTS.get(path.suffix.lower())
-    with path.open("rb") as stream:
-        if stream.read(4) == b"GGUF":
-            what = _OTHER_WEIGHTS[".gguf"]
     if what is None:
-        return "a file, and a model is a directory with config.json and weights. Give that, a Hub id, or smollm2"
-    return f"{what}. {_GIVE}{_GGUF_AFTER if 'GGUF' in what else ''}"
+        return (
+            "a file, and a model is a directory with config.json and weights, or a GGUF file. Give that, a Hub id, or "
+            "smollm2"
+        )
+    return f"{what}. {_GIVE}"
 
 
 def _other_weights(path: Path) -> str:
-    names = sorted(_files(path), key=lambda file: (list(_OTHER_WEIGHTS).index(file.suffix.lower()), file))
+    endings = [".gguf", *_OTHER_WEIGHTS]
+    files = (file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix.lower() in endings)
+    names = sorted(files, key=lambda file: (endings.index(file.suffix.lower()), file))
     if not names:
         return ""
-    what = _OTHER_WEIGHTS[names[0].suffix.lower()]
     shown = ", ".join(str(file.relative_to(path)) for file in names[:_MOST_NAMED])
-    return f"{what} ({shown}). {_GIVE}{_GGUF_AFTER if 'GGUF' in what else ''}"
-
-
-def _files(path: Path) -> Iterator[Path]:
-    return (file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix.lower() in _OTHER_WEIGHTS)
+    if names[0].suffix.lower() == ".gguf":
+        return f"a folder of GGUF files ({shown}). Give one of them: {str(names[0])!r}"
+    return f"{_OTHER_WEIGHTS[names[0].suffix.lower()]} ({shown}). {_GIVE}"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -254,6 +254,7 @@ class BaseCheckpoint:
             "revision": self.model.revision or (resolved.name if resolved.parent.name == "snapshots" else None),
             "model_type": self.model.network.config.model_type,
             "fingerprint": self.fingerprint,
+            **({"gguf_sha256": self.model.gguf_sha256} if self.model.gguf_sha256 else {}),
         }
 
     def _is_quantised(self, projection: Projection) -> bool:
@@ -265,7 +266,7 @@ def open_base(name: str, *, layout: Path | None = None, trust_remote_code: bool 
     """Open a model's checkpoint without loading it.
 
     Args:
-        name: a Hub id (its local snapshot), a local directory, or `smollm2`.
+        name: a Hub id (its local snapshot), a local directory, a GGUF file, or `smollm2`.
         layout: a layout file for an architecture that is not known.
         trust_remote_code: run the Python code that the checkpoint brings, to know its structure.
 

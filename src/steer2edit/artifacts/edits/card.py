@@ -15,7 +15,7 @@ from steer2edit.core.expert_edits import ExpertEdit, expert_edits
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import NOT_SCORED, NUMBER, Estimate
 from steer2edit.models import LanguageModel
-from steer2edit.models.smollm2 import is_embedded
+from steer2edit.models.smollm2 import embedded_file
 
 _TOP_COMPONENTS = 10
 _BLOCK_NAMES: dict[Block, tuple[str, str]] = {
@@ -42,9 +42,8 @@ def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManife
         manifest=manifest,
         base=base_to_load(model),
         base_name=portable(edit.metadata["model"]["name"]),
-        revision=model.revision,
         made_on=edit.metadata["model"],
-        embedded=is_embedded(model.name),
+        embedded=embedded_file(model.name) is not None,
         vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
         blocks=_blocks(edit),
         mixtures=_mixtures(edit, left_out),

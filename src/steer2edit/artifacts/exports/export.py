@@ -6,7 +6,7 @@
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -34,6 +34,7 @@ from steer2edit.artifacts.manifest import (
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.errors import ArtifactError, InvalidValueError, did_you_mean
 from steer2edit.models import LanguageModel
+from steer2edit.models.model_path import gguf_file
 from steer2edit.progress import step
 
 Format = Literal["peft", "gguf-lora", "vllm"]
@@ -112,7 +113,6 @@ def export_edit(
             hashes = {str(p.relative_to(scratch)): file_sha256(p) for p in files}
             adapters.append(ExportedAdapter(strength=strength, path=path.name, files=hashes))
             advance(1)
-        paths = [(a.strength, directory / a.path) for a in adapters]
         manifest = ExportManifest(
             created=now(),
             format=known,
@@ -120,9 +120,10 @@ def export_edit(
             source_sha256=file_sha256(source / MANIFEST_FILE),
             rank=rank,
             adapters=adapters,
-            usage=_usage(known, members[0][0].metadata["model"]["name"], paths, rank),
+            usage=[],
             versions=package_versions(),
         )
+        manifest = manifest.model_copy(update={"usage": _usage(manifest, str, directory)})
         write_manifest(manifest, scratch)
         write_card(
             "export", scratch, library="gguf" if known == "gguf-lora" else "peft", manifest=manifest,
@@ -133,8 +134,7 @@ def export_edit(
 
 def portable_usage(manifest: ExportManifest) -> list[str]:
     """How to serve an export from within its folder, without paths of this machine."""
-    paths = [(adapter.strength, Path(adapter.path)) for adapter in manifest.adapters]
-    return _usage(manifest.format, portable(manifest.base.name), paths, manifest.rank)
+    return _usage(manifest, portable, Path())
 
 
 def read_export(directory: Path) -> ExportManifest:
@@ -197,6 +197,7 @@ def _write(
             "base_model.name": portable(str(members[0][0].metadata["model"]["name"])),
             "base_model.fingerprint": str(members[0][0].metadata["model"]["fingerprint"]),
             "edit.sha256": file_sha256(source / MANIFEST_FILE),
+            **({"base_model.gguf_sha256": model.gguf_sha256} if model.gguf_sha256 else {}),
         }
         write_gguf_lora(model, targets, rank, notes, path)
         return path
@@ -206,33 +207,34 @@ def _write(
     return path
 
 
-_Paths = Sequence[tuple[float, Path]]
-
-
-def _usage(format: Format, base: str, paths: _Paths, rank: int) -> list[str]:
-    """Commands and remarks: how to serve adapters, by strength and place."""
-    first, every = shlex.quote(str(paths[0][1])), ",".join(str(path) for _, path in paths)
-    if format == "peft":
+def _usage(manifest: ExportManifest, naming: Callable[[str], str], directory: Path) -> list[str]:
+    """Commands and remarks: how to serve adapters that are in a directory, with the base named in a way."""
+    base, paths = naming(manifest.base.name), [directory / adapter.path for adapter in manifest.adapters]
+    first, every = shlex.quote(str(paths[0])), ",".join(map(str, paths))
+    if manifest.format == "peft":
         return [
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             f"model = AutoModelForCausalLM.from_pretrained({base!r})",
-            f"model = PeftModel.from_pretrained(model, {str(paths[0][1])!r})",
+            f"model = PeftModel.from_pretrained(model, {str(paths[0])!r})",
         ]
-    if format == "vllm":
-        modules = " ".join(shlex.quote(f"{path.name}={path}") for _, path in paths)
-        flags = f"--enable-lora --max-lora-rank {max_lora_rank(rank)} --max-loras {len(paths) + 1}"
+    if manifest.format == "vllm":
+        modules = " ".join(shlex.quote(f"{path.name}={path}") for path in paths)
+        flags = f"--enable-lora --max-lora-rank {max_lora_rank(manifest.rank)} --max-loras {len(paths) + 1}"
         return [
             f"vllm serve {shlex.quote(base)} {flags} --lora-modules {modules}",
-            f'A request picks an adapter by "model": "{paths[0][1].name}"; the base keeps its own name.',
+            f'A request picks an adapter by "model": "{paths[0].name}"; the base keeps its own name.',
             f"--max-loras {len(paths) + 1}: every adapter and one slot more. vLLM's build for CPUs gives requests for "
             "the base the last slot's adapter when all slots are taken.",
         ]
+    file = gguf_file(manifest.base.name) if manifest.base.gguf_sha256 else None
+    gguf = "BASE.gguf" if file is None else shlex.quote(naming(str(file)))
+    converted = "BASE.gguf is the same model converted by llama.cpp, in any precision."
     return [
-        f"llama-cli -m BASE.gguf --lora {first}",
-        f"llama-cli -m BASE.gguf --lora-scaled {first}:0.5   # half of it",
-        f"llama-server -m BASE.gguf --lora {shlex.quote(every)}   # all of them add up unless a request says otherwise",
+        f"llama-cli -m {gguf} --lora {first}",
+        f"llama-cli -m {gguf} --lora-scaled {first}:0.5   # half of it",
+        f"llama-server -m {gguf} --lora {shlex.quote(every)}   # all of them add up unless a request says otherwise",
         'llama-server, per request: "lora": [{"id": 0, "scale": 0.5}]; adapters that are not listed are off.',
-        "BASE.gguf is the same model converted by llama.cpp, in any precision.",
-        "Ollama up to 0.34.0, in a Modelfile: FROM ./BASE.gguf, then ADAPTER " + first,
+        converted if file is None else f"{gguf} is the file that the edit was made on; the adapter fits it.",
+        f"Ollama up to 0.34.0, in a Modelfile: FROM {gguf}, then ADAPTER {first}",
     ]

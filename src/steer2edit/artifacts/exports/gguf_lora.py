@@ -22,6 +22,8 @@ from steer2edit.artifacts.edits.lora_layout import LoraTarget
 from steer2edit.artifacts.manifest import SCHEMA_VERSION
 from steer2edit.errors import ArtifactError, ModelError, did_you_mean
 from steer2edit.models import LanguageModel
+from steer2edit.models.gguf_checkpoint import read_header
+from steer2edit.models.model_path import gguf_file
 
 _TABLE = Path(__file__).with_name("gguf_architectures.toml")
 _OUTPUTS = {
@@ -46,11 +48,14 @@ def write_gguf_lora(
         path: of the file.
 
     Raises:
-        ModelError: llama.cpp does not run this architecture, or stores its projections in another form.
+        ModelError: llama.cpp does not run this architecture, or stores its projections in another form; or the base
+            is a GGUF file with other tensors.
         ArtifactError: it reads back differently.
     """
     architecture, renamed = _architecture(model)
     tensors = _tensors(model, targets, architecture, renamed)
+    if file := gguf_file(model.name):
+        _require_fit(file, architecture, tensors)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -78,6 +83,20 @@ def write_gguf_lora(
         raise ArtifactError(
             f"{path.name} reads back differently from what was written: the disk may be failing. Nothing was kept; "
             "export to another place."
+        )
+
+
+def _require_fit(file: Path, architecture: str, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse an adapter that does not fit the very file it is for: its architecture, its tensors and their shapes."""
+    header = read_header(file)
+    wanted = {name.removesuffix(".lora_b"): b for name, b in tensors.items() if name.endswith(".lora_b")}
+    shapes = {n: (*b.shape[:-1], tensors[f"{n}.lora_a"].shape[-1]) for n, b in wanted.items()}
+    found = {name: header.tensors[name].shape for name in shapes if name in header.tensors}
+    if header.architecture != architecture or found != shapes:
+        wrong = next((name for name in shapes if found.get(name) != shapes[name]), "general.architecture")
+        raise ModelError(
+            f"the adapter does not fit {str(file)!r}: {wrong} is {found.get(wrong, header.architecture)!r} there, and "
+            f"{shapes.get(wrong, architecture)!r} in the adapter. Export another format."
         )
 
 
