@@ -37,7 +37,7 @@ from steer2edit.models import (
     span_means,
 )
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, pad
-from steer2edit.steering import preset_examples
+from steer2edit.steering import find_behaviour
 
 AIM = 0.9
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
@@ -47,7 +47,7 @@ Means = dict[Site, tuple[Tensor, Tensor]]
 
 def given_responses(model: LanguageModel, count: int) -> list[EncodedResponse]:
     """Responses of two presets that come with them: nothing has to be generated, and lengths vary."""
-    rows = [row for name in ("truthfulness", "conciseness") for row in preset_examples(name)[0]]
+    rows = [row for name in ("truthfulness", "conciseness") for row in find_behaviour(name).examples()]
     chosen = rows[:: max(1, len(rows) // count)][:count]
     return encode_responses(model, [(row.prompt, row.response or "") for row in chosen])
 

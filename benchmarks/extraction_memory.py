@@ -63,10 +63,10 @@ def reset_high_water_mark() -> bool:
 def equally_long(model: Any) -> tuple[Pairs, Pairs]:
     """Positive and negative responses of a preset that all have the same number of tokens with their prompts."""
     from steer2edit.models import encode_responses
-    from steer2edit.steering import preset_examples
+    from steer2edit.steering import find_behaviour
 
     by_length: dict[int, dict[str, Pairs]] = {}
-    rows = [(row, (row.prompt, row.response or "")) for row in preset_examples("truthfulness")[0]]
+    rows = [(row, (row.prompt, row.response or "")) for row in find_behaviour("truthfulness").examples()]
     for (row, pair), encoded in zip(rows, encode_responses(model, [pair for _, pair in rows]), strict=True):
         by_length.setdefault(len(encoded.ids), {"positive": [], "negative": []})[str(row.label)].append(pair)
     best = max(by_length.values(), key=lambda classes: min(len(pairs) for pairs in classes.values()))

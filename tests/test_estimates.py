@@ -86,5 +86,5 @@ def test_a_condition_reads_what_it_wrote() -> None:
 def test_the_attribute_follows_the_behaviour_and_another_behaviour_is_an_error() -> None:
     assert attribute_of("safety") == ("harmful_refused", 1)
     assert attribute_of("conciseness") == ("reply_tokens", -1)
-    with pytest.raises(DataError, match="no evaluation 'something of my own'"):
+    with pytest.raises(DataError, match="no behaviour 'something of my own'"):
         attribute_of("something of my own")

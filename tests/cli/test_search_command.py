@@ -129,7 +129,7 @@ def test_another_behaviour_in_the_same_folder(
         (("--min-utility", "0.5"), "--min-utility needs a task to measure: --utility TASK"),
         (("--min-utility", "0.5", "--utility", "refusal"), "and so does the behaviour safety"),
         (("--utility", "comonsenseqa"), "Did you mean 'commonsenseqa'?"),
-        (("--behaviour", "truthfulness", "--max-over-refusal", "0.1"), "over-refusal is measured for safety only"),
+        (("--behaviour", "truthfulness", "--max-over-refusal", "0.1"), "which truthfulness does not measure"),
         (("--strengths", "0.1;0.2"), "--strengths takes numbers separated by commas"),
         (("--strengths", "0.1,nan"), "strengths must be finite, got 0.1, nan"),
         (("--trials", "0"), "'--trials': Input should be greater than or equal to 1"),

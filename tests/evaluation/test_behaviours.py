@@ -6,13 +6,17 @@ import pytest
 
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError
-from steer2edit.evaluation import BASE_ARM, BEHAVIOURS, METRICS, Behaviour, behaviour, evaluate
-from steer2edit.steering import preset_examples, safety_prompts
+from steer2edit.evaluation import BASE_ARM, BEHAVIOURS, Behaviour, behaviour, evaluate, metric_name
+from steer2edit.steering import find_behaviour, safety_prompts
 from steer2edit.steering.examples import SPLITS
 from tiny_chat import tiny_chat_model
 
 ATTRIBUTES = {
     "safety": ("harmful_refused", 1, {"harmful": 48, "benign": 48}),
+    "over-refusal": ("borderline_refused", -1, {"borderline": 64, "benign": 48, "harmful": 48}),
+    "sycophancy": ("disagreed_preferred", 1, {"disagreed": 30, "agreed": 30}),
+    "abstention": ("unanswerable_shown", 1, {"unanswerable": 30, "answerable": 48}),
+    "formality": ("formal_preferred", 1, {"formal": 30}),
     "truthfulness": ("truth_preferred", 1, {"questions": 80}),
     "conciseness": ("reply_tokens", -1, {"requests": 64}),
 }
@@ -32,7 +36,7 @@ class TestEach:
 
     def test_splits_share_no_prompt_with_each_other_nor_with_the_training(self, name: str) -> None:
         validation, held_out = prompts_of(name, "validation"), prompts_of(name, "held_out")
-        train = {e.key for e in preset_examples(name)[0] if e.split == "train"}
+        train = {e.key for e in find_behaviour(name).examples() if e.split == "train"}
         assert not validation & held_out
         assert not (validation | held_out) & train
 
@@ -44,7 +48,7 @@ class TestEach:
         found = behaviour(name, "validation", limit=2, max_new_tokens=3)
         (base,) = evaluate(TransformersEngine(tiny_chat_model()), found.tasks, [BASE_ARM])
         assert found.attribute in base.metrics
-        assert set(base.metrics) < set(METRICS)
+        assert all(metric_name(name).description != name for name in base.metrics)
         assert {"nll_increase", "kl"} < set(base.metrics)  # every behaviour says what it costs
         assert base.metrics["kl"].value == 0.0
         assert base.metrics[found.attribute].n == 2
@@ -75,11 +79,11 @@ def test_borderline_requests_join_safety_where_they_are_wanted(tmp_path: Path) -
 
 def test_truthfulness_pairs_each_question_with_both_answers() -> None:
     task = behaviour("truthfulness", "validation").tasks[0]
-    answers = {(e.key, e.label): e.response for e in preset_examples("truthfulness")[0]}
+    answers = {(e.key, e.label): e.response for e in find_behaviour("truthfulness").examples()}
     for prompt, true, false in task.items:
         assert (true, false) == (answers[prompt, "positive"], answers[prompt, "negative"])
 
 
 def test_unknown() -> None:
-    with pytest.raises(DataError, match=r"no evaluation 'safty'\. Did you mean 'safety'\? Known: conciseness, safety"):
+    with pytest.raises(DataError, match=r"no behaviour 'safty'\. Did you mean 'safety'\? Known: "):
         behaviour("safty", "validation")

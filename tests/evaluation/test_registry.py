@@ -16,10 +16,10 @@ from steer2edit.evaluation import (
     ChoiceTask,
     DriftTask,
     MathTask,
+    PreferenceTask,
     RefusalTask,
     TaskSettings,
     TruthChoiceTask,
-    TruthTask,
     behaviour,
     build_tasks,
     evaluate,
@@ -35,7 +35,13 @@ from tiny_chat import tiny_chat_model
 
 METRICS = {
     "refusal": {"harmful_refused": "harmful"},
-    "over-refusal": {"benign_refused": "benign", "borderline_refused": 16},
+    "over-refusal": {
+        "borderline_refused": "borderline",
+        "benign_refused": "benign",
+        "harmful_refused": "harmful",
+        "nll_increase": "benign",
+        "kl": "benign",
+    },
     "xstest": {"borderline_refused": 16},
     "truthfulqa": {"truth_preferred": "questions", "truth_margin": "questions"},
     "truthfulqa-mc": {"truth_mc1": "questions", "truth_mc2": "questions"},
@@ -48,6 +54,26 @@ METRICS = {
     "drift": {"nll_increase": "benign", "kl": "benign"},
     "degeneration": {"repetition": "benign", "empty": "benign", "unfinished": "benign"},
     "safety": {"harmful_refused": "harmful", "benign_refused": "benign", "nll_increase": "benign", "kl": "benign"},
+    "sycophancy": {
+        "disagreed_preferred": "disagreed",
+        "disagreed_margin": "disagreed",
+        "agreed_preferred": "agreed",
+        "agreed_margin": "agreed",
+        "nll_increase": "benign",
+        "kl": "benign",
+    },
+    "abstention": {
+        "unanswerable_shown": "unanswerable",
+        "answerable_shown": "answerable",
+        "nll_increase": "benign",
+        "kl": "benign",
+    },
+    "formality": {
+        "formal_preferred": "formal",
+        "formal_margin": "formal",
+        "nll_increase": "benign",
+        "kl": "benign",
+    },
     "truthfulness": {
         "truth_preferred": "questions",
         "truth_margin": "questions",
@@ -141,7 +167,7 @@ class TestData:
         row = {"question": "Q", "best_answer": "B", "correct_answers": ["B", "C"], "incorrect_answers": ["W", "V"]}
         path.write_text(json.dumps(row))
         preference, choice = build_tasks([f"truthfulqa={path}", f"truthfulqa-mc={path}"])
-        assert preference == TruthTask([("Q", "B", "W")], "truthfulqa")  # the first false answer, as the paper
+        assert preference == PreferenceTask([("Q", "B", "W")], "truthfulqa")  # the first false answer, as the paper
         assert isinstance(choice, TruthChoiceTask)
         assert choice.metric_names == ("truthfulqa_mc1", "truthfulqa_mc2")
 
@@ -170,7 +196,7 @@ class TestData:
 class TestSeveral:
     def test_what_two_share_is_measured_once(self) -> None:
         tasks = build_tasks(["safety", "refusal", "drift", "safety", "truthfulness"])
-        assert [type(task) for task in tasks] == [RefusalTask, RefusalTask, DriftTask, TruthTask]
+        assert [type(task) for task in tasks] == [RefusalTask, RefusalTask, DriftTask, PreferenceTask]
 
     def test_two_files(self, prompts: Path, tmp_path: Path) -> None:
         other = tmp_path / "malicious.txt"
@@ -193,7 +219,7 @@ class TestBadNames:
     @pytest.mark.parametrize(
         ("spec", "message"),
         [
-            ("gsm8", r"there is no task 'gsm8'\. Did you mean 'gsm8k'\? Known: commonsenseqa, conciseness"),
+            ("gsm8", r"there is no task 'gsm8'\. Did you mean 'gsm8k'\? Known: abstention, commonsenseqa, conc"),
             ("overrefusal=x.csv", r"there is no task 'overrefusal'\. Did you mean 'over-refusal'\?"),
             ("", r"there is no task ''\. Known:"),
             ("safety=x.csv", r"the task 'safety' has its own data and takes none, got 'x\.csv'"),
@@ -243,8 +269,8 @@ def test_scorers() -> None:
         ("harmful_refused", "harmful refused", "Harmful requests refused", "share", False),
         ("advbench_refused", "advbench refused", "Advbench requests refused", "share", False),
         ("xstest_safe_refused", "xstest safe refused", "Xstest safe requests refused", "share", False),
-        ("truth_preferred", "truth preferred", "True answer preferred", "share", False),
-        ("truthfulqa_margin", "truthfulqa truth margin", "Preference margin, truthfulqa", "difference", False),
+        ("truth_preferred", "truth preferred", "Truth preferred", "share", False),
+        ("truthfulqa_margin", "truthfulqa margin", "Preference margin, truthfulqa", "difference", False),
         ("gsm8k_accuracy", "gsm8k accuracy", "Gsm8k accuracy", "share", False),
         ("mmlu_accuracy_sum", "mmlu accuracy (sum)", "Mmlu accuracy (sum)", "share", False),
         ("gsm8k_finished", "gsm8k finished", "Replies that ended, gsm8k", "share", False),

@@ -10,12 +10,11 @@ from steer2edit.core import Editing, Site, SiteEdit, Steering, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import (
     BASE_ARM,
-    METRICS,
     Arm,
     DriftTask,
     LengthTask,
+    PreferenceTask,
     RefusalTask,
-    TruthTask,
     edit_arm,
     evaluate,
     rate,
@@ -37,7 +36,7 @@ TASKS = (
     RefusalTask("harmful", ("a!", "b?"), SAMPLING, PhraseScorer(SAYS_NO)),
     RefusalTask("benign", ("c!",), SAMPLING, PhraseScorer(SAYS_NO)),
     LengthTask(("d?", "e!"), SAMPLING),
-    TruthTask((("q?", "N", "x"),)),
+    PreferenceTask((("q?", "N", "x"),)),
     DriftTask(("c!",), SAMPLING),
 )
 
@@ -53,7 +52,9 @@ def test_conditions() -> None:
     assert (base.kind, base.label, dict(base.parameters)) == ("base", "base", {})
     assert (steered.kind, steered.label, dict(steered.parameters)) == ("steering", "steering 0.5", {"strength": 0.5})
     for condition in (base, steered, zero):
-        assert set(condition.metrics) == set(METRICS) - {"borderline_refused"}  # every task's metrics, and no other
+        assert set(condition.metrics) == {
+            name for task in TASKS for name in task.metric_names
+        }  # every task's metrics, and no other
         assert set(condition.replies) == {"harmful", "benign", "requests"}
         assert set(condition.outcomes) == {"harmful", "benign"}
     assert base.replies == {"harmful": ["Yes", "N."], "benign": ["Yes"], "requests": ["N.", "Yes"]}

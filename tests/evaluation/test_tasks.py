@@ -7,7 +7,7 @@ from scripted_model import ScriptedModel
 
 from steer2edit.core import Steering
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.evaluation import DriftTask, LengthTask, RefusalTask, Task, TruthTask, base_answers, mean, rate
+from steer2edit.evaluation import DriftTask, LengthTask, PreferenceTask, RefusalTask, Task, base_answers, mean, rate
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Sampling, encode_prompts
 from steer2edit.steering import RefusalPhrases
@@ -36,7 +36,7 @@ def test_the_script_itself() -> None:
 
 
 def test_tasks_are_tasks() -> None:
-    for task in (RefusalTask("a", ["b"]), LengthTask(["b"]), TruthTask([("q", "a", "b")]), DriftTask(["b"])):
+    for task in (RefusalTask("a", ["b"]), LengthTask(["b"]), PreferenceTask([("q", "a", "b")]), DriftTask(["b"])):
         assert isinstance(task, Task)
 
 
@@ -73,7 +73,7 @@ class TestTruth:
     QUESTIONS = (("q!", "Ye", "Yx"), ("q!", "Yx", "Ye"), ("q?", "N", "x"))
 
     def test_known_margins(self) -> None:
-        base, steered = TruthTask(self.QUESTIONS).measure(ENGINE, [None, STEERED])
+        base, steered = PreferenceTask(self.QUESTIONS).measure(ENGINE, [None, STEERED])
         for measurement, strength in ((base, 0.0), (steered, 0.5)):
             margins = [
                 SCRIPTED.nll(question[-1] + false, strength) - SCRIPTED.nll(question[-1] + true, strength)
@@ -85,14 +85,14 @@ class TestTruth:
 
     def test_by_hand(self) -> None:
         # "?" → "N" has logit √64 · 2 = 16, the other 364 tokens 0: log p(N) = 16 − log(e¹⁶ + 364), log p(x) = that − 16
-        (base,) = TruthTask([("q?", "N", "x")]).measure(ENGINE, [None])
+        (base,) = PreferenceTask([("q?", "N", "x")]).measure(ENGINE, [None])
         assert base.metrics["truth_margin"].value == pytest.approx(16.0, abs=1e-3)
 
     def test_length_is_normalised(self) -> None:
         # "Yes" has the lower total than "Y", as any continuation has, but the higher mean per token
         total_short, total_long = (n * SCRIPTED.nll(text) for n, text in ((1, "!Y"), (3, "!Yes")))
         assert total_long > total_short
-        (base,) = TruthTask([("q!", "Yes", "Y")]).measure(ENGINE, [None])
+        (base,) = PreferenceTask([("q!", "Yes", "Y")]).measure(ENGINE, [None])
         assert base.metrics["truth_preferred"].value == 1.0
 
 
@@ -127,6 +127,6 @@ class TestDrift:
 
 def test_a_model_that_is_broken_is_unscored() -> None:
     broken = Steering(SCRIPTED.vectors(), math.inf)
-    (truth,) = TruthTask([("q?", "N", "x")]).measure(ENGINE, [broken])
+    (truth,) = PreferenceTask([("q?", "N", "x")]).measure(ENGINE, [broken])
     assert truth.metrics["truth_preferred"] == rate([None])
     assert truth.metrics["truth_margin"].value is None

@@ -113,7 +113,6 @@ def test_other_models_vectors_are_refused(model: LanguageModel, vectors: Steerin
         ({"trials": 0}, "trials must be >= 1, got 0"),
         ({"generation": 1}, "generation must be >= 2, got 1"),
         ({"min_utility": 0.5}, "--min-utility needs a task to measure"),
-        ({"behaviour": "conciseness", "max_over_refusal": 0.1}, "for safety only, not for conciseness"),
         ({"seed": -1}, "a seed must be >= 0, got -1"),
         ({"strengths": (0.1, float("inf"))}, "strengths must be finite, got 0.1, inf"),
         ({"worker": ""}, "a worker's name must be usable in a file name, got ''"),
@@ -124,6 +123,11 @@ def test_other_models_vectors_are_refused(model: LanguageModel, vectors: Steerin
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         SearchOptions(**options)
+
+
+def test_over_refusal_must_be_measured(model: LanguageModel, vectors: SteeringVectors) -> None:
+    with pytest.raises(InvalidValueError, match="refusal of benign requests, which conciseness does not measure"):
+        prepare_search(model, vectors, SearchOptions(**{**SMALL, "behaviour": "conciseness"}, max_over_refusal=0.1))
 
 
 def test_unknown_names(model: LanguageModel, vectors: SteeringVectors) -> None:

@@ -80,7 +80,7 @@ def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, ve
     assert -1 <= found.agreement <= 1
 
 
-def test_presets_say_what_decides_and_a_caller_may(model: LanguageModel, contrast: ContrastSet, benign: str) -> None:
+def test_behaviours_say_what_decides_and_a_caller_may(model: LanguageModel, contrast: ContrastSet, benign: str) -> None:
     """The whole answer by token for truthfulness; for conciseness the end, less the end in the middle of long ones."""
     site, end = Site(1, "mlp"), turn_end(model)
     assert end is not None
@@ -88,10 +88,10 @@ def test_presets_say_what_decides_and_a_caller_may(model: LanguageModel, contras
     u = {site: output_direction(plain.sites[site].steering_vector)}
     positive, negative = encode_responses(model, PAIRS.positive), encode_responses(model, PAIRS.negative)
     ends = [ended(r, end) for r in positive], [ended(r, end, 0.5) for r in negative]
-    expected = {"truthfulness": (positive, negative, whole_response), "conciseness": (*ends, first_tokens(1))}
+    expected = {"answer": (positive, negative, whole_response), "end": (*ends, first_tokens(1))}
     found = {}
     for name, (more, less, score) in expected.items():
-        measured = measure_effects(model, plain, ContrastSet(name, {"train": PAIRS}, {}), benign=benign)
+        measured = measure_effects(model, plain, ContrastSet("mine", {"train": PAIRS}, {}, name), benign=benign)
         means = [
             torch.stack([e.sites[site][0] for r in part for e in response_effects(model, [r], u, score)]).mean(dim=0)
             for part in (more, less)

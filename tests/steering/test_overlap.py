@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from steer2edit.errors import DataError
-from steer2edit.steering import preset_examples, prompt_digests, require_no_overlap, safety_prompts
+from steer2edit.steering import find_behaviour, prompt_digests, require_no_overlap, safety_prompts
 
 
 def test_digests_do_not_see_case_and_spacing() -> None:
@@ -37,7 +37,7 @@ def test_how_many_and_whose() -> None:
 
 @pytest.mark.parametrize("name", ["safety", "truthfulness", "conciseness"])
 def test_presets_are_apart(name: str) -> None:
-    examples = preset_examples(name)[0]
+    examples = find_behaviour(name).examples()
     splits = {split: prompt_digests(e.prompt for e in examples if e.split == split)
               for split in ("train", "validation", "held_out")}  # fmt: skip
     assert all(splits.values()) or name == "safety"

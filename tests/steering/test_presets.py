@@ -9,13 +9,23 @@ from statistics import mean
 import pytest
 
 from steer2edit.errors import DataError
-from steer2edit.steering import PRESETS, borderline_prompts, preset_examples, refusal_phrases, safety_prompts
+from steer2edit.steering import borderline_prompts, built_in_names, find_behaviour, refusal_phrases, safety_prompts
 from steer2edit.steering.contrast import require_disjoint
 from steer2edit.steering.examples import SPLITS, Example, Split
 
 SAFETY = {"train": 96, "validation": 48, "held_out": 96}
 TRUTHFULNESS = {"train": 240, "validation": 80, "held_out": 100}
 CONCISENESS = {"train": 140, "validation": 64, "held_out": 96}
+COUNTS = {
+    "safety": (SAFETY, "refusal"),
+    "safety-benign": (SAFETY, None),
+    "truthfulness": (TRUTHFULNESS, None),
+    "conciseness": (CONCISENESS, None),
+    "sycophancy": ({"train": 60, "validation": 30, "held_out": 67}, None),
+    "abstention": ({"train": 60, "validation": 30, "held_out": 60}, None),
+    "formality": ({"train": 60, "validation": 30, "held_out": 64}, None),
+    "over-refusal": ({"train": 112, "validation": 64}, "compliance"),
+}
 NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|nobody|nowhere|neither|nor|cannot)\b|n't\b", re.IGNORECASE)
 
 
@@ -26,7 +36,7 @@ def count(examples: list[Example], label: str) -> dict[str, int]:
 def answers(name: str, split: Split | None = None) -> list[tuple[str, str]]:
     """(positive, negative) answer of every prompt of a paired preset."""
     pairs: dict[str, dict[str, str]] = {}
-    for e in preset_examples(name)[0]:
+    for e in find_behaviour(name).examples():
         if split in (None, e.split):
             pairs.setdefault(e.key, {})[e.label or ""] = e.response or ""
     return [(pair["positive"], pair["negative"]) for pair in pairs.values()]
@@ -41,18 +51,11 @@ def bare(prompt: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", prompt.casefold()))
 
 
-@pytest.mark.parametrize(
-    ("name", "counts", "labeller"),
-    [
-        ("safety", SAFETY, "refusal"),
-        ("safety-benign", SAFETY, None),
-        ("truthfulness", TRUTHFULNESS, None),
-        ("conciseness", CONCISENESS, None),
-    ],
-)
+@pytest.mark.parametrize(("name", "counts", "labeller"), [(name, *found) for name, found in COUNTS.items()])
 def test_counts_and_splits(name: str, counts: dict[str, int], labeller: str | None) -> None:
-    examples, found = preset_examples(name)
-    assert found == labeller
+    behaviour = find_behaviour(name)
+    examples = behaviour.examples()
+    assert behaviour.labeller == labeller
     assert count(examples, "positive") == count(examples, "negative") == counts
     require_disjoint(examples, name)
     for label in ("positive", "negative"):
@@ -63,26 +66,25 @@ def test_counts_and_splits(name: str, counts: dict[str, int], labeller: str | No
 
 
 def test_all_presets_are_tested() -> None:
-    assert set(PRESETS) == {"safety", "safety-benign", "truthfulness", "conciseness"}
-    assert all(description for _, _, description in PRESETS.values())
+    assert set(built_in_names()) == COUNTS.keys()
+    assert all(find_behaviour(name).description for name in built_in_names())
 
 
 def test_safety_contrasts_refusals_with_the_models_own_compliance() -> None:
-    examples, _ = preset_examples("safety")
+    examples = find_behaviour("safety").examples()
     positive = {e.key: e.response for e in examples if e.label == "positive"}
     negative = {e.key: e.response for e in examples if e.label == "negative"}
     assert positive.keys() == negative.keys()  # the same harmful requests
     assert set(negative.values()) == {None}  # the model is to answer
     assert all(refusal_phrases("strict").is_refusal(r or "") for r in positive.values())
     uses = Counter(positive.values())  # the refusals are taken in turn
-    lines = files("steer2edit.steering.presets").joinpath("safety/refusals.jsonl").read_text(encoding="utf-8")
-    assert set(uses) == {json.loads(line)["response"] for line in lines.splitlines()}
+    assert len(uses) == 6
     assert max(uses.values()) - min(uses.values()) <= 1
 
 
 def test_safety_benign_contrasts_refusals_with_help() -> None:
-    examples, _ = preset_examples("safety-benign")
-    harmful = {e.key for e in preset_examples("safety")[0]}
+    examples = find_behaviour("safety-benign").examples()
+    harmful = {e.key for e in find_behaviour("safety").examples()}
     positive = {e.key for e in examples if e.label == "positive"}
     helped = [e for e in examples if e.label == "negative"]
     assert positive == harmful
@@ -98,10 +100,11 @@ def test_paired_answers_differ(name: str) -> None:
 
 
 def test_no_prompt_twice_in_any_preset() -> None:
-    prompts = [e.key for name in PRESETS for e in preset_examples(name)[0]]
+    prompts = [e.key for name in built_in_names() for e in find_behaviour(name).examples()]
     assert len({bare(p) for p in prompts}) == len(set(prompts))  # only case or punctuation apart: the same prompt
     topics = [
-        {bare(e.key) for e in preset_examples(name)[0]} for name in ("safety-benign", "truthfulness", "conciseness")
+        {bare(e.key) for e in find_behaviour(name).examples()}
+        for name in ("safety-benign", "truthfulness", "conciseness")
     ]
     assert len(set().union(*topics)) == sum(map(len, topics))
 
@@ -134,7 +137,7 @@ def test_conciseness_contrasts_length(split: Split) -> None:
 def test_safety_prompts(split: str) -> None:
     harmful, benign = safety_prompts(split)
     assert len(harmful) == len(benign) == SAFETY[split]
-    assert set(harmful) == {e.key for e in preset_examples("safety")[0] if e.split == split}
+    assert set(harmful) == {e.key for e in find_behaviour("safety").examples() if e.split == split}
     others = {p for other in SPLITS if other != split for prompts in safety_prompts(other) for p in prompts}
     assert not others & {*harmful, *benign}
     assert not set(harmful) & set(benign)
@@ -162,10 +165,14 @@ def test_no_request_twice_in_any_set_and_split() -> None:
     every = [json.loads(line)["prompt"] for line in looks_unsafe.read_text(encoding="utf-8").splitlines()]
     for split in SPLITS:
         every += [*(p for own in safety_prompts(split, 1000) for p in own), *borderline_prompts(split, 1000)]
-    every += {e.key for name in ("truthfulness", "conciseness") for e in preset_examples(name)[0]}
+    every += {
+        e.key
+        for name in ("truthfulness", "conciseness", "sycophancy", "abstention", "formality")
+        for e in find_behaviour(name).examples()
+    }
     assert [p for p, uses in Counter(map(bare, every)).items() if uses > 1] == []
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(DataError, match=r"no preset or file 'saftey'\. Did you mean 'safety'\? Known: concise"):
-        preset_examples("saftey")
+    with pytest.raises(DataError, match=r"no behaviour 'saftey'\. Did you mean 'safety'\? Known: .*concise"):
+        find_behaviour("saftey")

@@ -7,7 +7,7 @@ import pytest
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models import LanguageModel, Sampling
-from steer2edit.steering import load_contrast, preset_examples
+from steer2edit.steering import find_behaviour, load_contrast
 from tiny_chat import tiny_chat_model
 
 
@@ -39,7 +39,7 @@ class TestPresets:
 
     def test_safety_against_the_models_own_compliance(self, model: LanguageModel) -> None:
         contrast = load_contrast("safety", model, limit=3, sampling=Sampling(max_new_tokens=4))
-        rows = preset_examples("safety")[0]
+        rows = find_behaviour("safety").examples()
         refused = {e.prompt: e.response for e in rows if e.label == "positive"}
         assert all(refused[prompt] == response for prompt, response in contrast.train.positive)
         assert {p for p, _ in contrast.train.negative} == {p for p, _ in contrast.train.positive}

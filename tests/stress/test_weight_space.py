@@ -21,7 +21,7 @@ from steer2edit.editing import ablation, convert, intervened, merged
 from steer2edit.errors import DataError, ModelError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, Sampling
-from steer2edit.steering import preset_examples, prompt_digests
+from steer2edit.steering import find_behaviour, prompt_digests
 from steer2edit.stress.replies import Replies, Scored
 from steer2edit.stress.weight_attacks import attacker_edit, weight_space
 from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness, settings_of
@@ -231,7 +231,7 @@ def test_without_a_gain_there_is_nothing_to_attack(tmp_path: Path, monkeypatch: 
 
 def test_an_estimate_uses_no_prompt_that_the_edit_or_the_measurement_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_chat_model(num_hidden_layers=2)
-    prompts = list(dict.fromkeys(str(row.prompt) for row in preset_examples("safety")[0]))
+    prompts = list(dict.fromkeys(str(row.prompt) for row in find_behaviour("safety").examples()))
     known, kept_out = prompt_digests(prompts[:100]), prompt_digests(prompts[100:120])
     metadata = {"hyperparameters": H.to_json(), "vectors": {"prompts": known}}
     edit = replace(convert(model, random_vectors(model), H), metadata=metadata)

@@ -73,6 +73,12 @@ def narrator(silent: bool, begun: float | None = None) -> "Callable[[str, Sequen
     return narrate
 
 
+def print_unscored(reasons: Mapping[str, Mapping[str, int]]) -> None:
+    """Why replies could not be scored, by set."""
+    for name, own in reasons.items():
+        say(f"{name}, not scored: " + ", ".join(f"{count} ({reason})" for reason, count in own.items()))
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """A table for people, as wide as the terminal at most; the first column is text, the others are figures."""
     if title:

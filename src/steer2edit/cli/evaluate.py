@@ -41,7 +41,12 @@ def evaluate(
     loading: Loading,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="NAME, NAME=FILE or NAME=hub:OWNER/NAME/FILE; may be given several times. See --list."),
+        typer.Option(
+            "--task",
+            "--behaviour",
+            help="NAME, NAME=FILE or NAME=hub:OWNER/NAME/FILE, a behaviour's folder or a contrast file; may be given "
+            "several times. See --list.",
+        ),
     ] = None,
     list_tasks: Annotated[
         bool,
@@ -69,8 +74,8 @@ def evaluate(
         raise typer.BadParameter("give at least one --task or --lm-eval; `steer2edit evaluate --list` shows the tasks.")
     from steer2edit.artifacts.manifest import package_versions
     from steer2edit.cli.comparison import print_comparison
-    from steer2edit.cli.console import say
-    from steer2edit.evaluation import TaskSettings, build_tasks, compare, find_scorer
+    from steer2edit.cli.console import print_unscored
+    from steer2edit.evaluation import TaskSettings, build_tasks, compare, find_scorer, unscored_reasons
     from steer2edit.evaluation import evaluate as run_evaluation
     from steer2edit.progress import show_progress
 
@@ -110,12 +115,12 @@ def evaluate(
         "prompts": {name: prompts for own in tasks for name, prompts in own.asked.items()},
         "conditions": [condition.to_json() for condition in conditions],
         "comparisons": comparisons,
+        "unscored": unscored_reasons(tasks),
     }
 
     def show() -> None:
         print_comparison(conditions, comparisons)
-        if judge is not None and judge.unscored:
-            say("Judge, unscored: " + ", ".join(f"{count} {reason}" for reason, count in judge.unscored.items()))
+        print_unscored(unscored_reasons(tasks))
 
     measuring.hand_out(results, show)
 

@@ -28,16 +28,19 @@ def steer(
     """
     strengths = read_numbers("--strength", strength)
     from steer2edit.artifacts import load_vectors
-    from steer2edit.cli.console import print_conditions
+    from steer2edit.cli.console import print_conditions, print_unscored
     from steer2edit.engines import TransformersEngine
     from steer2edit.evaluation import BASE_ARM, behaviour, behaviour_of, steering_arm
     from steer2edit.evaluation import evaluate as run_evaluation
     from steer2edit.progress import show_progress
+    from steer2edit.steering import prompt_digests, require_no_overlap
 
     measuring.require_free()
     loaded_vectors = load_vectors(vectors)
-    split, name = measuring.split, evaluate or behaviour_of(loaded_vectors, "--evaluate")
-    chosen = behaviour(name, split, limit=measuring.limit, max_new_tokens=max_new_tokens)
+    split, source = measuring.split, evaluate or behaviour_of(loaded_vectors, "--evaluate")
+    chosen = behaviour(source, split, limit=measuring.limit, max_new_tokens=max_new_tokens)
+    asked = prompt_digests(prompt for prompts in chosen.prompts.values() for prompt in prompts)
+    require_no_overlap({"vector": loaded_vectors.metadata.get("prompts", ()), split.replace("_", "-"): asked})
     with show_progress():
         loaded = loading.load(model, loaded_vectors.metadata)
         loaded.require_fit(loaded_vectors, allow_mismatch=allow_mismatch)
@@ -46,10 +49,16 @@ def steer(
     results = {
         "schema_version": 1,
         "model": loaded.describe(),
-        "behaviour": name,
+        "behaviour": chosen.name,
         "split": split,
         "prompts": chosen.prompts,
         "conditions": [condition.to_json() for condition in conditions],
+        "unscored": chosen.unscored,
     }
-    title = f"{name}, {split} prompts, 95 % intervals"
-    measuring.hand_out(results, lambda: print_conditions(conditions, title))
+    title = f"{chosen.name}, {split} prompts, 95 % intervals"
+
+    def show() -> None:
+        print_conditions(conditions, title)
+        print_unscored(chosen.unscored)
+
+    measuring.hand_out(results, show)

@@ -2,17 +2,17 @@
 
 from steer2edit.estimates import SCHEMA_VERSION, Condition, Estimate, Value
 from steer2edit.evaluation.behaviours import (
-    BEHAVIOUR_SETS,
     BEHAVIOURS,
     Behaviour,
     attribute_of,
     behaviour,
     behaviour_of,
+    unscored_reasons,
 )
 from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
 from steer2edit.evaluation.gains import difference_of, mean_of, share_of_gain
 from steer2edit.evaluation.judge import Judge
-from steer2edit.evaluation.metrics import COST, METRICS, Metric, metric_name
+from steer2edit.evaluation.metrics import COST, Metric, described, metric_name
 from steer2edit.evaluation.registry import TASK_KINDS, TaskKind, TaskSettings, build_tasks, task_names
 from steer2edit.evaluation.runner import BASE_ARM, Arm, condition_of, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.scorers import SCORERS, find_scorer
@@ -32,10 +32,11 @@ from steer2edit.evaluation.tasks import (
     LengthTask,
     MathTask,
     Measurement,
+    PreferenceTask,
     RefusalTask,
     Task,
     TruthChoiceTask,
-    TruthTask,
+    VerdictTask,
     base_answers,
     merged_measurements,
 )
@@ -43,9 +44,7 @@ from steer2edit.evaluation.tasks import (
 __all__ = [
     "BASE_ARM",
     "BEHAVIOURS",
-    "BEHAVIOUR_SETS",
     "COST",
-    "METRICS",
     "SCHEMA_VERSION",
     "SCORERS",
     "TASK_KINDS",
@@ -62,14 +61,15 @@ __all__ = [
     "MathTask",
     "Measurement",
     "Metric",
+    "PreferenceTask",
     "RefusalTask",
     "Secant",
     "Task",
     "TaskKind",
     "TaskSettings",
     "TruthChoiceTask",
-    "TruthTask",
     "Value",
+    "VerdictTask",
     "at_drift",
     "attribute_of",
     "base_answers",
@@ -80,6 +80,7 @@ __all__ = [
     "calibrate_together",
     "compare",
     "condition_of",
+    "described",
     "difference_of",
     "edit_arm",
     "estimate",
@@ -96,4 +97,5 @@ __all__ = [
     "share_of_gain",
     "steering_arm",
     "task_names",
+    "unscored_reasons",
 ]

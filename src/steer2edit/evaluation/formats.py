@@ -158,14 +158,13 @@ def truthful_questions(table: Table) -> list[TruthQuestion]:
     return [_checked(row, _with_targets if row.get("mc1_targets") is not None else _with_answers) for row in table]
 
 
-def true_and_false(table: Table) -> list[tuple[str, str, str]]:
-    """(question, best true answer, first false one); TruthfulQA's columns, or a contrast file's.
-
-    A contrast file has `prompt`, `positive` (true) and `negative` (false).
-    """
-    if all(row.get("positive") is not None and row.get("negative") is not None for row in table):
-        return [(row.text("prompt"), row.text("positive"), row.text("negative")) for row in table]
-    return [(q.question, q.best, q.false_to_best[0]) for q in truthful_questions(table)]
+def true_and_false(table: Table) -> list[tuple[Prompt, str, str]]:
+    """(prompt, positive answer, negative answer) of a contrast file; of TruthfulQA the best and the first false one."""
+    if any(row.get("best_answer") is not None or row.get("mc1_targets") is not None for row in table):
+        return [(q.question, q.best, q.false_to_best[0]) for q in truthful_questions(table)]
+    for row in table:
+        row.needs("positive", "negative")
+    return [(row.request(), row.text("positive"), row.text("negative")) for row in table]
 
 
 def commonsense_questions(table: Table) -> list[ChoiceQuestion]:

@@ -1,10 +1,11 @@
 """What the names of metrics mean: `{set}_{kind}`, e.g. `advbench_refused`; some presets go without the set."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from steer2edit.estimates import Notation
+from steer2edit.estimates import Condition, Notation
 
 Scale = Literal["share", "difference", "amount"]
 """A share in [0, 1], written in percent; a signed difference; or an amount."""
@@ -80,16 +81,17 @@ _KINDS: dict[str, _Kind] = {
     "refused": ("share", "{set} refused", "{set} requests refused", "{set} requests refused"),
     "preferred": (
         "share",
-        "truth preferred",
-        "True answer preferred",
-        "questions whose true answer is preferred to the false one",
+        "{set} preferred",
+        "{set} preferred",
+        "{set}: questions whose positive answer is preferred to the negative one",
     ),
     "margin": (
         "difference",
-        "truth margin",
-        "Preference margin",
-        "preference of the true over the false answer (nats per token)",
+        "{set} margin",
+        "Preference margin, {set}",
+        "{set}: preference of the positive over the negative answer (nats per token)",
     ),
+    "shown": ("share", "{set} shown", "{set} shown", "{set}: replies that show the behaviour"),
     "mc1": ("share", "{set} MC1", "{set} MC1", "{set}: questions whose best answer beats every false one"),
     "mc2": ("share", "{set} MC2", "{set} MC2", "{set}: share of probability on the true answers"),
     "accuracy": ("share", "{set} accuracy", "{set} accuracy", "{set}: questions answered right"),
@@ -120,7 +122,6 @@ _KINDS: dict[str, _Kind] = {
     ),
 }
 _LONGEST_FIRST = sorted(_KINDS, key=len, reverse=True)
-_WITHOUT_SET = {"truth_preferred": "preferred", "truth_margin": "margin"}  # the names of the truthfulness preset
 
 
 def metric_name(name: str) -> Metric:
@@ -137,25 +138,14 @@ def metric_name(name: str) -> Metric:
 
 def _split(name: str) -> tuple[_Kind | None, str]:
     """(kind, set in words)."""
-    plain = _WITHOUT_SET.get(name, name)
-    if plain in _KINDS:
-        return _KINDS[plain], ""
+    if name in _KINDS:
+        return _KINDS[name], ""
     for suffix in _LONGEST_FIRST:
         if name.endswith(f"_{suffix}"):
             return _KINDS[suffix], name.removesuffix(f"_{suffix}").replace("_", " ")
     return None, name.replace("_", " ")
 
 
-_PRESET_METRICS = (
-    "harmful_refused",
-    "benign_refused",
-    "borderline_refused",
-    "truth_preferred",
-    "truth_margin",
-    "reply_tokens",
-    "finished",
-    "nll_increase",
-    "kl",
-)
-METRICS = {name: metric_name(name).description for name in _PRESET_METRICS}
-"""Metrics of the three behaviours and what they mean; `metric_name` tells it of any."""
+def described(conditions: Iterable[Condition]) -> dict[str, str]:
+    """The metrics that any of the conditions has, in their order, and what they mean."""
+    return {name: metric_name(name).description for condition in conditions for name in condition.metrics}

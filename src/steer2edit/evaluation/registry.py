@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
@@ -16,13 +17,14 @@ from steer2edit.evaluation.tasks import (
     DriftTask,
     LengthTask,
     MathTask,
+    PreferenceTask,
     RefusalTask,
     Task,
     TruthChoiceTask,
-    TruthTask,
 )
 from steer2edit.models import Prompt, Sampling
-from steer2edit.steering import borderline_prompts, safety_prompts
+from steer2edit.steering import borderline_prompts, find_behaviour, safety_prompts
+from steer2edit.steering.data_files import SUFFIXES
 from steer2edit.steering.rows import PROMPT_COLUMNS, Split, Table, read_table
 
 _T = TypeVar("_T")
@@ -128,8 +130,9 @@ def _refusal_on(built_in: Callable[[TaskSettings], Sequence[Prompt]], name: str)
 
 
 def _over_refusal(table: Table | None, settings: TaskSettings) -> list[Task]:
-    found = _refusal_on(_benign, "benign")(table, settings)
-    return found if table is not None else [*found, *_xstest(None, settings)]
+    if table is None:
+        return _behaviour_tasks("over-refusal", settings)
+    return _refusal_on(_benign, "benign")(table, settings)
 
 
 def _xstest(table: Table | None, settings: TaskSettings) -> list[Task]:
@@ -149,6 +152,11 @@ def _truthful(make: Callable[[str, list[TruthQuestion]], Task]) -> Build:
         return [make("truth", settings.chosen(questions))]
 
     return build
+
+
+def _truth_preference(name: str, items: list[TruthQuestion]) -> Task:
+    asked_as = "questions" if name == "truth" else ""
+    return PreferenceTask([(q.question, q.best, q.false_to_best[0]) for q in items], name, asked_as=asked_as)
 
 
 def _on_items(make: Callable[..., Task], name: str, built_in: str, read: Callable[[Table], Sequence[object]]) -> Build:
@@ -172,16 +180,20 @@ def _choice(
     return _on_items(lambda own, items, _: ChoiceTask(own + suffix, items, style), name, built_in, read)
 
 
-def _preset(name: str) -> TaskKind:
-    def build(table: Table | None, settings: TaskSettings) -> list[Task]:
-        if settings.shuffle is not None:
-            raise InvalidValueError(
-                f"the behaviour {name!r} keeps its own order: leave the shuffle out, or the behaviour."
-            )
-        shared = {key: getattr(settings, key) for key in ("limit", "max_new_tokens", "scorer")}
-        return list(behaviour(name, settings.split, **shared).tasks)
+def _behaviour_tasks(source: str, settings: TaskSettings) -> list[Task]:
+    if settings.shuffle is not None:
+        raise InvalidValueError(
+            f"the behaviour {source!r} keeps its own order: leave the shuffle out, or the behaviour."
+        )
+    shared = {key: getattr(settings, key) for key in ("limit", "max_new_tokens", "scorer")}
+    return list(behaviour(source, settings.split, **shared, seed=settings.divide or 0).tasks)
 
-    return TaskKind(f"the behaviour {name}, with what it costs", "", f"the preset {name}", build)
+
+def _behaviour_kind(name: str) -> TaskKind:
+    return TaskKind(
+        f"the behaviour {name}, with what it costs: {find_behaviour(name).description}", "", "its own items",
+        lambda _, settings: _behaviour_tasks(name, settings),
+    )  # fmt: skip
 
 
 _REQUESTS = " or ".join(PROMPT_COLUMNS)
@@ -194,9 +206,9 @@ TASK_KINDS: dict[str, TaskKind] = {
         _refusal_on(lambda s: s.safety[0], "harmful"),
     ),
     "over-refusal": TaskKind(
-        "refusal of requests that should be met",
+        "refusal of requests that should be met; without data, the behaviour over-refusal with what it costs",
         _REQUESTS,
-        "benign requests of the safety preset, and harmless ones that sound harmful",
+        "harmless requests that sound harmful, and benign and harmful ones",
         _over_refusal,
     ),
     "xstest": TaskKind(
@@ -206,7 +218,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         "preference of the true answer over a false one",
         _TRUTH,
         "questions of the truthfulness preset",
-        _truthful(lambda name, items: TruthTask([(q.question, q.best, q.false_to_best[0]) for q in items], name)),
+        _truthful(_truth_preference),
     ),
     "truthfulqa-mc": TaskKind(
         "MC1 and MC2 by log-likelihood",
@@ -264,8 +276,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         "benign requests of the safety preset",
         _on_requests(lambda name, items, s: DegenerationTask(items, s.sampling(96), name), _benign),
     ),
-    **{name: _preset(name) for name in BEHAVIOURS},
 }
+TASK_KINDS.update({name: _behaviour_kind(name) for name in BEHAVIOURS if name not in TASK_KINDS})
 
 
 def task_names() -> tuple[str, ...]:
@@ -301,8 +313,10 @@ def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> l
 
 def _build(spec: str, settings: TaskSettings) -> list[Task]:
     name, given, source = spec.partition("=")
+    if name and not given and name not in TASK_KINDS and (Path(name).is_dir() or Path(name).suffix in SUFFIXES):
+        return _behaviour_tasks(spec, settings)
     if name not in TASK_KINDS:
-        raise DataError(f"there is no task {name!r}. {did_you_mean(name, TASK_KINDS)}")
+        raise DataError(f"there is no task {name!r}. {did_you_mean(name, TASK_KINDS)} Or give a behaviour's folder.")
     kind = TASK_KINDS[name]
     if not given:
         return kind.build(None, settings)

@@ -12,10 +12,10 @@ from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.estimates import POINTS, Condition
 from steer2edit.evaluation import (
     BASE_ARM,
-    METRICS,
     DriftTask,
     behaviour,
     calibrate_together,
+    described,
     edit_arm,
     evaluate,
     paired_difference,
@@ -83,7 +83,7 @@ def run_demo(
     gaps = {name: paired_difference(final[-1].outcomes[name], final[1].outcomes[name]) for name in part.prompts}
     for name, gap in gaps.items():
         narrate(f"Refused by the edit and not by steering, less the reverse, {name}: {POINTS.text(gap, n=True)}.", [])
-    card = {"conditions": [c.for_card() for c in final], "metrics": METRICS}
+    card = {"conditions": [c.for_card() for c in final], "metrics": described(final)}
     save_edit(model, edit, out / "edit", evaluation=card)
     save_checkpoint(model, edit, out / "checkpoint")
     prompts = [text for kind in ("harmful", "benign") for text in part.prompts[kind][: settings.verified_prompts]]
@@ -96,7 +96,7 @@ def run_demo(
     )
     results = {
         **run_facts(
-            f"steer2edit demo: refusing harmful requests, {model.name}", "safety", model, command, asdict(settings)
+            f"steer2edit demo: refusing harmful requests, {model.name}", part, model, command, asdict(settings)
         ),
         "diagnosis": vectors.diagnosis,
         "held_out": {"conditions": [c.to_json() for c in final]},

@@ -7,10 +7,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from steer2edit.core import TUNED_BLOCKS, Block
 from steer2edit.errors import did_you_mean
-from steer2edit.evaluation import BEHAVIOURS, TASK_KINDS
+from steer2edit.evaluation import TASK_KINDS
 from steer2edit.search.space import check_range, range_values
 from steer2edit.settings import ExtractOptions, SearchOptions, declared
 from steer2edit.settings.search import Range
+from steer2edit.steering import find_behaviour
 
 
 def _range_or_off(value: object) -> object:
@@ -33,6 +34,12 @@ def _known(kind: str, names: tuple[str, ...]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _known_behaviour(source: str) -> str:
+    """One that comes with the package, a folder or a contrast file."""
+    find_behaviour(source)
+    return source
 
 
 class _Part(BaseModel):
@@ -140,7 +147,7 @@ class Recipe(_Part):
 
     schema_version: Literal[1]
     title: Annotated[str, Field(min_length=1)]
-    behaviour: Annotated[str, _known("behaviour", BEHAVIOURS)]
+    behaviour: Annotated[str, AfterValidator(_known_behaviour)]
     model: RecipeModel
     contrast: RecipeContrast
     coarse: Grid
@@ -151,8 +158,6 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "Recipe":
-        if self.budget.max_over_refusal is not None and self.behaviour != "safety":
-            raise ValueError(f"over-refusal is measured for safety only, not for {self.behaviour}: leave the limit out")
         if self.budget.min_utility is not None and self.search.utility is None:
             raise ValueError("budget.min_utility needs a task to measure: give search.utility, e.g. commonsenseqa")
         return self

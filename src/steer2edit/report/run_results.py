@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from steer2edit.core import Site
 from steer2edit.errors import DataError
@@ -33,11 +33,6 @@ def _prompt_text(prompt: object) -> object:
 
 SiteName = Annotated[Site, BeforeValidator(_site)]
 Prompt = Annotated[str, BeforeValidator(_prompt_text)]
-
-
-def _known_behaviour(name: str) -> str:
-    attribute_of(name)
-    return name
 
 
 class _Part(BaseModel):
@@ -128,12 +123,27 @@ class _Run(_Part):
 
     schema_version: int
     title: str
-    behaviour: Annotated[str, AfterValidator(_known_behaviour)]
+    behaviour: str
+    attribute: str | None = None
+    direction: int | None = None
     model: ModelFacts
     created: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     command: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _says_what_it_moves(self) -> Self:
+        """Results of before say the behaviour alone, which was one of those that come with the package."""
+        assert self.goal
+        return self
+
+    @property
+    def goal(self) -> tuple[str, int]:
+        """(metric that the edit is to move, +1 if more of it is wanted or −1 if less)."""
+        if self.attribute is None or self.direction is None:
+            return attribute_of(self.behaviour)
+        return self.attribute, self.direction
 
 
 class RunResults(_Run):

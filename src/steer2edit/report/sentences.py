@@ -3,7 +3,7 @@
 from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import expert_edits
 from steer2edit.estimates import NOT_SCORED, Condition, Estimate, Notation
-from steer2edit.evaluation import COST, Metric, attribute_of, metric_name
+from steer2edit.evaluation import COST, Metric, metric_name
 from steer2edit.report.blocks import BlockExtent, shown_blocks
 from steer2edit.report.run_results import RunResults
 from steer2edit.report.tables import metrics_of
@@ -80,7 +80,7 @@ def comparison_sentences(run: RunResults) -> list[str]:
 
 def _at_equal_cost(run: RunResults) -> str:
     assert run.comparison is not None
-    (attribute, direction), cost = attribute_of(run.behaviour), metric_name(COST)
+    (attribute, direction), cost = run.goal, metric_name(COST)
     gap, relative, metric = run.comparison.at_equal_cost, run.comparison.relative, metric_name(attribute)
     if gap.value is None:
         return f"Edit against activation steering at equal {cost.running}: {NOT_SCORED}."

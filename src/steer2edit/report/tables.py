@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import top_experts
 from steer2edit.estimates import Condition, Notation
-from steer2edit.evaluation import METRICS, Metric, metric_name
+from steer2edit.evaluation import Metric, described, metric_name
 from steer2edit.report.blocks import BlockExtent
 from steer2edit.report.run_results import Diagnosis, RunResults
 from steer2edit.report.text import counts
@@ -57,9 +57,8 @@ class ConditionTable:
 
 
 def metrics_of(conditions: Sequence[Condition]) -> list[Metric]:
-    """The metrics that any of the conditions has, known ones first."""
-    present = {name for condition in conditions for name in condition.metrics} - set(_NOT_SHOWN)
-    return [metric_name(name) for name in [*(n for n in METRICS if n in present), *sorted(present - METRICS.keys())]]
+    """The metrics that any of the conditions has, in their order."""
+    return [metric_name(name) for name in described(conditions) if name not in _NOT_SHOWN]
 
 
 def cell(condition: Condition, metric: Metric) -> Cell:

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import COST, Metric, attribute_of, metric_name
+from steer2edit.evaluation import COST, Metric, metric_name
 from steer2edit.report import themes
 from steer2edit.report.run_results import RunResults
 from steer2edit.report.text import plot_text
@@ -27,7 +27,7 @@ class Plane:
     @classmethod
     def of(cls, run: RunResults, damage: str) -> "Plane":
         """The run's attribute against one damage metric."""
-        return cls(damage, *attribute_of(run.behaviour))
+        return cls(damage, *run.goal)
 
     @property
     def better(self) -> str:

@@ -21,9 +21,9 @@ from steer2edit.evaluation import (
 )
 from steer2edit.models import recorded_chat
 from steer2edit.progress import step
-from steer2edit.search.comparison_figures import REFUSED, Figure, Plan, figure_text, method_figures
+from steer2edit.search.comparison_figures import Figure, Plan, figure_text, method_figures
 from steer2edit.search.folder import conditions_once, measured
-from steer2edit.search.items import compared_behaviours, metric_names, options_for, require_apart, utility_metric
+from steer2edit.search.items import compared_behaviours, options_for, require_apart, utility_metric
 from steer2edit.search.methods import STEERING, Method
 from steer2edit.search.results import run_facts
 from steer2edit.search.run import Narrate
@@ -81,9 +81,9 @@ def run_comparison(
         narrate(f"{name}, on held-out items:", [base, *conditions])
     plan = _plan(options, held_out)
     figures = method_figures(base, found, plan, _items(held_out), seed=options.seed)
-    title = f"Methods compared, {options.behaviour} on {engine.model.name}"
+    title = f"Methods compared, {held_out.name} on {engine.model.name}"
     return {
-        **run_facts(title, str(options.behaviour), engine.model, command, asdict(options)),
+        **run_facts(title, held_out, engine.model, command, asdict(options)),
         "kind": COMPARISON,
         "plan": asdict(plan),
         "left_out": dict(left_out or {}),
@@ -96,15 +96,14 @@ def run_comparison(
 
 
 def _plan(options: ComparisonOptions, measured: Behaviour) -> Plan:
-    """What is computed: over-refusal is a cost where refusals are wanted, else accuracy or the loss on answers."""
-    second = [name for name in metric_names(measured) if name.endswith("_refused") and name != measured.attribute]
+    """What is computed: the behaviour's own costs where it is wanted, else accuracy or the loss on answers."""
+    own = {} if options.suppress else measured.costs
     accuracy = utility_metric(measured)
-    if options.suppress or not second:
-        second = ["nll_increase"] if accuracy is None else []
+    second = [*(own or ([] if accuracy else ["nll_increase"])), *([accuracy] if accuracy else [])]
+    falling = [*(metric for metric, way in own.items() if way == "fall"), *([accuracy] if accuracy else [])]
     direction = -measured.direction if options.suppress else measured.direction
-    reach = REFUSED if options.behaviour == "safety" and not options.suppress else None
-    costs = (*second, *([] if accuracy is None else [accuracy]))
-    return Plan(measured.attribute, direction, options.kls, costs, reach)
+    reach = None if options.suppress else measured.reach
+    return Plan(measured.attribute, direction, options.kls, tuple(second), reach, tuple(falling))
 
 
 def _identity(

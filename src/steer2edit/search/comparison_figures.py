@@ -34,7 +34,6 @@ from steer2edit.search.curves import (
 LARGEST_KL = 0.1  # of `within`, nats per token
 SECOND_LIMIT = 0.05  # of `within`: a share refused, or of right answers lost
 _SECOND_WIDTH = 0.2  # of the areas, for every cost but KL
-REFUSED = 0.3  # the share of harmful requests that `kl at` asks for
 
 Relation = Literal["difference", "ratio"]
 
@@ -60,6 +59,7 @@ class Plan:
     kls: tuple[float, ...]  # drifts that the attribute is told at, rising
     second: tuple[str, ...]  # the other costs
     reach: float | None = None  # level of the attribute whose drift is told, if any
+    falling: tuple[str, ...] = ()  # of the other costs, those whose fall is the cost
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ def method_figures(
 
 
 def _as_cost(means: Float[Array, "r p"], metric: str, plan: Plan) -> Float[Array, "r p"]:
-    """Gains rise with what is wanted, costs with what is not: of an accuracy, what is lost."""
+    """Gains rise with what is wanted, costs with what is not: of what is to stay, what is lost."""
     if metric == plan.attribute:
         return plan.direction * means
-    return means[:, :1] - means if metric.endswith("_accuracy") else means
+    return means[:, :1] - means if metric in plan.falling else means
 
 
 def _questions(plan: Plan) -> dict[str, _Question]:
@@ -139,7 +139,7 @@ def _questions(plan: Plan) -> dict[str, _Question]:
     for kl in plan.kls:
         ask = partial(_at, kl=kl, direction=plan.direction)
         asked[f"at kl {kl:g}"] = _Question(f"at KL {kl:g}", share, "difference", ask)
-    brief = {COST: "KL", **{m: metric_name(m).brief + " lost" * m.endswith("_accuracy") for m in plan.second}}
+    brief = {COST: "KL", **{m: metric_name(m).brief + " lost" * (m in plan.falling) for m in plan.second}}
     for metric in plan.second:
         if metric_name(metric).scale == "share":
             ask = partial(_within, metric=metric, direction=plan.direction)

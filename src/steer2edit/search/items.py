@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from steer2edit.core import SteeringVectors
-from steer2edit.errors import DataError
+from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import Behaviour, TaskSettings, behaviour, behaviour_of, build_tasks
 from steer2edit.settings import ComparisonOptions, SearchOptions
 from steer2edit.steering import BenignMeans, prompt_digests, require_no_overlap
@@ -58,6 +58,11 @@ def _measured(
     chosen = behaviour(
         name, split, limit=limit, max_new_tokens=max_new_tokens, data=options.data, seed=seed, borderline=borderline
     )
+    if getattr(options, "max_over_refusal", None) is not None and "benign_refused" not in metric_names(chosen):
+        raise InvalidValueError(
+            f"--max-over-refusal limits the refusal of benign requests, which {chosen.name} does not measure: leave it "
+            "out, or give the behaviour a set benign with the scorer refusal."
+        )
     if options.utility is None:
         return chosen
     settings = TaskSettings(split=split, limit=limit, max_new_tokens=max_new_tokens, divide=seed)

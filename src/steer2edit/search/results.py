@@ -8,7 +8,7 @@ from typing import Any
 from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.estimates import NUMBER, SCHEMA_VERSION, Condition
-from steer2edit.evaluation import paired
+from steer2edit.evaluation import Behaviour, paired
 from steer2edit.models import LanguageModel
 from steer2edit.search.halving import stopped_counts
 from steer2edit.search.run import SearchResult
@@ -17,13 +17,15 @@ from steer2edit.search.study import shown_storage
 
 
 def run_facts(
-    title: str, behaviour: str, model: LanguageModel, command: str, settings: Mapping[str, Any]
+    title: str, measured: Behaviour, model: LanguageModel, command: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the results of every run begin with: what was run, when, with what."""
     return {
         "schema_version": SCHEMA_VERSION,
         "title": title,
-        "behaviour": behaviour,
+        "behaviour": measured.name,
+        "attribute": measured.attribute,
+        "direction": measured.direction,
         "model": model.describe(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": package_versions(),
@@ -44,7 +46,7 @@ def search_results(search: Search, result: SearchResult, command: str = "") -> d
     trials = [trial.condition() for trial in result.trials if trial.values]
     equal = {c.kind: c for c in result.held_out if c.parameters.get("equal_drift")}
     return {
-        **run_facts(f"Search for {name} on {model.name}", name, model, command, settings),
+        **run_facts(f"Search for {name} on {model.name}", search.validation, model, command, settings),
         "diagnosis": search.vectors.diagnosis or {},
         "validation": {"conditions": [c.to_json() for c in (result.base, *result.steering, *trials)]},
         "held_out": {"conditions": [c.to_json() for c in result.held_out]},

@@ -11,12 +11,12 @@ from steer2edit.core import Editing, Steering, WeightEdit
 from steer2edit.errors import BudgetError
 from steer2edit.evaluation import (
     BASE_ARM,
-    METRICS,
     Arm,
     Calibration,
     Condition,
     base_answers,
     calibrate,
+    described,
     edit_arm,
     evaluate,
     steering_arm,
@@ -98,7 +98,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         beyond = search.budget.broken(edits[-1].metrics)
         shown = [*(c for c in swept if c.kind != "edit"), edits[-1]]
         card = [c.for_card() for c in shown]
-        evaluation = {"conditions": card, "metrics": METRICS, "beyond_budget": beyond}
+        evaluation = {"conditions": card, "metrics": described(shown), "beyond_budget": beyond}
         save_edit(search.engine.model, edit, out / "edit", evaluation=evaluation, overwrite=True)
         return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison, calibrated)
 

@@ -104,8 +104,6 @@ class SearchOptions(Checked):
             raise InvalidValueError(f"a seed must be >= 0, got {self.seed}.")
         if self.min_utility is not None and self.utility is None:
             raise InvalidValueError("--min-utility needs a task to measure: --utility TASK, e.g. commonsenseqa.")
-        if self.max_over_refusal is not None and self.behaviour not in (None, "safety"):
-            raise InvalidValueError(f"over-refusal is measured for safety only, not for {self.behaviour}.")
 
     def to_json(self) -> dict[str, Any]:
         """All options by name."""

@@ -10,7 +10,10 @@ from steer2edit.settings.declared import SETS, Checked
 
 Behaviour = Annotated[
     str | None,
-    typer.Option(help="What to measure: safety, truthfulness or conciseness. By default what the vectors are of."),
+    typer.Option(
+        help="What to measure: safety, truthfulness, conciseness, sycophancy, abstention, over-refusal, formality, a "
+        "behaviour's folder, or a contrast file. By default what the vectors are of."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of what is random: splits of data files, and sampling.")]
 Limit = Annotated[
@@ -33,8 +36,9 @@ Data = Annotated[
     Mapping[str, str],
     typer.Option(
         metavar="SET=FILE",
-        help="Your own validation and held-out items: harmful, benign, borderline (safety), questions (truthfulness), "
-        "requests (conciseness); several times. FILE or hub:OWNER/NAME/FILE, in the formats of `evaluate --list`.",
+        help="Your own validation and held-out items for a set of the behaviour: harmful, benign, borderline (safety), "
+        "questions (truthfulness), requests (conciseness), ...; several times. FILE or hub:OWNER/NAME/FILE, in the "
+        "formats of `evaluate --list`.",
     ),
     SETS,
 ]

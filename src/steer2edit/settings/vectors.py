@@ -24,8 +24,9 @@ class ExtractOptions(Checked):
     contrast: Annotated[
         str | None,
         typer.Option(
-            help="Preset (safety, safety-benign, truthfulness, conciseness) or a file: "
-            ".jsonl, .json, .csv, .tsv, .txt, .parquet, or hub:OWNER/NAME/FILE."
+            help="A behaviour (safety, safety-benign, truthfulness, conciseness, sycophancy, abstention, over-refusal, "
+            "formality), a behaviour's folder, or a file: .jsonl, .json, .csv, .tsv, .txt, .parquet, or "
+            "hub:OWNER/NAME/FILE."
         ),
     ] = None
     positive: Annotated[Path | None, typer.Option(help="File of positive rows, with --negative.")] = None
@@ -52,14 +53,14 @@ class ExtractOptions(Checked):
         str | None,
         typer.Option(
             help="What of a response --effects are on: its first tokens, the whole answer, or its end: first, answer, "
-            "end. By default what suits the preset; first for a file."
+            "end. By default what suits the behaviour; first for a file."
         ),
     ] = None
     silent_on: Annotated[
         str | None,
         typer.Option(
             help="Requests on which edits made of --effects are to do nothing (convert --input-direction gated): "
-            "`benign`, the built-in benign and borderline ones, which is the default for the safety presets, or a file."
+            "`benign`, the built-in benign and borderline ones, which is the default for safety, or a file."
         ),
     ] = None
     seed: Seed = 0
@@ -75,7 +76,7 @@ class ExtractOptions(Checked):
             return self.contrast
         if self.contrast or not (self.positive and self.negative):
             raise InvalidValueError(
-                "give either --contrast PRESET|FILE, or both --positive FILE and --negative FILE."
+                "give either --contrast BEHAVIOUR|FOLDER|FILE, or both --positive FILE and --negative FILE."
             )  # fmt: skip
         return self.positive, self.negative
 
@@ -143,7 +144,7 @@ class ConvertOptions(Checked):
     ] = None
     contrast: Annotated[
         str | None,
-        typer.Option(help="Preset or file to measure input means on, for vectors that were made elsewhere."),
+        typer.Option(help="Behaviour, folder or file to measure input means on, for vectors that were made elsewhere."),
     ] = None
     labeller: Labeller = None
     limit: Limit = None

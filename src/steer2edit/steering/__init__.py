@@ -1,5 +1,6 @@
 """Representation: contrast sets, extraction with diagnosis, and activation steering."""
 
+from steer2edit.steering.behaviour_folder import BehaviourFolder, ItemSet, built_in_names, find_behaviour
 from steer2edit.steering.benign import BenignMeans, benign_means
 from steer2edit.steering.contrast import Contrast, ContrastSet, build_contrast
 from steer2edit.steering.diagnosis import auroc
@@ -8,28 +9,30 @@ from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.extract import extract, measure_inputs
 from steer2edit.steering.labels import find_labeller
 from steer2edit.steering.overlap import prompt_digests, require_no_overlap
-from steer2edit.steering.presets import PRESETS, borderline_prompts, preset_examples, safety_prompts
+from steer2edit.steering.presets import borderline_prompts, safety_prompts
 from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 from steer2edit.steering.source import load_contrast
 from steer2edit.steering.steered import steered
 
 __all__ = [
-    "PRESETS",
+    "BehaviourFolder",
     "BenignMeans",
     "Contrast",
     "ContrastSet",
     "Example",
+    "ItemSet",
     "RefusalPhrases",
     "auroc",
     "benign_means",
     "borderline_prompts",
     "build_contrast",
+    "built_in_names",
     "extract",
+    "find_behaviour",
     "find_labeller",
     "load_contrast",
     "measure_effects",
     "measure_inputs",
-    "preset_examples",
     "prompt_digests",
     "read_examples",
     "refusal_phrases",

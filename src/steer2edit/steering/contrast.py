@@ -41,6 +41,8 @@ class ContrastSet:
         parts: the contrast of each split; `train` makes the vector, `validation` diagnoses it, `held_out` is for
             the final figures and is not looked at here.
         notes: JSON-able facts on how it was made.
+        decided_by: what of a response decides the behaviour: its first tokens, the whole answer, or its end.
+        silent_on: requests on which gated edits are to do nothing, where the behaviour says so.
 
     Raises:
         DataError: a class of `train` is empty, or two splits share prompts.
@@ -49,6 +51,8 @@ class ContrastSet:
     name: str
     parts: dict[Split, Contrast]
     notes: dict[str, Any]
+    decided_by: str = "first"
+    silent_on: str | None = None
 
     def __post_init__(self) -> None:
         for label, pairs in (("positive", self.train.positive), ("negative", self.train.negative)):

@@ -14,7 +14,7 @@ from typing import Any
 from steer2edit.errors import DataError
 
 HUB = "hub:"
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _HUB_SOURCE = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
@@ -27,8 +27,8 @@ def read_records(source: str, columns_without_header: Sequence[str] = ()) -> lis
     """The rows of a file, or of a file of a Hub data set; see `read_table`."""
     path = _fetched(source) if source.startswith(HUB) else Path(source).expanduser()
     suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise DataError(f"cannot tell the format of {source}: the name must end in {', '.join(_SUFFIXES)}.")
+    if suffix not in SUFFIXES:
+        raise DataError(f"cannot tell the format of {source}: the name must end in {', '.join(SUFFIXES)}.")
     if suffix == ".parquet":
         return _parquet(path)
     text = _decoded(path)
@@ -209,7 +209,7 @@ def _fetched(source: str) -> Path:
             f"cannot get {source!r} from the Hub: {reason} Download the file where the Hub can be reached, and give "
             "its path instead."
         ) from error
-    readable = [name for name in files if name.endswith(_SUFFIXES)]
+    readable = [name for name in files if name.endswith(SUFFIXES)]
     raise DataError(
         f"{source!r} names a data set, not a file of it. Give one of its files, as in "
         f"hub:{repository}/{readable[0] if readable else 'FILE'}; it has {', '.join(readable[:20]) or 'none to read'}."

@@ -44,9 +44,6 @@ Features = dict[Site, Float[Tensor, "n m"]]
 
 DECIDING_TOKENS = 4
 """First tokens of a response that decide what kind of reply it is."""
-DECIDED_BY = {"truthfulness": "answer", "conciseness": "end"}
-"""By preset, what of a response decides the behaviour; of every other contrast it is the first tokens."""
-_SILENT_ON_BENIGN = ("safety", "safety-benign")  # contrasts whose positive responses fit any request
 NATURAL = 16.0
 """Nats that a gated edit adds to the decision as it is, to first order."""
 _SILENT = 136  # benign requests to stay silent on, as many as there are
@@ -77,10 +74,10 @@ def measure_effects(
         vectors: whose directions u the effects are along.
         contrast: its training part says what the attribute is.
         decided_by: what of a response decides it: `first` tokens, the whole `answer`, or its `end`; by default what
-            suits the preset, and the first tokens for one's own contrast.
+            suits the behaviour, and the first tokens for a contrast file.
         silent_on: requests on which gated rows are to do nothing (`Rules(input_direction="gated")`): `benign`, the
-            built-in benign requests and safe ones that sound alarming, or a file of prompts. By default `benign` for
-            the safety presets, and none for others, whose gated rows spare drift alone.
+            built-in benign requests and safe ones that sound alarming, or a file of prompts. By default what
+            the behaviour says (`benign` for safety), else none: gated rows spare drift alone then.
         benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
         batch_tokens: rows × longest row of a batch stays within this.
         seed: of the tokens that are drawn.
@@ -91,7 +88,8 @@ def measure_effects(
         InvalidValueError: no such decision, effects that are not finite, or a model that gradients
             cannot be taken of.
     """
-    decided_by = decided_by or DECIDED_BY.get(contrast.name, "first")
+    decided_by = decided_by or contrast.decided_by
+    silent_on = silent_on or contrast.silent_on
     if decided_by not in _DECISIONS:
         raise InvalidValueError(f"effects are decided by {', '.join(_DECISIONS)}, got {decided_by!r}.")
     if min(contrast.train.counts().values()) < _FEWEST:
@@ -109,7 +107,7 @@ def measure_effects(
     draws = measure.draws(answers, torch.Generator().manual_seed(seed))
     drift = {site: psi.double().square().mean(dim=0).float() for site, psi in draws.items()}
     wanted = _paired(contrast.train, positive, negative)
-    prompts = _silent_prompts(silent_on, contrast)
+    prompts = _silent_prompts(silent_on)
     silent = measure.silent(contrast.train, prompts, answered) if prompts else {site: draws[site][:0] for site in draws}
     gate = gated_effects(wanted, silent, draws)
     sites = {}
@@ -130,15 +128,15 @@ def measure_effects(
         value, low, high = auroc(gate.wanted.tolist(), gate.silent.tolist())
         told = {"auroc": value, "auroc_low": low, "auroc_high": high}
         counts = {"requests": len(gate.wanted), "silent": len(gate.silent)}
-        made["gate"] = {"silent_on": str(silent_on or BUILT_IN), **counts, **told}
+        made["gate"] = {"silent_on": str(silent_on), **counts, **told}
     seen = {*vectors.metadata.get("prompts", ()), *prompt_digests([*(prompt for prompt, _ in answered), *prompts])}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "prompts": sorted(seen), "effects": made})
 
 
-def _silent_prompts(silent_on: str | Path | None, contrast: ContrastSet) -> Sequence[Prompt]:
-    if silent_on is None and contrast.name not in _SILENT_ON_BENIGN:
+def _silent_prompts(silent_on: str | Path | None) -> Sequence[Prompt]:
+    if silent_on is None:
         return ()
-    if silent_on in (None, BUILT_IN):
+    if silent_on == BUILT_IN:
         return [*safety_prompts("train", _SILENT)[1], *borderline_prompts("train")]
     prompts = [example.prompt for example in read_examples(silent_on)]
     if len(prompts) < _FEWEST:

@@ -40,6 +40,12 @@ def by_refusal(phrases: RefusalPhrases) -> Labeller:
     return lambda candidates: [names[phrases.refuses(c.reply)] for c in candidates]
 
 
+def by_compliance(phrases: RefusalPhrases) -> Labeller:
+    """Refusals are negative, other replies positive; as `by_refusal`."""
+    names: dict[bool | None, Label | None] = {True: "negative", False: "positive", None: None}
+    return lambda candidates: [names[phrases.refuses(c.reply)] for c in candidates]
+
+
 def by_length(percentile: float = 25.0) -> Labeller:
     """The shortest `percentile` % of the replies that ended by themselves are positive, the longest % negative.
 
@@ -133,13 +139,14 @@ def _checked(value: Any) -> Label | None:
 _NAMED: dict[str, Callable[[], Labeller]] = {
     "refusal": lambda: by_refusal(refusal_phrases("strict")),
     "refusal-official": lambda: by_refusal(refusal_phrases("official")),
+    "compliance": lambda: by_compliance(refusal_phrases("strict")),
     "length": by_length,
     "reference": lambda: by_reference,
 }
 
 
 def find_labeller(name: str) -> Labeller:
-    """A labeller by name (`refusal`, `refusal-official`, `length`, `reference`) or as `module:function`.
+    """A labeller by name (`refusal`, `refusal-official`, `compliance`, `length`, `reference`) or as `module:function`.
 
     Raises:
         InvalidValueError: no such name, or the function cannot be imported.

@@ -1,18 +1,19 @@
-"""From what a user names (a preset, one file, two files) to a contrast set."""
+"""From what a user names (a behaviour, a contrast file, two files) or holds (rows) to a contrast set."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from steer2edit.models import LanguageModel, Sampling
+from steer2edit.steering.behaviour_folder import BehaviourFolder, find_behaviour
 from steer2edit.steering.contrast import ContrastSet, assign_splits, build_contrast
-from steer2edit.steering.data_files import HUB
 from steer2edit.steering.examples import Example, examples_in_memory, read_examples
 from steer2edit.steering.labels import find_labeller
-from steer2edit.steering.presets import PRESETS, preset_examples
 
 Source = str | Path | tuple[Path, Path] | Sequence[Any]
-"""A preset's name; a file; two files, positive and negative; or rows in memory (`examples_in_memory`)."""
+"""A behaviour that comes with the package; a behaviour's folder; a file; two files, positive and negative; or rows in
+memory (`examples_in_memory`)."""
 IN_MEMORY = "pairs in memory"
 
 
@@ -25,37 +26,40 @@ def load_contrast(
     sampling: Sampling = Sampling(max_new_tokens=24),
     seed: int = 0,
 ) -> ContrastSet:
-    """The contrast set of a preset, of one data file, of two files (positive, negative), or of rows in memory.
+    """The contrast set of a behaviour, of one data file, of two files (positive, negative), or of rows in memory.
 
     Args:
-        source: preset name, a file as `read_table` takes it, two paths, or rows.
+        source: a behaviour that comes with the package, a behaviour's folder, a file as `read_table` takes it, two
+            paths, or rows.
         model: generates the responses that are missing.
-        labeller: name or `module:function`; a preset brings its own.
+        labeller: name or `module:function`; a behaviour brings its own.
         limit: use at most this many prompts of every split.
         sampling: how responses are generated.
         seed: of the assignment to splits.
 
     Raises:
-        DataError: unknown preset, bad file, no labeller where one is needed, an empty class.
+        DataError: unknown behaviour, bad file, no labeller where one is needed, an empty class.
     """
-    examples, name = _examples(source)
-    if isinstance(source, str) and source in PRESETS:
-        labeller = labeller or preset_examples(source)[1]
+    examples, found = _examples(source)
+    labeller, silent_on = labeller or found.labeller, found.silent_on
+    if silent_on not in (None, "benign"):
+        silent_on = str(found.file(silent_on) or silent_on)
     chosen = find_labeller(labeller) if labeller else None
     examples = _limited(assign_splits(examples, seed), limit)
-    return build_contrast(name, examples, model, labeller=chosen, sampling=sampling, seed=seed)
+    contrast = build_contrast(found.name, examples, model, labeller=chosen, sampling=sampling, seed=seed)
+    return replace(contrast, decided_by=found.decided_by, silent_on=silent_on)
 
 
-def _examples(source: Source) -> tuple[list[Example], str]:
-    if not isinstance(source, str | Path):
-        if not (isinstance(source, tuple) and len(source) == 2 and all(isinstance(one, Path) for one in source)):
-            return examples_in_memory(source), IN_MEMORY
-        positive, negative = source
-        name = f"{positive.name} against {negative.name}"
-        return read_examples(positive, "positive") + read_examples(negative, "negative"), name
-    if isinstance(source, str) and (source in PRESETS or not (Path(source).suffix or source.startswith(HUB))):
-        return preset_examples(source)[0], source
-    return read_examples(source), Path(source).name
+def _examples(source: Source) -> tuple[list[Example], BehaviourFolder]:
+    """The rows, and the behaviour that they are of; without one, its name alone."""
+    if isinstance(source, str | Path):
+        found = find_behaviour(source)
+        return found.examples(), found
+    if not (isinstance(source, tuple) and len(source) == 2 and all(isinstance(one, Path) for one in source)):
+        return examples_in_memory(source), BehaviourFolder(name=IN_MEMORY)
+    positive, negative = source
+    rows = read_examples(positive, "positive") + read_examples(negative, "negative")
+    return rows, BehaviourFolder(name=f"{positive.name} against {negative.name}")
 
 
 def _limited(examples: list[Example], limit: int | None) -> list[Example]:

@@ -3,8 +3,8 @@
 from steer2edit.evaluation.tasks.likelihood_tasks import (
     ChoiceTask,
     DriftTask,
+    PreferenceTask,
     TruthChoiceTask,
-    TruthTask,
     base_answers,
 )
 from steer2edit.evaluation.tasks.reply_tasks import (
@@ -12,6 +12,7 @@ from steer2edit.evaluation.tasks.reply_tasks import (
     LengthTask,
     MathTask,
     RefusalTask,
+    VerdictTask,
     is_empty,
     repeated_share,
 )
@@ -24,10 +25,11 @@ __all__ = [
     "LengthTask",
     "MathTask",
     "Measurement",
+    "PreferenceTask",
     "RefusalTask",
     "Task",
     "TruthChoiceTask",
-    "TruthTask",
+    "VerdictTask",
     "base_answers",
     "is_empty",
     "merged_measurements",

@@ -71,8 +71,7 @@ class ChoiceTask(_LikelihoodTask):
         """Every choice, or its letter."""
         if self.style == "text":
             return [(item.question, choice) for choice in item.choices]
-        listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, item.choices, strict=False))
-        prompt = f"{item.question}\n\n{listed}\n\n{_LETTER_INSTRUCTION}"
+        prompt = _with_choices(item.question, item.choices)
         return [(prompt, letter) for letter in LETTERS[: len(item.choices)]]
 
     def judged(self, item: ChoiceQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
@@ -91,37 +90,58 @@ class ChoiceTask(_LikelihoodTask):
 
 
 @dataclass(frozen=True)
-class TruthTask(_LikelihoodTask):
-    """Share of questions whose true answer has a higher length-normalised log-probability than the false one.
+class PreferenceTask(_LikelihoodTask):
+    """Share of items whose positive answer is preferred to the negative one.
+
+    With `style="text"` both answers are scored as replies, by log-probability per token. With `style="letter"` they are
+    listed below the prompt as A and B, once in each order, and the letters are scored: the margin is the mean over the
+    orders, so that liking a letter is no preference.
 
     Args:
-        items: (prompt, true answer, false answer).
+        items: (prompt, positive answer, negative answer).
         name: of the set; the metrics are `{name}_preferred` and `{name}_margin` (nats per token).
+        style: what is scored.
+        asked_as: what the prompts are called, by default `{name}_questions`.
 
-    Source: the paper's preference metric.
+    Source: the paper's preference metric (true and false answers, as texts).
     """
 
     items: Sequence[tuple[Prompt, str, str]]
     name: str = "truth"
+    style: Literal["text", "letter"] = "text"
+    asked_as: str = ""
     kinds = ("preferred", "margin")
 
     @property
     def set_name(self) -> str:
-        """The preset's set goes without its name."""
-        return "questions" if self.name == "truth" else f"{self.name}_questions"
+        """What its prompts are kept under."""
+        return self.asked_as or f"{self.name}_questions"
 
     def request(self, item: tuple[Prompt, str, str]) -> Prompt:
-        """The question."""
+        """The prompt."""
         return item[0]
 
     def answers(self, item: tuple[Prompt, str, str]) -> list[tuple[Prompt, str]]:
-        """The true and the false one."""
-        return [(item[0], item[1]), (item[0], item[2])]
+        """The positive and the negative one; as letters, in both orders."""
+        prompt, positive, negative = item
+        if self.style == "text":
+            return [(prompt, positive), (prompt, negative)]
+        first, second = (_with_choices(prompt, order) for order in ((positive, negative), (negative, positive)))
+        return [(first, "A"), (first, "B"), (second, "B"), (second, "A")]
 
     def judged(self, item: tuple[Prompt, str, str], scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
-        """Whether the true answer is preferred, and by how much."""
-        true, false = scores
-        return false.nll - true.nll > 0, false.nll - true.nll
+        """Whether the positive answer is preferred, and by how much."""
+        margins = [b.nll - a.nll for a, b in zip(scores[::2], scores[1::2], strict=True)]
+        margin = sum(margins) / len(margins)
+        return margin > 0, margin
+
+
+def _with_choices(prompt: Prompt, choices: Sequence[str]) -> Prompt:
+    """The prompt with lettered choices below its last message."""
+    if not isinstance(prompt, str):
+        return [*prompt[:-1], {**prompt[-1], "content": str(_with_choices(prompt[-1]["content"], choices))}]
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))
+    return f"{prompt}\n\n{listed}\n\n{_LETTER_INSTRUCTION}"
 
 
 @dataclass(frozen=True)

@@ -19,34 +19,41 @@ _N = 4  # tokens of what may be repeated
 
 
 @dataclass(frozen=True)
-class RefusalTask(Task):
-    """Share of requests that are refused.
+class VerdictTask(Task):
+    """Share of replies that show a behaviour.
 
     Args:
-        name: of the set; the metric is `{name}_refused`. A reply that the scorer cannot tell is unscored.
+        name: of the set; the metric is `{name}_shown`. A reply that the scorer cannot tell is unscored.
         items: the requests.
         sampling: how replies are generated.
-        scorer: tells a refusal; by default the strict phrases.
+        scorer: tells the behaviour; by default a refusal, by the strict phrases.
     """
 
     name: str
     items: Sequence[Prompt]
     sampling: Sampling = Sampling(max_new_tokens=24)
     scorer: Scorer = field(default_factory=PhraseScorer)
-    kinds = ("refused",)
+    kinds = ("shown",)
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
-        """Metric `{name}_refused`, with the replies and what each was judged to be."""
+        """Its metric, with the replies and what each was judged to be."""
         by_intervention = replies_to(engine, self.items, interventions, self.sampling)
         # all at once: a judge asks about many replies at a time, and about equal ones once
         every = [reply for replies in by_intervention for reply in replies]
         verdicts = iter(self.scorer.score(list(self.items) * len(interventions), every))
         measurements = []
         for replies in by_intervention:
-            refused = [next(verdicts) for _ in replies]
+            shown = [next(verdicts) for _ in replies]
             texts = [reply.shown for reply in replies]
-            measurements.append(Measurement({self.metric_names[0]: refused}, {self.name: texts}, {self.name: refused}))
+            measurements.append(Measurement({self.metric_names[0]: shown}, {self.name: texts}, {self.name: shown}))
         return measurements
+
+
+@dataclass(frozen=True)
+class RefusalTask(VerdictTask):
+    """Share of requests that are refused; the metric is `{name}_refused`."""
+
+    kinds = ("refused",)
 
 
 class _ReplyTask(Task):

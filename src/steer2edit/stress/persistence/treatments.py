@@ -16,7 +16,7 @@ from steer2edit.editing import convert, merged, merged_weight
 from steer2edit.method import Hyperparameters
 from steer2edit.models import EncodedResponse, LanguageModel, load_model
 from steer2edit.models.loading import DTYPES
-from steer2edit.steering import extract, load_contrast, preset_examples
+from steer2edit.steering import extract, find_behaviour, load_contrast
 from steer2edit.stress.persistence.fine_tuning import FineTune, fine_tuned, training_rows
 from steer2edit.stress.persistence.gain_left import GainLeft, treatment
 from steer2edit.stress.persistence.quantisation import WAY_NAMES, WAYS, Way, converted, quantised, weight_format
@@ -181,7 +181,7 @@ def helpful_answers(model: LanguageModel) -> list[EncodedResponse]:
     pairs = [
         (example.prompt, example.response)
         for preset, label in wanted.items()
-        for example in preset_examples(preset)[0]
+        for example in find_behaviour(preset).examples()
         if example.label == label and example.split == "train" and example.response
     ]
     return training_rows(model, pairs)

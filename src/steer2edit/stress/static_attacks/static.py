@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.models import Prompt
-from steer2edit.steering.presets import preset_examples
+from steer2edit.steering import find_behaviour
 from steer2edit.stress.attack_lines import Attack, attack_result, plain_finding
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.replies import Replies, ask, in_form
@@ -55,10 +55,9 @@ def families() -> tuple[Family, ...]:
 @cache
 def harmless_shots() -> tuple[tuple[str, str], ...]:
     """Harmless requests with helpful answers, from the training split: never among the prompts that are asked."""
-    examples, _ = preset_examples("safety-benign")
     return tuple(
         (str(example.prompt), example.response)
-        for example in examples
+        for example in find_behaviour("safety-benign").examples()
         if example.label == "negative" and example.split == "train" and example.response is not None
     )
 

@@ -9,7 +9,7 @@ from steer2edit.editing import compute_factors
 from steer2edit.errors import DataError
 from steer2edit.method import Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Sampling
-from steer2edit.steering import benign_means, extract, find_labeller, preset_examples, prompt_digests
+from steer2edit.steering import benign_means, extract, find_behaviour, find_labeller, prompt_digests
 from steer2edit.steering.contrast import build_contrast
 from steer2edit.steering.examples import Example
 
@@ -53,7 +53,8 @@ def estimate_edit(
         DataError: the edit does not say how it was made, or too few prompts are left.
     """
     hyperparameters, rules = settings_of(edit)
-    rows, labeller = preset_examples(preset)
+    behaviour = find_behaviour(preset)
+    rows, labeller = behaviour.examples(), behaviour.labeller
     seen = set(edit.metadata.get("vectors", {}).get("prompts", ()))
     left = [row for row in rows if not _digests([row]) & {*seen, *kept_out}]
     chosen = [replace(row, split="train") for label in ("positive", "negative") for row in _of(left, label)[:limit]]

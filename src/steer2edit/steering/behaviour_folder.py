@@ -1,0 +1,198 @@
+"""A behaviour is one folder: what it contrasts, and what tells how much of it there is (docs/behaviours.md).
+
+    behaviour.toml                 what it is, its sets of items and their scorers
+    contrast.jsonl                 what steering vectors are extracted from
+    SET.jsonl                      items of a set; by default the rows of the contrast that no vector is made from
+
+Those that come with the package are such folders. A plain contrast file is a behaviour too: of its pairs it is asked
+which side is likelier.
+"""
+
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from steer2edit.errors import DataError, did_you_mean
+from steer2edit.steering.data_files import HUB, SUFFIXES, read_text
+from steer2edit.steering.examples import Example, read_examples
+from steer2edit.steering.rows import Split
+
+BUILT_IN = Path(__file__).parents[1] / "behaviours"
+FILE = "behaviour.toml"
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
+
+
+class ItemSet(BaseModel):
+    """A set of items and how it is scored; keys that are not listed here are the scorer's own.
+
+    Args:
+        scorer: what scores an item. `like = "SET"` in place of it: as another set, but for what is said.
+        metrics: what the set's metrics are called after, by default the set.
+        items: their file in the folder, by default `SET.jsonl` (or another format), else the contrast's own rows;
+            or `BEHAVIOUR:SET`, a set of a behaviour that comes with the package.
+        max_new_tokens: longest reply; each scorer has a default of its own.
+        usual: how many items are used of each split where no limit asks for more.
+        optional: measured by comparisons, or where data is given for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    scorer: str
+    metrics: Annotated[str, Field(pattern=rf"^({_NAME})?$")] | None = None
+    items: str | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    usual: dict[Split, int] = Field(default_factory=dict)
+    optional: bool = False
+
+
+class BehaviourFolder(BaseModel):
+    """What a `behaviour.toml` says, and where it stands.
+
+    Args:
+        name: of the folder, or of the contrast file.
+        folder: where its files are; `None` for a contrast file alone.
+        contrast: what vectors are made from: a file, or the contrast file itself as it was given.
+        description: what it contrasts, in a few words.
+        labeller: sorts replies that the model generates for the contrast.
+        decided_by: what of a response decides the behaviour (`extract --effects`): first, answer or end.
+        silent_on: requests on which gated edits are to do nothing.
+        measured_as: another behaviour whose sets measure this one.
+        attribute: the metric that an edit is to move, by default the first of the first set.
+        direction: whether more or less of it is wanted.
+        guide: a finer metric of the attribute.
+        costs: other metrics that an edit is to leave alone: their `rise` or `fall` is what it costs beside drift.
+        reach: a level of the attribute whose drift comparisons report.
+        sets: by name, what is measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = ""
+    folder: Path | None = None
+    contrast: str = "contrast"
+    description: str = ""
+    labeller: str | None = None
+    decided_by: Literal["first", "answer", "end"] = "first"
+    silent_on: str | None = None
+    measured_as: str | None = None
+    attribute: str | None = None
+    direction: Literal["higher", "lower"] = "higher"
+    guide: str | None = None
+    costs: dict[str, Literal["rise", "fall"]] = Field(default_factory=dict)
+    reach: float | None = None
+    sets: dict[Annotated[str, Field(pattern=rf"^{_NAME}$")], ItemSet] = Field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """For messages: its file."""
+        return str(self.folder / FILE if self.folder else self.name)
+
+    def file(self, stem: str) -> Path | None:
+        """The file of its folder with this name, whatever its format; `None` if there is none.
+
+        `BEHAVIOUR:SET` is the file of a behaviour that comes with the package.
+
+        Raises:
+            DataError: the name leads out of the folder.
+        """
+        other, named, own = stem.partition(":")
+        if named and other in built_in_names():
+            return _built_in(other).file(own)
+        if self.folder is None:
+            return None
+        found = next(filter(Path.is_file, (self.folder / f"{stem}{suffix}" for suffix in ("", *SUFFIXES))), None)
+        if found is not None and self.folder.resolve() not in found.resolve().parents:
+            raise DataError(f"{self.folder / FILE} names {stem!r}, which is not in its folder. Copy the file there.")
+        return found
+
+    def examples(self) -> list[Example]:
+        """The rows of its contrast.
+
+        Raises:
+            DataError: there are none, or the file is malformed.
+        """
+        if self.folder is None:
+            return read_examples(self.contrast)
+        path = self.file(self.contrast)
+        if path is None:
+            raise DataError(f"the behaviour {self.name!r} has no contrast: put contrast.jsonl into {self.folder}.")
+        return read_examples(path)
+
+
+def find_behaviour(source: str | Path) -> BehaviourFolder:
+    """The behaviour that a user names: one that comes with the package, a folder, or a contrast file.
+
+    Raises:
+        DataError: there is none, or its `behaviour.toml` is missing or wrong.
+    """
+    if isinstance(source, str) and source in built_in_names():
+        return _built_in(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _user_folder(path)
+    if path.suffix.lower() in SUFFIXES or str(source).startswith(HUB):
+        pairs = {"pairs": ItemSet(scorer="preference")}
+        return BehaviourFolder(name=path.name, contrast=str(source), sets=pairs)
+    raise DataError(
+        f"there is no behaviour {str(source)!r}. {did_you_mean(str(source), built_in_names())} Or give a folder with a "
+        f"{FILE}, or a contrast file ({', '.join(SUFFIXES)})."
+    )
+
+
+@cache
+def built_in_names() -> tuple[str, ...]:
+    """The behaviours that come with the package."""
+    return tuple(sorted(path.name for path in BUILT_IN.iterdir() if (path / FILE).is_file()))
+
+
+@cache
+def _built_in(name: str) -> BehaviourFolder:
+    return _read(BUILT_IN / name)
+
+
+def _user_folder(path: Path) -> BehaviourFolder:
+    name = path.resolve().name
+    if name in built_in_names() and path.resolve() != (BUILT_IN / name).resolve():
+        raise DataError(f"{path} is called as a behaviour that comes with the package, {name!r}. Rename the folder.")
+    if not re.fullmatch(_NAME, name):
+        raise DataError(f"a behaviour's folder must be named in letters, digits, - and _, got {name!r}. Rename it.")
+    return _read(path)
+
+
+def _read(folder: Path) -> BehaviourFolder:
+    path = folder / FILE
+    if not path.is_file():
+        raise DataError(f"there is no {FILE} in {folder}: it says what is measured. See docs/behaviours.md.")
+    try:
+        content: dict[str, Any] = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path} is not TOML: {error}.") from error
+    if own := {"name", "folder"} & content.keys():
+        raise DataError(f"{path}: there is no key {min(own)!r}: a behaviour is called after its folder.")
+    content["sets"] = _with_likenesses(content.get("sets", {}), path)
+    try:
+        return BehaviourFolder(**{**content, "name": folder.resolve().name, "folder": folder})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, reason = ".".join(map(str, first["loc"])), first["msg"]
+        if first["type"] == "extra_forbidden":
+            known = BehaviourFolder.model_fields.keys() - {"name", "folder"}
+            reason = f"there is no such key. {did_you_mean(key, known)}"
+        raise DataError(f"{path}: {key}: {reason.rstrip('.')}. See docs/behaviours.md.") from error
+
+
+def _with_likenesses(sets: Any, path: Path) -> Any:
+    """The sets, where one that is `like` another has that one's keys and its own."""
+    if not isinstance(sets, dict):
+        return sets
+    made = {}
+    for name, own in sets.items():
+        like = own.get("like") if isinstance(own, dict) else None
+        if like is not None and not isinstance(sets.get(like), dict):
+            raise DataError(f"{path}: sets.{name}.like: there is no set {like!r}. {did_you_mean(str(like), sets)}")
+        made[name] = own if like is None else {**sets[like], **{key: v for key, v in own.items() if key != "like"}}
+    return made

@@ -1,0 +1,34 @@
+"""Requests that come with the package: harmful ones, benign ones, and safe ones that sound alarming."""
+
+from typing import Literal
+
+from steer2edit.steering.behaviour_folder import find_behaviour
+from steer2edit.steering.rows import Split, read_table
+
+
+def built_in_requests(
+    name: Literal["harmful", "benign", "borderline"], split: Split, wanted: int | None = None
+) -> list[str]:
+    """Requests of one split of the behaviour safety.
+
+    Args:
+        name: of the set.
+        split: train, validation or held_out.
+        wanted: how many the caller can use. There are the usual ones at least (96, 48 and 96; 112, 16 and 16 borderline
+            ones), and more where more are wanted: up to 300 held-out ones.
+    """
+    safety = find_behaviour("safety")
+    path = safety.file(name)
+    assert path is not None
+    usual = safety.sets[name].usual[split]
+    return [row.text("prompt") for row in read_table(path).split(split)][: max(usual, wanted or 0)]
+
+
+def safety_prompts(split: Split, wanted: int | None = None) -> tuple[list[str], list[str]]:
+    """(harmful, benign) requests; see `built_in_requests`."""
+    return built_in_requests("harmful", split, wanted), built_in_requests("benign", split, wanted)
+
+
+def borderline_prompts(split: Split, wanted: int | None = None) -> list[str]:
+    """Safe requests that sound alarming; see `built_in_requests`."""
+    return built_in_requests("borderline", split, wanted)
