@@ -1,7 +1,8 @@
 """`steer2edit extract`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,18 +54,23 @@ def _print(out: Path, vectors: "SteeringVectors", tokens: dict[str, int]) -> Non
     from steer2edit.cli.expert_output import print_expert_tokens, print_left_out
 
     diagnosis = vectors.diagnosis or {}
+    mean, direction = diagnosis.get("mean"), vectors.metadata.get("direction")
     rows = [
         [
             name,
             f"{site['norm']:.3g}",
             _or_dash(site["split_half_cosine"]),
-            f"{_or_dash(site['auroc'])} [{_or_dash(site['auroc_low'])}, {_or_dash(site['auroc_high'])}]",
+            _with_interval(site),
+            *([_with_interval(mean["sites"][name])] if mean else []),
             "NOISE" if site["noise"] else "",
         ]
         for name, site in diagnosis["sites"].items()
     ]
-    print_table(["site", "‖v‖", "split-half cosine", "held-out AUROC", ""], rows)
-    say(diagnosis["summary"], style="bold")
+    beside = ["the mean's AUROC"] if mean else []
+    print_table(["site", "‖v‖", "split-half cosine", "held-out AUROC", *beside, ""], rows)
+    say(f"{direction}: {diagnosis['summary']}" if mean else diagnosis["summary"], style="bold")
+    if mean:
+        say(f"mean: {mean['summary']}")
     counts = diagnosis["counts"]
     say(f"Responses: train {counts['train']}, held out {counts['held_out']}.")
     if gate := vectors.metadata.get("effects", {}).get("gate"):
@@ -75,6 +81,10 @@ def _print(out: Path, vectors: "SteeringVectors", tokens: dict[str, int]) -> Non
     print_expert_tokens(tokens)
     print_left_out(vectors.metadata)
     say(f"Vectors: {out}")
+
+
+def _with_interval(site: Mapping[str, Any]) -> str:
+    return f"{_or_dash(site['auroc'])} [{_or_dash(site['auroc_low'])}, {_or_dash(site['auroc_high'])}]"
 
 
 def _or_dash(value: float | None) -> str:

@@ -36,7 +36,7 @@ def make_vectors(
         source: what they are made from, in place of what the options name.
     """
     contrast = make_contrast(model, options.source if source is None else source, options)
-    vectors = extract(model, contrast, block_outputs=options.block_outputs)
+    vectors = extract(model, contrast, block_outputs=options.block_outputs, direction=options.direction)
     if options.effects or options.decided_by or options.silent_on:
         vectors = measure_effects(
             model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on, seed=options.seed

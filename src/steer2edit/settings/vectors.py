@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.settings.declared import Checked, Text, read_number_or_off
+from steer2edit.settings.declared import Checked, OneOf, Text, read_number_or_off
 from steer2edit.settings.shared import Labeller, Limit, Seed
 
 OFF = Text(read_number_or_off, default="off")
@@ -35,6 +35,14 @@ class ExtractOptions(Checked):
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated response.")] = 24
     temperature: Annotated[float, typer.Option(min=0, help="0 for greedy generation.")] = 0.0
     limit: Limit = None
+    direction: Annotated[
+        str,
+        typer.Option(
+            help="What v is: mean, the paper's difference of class means; or, beyond it, pca (of pairs), probe "
+            "(logistic regression) or lda (whitened difference). The diagnosis has the mean's beside."
+        ),
+        OneOf(("mean", "pca", "probe", "lda")),
+    ] = "mean"
     block_outputs: Annotated[
         bool,
         typer.Option(

@@ -3,6 +3,7 @@
 Shapes: b = rows of a batch, d, m = width of a site's output and input.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import ClassMeans, RoutingMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import (
     SPAN_RULE,
     LanguageModel,
@@ -20,6 +22,7 @@ from steer2edit.models import (
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS
 from steer2edit.steering.contrast import ContrastSet
 from steer2edit.steering.diagnosis import diagnose
+from steer2edit.steering.directions import KINDS, OutputRows, directions
 from steer2edit.steering.moments import RunningMeans
 from steer2edit.steering.overlap import prompt_digests
 
@@ -32,6 +35,7 @@ def extract(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     block_outputs: bool = False,
+    direction: str = "mean",
 ) -> SteeringVectors:
     """Steering vectors `v = ȳ_pos − ȳ_neg` of every site, with input means and a diagnosis.
 
@@ -46,19 +50,32 @@ def extract(
         batch_tokens: rows × longest row of a batch stays within this.
         block_outputs: measure the outputs of whole layers too, in the same pass: control vectors of other tools are
             made of those.
+        direction: `mean`, the paper's difference of means; or, beyond it, `pca`, `probe` or `lda` (`directions`). The
+            input means stay those of the classes, and the diagnosis has the mean's beside.
 
     Raises:
         DataError: a response is empty or does not fit into the context.
-        InvalidValueError: activations are not finite.
+        InvalidValueError: activations are not finite, or there is no such direction.
 
     Source: Eq. 1 and Appendix B; the span is that of the official code.
     """
-    sums = _class_sums(model, contrast, batch_tokens, "Extracting", block_outputs=block_outputs)
+    if direction not in KINDS:
+        raise InvalidValueError(f"unknown direction {direction!r}. {did_you_mean(direction, KINDS)}")
+    train = contrast.train
+    rows = (OutputRows(model, len(train.positive)), OutputRows(model, len(train.negative)))
+    keep = rows if direction != "mean" else ()
+    sums = _class_sums(model, contrast, batch_tokens, "Extracting", block_outputs=block_outputs, rows=keep)
     sites = {site: _site_means(sums, site) for site in model.sites}
     blocks = {layer: _block_means(sums, layer) for layer in range(len(model.layers))} if block_outputs else None
     vectors = SteeringVectors(sites, _metadata(model, contrast), block_outputs=blocks)
     half_vectors = {half: {site: _half_vector(sums, site, half) for site in model.sites} for half in (0, 1)}
-    return replace(vectors, diagnosis=diagnose(model, vectors, half_vectors, contrast, batch_tokens))
+    diagnosis = diagnose(model, vectors, half_vectors, contrast, batch_tokens)
+    if direction == "mean":
+        return replace(vectors, diagnosis=diagnosis)
+    found, halves = directions(direction, train, *rows)
+    own = {s: replace(m, output=ClassMeans.of_direction(found[s], str(s))) for s, m in vectors.sites.items()}
+    vectors = replace(vectors, sites=own, metadata={**vectors.metadata, "direction": direction})
+    return replace(vectors, diagnosis={**diagnose(model, vectors, halves, contrast, batch_tokens), "mean": diagnosis})
 
 
 def measure_inputs(
@@ -85,17 +102,25 @@ def measure_inputs(
 
 
 def _class_sums(
-    model: LanguageModel, contrast: ContrastSet, batch_tokens: int, doing: str, *, block_outputs: bool = False
+    model: LanguageModel,
+    contrast: ContrastSet,
+    batch_tokens: int,
+    doing: str,
+    *,
+    block_outputs: bool = False,
+    rows: Sequence[OutputRows] = (),
 ) -> ClassSums:
-    """Sums over the positive and over the negative training responses."""
+    """Sums over the positive and over the negative training responses; their outputs into `rows`, if there are any."""
     sums = (RunningMeans(model), RunningMeans(model))
     classes = (("positive", contrast.train.positive), ("negative", contrast.train.negative))
-    for running, (label, pairs) in zip(sums, classes, strict=True):
+    for index, (running, (label, pairs)) in enumerate(zip(sums, classes, strict=True)):
         responses = encode_responses(model, pairs)
         for batch in span_means(
             model, responses, batch_tokens=batch_tokens, description=f"{doing} ({label})", block_outputs=block_outputs
         ):
             running.add(batch)
+            for own in rows[index : index + 1]:
+                own.add(batch)
     return sums
 
 
