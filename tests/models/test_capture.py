@@ -8,7 +8,9 @@ import torch
 from families import DENSE, tiny_model
 from naive_capture import activations, naive_means
 from steer2edit.core import Site
+from steer2edit.errors import ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, mean_output, span_means
+from steer2edit.models.architectures import tiny_architecture
 
 # Lengths differ, so that batches are padded; spans begin at different places; one response has a single token.
 RESPONSES = [
@@ -147,3 +149,11 @@ class TestHooks:
 
 def test_no_responses_give_no_batches() -> None:
     assert list(span_means(tiny_model(), [])) == []
+
+
+def test_layers_with_several_streams_have_no_one_output() -> None:
+    model = LanguageModel(tiny_architecture("deepseek_v4"))
+    (batch,) = span_means(model, RESPONSES[:1])
+    assert batch.sites.keys() == model.sites.keys()
+    with pytest.raises(ModelError, match=r"hand on several residual streams.*Leave out --block-outputs"):
+        list(span_means(model, RESPONSES[:1], block_outputs=True))

@@ -291,9 +291,27 @@ class TestRefused:
         ):
             LanguageModel(network, layout=LLAMA)
 
-    def test_several_residual_streams(self) -> None:
-        with pytest.raises(LayoutError, match=r"hand on \[4, 6, 4, 64\], several residual streams .*hyper-connections"):
-            LanguageModel(tiny_architecture("deepseek_v4"))
+    @pytest.mark.parametrize("model_type", ["deepseek_v4", "gemma3n_text", "qwen4_exp_text"])
+    def test_several_residual_streams_are_mixed_and_nothing_else_writes_to_them(self, model_type: str) -> None:
+        """Whichever axis they are on; a writer beside the named ones is no mixture of them."""
+        network = tiny_architecture(model_type)
+        found = find_sites(network)
+        assert found.proof is not None
+        assert {site.layer for site in found.sites} == set(range(found.proof.layers))
+        layer = network.get_submodule(f"{found.path}.1")
+        layer.memory, own = nn.Linear(64, 64, bias=False), layer.forward
+
+        def forward(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            new = own(hidden_states, *args, **kwargs)
+            return new + layer.memory(hidden_states.unflatten(-1, (-1, 64))).view(new.shape)
+
+        layer.forward = forward  # type: ignore[method-assign]
+        with pytest.raises(LayoutError, match=r"layers\.1: .* silent, memory still writes to it\. Name it"):
+            find_sites(network, found.layout)
+
+    def test_a_model_that_writes_to_its_weights(self) -> None:
+        with pytest.raises(LayoutError, match=r"writes to its own weights as it runs \(rwkv\.blocks\.0\.attention"):
+            LanguageModel(tiny_architecture("rwkv"))
 
     def test_nothing_to_edit(self) -> None:
         with pytest.raises(

@@ -3,7 +3,7 @@
 `python -m steer2edit.models.architectures` prints the table of docs/architectures.md.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -21,6 +21,14 @@ from steer2edit.models.sites import find_sites
 from steer2edit.models.twin import tiny_config, tiny_network
 
 _LAYERS = {"zamba": 8, "zamba2": 13}  # the weights of their attention are shared by the layers that have one
+_INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+}
+_VISION = {"model_type": "clip_vision_model"}  # in place of one that needs timm and Pillow
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -36,8 +44,13 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
             "num_experts_per_tok": 2,
         }
     },
+    "emu3": {"vocabulary_map": {"<image>": 90}},
+    "fast_vlm": {"vision_config": _VISION},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots3_note": {"text_config": {"layer_types": ["indexed_attention"] * 46}},
+    "dots3_note_text": {"layer_types": ["indexed_attention"] * 46},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -46,6 +59,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "ministral": {"head_dim": 16},
     "mistral_large4": {"text_config": {"num_hidden_layers": 3}},
+    "perception_lm": {"vision_config": {**_VISION, "model_args": {"embed_dim": 64}}},
+    "qwen4_exp": {"text_config": _INDEXER},
+    "qwen4_exp_text": _INDEXER,
     "step3p7": {"text_config": {"sliding_window": 8}},
 }
 _MROPE = {"text_config.rope_parameters": {**_ROPE, "mrope_section": [2, 3, 3]}}
@@ -53,9 +69,15 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     # sizes that only fit together so
     "bamba": {"attn_layer_indices": [1]},
     "falcon_h1": {"mamba_d_head": 16},
+    "dots3_note": {"audio_config.adapter_input_size": 64},
+    "glm5_next": {"text_config.index_kpool": 2},
+    "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "mamba2": {"num_heads": 8},
+    "molmo2": {"adapter_config.vision_feature_layer": [2, 1]},
+    "muse_spark": {"audio_config.num_hidden_layers": 4},
     "reformer": {"is_decoder": True},
+    "xlstm": {"qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"hybrid_layer_ids": [6, 12]},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 92, **_MROPE},
@@ -65,40 +87,39 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_vl": {"text_config.rope_parameters": {**_ROPE, "mrope_section": [2, 3, 3]}},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 92},
 }
-_NEEDS_IMAGE = "takes no text without an image, or what stands for one"
-_STREAMS = "several residual streams that are mixed (hyper-connections, AltUp)"
-_TIMM = "its vision tower needs timm and Pillow"
-_SSM = "no component: its only mixer is Mamba, whose projection PEFT does not adapt"
+_NEEDS_IMAGE = "takes no text without an image"
+_MAMBA = "no component: its only mixer is Mamba, whose projection PEFT does not adapt"
 _ATTENDS = "its layers attend to the outputs of earlier ones, which replace the stream"
-_DRAFTS = "drafts for another model, whose states it reads"
-REASONS: dict[str, str] = {
+OTHERS: dict[str, str] = {
     **dict.fromkeys(("blip", "blip-2", "idefics", "instructblip", "instructblipvideo", "kosmos-2"), _NEEDS_IMAGE),
-    **dict.fromkeys(("deepseek_v4", "glm5_next", "hy_v4", "gemma3n_text", "qwen4_exp", "qwen4_exp_text"), _STREAMS),
-    **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), _TIMM),
-    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _SSM),
-    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _DRAFTS),
-    **dict.fromkeys(("inkling2", "inkling2_text"), _ATTENDS),
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "drafts for another model, whose states it reads"
+    ),
     **dict.fromkeys(("musicgen", "musicgen_melody"), "an encoder-decoder, of sound"),
-    **dict.fromkeys(("dots3_note", "dots3_note_text"), "no tiny model of it is made by these rules"),
+    "diffusion_gemma": "denoises a text as a whole",
+    "evolla": "answers about proteins; no auto class of transformers loads it",
+    "pi0": "moves a robot",
+    "shieldgemma2": "says whether an image is harmful",
+    "xlnet": "predicts words in any order, in two streams of attention",
+}
+"""What transformers lists among text generators and is no decoder that takes and writes text, by model type."""
+REASONS: dict[str, str] = {
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba"), _MAMBA),
+    **dict.fromkeys(("inkling2", "inkling2_text"), _ATTENDS),
     "blt": "three stacks of layers, over bytes and over patches",
     "cpmant": "puts prompt tokens of its own before the text",
-    "diffusion_gemma": "denoises a text as a whole",
-    "evolla": "transformers loads it as no text generator",
+    "gemma3n": "its vision tower needs timm and Pillow; the language model in it is gemma3n_text",
     "jetmoe": "its experts, of the attention too, do not run through transformers' experts interface",
-    "muse_spark": "gates multiply the residual stream by what depends on the token",
-    "pi0": "moves a robot",
-    "reformer": "two residual streams (reversible layers)",
-    "rwkv": "no component: its mixers have no module that writes alone",
+    "reformer": "two residual streams that take turns (reversible layers)",
+    "rwkv": "divides its own weights as it runs",
     "xlm": "its layers are no modules of their own",
-    "xlnet": "two streams of attention, tokens before rows",
-    "zamba": "no component: what its layers add is Mamba-1's, which has no heads",
 }
 """Why an architecture cannot be edited, or cannot be tried, by model type."""
 
 
 def architectures() -> list[str]:
-    """Model types that generate text, language models in multimodal ones included, without encoder-decoders."""
-    names = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    """Model types of decoders that generate text, language models in multimodal ones included."""
+    names = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} - OTHERS.keys()
     return sorted(name for name in names if not getattr(CONFIG_MAPPING[name], "is_encoder_decoder", False))
 
 
@@ -113,17 +134,15 @@ def tiny_architecture(model_type: str, seed: int = 0) -> PreTrainedModel:
     for path, value in _SETTINGS.get(model_type, {}).items():
         *parents, name = path.split(".")
         setattr(reduce(getattr, parents, config), name, value)
+    config = type(config).from_dict(config.to_dict())  # as it comes back from a file: what follows from sizes does
     return tiny_network(config, model_class(config).from_config, seed)
 
 
 def architecture_table() -> str:
-    """Two Markdown tables: what is found in the architectures that resolve, and why the others do not."""
+    """Markdown tables: what is found in the architectures that resolve, why others do not, and what is none."""
     alike: dict[tuple[str, ...], list[str]] = {}
-    refused: dict[str, list[str]] = {}
     for model_type in architectures():
-        if model_type in REASONS:
-            refused.setdefault(REASONS[model_type], []).append(model_type)
-        else:
+        if model_type not in REASONS:
             layout = find_sites(tiny_architecture(model_type)).layout
             alike.setdefault(tuple(_cells(layout)), []).append(model_type)
     found = [
@@ -131,8 +150,19 @@ def architecture_table() -> str:
     ]
     columns = ("model types", "attention", "state-space mixer", "MLP", "experts", "left out")
     count = sum(map(len, alike.values()))
-    yes = f"{count} of {count + sum(map(len, refused.values()))} resolve:\n\n" + _table(columns, found)
-    return yes + "\n" + _table(("model types", "why not"), [(_names(types), why) for why, types in refused.items()])
+    share = f"{count} of {count + len(REASONS)} resolve ({count / (count + len(REASONS)):.1%}):"
+    parts = (share, _table(columns, found), "These do not:", _reasons(REASONS), f"{_NO_DECODERS}:", _reasons(OTHERS))
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+_NO_DECODERS = "And these, which transformers lists among them, are no decoders that take and write text"
+
+
+def _reasons(reasons: Mapping[str, str]) -> str:
+    alike: dict[str, list[str]] = {}
+    for model_type, why in sorted(reasons.items()):
+        alike.setdefault(why, []).append(model_type)
+    return _table(("model types", "why not"), [(_names(types), why) for why, types in alike.items()])
 
 
 def _cells(layout: Layout) -> Iterator[str]:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steer2edit.core import Site
+from steer2edit.errors import ModelError
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches, pad
 from steer2edit.models.chat import EncodedResponse
 from steer2edit.models.experts import RoutedTokens
@@ -116,14 +117,20 @@ def _batch_means(
             stack.enter_context(
                 hooked(recorder.site, matrix=recorder.matrix, routed=recorder.experts, output=recorder.output)
             )
+        width = next(iter(model.sites.values())).shape[0]
         for layer, module in enumerate(model.layers if block_outputs else ()):
-            record = partial(_record, blocks, layer, spans)
+            record = partial(_record, blocks, layer, spans, width)
             stack.callback(module.register_forward_hook(at_output(record)).remove)
         model.network.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     return BatchMeans(indices, {site: recorder.means() for site, recorder in recorders.items()}, blocks)
 
 
-def _record(means: dict[int, Tensor], layer: int, spans: "_Spans", output: Tensor) -> None:
+def _record(means: dict[int, Tensor], layer: int, spans: "_Spans", width: int, output: Tensor) -> None:
+    if output.ndim != 3 or output.shape[-1] != width:
+        raise ModelError(
+            "the layers of this model hand on several residual streams, so there is no one output of a layer to take "
+            "control vectors from. Leave out --block-outputs."
+        )
     means[layer] = spans.mean(output)
 
 

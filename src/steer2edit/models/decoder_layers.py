@@ -1,6 +1,6 @@
 """The decoder layers of a model, found by a short forward pass: each with what it was given in it.
 
-Shapes: b, t = rows and tokens of the short pass, d = width of the residual stream.
+Shapes: b, t = rows and tokens of the short pass, n = residual streams, d = width of one.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steer2edit.errors import LayoutError
-from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, stream_in, tensors_in
+from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, is_stream, tensors_in
 
 
 class _Calls:
@@ -49,7 +49,9 @@ class LayerRuns:
 
 
 def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
-    """The decoder layers: the longest list of modules that all are given hidden states [b, t, d] and return such.
+    """The decoder layers: the longest list of modules with parts that all are given hidden states and return such.
+
+    Hidden states are one residual stream [b, t, d]; only where no list has that, several ([b, t, n, d] or the like).
 
     Args:
         network: the model, with its weights in memory.
@@ -59,7 +61,6 @@ def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
         LayoutError: the model does not run on a few tokens, or has no such list.
     """
     d = stream_width(network)
-    shape = torch.Size((ROWS, TOKENS, d))
     lists = {
         name: module
         for name, module in network.named_modules()
@@ -71,14 +72,18 @@ def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
             stack.callback(module.register_forward_pre_hook(calls.before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(calls.after).remove)
         _short_pass(network)
-    found: list[LayerRuns] = []
-    for name, members in lists.items():
-        runs = [_layer_run(f"{name}.{i}", member, calls, shape) for i, member in enumerate(members)]
-        if all(runs):
-            found.append(LayerRuns(name, tuple(run for run in runs if run is not None)))
-    if not found:
-        raise LayoutError(_why_no_layers(network, lists, calls.returned, d))
-    return max(found, key=lambda one: len(one.runs))
+    for several in (False, True):
+        found: list[LayerRuns] = []
+        for name, members in lists.items():
+            runs = [_layer_run(f"{name}.{i}", member, calls, d, several) for i, member in enumerate(members)]
+            if all(runs):
+                found.append(LayerRuns(name, tuple(run for run in runs if run is not None)))
+        if found:
+            return max(found, key=lambda one: len(one.runs))
+    raise LayoutError(
+        f"no decoder layers are found in the model type {network.config.model_type!r}: no list of modules is given "
+        f"hidden states of width {d} and hands on such."
+    )
 
 
 def stream_width(network: PreTrainedModel) -> int:
@@ -97,6 +102,7 @@ def _short_pass(network: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.tensor(usual)[torch.randint(len(usual), (ROWS, TOKENS), generator=generator)]
     ids = ids.to(network.get_input_embeddings().weight.device)
+    before = {name: parameter._version for name, parameter in network.named_parameters()}
     try:
         network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except Exception as error:  # models raise what they like
@@ -104,6 +110,12 @@ def _short_pass(network: PreTrainedModel) -> None:
             f"the model type {network.config.model_type!r} does not run on a few tokens of text alone: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
+    changed = [name for name, parameter in network.named_parameters() if parameter._version != before[name]]
+    if changed:
+        raise LayoutError(
+            f"the model type {network.config.model_type!r} writes to its own weights as it runs ({changed[0]}), so an "
+            "edit of them would be another one in the files. This architecture cannot be edited."
+        )
 
 
 def _configs(config: Any) -> Iterator[Any]:
@@ -113,40 +125,27 @@ def _configs(config: Any) -> Iterator[Any]:
             yield from _configs(value)
 
 
-def _layer_run(name: str, module: nn.Module, calls: _Calls, shape: torch.Size) -> LayerRun | None:
-    if module not in calls.given or stream_in(calls.returned.get(module), shape) is None:
+def _layer_run(name: str, module: nn.Module, calls: _Calls, d: int, several: bool) -> LayerRun | None:
+    returned = next((t for t in tensors_in(calls.returned.get(module)) if is_stream(t, d, several=several)), None)
+    if returned is None or not any(True for _ in module.children()):
         return None
     args, kwargs = calls.given[module]
-    places = [*range(len(args)), *sorted(kwargs, key=lambda key: key != "hidden_states")]
-    for place in places:
+    for place in [*range(len(args)), *sorted(kwargs, key=lambda key: key != "hidden_states")]:
         value = args[place] if isinstance(place, int) else kwargs[place]
-        if isinstance(value, Tensor) and value.shape == shape and value.is_floating_point():
+        if isinstance(value, Tensor) and value.shape == returned.shape and value.is_floating_point():
             if isinstance(place, int):
                 args = (*args[:place], _varied(value), *args[place + 1 :])
             else:
                 kwargs = {**kwargs, place: _varied(value)}
-            return LayerRun(name, module, args, kwargs, place)
+            return LayerRun(name, module, args, kwargs, place, d)
     return None
 
 
-def _varied(hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+def _varied(hidden: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The hidden state with noise of its own size (or of 1, where it is zero), so that no two tokens are alike."""
     size = float(hidden.float().square().mean().sqrt()) or 1.0
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
     return hidden + size * noise.to(hidden)
-
-
-def _why_no_layers(network: PreTrainedModel, lists: Any, returned: Any, d: int) -> str:
-    start = f"no decoder layers are found in the model type {network.config.model_type!r}: "
-    for name, members in lists.items():
-        for member in members:
-            wide = [t for t in tensors_in(returned.get(member)) if t.ndim == 4 and t.shape[-1] == d and ROWS in t.shape]
-            if wide:
-                return start + (
-                    f"the layers of {name!r} hand on {list(wide[0].shape)}, several residual streams that they mix "
-                    "(hyper-connections), so that no module writes to one alone. This architecture cannot be edited."
-                )
-    return start + f"no list of modules is given hidden states of width {d} and hands on such."
 
 
 def _copied(value: Any) -> Any:

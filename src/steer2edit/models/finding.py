@@ -97,9 +97,9 @@ def _refused(found: _Findings, block: str, path: str, model_type: str) -> str:
 def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
     """Paths of the modules that write to the residual stream in a layer, in the order they are called.
 
-    Modules with a matrix of d outputs are silenced one after another, the last called first, until the layer is
-    silent; then each that is not needed is taken out again, the first called first. Modules without such a matrix
-    stand in where that is not enough.
+    The innermost modules with a matrix of d outputs are silenced one after another, the last called first, until the
+    layer is silent; then each that is not needed is taken out again, the first called first. Modules around them, or
+    without such a matrix, stand in where that is not enough.
 
     Args:
         run: the layer.
@@ -108,10 +108,11 @@ def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
     Raises:
         LayoutError: the layer is never silent.
     """
-    d = run.hidden.shape[-1]
+    d = run.width
     given = [run.module.get_submodule(path) for path in known]
     writing = [path for path, output in run.called.items() if output.shape[-1:] == (d,) and path not in set(known)]
-    fine = [path for path in writing if _has_matrix(run.module.get_submodule(path), d)]
+    owners = [path for path in writing if _has_matrix(run.module.get_submodule(path), d)]
+    fine = [path for path in owners if not any(other.startswith(f"{path}.") for other in owners)]
     coarse = [
         path for path in writing if path not in fine and any(True for _ in run.module.get_submodule(path).parameters())
     ]
@@ -262,7 +263,7 @@ def _output_of(run: LayerRun, path: str, modules: Mapping[str, nn.Module]) -> st
     parts = path.split(".")
     around = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
     outputs: dict[str, Tensor] = {}
-    d = run.hidden.shape[-1]
+    d = run.width
     watched = {
         run.module.get_submodule(name): _Kept(name, outputs) for name in around if name in run.called and name != path
     }

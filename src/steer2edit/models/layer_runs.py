@@ -1,6 +1,7 @@
 """A decoder layer run alone, on what it was given in a short forward pass, with the outputs of modules changed.
 
-Shapes: b, t = rows and tokens of the short pass, d = width of the residual stream.
+Shapes: b, t = rows and tokens of the short pass, n = residual streams (1, or several that layers mix),
+d = width of one.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -101,7 +102,8 @@ class LayerRun:
         module: the layer.
         args: positional arguments.
         kwargs: named arguments.
-        place: which of them is the hidden state [b, t, d].
+        place: which of them is the hidden state.
+        width: d.
     """
 
     name: str
@@ -109,35 +111,44 @@ class LayerRun:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     place: int | str
+    width: int
 
     @property
-    def hidden(self) -> Float[Tensor, "b t d"]:
-        """The residual stream that the layer was given."""
-        hidden: Tensor = self.args[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
-        return hidden
+    def hidden(self) -> Float[Tensor, "b t nd"]:
+        """The residual streams that the layer was given, side by side."""
+        return self._side_by_side(self._given)
 
     @torch.inference_mode()
     def output(
         self, changes: Mapping[nn.Module, Change | _Bypass] | None = None, hidden: Tensor | None = None
-    ) -> Float[Tensor, "b t d"]:
-        """The residual stream that the layer hands on, with the outputs of modules changed.
+    ) -> Float[Tensor, "b t nd"]:
+        """The residual streams that the layer hands on, side by side, with the outputs of modules changed.
 
         Args:
             changes: by module.
             hidden: given to the layer instead.
         """
-        hidden = (self.hidden if hidden is None else hidden).clone()  # some layers add to it in place
+        given = self._given.clone()  # some layers add to it in place
+        if hidden is not None:
+            streams(given, self.width).copy_(streams(hidden, self.width))
         args, kwargs = list(self.args), dict(self.kwargs)
         if isinstance(self.place, int):
-            args[self.place] = hidden
+            args[self.place] = given
         else:
-            kwargs[self.place] = hidden
+            kwargs[self.place] = given
         with ExitStack() as stack:
             for module, change in (changes or {}).items():
                 stack.callback(module.register_forward_hook(_Changed(change)).remove)
-            result = stream_in(self.module(*args, **kwargs), hidden.shape)
-        assert result is not None
-        return result
+            result = self.module(*args, **kwargs)
+        return self._side_by_side(next(t for t in tensors_in(result) if t.shape == given.shape))
+
+    @property
+    def _given(self) -> Tensor:
+        given: Tensor = self.args[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
+        return given
+
+    def _side_by_side(self, value: Tensor) -> Float[Tensor, "b t nd"]:
+        return streams(value, self.width).flatten(2)
 
     def inputs(
         self,
@@ -187,16 +198,26 @@ class LayerRun:
         """Whether the layer hands its input on when these modules put out zeros.
 
         Each column may be multiplied by one factor (a learned scale of the stream) and get one number added (a bias),
-        the same for every token.
+        the same for every token. Or every token's streams may be mixed with one another, in a way of its own
+        (hyper-connections, AltUp); a single stream, multiplied by one factor (a gate).
         """
         changes: dict[nn.Module, Any] = {**(self.norms if without_norms else {}), **silenced(modules)}
-        given, out = (x.flatten(0, 1).double() for x in (self.hidden, self.output(changes)))
-        if torch.equal(given, out):
-            return True
-        given, out = given - given.mean(dim=0), out - out.mean(dim=0)
-        factor = (given * out).sum(dim=0) / (given * given).sum(dim=0).clamp(min=1e-30)
-        rounding = 16 * torch.finfo(self.hidden.dtype).eps * self.hidden.abs().max() * factor.abs().max()
-        return bool(factor.abs().median() > 1e-4) and bool(((out - factor * given).abs() <= rounding).all())
+        given, out = (x.cpu().double().flatten(0, 1) for x in (self.hidden, self.output(changes)))
+        rounding = 16 * torch.finfo(self.hidden.dtype).eps * given.abs().amax(dim=0)
+        return torch.equal(given, out) or _scaled(given, out, rounding) or self._mixed(given, out, rounding)
+
+    def _mixed(self, given: Tensor, out: Tensor, rounding: Tensor) -> bool:
+        given, out = (x.view(len(x), -1, self.width).transpose(1, 2) for x in (given, out))  # [bt, d, n]
+        factors = torch.linalg.lstsq(given, out).solution
+        rounding = rounding.view(-1, self.width).amax(dim=0)[:, None] * factors.abs().max().clamp(min=1)
+        return bool(factors.abs().max() > 1e-4) and bool(((out - given @ factors).abs() <= rounding).all())
+
+
+def _scaled(given: Float[Tensor, "bt nd"], out: Float[Tensor, "bt nd"], rounding: Float[Tensor, " nd"]) -> bool:
+    given, out = given - given.mean(dim=0), out - out.mean(dim=0)
+    factor = (given * out).sum(dim=0) / (given * given).sum(dim=0).clamp(min=1e-30)
+    fits = (out - factor * given).abs() <= rounding * factor.abs().max()
+    return bool(factor.abs().median() > 1e-4) and bool(fits.all())
 
 
 def silenced(modules: Iterable[nn.Module]) -> dict[nn.Module, Change]:
@@ -231,6 +252,18 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def stream_in(value: Any, shape: torch.Size) -> Tensor | None:
-    """The first tensor in it that can be the residual stream."""
-    return next((t for t in tensors_in(value) if t.shape == shape and t.is_floating_point()), None)
+def is_stream(value: Any, d: int, *, several: bool) -> bool:
+    """Whether a value can be the residual stream of the short pass; with `several`, or several of them."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[-1:].numel() % d:
+        return False
+    if not several:
+        return value.shape == (ROWS, TOKENS, d)
+    own = value.shape[:2] if value.shape[:2] == (ROWS, TOKENS) else value.shape[1:3]
+    return own == (ROWS, TOKENS) and (value.ndim == 3 or (value.ndim == 4 and value.shape[-1] == d))
+
+
+def streams(value: Tensor, d: int) -> Float[Tensor, "b t n d"]:
+    """A view of residual streams that are [b, t, n · d], [b, t, n, d] or [n, b, t, d]."""
+    if value.ndim == 3:
+        return value.view(ROWS, TOKENS, -1, d)
+    return value if value.shape[:2] == (ROWS, TOKENS) else value.permute(1, 2, 0, 3)

@@ -159,14 +159,12 @@ def _require_plain(name: str, quantisation: Any, accepted: Sequence[str] = ()) -
 
 def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> Any:
     """The class that loads a model with its language head: a causal one, or a multimodal one with a language model."""
-    remote = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
-    if remote or type(config) in AutoModelForCausalLM._model_mapping:
+    if trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
         return AutoModelForCausalLM
-    return (
-        AutoModelForImageTextToText
-        if type(config) in AutoModelForImageTextToText._model_mapping
-        else AutoModelForCausalLM
-    )
+    classes = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    known = [one for one in classes if type(config) in one._model_mapping]
+    whole = (one for one in known if one._model_mapping[type(config)].config_class is type(config))
+    return next(whole, known[0] if known else AutoModelForCausalLM)  # some causal ones are the text part alone
 
 
 @contextmanager

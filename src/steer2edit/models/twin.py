@@ -7,7 +7,7 @@ those which must agree do.
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,22 +62,14 @@ def tiny_config(config: PreTrainedConfig, layers: int | None = None) -> PreTrain
         if own is not None:
             part.per_layer_config = None
         picked = None if layers is None else _fewer_layers(part, layers)
-        heads = {vars(part).get(name) for name in ("num_attention_heads", "n_head", "num_heads")}
-        for name, value in list(vars(part).items()):
-            if name.startswith("_") or isinstance(value, bool) or re.fullmatch(_LAYERS, name):
-                continue
-            alike = name == "num_key_value_heads" and value in heads
-            small = min(value or HEADS, HEADS) if alike else _small(name, value)
-            if small is not value:
-                setattr(part, name, small)
+        for name, small in _all_small(vars(part)).items():
+            setattr(part, name, small)
         if hasattr(part, "qk_rope_head_dim") and (rotated := _rotated(vars(part).get("rope_parameters"))):
             part.head_dim = int(HEAD_WIDTH / rotated)
         if own is not None:
             places = {old: new for new, old in enumerate(picked)} if picked else {i: i for i in own.per_layer_overrides}
             part.per_layer_config = {
-                places[i]: {
-                    name: _unlike(vars(part).get(name), _small(name, value)) for name, value in settings.items()
-                }
+                places[i]: {name: _unlike(vars(part).get(name), value) for name, value in _all_small(settings).items()}
                 for i, settings in own.per_layer_overrides.items()
                 if i in places
             }
@@ -126,6 +118,16 @@ def _rotated(rope: Any) -> float | None:
     if not isinstance(rope, dict):
         return None
     return rope.get("partial_rotary_factor") or next(filter(None, map(_rotated, rope.values())), None)
+
+
+def _all_small(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with small sizes; there are as many key heads as heads where there were."""
+    heads = {settings.get(name) for name in ("num_attention_heads", "n_head", "num_heads")}
+    return {
+        name: min(value or HEADS, HEADS) if name == "num_key_value_heads" and value in heads else _small(name, value)
+        for name, value in settings.items()
+        if not name.startswith("_") and not isinstance(value, bool) and not re.fullmatch(_LAYERS, name)
+    }
 
 
 def _small(name: str, value: Any) -> Any:

@@ -19,6 +19,7 @@ from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE, Pai
 from steer2edit.artifacts.tensors import write_tensors
 from steer2edit.core import Site
 from steer2edit.models import LanguageModel, Projection
+from steer2edit.models.finding import is_mixture
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _by_parameter(model: LanguageModel, site: Site) -> bool:
     It refuses a Mamba's output projection, and in a mixture of experts it takes every module called down_proj for the
     routed experts' of an older version of transformers. Both can be given as parameters.
     """
-    mixture = any(module.experts for module in model.sites.values())
+    mixture = any(map(is_mixture, model.network.modules()))  # also one that is not edited
     return site.block == "ssm" or (site.block == "mlp" and mixture)
 
 
