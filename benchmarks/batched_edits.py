@@ -47,7 +47,7 @@ def different_edits(model: LanguageModel, count: int) -> list[WeightEdit]:
     """Configurations that edit every site, none like another, limited so that the model stays sane."""
     vectors = extract(model, load_contrast("truthfulness", model, limit=8))
     configurations = grid(_between(0.15, 0.45, -(-count // 4)), _between(0.5, 0.8, 2), (0.05, 0.2))[:count]
-    return [edit.scaled(0.3) for edit in compute_factors(model, vectors).edits(configurations)]
+    return [edit.scaled(0.3) for edit in compute_factors(model, vectors, force=True).edits(configurations)]
 
 
 def _between(low: float, high: float, count: int) -> list[float]:

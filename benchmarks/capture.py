@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from model_shapes import open_model
 from timing import emit, in_turn, paired_ratio, say, spread
 from torch import Tensor, nn
 
@@ -133,16 +134,17 @@ def main(
     model: str = "smollm2",
     dtype: str = "auto",
     device: str = "auto",
+    model_shape: Annotated[str | None, typer.Option(help="Random weights of this shape instead: 7b.")] = None,
     responses: Annotated[int, typer.Option(min=8, help="How many responses every arm reads.")] = 96,
     rounds: Annotated[int, typer.Option(min=5, help="Measured rounds, after one to warm up.")] = 5,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> None:
     say("loading")
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = open_model(model, dtype, device, model_shape)
     encoded = given_responses(loaded, responses)
     some = encoded[:: max(1, len(encoded) // VERIFIED)]
     verified = {str(loaded.dtype).removeprefix("torch."): verify(loaded, some, batch_tokens)}
-    if "float32" not in verified:
+    if "float32" not in verified and model_shape is None:
         verified["float32"] = verify(load_model(model, dtype="float32", device=device), some, batch_tokens)
     seconds = in_turn(
         {

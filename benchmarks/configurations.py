@@ -95,7 +95,7 @@ class Bench:
 
     def factors(self) -> Factors:
         """u, k and g, anew."""
-        return compute_factors(self.model, self.vectors)
+        return compute_factors(self.model, self.vectors, force=True)
 
     def answers(self, work: Work) -> list[EncodedResponse]:
         """The base's own answers that drift is measured on."""
@@ -140,11 +140,16 @@ class Bench:
         return seconds, result["start"], Found(**result["found"])
 
 
-def works(prompts: Sequence[int], new_tokens: int, configurations: int, filtered_configurations: int) -> list[Work]:
-    """The sanity filter, then evaluations: half the prompts harmful, half benign."""
-    every = [replace(chosen, max_shift=0.4) for chosen in grid()]
+def works(
+    prompts: Sequence[int], new_tokens: int, configurations: int, filtered_configurations: int, *, random: bool
+) -> list[Work]:
+    """The sanity filter, then evaluations: half the prompts harmful, half benign.
+
+    Cosines with random weights are below every threshold, so edits of those have all components (α = 0).
+    """
+    every = [replace(chosen, max_shift=0.4, **({"alpha": 0.0} if random else {})) for chosen in grid()]
     spread_out = [every[i] for i in _sample(len(every), configurations)]
-    filtered = [str(prompt) for prompt in sanity_task(behaviour("safety", "validation")).prompts]
+    filtered = [str(prompt) for prompt in sanity_task(behaviour("safety", "validation")).items]
     found = [Work("sanity filter", {}, filtered, SANITY_TOKENS, every[:filtered_configurations])]
     for count in prompts:
         sets = behaviour("safety", "validation", limit=count // 2).prompts
@@ -234,7 +239,7 @@ def main(
     check: Annotated[bool, typer.Option(help="Whether to verify in float32 first.")] = True,
 ) -> None:
     source = Source(model, dtype, device, model_shape)
-    todo = works([int(count) for count in prompts.split(",")], new_tokens, configurations, filtered)
+    todo = works([int(count) for count in prompts.split(",")], new_tokens, configurations, filtered, random=bool(model_shape))
     with tempfile.TemporaryDirectory() as scratch:
         verified = verify(source, todo[-1], Path(scratch)) if check else None
         bench = Bench.of(source, Path(scratch))

@@ -74,7 +74,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     loaded = Source(**job["source"]).open()
     start = time.time() - job["launched"]
     answers = [EncodedResponse(tuple(ids), begin) for ids, begin in job["answers"]]
-    edit = convert(loaded, load_vectors(job["vectors"]), Hyperparameters(**job["hyperparameters"]))
+    edit = convert(loaded, load_vectors(job["vectors"]), Hyperparameters(**job["hyperparameters"]), force=True)
     return {"start": start, "found": asdict(evaluated(loaded, job["prompts"], job["new_tokens"], answers, edit))}
 
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -93,8 +93,16 @@ def emit(benchmark: str, **fields: Any) -> None:
     """The one line on stdout: what was measured, with where it was."""
     environment = {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: _version(package) for package in PACKAGES},
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
     print(json.dumps({"benchmark": benchmark, **fields, "environment": environment}))
+
+
+def _version(package: str) -> str:
+    """Of an installed package; of a source tree on the path there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
