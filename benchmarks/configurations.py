@@ -239,7 +239,9 @@ def main(
     check: Annotated[bool, typer.Option(help="Whether to verify in float32 first.")] = True,
 ) -> None:
     source = Source(model, dtype, device, model_shape)
-    todo = works([int(count) for count in prompts.split(",")], new_tokens, configurations, filtered, random=bool(model_shape))
+    todo = works(
+        [int(count) for count in prompts.split(",")], new_tokens, configurations, filtered, random=bool(model_shape)
+    )
     with tempfile.TemporaryDirectory() as scratch:
         verified = verify(source, todo[-1], Path(scratch)) if check else None
         bench = Bench.of(source, Path(scratch))
