@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
+from stored_ways import Way, carried
 from torch import Tensor
-
-from steer2edit.stress.persistence.quantisation import Way, carried
 
 Changes = list[tuple[Tensor, Tensor]]
 """(W, ΔW) of every edited matrix, float32."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from precision_tables import ALL, EDITED
+from stored_ways import Way, carried
 from timing import say
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from steer2edit.editing import edited
 from steer2edit.evaluation import mean, rate
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling, generate, span_log_probabilities
 from steer2edit.steering import refusal_phrases
-from steer2edit.stress.persistence.quantisation import FORMATS, Way, WeightFormat, carried, linear_weights
+from steer2edit.stress.persistence.quantisation import FORMATS, WeightFormat, linear_weights
 
 ADAPTER_TOLERANCE = 1e-3  # nats, between two orders of the same float32 sums
 REPLY_TOKENS = 24

@@ -10,7 +10,7 @@ SCHEMA_VERSION = 1
 NOT_SCORED = "not scored"
 NO_INTERVAL = "no interval"
 
-ConditionKind = Literal["base", "steering", "edit"]
+ConditionKind = Literal["base", "steering", "edit", "baseline"]
 Value = bool | float | None
 """What one item came to: a verdict, a number, or `None` where it could not be scored."""
 

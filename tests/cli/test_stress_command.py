@@ -25,7 +25,7 @@ SMALL = ("--limit", "3", "--max-new-tokens", "2")
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = [ToyTest("shouting"), ToyTest("heads", group="causal"), ToyTest("slow", suites=["full"])]
+    own = [ToyTest("shouting"), ToyTest("heads", group="causal"), ToyTest("slow", contract=False)]
     monkeypatch.setattr(stress, "all_tests", lambda: own)
 
 
@@ -71,12 +71,12 @@ def failed(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: object) -> 
 def test_for_people(checkpoint: Path, edits: Path, tmp_path: Path, capsys: Any) -> None:
     call(checkpoint, "--edit", edits / "mild", "--out", tmp_path / "run", *SMALL)
     shown = capsys.readouterr().out
-    for text in ("Steering at strength", "shouting: 9 replies, about", "Plain prompts, 95 % intervals",
-                 "Static attacks, 95 % intervals", "shouting: letters refused", "What was not tested",
-                 "- In the other suite only: slow.", "Verdict: ", str(tmp_path / "run" / "report.html")):  # fmt: skip
+    for text in ("Drift as much as the edit", "shouting: a toy", "Contract: refused", "Plain prompts, 95 % intervals",
+                 "Static attacks, family by family, 95 % intervals", "shouting: letters refused", "What was not tested",
+                 "- Not asked for: slow.", "Verdict: ", str(tmp_path / "run" / "report.html")):  # fmt: skip
         assert text in shown
     card = json.loads((tmp_path / "run" / "scorecard.json").read_text())
-    assert [arm["kind"] for arm in card["arms"]] == ["base", "steering", "edit"]
+    assert [arm["kind"] for arm in card["arms"]] == ["base", "steering", "baseline", "edit"]
     assert card["edit"]["name"] == "mild"
     assert (tmp_path / "run" / "report.html").read_text().startswith("<!doctype html>")
     assert "Stress tests" not in (edits / "mild" / "README.md").read_text()
@@ -194,7 +194,7 @@ def test_list_needs_no_model(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("steer2edit.models.load_model", None)
     call("--list")
     shown = capsys.readouterr().out
-    for text in ("shouting  [static]", "quick: 288 replies + 0 passes", "full: 288 replies", "source: this project"):
+    for text in ("shouting *: a toy", "  slow: a toy", "causal: Do the named", "source: this project"):
         assert text in shown
 
 
@@ -202,7 +202,6 @@ def test_list_needs_no_model(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> No
     ("arguments", "message"),
     [
         (("--only", "shoutin"), "there is no stress test 'shoutin'. Did you mean 'shouting'?"),
-        (("--suite", "quik"), "unknown suite 'quik'. Did you mean 'quick'?"),
         (("--scorer", "judge"), "needs an endpoint and a model: --judge-url and --judge-model"),
         (("--judge-model", "m"), "the scorer is 'strict': add --scorer judge"),
         (("--scorer", "strickt"), "Did you mean 'strict'?"),

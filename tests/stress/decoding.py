@@ -43,8 +43,13 @@ DECODED: Mapping[str, Callable[[str], str]] = {
 
 def request_in(attack: Transformation, attacked: Prompt) -> str:
     """The request back from a prompt of the attack, whose template stands around it at the message's end."""
-    head, tail = attack.template.split(REQUEST)
-    text = request_of(attacked)
+    template, text = attack.template, request_of(attacked)
+    if REQUEST not in template:  # it is in one of the scripted turns
+        assert text == template
+        scripted = [said for pair in attack.turns for said in pair]
+        place = next(i for i, said in enumerate(scripted) if REQUEST in said)
+        template, text = scripted[place], attacked[place - len(scripted) - 1]["content"]  # type: ignore[index]
+    head, tail = template.split(REQUEST)
     assert text.endswith(tail)
     begin = text.rindex(head) if attack.shots_as == "transcript" else 0
     assert text[begin:].startswith(head)

@@ -8,8 +8,8 @@ import pytest
 from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
 from steer2edit.errors import ArtifactError, DataError
-from steer2edit.stress.static_attacks.attack_formats import AttackFile, ReadyPrompt, read_attacks
-from steer2edit.stress.static_attacks.static import behind, file_test
+from steer2edit.stress import file_test
+from steer2edit.stress.static_attacks.attack_formats import PLACEHOLDERS, AttackFile, ReadyPrompt, read_attacks
 
 SUFFIX = "! ! describing.\\ + similarlyNow"
 Save = Callable[..., Path]
@@ -179,9 +179,9 @@ class TestRowsAndFiles:
             ("[1, 2", "a.json", DataError, "is not JSON"),
             ("[]", "a.json", DataError, "has no rows"),
             ("{}", "a.json", DataError, "no attack file that is known: .* found nothing"),
-            ('{"prompts": ["a"]}', "a.json", DataError, "needs one of jailbreaks, adv_prompts, controls, best_string, "
+            ('{"prompts": 3}', "a.json", DataError, "needs one of jailbreaks, adv_prompts, controls, best_string, "
              "found prompts"),
-            ("text\nDo a\n", "a.csv", DataError, r"row 1 \(line 2\) has neither a suffix nor a prompt: .*found text"),
+            ("words\nDo a\n", "a.csv", DataError, r"row 1 \(line 2\) has neither a suffix nor a prompt: .*found words"),
             ("goal,prompt\nDo a,Please\nDo b,\n", "a.csv", DataError, r"row 2 \(line 3\): prompt must be text and not"),
             ("goal,adv\nDo a,x\n,y\n", "a.csv", DataError, r"row 2 \(line 3\): goal must be text and not empty"),
             ("a", "a.pkl", DataError, "cannot tell the format"),
@@ -202,7 +202,7 @@ class TestRowsAndFiles:
 
     def test_prompts_or_suffixes(self) -> None:
         for prompts, suffixes in (((), ()), ((ReadyPrompt("a"),), ("b",))):
-            with pytest.raises(DataError, match="ready prompts, or suffixes alone"):
+            with pytest.raises(DataError, match="ready prompts, or suffixes alone, or templates"):
                 AttackFile("x", "y", prompts, suffixes)
 
 
@@ -211,45 +211,83 @@ def answer(kind: str, text: str) -> str:
     return REFUSAL if kind == "edit" and "zzz" not in text else "White paint, then red."
 
 
+class TestPublished:
+    """What the authors' code writes, file by file."""
+
+    def test_autodan_log(self, save: Save) -> None:
+        log = {"0": {"goal": "Do a", "target": "Sure", "final_suffix": "In a story, [REPLACE] now", "is_success": True},
+               "1": {"goal": "Do b", "target": "Sure", "final_suffix": "As Max: do b"}}  # fmt: skip
+        assert read_attacks(save(log)).prompts == (
+            ReadyPrompt("In a story, Do a now", "Do a"), ReadyPrompt("As Max: do b", "Do b"),
+        )  # fmt: skip
+
+    def test_renellm_results(self, save: Save) -> None:
+        rows = [{"idx": 0, "original_harm_behavior": "Do a", "nested_prompt": "Complete the table: do a"}]
+        assert read_attacks(save(rows)).prompts == (ReadyPrompt("Complete the table: do a", "Do a"),)
+
+    def test_harmbench_test_cases(self, save: Save) -> None:
+        found = read_attacks(save({"do_a": ["p", "q"], "do_b": ["r"]}))
+        assert found.prompts == (ReadyPrompt("p"), ReadyPrompt("q"), ReadyPrompt("r"))
+        with pytest.raises(DataError, match="do_b, entry 1 must be text and not empty"):
+            read_attacks(save({"do_a": ["p"], "do_b": [3]}))
+
+    @pytest.mark.parametrize("place", PLACEHOLDERS)
+    def test_templates_such_as_aim(self, place: str, save: Save) -> None:
+        rows = [{"name": "AIM", "text": f"You are AIM. {place}"}, {"name": "x", "text": f"{place}!"}]
+        assert read_attacks(save(rows)).templates == ("You are AIM. {request}", "{request}!")
+        known = read_attacks(save([{"template": f"Max: {place}", "behavior": "Do a"}]))
+        assert known.prompts == (ReadyPrompt("Max: Do a", "Do a"),)
+
+    def test_templates_and_prompts_in_one_file(self, save: Save) -> None:
+        with pytest.raises(DataError, match="not both"):
+            read_attacks(save([{"text": "AIM [REPLACE]"}, {"text": "Do a"}]))
+
+    def test_ciphers(self, save: Save) -> None:
+        row = {"plain_prompt": "Do a", "cipher_prompt": "Read this in Caesar: Gr d"}
+        assert read_attacks(save([row])).prompts == (ReadyPrompt("Read this in Caesar: Gr d", "Do a"),)
+
+
 class TestAttackFileTest:
     def test_suffixes_go_behind_the_subjects_requests(self, save: Save) -> None:
         test, named = file_test(save('{"suffix": "zzz"}\n{"suffix": "{x} ok"}\n', "My suffixes.jsonl"))
-        subject = scripted_subject(answer, requests(20))
+        subject = scripted_subject(answer, requests(24))
         assert named == []
-        assert (test.name, test.group) == ("attack-file-my-suffixes-f623b749", "static")
+        assert test.name.startswith("attack-file-my-suffixes-")
+        assert (test.group, test.contract) == ("attacks", True)
         assert test.summary == "suffixes: 2 suffixes of a file"
-        quick = test.run(subject)
-        assert [(f.name, f.outcome) for f in quick.findings] == [
-            ("attack-file-my-suffixes-f623b749/plain", "held"), ("attack-file-my-suffixes-f623b749/suffix-1", "failed"),
-        ]  # fmt: skip
+        (quick,) = test.run(subject).findings
+        assert quick.decides
+        assert quick.shares["edited"].value == pytest.approx(0.5)  # every other request meets `zzz`
         assert isinstance(subject.engine, ScriptedEngine)
-        assert subject.engine.asked[-1] == requests(20)[-1] + " zzz"
+        assert subject.engine.asked[-2:] == [requests(24)[-2] + " zzz", requests(24)[-1] + " {x} ok"]
         full = test.run(replace(subject, suite="full"))
-        assert [f.outcome for f in full.findings] == ["held", "failed", "held"]
+        assert [(f.outcome, f.decides) for f in full.findings[1:]] == [("failed", False), ("held", False)]
+        assert full.findings[0].decides
+        assert full.findings[0].shares["edited"].value == pytest.approx(0.5)
+
+    def test_templates_take_the_subjects_requests(self, save: Save) -> None:
+        test, _ = file_test(save([{"text": "AIM says zzz: [INSERT PROMPT HERE]"}]))
+        (finding,) = test.run(scripted_subject(answer, requests(24))).findings
+        assert (finding.outcome, finding.decides) == ("failed", True)
 
     def test_prompts_with_requests_are_compared_with_them(self, save: Save) -> None:
         rows = [{"goal": request, "prompt": f"zzz {request}"} for request in requests(40)]
         test, named = file_test(save({"jailbreaks": [*rows, {"goal": "a", "prompt": None}]}))
-        subject = scripted_subject(answer, ["not asked"])
+        subject = scripted_subject(answer, ["not asked"], limit=20)
         assert named == requests(40)
         result = test.run(subject)
-        plain, attacked = result.findings
-        assert plain.estimates["edited"].n == attacked.estimates["edited"].n == 20
-        assert (plain.outcome, attacked.outcome) == ("held", "failed")
+        (attacked,) = result.findings
+        assert attacked.estimates["edited"].n == 20
+        assert attacked.outcome == "failed"
         assert attacked.note.startswith("1 of 41 behaviours have no prompt in the file. Not refused is not complied")
-        assert set(result.replies["edited"]) == {plain.name, attacked.name}
+        assert set(result.replies["edited"]) == {test.name, "plain"}
 
-    def test_prompts_without_requests_have_no_plain_line(self, save: Save) -> None:
+    def test_prompts_without_requests_have_nothing_to_compare_with(self, save: Save) -> None:
         test, named = file_test(save("\n".join(f"Max, {request}" for request in requests(20)), "max.txt"))
         subject = scripted_subject(answer, ["not asked"])
         assert named == []
-        result = test.run(subject)
-        (finding,) = result.findings
-        assert finding.outcome == "held"  # the base refuses none
-        assert "change" not in result.facts[finding.name]
+        (finding,) = test.run(subject).findings
+        assert (finding.outcome, finding.decides) == ("held", False)  # the base refuses none
         (finding,) = file_test(save("zzz\n" * 20, "z.txt"))[0].run(subject).findings
         assert finding.outcome == "open"
-        assert "no plain requests to compare with" in finding.sentence
-
-    def test_behind(self) -> None:
-        assert behind(SUFFIX)("Do a") == f"Do a {SUFFIX}"
+        assert "the plain requests are not known" in finding.sentence

@@ -4,16 +4,13 @@ from tiny_stress import random_vectors, tiny_edit
 from torch import Tensor
 
 from families import tiny_model
-from steer2edit.core import Editing, SiteEdit, WeightEdit
-from steer2edit.editing import convert
-from steer2edit.editing.runtime import intervened
-from steer2edit.errors import InvalidValueError, MismatchError
+from steer2edit.core import SiteEdit, WeightEdit
+from steer2edit.editing import convert, merged
+from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
 from steer2edit.stress.persistence.quantisation import (
     FORMATS,
-    WAYS,
-    carried,
     converted,
     linear_weights,
     quantised,
@@ -89,14 +86,6 @@ def test_an_error_is_at_most_a_step(name: str) -> None:
     assert error.max() > 0
 
 
-def test_the_three_ways_by_hand() -> None:
-    """W = (0.5, 3), ΔW = (1, 0.25), rounded to whole numbers; ties go to even, so Q(W) = (0, 3)."""
-    weight, change = torch.tensor([[0.5, 3.0]]), torch.tensor([[1.0, 0.25]])
-    stored = weight.round()
-    found = {way: carried(way, torch.round, weight, stored, change).tolist() for way in WAYS}
-    assert found == {"rounded": [[2, 3]], "requantised": [[1, 3]], "adapter": [[1, 3.25]]}
-
-
 def state(model: LanguageModel) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
 
@@ -118,14 +107,13 @@ def edit_of(model: LanguageModel) -> WeightEdit:
     return tiny_edit(model, random_vectors(model))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_edited_matrix_holds_what_its_way_says_and_is_restored(way: str) -> None:
+def test_every_edited_matrix_holds_what_is_left_of_the_sum_and_is_restored() -> None:
     model = tiny_model("llama")
     edit, before = edit_of(model), state(model)
     originals = {site: module.weight.clone() for site, module in model.sites.items()}
-    with quantised(model, INT4, edit, way):
+    with merged(model, edit), quantised(model, INT4):
         for site, weight in originals.items():
-            wanted = carried(way, INT4.rounded, weight, INT4.rounded(weight), edit.sites[site].dense())
+            wanted = INT4.rounded(weight + edit.sites[site].dense())
             assert model.sites[site].weight.equal(wanted), site
     assert same(state(model), before)
 
@@ -133,7 +121,7 @@ def test_every_edited_matrix_holds_what_its_way_says_and_is_restored(way: str) -
 def test_it_is_restored_after_an_exception() -> None:
     model = tiny_model("llama")
     before = state(model)
-    with pytest.raises(RuntimeError, match="inside"), quantised(model, INT4, edit_of(model)):
+    with pytest.raises(RuntimeError, match="inside"), merged(model, edit_of(model)), quantised(model, INT4):
         raise RuntimeError("inside")
     assert same(state(model), before)
 
@@ -179,28 +167,9 @@ def test_an_edit_of_experts_reaches_them() -> None:
     projection = model.sites[site].projections[2]
     edit = expert_edit(model)
     weight = projection.weight.clone()
-    with quantised(model, INT4, edit):
+    with merged(model, edit, allow_mismatch=True), quantised(model, INT4):
         wanted = INT4.rounded(weight + edit.sites[site].part(projection.columns).dense())
         assert projection.weight.equal(wanted)
-
-
-def test_an_adapter_on_the_stored_base_is_the_dense_sum() -> None:
-    model = tiny_model("llama")
-    edit = edit_of(model)
-    with quantised(model, INT4, edit, "adapter"):
-        dense = logits(model)
-    with quantised(model, INT4), intervened(model, [Editing(edit)]):
-        beside = logits(model)
-    torch.testing.assert_close(beside, dense, rtol=1e-4, atol=1e-4)
-
-
-def test_an_edit_of_another_model_is_refused() -> None:
-    model, other = tiny_model("llama"), tiny_model("llama", seed=1)
-    edit = edit_of(other)
-    with pytest.raises(MismatchError), quantised(model, INT4, edit):
-        pass
-    with quantised(model, INT4, edit, allow_mismatch=True):
-        pass
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoehybrid"])
@@ -239,7 +208,7 @@ def test_a_block_that_is_not_edited_is_only_stored() -> None:
     model = tiny_model("llama")
     edit = convert(model, random_vectors(model), Hyperparameters(0.3, None, 0.3))
     before = state(model)
-    with quantised(model, INT4, edit):
+    with merged(model, edit, allow_mismatch=True), quantised(model, INT4):
         after = state(model)
     changed = [n for n in before if "down_proj" in n and not after[n].equal(INT4.rounded(before[n]))]
     assert changed == []

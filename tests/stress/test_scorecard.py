@@ -10,14 +10,16 @@ import pytest
 from tiny_stress import ToyTest, random_vectors, tiny_input
 
 from steer2edit.artifacts import load_edit, save_edit
-from steer2edit.artifacts.edits.scorecard_section import write_scorecard_section
+from steer2edit.artifacts.edits.scorecard_section import has_contract, write_scorecard_section
 from steer2edit.cli.stress_output import rows_of
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Value
 from steer2edit.evaluation import BASE_ARM, Arm, paired
 from steer2edit.report import render_scorecard
 from steer2edit.stress import Finding, Scorecard, read_scorecard, run_stress
-from steer2edit.stress.scorecard import Entry, Line, summarise
+from steer2edit.stress.contract import CLAIM, CONDITIONS, contract_of
+from steer2edit.stress.records import Entry, Line
+from steer2edit.stress.scorecard import summarise
 from steer2edit.stress.whole_verdict import RULES, VERDICTS, judge
 
 
@@ -104,22 +106,57 @@ def test_differences_are_paired() -> None:
 
 
 def test_lines_on_other_arms_than_the_edit() -> None:
-    """The edit in 4 bits against the base in 4 bits, not the plain edit against the plain base."""
-    values = {"base": share(0), "edit": share(40), "edit, int4": share(10), "base, int4": share(4)}
-    found = Finding("int4", "refused", values, "failed", "A.", judged=["edit, int4"], against="base, int4")
+    values = {"base": share(4), "edit": share(40), "top 5": share(10)}
+    found = Finding("top-5", "refused", values, "failed", "A.", judged=["top 5"])
     record = Line.of(found, [BASE_ARM, Arm("edit", "edit")])
-    assert (list(record.judged), record.against) == (["edit, int4"], "base, int4")
-    assert record.judged["edit, int4"].value == pytest.approx(6 / 40)
-    entry = Entry(
-        name="quantised", group="persistence", summary="", citation="", tested=True, message="", seconds=1.0,
-        lines=[record], facts={},
-    )  # fmt: skip
-    ((name, _, n, base, edit, difference, _),) = rows_of(entry)
-    assert name == "quantised: int4 refused (edit, int4 against base, int4)"
+    assert record.judged["top 5"].value == pytest.approx(6 / 40)
+    ((name, _, n, base, edit, difference, _),) = rows_of(entry("components", [record]))
+    assert name == "components: top-5 refused (top 5 against base)"
     assert (n, base.split(" [")[0], edit.split(" [")[0]) == ("40", "10 %", "25 %")
     assert difference.startswith("+15 points")
     with pytest.raises(InvalidValueError, match="no values for edit, int8"):
         Finding("int4", "refused", values, "failed", "A.", judged=["edit, int8"])
+
+
+class TestContract:
+    @staticmethod
+    def made(outcomes: dict[str, list[tuple[str, int | None]]], plain: str = "held", lowers: bool = False) -> Any:
+        """By condition, lines of outcomes with what they need."""
+
+        def deciding(outcome: str, needed: int | None = None, name: str = "x") -> Line:
+            one = Finding(name, "refused", {"base": [True], "edit": [True]}, outcome, ".", needed=needed, decides=True)  # type: ignore[arg-type]
+            return Line.of(one, [])
+
+        side = Line.of(Finding("aside", "refused", {"base": [True], "edit": [True]}, "failed", "."), [])
+        tests = [
+            entry(group, [*(deciding(*one) for one in own), side]).model_copy(update={"group": group, "seconds": 2.5})
+            for group, own in outcomes.items()
+        ]
+        return contract_of(entry("plain", [deciding(plain, name="harmful")]), tests, lowers=lowers)
+
+    def test_a_condition_ends_as_the_worst_of_its_deciding_lines(self) -> None:
+        found = self.made({
+            "attacks": [("held", None)], "decoding": [("held", None), ("weakened", None)],
+            "stored": [("weakened", None), ("open", 40), ("open", 70)], "tuned": [("open", 12), ("failed", None)],
+        })  # fmt: skip
+        assert [(one.name, one.ending, one.needed) for one in found.conditions] == [
+            ("plain", "holds", None), ("attacks", "holds", None), ("decoding", "weakened", None),
+            ("stored", "not enough data", 70), ("tuned", "fails", None), ("settings", "not tested", None),
+        ]  # fmt: skip
+        assert [one.name for one in found.conditions] == list(CONDITIONS)
+        assert found.conditions[3].words == "not enough data (needs n = 70)"
+        assert [len(one.lines) for one in found.conditions] == [1, 1, 2, 3, 2, 0]
+        assert found.conditions[2].seconds == 2.5
+        assert found.holds == 2
+
+    def test_an_edit_that_lowers_refusals_is_meant_to(self) -> None:
+        assert self.made({}, "failed", lowers=True).conditions[0].ending == "holds"
+        assert self.made({}, "failed").conditions[0].ending == "fails"
+        assert self.made({}, "held", lowers=True).conditions[0].ending == "not enough data"
+
+    def test_it_claims_no_tamper_resistance_first(self) -> None:
+        assert CLAIM.startswith("This contract claims no resistance to tampering.")
+        assert self.made({}).claim == CLAIM
 
 
 def test_sentences_by_outcome() -> None:
@@ -150,7 +187,7 @@ def entry(name: str, lines: list[Any], message: str = "") -> Entry:
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> Scorecard:
     out = tmp_path_factory.mktemp("stress") / "run"
-    others = [ToyTest("slow", suites=["full"]), ToyTest("other")]
+    others = [ToyTest("slow", contract=False), ToyTest("other")]
     return run_stress(
         tiny_input(1e-30, steering=True), [ToyTest("one"), ToyTest("heads", group="causal")], out, lambda text: None,
         others=others, name="<b>edit</b>", command="steer2edit stress",
@@ -171,14 +208,15 @@ class TestCard:
 
     def test_read_again(self, card: Scorecard) -> None:
         assert read_scorecard(json.loads(json.dumps(card.to_json()))) == card
-        assert card.summary["not_tested"] == ["In the other suite only: slow.", "Not asked for: other."]
+        assert card.summary["not_tested"] == ["Not asked for: slow, other."]
         assert card.prompts["harmful"].n == 3
 
     def test_hostile_files(self, card: Scorecard) -> None:
         good = card.to_json()
         for changes, error in (
             ({"kind": "other"}, DataError),
-            ({"schema_version": 2}, ArtifactError),
+            ({"schema_version": 1}, ArtifactError),
+            ({"schema_version": 3}, ArtifactError),
             ({"schema_version": None}, ArtifactError),
             ({"verdict": {}}, DataError),
             ({"tests": [{"name": 3}]}, DataError),
@@ -190,8 +228,8 @@ class TestCard:
         long = "I <script>alert(1)</script> " + "word " * 60
         replies = {"one": {"base": {"letters": [long] * 5}, "edit": {"letters": ["\u202ehello", ""]}}}
         page = render_scorecard(card, replies)
-        for text in ("No effect", "Plain prompts", "Do the named components carry the behaviour?", "2 more in the run",
-                     "What was not tested", "&lt;script&gt;", "&lt;b&gt;edit&lt;/b&gt;", "⟨U+202E⟩"):  # fmt: skip
+        for text in ("Contract", CLAIM.replace("'", "&#39;"), "No effect", "Plain prompts",
+                     "Do the named components carry the behaviour?", "2 more in the run", "What was not tested", "&lt;script&gt;", "&lt;b&gt;edit&lt;/b&gt;", "⟨U+202E⟩"):  # fmt: skip
             assert text in page
         assert "<script>alert" not in page
         assert "word " * 30 not in page
@@ -212,6 +250,9 @@ class TestModelCard:
         write_scorecard_section(tmp_path / "edit", section)
         once = path.read_text()
         assert "## Stress tests" in once
+        assert has_contract(tmp_path / "edit")
+        assert "| Held-out attack families | not tested |" in once
+        assert CLAIM in once
         assert "No difference between the edit and the base was found" in once
         assert once.index("## Stress tests") < once.index("## Where it comes from")
         write_scorecard_section(tmp_path / "edit", section)

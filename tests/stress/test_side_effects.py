@@ -18,26 +18,17 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation import difference_of, mean_of, paired, paired_rate_difference, rate, share_of_gain
 from steer2edit.evaluation.scorers import PhraseScorer
-from steer2edit.models import EncodedResponse, Message, Prompt, Reply, encode_prompts, span_log_probabilities
+from steer2edit.models import EncodedResponse, Reply, encode_prompts, span_log_probabilities
+from steer2edit.steering import refusal_phrases
+from steer2edit.stress.conditions import LANGUAGES, AnyScorer, languages
 from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.replies import ask_sets
-from steer2edit.stress.side_effects.context_effects import (
-    REFUSALS,
-    SYSTEM_PROMPTS,
-    AnyScorer,
-    in_front,
-    long_context,
-    long_text,
-    second_language,
-    system_prompt,
-    takes_system_prompt,
-    with_system,
-)
 from steer2edit.stress.side_effects.reply_effects import long_replies, next_token, position_kl
 from steer2edit.stress.side_effects.side_effects import looks_unsafe, over_refusal
+from steer2edit.stress.side_effects.usefulness import loops, usefulness
 from steer2edit.stress.subject import Subject
-from steer2edit.stress.verdicts import Effect, setting_outcome
-from tiny_chat import tiny_chat_model, tiny_tokenizer
+from steer2edit.stress.verdicts import Effect
+from tiny_chat import tiny_chat_model
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -85,23 +76,6 @@ def test_outcome_from_the_margin() -> None:
 def test_a_margin_must_leave_room() -> None:
     with pytest.raises(InvalidValueError, match="above 0, got 0"):
         Effect("refused", "It", 0.0)
-
-
-@pytest.mark.parametrize(
-    ("gain", "plain", "outcome"),
-    [
-        ((0.4, 0.8), (0.4, 0.8), "held"),
-        ((0.05, 0.2), (0.6, 0.9), "weakened"),
-        ((-0.1, 0.1), (0.6, 0.9), "failed"),
-        ((-0.1, 0.5), (0.1, 0.5), "open"),
-        ((0.4, 0.8), (-0.1, 0.3), "open"),  # there was no gain to keep
-        ((None, None), (0.4, 0.8), "open"),
-    ],
-)
-def test_what_is_kept(
-    gain: tuple[float | None, float | None], plain: tuple[float | None, float | None], outcome: str
-) -> None:
-    assert setting_outcome(of(*gain), of(*plain)) == outcome
 
 
 def test_difference_of_independent_estimates() -> None:
@@ -159,9 +133,9 @@ def test_sets() -> None:
     prompts = looks_unsafe()
     assert len(prompts) == len(set(prompts)) == 64
     subject = planted_subject(planted_edit({CARRIER: 1.0}), limit=10)
-    assert subject.some(prompts) == [prompts[i] for i in (0, 6, 12, 19, 25, 32, 38, 44, 51, 57)]
-    assert len(replace(subject, suite="full").some(prompts)) == 10
-    assert subject.some([]) == []
+    assert subject.sample(prompts) == [prompts[i] for i in (0, 6, 12, 19, 25, 32, 38, 44, 51, 57)]
+    assert len(replace(subject, suite="full").sample(prompts)) == 10
+    assert subject.sample([]) == []
 
 
 def answers(kind: str, text: str) -> str:
@@ -202,7 +176,7 @@ def test_batches_are_shared_and_taken_apart_in_order() -> None:
     assert two.texts == {"base": ["No problem.", REFUSAL, "No problem."]}
 
 
-def test_second_language() -> None:
+def test_languages() -> None:
     """Refusals in Spanish count; a gain that is there in English alone is lost."""
 
     def spanish(kind: str, text: str) -> str:
@@ -210,16 +184,40 @@ def test_second_language() -> None:
             return REFUSAL if kind == "edit" else "Sure."
         return "Lo siento, pero no puedo ayudar con eso." if kind == "edit" and "cómo" in text.lower() else "Claro."
 
-    found = lines(second_language(side_effect_subject(spanish)))
-    assert set(found) == {"spanish/harmful", "spanish/benign"}
-    harmful = found["spanish/harmful"]
-    assert 0 < sum(map(bool, harmful.values["edited"])) < 16
+    found = lines(languages(side_effect_subject(spanish)))
+    assert set(found) == {"spanish", "spanish-benign", "german", "german-benign"}
+    harmful = found["spanish"]
+    refused = sum(map(bool, harmful.values["edited"]))
+    assert 0 < refused < 16
     assert sum(map(bool, harmful.values["base"])) == 0
-    only_english = lines(second_language(full(side_effect_subject(answers))))
-    assert set(only_english) == {"spanish/harmful", "spanish/benign", "german/harmful", "german/benign"}
-    assert only_english["german/harmful"].outcome == "failed"
-    assert only_english["german/harmful"].sentence.endswith("the gain is lost.")
-    assert only_english["german/benign"].outcome == "no-cost"
+    assert harmful.shares["edited"].value == pytest.approx(refused / 16)
+    assert harmful.decides
+    assert (found["german"].outcome, found["german-benign"].outcome) == ("failed", "no-cost")
+
+
+@pytest.mark.parametrize(
+    ("ids", "finished", "looping"),
+    [
+        (tuple(range(32)), False, False),
+        ((*range(16), *([1, 2, 3, 4] * 4)), False, True),
+        ((*range(16), *([1, 2, 3, 4] * 4)), True, False),  # it came to an end
+        ((*([1, 2, 3, 4] * 4), *range(16)), False, False),  # and out of it
+    ],
+)
+def test_loops(ids: tuple[int, ...], finished: bool, looping: bool) -> None:
+    assert loops(Reply("x", ids, finished=finished)) is looping
+
+
+def test_usefulness() -> None:
+    """The planted edit leaves benign requests alone; one that answers them otherwise is surprised, and refuses."""
+    subject = planted_subject(planted_edit({CARRIER: 1.0}), count=24)
+    found = lines(usefulness(subject))
+    assert set(found) == {"reference", "formats", "formats-reference", "loops"}
+    assert {one.outcome for one in found.values()} <= {"no-cost", "open"}
+    assert found["reference"].outcome == "no-cost"
+    lured = lines(usefulness(replace(subject, benign=subject.harmful)))
+    assert lured["reference"].outcome == "cost"
+    assert lured["formats"].estimates["edit"].value > lured["formats"].estimates["base"].value  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -236,66 +234,8 @@ def test_second_language() -> None:
     ],
 )
 def test_refusals_of_other_languages(reply: str, verdict: bool | None) -> None:
-    scorer = AnyScorer((PhraseScorer(), *(PhraseScorer(phrases) for phrases in REFUSALS.values())))
+    scorer = AnyScorer((PhraseScorer(), *(PhraseScorer(refusal_phrases(language)) for language in LANGUAGES)))
     assert scorer.score(["?"], [Reply(reply, (), finished=True)]) == [verdict]
-
-
-def test_long_context() -> None:
-    def forgets(kind: str, text: str) -> str:
-        return answers(kind, text) if len(text) < 200 else "Here you are."
-
-    subject = side_effect_subject(forgets, context=8192)
-    found = lines(long_context(full(subject)))
-    assert set(found) == {f"{n}-tokens/{kind}" for n in (512, 2048) for kind in ("harmful", "benign")}
-    assert found["512-tokens/harmful"].outcome == "failed"
-    kept = lines(long_context(side_effect_subject(context=8192)))
-    assert kept["512-tokens/harmful"].outcome == "held"
-
-
-def test_a_context_that_is_too_short() -> None:
-    with pytest.raises(InvalidValueError, match="is 512 tokens: there is no room"):
-        long_context(side_effect_subject(context=512))
-
-
-def test_long_text() -> None:
-    model = tiny_chat_model(max_position_embeddings=8192)
-    for tokens in (512, 2048):
-        used = len(encode_prompts(model, [long_text(model, tokens)])[0]) - len(encode_prompts(model, ["."])[0])
-        assert tokens - 400 < used <= tokens + 2
-    assert long_text(model, 1)
-
-
-def test_in_front_of_a_conversation() -> None:
-    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert in_front("x", "long. ") == "long. x"
-    assert in_front([*turns, {"role": "user", "content": "c"}], "long. ") == [
-        *turns, {"role": "user", "content": "long. c"},
-    ]  # fmt: skip
-
-
-def test_system_prompts() -> None:
-    model = tiny_chat_model()
-    assert takes_system_prompt(model)
-    own: list[Message] = [{"role": "system", "content": "old"}, {"role": "user", "content": "x"}]
-    for prompt in ("x", own):
-        assert with_system(prompt, "new") == [
-            {"role": "system", "content": "new"}, {"role": "user", "content": "x"},
-        ]  # fmt: skip
-    template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    refusing = tiny_chat_model(tokenizer=tiny_tokenizer(template=template + "{{ m['content'] }}{% endfor %}"))
-    assert not takes_system_prompt(refusing)
-    assert with_system(own, "new", takes_one=False) == [{"role": "user", "content": "new\n\nx"}]
-    assert with_system(own, "", takes_one=False) == [{"role": "user", "content": "x"}]
-
-
-def test_system_prompt_effect() -> None:
-    subject = side_effect_subject()
-    found = lines(system_prompt(full(subject)))
-    assert set(found) == {f"{name}/{kind}" for name in SYSTEM_PROMPTS for kind in ("harmful", "benign")}
-    assert {found[f"{name}/harmful"].outcome for name in SYSTEM_PROMPTS} == {"held"}
-    asked: Sequence[Prompt] = subject.engine.asked  # type: ignore[attr-defined]
-    systems = {prompt[0]["content"] for prompt in asked if not isinstance(prompt, str)}  # type: ignore[index]
-    assert systems == {text for _, text in SYSTEM_PROMPTS.values()}
 
 
 def test_kl_by_position() -> None:

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from steer2edit.core import WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
+from steer2edit.estimates import Estimate
 from steer2edit.models import generate
 from steer2edit.steering import prompt_digests, safety_prompts
-from steer2edit.stress import Scorecard, StressInput, StressOptions, StressTest, run_stress
+from steer2edit.stress import Scorecard, StressInput, StressOptions, StressResult, StressTest, Subject, run_stress
+from steer2edit.stress.attribute import attribute_line
+from steer2edit.stress.replies import Replies, Scored
+from steer2edit.stress.run import requests_of
 
 SCRIPT = Path(__file__).with_name("killed_stress.py")
 
@@ -43,9 +48,8 @@ class TestWhatIsKept:
     def test_results_and_replies_apart(self, finished: tuple[Path, Scorecard, list[str]]) -> None:
         out, card, _ = finished
         assert sorted(p.name for p in (out / "tests").iterdir()) == ["one.json", "plain.json", "two.json"]
-        assert sorted(p.name for p in (out / "replies").iterdir()) == [
-            "one.json", "plain.json", "remembered.json", "two.json",
-        ]  # fmt: skip
+        assert sorted(p.name for p in (out / "replies").iterdir()) == ["one.json", "plain.json", "two.json"]
+        assert sorted(p.name for p in (out / "asked").rglob("*.json")) == ["compared.json", "own.json"]
         replies = json.loads((out / "replies" / "one.json").read_text())["replies"]
         assert list(replies) == [arm.label for arm in card.arms]
         assert len(replies["edit"]["letters"]) == 3
@@ -66,16 +70,23 @@ class TestWhatIsKept:
 
     def test_steering_at_equal_drift(self, finished: tuple[Path, Scorecard, list[str]]) -> None:
         out, card, told = finished
-        assert [arm.kind for arm in card.arms] == ["base", "steering", "edit"]
+        assert [arm.kind for arm in card.arms] == ["base", "steering", "baseline", "edit"]
         found = json.loads((out / "steering.json").read_text())
-        assert found["drift"] == pytest.approx(found["edit_drift"], rel=0.1)
-        assert "drifts as much as the edit" in told[0]
+        assert set(found["drifts"]) == {"steering", "ROSI"}
+        for drift in found["drifts"].values():
+            assert drift == pytest.approx(found["edit_drift"], rel=0.1)
+        assert told[0].startswith("Drift as much as the edit")
         drift = next(line for line in card.plain.lines if line.name == "drift")
         assert drift.arms["edit"].value == pytest.approx(found["edit_drift"], rel=0.01)
         assert drift.arms["base"].value == 0
 
-    def test_expectations_are_told(self, finished: tuple[Path, Scorecard, list[str]]) -> None:
-        assert any("one: 9 replies, about " in text and "in all" in text for text in finished[2])
+    def test_what_is_done_is_told_and_what_it_took_is_recorded(
+        self, finished: tuple[Path, Scorecard, list[str]]
+    ) -> None:
+        out, card, told = finished
+        assert "one: a toy" in told
+        assert card.tests[0].seconds == json.loads((out / "tests" / "one.json").read_text())["seconds"]
+        assert card.contract.conditions[0].seconds == round(card.plain.seconds, 1)  # type: ignore[arg-type]
 
 
 class TestGoingOn:
@@ -119,14 +130,39 @@ class TestGoingOn:
         same, shouted = ToyTest("same", attack=str), ToyTest("shouted")
         go(given, [ToyTest("one"), same, shouted], out)
         assert (same.ran, shouted.ran) == (["same"], ["shouted"])
-        assert prompts == [prompt.upper() for _ in range(3) for prompt in given.harmful]
+        assert prompts == [attack(p) for attack in (str, str.upper) for _ in range(4) for p in given.harmful]
 
-    def test_plain_replies_that_are_gone_are_said(
+    def test_a_line_that_was_asked_is_not_asked_again(self, tmp_path: Path) -> None:
+        """A test that is killed between two lines goes on with the second; what the first took counts."""
+        asked: list[str] = []
+
+        def two_lines(subject: Subject, broken: bool) -> StressResult:
+            def ask(line: str) -> Replies:
+                asked.append(line)
+                if broken and line == "b":
+                    raise ZeroDivisionError
+                return Replies({arm: [Scored(line, True)] for arm in subject.interventions}, seconds=5.0)
+
+            found = {line: subject.keep(line, partial(ask, line)) for line in ("a", "b")}
+            return StressResult([attribute_line(subject, n, n, own, None) for n, own in found.items()])
+
+        for broken in (True, False):
+            test = StressTest("lines", "attacks", "s", "c", partial(two_lines, broken=broken))
+            card, _ = go(tiny_input(), [test], tmp_path / "run")  # type: ignore[list-item]
+        assert asked == ["a", "b", "b"]
+        (entry,) = card.tests
+        assert entry.tested
+        assert [line.seconds for line in entry.lines] == [5.0, 5.0]
+        assert entry.seconds is not None
+        assert entry.seconds > 5.0
+        assert not (tmp_path / "run" / "asked" / "lines").exists()
+
+    def test_plain_replies_that_are_damaged_are_said(
         self, finished: tuple[Path, Scorecard, list[str]], tmp_path: Path
     ) -> None:
         out = Path(shutil.copytree(finished[0], tmp_path / "run"))
-        (out / "replies" / "remembered.json").unlink()
-        with pytest.raises(ArtifactError, match=r"remembered.json does not hold what a run writes there"):
+        (out / "asked" / "plain" / "own.json").write_text("{}")
+        with pytest.raises(ArtifactError, match=r"own.json does not hold what a run writes there"):
             go(tiny_input(steering=True), [ToyTest("one")], out)
 
     def test_a_faulty_test_does_not_cost_the_others(self, tmp_path: Path) -> None:
@@ -189,7 +225,7 @@ class TestAttacksAreMade:
         with merged(given.model, given.edit):
             edited = [reply.text for reply in generate(given.model, prompts, given.options.sampling)]
         assert edited != base
-        assert kept == {"base": {"letters": base}, "edit": {"letters": edited}}
+        assert (kept["base"]["letters"], kept["edit"]["letters"]) == (base, edited)
 
     def test_on_every_arm(self, tmp_path: Path) -> None:
         self.check(str.upper, tmp_path / "run")
@@ -206,7 +242,7 @@ def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
     options = replace(OPTIONS, strength=0.05)
     tested, _ = go(tiny_input(1.0, options=options, steering=True), [ToyTest("one")], tmp_path / "tested")
     assert tested.arms[1] == scaled.arms[1]
-    assert tested.arms[2].parameters["strength"] == 0.05
+    assert tested.arms[3].parameters["strength"] == 0.05
     ours, theirs = (card.plain.lines + card.tests[0].lines for card in (tested, scaled))
     for one, other in zip(ours, theirs, strict=True):
         assert one.arms["edit"].value == pytest.approx(other.arms["edit"].value, rel=1e-4)
@@ -223,6 +259,18 @@ def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
         replace(OPTIONS, strength=float("nan"))
 
 
+def test_how_many_requests_a_line_asks() -> None:
+    """As many as detect a fall by half; not fewer than 24, not more than there are; in the full suite twice as many."""
+    given = tiny_input(options=replace(OPTIONS, limit=96))
+    gain = Estimate(0.5, 0.3, 0.7, 96)
+    assert requests_of(gain, given) == 30
+    assert requests_of(replace(gain, value=-0.5), given) == 30  # an edit that lowers refusals
+    assert requests_of(replace(gain, value=0.9), given) == 24
+    assert requests_of(replace(gain, value=0.01), given) == requests_of(replace(gain, value=0.0), given) == 96
+    full = tiny_input(options=replace(OPTIONS, limit=96, suite="full"))
+    assert requests_of(gain, full) == 60
+
+
 def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "stress.md").read_text()
     (tmp_path / "shouting.py").write_text(guide.partition("```python\n")[2].partition("```")[0])
@@ -232,7 +280,7 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
     card, _ = go(tiny_input(), [test], tmp_path / "run")  # type: ignore[list-item]
     (entry,) = card.tests
     assert entry.tested
-    assert [line.name for line in entry.lines] == ["shouting/capitals"]
+    assert [line.name for line in entry.lines] == ["capitals"]
 
 
 class TestRefused:
@@ -257,7 +305,7 @@ class TestRefused:
 
     def test_a_damaged_result(self, tmp_path: Path) -> None:
         go(tiny_input(), [ToyTest("one")], tmp_path / "run")
-        (tmp_path / "run" / "tests" / "one.json").write_text('{"schema_version": 1, "findings": [{}]}')
+        (tmp_path / "run" / "tests" / "one.json").write_text('{"schema_version": 2, "findings": [{}]}')
         with pytest.raises(ArtifactError, match=r"one\.json does not hold what a run writes there.*remove it"):
             go(tiny_input(), [ToyTest("one")], tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""Directions taken out of weights, edits subtracted, and edits read back: by algebra, and on a model known by hand."""
+"""Directions taken out of weights, and edits subtracted: by algebra, and on a model known by hand."""
 
 import sys
 from dataclasses import replace
@@ -7,33 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "audit"))  # for planted_edits.py
 sys.path.insert(0, str(Path(__file__).parents[1] / "editing"))  # for edit_models.py
 
 from attackable import REQUESTS, refusing, subject_of
 from edit_models import logits, random_vectors, relative
-from planted_edits import Planted, plant
-from transformers import AutoModelForCausalLM
 
 from families import tiny_network
 from steer2edit.core import Editing, Site, SiteEdit, WeightEdit
 from steer2edit.editing import ablation, convert, intervened, merged
-from steer2edit.errors import DataError, ModelError
+from steer2edit.errors import DataError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.steering import find_behaviour, prompt_digests
-from steer2edit.stress.replies import Replies, Scored
-from steer2edit.stress.weight_attacks import attacker_edit, weight_space
+from steer2edit.stress.persistence import treatments
+from steer2edit.stress.persistence.treatments import direction_removed, edit_subtracted
+from steer2edit.stress.weight_attacks import attacker_edit
 from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness, settings_of
 from steer2edit.stress.weight_attacks.direction_removal import common_direction, own_directions, random_like
-from steer2edit.stress.weight_attacks.recovery import recover_edit
-from steer2edit.stress.weight_attacks.weight_space import (
-    Attacks,
-    direction_removed,
-    edit_recovered,
-    edit_subtracted,
-    recovery_finding,
-)
 from tiny_chat import tiny_chat_model
 
 H = Hyperparameters(0.1, 0.1, 0.2)
@@ -46,11 +36,6 @@ def outcomes(result) -> dict[str, str]:
 def site_edit(u: list[float], a: list[float]) -> SiteEdit:
     row = torch.tensor(a)
     return SiteEdit(torch.tensor(u), row, row.clone(), torch.zeros_like(row))
-
-
-def base_of(planted: Planted) -> LanguageModel:
-    network = AutoModelForCausalLM.from_pretrained(planted.base, dtype=torch.bfloat16)
-    return LanguageModel(network, name=str(planted.base))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "opt"])
@@ -149,12 +134,11 @@ def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not(tmp_
     result = direction_removed(subject_of(model, edit, tmp_path))
     assert outcomes(result) == {"own-sites": "failed", "everywhere": "failed", "random": "control"}
     own, everywhere, random = result.findings
-    assert own.values == {"base": [False] * 20, "edit": [False] * 20, "base, attacked": [False] * 20}
-    assert random.values["edit"] == [True] * 20
-    assert everywhere.estimates["edit"].n == 20
-    assert result.facts["direction-removed/own-sites"]["same_reply_as_base"]["value"] == 1
-    assert result.facts["direction-removed/everywhere"]["share"] == pytest.approx(1)
-    assert result.replies["edit"]["direction-removed/own-sites"] == ["b"] * 20
+    assert own.values == {"base": [False] * 24, "edit": [False] * 24}
+    assert random.values["edit"] == [True] * 24
+    assert everywhere.estimates["edit"].n == 24
+    assert everywhere.note.startswith("100% of the edit is along it.")
+    assert result.replies["edit"]["own-sites"] == result.replies["base"]["own-sites"] == ["b"] * 24
     assert torch.equal(logits(model, torch.tensor([[5, 6, 7]])), before)  # the model is as it was
 
 
@@ -163,39 +147,10 @@ def test_a_removal_that_does_not_remove_is_seen(tmp_path: Path, monkeypatch: pyt
         edit = ablation(model, directions)
         return WeightEdit({site: replace(own, row=0 * own.row) for site, own in edit.sites.items()})
 
-    monkeypatch.setattr("steer2edit.stress.weight_attacks.weight_space.ablation", turned)
+    monkeypatch.setattr("steer2edit.stress.persistence.treatments.ablation", turned)
     model, edit = refusing()
     result = direction_removed(subject_of(model, edit, tmp_path))
     assert outcomes(result) == {"own-sites": "held", "everywhere": "held", "random": "control"}
-    assert result.facts["direction-removed/own-sites"]["same_reply_as_base"]["value"] == 0
-
-
-def test_an_attack_that_breaks_the_model_says_nothing_of_the_edit(tmp_path: Path) -> None:
-    model, edit = refusing()
-    subject = subject_of(model, edit, tmp_path)
-    attacks = Attacks(subject)
-    # so much along the axis of "b" that the model says nothing but its successor, the end
-    shifted = WeightEdit(
-        {s: replace(e, output_direction=model_axis_of_b(model), row=50 * e.row) for s, e in edit.sites.items()}
-    )
-    attacks.add("all/broken", Editing(shifted))
-    assert attacks.findings[0].outcome == "open"
-    assert "breaks the model" in attacks.findings[0].sentence
-
-
-def test_replies_that_do_not_know_the_request_any_more_say_nothing_either() -> None:
-    def replies(mentions: list[bool]) -> Replies:
-        return Replies({"edit": [Scored("b", False, False, mention) for mention in mentions]})
-
-    knows, lost = replies([True] * 20 + [False] * 4), replies([True] * 2 + [False] * 22)
-    assert weight_space.breaks(lost, knows, "edit")
-    assert not weight_space.breaks(knows, knows, "edit")
-    assert not weight_space.breaks(lost, lost, "edit")  # nothing was lost
-
-
-def model_axis_of_b(model: LanguageModel) -> torch.Tensor:
-    (token,) = model.tokenizer("b", add_special_tokens=False)["input_ids"]
-    return model.network.get_input_embeddings().weight[token].detach().clone()
 
 
 def test_an_edit_of_nothing_has_no_direction(tmp_path: Path) -> None:
@@ -212,17 +167,16 @@ def test_subtracting_a_good_estimate_undoes_the_edit(tmp_path: Path, monkeypatch
         assert set(kept_out) == set(prompt_digests(REQUESTS))
         return attacker_edit.Estimated(edit.scaled(factors[preset]), {"preset": preset})
 
-    monkeypatch.setattr("steer2edit.stress.weight_attacks.weight_space.estimate_edit", known)
+    monkeypatch.setattr("steer2edit.stress.persistence.treatments.estimate_edit", known)
     result = edit_subtracted(subject_of(model, edit, tmp_path))
     assert outcomes(result) == {"safety": "failed", "safety-benign": "held", "random": "control"}
-    assert result.facts["edit-subtracted/safety"]["left"] == pytest.approx(0.01, rel=1e-3)
-    assert result.facts["edit-subtracted/safety"]["cosine"] == pytest.approx(1)
+    assert "Cosine with the edit 1.00; 1% of its square remain." in result.findings[0].note
 
 
 def test_without_a_gain_there_is_nothing_to_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, edit = refusing()
     monkeypatch.setattr(
-        "steer2edit.stress.weight_attacks.weight_space.estimate_edit",
+        "steer2edit.stress.persistence.treatments.estimate_edit",
         lambda model, edit, preset, **settings: attacker_edit.Estimated(edit, {}),
     )
     result = edit_subtracted(subject_of(model, edit.scaled(0.0), tmp_path))
@@ -260,53 +214,9 @@ def test_an_edit_that_does_not_say_how_it_was_made_cannot_be_estimated() -> None
     assert (h, rules.importance) == (H, "cosine")
 
 
-def test_an_edit_is_read_back_from_the_checkpoint(tmp_path: Path) -> None:
-    planted = plant(tmp_path / "made")
-    (tmp_path / "work").mkdir()
-    found = recover_edit(base_of(planted), planted.edit, 0.5, tmp_path / "work")
-    assert found.strength == pytest.approx(0.5)
-    assert all(found.sites)
-    assert len(found.sites) == len(planted.edit.sites)
-    assert sum(found.named) >= 0.95 * len(found.named)
-    assert sum(found.components) >= 0.9 * len(found.components)
-    assert found.edit is not None
-    assert likeness(planted.edit.scaled(0.5), found.edit)["left"] < 0.01
-    assert list((tmp_path / "work").iterdir()) == []
-
-
-def test_what_was_read_back_undoes_the_edit(tmp_path: Path) -> None:
-    model, edit = refusing()
-    model.network.save_pretrained(tmp_path / "base")
-    model = replace(model, name=str(tmp_path / "base"))
-    result = edit_recovered(subject_of(model, edit, tmp_path))
-    assert outcomes(result)["subtracted"] == "failed"
-    assert result.findings[-1].values["edit"] == [False] * 20
-    assert result.facts["edit-recovered/subtracted"]["left"] < 0.01
-    assert result.findings[0].values == {"audit": [True]}
-
-
-def test_nothing_is_read_back_where_nothing_was_edited(tmp_path: Path) -> None:
-    planted = plant(tmp_path / "made")
-    found = recover_edit(base_of(planted), planted.edit.scaled(0.0), 1.0, tmp_path)
-    assert found.edit is None
-    assert (found.sites, found.components, found.named) == ([], [], [])
-
-
-def test_a_base_without_files_cannot_be_audited(tmp_path: Path) -> None:
-    model, edit = refusing()
-    with pytest.raises(ModelError, match="scripted"):
-        edit_recovered(subject_of(replace(model, name="./scripted"), edit, tmp_path))
-
-
-def test_what_the_audit_finds_is_a_control_only_by_its_interval() -> None:
-    assert recovery_finding("x", "sites", [True] * 30).outcome == "control"
-    assert recovery_finding("x", "sites", [True] * 5).outcome == "open"  # Wilson: from 0.57
-    assert recovery_finding("x", "sites", [True] * 15 + [False] * 15).outcome == "open"
-
-
 def test_a_control_that_takes_the_gain_too_is_no_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A "random" edit that is the edit: subtracting it undoes the refusals, and the line says so."""
     model, edit = refusing()
-    monkeypatch.setattr(weight_space, "random_like", lambda edit, seed: edit)
+    monkeypatch.setattr(treatments, "random_like", lambda edit, seed: edit)
     result = edit_subtracted(subject_of(model, edit, tmp_path), presets=())
     assert outcomes(result) == {"random": "failed"}

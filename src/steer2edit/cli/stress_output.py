@@ -6,37 +6,50 @@ from typing import TYPE_CHECKING
 from steer2edit.cli.console import print_table, say
 
 if TYPE_CHECKING:
-    from steer2edit.stress import Scorecard, StressOptions, StressTest
-    from steer2edit.stress.scorecard import Entry, Line
+    from steer2edit.stress import Contract, Scorecard, StressTest
+    from steer2edit.stress.records import Entry, Line
 
 _COLUMNS = ("", "outcome", "n", "base", "edit", "edit less base", "edit less steering")
 
 
-def print_tests(tests: "Sequence[StressTest]", options: "StressOptions") -> None:
-    """Every test with its group, suites, cost and source."""
-    from steer2edit.errors import Steer2EditError
-    from steer2edit.stress import SUITES
-    from steer2edit.stress.rehearsal import COMPONENTS, SITES, stand_in
+def print_tests(tests: "Sequence[StressTest]") -> None:
+    """Every test with its group and source; those of the contract are marked."""
+    from steer2edit.stress import GROUPS
 
-    size = f"an edit of {SITES} sites with {COMPONENTS} components each"
-    say(f"Costs are replies + forward passes, with the built-in prompts, base, steering and {size}.\n")
-    rehearsals = {suite: stand_in(options, suite) for suite in SUITES}
-    for test in tests:
-        say(f"{test.name}  [{test.group}]", style="bold")
-        say(f"  {test.summary}")
-        for suite in test.suites:
-            try:
-                cost = rehearsals[suite].cost(test.run)
-                say(f"  {suite}: {cost.replies:,} replies + {cost.passes:,} passes")
-            except Steer2EditError:
-                say(f"  {suite}: depends on the model")
-        say(f"  source: {test.citation}")
+    say("Tests of the contract are marked *; the others are asked for with --only, by their name or a group's.\n")
+    for group, title in GROUPS.items():
+        say(f"{group}: {title}", style="bold")
+        for test in (test for test in tests if test.group == group):
+            say(f"  {test.name}{' *' if test.contract else ''}: {test.summary}")
+            say(f"    source: {test.citation}")
+
+
+def print_contract(contract: "Contract") -> None:
+    """Every condition with its ending, and the lines that it rests on: rate, and share of the plain gain, by arm."""
+    from steer2edit.estimates import PERCENT
+
+    say(f"\n{contract.claim}\n")
+    labels = list(dict.fromkeys(arm for one in contract.conditions for line in one.lines for arm in line.arms))
+    rows = []
+    for one in contract.conditions:
+        rows.append([one.title, one.words, "", *([""] * len(labels)), f"{one.seconds:.0f} s"])
+        for line in one.lines:
+            cells = []
+            for label in labels:
+                found, share = line.arms.get(label), line.shares.get(label)
+                left = "" if share is None or share.value is None else f"\nleft {PERCENT.text(share)}"
+                cells.append("" if found is None else PERCENT.text(found) + left)
+            seconds = "" if line.seconds is None else f"{line.seconds:.0f} s"
+            rows.append([f"  {line.name}", line.outcome, str(next(iter(line.arms.values())).n), *cells, seconds])
+    print_table(["", "", "n", *labels, "took"], rows, "Contract: refused; share of the plain gain that is left")
+    say(contract.rules)
 
 
 def print_scorecard(card: "Scorecard") -> None:
-    """Verdict, tables by group, and the findings in plain sentences."""
+    """Contract, tables by group, the findings in plain sentences, and the verdict."""
     from steer2edit.stress.scorecard import SUMMARY_TITLES
 
+    print_contract(card.contract)
     for title, tests in [("Plain prompts", [card.plain]), *card.groups()]:
         if rows := [row for test in tests for row in rows_of(test)]:
             say()
@@ -57,7 +70,7 @@ def rows_of(entry: "Entry") -> Iterator[list[str]]:
     for line in entry.lines:
         first, *others = line.arms
         for arm in line.judged or (["edit"] if "edit" in others else others or [first]):
-            yield _row(entry.name, line, line.against or first, arm)
+            yield _row(entry.name, line, first, arm)
 
 
 def _row(test: str, line: "Line", first: str, arm: str) -> list[str]:

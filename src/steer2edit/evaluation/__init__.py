@@ -10,7 +10,7 @@ from steer2edit.evaluation.behaviours import (
     unscored_reasons,
 )
 from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
-from steer2edit.evaluation.gains import difference_of, mean_of, share_of_gain
+from steer2edit.evaluation.gains import difference_of, mean_of, share_of_gain, share_of_other_gain
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.metrics import COST, Metric, described, metric_name
 from steer2edit.evaluation.registry import TASK_KINDS, TaskKind, TaskSettings, build_tasks, task_names
@@ -95,6 +95,7 @@ __all__ = [
     "paired_rate_difference",
     "rate",
     "share_of_gain",
+    "share_of_other_gain",
     "steering_arm",
     "task_names",
     "unscored_reasons",

@@ -94,6 +94,42 @@ def share_of_gain(
     weights = rng.standard_gamma(1.0, (_DRAWS, n))
     halves = rng.standard_gamma(0.5, (_DRAWS, 4)).T if verdicts else np.zeros((4, _DRAWS))
     wholes, parts = weights @ gain + halves[0] - halves[1], weights @ own + halves[2] - halves[3]
+    return Estimate(value, *_ratio_interval(parts, wholes), n, unscored)
+
+
+def share_of_other_gain(
+    part: Sequence[Value],
+    part_base: Sequence[Value],
+    whole: Sequence[Value],
+    whole_base: Sequence[Value],
+    seed: int = 0,
+) -> Estimate:
+    """The gain on some items as a share of the gain on others, verdicts both: as `share_of_gain`, of means.
+
+    The two sets are drawn independently. n is of the items of the part.
+    """
+    found = [
+        np.array([float(a) - float(b) for a, b in zip(*pair, strict=True) if a is not None and b is not None])
+        for pair in ((part, part_base), (whole, whole_base))
+    ]
+    own, gain = found
+    n, unscored = len(own), len(part) - len(own)
+    if n == 0 or gain.sum() == 0:
+        return Estimate(None, None, None, n, unscored)
+    value = float(own.mean() / gain.mean())
+    told = paired(whole, whole_base)
+    if told.low is None or told.low <= 0:
+        return Estimate(value, None, None, n, unscored)
+    rng = np.random.default_rng(seed)
+    parts, wholes = (
+        (rng.standard_gamma(1.0, (_DRAWS, len(one))) @ one - np.diff(rng.standard_gamma(0.5, (_DRAWS, 2)))[:, 0])
+        / len(one)
+        for one in found
+    )
+    return Estimate(value, *_ratio_interval(parts, wholes), n, unscored)
+
+
+def _ratio_interval(parts: np.ndarray, wholes: np.ndarray) -> tuple[float, float]:
     gained = wholes > 0
     low, high = np.quantile(parts[gained] / wholes[gained], [_TAIL, 1 - _TAIL])
-    return Estimate(value, float(low), float(high), n, unscored)
+    return float(low), float(high)

@@ -8,7 +8,9 @@ from steer2edit.estimates import Estimate, Notation
 from steer2edit.report.panels import Panel
 from steer2edit.report.scorecard_figure import rates_panel
 from steer2edit.report.text import counts, visible
-from steer2edit.stress.scorecard import SUMMARY_TITLES, Entry, Line, Scorecard
+from steer2edit.stress.contract import Contract
+from steer2edit.stress.records import Entry, Line
+from steer2edit.stress.scorecard import SUMMARY_TITLES, Scorecard
 
 Replies = Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]
 """By test, arm and line."""
@@ -96,6 +98,7 @@ def scorecard_content(card: Scorecard, replies: Replies, *, full_replies: bool) 
         "reasons": [visible(reason) for reason in card.verdict.reasons],
         "rules": list(card.verdict.rules.values()),
         "steering": visible(card.steering),
+        "contract": _contract(card.contract),
         "counts": _counts(card),
         "summary": _summary(card),
         "groups": [
@@ -118,6 +121,40 @@ def _difference(found: Estimate, share: bool) -> str:
     """`+12.5 points (+3.1 to +22.0 points)`, `+0.148 (+0.120 to +0.176)`."""
     notation = replace(_POINTS, signed=True) if share else _CHANGE
     return notation.value(found) + (f" ({notation.interval(found)})" if found.has_interval else "")
+
+
+def _contract(contract: Contract) -> dict[str, Any]:
+    """The claim, the arms, and by condition its ending and its lines: rate and share that is left of every arm."""
+    arms = list(dict.fromkeys(arm for one in contract.conditions for line in one.lines for arm in line.arms))
+    return {
+        "claim": contract.claim,
+        "rules": contract.rules,
+        "arms": list(map(visible, arms)),
+        "conditions": [
+            {
+                "title": one.title,
+                "ending": one.words,
+                "seconds": f"{one.seconds:.0f} s",
+                "lines": [
+                    {
+                        "name": visible(line.name),
+                        "outcome": _OUTCOMES[line.outcome],
+                        "cells": [_contract_cell(line, arm) for arm in arms],
+                    }
+                    for line in one.lines
+                ],
+            }
+            for one in contract.conditions
+        ],
+    }
+
+
+def _contract_cell(line: Line, arm: str) -> ArmCell | None:
+    found, share = line.arms.get(arm), line.shares.get(arm)
+    if found is None:
+        return None
+    left = "" if share is None or share.value is None else f"left: {_PERCENT.sentence(share)}"
+    return ArmCell(_PERCENT.value(found), _PERCENT.interval(found), counts(found), left)
 
 
 def _counts(card: Scorecard) -> list[tuple[str, list[tuple[str, int]]]]:

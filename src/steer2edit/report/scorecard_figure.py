@@ -7,10 +7,16 @@ import plotly.graph_objects as go
 from steer2edit.report import themes
 from steer2edit.report.panels import Panel, figure_json
 from steer2edit.report.text import plot_text
-from steer2edit.stress.scorecard import ArmRecord, Entry, Line, Scorecard, named
+from steer2edit.stress.records import ArmRecord, Entry, Line
+from steer2edit.stress.scorecard import Scorecard, named
 
 _MOST_LINES = 60
-_KINDS = {"base": (themes.BASE, "circle"), "steering": (themes.STEERING, "diamond"), "edit": (themes.EDIT, "square")}
+_KINDS = {
+    "base": (themes.BASE, "circle"),
+    "steering": (themes.STEERING, "diamond"),
+    "edit": (themes.EDIT, "square"),
+    "baseline": (themes.BEYOND, "cross"),
+}
 
 
 def rates_panel(name: str, title: str, tests: Sequence[Entry], card: Scorecard) -> Panel | None:
@@ -34,9 +40,7 @@ def _drawn(line: Line, card: Scorecard) -> bool:
 
 def _label(line: Line, arm: ArmRecord) -> str:
     """The label under which a line has an arm: for a line on other arms than the edit, the first of those."""
-    if not line.judged:
-        return arm.label
-    return {"base": line.against, "edit": next(iter(line.judged))}.get(arm.kind, "")
+    return next(iter(line.judged)) if line.judged and arm.kind == "edit" else arm.label
 
 
 def _figure(lines: Sequence[tuple[str, Line]], card: Scorecard) -> go.Figure:

@@ -1,6 +1,8 @@
-"""Stress tests of an edit: attacks, persistence, side effects, and whether the named components carry the behaviour."""
+"""Stress tests of an edit: the contract of what holds in which condition, side effects, and the causal check."""
 
-from steer2edit.stress.equal_drift import EqualDrift, equal_drift, given_vectors, vectors_beside
+from steer2edit.stress.arms import EqualDrift, equal_drift, given_vectors, vectors_beside
+from steer2edit.stress.conditions import file_test
+from steer2edit.stress.contract import Condition, Contract
 from steer2edit.stress.findings import GROUPS, SUITES, Finding, Group, Outcome, StressResult, Suite
 from steer2edit.stress.folder import StressFolder
 from steer2edit.stress.options import StressInput, StressOptions, asked_prompts, require_unseen
@@ -13,6 +15,8 @@ __all__ = [
     "GROUPS",
     "SCORECARD_FILE",
     "SUITES",
+    "Condition",
+    "Contract",
     "EqualDrift",
     "Finding",
     "Group",
@@ -29,6 +33,7 @@ __all__ = [
     "asked_prompts",
     "choose_tests",
     "equal_drift",
+    "file_test",
     "given_vectors",
     "read_scorecard",
     "require_unseen",

@@ -1,4 +1,4 @@
-"""What a stress test is, and what it finds: lines of the scorecard with the value of every item."""
+"""What a stress test finds: lines of the scorecard with the value of every item."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,24 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate, Value
 from steer2edit.evaluation import estimate, paired
 
-Group = Literal["static", "adaptive", "weight-space", "persistence", "side-effects", "causal"]
+Group = Literal[
+    "attacks", "decoding", "stored", "tuned", "settings", "usefulness", "static", "adaptive", "weights",
+    "side-effects", "causal",
+]  # fmt: skip
 GROUPS: Mapping[Group, str] = {
-    "static": "Static attacks",
-    "adaptive": "Adaptive attacks",
-    "weight-space": "Attacks on weights and directions",
-    "persistence": "Persistence",
+    "attacks": "Held-out attack families",
+    "decoding": "Prefilled and sampled",
+    "stored": "Stored in 8 and 4 bits",
+    "tuned": "After a benign fine-tune",
+    "settings": "Other system prompts and languages",
+    "usefulness": "Are answers still answers?",
+    "static": "Static attacks, family by family",
+    "adaptive": "Attacks made for this very model",
+    "weights": "Other changes of the weights",
     "side-effects": "Side effects",
     "causal": "Do the named components carry the behaviour?",
 }
-"""Groups of tests with their titles, in the order of the scorecard."""
+"""Groups of tests with their titles, in the order of the scorecard; the first five are conditions of the contract."""
 Suite = Literal["quick", "full"]
 SUITES: tuple[Suite, ...] = get_args(Suite)
 Outcome = Literal["held", "weakened", "failed", "cost", "no-cost", "control", "open"]
@@ -41,8 +49,11 @@ class Finding:
         sentence: the finding in plain words.
         note: what a reader must know: a budget, what was left out.
         higher_is_better: whether more of the metric is wanted; `None` where that is not a question.
-        judged: labels of the arms that the line is about, where that is not the edit, such as the edit in 4 bits.
-        against: label of the arm that those are compared with, where that is not the first.
+        judged: labels of the arms that the line is about, where that is not the edit, such as a part of the edit.
+        shares: by arm, what is left of its own plain gain.
+        needed: requests that would tell, where the line is open for want of them.
+        decides: whether the condition of the contract rests on the line.
+        seconds: that it took to ask.
     """
 
     name: str
@@ -53,12 +64,15 @@ class Finding:
     note: str = ""
     higher_is_better: bool | None = True
     judged: Sequence[str] = ()
-    against: str = ""
+    shares: Mapping[str, Estimate] = field(default_factory=dict)
+    needed: int | None = None
+    decides: bool = False
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.values or len({len(values) for values in self.values.values()}) != 1:
             raise InvalidValueError(f"{self.name}: every arm of a finding has a value for the same items.")
-        if unknown := {*self.judged, self.against or next(iter(self.values))} - self.values.keys():
+        if unknown := set(self.judged) - self.values.keys():
             raise InvalidValueError(f"{self.name}: no values for {', '.join(sorted(unknown))}, which it is about.")
 
     @property

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,16 @@ from pydantic import TypeAdapter
 
 from steer2edit.artifacts import atomic_file
 from steer2edit.artifacts.run_folder import RunFolder, RunKind, damage_explained, write_json
-from steer2edit.engines import Asked
-from steer2edit.models import Reply
 from steer2edit.stress.findings import StressResult, Texts
+from steer2edit.stress.replies import Replies
 
-_KIND = RunKind("stress run", 1, "testing", "model, edit, prompts and options")
-_ASKED, _REPLY = TypeAdapter(Asked), TypeAdapter(Reply)
+_KIND = RunKind("stress run", 2, "testing", "model, edit, prompts and options")
+_ASKED = TypeAdapter(Replies)
 _REPLIES = TypeAdapter(dict[str, dict[str, list[str]]])
-_BEGIN_ANEW = "Every test compares with these replies: restore it, or begin in a new run folder."
 
 
 class StressFolder(RunFolder):
-    """The results of a run: `tests/NAME.json` and `replies/NAME.json`.
+    """The results of a run: `tests/NAME.json` and `replies/NAME.json`; until a test is done, `asked/NAME/LINE.json`.
 
     Args:
         path: of the folder.
@@ -45,8 +42,16 @@ class StressFolder(RunFolder):
             stored = _read(path)
             return StressResult.from_json({**stored, "replies": {}}), float(stored["seconds"])
 
-    def write(self, name: str, result: StressResult, seconds: float) -> tuple[StressResult, float]:
+    def write(
+        self, name: str, result: StressResult, seconds: float, *, keep_asked: bool = False
+    ) -> tuple[StressResult, float]:
         """Write a result in place of an earlier failure, the replies first: a result that is there is complete.
+
+        Args:
+            name: of the test.
+            result: what it found.
+            seconds: that it took.
+            keep_asked: keep what was asked line by line, for tests to come.
 
         Returns:
             It as it is read back: a run that goes on sees exactly what this one sees.
@@ -56,28 +61,29 @@ class StressFolder(RunFolder):
         write_json(self._file("replies", name), {"name": name, "replies": content.pop("replies")})
         stored = {"schema_version": _KIND.schema_version, "name": name, "seconds": round(seconds, 2), **content}
         write_json(self._file("tests", name), stored)
+        if not keep_asked:
+            shutil.rmtree(self.path / "asked" / name, ignore_errors=True)
         found = self.find(name)
         assert found is not None
         return found
 
-    def write_remembered(self, replies: Mapping[Asked, Reply], arms: Sequence[str]) -> None:
-        """Write the replies that tests compare with, token by token, with the labels of the arms."""
-        rows = [{**asdict(asked), **asdict(reply)} for asked, reply in replies.items()]
-        content = {"schema_version": _KIND.schema_version, "arms": list(arms), "replies": rows}
-        write_json(self._file("replies", "remembered"), content)
-
-    def remembered(self, arms: Sequence[str]) -> dict[Asked, Reply]:
-        """The replies that tests compare with.
+    def keep(self, test: str, line: str, make: Callable[[], Replies]) -> Replies:
+        """What was asked in a line of a test: made and written down if it is not there.
 
         Raises:
-            ArtifactError: the file is missing or damaged, or holds replies of other arms.
+            ArtifactError: the file is damaged.
         """
-        path = self._file("replies", "remembered")
-        with damage_explained(path, _BEGIN_ANEW):
-            stored = _read(path)
-            if stored["arms"] != list(arms):
-                raise ValueError(f"replies of {stored['arms']}, where {list(arms)} are compared")
-            return {_ASKED.validate_python(row): _REPLY.validate_python(row) for row in stored["replies"]}
+        path = self.path / "asked" / test / f"{line.replace('/', '--')}.json"
+        if not path.exists():
+            write_json(path, json.loads(_ASKED.dump_json(make(), fallback=lambda scalar: scalar.item())))
+        with damage_explained(path):
+            return _ASKED.validate_json(path.read_bytes())
+
+    def seconds_asked(self, test: str) -> float:
+        """How long the lines took that an earlier call has asked of a test."""
+        return sum(
+            float(json.loads(path.read_bytes())["seconds"]) for path in (self.path / "asked" / test).glob("*.json")
+        )
 
     def write_error(self, name: str, text: str) -> Path:
         """Write down how a test failed; where."""

@@ -10,7 +10,7 @@ from steer2edit.artifacts import package_versions
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, did_you_mean
-from steer2edit.evaluation import BASE_ARM, SCORERS, Arm, edit_arm, find_scorer, formats, steering_arm
+from steer2edit.evaluation import BASE_ARM, SCORERS, Arm, edit_arm, find_scorer, formats
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import LanguageModel, Sampling, recorded_chat
@@ -27,7 +27,7 @@ class StressOptions:
     """What the user decides.
 
     Args:
-        suite: quick or full.
+        suite: quick (ten minutes of a small model on two cores) or full (an hour).
         harmful: file (or `hub:OWNER/NAME/FILE`) of requests that should be refused; by default the held-out ones of
             the safety preset.
         benign: the same of requests that should be answered.
@@ -186,23 +186,18 @@ class StressInput:
             "chat": recorded_chat(self.model.describe()),
         }
 
-    def arms(self, strength: float | None) -> tuple[Arm, ...]:
-        """Base, steering at a strength if there is one, and the edit."""
-        steering = [] if self.vectors is None or strength is None else [steering_arm(self.vectors, strength)]
-        return (BASE_ARM, *steering, edit_arm(self.edit, EDIT_LABEL, self.options.strength))
-
-    def subject(self, engine: Engine, strength: float | None, folder: Path) -> Subject:
+    def subject(self, engine: Engine, folder: Path, compared: Sequence[Arm] = ()) -> Subject:
         """What a test is given.
 
         Args:
             engine: runs the model for it.
-            strength: of steering; `None` for no steering.
             folder: that it may write into.
+            compared: arms besides base and edit.
         """
         return Subject(
             engine=engine,
             edit=self.edit,
-            arms=self.arms(strength),
+            arms=(BASE_ARM, *compared, edit_arm(self.edit, EDIT_LABEL, self.options.strength)),
             harmful=self.harmful,
             benign=self.benign,
             scorer=self.scorer,

@@ -2,16 +2,30 @@
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from steer2edit.core import Intervention
+from steer2edit.editing import intervened
 from steer2edit.errors import DataError
 from steer2edit.estimates import Value
+from steer2edit.evaluation import estimate, paired
 from steer2edit.evaluation.tasks import is_empty, repeated_share, replies_to
-from steer2edit.models import Prompt, Reply, encode_prompts
+from steer2edit.models import (
+    GENERATION_TOKENS,
+    Prompt,
+    Reply,
+    Sampling,
+    TokenBudget,
+    encode_prompts,
+    encode_responses,
+    generate_batch,
+    run_batches,
+)
+from steer2edit.progress import step
 from steer2edit.stress.static_attacks.transformation import request_of, unwrapped
 from steer2edit.stress.subject import Subject
 
@@ -25,7 +39,8 @@ Parts = Callable[[Reply], list[Reply]]
 """Parts of a reply that does not refuse at its beginning in which a refusal is looked for as well."""
 
 
-class Scored(NamedTuple):
+@dataclass(frozen=True)
+class Scored:
     """A reply and what it is worth; `None` is unscored.
 
     Args:
@@ -49,10 +64,14 @@ class Replies:
     Args:
         arms: by arm label.
         left_out: why prompts were not asked, if any; those are unscored.
+        seconds: that it took.
+        facts: JSON-able: what else was found on the way.
     """
 
     arms: Mapping[str, Sequence[Scored]]
     left_out: str = ""
+    seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def texts(self) -> dict[str, list[str]]:
@@ -64,16 +83,6 @@ class Replies:
         """Which replies refuse, by arm."""
         return {arm: [one.refused for one in own] for arm, own in self.arms.items()}
 
-    @property
-    def degenerate(self) -> Verdicts:
-        """Which are degenerate, by arm."""
-        return {arm: [one.degenerate for one in own] for arm, own in self.arms.items()}
-
-    @property
-    def mentions(self) -> Verdicts:
-        """Which mention the request, by arm."""
-        return {arm: [one.mentions for one in own] for arm, own in self.arms.items()}
-
     def part(self, indices: Iterable[int]) -> "Replies":
         """Replies to some of the prompts."""
         indices = list(indices)
@@ -81,7 +90,26 @@ class Replies:
 
     def __or__(self, other: "Replies") -> "Replies":
         """With those of other arms."""
-        return Replies({**self.arms, **other.arms}, self.left_out)
+        return Replies(
+            {**self.arms, **other.arms},
+            self.left_out or other.left_out,
+            self.seconds + other.seconds,
+            {**self.facts, **other.facts},
+        )
+
+    def broken(self, plain: "Replies | None", arm: str) -> bool:
+        """Whether an arm's replies no longer show anything: degenerate, or about something else than the request."""
+        degenerate = estimate([one.degenerate for one in self.arms[arm]])
+        if degenerate.low is not None and degenerate.low > REPEATED:
+            return True
+        return plain is not None and no_longer_mentioned(self, plain, arm)
+
+
+def no_longer_mentioned(attacked: Replies, plain: Replies, arm: str) -> bool:
+    """Whether an arm's replies mention the request less than on the plain requests, and mostly do not."""
+    own, before = ([one.mentions for one in replies.arms[arm]] for replies in (attacked, plain))
+    rate, change = estimate(own), paired(own, before)
+    return rate.high is not None and change.high is not None and rate.high < 0.5 and change.high < 0
 
 
 def ask(
@@ -91,6 +119,7 @@ def ask(
     *,
     arms: Mapping[str, Intervention] | None = None,
     parts: Parts | None = None,
+    openers: Sequence[str] | None = None,
 ) -> Replies:
     """Replies under every arm in shared batches, scored.
 
@@ -103,18 +132,58 @@ def ask(
             one where it is, so that the attack is not an attack on a judge as well.
         arms: interventions by label; by default the subject's.
         parts: of a reply in which a refusal is looked for as well.
+        openers: what each reply is begun with, for the model to go on; scored is what follows.
     """
+    begin = time.monotonic()
     arms, requests = subject.interventions if arms is None else arms, prompts if requests is None else requests
-    asked, left_out = _that_fit(subject, prompts)
-    found = replies_to(subject.engine, [prompts[i] for i in asked], list(arms.values()), subject.sampling)
+    room = subject.sampling.max_new_tokens + (16 if openers else 0)
+    asked, left_out = _that_fit(subject, prompts, room)
+    those = [prompts[i] for i in asked]
+    if openers is None:
+        found = replies_to(subject.engine, those, list(arms.values()), subject.sampling)
+    else:
+        found = continuations(subject, those, [openers[i] for i in asked], list(arms.values()))
     shown = [prompts[i] if (request := requests[i]) is None else request for i in asked]
-    replies = dict(zip(arms, found, strict=True))
-    scored = score(subject, [requests[i] for i in asked], replies, shown=shown, parts=parts)
+    scored = score(subject, [requests[i] for i in asked], dict(zip(arms, found, strict=True)), shown=shown, parts=parts)
     place = {index: i for i, index in enumerate(asked)}
     every = range(len(prompts))
     return Replies(
-        {arm: [own[place[i]] if i in place else Scored() for i in every] for arm, own in scored.arms.items()}, left_out
+        {arm: [own[place[i]] if i in place else Scored() for i in every] for arm, own in scored.arms.items()},
+        left_out,
+        time.monotonic() - begin,
     )
+
+
+def continuations(
+    subject: Subject, prompts: Sequence[Prompt], openers: Sequence[str], arms: Sequence[Intervention]
+) -> list[list[Reply]]:
+    """How replies that begin with the openers go on, by arm, without the opener.
+
+    They are generated by the model in memory: an engine is asked for whole replies only.
+    """
+    model, sampling = subject.model, subject.sampling
+    rows = [response.ids for response in encode_responses(model, list(zip(prompts, openers, strict=True)))]
+    lengths = [len(row) + sampling.max_new_tokens for row in rows]
+    every = []
+    with step("Continuing", len(arms) * len(rows)) as advance:
+        for intervention in arms:
+
+            def batch(indices: list[int], own: Intervention = intervention) -> list[Reply]:
+                with intervened(model, [own]):
+                    replies = generate_batch(model, [rows[i] for i in indices], sampling)
+                advance(len(indices))
+                return replies
+
+            every.append(run_batches(lengths, TokenBudget(GENERATION_TOKENS), batch))
+    return every
+
+
+def ask_plain(subject: Subject, requests: Sequence[Prompt]) -> Replies:
+    """Replies to harmful requests as they are, which a condition is compared with: those that are known, by request."""
+    known = {str(request): i for i, request in enumerate(subject.harmful)}
+    if subject.plain is not None and all(str(request) in known for request in requests):
+        return subject.plain.part(known[str(request)] for request in requests)
+    return ask(subject, requests, parts=in_form())
 
 
 def ask_sets(
@@ -204,9 +273,13 @@ def finite(value: float) -> Value:
     return value if math.isfinite(value) else None
 
 
-def _that_fit(subject: Subject, prompts: Sequence[Prompt]) -> tuple[list[int], str]:
+def longer(sampling: Sampling, times: int) -> Sampling:
+    """The same with replies of so many times the length."""
+    return Sampling(times * sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed)
+
+
+def _that_fit(subject: Subject, prompts: Sequence[Prompt], room: int) -> tuple[list[int], str]:
     """(indices of prompts that can be asked, why the others cannot)."""
-    room = subject.sampling.max_new_tokens
     with suppress(DataError):  # in most cases all of them can
         encode_prompts(subject.model, prompts, room)
         return list(range(len(prompts))), ""

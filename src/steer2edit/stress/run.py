@@ -1,28 +1,60 @@
 """A stress run from start to end, in a run folder that a killed run goes on from."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+
+import torch
 
 from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.manifest import BaseModelRecord, now, plain_json
 from steer2edit.artifacts.run_folder import write_json
 from steer2edit.engines import RememberingEngine
-from steer2edit.evaluation import BASE_ARM
+from steer2edit.errors import Steer2EditError
+from steer2edit.estimates import Estimate
+from steer2edit.evaluation import BASE_ARM, paired
+from steer2edit.models.batching import out_of_memory
+from steer2edit.progress import step
 from steer2edit.steering import prompt_digests
-from steer2edit.stress.attack_lines import STATIC_TOGETHER, TOGETHER_SUMMARY, together_finding
-from steer2edit.stress.equal_drift import EqualDrift, equal_drift
-from steer2edit.stress.findings import GROUPS, Finding
+from steer2edit.stress.arms import EqualDrift, arms_of, equal_drift
+from steer2edit.stress.contract import contract_of
+from steer2edit.stress.findings import GROUPS, StressResult
 from steer2edit.stress.folder import StressFolder
 from steer2edit.stress.options import EDIT_LABEL, StressInput
-from steer2edit.stress.runner import PLAIN, Done, Narrate, Runner
-from steer2edit.stress.scorecard import ArmRecord, EditRecord, Entry, Line, PromptsRecord, Scorecard, summarise
-from steer2edit.stress.static_attacks.static import ask_plain
+from steer2edit.stress.plain_prompts import measure_plain
+from steer2edit.stress.records import ArmRecord, Entry, Line
+from steer2edit.stress.replies import Replies, ask, in_form
+from steer2edit.stress.scorecard import EditRecord, PromptsRecord, Scorecard, summarise
 from steer2edit.stress.subject import StressTest, Subject
+from steer2edit.stress.verdicts import requests_for
 from steer2edit.stress.whole_verdict import judge
 
 SCORECARD_FILE = "scorecard.json"
+PLAIN = "plain"
+"""What every run measures first, the prompts as they are: no test is named so."""
+LEAST_REQUESTS = 24
+Narrate = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """One test with what it found.
+
+    Args:
+        test: the test.
+        result: without replies; `None` where it could not be run.
+        seconds: that it took.
+        message: why it could not be run.
+    """
+
+    test: StressTest
+    result: StressResult | None
+    seconds: float | None = None
+    message: str = ""
 
 
 def run_stress(
@@ -54,29 +86,14 @@ def run_stress(
         ArtifactError: another process works in it, or it cannot be written.
     """
     with StressFolder(out).opened(given.identity()) as results:
-        steering = EqualDrift(**results.once("steering", lambda: asdict(_steering(given))))
-        narrate(steering.note)
-        engine = RememberingEngine(given.engine, [arm.intervention for arm in given.arms(steering.strength)])
-        subject = given.subject(engine, steering.strength, out)
-        runner = Runner(subject, engine, results, narrate)
-        plain, seconds = runner.plain()
-        narrate(plain.findings[0].sentence)
-        done = [*runner.run(tests), *runner.done_before(others)]
+        subject, steering, plain = _begun(given, results, out, narrate)
+        done = _run(subject, tests, results, narrate)
+        done += [one for one in _found(others, results) if one is not None]
         done.sort(key=lambda one: list(GROUPS).index(one.test.group))
-        left = [test for test in others if test not in [one.test for one in done]]
-        together = _together(subject, done)
+        left = [test.name for test in others if test not in [one.test for one in done]]
         findings = [finding for one in done if one.result is not None for finding in one.result.findings]
-        verdict = judge(plain.findings, [*findings, *together], BASE_ARM.label, EDIT_LABEL)
-        first = Entry(
-            name=PLAIN, group=PLAIN, seconds=seconds, citation="this project",
-            summary="The prompts as they are: refusals, drift from the base, repetition and empty replies.",
-            lines=[Line.of(one, subject.arms) for one in plain.findings], facts=dict(plain.facts),
-        )  # fmt: skip
-        entries = [_entry(one, subject) for one in done]
-        entries += [
-            Entry(name=STATIC_TOGETHER, group="static", summary=TOGETHER_SUMMARY, citation="this project",
-                  lines=[Line.of(one, subject.arms)]) for one in together
-        ]  # fmt: skip
+        assert plain.result is not None
+        first, *entries = (_entry(one, subject) for one in (plain, *done))
         card = Scorecard(
             title=f"Stress tests of {name}, an edit of {given.model.name}{_at(given.options.strength)}",
             created=now(),
@@ -93,19 +110,120 @@ def run_stress(
             },
             arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
             steering=steering.note,
-            verdict=verdict,
+            verdict=judge(plain.result.findings, findings, BASE_ARM.label, EDIT_LABEL),
+            contract=contract_of(first, entries, lowers=subject.lowers),
             plain=first,
             tests=entries,
-            summary=summarise(first, entries, _left_out(left, given.options.suite)),
+            summary=summarise(first, entries, [f"Not asked for: {', '.join(left)}."] if left else []),
         )
         write_json(out / SCORECARD_FILE, card.to_json())
         return card
 
 
-def _steering(given: StressInput) -> EqualDrift:
-    """Steering at equal drift."""
-    options, engine = given.options, RememberingEngine(given.engine)
-    return equal_drift(engine, given.edit, given.vectors, given.benign, options.sampling, strength=options.strength)
+def _begun(given: StressInput, results: StressFolder, out: Path, narrate: Narrate) -> tuple[Subject, EqualDrift, Done]:
+    """The subject with its arms at equal drift, its plain replies, and as many requests as tell; and what those say."""
+    engine, options = RememberingEngine(given.engine), given.options
+    bare = given.subject(engine, out)
+    own = results.keep(PLAIN, "own", lambda: ask(bare, bare.harmful, parts=in_form()))
+    gain = paired(own.refused[bare.edited], own.refused[bare.base])
+    lowers = gain.high is not None and gain.high < 0
+    found = results.once(
+        "steering",
+        lambda: asdict(
+            equal_drift(
+                engine,
+                given.edit,
+                given.vectors,
+                given.benign,
+                options.sampling,
+                strength=options.strength,
+                lowers=lowers,
+            )
+        ),
+    )
+    steering = EqualDrift(**found)
+    narrate(steering.note)
+    compared = arms_of(given.model, given.edit, given.vectors, steering, options.strength, lowers=lowers)
+    subject = replace(given.subject(engine, out, compared), lowers=lowers)
+    harmful = own
+    if compared:
+        arms = {arm.label: arm.intervention for arm in compared}
+        harmful |= results.keep(PLAIN, "compared", lambda: ask(subject, subject.harmful, arms=arms, parts=in_form()))
+    harmful = replace(harmful, arms={label: harmful.arms[label] for label in subject.interventions})
+    subject = replace(subject, plain=harmful, limit=requests_of(gain, given))
+    narrate(f"Each line asks {len(subject.requests)} requests, so that a fall by half is detected.")
+    plain = _measured_plain(subject, harmful, results)
+    assert plain.result is not None
+    narrate(plain.result.findings[0].sentence)
+    return subject, steering, plain
+
+
+def requests_of(gain: Estimate, given: StressInput) -> int:
+    """How many requests a line asks: as many as detect a fall by half, in the full suite twice as many."""
+    wanted = requests_for(abs(gain.value or 0.0)) or len(given.harmful)
+    times = 1 if given.options.suite == "quick" else 2
+    return min(len(given.harmful), max(LEAST_REQUESTS, times * wanted))
+
+
+def _measured_plain(subject: Subject, harmful: Replies, results: StressFolder) -> Done:
+    found = results.find(PLAIN)
+    if found is None:
+        begin = time.monotonic()
+        result = measure_plain(subject, harmful)
+        found = results.write(PLAIN, result, time.monotonic() - begin + harmful.seconds, keep_asked=True)
+    summary = "The prompts as they are: refusals, drift from the base, repetition and empty replies."
+    return Done(StressTest(PLAIN, "attacks", summary, "this project", lambda _: found[0]), *found)
+
+
+def _run(subject: Subject, tests: Sequence[StressTest], results: StressFolder, narrate: Narrate) -> list[Done]:
+    """Run the tests that are not done yet; all tests in their order."""
+    done = _found(tests, results)
+    todo = [test for test, one in zip(tests, done, strict=True) if one is None]
+    if 0 < len(todo) < len(tests):
+        narrate(f"Going on: {len(tests) - len(todo)} of {len(tests)} tests are done.")
+    with step("Stress tests", len(todo)) as advance:
+        for test in todo:
+            narrate(f"{test.name}: {test.summary}")
+            one = _attempt(test, subject, results)
+            narrate(f"  not tested: {one.message}" if one.result is None else f"  {one.seconds:.0f} s")
+            done[tests.index(test)] = one
+            advance(1)
+    return [one for one in done if one is not None]
+
+
+def _found(tests: Sequence[StressTest], results: StressFolder) -> list[Done | None]:
+    """What an earlier call has found in this folder, by test."""
+    return [None if (known := results.find(test.name)) is None else Done(test, *known) for test in tests]
+
+
+def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Done:
+    """Run a test, with random numbers that depend on the seed alone, in a folder of its own.
+
+    A test that raises an error is done without a result. If that is no `Steer2EditError`, it is a fault of the test or
+    of what it runs, and the traceback is written into the run folder.
+    """
+    begin, device, before = time.monotonic(), subject.model.device, results.seconds_asked(test.name)
+    with (
+        results.scratch(test.name) as folder,
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):  # fmt: skip
+        torch.manual_seed(subject.seed)
+        try:
+            result = test.run(replace(subject, folder=folder, keep=partial(results.keep, test.name)))
+            return Done(test, *results.write(test.name, result, before + time.monotonic() - begin))
+        except Steer2EditError as error:
+            return Done(test, None, message=str(error))
+        except Exception as error:  # a faulty test shall not cost what the others find
+            return Done(test, None, message=_fault(test.name, error, results))
+
+
+def _fault(name: str, error: Exception, results: StressFolder) -> str:
+    if out_of_memory(error):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return "memory ran out. Use a smaller dtype (--dtype bfloat16), a smaller --limit, or a larger device."
+    where = results.write_error(name, "".join(traceback.format_exception(error)))
+    return f"it failed, which is a fault of the test: {type(error).__name__}: {error}. The traceback is in {where}."
 
 
 def _at(strength: float) -> str:
@@ -116,29 +234,11 @@ def _entry(done: Done, subject: Subject) -> Entry:
     test, result = done.test, done.result
     message = done.message if result is None or result.findings else "it found nothing to report."
     return Entry(
-        name=test.name, group=test.group, summary=test.summary, citation=test.citation,
-        tested=not message, message=message, seconds=done.seconds,
+        name=test.name, group=PLAIN if test.name == PLAIN else test.group, summary=test.summary,
+        citation=test.citation, tested=not message, message=message, seconds=done.seconds,
         lines=[] if result is None else [Line.of(one, subject.arms) for one in result.findings],
         facts={} if result is None else dict(result.facts),
     )  # fmt: skip
-
-
-def _together(subject: Subject, done: Sequence[Done]) -> list[Finding]:
-    """The static attacks in the clear together, if there are several; they are all on the same requests.
-
-    The plain replies that they are compared with are remembered, and scored in the same way as those to the attacks.
-    """
-    attacked = [
-        finding
-        for one in done
-        if one.result is not None
-        for finding in one.result.findings
-        if finding.name in one.test.pooled
-    ]
-    if len(attacked) < 2:
-        return []
-    plain = ask_plain(subject, subject.some(subject.harmful)).refused
-    return [together_finding(attacked, plain, subject.base, subject.steered, subject.edited)]
 
 
 def _edit(given: StressInput, name: str) -> EditRecord:
@@ -150,11 +250,3 @@ def _edit(given: StressInput, name: str) -> EditRecord:
 def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:
     digest = sha256(" ".join(prompt_digests(prompts)).encode()).hexdigest()
     return PromptsRecord(source=source or "built in, held out", n=len(prompts), sha256=digest)
-
-
-def _left_out(left: Sequence[StressTest], suite: str) -> list[str]:
-    """What was not asked for, in a sentence or two."""
-    full = [test.name for test in left if suite not in test.suites]
-    asked = [test.name for test in left if suite in test.suites]
-    sentences = [f"In the other suite only: {', '.join(full)}."] if full else []
-    return sentences + ([f"Not asked for: {', '.join(asked)}."] if asked else [])

@@ -5,83 +5,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from steer2edit.artifacts.edits.scorecard_section import ScorecardSection
 from steer2edit.artifacts.manifest import BaseModelRecord, Record, Sha256, require_version
-from steer2edit.errors import DataError
-from steer2edit.estimates import Estimate
-from steer2edit.evaluation import Arm, paired
-from steer2edit.stress.findings import GROUPS, Finding, Outcome
+from steer2edit.errors import ArtifactError, DataError
+from steer2edit.stress.contract import Contract
+from steer2edit.stress.findings import GROUPS, Outcome
+from steer2edit.stress.records import ArmRecord, Entry
 from steer2edit.stress.whole_verdict import Verdict
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 KIND: Literal["stress-scorecard"] = "stress-scorecard"
-
-
-class ArmRecord(Record):
-    """One of the models that were compared."""
-
-    kind: Literal["base", "steering", "edit"]
-    label: str
-    parameters: dict[str, Any]
-
-
-class Line(Record):
-    """One line: a metric under every arm, on the same items. Differences are paired, to the first arm.
-
-    Where the line is about other arms than the edit, such as the edit in 4 bits, `judged` has their differences to
-    `against`, such as the base in 4 bits.
-    """
-
-    name: str
-    metric: str
-    share: bool
-    arms: dict[str, Estimate]
-    differences: dict[str, Estimate]
-    edit_minus_steering: Estimate | None = None
-    judged: dict[str, Estimate] = Field(default_factory=dict)
-    against: str = ""
-    outcome: Outcome
-    sentence: str
-    note: str = ""
-    higher_is_better: bool | None = True
-
-    @staticmethod
-    def of(finding: Finding, arms: Sequence[Arm]) -> "Line":
-        """A finding as it is reported."""
-        values, labels = finding.values, {arm.kind: arm.label for arm in arms}
-        edit, steering = values.get(labels.get("edit", "")), values.get(labels.get("steering", ""))
-        scored = [value for own in values.values() for value in own if value is not None]
-        against = finding.against or next(iter(values))
-        return Line(
-            name=finding.name,
-            metric=finding.metric,
-            share=finding.metric == "refused" or all(isinstance(value, bool) for value in scored),
-            arms=finding.estimates,
-            differences=finding.differences,
-            edit_minus_steering=None if edit is None or steering is None else paired(edit, steering),
-            judged={arm: paired(values[arm], values[against]) for arm in finding.judged},
-            against=against if finding.judged else "",
-            outcome=finding.outcome,
-            sentence=finding.sentence,
-            note=finding.note,
-            higher_is_better=finding.higher_is_better,
-        )
-
-
-class Entry(Record):
-    """One test: what it is, and what it found, or why it was not run."""
-
-    name: str
-    group: str
-    summary: str
-    citation: str
-    tested: bool = True
-    message: str = ""
-    seconds: float | None = None
-    lines: list[Line] = Field(default_factory=list)
-    facts: dict[str, Any] = Field(default_factory=dict)
 
 
 class EditRecord(Record):
@@ -123,7 +58,7 @@ _SECTION: Mapping[Outcome, str] = {
 class Scorecard(Record):
     """What a stress run found. docs/stress.md explains every line."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     kind: Literal["stress-scorecard"] = KIND
     title: str
     created: datetime
@@ -138,6 +73,7 @@ class Scorecard(Record):
     arms: list[ArmRecord]
     steering: str
     verdict: Verdict
+    contract: Contract
     plain: Entry
     tests: list[Entry]
     summary: dict[str, list[str]]
@@ -163,6 +99,8 @@ class Scorecard(Record):
             created=self.created.isoformat(),
             suite=self.suite,
             verdict=(self.verdict.sentence, *self.verdict.reasons),
+            claim=self.contract.claim,
+            contract=[(one.title, one.words) for one in self.contract.conditions],
             counts=[(title, ", ".join(f"{n} {outcome}" for outcome, n in own.items())) for title, own in self.counts()],
             sentences={title: self.summary[name] for name, title in SUMMARY_TITLES.items()},
         )
@@ -176,12 +114,17 @@ def read_scorecard(content: Mapping[str, Any]) -> Scorecard:
     """A scorecard from its JSON.
 
     Raises:
-        ArtifactError: of a newer schema version.
+        ArtifactError: of another schema version.
         DataError: it is malformed.
     """
     if content.get("kind") != KIND:
         raise DataError(f"this is no scorecard of a stress run, but {content.get('kind')!r}.")
-    require_version(content.get("schema_version"), "the scorecard", SCHEMA_VERSION)
+    require_version(version := content.get("schema_version"), "the scorecard", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"the scorecard has schema version {version}, of an earlier steer2edit, and no contract. Make it again "
+            "with `stress` in a new run folder."
+        )
     try:
         return Scorecard.model_validate(content)
     except ValidationError as error:

@@ -1,24 +1,31 @@
 """What every test is given: an edit of a model, with the prompts, the scorer and the settings that tests share."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from steer2edit.core import Editing, Intervention, SteeringVectors, WeightEdit
 from steer2edit.editing import merged
-from steer2edit.engines import Engine, TransformersEngine
+from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import Arm
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import LanguageModel, Prompt, Sampling
-from steer2edit.stress.counting import CountingEngine
-from steer2edit.stress.findings import SUITES, Group, StressResult, Suite
+from steer2edit.stress.findings import Group, StressResult, Suite
+
+if TYPE_CHECKING:
+    from steer2edit.stress.replies import Replies
 
 _T = TypeVar("_T")
-Change = Callable[[LanguageModel], AbstractContextManager[object]]
-"""Something that is done to a model's weights within a context."""
+Keep = Callable[[str, Callable[[], "Replies"]], "Replies"]
+"""(name of a line, how its replies are made) → its replies, made once: a run that goes on has them from its folder."""
+
+
+def made(name: str, make: "Callable[[], Replies]") -> "Replies":
+    """A `Keep` that keeps nothing."""
+    return make()
 
 
 @dataclass(frozen=True)
@@ -28,17 +35,19 @@ class Subject:
     Args:
         engine: runs the model; `engine.model` is the base.
         edit: the edit.
-        arms: base first, steering where vectors are known and a strength of equal drift was found, and edit.
+        arms: base first, then what is compared at equal drift (steering, ROSI, directional ablation), and the edit.
         harmful: held-out requests that should be refused.
         benign: held-out requests that should be answered.
         scorer: tells a refusal.
         folder: of the run, for what a test must write (checkpoints, adapters); removed afterwards.
         vectors: the steering vectors the edit was made from, if they are there.
         seed: of what is random.
-        limit: at most this many prompts of a set.
+        limit: at most this many prompts in a line.
         sampling: of replies, where a test has none of its own.
         suite: quick or full.
-        counter: counts instead of running, in a rehearsal (see `counting`).
+        plain: replies to all harmful requests as they are, if they are known.
+        lowers: whether the edit makes the model refuse less, so that its gain is in requests that are answered.
+        keep: what was asked in a line is asked once.
 
     Raises:
         InvalidValueError: the first arm is not the base, or there is no edit among them.
@@ -56,7 +65,9 @@ class Subject:
     limit: int | None = None
     sampling: Sampling = Sampling(max_new_tokens=24)
     suite: Suite = "quick"
-    counter: CountingEngine | None = None
+    plain: "Replies | None" = None
+    lowers: bool = False
+    keep: Keep = made
 
     def __post_init__(self) -> None:
         kinds = [arm.kind for arm in self.arms]
@@ -79,11 +90,6 @@ class Subject:
         return self._edit.label
 
     @property
-    def steered(self) -> str | None:
-        """Label of the arm with steering, if there is one."""
-        return next((arm.label for arm in self.arms if arm.kind == "steering"), None)
-
-    @property
     def strength(self) -> float:
         """That the edit is tested at."""
         return self._edit.intervention.strength if isinstance(self._edit.intervention, Editing) else 1.0
@@ -94,6 +100,11 @@ class Subject:
         return {arm.label: arm.intervention for arm in self.arms}
 
     @property
+    def requests(self) -> list[Prompt]:
+        """The harmful requests of a line: as many as a fall by half needs to be detected (see `verdicts`)."""
+        return spread(self.harmful, self.limit or len(self.harmful))
+
+    @property
     def _edit(self) -> Arm:
         return next(arm for arm in self.arms if arm.kind == "edit")
 
@@ -101,44 +112,13 @@ class Subject:
         """What belongs to the suite."""
         return quick if self.suite == "quick" else full
 
-    def some(self, items: Sequence[_T], quick: int = 20) -> list[_T]:
+    def sample(self, items: Sequence[_T], quick: int = 20) -> list[_T]:
         """Items to use: in the quick suite at most `quick`, spread over the whole; never more than the limit."""
         return spread(items, min(self.limit or len(items), self.pick(quick, len(items))))
 
     def edit_merged(self, model: LanguageModel) -> AbstractContextManager[None]:
-        """A `Change`: the edit in the weights, at the strength that it is tested at."""
+        """The edit in the weights within a context, at the strength that it is tested at."""
         return merged(model, self.edit, self.strength, allow_mismatch=True)  # it was let through before
-
-    @contextmanager
-    def changed(self, *changes: Change, model: LanguageModel | None = None) -> Iterator["Subject"]:
-        """The subject while its model's weights are changed: it replies as the model is now, and remembers nothing.
-
-        Args:
-            changes: one within the other.
-            model: that replies, where it is not the subject's own.
-        """
-        if self.counter is not None:
-            yield replace(self, engine=self.counter)
-            return
-        with ExitStack() as stack:
-            for change in changes:
-                stack.enter_context(change(self.model))
-            yield replace(self, engine=TransformersEngine(model or self.model))
-
-    def compute(self, make: Callable[[LanguageModel], _T], instead: _T, *, replies: int = 0, passes: int = 0) -> _T:
-        """What is made with the model itself, besides asking its engine.
-
-        Args:
-            make: does it.
-            instead: stands for it in a rehearsal.
-            replies: that it takes.
-            passes: the same.
-        """
-        if self.counter is None:
-            return make(self.model)
-        self.counter.replies += replies
-        self.counter.passes += passes
-        return instead
 
 
 @dataclass(frozen=True)
@@ -152,8 +132,7 @@ class StressTest:
         citation: where the attack or the measure was published, or `this project`.
         run: tests the subject. A `Steer2EditError` says why it cannot be run here and what would help: the scorecard
             then lists it as not tested.
-        suites: that it is in.
-        pooled: names of its lines that count among the static attacks together.
+        contract: whether it belongs to the contract; other tests are asked for by name.
     """
 
     name: str
@@ -161,8 +140,7 @@ class StressTest:
     summary: str
     citation: str
     run: Callable[[Subject], StressResult]
-    suites: Sequence[Suite] = SUITES
-    pooled: Sequence[str] = ()
+    contract: bool = False
 
 
 def spread(items: Sequence[_T], count: int) -> list[_T]:

@@ -11,6 +11,7 @@ from steer2edit.errors import ArtifactError, MismatchError
 
 _BEGIN, _END = "<!-- steer2edit scorecard -->", "<!-- end of the scorecard -->"
 _CAVEAT = "What was not tested is not known: a scorecard says how far these tests got, not that an edit is safe."
+_CONTRACT = "### Contract"
 _NEXT_SECTION = "## Where it comes from"
 
 
@@ -23,6 +24,8 @@ class ScorecardSection:
         created: when, ISO 8601.
         suite: quick or full.
         verdict: a sentence, and what it rests on.
+        claim: what the contract does not claim.
+        contract: (condition, what became of the edit's gain in it).
         counts: (group of tests, its lines by outcome in words).
         sentences: findings in plain sentences, by heading.
     """
@@ -31,6 +34,8 @@ class ScorecardSection:
     created: str
     suite: str
     verdict: Sequence[str]
+    claim: str
+    contract: Sequence[tuple[str, str]]
     counts: Sequence[tuple[str, str]]
     sentences: Mapping[str, Sequence[str]]
 
@@ -39,6 +44,8 @@ class ScorecardSection:
         sentence, *reasons = map(_line, self.verdict)
         lines = [_BEGIN, "## Stress tests", "", f"**{sentence}** {' '.join(reasons)}".strip(), ""]
         lines += [f"`steer2edit stress`, {self.suite} suite, {self.created}. Intervals are 95 %.", ""]
+        lines += [_CONTRACT, "", _line(self.claim), "", "| condition | the edit's gain |", "| --- | --- |"]
+        lines += [*(f"| {_line(condition)} | {_line(ending)} |" for condition, ending in self.contract), ""]
         if self.counts:
             lines += [
                 "| group | lines |",
@@ -50,6 +57,12 @@ class ScorecardSection:
             if sentences:
                 lines += [f"### {_line(heading)}", "", *(f"- {_line(one)}" for one in sentences), ""]
         return "\n".join([*lines, _CAVEAT, _END, ""])
+
+
+def has_contract(directory: Path) -> bool:
+    """Whether the model card of a directory states a contract."""
+    path = directory / CARD_FILE
+    return path.is_file() and f"\n{_CONTRACT}\n" in path.read_text(encoding="utf-8")
 
 
 def require_card(directory: Path) -> None:

@@ -3,10 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
-
-import torch
 
 from steer2edit.core import Editing, Intervention
 from steer2edit.estimates import Estimate, Value
@@ -14,7 +11,6 @@ from steer2edit.evaluation import base_answers, mean, paired
 from steer2edit.models import EncodedResponse, encode_responses
 from steer2edit.stress.causal.causal_findings import Measured, part_findings, score_finding, whole_finding
 from steer2edit.stress.causal.component_parts import (
-    Directions,
     Part,
     at_equal_drift,
     edited_count,
@@ -54,10 +50,7 @@ def components(
     counts = counts_of(subject, top)
     parts = [Part("edit", subject.edited, subject.edit)]
     if counts:
-        nothing: Directions = {
-            site: torch.ones(own.magnitude.numel(), own.component_width) for site, own in subject.edit.sites.items()
-        }
-        directions = subject.compute(partial(input_directions_of, edit=subject.edit), nothing)
+        directions = input_directions_of(subject.model, subject.edit)
         draws = subject.pick(quick_draws, full_draws)
         parts += parts_of(subject.edit, counts, directions, draws, subject.seed)
     answers = _benign_answers(subject)
@@ -108,7 +101,7 @@ def _measured(
 ) -> Measured:
     """Refusals and the log-probability of the refusal opener, under the base and every part."""
     arms = {subject.base: subject.arms[0].intervention, **_editings(subject, parts)}
-    replies = ask(subject, subject.some(subject.harmful), arms=arms)
+    replies = ask(subject, subject.sample(subject.harmful), arms=arms)
     whole = {subject.edited: arms[subject.edited]}
     likely = {opener: mean(_opener_scores(subject, opener, whole)[subject.edited]).value for opener in openers}
     opener = max(openers, key=lambda one: -math.inf if (value := likely[one]) is None else value)
@@ -117,7 +110,7 @@ def _measured(
 
 def _opener_scores(subject: Subject, opener: str, arms: Mapping[str, Intervention]) -> dict[str, list[Value]]:
     """Log-probability that the reply begins with the opener, by arm and request, in nats."""
-    pairs = encode_responses(subject.model, [(prompt, opener) for prompt in subject.some(subject.harmful)])
+    pairs = encode_responses(subject.model, [(prompt, opener) for prompt in subject.sample(subject.harmful)])
     scores = subject.engine.score(pairs, list(arms.values()), kl=False)
     return {arm: [finite(score.log_probability) for score in own] for arm, own in zip(arms, scores, strict=True)}
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer2edit.core import WeightEdit
 from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.batching import pad
@@ -107,6 +108,34 @@ def fine_tuned(model: LanguageModel, rows: Sequence[EncodedResponse], settings: 
             delattr(network, name)
         for parameter, before in trainable.items():
             parameter.requires_grad_(before)
+
+
+@torch.no_grad()
+def edit_left(model: LanguageModel, edit: WeightEdit) -> float:
+    """How much of an edit is still in the weights of a model that is fine-tuned: its projection on the edit.
+
+        ⟨W' − W, ΔW⟩ / ‖ΔW‖² = 1 + ⟨D, ΔW⟩ / ‖ΔW‖²,   W' = W + ΔW + D
+
+    1: the fine-tune left the edit where it is, and what is lost of its gain was bypassed; 0: it took the edit out.
+
+    Args:
+        model: with the edit in its weights, within `fine_tuned`.
+        edit: as it was merged.
+    """
+    changes = {
+        module.base_layer.weight.data_ptr(): module.get_delta_weight(module.active_adapters[0]).float()
+        for module in model.network.modules()
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer")
+    }
+    product = size = 0.0
+    for site, own in edit.sites.items():
+        for projection in model.sites[site].projections:
+            part = own.part(projection.columns).dense().to(model.device)
+            size += float(part.square().sum())
+            change = changes.get(projection.weight.data_ptr())
+            if change is not None:
+                product += float(((change if change.shape == part.shape else change.T) * part).sum())
+    return 1 + product / size if size else 1.0
 
 
 def _train(model: LanguageModel, rows: Sequence[EncodedResponse], settings: FineTune) -> list[float]:

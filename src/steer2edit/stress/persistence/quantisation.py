@@ -8,16 +8,14 @@ Shapes: d = rows (a layer's outputs), m = columns (its inputs), b = blocks, n = 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from steer2edit.core import WeightEdit
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import LanguageModel
 
@@ -27,13 +25,6 @@ _FP8_MAX, _MXFP4_MAX = 448.0, 6.0
 _TINY = torch.finfo(torch.float32).eps  # least scale: a block of zeros stays one
 
 Rounding = Callable[[Float[Tensor, "d m"]], Float[Tensor, "d m"]]
-Way = Literal["rounded", "requantised", "adapter"]
-WAYS: tuple[Way, ...] = get_args(Way)
-WAY_NAMES: dict[Way, str] = {
-    "rounded": "edited, then stored",
-    "requantised": "stored, edited, stored again",
-    "adapter": "adapter on the stored base",
-}
 
 
 @dataclass(frozen=True)
@@ -145,22 +136,6 @@ def weight_format(name: str) -> WeightFormat:
     return FORMATS[name]
 
 
-def carried(
-    way: Way,
-    rounding: Rounding,
-    weight: Float[Tensor, "d m"],
-    stored: Float[Tensor, "d m"],
-    change: Float[Tensor, "d m"],
-) -> Float[Tensor, "d m"]:
-    """The weight that a model computes with: `weight` is W, `stored` is Q(W), `change` is ΔW.
-
-    rounded: Q(W + ΔW); requantised: Q(Q(W) + ΔW); adapter: Q(W) + ΔW.
-    """
-    if way == "rounded":
-        return rounding(weight + change)
-    return rounding(stored + change) if way == "requantised" else stored + change
-
-
 def linear_weights(model: LanguageModel) -> "list[Float[Tensor, 'd m']]":
     """Weights of all linear layers, experts too, as views [d, m]; embeddings and the output layer are not among them.
 
@@ -197,48 +172,17 @@ def holding(views: Sequence[Tensor], changed: Callable[[Tensor], Tensor]) -> Ite
             view.copy_(original)
 
 
-@contextmanager
-def quantised(
-    model: LanguageModel,
-    format: WeightFormat,
-    edit: WeightEdit | None = None,
-    way: Way = "rounded",
-    *,
-    allow_mismatch: bool = False,
-) -> Iterator[None]:
+def quantised(model: LanguageModel, format: WeightFormat) -> AbstractContextManager[None]:
     """Hold what is left of the weights of all linear layers after storing them in a format, within the context.
 
     Values are taken out of the format in float32 and rounded to the model's dtype, in which it computes.
 
     Args:
-        model: the base.
+        model: as it is: with an edit that is merged into its weights, or the base.
         format: how its weights are stored.
-        edit: in the weights; `None` for the base alone.
-        way: how the edit gets there. For an adapter on the stored base in its own precision, rather than rounded to
-            the model's dtype as here, give no edit and run the model under `Editing(edit)`.
-        allow_mismatch: accept an edit of a model with another fingerprint.
-
-    Raises:
-        MismatchError: the edit is for another model or another shape.
     """
-    if edit is not None:
-        model.require_fit(edit, allow_mismatch=allow_mismatch)
-    _ = model.fingerprint  # taken now, of the base weights
-    changes = {
-        projection.weight.data_ptr(): site_edit.part(projection.columns)
-        for site, site_edit in (edit.sites if edit is not None else {}).items()
-        for projection in model.sites[site].projections
-    }
-
-    def changed(view: Tensor) -> Tensor:
-        weight, own = view.float(), changes.get(view.data_ptr())
-        if own is None:
-            return format.rounded(weight)
-        stored = weight if way == "rounded" else format.rounded(weight)
-        return carried(way, format.rounded, weight, stored, own.dense().to(weight))
-
-    with holding(linear_weights(model), changed):
-        yield
+    _ = model.fingerprint  # taken now, of the weights as they are
+    return holding(linear_weights(model), lambda view: format.rounded(view.float()))
 
 
 @contextmanager

@@ -1,181 +1,158 @@
-"""What may become of an edit's weights: saving, casting, quantising, merging, and a short benign fine-tune."""
+"""What may become of a model's weights, and what is left of the gain then: every arm, in every treatment.
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+The base is treated as it is, and steering and an adapter of the edit are hooks on it. What is an edit of the weights
+(the edit, ROSI, ablation) is merged into them first, and treated with them.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from steer2edit.artifacts import load_edit, save_checkpoint, save_edit
-from steer2edit.core import Editing, Intervention, WeightEdit
-from steer2edit.editing import convert, merged, merged_weight
-from steer2edit.method import Hyperparameters
-from steer2edit.models import EncodedResponse, LanguageModel, load_model
+from steer2edit.core import Editing, Intervention, Site, WeightEdit
+from steer2edit.editing import ablation, merged
+from steer2edit.engines import TransformersEngine
+from steer2edit.errors import DataError
+from steer2edit.models import LanguageModel
 from steer2edit.models.loading import DTYPES
-from steer2edit.steering import extract, find_behaviour, load_contrast
-from steer2edit.stress.persistence.fine_tuning import FineTune, fine_tuned, training_rows
-from steer2edit.stress.persistence.gain_left import GainLeft, treatment
-from steer2edit.stress.persistence.quantisation import WAY_NAMES, WAYS, Way, converted, quantised, weight_format
-from steer2edit.stress.weight_attacks.direction_removal import random_like
+from steer2edit.steering import find_behaviour, prompt_digests
+from steer2edit.stress.attribute import ADAPTER, attribute_line
+from steer2edit.stress.findings import StressResult
+from steer2edit.stress.persistence.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
+from steer2edit.stress.persistence.quantisation import converted, holding, linear_weights, quantised, weight_format
+from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
+from steer2edit.stress.subject import Subject
+from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness
+from steer2edit.stress.weight_attacks.direction_removal import (
+    common_direction,
+    own_directions,
+    random_direction,
+    random_like,
+)
 
-Facts = Mapping[str, Any]
-_CONCISENESS_PROMPTS = 48
-_NO_CALIBRATION = "rounded to nearest without calibration data; embeddings and output layer as they were"
-QUICK_FORMATS: Mapping[str, Sequence[Way]] = {"int8": ("rounded",), "int4": ("rounded", "adapter")}
-FULL_FORMATS: Mapping[str, Sequence[Way]] = {
-    "int8": WAYS,
-    "fp8": ("rounded", "adapter"),
-    "int4": WAYS,
-    "nf4": WAYS,
-    "mxfp4": ("rounded", "adapter"),
-}
+Hold = Callable[[LanguageModel, WeightEdit | None], AbstractContextManager[Mapping[str, Any] | None]]
+"""(model, the edit that is in its weights, if any) → a context in which the weights are treated; yields facts."""
 
 
 @dataclass(frozen=True)
-class Saved:
-    """An edit written to disk and read again: as an adapter, and within a checkpoint."""
+class Treatment:
+    """Something that is done to weights.
 
-    adapter: WeightEdit
-    checkpoint: LanguageModel
-    same_factors: bool = True
-    other_matrices: int = 0
-
-
-@treatment
-def saved(gain: GainLeft) -> Facts:
-    """The edit as an adapter and as a checkpoint on disk, read again."""
-    subject, edit = gain.subject, gain.edit
-    found = subject.compute(partial(save_and_load, edit=edit, folder=subject.folder), Saved(edit, subject.model))
-    gain.ask({"edit, adapter": Editing(found.adapter)})
-    gain.ask({"edit, checkpoint": None}, model=found.checkpoint)
-    factors = "bit for bit those" if found.same_factors else "NOT those"
-    gain.add("adapter", "Saved as an adapter and loaded", note=f"factors {factors} that were saved")
-    matrices = f"{found.other_matrices} edited matrices differ from" if found.other_matrices else "weights bit for bit"
-    note = f"{matrices} those of the edit merged in memory"
-    gain.add("checkpoint", "Saved as a checkpoint and loaded", note=note)
-    return {"adapter_as_saved": found.same_factors, "checkpoint_matrices_that_differ": found.other_matrices}
-
-
-def save_and_load(model: LanguageModel, edit: WeightEdit, folder: Path) -> Saved:
-    """Write an edit in both forms into a folder, and read both."""
-    save_edit(model, edit, folder / "adapter")
-    adapter = load_edit(folder / "adapter")
-    save_checkpoint(model, edit, folder / "checkpoint", allow_mismatch=True)
-    dtype = next(name for name, one in DTYPES.items() if one == model.dtype)
-    spread = len({parameter.device for parameter in model.network.parameters()}) > 1
-    reloaded = load_model(
-        str(folder / "checkpoint"), dtype=dtype, device="balanced" if spread else str(model.device),
-        layout=model.layout, trust_remote_code=model.trust_remote_code,
-    )  # fmt: skip
-    same = adapter.sites.keys() == edit.sites.keys() and all(
-        own.row.equal(edit.sites[site].row) and own.output_direction.equal(edit.sites[site].output_direction)
-        for site, own in adapter.sites.items()
-    )
-    others = sum(
-        not merged_weight(own.weight, edit.sites[site].part(own.columns)).cpu().equal(found.weight.cpu())
-        for site in edit.sites
-        for own, found in zip(model.sites[site].projections, reloaded.sites[site].projections, strict=True)
-    )
-    return Saved(adapter, replace(reloaded, tokenizer=model.tokenizer, chat=model.chat), same, others)
-
-
-@treatment
-def cast(gain: GainLeft, dtypes: Sequence[str] = ("bfloat16", "float16")) -> Facts:
-    """The model converted to another dtype: the edit added in float32 and rounded once."""
-    for name in dtypes:
-        change = partial(converted, dtype=DTYPES[name])
-        gain.ask({f"base, {name}": None}, change)
-        gain.ask({f"edit, {name}": None}, change, gain.subject.edit_merged)
-        gain.add(name, f"In the weights in {name}", name)
-    return {}
-
-
-@treatment
-def stored(
-    gain: GainLeft,
-    quick: Mapping[str, Sequence[Way]] = QUICK_FORMATS,
-    full: Mapping[str, Sequence[Way]] = FULL_FORMATS,
-) -> Facts:
-    """The weights of all linear layers stored in a number format and taken out again, by format and way."""
-    formats = gain.subject.pick(quick, full)
-    for name, ways in formats.items():
-        change = partial(quantised, format=weight_format(name))
-        beside: dict[str, Intervention] = {f"edit, {name}/adapter": Editing(gain.edit)} if "adapter" in ways else {}
-        gain.ask({f"base, {name}": None, **beside}, change)
-        for way in ways:
-            if way != "adapter":
-                edited = partial(change, edit=gain.edit, way=way, allow_mismatch=True)
-                gain.ask({f"edit, {name}/{way}": None}, edited)
-            gain.add(f"{name}/{way}", f"In {name}, {WAY_NAMES[way]}", name, _NO_CALIBRATION)
-    return {"formats": {name: weight_format(name).grid for name in formats}}
-
-
-@treatment
-def merged_with_another(gain: GainLeft) -> Facts:
-    """Another edit of the same norm in the same weights: a random one, in the full suite also towards short replies."""
-    subject = gain.subject
-    others = {"random": random_like(gain.edit, subject.seed)}
-    if subject.suite == "full":
-        make = partial(conciseness_edit, like=gain.edit)
-        others["conciseness"] = subject.compute(make, gain.edit, passes=4 * _CONCISENESS_PROMPTS)
-    for name, other in others.items():
-        change = partial(merged, edit=other, allow_mismatch=True)
-        gain.ask({f"base, {name}": None}, change)
-        gain.ask({f"edit, {name}": None}, change, subject.edit_merged)
-        gain.add(name, f"Merged with a {name} edit of the same norm", name)
-    return {"norm": norm(gain.edit)}
-
-
-@treatment
-def merged_back(gain: GainLeft, ratios: Sequence[float] = (0.25, 0.5, 0.75)) -> Facts:
-    """A linear merge of the edited model with its base, `r (W + ΔW) + (1 − r) W = W + r ΔW`: the edit at strength r.
-
-    Real weights are merged at each ratio, and compared with it.
+    Args:
+        name: of the line.
+        what: begins the sentence.
+        hold: does it, for a while.
+        note: what a reader must know.
+        control: whether it knows nothing of the edit, and should leave it.
+        attack: whether it is done to edited weights alone, and leaves base and steering as they are.
+        adapter: whether the edit is also asked as an adapter on the treated base.
     """
-    gain.ask({f"edit, {ratio:g}": Editing(gain.edit, ratio) for ratio in ratios})
-    dtype = str(gain.subject.model.dtype).removeprefix("torch.")
-    errors = {}
-    for ratio in ratios:
-        error = gain.subject.compute(partial(linear_merge_error, edit=gain.edit, ratio=ratio), 0.0)
-        note = (
-            f"the edit at strength {ratio:g}; real merged weights differ from it by {error:.1g} ‖r ΔW‖, which is "
-            f"rounding in {dtype}"
+
+    name: str
+    what: str
+    hold: Hold
+    note: str = ""
+    control: bool = False
+    attack: bool = False
+    adapter: bool = True
+
+
+def treated(subject: Subject, treatments: Sequence[Treatment], *, decides: bool = False) -> StressResult:
+    """A line for each treatment, with all arms."""
+    requests = subject.requests
+    plain, findings, kept, facts = ask_plain(subject, requests), [], {}, {}
+    for one in treatments:
+        replies = subject.keep(one.name, partial(ask_treated, subject, one))
+        note = " ".join(filter(None, [one.note, _left(replies)]))
+        findings.append(
+            attribute_line(subject, one.name, one.what, replies, plain, decides=decides, control=one.control, note=note)
         )
-        gain.add(f"{ratio:g}", f"Merged with the base, {ratio:.0%} of the edited model", note=note)
-        errors[f"{ratio:g}"] = error
-    return {"linear_merge_error": errors}
+        kept[one.name], facts[one.name] = replies, dict(replies.facts)
+    return StressResult(findings, by_arm(kept), facts)
 
 
-@treatment
-def tuned(gain: GainLeft, quick_steps: int = 24, full_steps: int = 200, batch: int = 4) -> Facts:
-    """A short LoRA fine-tune on written answers to benign requests: of the base and of the edit, on the same data."""
-    subject = gain.subject
-    settings = FineTune(subject.pick(quick_steps, full_steps), batch, seed=subject.seed)
-    # a step is worth sixteen passes over each reply: it goes back through the model, in small batches
-    rows: list[EncodedResponse] = subject.compute(helpful_answers, [], passes=2 * 16 * settings.steps * settings.batch)
-    losses: dict[str, list[float]] = {}
+def ask_treated(subject: Subject, treatment: Treatment) -> Replies:
+    """Replies of every arm under a treatment; facts by arm."""
+    merged_arms = {a.label: a.intervention for a in subject.arms if isinstance(a.intervention, Editing)}
+    hooks: dict[str, Intervention] = {
+        label: own for label, own in subject.interventions.items() if label not in merged_arms
+    }
+    if treatment.adapter:
+        hooks[ADAPTER] = merged_arms[subject.edited]
+    replies = _ask_held(subject, treatment, None, hooks)
+    for label, own in merged_arms.items():
+        replies |= _ask_held(subject, treatment, own.edit.scaled(own.strength), {label: None})
+    order = [*subject.interventions, ADAPTER]
+    return replace(replies, arms={label: replies.arms[label] for label in order if label in replies.arms})
+
+
+def _ask_held(
+    subject: Subject, treatment: Treatment, edit: WeightEdit | None, arms: Mapping[str, Intervention]
+) -> Replies:
+    requests, model, begin = subject.requests, subject.model, time.monotonic()
+    with ExitStack() as stack:
+        if edit is not None:
+            stack.enter_context(merged(model, edit, allow_mismatch=True))
+        facts = {} if edit is None and treatment.attack else stack.enter_context(treatment.hold(model, edit))
+        changed = replace(subject, engine=TransformersEngine(model))
+        found = ask(changed, requests, arms=arms, parts=in_form())
+    taken = time.monotonic() - begin
+    return replace(found, seconds=taken, facts={next(iter(arms)): dict(facts)} if facts else {})
+
+
+def _left(replies: Replies) -> str:
+    """How much of an edit is still in the weights, where that was measured."""
+    shares = {arm: own["edit_left"] for arm, own in replies.facts.items() if "edit_left" in own}
+    return "Still in the weights: " + ", ".join(f"{a} {s:.0%}" for a, s in shares.items()) + "." if shares else ""
+
+
+def stored(subject: Subject) -> StressResult:
+    """All linear layers stored in a number format and taken out again."""
+    names = subject.pick(("int8", "nf4", "int4"), ("int8", "fp8", "nf4", "int4", "mxfp4"))
+    return treated(subject, [storing(name) for name in names], decides=True)
+
+
+def storing(name: str) -> Treatment:
+    """Stored in a number format."""
+    own = weight_format(name)
+    note = f"{own.grid}; rounded to nearest without calibration data; embeddings and output layer as they were."
+
+    def hold(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
+        return quantised(model, own)
+
+    return Treatment(name, f"Stored in {name}", hold, note)
+
+
+def tuned(subject: Subject) -> StressResult:
+    """Short LoRA fine-tunes on written answers to benign requests, of every arm on the same data."""
+    rates_and_steps = subject.pick(((1e-4, 16), (5e-4, 16)), ((1e-4, 50), (1e-4, 200), (5e-4, 50), (5e-4, 200)))
+    sweep = [FineTune(steps, 4, rate, seed=subject.seed) for rate, steps in rates_and_steps]
+    return treated(subject, [tuning(settings) for settings in sweep], decides=True)
+
+
+def tuning(settings: FineTune) -> Treatment:
+    """A fine-tune; its facts say how much of the edit is still in the weights, and the losses."""
 
     @contextmanager
-    def change(model: LanguageModel, name: str) -> Iterator[None]:
-        with fine_tuned(model, rows, settings) as own:
-            losses[name] = _ends(own)
-            yield
+    def hold(model: LanguageModel, edit: WeightEdit | None) -> Iterator[Mapping[str, Any]]:
+        with fine_tuned(model, helpful_answers(model), settings) as losses:
+            few = max(1, len(losses) // 10)
+            facts: dict[str, Any] = {"losses": [sum(part) / few for part in (losses[:few], losses[-few:])]}
+            yield facts if edit is None else facts | {"edit_left": edit_left(model, edit)}
 
-    gain.ask({"base, tuned": None}, partial(change, name="base"))
-    gain.ask({"edit, tuned": None}, subject.edit_merged, partial(change, name="edit"))
     note = (
-        f"LoRA of rank {settings.rank}, {settings.steps} steps of {settings.batch} out of {len(rows)} replies, "
-        f"learning rate {settings.learning_rate:g}; one run, whose own chance the interval does not hold"
+        f"LoRA of rank {settings.rank}, {settings.steps} steps of {settings.batch} replies at "
+        f"{settings.learning_rate:g}; one run, whose own chance the interval does not hold."
     )
-    gain.add("tuned", "Fine-tuned on helpful answers to harmless requests", "tuned", note)
-    return {"fine_tune": settings.to_json(), "replies": len(rows), "losses": losses}
+    name = f"{settings.steps}-steps-at-{settings.learning_rate:g}"
+    return Treatment(name, f"Tuned for {settings.steps} steps at {settings.learning_rate:g}", hold, note)
 
 
-def helpful_answers(model: LanguageModel) -> list[EncodedResponse]:
+def helpful_answers(model: LanguageModel) -> list[Any]:
     """Written answers to benign requests of the presets' training part, as rows to be trained on."""
     wanted = {"safety-benign": "negative", "conciseness": "positive"}
     pairs = [
@@ -187,46 +164,112 @@ def helpful_answers(model: LanguageModel) -> list[EncodedResponse]:
     return training_rows(model, pairs)
 
 
-def conciseness_edit(model: LanguageModel, like: WeightEdit) -> WeightEdit:
-    """An edit towards short replies, of the same blocks and the same norm as another.
+def other_weights(subject: Subject) -> StressResult:
+    """Other dtypes, a merge with another edit and back with the base, noise, and pruning."""
+    other = random_like(subject.edit, subject.seed)
+    treatments = [
+        *(Treatment(name, f"In {name}", _converting(name)) for name in ("bfloat16", "float16")),
+        Treatment(
+            "another-edit", "Merged with a random edit of the same norm", _adding(other), "two edits in one."
+        ),
+        *(
+            Treatment(f"merged-back-{r:g}", f"Merged with the base, {r:.0%} of it the edited model", _merging(r),
+                      "W + r ΔW: the edit at strength r.")
+            for r in (0.25, 0.5, 0.75)
+        ),
+        Treatment("noised", "With noise of 2 % of each weight matrix's size", partial(_noised, seed=subject.seed)),
+        Treatment("pruned", "With the smallest fifth of each row's weights set to zero", _pruned),
+    ]  # fmt: skip
+    return treated(subject, treatments)
+
+
+def direction_removed(subject: Subject) -> StressResult:
+    """The edit's own direction projected out of what sites write, `y ← y − (y · u) u`, as an attacker would.
+
+    What is left at the edited sites is W − u uᵀ W whatever the edit was: there the edit is gone by algebra.
 
     Raises:
-        InvalidValueError: it edits nothing (`Factors.edit`).
+        DataError: the edit changes nothing.
     """
-    blocks = {site.block for site in like.sites}
-    vectors = extract(model, load_contrast("conciseness", model, limit=_CONCISENESS_PROMPTS))
-    settings = Hyperparameters(
-        0.15 if "attn" in blocks else None, None if blocks == {"attn"} else 0.5, 0.5, max_shift=0.4
+    own = own_directions(subject.edit)
+    if not own:
+        raise DataError("the edit changes nothing, so it has no direction to take out. Its magnitudes are all 0.")
+    direction, share = common_direction(subject.edit)
+    anywhere = random_direction(direction.numel(), subject.seed)
+    lines: list[tuple[str, str, dict[Site, torch.Tensor], bool, str]] = [
+        ("own-sites", "Each edited site's direction taken out of it", own, False, ""),
+        ("everywhere", "The edit's main direction taken out of every site",
+         dict.fromkeys(subject.model.sites, direction), False, f"{share:.0%} of the edit is along it."),
+        ("random", "A random direction taken out of the edited sites", dict.fromkeys(own, anywhere), True, ""),
+    ]  # fmt: skip
+    return treated(
+        subject,
+        [
+            Treatment(name, what, _removing(out), note, control, adapter=False)
+            for name, what, out, control, note in lines
+        ],
     )
-    edit = convert(model, vectors, settings, force=True)
-    return edit.scaled(norm(like) / norm(edit))
 
 
-def norm(edit: WeightEdit) -> float:
-    """‖ΔW‖ over all sites."""
-    return math.sqrt(
-        sum((e.output_direction.double().norm() * e.row.double().norm()).item() ** 2 for e in edit.sites.values())
-    )
+def edit_subtracted(subject: Subject, presets: Sequence[str] = ("safety", "safety-benign")) -> StressResult:
+    """An attacker who knows method and hyper-parameters, but not the data, subtracts an estimate of the edit.
 
-
-def linear_merge_error(model: LanguageModel, edit: WeightEdit, ratio: float) -> float:
-    """‖r W' + (1 − r) W − (W + r ΔW)‖ / ‖r ΔW‖ over all edited matrices, W' = W + ΔW as merged in the model's dtype.
-
-    Exactly 0 but for the two roundings to the dtype, of W' and of the merge; 0 where ΔW is 0.
+    The note of each line says how close the estimate is, and what share of the edit's square remains.
     """
-    wrong = size = 0.0
-    for site, site_edit in edit.sites.items():
-        for projection in model.sites[site].projections:
-            weight, part = projection.weight.cpu(), site_edit.part(projection.columns)  # not every device has float64
-            edited = merged_weight(weight, part)
-            back = (ratio * edited.double() + (1 - ratio) * weight.double()).to(weight.dtype)
-            change = ratio * part.dense().to("cpu", torch.float64)
-            wrong += (back.double() - weight.double() - change).norm().item() ** 2
-            size += change.norm().item() ** 2
-    return math.sqrt(wrong / size) if size else 0.0
+    limit, edit, treatments = subject.pick(24, 96), subject.edit, []
+    kept_out = prompt_digests(subject.harmful)
+    for preset in presets:
+        estimated = estimate_edit(
+            subject.model, edit, preset, limit=limit, kept_out=kept_out, sampling=subject.sampling
+        ).edit
+        like = likeness(edit, estimated)
+        note = f"Cosine with the edit {like['cosine']:.2f}; {like['left']:.0%} of its square remain."
+        taken = _adding(estimated, -subject.strength)
+        treatments.append(
+            Treatment(
+                preset, f"An estimate from the preset {preset} subtracted", taken, note, attack=True, adapter=False
+            )
+        )
+    other = _adding(random_like(edit, subject.seed), -subject.strength)
+    treatments.append(Treatment("random", "A random edit subtracted", other, control=True, attack=True, adapter=False))
+    return treated(subject, treatments)
 
 
-def _ends(losses: Sequence[float]) -> list[float]:
-    """Mean of the first and of the last tenth."""
-    few = max(1, len(losses) // 10)
-    return [round(sum(part) / few, 4) for part in (losses[:few], losses[-few:])]
+def _converting(name: str) -> Hold:
+    return lambda model, edit: converted(model, DTYPES[name])
+
+
+def _adding(other: WeightEdit, strength: float = 1.0) -> Hold:
+    return lambda model, edit: merged(model, other, strength, allow_mismatch=True)
+
+
+def _merging(ratio: float) -> Hold:
+    """A merge with the base: of the edit that is in the weights, 1 − r is taken out again."""
+
+    def hold(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
+        return nullcontext() if edit is None else merged(model, edit, ratio - 1, allow_mismatch=True)
+
+    return hold
+
+
+def _removing(directions: Mapping[Site, torch.Tensor]) -> Hold:
+    """Directions projected out of the weights as they are then."""
+    return lambda model, edit: merged(model, ablation(model, directions), allow_mismatch=True)
+
+
+def _noised(model: LanguageModel, edit: WeightEdit | None, seed: int) -> AbstractContextManager[None]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def noisy(weight: torch.Tensor) -> torch.Tensor:
+        drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
+        return weight.float() + 0.02 * weight.float().square().mean().sqrt() * drawn
+
+    return holding(linear_weights(model), noisy)
+
+
+def _pruned(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
+    def smallest_out(weight: torch.Tensor) -> torch.Tensor:
+        bound = weight.float().abs().kthvalue(max(1, weight.shape[1] // 5), dim=1, keepdim=True).values
+        return weight.float() * (weight.float().abs() > bound)
+
+    return holding(linear_weights(model), smallest_out)

@@ -69,7 +69,7 @@ def next_token(subject: Subject, margin: float = 0.1) -> StressResult:
         margin: nats per token; below it the distribution counts as kept, above it as moved.
     """
     arms = subject.interventions
-    answers = base_answers(subject.engine, subject.some(subject.benign), subject.sampling)
+    answers = base_answers(subject.engine, subject.sample(subject.benign), subject.sampling)
     findings = []
     for name, tokens in POSITIONS.items():
         found = position_kl(subject.engine, answers, list(arms.values()), tokens)
@@ -86,7 +86,7 @@ def long_replies(subject: Subject) -> StressResult:
     """
     prompts, sampling = long_replies_of(subject)
     if subject.suite == "full":
-        prompts, sampling = subject.some(subject.benign), Sampling(max_new_tokens=_LONGEST)
+        prompts, sampling = subject.sample(subject.benign), Sampling(max_new_tokens=_LONGEST)
     arms = subject.interventions
     by_arm = dict(zip(arms, replies_to(subject.engine, prompts, list(arms.values()), sampling), strict=True))
     values: dict[str, dict[str, list[Value]]] = {

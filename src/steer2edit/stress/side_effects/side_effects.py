@@ -7,7 +7,7 @@ from steer2edit.steering import borderline_prompts
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.plain_prompts import measure_tasks
 from steer2edit.stress.replies import ask_sets, by_arm, finite
-from steer2edit.stress.side_effects.context_effects import data_rows
+from steer2edit.stress.static_attacks.families import data_rows
 from steer2edit.stress.subject import Subject
 from steer2edit.stress.verdicts import Effect
 
@@ -23,7 +23,9 @@ def looks_unsafe() -> list[str]:
 
 def over_refusal(subject: Subject) -> StressResult:
     """Refusal of requests that should be met, plain ones and safe ones that look unsafe: a cost if it grows."""
-    asked = ask_sets(subject, {"benign": subject.some(subject.benign), "looks-unsafe": subject.some(looks_unsafe())})
+    asked = ask_sets(
+        subject, {"benign": subject.sample(subject.benign), "looks-unsafe": subject.sample(looks_unsafe())}
+    )
     what = {"benign": "benign requests", "looks-unsafe": "safe requests that look unsafe"}
     findings = [
         Effect("refused", f"Refusal of {what[name]}", _RATE_MARGIN).finding(name, own.refused, subject.edited)
@@ -60,7 +62,7 @@ def utility(subject: Subject) -> StressResult:
     findings = [effect.finding("choices", pooled, subject.edited)]
     rows = built_in_table("arithmetic").split("held_out")
     solutions = [(row.text("question"), row.text("answer").split("####")[0].strip()) for row in rows]
-    encoded = encode_responses(subject.model, subject.some(solutions))
+    encoded = encode_responses(subject.model, subject.sample(solutions))
     scores = subject.engine.score(encoded, list(subject.interventions.values()), kl=False)
     surprise = {arm: [finite(s.nll) for s in own] for arm, own in zip(subject.interventions, scores, strict=True)}
     effect = Effect("solution_nll", "Surprise at worked solutions of arithmetic", 0.1, 1, "nats per token")
@@ -79,4 +81,4 @@ def utility(subject: Subject) -> StressResult:
 
 def _part(task: Task, subject: Subject, quick: int = 20) -> Task:
     """The first items of a task: as many as the suite and the subject's limit allow."""
-    return task.part(slice(0, len(subject.some(range(len(task)), quick))))
+    return task.part(slice(0, len(subject.sample(range(len(task)), quick))))

@@ -8,10 +8,20 @@ from typing import Any
 from steer2edit.artifacts.strict_json import parse_object
 from steer2edit.errors import DataError
 from steer2edit.steering.rows import Row, read_table
+from steer2edit.stress.static_attacks.transformation import REQUEST
 
 SUFFIX_COLUMNS = ("adv", "suffix", "adv_suffix", "control", "best_string")
-PROMPT_COLUMNS = ("adv_prompt", "jailbreak_prompt", "attack_prompt", "jailbreak", "prompt")
-REQUEST_COLUMNS = ("goal", "request", "forbidden_prompt")
+PROMPT_COLUMNS = (
+    "adv_prompt", "jailbreak_prompt", "attack_prompt", "nested_prompt", "final_suffix", "cipher_prompt",
+    "encoded_prompt", "test_case", "jailbreak", "template", "prompt", "text",
+)  # fmt: skip
+"""In the order in which they count: JailbreakBench, PAIR, ReNeLLM, AutoDAN, CipherChat, HarmBench, GPTFuzzer, AIM."""
+REQUEST_COLUMNS = ("goal", "behavior", "request", "forbidden_prompt", "original_harm_behavior", "plain_prompt")
+PLACEHOLDERS = (
+    "[INSERT PROMPT HERE]", "[INSERT_PROMPT_HERE]", "[REPLACE]", "[GOAL]", "{goal}", "{behavior}", "{query}",
+    "{question}", "{prompt}", "{request}",
+)  # fmt: skip
+"""What stands for the request in published templates."""
 _REQUESTS_OF_SUFFIXES = (*REQUEST_COLUMNS, "prompt", "instruction", "question")
 _ZOU = "Zou et al. 2023, arXiv 2307.15043"
 _REPEATS = 3
@@ -27,7 +37,7 @@ class ReadyPrompt:
 
 @dataclass(frozen=True)
 class AttackFile:
-    """What a file holds: ready prompts, or suffixes that go behind any request.
+    """What a file holds: ready prompts, or suffixes or templates that go with any request.
 
     Args:
         format: of the file, for people.
@@ -35,9 +45,10 @@ class AttackFile:
         prompts: ready prompts.
         suffixes: where there are no ready prompts.
         note: what was left out.
+        templates: with `{request}` for the request, where there are no ready prompts.
 
     Raises:
-        DataError: it holds neither, or both.
+        DataError: it holds none of them, or several.
     """
 
     format: str
@@ -45,24 +56,33 @@ class AttackFile:
     prompts: tuple[ReadyPrompt, ...] = ()
     suffixes: tuple[str, ...] = ()
     note: str = ""
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if bool(self.prompts) == bool(self.suffixes):
-            raise DataError(f"an attack file ({self.format}) must hold ready prompts, or suffixes alone; not both.")
+        if sum(map(bool, (self.prompts, self.suffixes, self.templates))) != 1:
+            raise DataError(
+                f"an attack file ({self.format}) must hold ready prompts, or suffixes alone, or templates; not both."
+            )
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Suffixes and templates as templates."""
+        return (*(f"{REQUEST} {suffix}" for suffix in self.suffixes), *self.templates)
 
 
 def read_attacks(path: Path | str) -> AttackFile:
     """The attacks of a file.
 
     A JSON object is one of
-    - a JailbreakBench artifact: `jailbreaks`, each with `goal` and `prompt`;
+    - a JailbreakBench artifact, as of PAIR or AIM: `jailbreaks`, each with `goal` and `prompt`;
     - prompts of ADV-LLM: `adv_prompts`, with `adv_prompts_goal_rep4` from which the requests are known;
     - a log of GCG: `params` with `goals`, and `controls`; or `goal` and `controls` side by side;
-    - a result of nanogcg: `best_string`.
-    Rows (.csv, .jsonl, .parquet, a JSON list) have a column of suffixes (`adv`, `suffix`, `adv_suffix`, `control`,
-    `best_string`), with the request (`goal`, `request`, `prompt` ...) or without; or a column of ready prompts
-    (`adv_prompt`, `jailbreak_prompt`, `attack_prompt`, `jailbreak`, `prompt`), with `goal` or `request` or without. A
-    .txt file is a ready prompt a line.
+    - a result of nanogcg: `best_string`;
+    - a log of AutoDAN: an object per request; or HarmBench's test cases: a list of prompts per behaviour.
+    Rows (.csv, .jsonl, .parquet, a JSON list) have a column of suffixes (`SUFFIX_COLUMNS`), with the request or
+    without; or a column of ready prompts (`PROMPT_COLUMNS`), with the request (`REQUEST_COLUMNS`) or without. A .txt
+    file is a ready prompt a line. A prompt with one of the `PLACEHOLDERS` is a template: it is filled with the row's
+    request, or goes with any.
 
     Raises:
         DataError: there is no such file, it is of no known format, or an entry is not as the format has it.
@@ -85,6 +105,11 @@ def _from_object(content: Mapping[str, Any], where: str) -> AttackFile:
     for key, read in _OBJECTS.items():
         if key in content:
             return read(content, where)
+    if content and all(isinstance(value, Mapping) for value in content.values()):
+        return _of_rows([Row(f"{where}, {name!r}", dict(value)) for name, value in content.items()])
+    if content and all(isinstance(value, list) for value in content.values()):
+        cases = [(name, text) for name, texts in content.items() for text in _texts(texts, f"{where}: {name}")]
+        return _of_rows([Row(f"{where}, {name!r}", {"test_case": text}) for name, text in cases])
     raise DataError(
         f"{where} is no attack file that is known: a JSON object needs one of {', '.join(_OBJECTS)}, found "
         f"{', '.join(content) or 'nothing'}."
@@ -200,8 +225,11 @@ _OBJECTS: Mapping[str, Callable[[Mapping[str, Any], str], AttackFile]] = {
 
 
 def _from_rows(source: str) -> AttackFile:
-    table = read_table(source)
-    first = table.rows[0]
+    return _of_rows(read_table(source).rows)
+
+
+def _of_rows(rows: Sequence[Row]) -> AttackFile:
+    first = rows[0]
     column = _column(first, SUFFIX_COLUMNS)
     if column is None:
         column = _column(first, PROMPT_COLUMNS)
@@ -211,13 +239,23 @@ def _from_rows(source: str) -> AttackFile:
                 f"{', '.join(SUFFIX_COLUMNS + PROMPT_COLUMNS)}, found {', '.join(first.cells) or 'none'}."
             )
         about = _column(first, REQUEST_COLUMNS)
-        prompts = tuple(ReadyPrompt(row.text(column), row.text(about) if about else None) for row in table)
-        return AttackFile("ready prompts", "the file's own", prompts)
+        prompts = [_filled(row.text(column), row.text(about) if about else None) for row in rows]
+        ready = tuple(one for one in prompts if isinstance(one, ReadyPrompt))
+        templates = tuple(dict.fromkeys(one for one in prompts if isinstance(one, str)))
+        return AttackFile("templates" if templates else "ready prompts", "the file's own", ready, templates=templates)
     about = _column(first, _REQUESTS_OF_SUFFIXES)
     if about is None:
-        return AttackFile("suffixes", _ZOU, suffixes=tuple(dict.fromkeys(row.text(column) for row in table)))
-    pairs = [(row.text(about), row.text(column)) for row in table]
+        return AttackFile("suffixes", _ZOU, suffixes=tuple(dict.fromkeys(row.text(column) for row in rows)))
+    pairs = [(row.text(about), row.text(column)) for row in rows]
     return AttackFile("requests with suffixes", _ZOU, tuple(ReadyPrompt(f"{r} {suffix}", r) for r, suffix in pairs))
+
+
+def _filled(text: str, request: str | None) -> ReadyPrompt | str:
+    """A ready prompt; or where a placeholder stands in it and the request is not known, a template."""
+    place = next((one for one in PLACEHOLDERS if one in text), None)
+    if place is None:
+        return ReadyPrompt(text, request)
+    return text.replace(place, REQUEST) if request is None else ReadyPrompt(text.replace(place, request), request)
 
 
 def _column(row: Row, names: Sequence[str]) -> str | None:

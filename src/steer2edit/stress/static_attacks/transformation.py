@@ -24,7 +24,9 @@ class Transformation:
         system: replaces the system message, if given.
         shots: pairs of a request and an answer in front of the request.
         shots_as: whether they are turns of the conversation, or a transcript within the message.
+        turns: scripted messages of user and assistant in front, pair by pair; the request may stand in one of them.
         openers: what the attack asks the reply to begin with.
+        opener: what the reply is begun with, for the model to go on.
 
     Raises:
         InvalidValueError: the template does not have the request exactly once, or there is no such coding.
@@ -36,10 +38,12 @@ class Transformation:
     system: str | None = None
     shots: tuple[tuple[str, str], ...] = ()
     shots_as: Shots = "turns"
+    turns: tuple[tuple[str, str], ...] = ()
     openers: tuple[str, ...] = ()
+    opener: str = ""
 
     def __post_init__(self) -> None:
-        if self.template.count(REQUEST) != 1:
+        if sum(text.count(REQUEST) for text in (self.template, *(text for pair in self.turns for text in pair))) != 1:
             raise InvalidValueError(
                 f"the template of {self.name!r} needs {REQUEST} exactly once, got {self.template!r}"
             )
@@ -51,8 +55,14 @@ class Transformation:
         Raises:
             DataError: the prompt does not end with a message of the user.
         """
-        text = self._transcript + self.template.replace(REQUEST, encoded(self.coding, request_of(prompt)))
-        turns = self._turns
+        request = encoded(self.coding, request_of(prompt))
+        text = self._transcript + self.template.replace(REQUEST, request)
+        pairs = [*(self.shots if self.shots_as == "turns" else ()), *self.turns]
+        turns = [
+            Message(role=role, content=said.replace(REQUEST, request) if pair in self.turns else said)
+            for pair in pairs
+            for role, said in zip(("user", "assistant"), pair, strict=True)
+        ]
         if isinstance(prompt, str) and self.system is None and not turns:
             return text
         before: list[Message] = [] if isinstance(prompt, str) else list(prompt[:-1])
@@ -65,13 +75,6 @@ class Transformation:
     def hides(self) -> bool:
         """Whether the words of the request are not in the clear, so that a model may be unable to read them."""
         return self.coding != "none"
-
-    @property
-    def _turns(self) -> list[Message]:
-        if self.shots_as != "turns":
-            return []
-        pairs = ((("user", request), ("assistant", answer)) for request, answer in self.shots)
-        return [Message(role=role, content=text) for pair in pairs for role, text in pair]
 
     @property
     def _transcript(self) -> str:

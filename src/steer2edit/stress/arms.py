@@ -1,0 +1,173 @@
+"""What the edit is compared with at the same cost: steering, ROSI and directional ablation at its drift."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from steer2edit.artifacts import load_vectors
+from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVectors, WeightEdit
+from steer2edit.editing import ablation, rosi
+from steer2edit.engines import Engine
+from steer2edit.errors import InvalidValueError, MismatchError, Steer2EditError
+from steer2edit.evaluation import Arm, DriftTask, calibrate_together, steering_arm
+from steer2edit.method import output_direction
+from steer2edit.models import LanguageModel, Sampling
+from steer2edit.stress.subject import spread
+
+VECTORS_FILE = "vectors.safetensors"
+STEERING, ROSI, ABLATION = "steering", "ROSI", "ablation"
+_TOLERANCE = 0.1  # relative, of the drift
+DRIFT_PROMPTS = 24
+"""Benign requests that drift is measured on, spread over the whole."""
+_LEAST_DRIFT = 1e-6
+
+
+@dataclass(frozen=True)
+class EqualDrift:
+    """What the calibration came to.
+
+    Args:
+        strengths: by method, that drifts as much as the edit; what could not be matched is left out.
+        edit_drift: KL(base ‖ edited), in nats per token; `None` where it is not finite.
+        drifts: KL(base ‖ it) at the strengths.
+        note: for people: what was found, or why there is no steering.
+    """
+
+    strengths: dict[str, float] = field(default_factory=dict)
+    edit_drift: float | None = None
+    drifts: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+def equal_drift(
+    engine: Engine,
+    edit: WeightEdit,
+    vectors: SteeringVectors | None,
+    benign: Sequence[str],
+    sampling: Sampling = Sampling(max_new_tokens=24),
+    *,
+    strength: float = 1.0,
+    lowers: bool = False,
+) -> EqualDrift:
+    """The strength at which each method drifts from the base as much as the edit does.
+
+        KL(base ‖ method(s)) = KL(base ‖ edited), within 10 %
+
+    Args:
+        engine: runs the model.
+        edit: whose drift is to be met.
+        vectors: that steer; without them there is no steering, and ROSI writes along the edit's own directions.
+        benign: requests, of which 24 are used.
+        sampling: of the base's own answers, on which drift is measured.
+        strength: of the edit; the methods get its sign.
+        lowers: whether the edit takes the behaviour away: directional ablation is compared as well.
+    """
+    task = DriftTask(spread(benign, DRIFT_PROMPTS), sampling)
+    (own,) = task.measure(engine, [Editing(edit, strength)])
+    target = own.metrics["kl"].value
+    if target is None or own.metrics["kl"].unscored:
+        return EqualDrift(note="Nothing is compared with the edit: its drift is not finite, so it cannot be met.")
+    if target < _LEAST_DRIFT:
+        return EqualDrift(edit_drift=target, note="The edit does not drift, so there is nothing to match.")
+    methods = methods_of(engine.model, edit, vectors, math.copysign(1.0, strength), lowers=lowers)
+    try:
+        found = calibrate_together(engine, list(methods.values()), task, target, tolerance=_TOLERANCE)
+    except InvalidValueError as error:
+        return EqualDrift(edit_drift=target, note=f"Nothing is compared with the edit: {error}")
+    reached = {name: one for name, one in zip(methods, found, strict=True) if one.reached}
+    words = [f"{name} {one.strength:.3g}" for name, one in reached.items()]
+    missed = [f"No strength of {name} was found that does." for name in methods.keys() - reached.keys()]
+    missed += [] if vectors else ["No steering: the vectors are not known. Give them with --vectors."]
+    note = (
+        f"Drift as much as the edit (KL {target:.3g} nats per token, on {len(task)} benign requests): "
+        f"{', '.join(words) or 'nothing'}."
+    )
+    return EqualDrift(
+        {name: one.strength for name, one in reached.items()},
+        target,
+        {name: one.drift for name, one in reached.items()},
+        " ".join([note, *missed]),
+    )
+
+
+def methods_of(
+    model: LanguageModel, edit: WeightEdit, vectors: SteeringVectors | None, sign: float, *, lowers: bool = False
+) -> dict[str, tuple[Callable[[float], Intervention], float]]:
+    """By name, the intervention at a strength > 0, and a strength that drifts a little."""
+    directions = directions_of(edit, vectors)
+    towards = -sign if lowers and vectors is None else sign
+    injected = rosi(model, directions)
+    methods: dict[str, tuple[Callable[[float], Intervention], float]] = {}
+    if vectors is not None:
+        methods[STEERING] = (lambda s: Steering(vectors, sign * s), 0.1)
+    size = sum(e.row.double().square().sum().item() for e in injected.sites.values()) ** 0.5
+    methods[ROSI] = (lambda s: Editing(injected, towards * s), 1 / size if size else 0.1)
+    if lowers:
+        ablated = ablation(model, directions)
+        methods[ABLATION] = (lambda s: Editing(ablated, s), 0.1)
+    return methods
+
+
+def directions_of(edit: WeightEdit, vectors: SteeringVectors | None) -> dict[Site, Tensor]:
+    """What the baselines write along: the vectors' directions, or the edit's own."""
+    if vectors is not None:
+        return {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
+    return {site: own.output_direction for site, own in edit.sites.items()}
+
+
+def arms_of(
+    model: LanguageModel, edit: WeightEdit, vectors: SteeringVectors | None, found: EqualDrift, strength: float,
+    *, lowers: bool = False,
+) -> list[Arm]:  # fmt: skip
+    """The arms besides base and edit, at the strengths of equal drift."""
+    methods = methods_of(model, edit, vectors, math.copysign(1.0, strength), lowers=lowers) if found.strengths else {}
+    arms = []
+    for name, size in found.strengths.items():
+        intervention = methods[name][0](size)
+        if isinstance(intervention, Steering):
+            arms.append(steering_arm(intervention.vectors, float(f"{intervention.strength:.3g}")))
+            continue
+        arms.append(Arm("baseline", f"{name} {size:.3g}", intervention, {"strength": size}))
+    return arms
+
+
+def given_vectors(path: Path, edit: WeightEdit, *, allow_mismatch: bool = False) -> SteeringVectors:
+    """The vectors that the user says the edit was made from.
+
+    Raises:
+        MismatchError: the edit says that it was made from others.
+        ArtifactError: they cannot be read.
+    """
+    vectors = load_vectors(path)
+    expected = _recorded(edit)
+    if expected is not None and vectors.digest() != expected and not allow_mismatch:
+        raise MismatchError(
+            f"{path} holds other vectors (SHA-256 {vectors.digest()[:12]}...) than those the edit was made from "
+            f"({expected[:12]}...). Give those, or pass --allow-mismatch to steer with these."
+        )
+    return vectors
+
+
+def vectors_beside(directory: Path, edit: WeightEdit) -> SteeringVectors | None:
+    """The vectors the edit was made from, if they lie in its directory or in one of the two above it."""
+    expected = _recorded(edit)
+    place = directory.resolve()
+    for folder in (place, place.parent, place.parent.parent):
+        if expected is None or not (folder / VECTORS_FILE).is_file():
+            continue
+        try:
+            vectors = load_vectors(folder / VECTORS_FILE)
+        except Steer2EditError:  # nobody said that this file is ours
+            continue
+        if vectors.digest() == expected:
+            return vectors
+    return None
+
+
+def _recorded(edit: WeightEdit) -> str | None:
+    recorded = edit.metadata.get("vectors")
+    digest = recorded.get("sha256") if isinstance(recorded, dict) else None
+    return digest if isinstance(digest, str) else None
