@@ -161,7 +161,7 @@ def test_more_requests_for_those_who_want_them(
 
 def test_no_request_twice_in_any_set_and_split() -> None:
     """Whatever its case and punctuation: the sets of safety, those of other behaviours, and what stress adds."""
-    looks_unsafe = files("steer2edit.stress.side_effects").joinpath("sets/looks_unsafe.jsonl")
+    looks_unsafe = files("steer2edit.stress").joinpath("sets/looks_unsafe.jsonl")
     every = [json.loads(line)["prompt"] for line in looks_unsafe.read_text(encoding="utf-8").splitlines()]
     for split in SPLITS:
         every += [*(p for own in safety_prompts(split, 1000) for p in own), *borderline_prompts(split, 1000)]

@@ -68,5 +68,7 @@ def test_own_phrases() -> None:
 
 
 def test_unknown_list() -> None:
-    with pytest.raises(InvalidValueError, match=r"'offical'\. Did you mean 'official'\? Known: official, strict"):
+    with pytest.raises(
+        InvalidValueError, match=r"'offical'\. Did you mean 'official'\? Known: german, official, spanish, strict"
+    ):
         refusal_phrases("offical")

@@ -95,7 +95,7 @@ def main() -> None:
         steps = generator.randint(1, MOST_STEPS[kind])
         last = forked(work / "killed", kind, steps, generator.uniform(0, LONGEST_DELAY))
         if last is None:  # it came to its end: begin again
-            (work / "killed").rename(work / f"done-{len(kills)}")
+            (work / "killed").rename(work / f"done-{len(list(work.iterdir()))}")
         kills += [] if last is None else [last]
     forked(work / "killed")
     print(json.dumps(kills))

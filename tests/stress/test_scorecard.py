@@ -228,8 +228,11 @@ class TestCard:
         long = "I <script>alert(1)</script> " + "word " * 60
         replies = {"one": {"base": {"letters": [long] * 5}, "edit": {"letters": ["\u202ehello", ""]}}}
         page = render_scorecard(card, replies)
-        for text in ("Contract", CLAIM.replace("'", "&#39;"), "No effect", "Plain prompts",
-                     "Do the named components carry the behaviour?", "2 more in the run", "What was not tested", "&lt;script&gt;", "&lt;b&gt;edit&lt;/b&gt;", "⟨U+202E⟩"):  # fmt: skip
+        for text in (
+            "Contract", CLAIM.replace("'", "&#39;"), "No effect", "Plain prompts",
+            "Do the named components carry the behaviour?", "2 more in the run", "What was not tested",
+            "&lt;script&gt;", "&lt;b&gt;edit&lt;/b&gt;", "⟨U+202E⟩",
+        ):  # fmt: skip
             assert text in page
         assert "<script>alert" not in page
         assert "word " * 30 not in page

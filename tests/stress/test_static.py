@@ -150,13 +150,13 @@ class TestFamilies:
         assert [family.name for family in families()] == [
             "role-play", "prefix-injection", "refusal-suppression", "style", "encoding", "paraphrase", "many-shot",
             "system-override", "payload-splitting", "low-resource", "multi-turn", "tool-call", "prefilling",
-            "system-prompts", "long-context",
+            "other-settings",
         ]  # fmt: skip
 
     def test_each_is_described_cited_and_has_variants(self) -> None:
         for family in families():
             names = [attack.name for attack in family.attacks]
-            assert len(names) >= (1 if family.name == "long-context" else 2)
+            assert len(names) >= 2
             assert len(set(names)) == len(names)
             assert all(
                 re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(/[a-z0-9]+(-[a-z0-9]+)*)?", name)
@@ -299,7 +299,7 @@ class TestWorded:
         assert takes_system_prompt(tiny_chat_model())
         subject = scripted_subject(refuses(attacked=lambda _: True), requests(8))
         engine = ScriptedEngine(model, refuses(attacked=lambda _: True))
-        run(replace(subject, engine=engine), "system-prompts")
+        run(replace(subject, engine=engine), "other-settings")
         assert f"You are a helpful assistant.\n\n{requests(8)[2]}" in engine.asked
 
     def test_without_steering(self) -> None:

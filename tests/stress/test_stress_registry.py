@@ -14,7 +14,7 @@ from steer2edit.stress.run import PLAIN
 def test_every_row_is_a_test() -> None:
     tests = all_tests()
     names = [test.name for test in tests]
-    assert len(set(names)) == len(names) == 31
+    assert len(set(names)) == len(names) == 30
     assert not {PLAIN, *GROUPS} & set(names) - {"usefulness"}
     assert [list(GROUPS).index(test.group) for test in tests] == sorted(list(GROUPS).index(t.group) for t in tests)
     for test in tests:
@@ -28,8 +28,8 @@ def test_every_condition_of_the_contract_has_tests() -> None:
     contract = choose_tests(all_tests())
     assert {test.group for test in contract} == {*CONDITIONS, "usefulness"} - {PLAIN}
     assert [test.name for test in contract] == [
-        "held-out-attacks", "best-of-n", "prefilling", "quantised", "fine-tuned", "languages", "system-prompts",
-        "long-context", "usefulness",
+        "held-out-attacks", "best-of-n", "prefilling", "quantised", "fine-tuned", "languages", "other-settings",
+        "usefulness",
     ]  # fmt: skip
 
 

@@ -261,14 +261,13 @@ def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
 
 def test_how_many_requests_a_line_asks() -> None:
     """As many as detect a fall by half; not fewer than 24, not more than there are; in the full suite twice as many."""
-    given = tiny_input(options=replace(OPTIONS, limit=96))
+    subject = replace(tiny_input().subject(tiny_input().engine, Path()), harmful=[str(i) for i in range(96)])
     gain = Estimate(0.5, 0.3, 0.7, 96)
-    assert requests_of(gain, given) == 30
-    assert requests_of(replace(gain, value=-0.5), given) == 30  # an edit that lowers refusals
-    assert requests_of(replace(gain, value=0.9), given) == 24
-    assert requests_of(replace(gain, value=0.01), given) == requests_of(replace(gain, value=0.0), given) == 96
-    full = tiny_input(options=replace(OPTIONS, limit=96, suite="full"))
-    assert requests_of(gain, full) == 60
+    assert requests_of(gain, subject) == 30
+    assert requests_of(replace(gain, value=-0.5), subject) == 30  # an edit that lowers refusals
+    assert requests_of(replace(gain, value=0.9), subject) == 24
+    assert requests_of(replace(gain, value=0.01), subject) == requests_of(replace(gain, value=0.0), subject) == 96
+    assert requests_of(gain, replace(subject, suite="full")) == 60
 
 
 def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,11 @@ class StressResults:
         """In a sentence."""
         return self.scorecard.verdict.sentence
 
+    @property
+    def contract(self) -> dict[str, str]:
+        """By condition, whether the edit's gain holds."""
+        return {condition.title: condition.words for condition in self.scorecard.contract.conditions}
+
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each line of the scorecard.
 
@@ -137,15 +142,15 @@ def stress(
     scorer: str = "strict",
     seed: int = 0,
 ) -> StressResults:
-    """Test how far an edit can be trusted: attacks, quantisation, side effects.
+    """State the contract of an edit: what is left of its gain under attack, in 4 bits, after a fine-tune.
 
     Args:
         model: the base model.
         edit: what is tested.
         vectors: that it was made from, to compare it with steering at equal drift.
         out: run folder, in which it goes on if it was stopped, with report.html; by default none is left.
-        suite: quick, or full.
-        only: tests by name, whatever suite they are in; `steer2edit stress --list` shows them.
+        suite: quick (ten minutes of a small model on two cores) or full (an hour).
+        only: tests in place of the contract, by name or by group; `steer2edit stress --list` shows them.
         harmful: file of requests that should be refused, instead of the built-in held-out ones.
         benign: file of requests that should be answered.
         strength: that the edit is tested at.
@@ -162,7 +167,7 @@ def stress(
     from steer2edit.stress import StressInput, StressOptions, all_tests, choose_tests, require_unseen, run_stress
 
     wanted = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)
-    tests = choose_tests(all_tests(), wanted.suite, list(only))
+    tests = choose_tests(all_tests(), list(only))
     require_unseen(edit, vectors, (), ())
     given = StressInput(TransformersEngine(model), edit, wanted, vectors)
     others = [test for test in all_tests() if test not in tests]

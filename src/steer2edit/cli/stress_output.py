@@ -1,6 +1,7 @@
 """What `stress` prints for people."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steer2edit.cli.console import print_table, say
@@ -37,8 +38,10 @@ def print_contract(contract: "Contract") -> None:
             cells = []
             for label in labels:
                 found, share = line.arms.get(label), line.shares.get(label)
-                left = "" if share is None or share.value is None else f"\nleft {PERCENT.text(share)}"
-                cells.append("" if found is None else PERCENT.text(found) + left)
+                left = (
+                    "" if share is None or share.value is None else f"\nleft {PERCENT.text(replace(share, unscored=0))}"
+                )
+                cells.append("" if found is None else PERCENT.text(replace(found, unscored=0)) + left)
             seconds = "" if line.seconds is None else f"{line.seconds:.0f} s"
             rows.append([f"  {line.name}", line.outcome, str(next(iter(line.arms.values())).n), *cells, seconds])
     print_table(["", "", "n", *labels, "took"], rows, "Contract: refused; share of the plain gain that is left")
@@ -66,8 +69,8 @@ def print_scorecard(card: "Scorecard") -> None:
 
 
 def rows_of(entry: "Entry") -> Iterator[list[str]]:
-    """The rows of one test in the table."""
-    for line in entry.lines:
+    """The rows of one test in the table, but for those of the contract."""
+    for line in (line for line in entry.lines if not line.decides):
         first, *others = line.arms
         for arm in line.judged or (["edit"] if "edit" in others else others or [first]):
             yield _row(entry.name, line, first, arm)

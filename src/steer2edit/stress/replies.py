@@ -137,7 +137,7 @@ def ask(
     begin = time.monotonic()
     arms, requests = subject.interventions if arms is None else arms, prompts if requests is None else requests
     room = subject.sampling.max_new_tokens + (16 if openers else 0)
-    asked, left_out = _that_fit(subject, prompts, room)
+    asked, left_out = that_fit(subject, prompts, room)
     those = [prompts[i] for i in asked]
     if openers is None:
         found = replies_to(subject.engine, those, list(arms.values()), subject.sampling)
@@ -278,7 +278,7 @@ def longer(sampling: Sampling, times: int) -> Sampling:
     return Sampling(times * sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed)
 
 
-def _that_fit(subject: Subject, prompts: Sequence[Prompt], room: int) -> tuple[list[int], str]:
+def that_fit(subject: Subject, prompts: Sequence[Prompt], room: int) -> tuple[list[int], str]:
     """(indices of prompts that can be asked, why the others cannot)."""
     with suppress(DataError):  # in most cases all of them can
         encode_prompts(subject.model, prompts, room)

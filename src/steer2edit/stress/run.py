@@ -29,7 +29,7 @@ from steer2edit.stress.plain_prompts import measure_plain
 from steer2edit.stress.records import ArmRecord, Entry, Line
 from steer2edit.stress.replies import Replies, ask, in_form
 from steer2edit.stress.scorecard import EditRecord, PromptsRecord, Scorecard, summarise
-from steer2edit.stress.subject import StressTest, Subject
+from steer2edit.stress.subject import StressTest, Subject, spread
 from steer2edit.stress.verdicts import requests_for
 from steer2edit.stress.whole_verdict import judge
 
@@ -37,6 +37,7 @@ SCORECARD_FILE = "scorecard.json"
 PLAIN = "plain"
 """What every run measures first, the prompts as they are: no test is named so."""
 LEAST_REQUESTS = 24
+_QUICK_REQUESTS = 64  # harmful ones in the quick suite, of which the plain gain is told
 Narrate = Callable[[str], None]
 
 
@@ -124,6 +125,7 @@ def _begun(given: StressInput, results: StressFolder, out: Path, narrate: Narrat
     """The subject with its arms at equal drift, its plain replies, and as many requests as tell; and what those say."""
     engine, options = RememberingEngine(given.engine), given.options
     bare = given.subject(engine, out)
+    bare = replace(bare, harmful=spread(bare.harmful, bare.pick(_QUICK_REQUESTS, len(bare.harmful))))
     own = results.keep(PLAIN, "own", lambda: ask(bare, bare.harmful, parts=in_form()))
     gain = paired(own.refused[bare.edited], own.refused[bare.base])
     lowers = gain.high is not None and gain.high < 0
@@ -144,13 +146,15 @@ def _begun(given: StressInput, results: StressFolder, out: Path, narrate: Narrat
     steering = EqualDrift(**found)
     narrate(steering.note)
     compared = arms_of(given.model, given.edit, given.vectors, steering, options.strength, lowers=lowers)
-    subject = replace(given.subject(engine, out, compared), lowers=lowers)
-    harmful = own
+    subject = replace(given.subject(engine, out, compared), harmful=bare.harmful, lowers=lowers)
+    remembering = RememberingEngine(given.engine, list(subject.interventions.values()))
+    remembering.remember(engine.replies)  # the base's
+    subject, harmful = replace(subject, engine=remembering), own
     if compared:
         arms = {arm.label: arm.intervention for arm in compared}
         harmful |= results.keep(PLAIN, "compared", lambda: ask(subject, subject.harmful, arms=arms, parts=in_form()))
     harmful = replace(harmful, arms={label: harmful.arms[label] for label in subject.interventions})
-    subject = replace(subject, plain=harmful, limit=requests_of(gain, given))
+    subject = replace(subject, plain=harmful, limit=requests_of(gain, subject))
     narrate(f"Each line asks {len(subject.requests)} requests, so that a fall by half is detected.")
     plain = _measured_plain(subject, harmful, results)
     assert plain.result is not None
@@ -158,11 +162,10 @@ def _begun(given: StressInput, results: StressFolder, out: Path, narrate: Narrat
     return subject, steering, plain
 
 
-def requests_of(gain: Estimate, given: StressInput) -> int:
+def requests_of(gain: Estimate, subject: Subject) -> int:
     """How many requests a line asks: as many as detect a fall by half, in the full suite twice as many."""
-    wanted = requests_for(abs(gain.value or 0.0)) or len(given.harmful)
-    times = 1 if given.options.suite == "quick" else 2
-    return min(len(given.harmful), max(LEAST_REQUESTS, times * wanted))
+    wanted = requests_for(abs(gain.value or 0.0)) or len(subject.harmful)
+    return min(len(subject.harmful), max(LEAST_REQUESTS, subject.pick(1, 2) * wanted))
 
 
 def _measured_plain(subject: Subject, harmful: Replies, results: StressFolder) -> Done:

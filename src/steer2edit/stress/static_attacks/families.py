@@ -68,7 +68,7 @@ def data_rows(name: str) -> list[dict[str, str]]:
 
 def _transformation(family: str, row: Mapping[str, Any]) -> Transformation:
     given = {**row, "template": row.get("template", REQUEST).strip("\n"), "name": f"{family}/{row['name']}"}
-    if paragraphs := given.pop("preamble", 0):
+    if paragraphs := given.get("preamble", 0):
         before = "\n\n".join(text["text"] for text in data_rows("long_preamble")[:paragraphs])
         given["template"] = f"{before}\n\n{given['template']}"
     given["shots"] = harmless_shots()[: row.get("shots", 0)]

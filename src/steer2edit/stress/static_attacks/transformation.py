@@ -27,6 +27,7 @@ class Transformation:
         turns: scripted messages of user and assistant in front, pair by pair; the request may stand in one of them.
         openers: what the attack asks the reply to begin with.
         opener: what the reply is begun with, for the model to go on.
+        preamble: how many paragraphs of a harmless text the template begins with.
 
     Raises:
         InvalidValueError: the template does not have the request exactly once, or there is no such coding.
@@ -41,6 +42,7 @@ class Transformation:
     turns: tuple[tuple[str, str], ...] = ()
     openers: tuple[str, ...] = ()
     opener: str = ""
+    preamble: int = 0
 
     def __post_init__(self) -> None:
         if sum(text.count(REQUEST) for text in (self.template, *(text for pair in self.turns for text in pair))) != 1:
