@@ -165,6 +165,7 @@ def test_bad_files_are_one_message(checkpoint: Path, tmp_path: Path, monkeypatch
         (("steer", checkpoint, garbage), "garbage.safetensors"),
         (("steer", checkpoint, tmp_path / "absent.safetensors"), "absent.safetensors"),
         (("extract", tmp_path / "nowhere", "--contrast", "safety", "--out", out), "nowhere"),
+        (("extract", "smolm2", "--contrast", "safety", "--out", out), "Did you mean 'smollm2'?"),
         (("extract", checkpoint, "--contrast", "safty", "--out", out), "Did you mean 'safety'?"),
         (("inspect", tmp_path), "steer2edit.json"),
     ):
@@ -211,27 +212,31 @@ def test_vectors_that_lack_layers_are_refused(
     run(*common, "--allow-missing")
 
 
-def test_interrupted_run_leaves_nothing_half_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """Ctrl+C while the demo is at work: no output directory, no scratch beside it, no traceback."""
-    monkeypatch.setattr("steer2edit.models.load_model", lambda *_, **__: load_model(str(checkpoint)))
-    at_work: list[Path] = []
-
-    def interrupted(model: object, out: Path, *_: object) -> None:
-        (out / "vectors.safetensors").write_text("half")
-        at_work.extend(tmp_path.iterdir())
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr("steer2edit.recipes.run_demo", interrupted)
+@pytest.mark.parametrize(
+    ("step", "arguments", "message"),
+    [
+        ("steer2edit.recipes.run.make_edit", ("run", "safety"), "What was found is in {out}: the same command goes on"),
+        ("steer2edit.recipes.making.extract", ("extract", "--contrast", "safety"), "Nothing was left half-written"),
+    ],
+)
+def test_an_interrupted_command_says_how_to_go_on(
+    step: str, arguments: tuple[str, ...], message: str, checkpoint: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: Any,
+) -> None:  # fmt: skip
+    """Ctrl+C while a command is at work: no traceback, and no scratch beside its output."""
+    out = tmp_path / "out.safetensors"
+    monkeypatch.setattr(step, lambda *_, **__: signal.raise_signal(signal.SIGINT))
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     try:
-        assert run_main(monkeypatch, "demo", "--out", tmp_path / "demo") == 130
+        command, *rest = arguments
+        size = ("--limit", "6", "--max-new-tokens", "3")
+        assert run_main(monkeypatch, command, checkpoint, *rest, *size, "--out", out) == 130
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert len(at_work) == 1
-    assert "Traceback" not in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    error = capsys.readouterr().err
+    assert message.format(out=out) in error
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == (["out.safetensors"] if command == "run" else [])
 
 
 def test_version(capsys: Any) -> None:

@@ -16,7 +16,7 @@ from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import ChatFormat, LanguageModel, chat_format, load_model, recorded_chat
 from steer2edit.models.rendering import render
-from steer2edit.recipes import RecipeOptions, read_recipe, template_args
+from steer2edit.recipes import RunOptions, read_recipe, template_args
 from steer2edit.settings.declared import read_values
 from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer
 
@@ -185,8 +185,8 @@ def test_a_recipe_has_arguments_for_its_own_model() -> None:
     recipe = read_recipe("llama2-safety")
     thinking = recipe.model.model_copy(update={"template_args": {"enable_thinking": False}})
     recipe = recipe.model_copy(update={"model": thinking})
-    assert template_args(recipe, RecipeOptions(), {"tone": "dry"}) == {"enable_thinking": False, "tone": "dry"}
-    assert template_args(recipe, RecipeOptions(other_model=True), {}) == {}
+    assert template_args(recipe, RunOptions(), {"tone": "dry"}) == {"enable_thinking": False, "tone": "dry"}
+    assert template_args(recipe, RunOptions(other_model=True), {}) == {}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"identity": 3}', None])

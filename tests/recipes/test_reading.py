@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.recipes import Recipe, RecipeOptions, read_recipe, recipe_names, search_options
+from steer2edit.recipes import Recipe, RunOptions, read_recipe, recipe_names, search_options
 from unchecked import unchecked
 
 VALID = """
@@ -57,7 +57,7 @@ def test_the_six_pairs_of_the_paper_are_shipped() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_shipped_recipe_searches_its_grid_on_its_model_and_the_coarse_one_on_another(name: str) -> None:
     recipe = read_recipe(name)
-    own, other = search_options(recipe, RecipeOptions()), search_options(recipe, RecipeOptions(other_model=True))
+    own, other = search_options(recipe, RunOptions()), search_options(recipe, RunOptions(other_model=True))
     assert own.ranges == recipe.model.refined.ranges
     assert other.ranges == dict.fromkeys(("rho_attn", "rho_mlp", "alpha"), (0.1, 0.9, 0.2))
     assert other.trials == 125 + 27  # the coarse grid and one refined round
@@ -75,7 +75,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert recipe.model.refined.blocks == ("attn",)
     assert recipe.model.refined.ranges == {"rho_attn": (0.1, 0.2, 0.05), "alpha": (0.5, 0.9, 0.2)}
     assert recipe.model.refined.points == 3 * 3
-    assert search_options(recipe, RecipeOptions(stage="refined", other_model=True)).trials == 9 + 9
+    assert search_options(recipe, RunOptions(stage="refined", other_model=True)).trials == 9 + 9
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_a_recipe_survives_being_written_down(tmp_path: Path) -> None:
 def test_a_grid_is_tried_whole(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, VALID))
     with pytest.raises(InvalidValueError, match=r"the refined grid has 9 points .* trials = 8\. Ask for as many, or"):
-        search_options(recipe, RecipeOptions(trials=8))
-    assert search_options(recipe, RecipeOptions(trials=8, strategy="tpe")).trials == 8
+        search_options(recipe, RunOptions(trials=8))
+    assert search_options(recipe, RunOptions(trials=8, strategy="tpe")).trials == 8
 
 
 def test_an_unknown_stage_is_refused() -> None:
     with unchecked(), pytest.raises(InvalidValueError, match="unknown stage 'fine'"):
-        RecipeOptions(stage="fine")  # type: ignore[arg-type]
+        RunOptions(stage="fine")  # type: ignore[arg-type]
 
 
 def test_a_misspelt_key_is_named_before_the_keys_that_are_missing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from steer2edit.cli import app
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import Condition
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.recipes import Recipe, RecipeOptions, read_recipe, render_again, run_recipe
+from steer2edit.recipes import Recipe, RunOptions, read_recipe, render_again, run_recipe
 from steer2edit.search import SearchOptions, SearchSpace
 from tiny_chat import tiny_chat_model
 
@@ -51,7 +51,7 @@ def recipe(recipe_file: Path) -> Recipe:
     return read_recipe(str(recipe_file))
 
 
-OPTIONS = RecipeOptions(other_model=True, limit=4, max_new_tokens=4)
+OPTIONS = RunOptions(other_model=True, limit=4, max_new_tokens=4)
 
 
 def tiny(seed: int = 0) -> LanguageModel:
@@ -114,7 +114,7 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Recipe, tmp_path: Path, monk
 
     for step in ("search_and_report", "compare"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"steer2edit.recipes.run.{step}", killed)
+            patch.setattr(f"steer2edit.recipes.recipe_run.{step}", killed)
             with pytest.raises(KeyboardInterrupt):
                 run_recipe(recipe, tiny(), out, Told(), OPTIONS)
     kept = (out / "vectors.safetensors").read_bytes()
@@ -122,7 +122,7 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Recipe, tmp_path: Path, monk
     told = Told()
     with monkeypatch.context() as patch:
         patch.setattr("steer2edit.recipes.making.extract", killed)  # neither vectors nor data sets are made again
-        patch.setattr("steer2edit.recipes.run.evaluate", killed)
+        patch.setattr("steer2edit.recipes.recipe_run.evaluate", killed)
         resumed = run_recipe(recipe, tiny(), out, told, OPTIONS)
     assert any("of an earlier call" in text for text in told.texts)
     assert (out / "vectors.safetensors").read_bytes() == kept
@@ -132,10 +132,10 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Recipe, tmp_path: Path, monk
 def test_vectors_of_another_model_contrast_or_limit_are_not_reused(recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_recipe(recipe, tiny(), out, Told(), OPTIONS)
-    with pytest.raises(MismatchError, match=r"belongs to another recipe-run\. It differs in: model \("):
+    with pytest.raises(MismatchError, match=r"belongs to another run\. It differs in: model \("):
         run_recipe(recipe, tiny(seed=1), out, Told(), OPTIONS)
     with pytest.raises(MismatchError, match=r"differs in: limit \(4, now 3\)"):
-        run_recipe(recipe, tiny(), out, Told(), RecipeOptions(other_model=True, limit=3, max_new_tokens=4))
+        run_recipe(recipe, tiny(), out, Told(), RunOptions(other_model=True, limit=3, max_new_tokens=4))
     contrast = Path(recipe.contrast.source)
     contrast.write_text(contrast.read_text().replace("never", "ever"))
     with pytest.raises(MismatchError, match="contrast"):
@@ -145,7 +145,7 @@ def test_vectors_of_another_model_contrast_or_limit_are_not_reused(recipe: Recip
 def test_a_folder_with_other_things_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
-    with pytest.raises(ArtifactError, match="holds something that is no recipe-run"):
+    with pytest.raises(ArtifactError, match="holds something that is no run"):
         run_recipe(recipe, tiny(), tmp_path / "mine", Told(), OPTIONS)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     (tmp_path / "file").write_text("mine")
@@ -158,7 +158,7 @@ def test_published_data_are_read_before_anything_is_made(recipe: Recipe, tmp_pat
     assert published is not None
     Path(published).unlink()
     with pytest.raises(DataError, match=r"there is no file .*csqa\.jsonl"):
-        run_recipe(recipe, tiny(), tmp_path / "run", Told(), RecipeOptions(other_model=True, limit=4, published=True))
+        run_recipe(recipe, tiny(), tmp_path / "run", Told(), RunOptions(other_model=True, limit=4, published=True))
     assert not (tmp_path / "run").exists()
 
 
@@ -166,7 +166,7 @@ def test_a_data_set_may_not_hold_what_the_edit_was_chosen_on(recipe: Recipe, tmp
     published = Path(str(recipe.data_sets[0].published))
     row = json.loads(published.read_text().splitlines()[0])
     published.write_text(json.dumps({**row, "question": "Request 0"}))  # a prompt of the contrast
-    options = RecipeOptions(other_model=True, published=True, max_new_tokens=4)
+    options = RunOptions(other_model=True, published=True, max_new_tokens=4)
     with pytest.raises(DataError, match="1 prompts are among both the data set and the vector prompts"):
         run_recipe(recipe, tiny(), tmp_path / "run", Told(), options)
 
@@ -179,7 +179,7 @@ def test_the_command_runs_renders_and_prints_json(
     model.network.save_pretrained(checkpoint)
     assert model.tokenizer is not None
     model.tokenizer.save_pretrained(checkpoint)
-    command = ["run", recipe_file, "--model", checkpoint, "--out", out, "--limit", "4", "--max-new-tokens", "4"]
+    command = ["run", checkpoint, recipe_file, "--out", out, "--limit", "4", "--max-new-tokens", "4"]
     capsys.readouterr()
     app([*map(str, command), "--published", "--json"], standalone_mode=False)
     results = json.loads(capsys.readouterr().out)
@@ -238,7 +238,7 @@ def test_each_behaviour_runs_offline_on_smollm2(name: str, tmp_path: Path, smoll
     recipe = read_recipe(name)
     tasks = [one for one in recipe.data_sets if one.task == "gsm8k" and name == "llama2-safety"]  # once is enough
     recipe = recipe.model_copy(update={"data_sets": tasks})
-    options = RecipeOptions(
+    options = RunOptions(
         other_model=True,
         limit=2,
         strategy="tpe",

@@ -17,7 +17,7 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
 from steer2edit.progress import show_progress
-from steer2edit.recipes.run import search_and_report
+from steer2edit.recipes.searched import search_and_report
 from steer2edit.search import behaviours_of, options_for
 from steer2edit.settings import Accepting, SearchOptions
 from steer2edit.tables import text_table

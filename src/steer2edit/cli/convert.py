@@ -31,8 +31,10 @@ def convert(
     """
     from steer2edit.artifacts import load_vectors, require_free, save_edit
     from steer2edit.cli.inspect import print_edit
+    from steer2edit.cli.previewing import print_preview
     from steer2edit.progress import show_progress
-    from steer2edit.recipes.making import make_edit, rules_of
+    from steer2edit.recipes import make_edit, preview
+    from steer2edit.recipes.making import rules_of
 
     require_free(out, overwrite=overwrite)
     loaded_vectors = load_vectors(vectors)
@@ -41,4 +43,7 @@ def convert(
         loaded = loading.load(model, loaded_vectors.metadata)
         edit = make_edit(loaded, loaded_vectors, options, accepting)
         save_edit(loaded, edit, out, overwrite=overwrite)
+        seen = None if json_output else preview(loaded, loaded_vectors, edit)
     print_edit(edit, out, top=10, as_json=json_output)
+    if not json_output:
+        print_preview(seen)

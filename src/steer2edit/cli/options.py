@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -178,6 +179,10 @@ class Judging(Checked):
         return Judge(self.judge_url, self.judge_model, template, api_key_variable=self.judge_key_env)
 
 
+RESUMABLE = ("search", "compare", "stress", "run", "demo")
+"""Commands whose --out is a run folder."""
+
+
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
     """The command with the fields of its settings as options, in place of each parameter that takes settings."""
     hints = get_type_hints(command, include_extras=True)
@@ -191,12 +196,23 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
 
     def call(**values: Any) -> None:
         own = {name: _made(kind, values) for name, kind in groups.items()}
-        command(**{**{name: value for name, value in values.items() if name in given}, **own})
+        try:
+            command(**{**{name: value for name, value in values.items() if name in given}, **own})
+        except KeyboardInterrupt as error:
+            sys.stderr.write(_interrupted(command.__name__, values.get("out")))
+            raise typer.Exit(130) from error
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return call
+
+
+def _interrupted(command: str, out: Path | None) -> str:
+    """How to go on with a command that was stopped."""
+    if command in RESUMABLE:
+        return f"\nStopped. What was found is in {out}: the same command goes on from there.\n"
+    return "\nStopped. Nothing was left half-written; give the command again to begin anew.\n"
 
 
 def _keyword(parameter: inspect.Parameter, hint: Any) -> inspect.Parameter:

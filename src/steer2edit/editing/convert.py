@@ -16,6 +16,8 @@ from steer2edit.steering.effects import NATURAL
 
 MIN_TOKENS = 32
 """Tokens that an expert must have been given, over both classes, to be edited."""
+PREVIEW_ROWS = "preview"
+"""Where vectors' metadata keep rows to look at an edit with. An edit's have them not: it may be published."""
 REPRODUCED = 0.1
 """Median cosine over sites of the effects of two halves of the responses, below which they are noise."""
 _NOTHING_LEFT = (
@@ -184,7 +186,7 @@ def compute_factors(
         "method": "steer2edit",
         "rules": rules.to_json(),
         "model": {**model.describe(), **({"chat": dict(made_with)} if made_with else {})},
-        "vectors": {**vectors.metadata, "sha256": vectors.digest()},
+        "vectors": {**{k: v for k, v in vectors.metadata.items() if k != PREVIEW_ROWS}, "sha256": vectors.digest()},
         **({"benign": dict(benign.metadata)} if benign else {}),
         **_experts_left_out(model, vectors, left_out, min_tokens),
         **({"left_out": list(model.left_out)} if model.left_out else {}),

@@ -7,6 +7,7 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import at_drift
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Sampling
+from steer2edit.recipes.preview import with_preview_rows
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
 from steer2edit.steering import ContrastSet, benign_means, extract, load_contrast, measure_effects, measure_inputs
 from steer2edit.steering.source import Source
@@ -36,7 +37,8 @@ def make_vectors(
         source: what they are made from, in place of what the options name.
     """
     contrast = make_contrast(model, options.source if source is None else source, options)
-    vectors = extract(model, contrast, block_outputs=options.block_outputs, direction=options.direction)
+    found = extract(model, contrast, block_outputs=options.block_outputs, direction=options.direction)
+    vectors = with_preview_rows(found, contrast)
     if options.effects or options.decided_by or options.silent_on:
         vectors = measure_effects(
             model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on, seed=options.seed

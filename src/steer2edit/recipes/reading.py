@@ -24,6 +24,11 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
+def is_recipe(name: str) -> bool:
+    """Whether a name is that of a recipe, or of a YAML file."""
+    return name.endswith(_SUFFIXES) or name in recipe_names()
+
+
 def read_recipe(name: str) -> Recipe:
     """The recipe of a name, or in a YAML file.
 

@@ -1,191 +1,191 @@
-"""A recipe from start to end: vectors, search, the recommended edit on the recipe's data sets, one report."""
+"""From a behaviour to a tested edit: vectors, edit, preview, held-out figures beside steering, one report."""
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts import load_edit, load_vectors, save_vectors
+from steer2edit.artifacts import load_edit, load_vectors, save_checkpoint, save_edit, save_vectors
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
-from steer2edit.core import SteeringVectors
+from steer2edit.core import Steering, SteeringVectors, WeightEdit
+from steer2edit.editing import convert
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
-from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import CHANGE, POINTS, Condition
 from steer2edit.evaluation import (
     BASE_ARM,
-    MathTask,
-    Task,
-    TaskSettings,
+    METRICS,
+    Behaviour,
+    DriftTask,
+    at_drift,
     behaviour,
-    build_tasks,
-    compare,
+    calibrate,
     edit_arm,
     evaluate,
+    metric_name,
+    paired,
     steering_arm,
 )
-from steer2edit.evaluation.answers import is_right
 from steer2edit.models import LanguageModel, recorded_chat
-from steer2edit.recipes.making import make_vectors
+from steer2edit.recipes.making import make_edit, make_vectors
 from steer2edit.recipes.pages import write_run
-from steer2edit.recipes.schema import Recipe
-from steer2edit.report.run_results import read_results
-from steer2edit.search import Narrate, SearchOptions, prepare_search, run_search, search_results
+from steer2edit.recipes.preview import Preview, preview
+from steer2edit.recipes.searched import search_and_report
+from steer2edit.recipes.verify import verify_artifacts
+from steer2edit.search import PAPER, Narrate, SearchOptions, run_facts
 from steer2edit.search.folder import conditions_once, measured
-from steer2edit.settings import ExtractOptions, RecipeOptions
-from steer2edit.settings.recipe import Stage
-from steer2edit.steering import prompt_digests, require_no_overlap
+from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions
+from steer2edit.steering import safety_prompts
 
-_KIND = RunKind("recipe-run", 1, "working", "model and options")
+RUN = RunKind("run", 1, "working", "model and options")
+RULE = "measured effects with a gate, in closed form: nothing was searched"
+_DRIFT_PROMPTS = 48
 
 
-def search_and_report(
+@dataclass(frozen=True)
+class Extras:
+    """What a demonstration does besides.
+
+    Args:
+        paper: compare with an edit by the paper's rule, at the same drift.
+        verified: prompts of each kind whose replies are compared after reloading adapter and checkpoint in a fresh
+            process; without any, no checkpoint is written.
+    """
+
+    paper: bool = False
+    verified: int = 0
+
+
+def run_behaviour(
     model: LanguageModel,
-    vectors: SteeringVectors,
-    options: SearchOptions,
+    what: str,
     out: Path,
     narrate: Narrate,
+    options: RunOptions = RunOptions(),
     *,
-    command: str = "",
-    engine: Engine | None = None,
-    allow_mismatch: bool = False,
-    allow_missing: bool = False,
+    extras: Extras = Extras(),
     force: bool = False,
+    command: str = "",
 ) -> dict[str, Any]:
-    """Search, and write `results.json`, `report.html` and the recommended `edit/` into the run folder.
+    """Make and test an edit for a behaviour in the folder `out`, going on where an earlier call was stopped.
 
     Args:
         model: the base model.
-        vectors: with input means.
-        options: what the user decided.
-        out: the run folder; a search that is there goes on.
+        what: a behaviour, or a contrast file, whose held-out rows tell how far its positive responses are preferred.
+        out: holds `vectors.safetensors`, `edit/`, `results.json` and `report.html`; with a search, in `search/`.
         narrate: told what was found, step by step.
+        options: what the user decided.
+        extras: what is done besides.
+        force: edit with vectors that the diagnosis calls noise.
         command: what the user typed, for the record.
-        engine: runs the model; by default the transformers engine.
-        allow_mismatch: accept vectors of another model.
-        allow_missing: accept vectors that lack sites.
-        force: accept vectors that the diagnosis calls noise.
 
     Returns:
         What `results.json` holds.
-    """
-    search = prepare_search(
-        model, vectors, options, engine=engine, allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force
-    )
-    result = run_search(search, out, narrate)
-    results = search_results(search, result, command)
-    write_run(results, result.edit, out)
-    return results
-
-
-def stage_of(options: RecipeOptions) -> Stage:
-    """The grid that is searched: one that was refined for the recipe's model tells nothing about another."""
-    return options.stage or ("coarse" if options.other_model else "refined")
-
-
-def template_args(recipe: Recipe, options: RecipeOptions, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The chat template's arguments: one's own, and those of the recipe for its own model."""
-    return {**({} if options.other_model else recipe.model.template_args), **own}
-
-
-def _longest_reply(recipe: Recipe, options: RecipeOptions) -> int | None:
-    """The limit of replies; the recipe's own holds for its own model alone."""
-    return options.max_new_tokens or (None if options.other_model else recipe.model.max_new_tokens)
-
-
-def search_options(recipe: Recipe, options: RecipeOptions) -> SearchOptions:
-    """The search that a recipe asks for.
 
     Raises:
-        InvalidValueError: fewer trials than the grid has points; a grid is tried whole.
-    """
-    stage = stage_of(options)
-    grid = recipe.coarse if stage == "coarse" else recipe.model.refined
-    changed = {name: getattr(options, name) for name in ("strategy", "trials", "strengths", "max_kl")}
-    asked = {**recipe.search.model_dump(), **recipe.budget.model_dump()}
-    asked |= {name: value for name, value in changed.items() if value not in (None, ())}
-    whole = asked["strategy"] == "grid"  # and one refined round around its best
-    asked["trials"] = asked["trials"] or (grid.points + 3 ** len(grid.ranges) if whole else SearchOptions.trials)
-    if whole and asked["trials"] < grid.points:
-        raise InvalidValueError(
-            f"the {stage} grid has {grid.points} points and is tried whole, got trials = {asked['trials']}. Ask "
-            "for as many, or for another strategy: --strategy tpe."
-        )
-    return SearchOptions(
-        behaviour=recipe.behaviour, blocks=grid.blocks, ranges=grid.ranges, limit=options.limit,
-        max_new_tokens=_longest_reply(recipe, options), seed=recipe.seed, **asked,
-    )  # fmt: skip
-
-
-def run_recipe(
-    recipe: Recipe,
-    model: LanguageModel,
-    out: Path,
-    narrate: Narrate,
-    options: RecipeOptions = RecipeOptions(),
-    *,
-    force: bool = False,
-    command: str = "",
-) -> dict[str, Any]:
-    """Run a recipe into the folder `out`, going on where an earlier call was stopped.
-
-    Args:
-        recipe: what to do.
-        model: on which model.
-        out: holds `vectors.safetensors` and, in `search/`, what a search writes, with the data sets.
-        narrate: told what was found, step by step.
-        options: what is changed of the recipe.
-        force: search over vectors that the diagnosis calls noise.
-        command: what the user typed, for the record.
-
-    Returns:
-        What `search/results.json` holds.
-
-    Raises:
-        DataError: bad data, or prompts with two uses.
+        DataError: there is no such behaviour or file, or it is malformed.
         MismatchError: the folder belongs to another run.
-        BudgetError: no trial keeps the budget.
         NoiseError: the diagnosis calls the vectors noise.
     """
-    wanted = search_options(recipe, options)
+    part = behaviour(  # first: bad data shall not cost an extraction
+        what, "held_out", limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed
+    )
     source = ExtractOptions(
-        contrast=options.contrast or recipe.contrast.source, limit=options.limit, seed=recipe.seed,
-        **recipe.contrast.model_dump(exclude={"source"}),
+        options.contrast or what, limit=options.limit, seed=options.seed, effects=not options.search,
+        max_new_tokens=options.max_new_tokens or ExtractOptions.max_new_tokens,
     )  # fmt: skip
-    specs = [data_set.spec(options.published) for data_set in recipe.data_sets]
-    settings = TaskSettings("held_out", options.limit, _longest_reply(recipe, options))
-    tasks = build_tasks(specs, settings)  # first: what cannot be read shall not cost a search
-    if any(isinstance(task, MathTask) for task in tasks):
-        is_right("1", "1")  # nor shall a package that is not installed
-    with RunFolder(out, _KIND).opened(_identity(recipe, model, source)):
-        vectors = _vectors(model, source, out / "vectors.safetensors", narrate)
-        _require_apart(recipe, vectors, tasks, options)
-        folder = out / "search"
-        results = search_and_report(model, vectors, wanted, folder, narrate, command=command, force=force)
-        results["recipe"] = {
-            **recipe.to_json(), "stage": stage_of(options), "on_own_model": not options.other_model
-        }  # fmt: skip
-        if tasks:
-            results["data_sets"] = _measured(model, vectors, tasks, specs, settings, folder, results, narrate)
-        write_run(results, load_edit(folder / "edit"), folder)
+    about = {**identity(what, model, source), "kl": options.kl, "search": options.search}
+    with RunFolder(out, RUN).opened(about) as folder:
+        vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
+        if options.search:
+            return _searched(model, vectors, what, out / "search", narrate, options, force, command)
+        edit = _edit_once(model, vectors, out / "edit", ConvertOptions(kl=options.kl), force)
+        seen = preview(model, vectors, edit)
+        narrate(_told(seen), [])
+        run = _Run(folder, RememberingEngine(TransformersEngine(model)), vectors, edit, options.kl, narrate)
+        results = {
+            **run_facts(f"An edit for {what}, {model.name}", what, model, command, asdict(options)),
+            "diagnosis": vectors.diagnosis,
+            "preview": None if seen is None else seen.to_json(),
+            **run.held_out(part, extras.paper),
+            **(run.verification(part, extras.verified) if extras.verified else {}),
+        }
+        write_run(results, edit, out)
         return results
 
 
-def _identity(recipe: Recipe, model: LanguageModel, options: ExtractOptions) -> dict[str, Any]:
-    """What the vectors depend on; the search has its own."""
-    source = str(options.contrast)
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if Path(source).is_file() else None
-    return {
-        "behaviour": recipe.behaviour,
-        "model": model.fingerprint,
-        "chat": recorded_chat(model.describe()),
-        "dtype": str(model.dtype),
-        "contrast": {**recipe.contrast.model_dump(mode="json"), "source": source, "sha256": digest},
-        "limit": options.limit,
-        "seed": options.seed,
-    }
+@dataclass(frozen=True)
+class _Run:
+    """What the figures of a run are made with."""
+
+    folder: RunFolder
+    engine: Engine
+    vectors: SteeringVectors
+    edit: WeightEdit
+    kl: float
+    narrate: Narrate
+
+    def held_out(self, part: Behaviour, paper: bool) -> dict[str, Any]:
+        """Base, steering, the paper's rule if it is wanted, and the edit, at the same drift on held-out items."""
+        found = self.folder.once("steering", lambda: {"strength": round(self._steering(), 4)})
+        steering = steering_arm(self.vectors, found["strength"])
+
+        def measure() -> list[dict[str, Any]]:
+            arms = [BASE_ARM, steering, *([edit_arm(self._paper(), "the paper's rule")] if paper else [])]
+            return measured(evaluate(self.engine, part.tasks, [*arms, edit_arm(self.edit, "edit")]))
+
+        final = conditions_once(self.folder, "held_out", "conditions", measure)
+        self.narrate(f"Held-out prompts; steering and edit spend KL {self.kl:g} on validation prompts:", final)
+        save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=_card(final), overwrite=True)
+        return {
+            "held_out": {"conditions": [c.to_json() for c in final]},
+            "edit_minus_steering": self._ahead(final[-1], final[1]),
+            "prompts": part.prompts,
+            "chosen": {
+                "hyperparameters": self.edit.metadata["hyperparameters"],
+                "steering_strength": found["strength"],
+                "rule": RULE,
+            },
+        }
+
+    def verification(self, part: Behaviour, count: int) -> dict[str, Any]:
+        """How many greedy replies are the same from the reloaded adapter, and from the reloaded checkpoint."""
+        model, adapter, checkpoint = self.engine.model, self.folder.path / "edit", self.folder.path / "checkpoint"
+        if not checkpoint.exists():
+            save_checkpoint(model, self.edit, checkpoint)
+        prompts = [text for texts in part.prompts.values() for text in texts[:count]]
+        longest = part.drift.sampling.max_new_tokens
+        found = self.folder.once(
+            "verification", lambda: verify_artifacts(model, self.edit, adapter, checkpoint, prompts, longest)
+        )
+        counts = {name: f"{one['identical']} of {one['n']}" for name, one in found.items()}
+        self.narrate(
+            "Reloaded in a fresh process with plain transformers and PEFT: identical greedy replies for "
+            f"{counts['adapter']} prompts (adapter) and {counts['checkpoint']} (checkpoint).",
+            [],
+        )
+        return {"verification": found}
+
+    def _steering(self) -> float:
+        task = DriftTask(safety_prompts("validation")[1][:_DRIFT_PROMPTS])
+        return calibrate(self.engine, lambda s: Steering(self.vectors, s), task, self.kl, first=0.1).strength
+
+    def _paper(self) -> WeightEdit:
+        return at_drift(self.engine, convert(self.engine.model, self.vectors, PAPER), self.kl)
+
+    def _ahead(self, edit: Condition, steering: Condition) -> dict[str, Any]:
+        """Edit less steering, item by item, in every metric but those that compare with the base."""
+        gaps = {}
+        for name in edit.values:
+            metric = metric_name(name)
+            if not metric.against_base:
+                gap = paired(edit.values[name], steering.values[name])
+                notation = POINTS if metric.scale == "share" else CHANGE
+                self.narrate(f"{metric.short}, edit less steering: {notation.text(gap, n=True)}.", [])
+                gaps[name] = gap.to_json()
+        return gaps
 
 
-def _vectors(model: LanguageModel, options: ExtractOptions, path: Path, narrate: Narrate) -> SteeringVectors:
+def vectors_once(model: LanguageModel, options: ExtractOptions, path: Path, narrate: Narrate) -> SteeringVectors:
     """The vectors of the folder, extracted if it has none yet."""
     if path.exists():
         narrate(f"Steering vectors of an earlier call: {path}.", [])
@@ -202,44 +202,47 @@ def _vectors(model: LanguageModel, options: ExtractOptions, path: Path, narrate:
     return vectors
 
 
-def _require_apart(recipe: Recipe, vectors: SteeringVectors, tasks: Sequence[Task], options: RecipeOptions) -> None:
-    """Data sets share no prompt with what the vectors were made from or the edit is chosen on."""
-    chosen_on = behaviour(recipe.behaviour, "validation", limit=options.limit).prompts.values()
-    asked = [prompt for task in tasks for prompts in task.asked.values() for prompt in prompts]
-    require_no_overlap(
-        {
-            "data set": prompt_digests(asked),
-            "vector": vectors.metadata.get("prompts", ()),
-            "validation": prompt_digests(prompt for prompts in chosen_on for prompt in prompts),
-        }
-    )
-
-
-def _measured(
-    model: LanguageModel,
-    vectors: SteeringVectors,
-    tasks: Sequence[Task],
-    specs: Sequence[str],
-    settings: TaskSettings,
-    folder: Path,
-    results: dict[str, Any],
-    narrate: Narrate,
-) -> dict[str, Any]:
-    """Base, steering of about the edit's cost, and the recommended edit on the data sets; kept in the folder."""
-    run = read_results(results)
-    assert run.edited is not None
-    strength = None if run.steered is None else float(run.steered.parameters["strength"])
-    steering = [] if strength is None else [steering_arm(vectors, strength)]
-    arms = [BASE_ARM, *steering, edit_arm(load_edit(folder / "edit"), run.edited.label)]
-    key = [list(specs), settings.limit, settings.max_new_tokens, strength, run.chosen.hyperparameters]
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    engine = RememberingEngine(TransformersEngine(model))
-    conditions = conditions_once(
-        RunFolder(folder, _KIND), "data_sets", name, lambda: measured(evaluate(engine, tasks, arms))
-    )  # fmt: skip
-    narrate("The recipe's data sets:", conditions)
+def identity(what: str, model: LanguageModel, options: ExtractOptions) -> dict[str, Any]:
+    """What the vectors of a run depend on; a search has an identity of its own."""
+    source = str(options.contrast)
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if Path(source).is_file() else None
+    made = {name: getattr(options, name) for name in ("labeller", "max_new_tokens", "temperature")}
     return {
-        "tasks": list(specs),
-        "conditions": [condition.to_json() for condition in conditions],
-        "comparisons": compare(conditions),
+        "behaviour": what,
+        "model": model.fingerprint,
+        "chat": recorded_chat(model.describe()),
+        "dtype": str(model.dtype),
+        "contrast": {**made, "source": source, "sha256": digest},
+        "limit": options.limit,
+        "seed": options.seed,
     }
+
+
+def _edit_once(
+    model: LanguageModel, vectors: SteeringVectors, path: Path, options: ConvertOptions, force: bool
+) -> WeightEdit:
+    """The edit of the folder, made if it has none yet."""
+    if not path.exists():
+        save_edit(model, make_edit(model, vectors, options, Accepting(force=force)), path)
+    return load_edit(path)
+
+
+def _searched(
+    model: LanguageModel, vectors: SteeringVectors, what: str, out: Path, narrate: Narrate, options: RunOptions,
+    force: bool, command: str,
+) -> dict[str, Any]:  # fmt: skip
+    names = ("strategy", "trials", "strengths", "max_kl", "limit", "max_new_tokens", "seed")
+    asked = {name: value for name in names if (value := getattr(options, name)) not in (None, ())}
+    found = search_and_report(
+        model, vectors, SearchOptions(behaviour=what, **asked), out, narrate, command=command, force=force
+    )
+    narrate(_told(preview(model, vectors, load_edit(out / "edit"))), [])
+    return found
+
+
+def _told(seen: Preview | None) -> str:
+    return "No preview: there are no validation rows." if seen is None else " ".join(seen.sentences)
+
+
+def _card(conditions: list[Condition]) -> dict[str, Any]:
+    return {"conditions": [c.for_card() for c in conditions], "metrics": METRICS}

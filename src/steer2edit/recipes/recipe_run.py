@@ -1,0 +1,173 @@
+"""A recipe from start to end: vectors, search, the recommended edit on the recipe's data sets, one report."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steer2edit.artifacts import load_edit
+from steer2edit.artifacts.run_folder import RunFolder
+from steer2edit.core import SteeringVectors
+from steer2edit.engines import RememberingEngine, TransformersEngine
+from steer2edit.errors import InvalidValueError
+from steer2edit.evaluation import (
+    BASE_ARM,
+    MathTask,
+    Task,
+    TaskSettings,
+    behaviour,
+    build_tasks,
+    compare,
+    edit_arm,
+    evaluate,
+    steering_arm,
+)
+from steer2edit.evaluation.answers import is_right
+from steer2edit.models import LanguageModel
+from steer2edit.recipes.pages import write_run
+from steer2edit.recipes.run import RUN, identity, vectors_once
+from steer2edit.recipes.schema import Recipe
+from steer2edit.recipes.searched import search_and_report
+from steer2edit.report.run_results import read_results
+from steer2edit.search import Narrate, SearchOptions
+from steer2edit.search.folder import conditions_once, measured
+from steer2edit.settings import ExtractOptions, RunOptions
+from steer2edit.settings.run import Stage
+from steer2edit.steering import prompt_digests, require_no_overlap
+
+
+def stage_of(options: RunOptions) -> Stage:
+    """The grid that is searched: one that was refined for the recipe's model tells nothing about another."""
+    return options.stage or ("coarse" if options.other_model else "refined")
+
+
+def template_args(recipe: Recipe, options: RunOptions, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat template's arguments: one's own, and those of the recipe for its own model."""
+    return {**({} if options.other_model else recipe.model.template_args), **own}
+
+
+def _longest_reply(recipe: Recipe, options: RunOptions) -> int | None:
+    """The limit of replies; the recipe's own holds for its own model alone."""
+    return options.max_new_tokens or (None if options.other_model else recipe.model.max_new_tokens)
+
+
+def search_options(recipe: Recipe, options: RunOptions) -> SearchOptions:
+    """The search that a recipe asks for.
+
+    Raises:
+        InvalidValueError: fewer trials than the grid has points; a grid is tried whole.
+    """
+    stage = stage_of(options)
+    grid = recipe.coarse if stage == "coarse" else recipe.model.refined
+    changed = {name: getattr(options, name) for name in ("strategy", "trials", "strengths", "max_kl")}
+    asked = {**recipe.search.model_dump(), **recipe.budget.model_dump()}
+    asked |= {name: value for name, value in changed.items() if value not in (None, ())}
+    whole = asked["strategy"] == "grid"  # and one refined round around its best
+    asked["trials"] = asked["trials"] or (grid.points + 3 ** len(grid.ranges) if whole else SearchOptions.trials)
+    if whole and asked["trials"] < grid.points:
+        raise InvalidValueError(
+            f"the {stage} grid has {grid.points} points and is tried whole, got trials = {asked['trials']}. Ask "
+            "for as many, or for another strategy: --strategy tpe."
+        )
+    return SearchOptions(
+        behaviour=recipe.behaviour, blocks=grid.blocks, ranges=grid.ranges, limit=options.limit,
+        max_new_tokens=_longest_reply(recipe, options), seed=recipe.seed, **asked,
+    )  # fmt: skip
+
+
+def run_recipe(
+    recipe: Recipe,
+    model: LanguageModel,
+    out: Path,
+    narrate: Narrate,
+    options: RunOptions = RunOptions(),
+    *,
+    force: bool = False,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run a recipe into the folder `out`, going on where an earlier call was stopped.
+
+    Args:
+        recipe: what to do.
+        model: on which model.
+        out: holds `vectors.safetensors` and, in `search/`, what a search writes, with the data sets.
+        narrate: told what was found, step by step.
+        options: what is changed of the recipe.
+        force: search over vectors that the diagnosis calls noise.
+        command: what the user typed, for the record.
+
+    Returns:
+        What `search/results.json` holds.
+
+    Raises:
+        DataError: bad data, or prompts with two uses.
+        MismatchError: the folder belongs to another run.
+        BudgetError: no trial keeps the budget.
+        NoiseError: the diagnosis calls the vectors noise.
+    """
+    wanted = search_options(recipe, options)
+    source = ExtractOptions(
+        contrast=options.contrast or recipe.contrast.source, limit=options.limit, seed=recipe.seed,
+        **recipe.contrast.model_dump(exclude={"source"}),
+    )  # fmt: skip
+    specs = [data_set.spec(options.published) for data_set in recipe.data_sets]
+    settings = TaskSettings("held_out", options.limit, _longest_reply(recipe, options))
+    tasks = build_tasks(specs, settings)  # first: what cannot be read shall not cost a search
+    if any(isinstance(task, MathTask) for task in tasks):
+        is_right("1", "1")  # nor shall a package that is not installed
+    with RunFolder(out, RUN).opened(identity(recipe.behaviour, model, source)):
+        vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
+        _require_apart(recipe, vectors, tasks, options)
+        folder = out / "search"
+        results = search_and_report(model, vectors, wanted, folder, narrate, command=command, force=force)
+        results["recipe"] = {
+            **recipe.to_json(), "stage": stage_of(options), "on_own_model": not options.other_model
+        }  # fmt: skip
+        if tasks:
+            results["data_sets"] = _measured(model, vectors, tasks, specs, settings, folder, results, narrate)
+        write_run(results, load_edit(folder / "edit"), folder)
+        return results
+
+
+def _require_apart(recipe: Recipe, vectors: SteeringVectors, tasks: Sequence[Task], options: RunOptions) -> None:
+    """Data sets share no prompt with what the vectors were made from or the edit is chosen on."""
+    chosen_on = behaviour(recipe.behaviour, "validation", limit=options.limit).prompts.values()
+    asked = [prompt for task in tasks for prompts in task.asked.values() for prompt in prompts]
+    require_no_overlap(
+        {
+            "data set": prompt_digests(asked),
+            "vector": vectors.metadata.get("prompts", ()),
+            "validation": prompt_digests(prompt for prompts in chosen_on for prompt in prompts),
+        }
+    )
+
+
+def _measured(
+    model: LanguageModel,
+    vectors: SteeringVectors,
+    tasks: Sequence[Task],
+    specs: Sequence[str],
+    settings: TaskSettings,
+    folder: Path,
+    results: dict[str, Any],
+    narrate: Narrate,
+) -> dict[str, Any]:
+    """Base, steering of about the edit's cost, and the recommended edit on the data sets; kept in the folder."""
+    run = read_results(results)
+    assert run.edited is not None
+    strength = None if run.steered is None else float(run.steered.parameters["strength"])
+    steering = [] if strength is None else [steering_arm(vectors, strength)]
+    arms = [BASE_ARM, *steering, edit_arm(load_edit(folder / "edit"), run.edited.label)]
+    key = [list(specs), settings.limit, settings.max_new_tokens, strength, run.chosen.hyperparameters]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    engine = RememberingEngine(TransformersEngine(model))
+    conditions = conditions_once(
+        RunFolder(folder, RUN), "data_sets", name, lambda: measured(evaluate(engine, tasks, arms))
+    )  # fmt: skip
+    narrate("The recipe's data sets:", conditions)
+    return {
+        "tasks": list(specs),
+        "conditions": [condition.to_json() for condition in conditions],
+        "comparisons": compare(conditions),
+    }
