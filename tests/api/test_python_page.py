@@ -20,7 +20,8 @@ def tiny_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.network.save_pretrained(directory)
     assert model.tokenizer is not None
     model.tokenizer.save_pretrained(directory)
-    monkeypatch.setattr("steer2edit.models.model_path.smollm2_checkpoint", lambda: str(directory))
+    monkeypatch.setattr("steer2edit.models.model_path.embedded_file", lambda name: None)
+    monkeypatch.setattr("steer2edit.models.model_path.HUB_ID", str(directory))
     return directory
 
 

@@ -1,5 +1,6 @@
 """What is at the path that is given as a model, told before anything is read: a checkpoint, or what else it is."""
 
+import difflib
 import json
 import os
 from contextlib import nullcontext, suppress
@@ -57,7 +58,19 @@ def model_path(name: str, *, weights_alone: bool = False) -> str:
         raise ModelError(
             f"there is no model {name!r}. Give a directory, a .gguf file, a Hub id such as org/name, or smollm2."
         )
+    elif found == name and (near := _nearest(name)):
+        raise ModelError(
+            f"there is no model {name!r}. Did you mean {near!r}? For one on the Hub, give the whole id, org/name."
+        )
     return found
+
+
+def _nearest(name: str) -> str:
+    """What a name without an owner is nearly that of: smollm2, or a model in this folder."""
+    if "/" in name:
+        return ""
+    here = [path.parent.name for path in Path().glob("*/config.json")] + [path.name for path in Path().glob("*.gguf")]
+    return next(iter(difflib.get_close_matches(name.lower(), ["smollm2", *here], n=1, cutoff=0.75)), "")
 
 
 def gguf_file(name: str) -> Path | None:
