@@ -8,6 +8,7 @@ from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, We
 from steer2edit.engines import Engine
 from steer2edit.estimates import Condition, ConditionKind
 from steer2edit.evaluation.tasks import Measurement, Task, merged_measurements
+from steer2edit.progress import step
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,11 @@ def edit_arm(edit: WeightEdit, label: str, strength: float = 1.0) -> Arm:
 def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list[Condition]:
     """Every task under every arm, one condition per arm."""
     interventions = [arm.intervention for arm in arms]
-    by_task = [task.measure(engine, interventions) for task in tasks]
+    by_task = []
+    with step("Tasks", len(tasks)) as advance:
+        for task in tasks:
+            by_task.append(task.measure(engine, interventions))
+            advance(1)
     conditions = []
     for index, arm in enumerate(arms):
         found = merged_measurements([measurements[index] for measurements in by_task])

@@ -21,6 +21,7 @@ from steer2edit.evaluation import (
     evaluate,
     steering_arm,
 )
+from steer2edit.progress import step
 from steer2edit.search.folder import conditions_once, measured
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.halving import SANITY_METRIC, measure_generation
@@ -151,22 +152,25 @@ def _try_configurations(search: Search, folder: RunFolder, study: Study, narrate
     tried = study.history()
     if len(tried) < options.trials:
         _answer_all(search)
-    while len(tried) < options.trials:
-        size = min(options.generation if generation else 2 * options.generation, options.trials - len(tried))
-        proposals = propose(
-            options.strategy, search.space, tried, generation, size, options.seed, options.worker
-        )  # fmt: skip
-        if not proposals:
-            return narrate("The grid is exhausted: no new configuration is left to propose.", [])
-        made = measure_generation(search, proposals, generation)
-        write_generation(files, made)
-        study.add(made)
-        tried = study.history()
-        front = front_of(study.trials(), search.goal)
-        best = f"; best so far {front[-1].hyperparameters}" if front else ""
-        complete = sum(trial.complete for trial in made)
-        narrate(f"Generation {generation}: {len(made)} trials, {complete} measured in full{best}.", [])
-        generation += 1
+    with step("Trials", options.trials) as advance:
+        advance(len(tried))
+        while len(tried) < options.trials:
+            size = min(options.generation if generation else 2 * options.generation, options.trials - len(tried))
+            proposals = propose(
+                options.strategy, search.space, tried, generation, size, options.seed, options.worker
+            )  # fmt: skip
+            if not proposals:
+                return narrate("The grid is exhausted: no new configuration is left to propose.", [])
+            made = measure_generation(search, proposals, generation)
+            write_generation(files, made)
+            study.add(made)
+            before, tried = len(tried), study.history()
+            advance(len(tried) - before)
+            front = front_of(study.trials(), search.goal)
+            best = f"; best so far {front[-1].hyperparameters}" if front else ""
+            complete = sum(trial.complete for trial in made)
+            narrate(f"Generation {generation}: {len(made)} trials, {complete} measured in full{best}.", [])
+            generation += 1
     return None
 
 

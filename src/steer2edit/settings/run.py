@@ -32,7 +32,7 @@ class RunOptions(Checked):
     ] = False
     stage: Annotated[
         Stage | None,
-        typer.Option(help="Of a recipe: grid to search, coarse or refined (the default on the recipe's own model)."),
+        typer.Option(help="Of a recipe: grid to search, refined (by default on the recipe's own model) or coarse."),
         OneOf(get_args(Stage)),
     ] = None
     strategy: Annotated[
