@@ -115,6 +115,14 @@ def test_evaluate_compares_under_names(model: s2e.Model, vectors: s2e.Vectors, e
     assert "<b>mine" not in page
 
 
+def test_pairs_in_memory_are_measured_too(model: s2e.Model, vectors: s2e.Vectors) -> None:
+    found = s2e.evaluate(model, vectors @ 3.0, PAIRS, split="held_out")
+    margin = next(name for name in found.conditions[0].metrics if name.endswith("margin"))
+    assert found.conditions[0].metrics[margin].n == 4  # a fifth of twenty
+    assert found.conditions[1].metrics[margin].value > found.conditions[0].metrics[margin].value
+    assert "plotly" in found._repr_html_()  # the trade-off
+
+
 @pytest.mark.parametrize("given", ["vectors", "text"])
 def test_what_cannot_be_compared(given: str, model: s2e.Model, vectors: s2e.Vectors) -> None:
     wrong: Any = vectors if given == "vectors" else "edit"

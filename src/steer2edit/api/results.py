@@ -1,7 +1,11 @@
 """What was measured: a table with intervals, differences to the base, and the trade-off as a plot."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steer2edit.api import showing
@@ -14,6 +18,7 @@ from steer2edit.evaluation import (
     BASE_ARM,
     BEHAVIOURS,
     COST,
+    TASK_KINDS,
     Arm,
     Metric,
     TaskSettings,
@@ -27,6 +32,7 @@ from steer2edit.evaluation import (
 from steer2edit.evaluation import evaluate as run_evaluation
 from steer2edit.models import LanguageModel
 from steer2edit.progress import show_progress
+from steer2edit.steering.examples import PAIR
 from steer2edit.tables import text_table
 
 if TYPE_CHECKING:
@@ -43,13 +49,15 @@ class Results:
 
     Args:
         conditions: each with its estimates, replies and values by item.
-        behaviour: that was measured, if it was one.
+        title: what was measured.
         prompts: what was asked by set, in the order of the replies.
+        goal: of a behaviour, the metric that is to move, and +1 if upwards or −1.
     """
 
     conditions: tuple[Condition, ...]
-    behaviour: str | None = None
-    prompts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    title: str
+    prompts: Mapping[str, Sequence[Any]]
+    goal: tuple[str, int] | None = None
 
     @property
     def differences(self) -> list[dict[str, Any]]:
@@ -80,7 +88,7 @@ class Results:
         tables = [showing.table(*self._table(), "95 % intervals in brackets")]
         if len(self.conditions) > 1:
             tables.append(showing.table(*self._differences(), "Less base, on the same items"))
-        return showing.page(f"Measured: {self.behaviour or 'tasks'}", *tables, self._tradeoff())
+        return showing.page(f"Measured: {self.title}", *tables, self._tradeoff())
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Metrics across, conditions down."""
@@ -100,12 +108,12 @@ class Results:
 
     def _tradeoff(self) -> str:
         """The plot of a behaviour's attribute against its cost; nothing where one of them was not measured."""
-        if self.behaviour not in BEHAVIOURS:
+        if self.goal is None:
             return ""
         from steer2edit.report import themes
         from steer2edit.report.tradeoff import Marks, Plane, plane_figure
 
-        plane = Plane(COST, *attribute_of(self.behaviour))
+        plane = Plane(COST, *self.goal)
         colours = {"base": themes.BASE, "steering": themes.STEERING, "edit": themes.EDIT}
         shown = plane.drawable(self.conditions)
         marks = [Marks(c.label, [c], {"color": colours[c.kind], "size": 11}, bars=True) for c in shown]
@@ -125,7 +133,7 @@ def _changed(metric: Metric) -> Notation:
 def evaluate(
     model: LanguageModel,
     compared: Compared | Sequence[Compared] | Mapping[str, Compared],
-    task: str | Sequence[str],
+    task: str | Path | Sequence[Any],
     *,
     split: Literal["validation", "held_out"] = "validation",
     limit: int | None = None,
@@ -137,8 +145,8 @@ def evaluate(
     Args:
         model: the base model.
         compared: `[vectors @ 0.2, edit, edit @ 0.5]`; as a mapping, by the name that each is to have.
-        task: a behaviour (safety, truthfulness, conciseness) or tasks: NAME, NAME=FILE or NAME=hub:OWNER/NAME/FILE, as
-            `steer2edit evaluate --list` shows them.
+        task: a behaviour, its folder, or a contrast file; pairs as `extract` takes them; or one or several tasks: NAME,
+            NAME=FILE or NAME=hub:OWNER/NAME/FILE, as `steer2edit evaluate --list` shows them.
         split: validation to choose on, held_out for final figures.
         limit: at most this many items of every set.
         max_new_tokens: longest reply; each task has a default of its own.
@@ -149,13 +157,35 @@ def evaluate(
         InvalidValueError: something is neither an edit nor vectors at a strength.
         MismatchError: an artifact is for another model.
     """
-    specs = [task] if isinstance(task, str) else list(task)
-    tasks = build_tasks(specs, TaskSettings(split, limit, max_new_tokens, find_scorer(scorer, None)))
+    settings = TaskSettings(split, limit, max_new_tokens, find_scorer(scorer, None))
+    with _named(task) as specs:
+        tasks, goal = build_tasks(specs, settings), _goal(specs)
     arms = [BASE_ARM, *_arms(model, compared)]
     with show_progress(piped=False):
         conditions = run_evaluation(RememberingEngine(TransformersEngine(model)), tasks, arms)
     prompts = {name: asked for own in tasks for name, asked in own.asked.items()}
-    return Results(tuple(conditions), specs[0] if len(specs) == 1 else None, prompts)
+    return Results(tuple(conditions), ", ".join(Path(spec).name for spec in specs), prompts, goal)
+
+
+@contextmanager
+def _named(task: str | Path | Sequence[Any]) -> Iterator[list[str]]:
+    """The tasks by name; pairs in memory as a contrast file, which is gone afterwards."""
+    given = [task] if isinstance(task, str | Path) else list(task)
+    if all(isinstance(one, str | Path) for one in given):
+        yield list(map(str, given))
+        return
+    rows = [dict(zip(PAIR, one, strict=True)) if isinstance(one, tuple | list) else one for one in given]
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "pairs.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        yield [str(path)]
+
+
+def _goal(specs: Sequence[str]) -> tuple[str, int] | None:
+    """What is to move, where one behaviour is measured."""
+    (first, *others) = specs
+    is_task = first in TASK_KINDS and first not in BEHAVIOURS
+    return None if others or is_task or "=" in first else attribute_of(first)
 
 
 def _arms(model: LanguageModel, compared: Compared | Sequence[Compared] | Mapping[str, Compared]) -> list[Arm]:

@@ -37,7 +37,7 @@ class SearchResults(Results):
         summary: what was found, in sentences.
     """
 
-    edit: Edit = None  # type: ignore[assignment]
+    edit: Edit | None = None
     summary: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -63,7 +63,7 @@ def search(
     Args:
         model: the base model.
         vectors: of this model.
-        behaviour: safety, truthfulness or conciseness; by default what the vectors are of.
+        behaviour: a behaviour, its folder, or a contrast file; by default what the vectors are of.
         out: run folder, in which it goes on if it was stopped, with report.html and edit/; by default none is left.
 
     Raises:
@@ -77,7 +77,8 @@ def search(
         found = search_and_report(model, vectors, chosen, folder, lambda text, conditions: None, **vars(accepting))
         edit = Edit.of(load_edit(folder / "edit"), model)
     conditions = tuple(Condition.from_json(one) for one in found["held_out"]["conditions"])
-    return SearchResults(conditions, chosen.behaviour, found["prompts"], edit, tuple(found["summary"]))
+    goal = found["attribute"], found["direction"]
+    return SearchResults(conditions, found["behaviour"], found["prompts"], goal, edit, tuple(found["summary"]))
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,12 +13,12 @@ from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.estimates import CHANGE, POINTS, Condition
 from steer2edit.evaluation import (
     BASE_ARM,
-    METRICS,
     Behaviour,
     DriftTask,
     at_drift,
     behaviour,
     calibrate,
+    described,
     edit_arm,
     evaluate,
     metric_name,
@@ -34,7 +34,7 @@ from steer2edit.recipes.verify import verify_artifacts
 from steer2edit.search import PAPER, Narrate, SearchOptions, run_facts
 from steer2edit.search.folder import conditions_once, measured
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions
-from steer2edit.steering import safety_prompts
+from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
 
 RUN = RunKind("run", 1, "working", "model and options")
 RULE = "measured effects with a gate, in closed form: nothing was searched"
@@ -96,6 +96,8 @@ def run_behaviour(
     about = {**identity(what, model, source), "kl": options.kl, "search": options.search}
     with RunFolder(out, RUN).opened(about) as folder:
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
+        asked = prompt_digests(prompt for prompts in part.prompts.values() for prompt in prompts)
+        require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": asked})
         if options.search:
             return _searched(model, vectors, what, out / "search", narrate, options, force, command)
         edit = _edit_once(model, vectors, out / "edit", ConvertOptions(kl=options.kl), force)
@@ -103,7 +105,7 @@ def run_behaviour(
         narrate(_told(seen), [])
         run = _Run(folder, RememberingEngine(TransformersEngine(model)), vectors, edit, options.kl, narrate)
         results = {
-            **run_facts(f"An edit for {what}, {model.name}", what, model, command, asdict(options)),
+            **run_facts(f"An edit for {part.name}, {model.name}", part, model, command, asdict(options)),
             "diagnosis": vectors.diagnosis,
             "preview": None if seen is None else seen.to_json(),
             **run.held_out(part, extras.paper),
@@ -245,4 +247,4 @@ def _told(seen: Preview | None) -> str:
 
 
 def _card(conditions: list[Condition]) -> dict[str, Any]:
-    return {"conditions": [c.for_card() for c in conditions], "metrics": METRICS}
+    return {"conditions": [c.for_card() for c in conditions], "metrics": described(conditions)}

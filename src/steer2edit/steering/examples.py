@@ -12,7 +12,7 @@ from steer2edit.steering.labels import Label
 from steer2edit.steering.rows import SPLITS, Row, Split, read_table
 
 _SIDES: tuple[Label, ...] = get_args(Label)
-_PAIR = ("prompt", *_SIDES)
+PAIR = ("prompt", *_SIDES)
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def examples_in_memory(rows: Sequence[Any]) -> list[Example]:
     examples = []
     for number, row in enumerate(rows, start=1):
         where = f"pair {number}"
-        if isinstance(row, tuple | list) and len(row) == len(_PAIR):
-            row = dict(zip(_PAIR, row, strict=True))
+        if isinstance(row, tuple | list) and len(row) == len(PAIR):
+            row = dict(zip(PAIR, row, strict=True))
         if not isinstance(row, Mapping):
             raise DataError(f"{where} must be (prompt, positive, negative), or a row by column, got {row!r:.200}.")
         examples += _examples_of(Row(where, row), None)
