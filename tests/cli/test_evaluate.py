@@ -109,7 +109,7 @@ class TestResults:
             "probe refused",
             "0 % [0, 66]",
             "reference",
-            "steering 3 minus base, paired",
+            "Less base, on the same items",
             "+0 points [-49, +49]",
         ):
             assert text in shown

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,26 @@ def test_a_table_fits_and_drops_no_digit(width: int) -> None:
 
 def test_a_table_that_fits_is_a_line_per_row() -> None:
     assert text_table(["", "n"], [["one", "2 % [1, 3]"]], 80) == ["              n", "one  2 % [1, 3]"]
+
+
+def test_text_and_bars_do_not_collide() -> None:
+    """On a terminal, what is said while bars are drawn erases them first, and stands in lines of its own."""
+    pty = pytest.importorskip("pty")
+    code = (
+        "from steer2edit.progress import show_progress, step\n"
+        "from steer2edit.cli.console import say\n"
+        "with show_progress(), step('Trials', 2) as advance:\n"
+        "    advance(1)\n    say('found one')\n    advance(1)\n"
+    )
+    terminal, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how a terminal ends
+        while piece := os.read(terminal, 65536):
+            shown += piece
+    os.close(terminal)
+    assert process.wait() == 0
+    assert b"\x1b[2Kfound one\r\n" in shown
+    assert b"Trials" in shown

@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from steer2edit.api import showing
 from steer2edit.api.edit import CombinedEdit
+from steer2edit.api.tables import LESS_BASE, condition_rows, difference_rows
 from steer2edit.core import Combined, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.estimates import Condition, Estimate, Notation, column
+from steer2edit.estimates import Condition
 from steer2edit.evaluation import (
     BASE_ARM,
     BEHAVIOURS,
     COST,
     TASK_KINDS,
     Arm,
-    Metric,
     TaskSettings,
     attribute_of,
     build_tasks,
     compare,
     edit_arm,
     find_scorer,
-    metric_name,
 )
 from steer2edit.evaluation import evaluate as run_evaluation
 from steer2edit.models import LanguageModel
@@ -79,32 +78,16 @@ class Results:
         )
 
     def __repr__(self) -> str:
-        lines = text_table(*self._table(), _WIDTH)
-        if len(self.conditions) > 1:
-            lines += ["", "Less base, on the same items", *text_table(*self._differences(), _WIDTH)]
+        lines = text_table(*condition_rows(self.conditions), _WIDTH)
+        if any(one["differences"] for one in self.differences):
+            lines += ["", LESS_BASE, *text_table(*difference_rows(self.differences), _WIDTH)]
         return "\n".join(["95 % intervals", *lines])
 
     def _repr_html_(self) -> str:
-        tables = [showing.table(*self._table(), "95 % intervals in brackets")]
-        if len(self.conditions) > 1:
-            tables.append(showing.table(*self._differences(), "Less base, on the same items"))
+        tables = [showing.table(*condition_rows(self.conditions), "95 % intervals in brackets")]
+        if any(one["differences"] for one in self.differences):
+            tables.append(showing.table(*difference_rows(self.differences), LESS_BASE))
         return showing.page(f"Measured: {self.title}", *tables, self._tradeoff())
-
-    def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Metrics across, conditions down."""
-        metrics = {name: metric_name(name) for name in self.conditions[0].metrics}
-        titles = [f"{metric.brief}\nn={self.conditions[0].metrics[name].n}" for name, metric in metrics.items()]
-        rows = [[c.label, *(_cell(c, metric) for metric in metrics.values())] for c in self.conditions]
-        return ["", *titles], rows
-
-    def _differences(self) -> tuple[list[str], list[list[str]]]:
-        found = self.differences
-        metrics = [metric_name(name) for name in found[0]["differences"]]
-        rows = [
-            [one["label"], *(_changed(metric).text(Estimate(**one["differences"][metric.name])) for metric in metrics)]
-            for one in found
-        ]
-        return ["", *(metric.brief for metric in metrics)], rows
 
     def _tradeoff(self) -> str:
         """The plot of a behaviour's attribute against its cost; nothing where one of them was not measured."""
@@ -118,16 +101,6 @@ class Results:
         shown = plane.drawable(self.conditions)
         marks = [Marks(c.label, [c], {"color": colours[c.kind], "size": 11}, bars=True) for c in shown]
         return showing.plot(plane_figure(plane, marks)) if marks else ""
-
-
-def _cell(condition: Condition, metric: Metric) -> str:
-    if metric.against_base and condition.kind == "base":
-        return "reference"
-    return column(metric.scale == "share").text(condition.metrics[metric.name])
-
-
-def _changed(metric: Metric) -> Notation:
-    return column(metric.scale == "share", change=True)
 
 
 def evaluate(

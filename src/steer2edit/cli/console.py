@@ -107,13 +107,6 @@ def columns_of_text(labels: Sequence[str], texts: Sequence[str]) -> Table:
 
 def print_conditions(conditions: "Sequence[Condition]", title: str = "") -> None:
     """Conditions side by side, each metric with its 95 % interval and n."""
-    from steer2edit.estimates import column
-    from steer2edit.evaluation import metric_name
+    from steer2edit.api.tables import condition_rows
 
-    found = {name: metric_name(name) for name in conditions[0].metrics}
-    columns = ["", *(f"{metric.brief}\nn={conditions[0].metrics[name].n}" for name, metric in found.items())]
-    rows = [
-        [c.label, *(column(metric.scale == "share").text(c.metrics[name]) for name, metric in found.items())]
-        for c in conditions
-    ]
-    print_table(columns, rows, title)
+    print_table(*condition_rows(conditions), title)

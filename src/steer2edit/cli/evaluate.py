@@ -72,9 +72,9 @@ def evaluate(
     """
     if not task and not lm_eval:
         raise typer.BadParameter("give at least one --task or --lm-eval; `steer2edit evaluate --list` shows the tasks.")
+    from steer2edit.api.tables import LESS_BASE, difference_rows
     from steer2edit.artifacts.manifest import package_versions
-    from steer2edit.cli.comparison import print_comparison
-    from steer2edit.cli.console import print_unscored
+    from steer2edit.cli.console import print_conditions, print_table, print_unscored, say
     from steer2edit.evaluation import TaskSettings, build_tasks, compare, find_scorer, unscored_reasons
     from steer2edit.evaluation import evaluate as run_evaluation
     from steer2edit.progress import show_progress
@@ -119,7 +119,10 @@ def evaluate(
     }
 
     def show() -> None:
-        print_comparison(conditions, comparisons)
+        print_conditions(conditions, "95 % intervals")
+        if any(one["differences"] for one in comparisons):
+            say()
+            print_table(*difference_rows(comparisons), LESS_BASE)
         print_unscored(unscored_reasons(tasks))
 
     measuring.hand_out(results, show)
