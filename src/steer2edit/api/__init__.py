@@ -4,7 +4,7 @@ from steer2edit.api.edit import CombinedEdit, Edit, convert, load_edit
 from steer2edit.api.files import apply, export
 from steer2edit.api.model import Model, load, wrap
 from steer2edit.api.results import Results, evaluate
-from steer2edit.api.runs import SearchResults, StressResults, search, stress
+from steer2edit.api.runs import RefitResults, SearchResults, StressResults, refit, search, stress
 from steer2edit.api.vectors import Vectors, extract, load_vectors
 from steer2edit.audit import audit
 
@@ -12,6 +12,7 @@ __all__ = [
     "CombinedEdit",
     "Edit",
     "Model",
+    "RefitResults",
     "Results",
     "SearchResults",
     "StressResults",
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "load_edit",
     "load_vectors",
+    "refit",
     "search",
     "stress",
     "wrap",

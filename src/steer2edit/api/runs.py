@@ -17,6 +17,7 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
 from steer2edit.progress import show_progress
+from steer2edit.recipes.refit import refit as make_anew
 from steer2edit.recipes.searched import search_and_report
 from steer2edit.search import behaviours_of, options_for
 from steer2edit.settings import Accepting, SearchOptions
@@ -79,6 +80,45 @@ def search(
     conditions = tuple(Condition.from_json(one) for one in found["held_out"]["conditions"])
     goal = found["attribute"], found["direction"]
     return SearchResults(conditions, found["behaviour"], found["prompts"], goal, edit, tuple(found["summary"]))
+
+
+@dataclass(frozen=True, repr=False)
+class RefitResults(Results):
+    """What `refit` found: the model as it is now, with the old edit on top, and with the new one.
+
+    Args:
+        edit: the new one.
+    """
+
+    edit: Edit | None = None
+
+
+def refit(
+    model: LanguageModel,
+    edit: WeightEdit,
+    *,
+    contrast: str | None = None,
+    limit: int | None = None,
+    force: bool = False,
+) -> RefitResults:
+    """Make an edit anew for a model whose weights have changed, after a fine-tune say, from the edit's own recipe.
+
+    Args:
+        model: as it is now.
+        edit: whose contrast, settings and drift are used again; nothing is searched.
+        contrast: a behaviour or file, where the edit does not say or its file has moved.
+        limit: at most this many items of every set.
+        force: edit with vectors that the diagnosis calls noise.
+
+    Raises:
+        DataError: the edit does not say what its vectors are made from.
+        MismatchError: the model has other sites or shapes than the edit.
+        NoiseError: the diagnosis calls the vectors noise.
+    """
+    with show_progress(piped=False):
+        found = make_anew(model, edit, contrast=contrast, limit=limit, force=force)
+    made = Edit.of(found.edit, model)
+    return RefitResults(tuple(found.conditions), "refit", found.prompts, edit=made)
 
 
 @dataclass(frozen=True, repr=False)

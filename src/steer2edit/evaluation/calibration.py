@@ -169,7 +169,7 @@ def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) 
             f"no strength of the edit was found that drifts by KL {kl:g}: the nearest drifts by {found.drift:.3g}. "
             "Ask for another KL."
         )
-    drift = {"kl": found.drift, "requests": len(task)}
+    drift = {"kl": found.drift, "asked": kl, "requests": len(task)}
     return replace(edit.scaled(found.strength), metadata={**edit.metadata, "drift": drift})
 
 

@@ -1,5 +1,9 @@
 """Vectors and edits as the settings ask for them: what the command line, Python and whole runs share."""
 
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import convert, recommended
 from steer2edit.editing.convert import MIN_TOKENS
@@ -12,6 +16,8 @@ from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
 from steer2edit.steering import ContrastSet, benign_means, extract, load_contrast, measure_effects, measure_inputs
 from steer2edit.steering.source import Source
 
+RECIPE = "recipe"
+"""Key of the metadata of vectors: the settings that are not the usual ones, from which `refit` extracts again."""
 EFFECT_KL = 0.03
 """Nats per token that an edit made of effects spends: its own scale has no meaning."""
 
@@ -39,11 +45,21 @@ def make_vectors(
     contrast = make_contrast(model, options.source if source is None else source, options)
     found = extract(model, contrast, block_outputs=options.block_outputs, direction=options.direction)
     vectors = with_preview_rows(found, contrast)
+    if source is None or isinstance(source, str | Path):
+        made = options if source is None else replace(options, contrast=str(source))
+        vectors = replace(vectors, metadata={**vectors.metadata, RECIPE: _recipe(made)})
     if options.effects or options.decided_by or options.silent_on:
         vectors = measure_effects(
             model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on, seed=options.seed
         )
     return vectors
+
+
+def _recipe(options: ExtractOptions) -> dict[str, Any]:
+    named = {
+        one.name: getattr(options, one.name) for one in fields(options) if getattr(options, one.name) != one.default
+    }
+    return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
 
 
 def make_edit(

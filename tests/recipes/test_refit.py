@@ -1,0 +1,82 @@
+"""An edit made anew: on the same weights it is the same edit, on others the one that its recipe gives there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from steer2edit.artifacts import load_edit, save_edit
+from steer2edit.cli import app
+from steer2edit.core import WeightEdit
+from steer2edit.errors import DataError, MismatchError
+from steer2edit.models import LanguageModel
+from steer2edit.recipes import make_edit, make_vectors, refit
+from steer2edit.recipes.refit import NOW, recipe_of
+from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
+from tiny_chat import tiny_chat_model
+
+MADE = ExtractOptions("conciseness", limit=8, seed=3)
+BUDGET = ConvertOptions(rho_attn=0.05, rho_mlp=0.05, alpha=0.4, max_shift=1.0)
+
+
+def tiny() -> LanguageModel:
+    return tiny_chat_model(num_hidden_layers=2, max_position_embeddings=1024)
+
+
+def made(model: LanguageModel) -> WeightEdit:
+    return make_edit(model, make_vectors(model, MADE), BUDGET, Accepting(force=True))
+
+
+def same(one: WeightEdit, other: WeightEdit) -> bool:
+    return one.sites.keys() == other.sites.keys() and all(
+        torch.equal(one.sites[site].row, other.sites[site].row)
+        and torch.equal(one.sites[site].output_direction, other.sites[site].output_direction)
+        for site in one.sites
+    )
+
+
+def test_on_the_same_weights_it_is_the_same_edit_and_on_tuned_ones_what_the_recipe_gives_there(tmp_path: Path) -> None:
+    model = tiny()
+    save_edit(model, made(model), tmp_path / "edit")
+    old = load_edit(tmp_path / "edit")
+    found = refit(model, old, force=True)
+    assert same(found.edit, made(model))
+    assert [one.label for one in found.conditions] == [NOW, "old edit on top", "refitted edit"]
+    old_on_top, new = (one.values for one in found.conditions[1:])
+    assert old_on_top == new
+
+    tuned = tiny()
+    with torch.no_grad():
+        for projection in tuned.sites.values():
+            projection.module.weight.mul_(torch.linspace(0.5, 1.5, projection.module.weight.shape[1]))
+    again = refit(tuned, old, force=True)
+    assert same(again.edit, made(tuned))
+    assert not same(again.edit, found.edit)
+    assert again.edit.metadata["refit_of"]["vectors"] == old.metadata["vectors"]["sha256"]
+
+
+def test_the_recipe_is_what_was_asked_for() -> None:
+    edit = made(tiny())
+    assert recipe_of(edit) == MADE
+    assert recipe_of(edit, "safety").contrast == "safety"
+    unknown = WeightEdit(edit.sites, {**edit.metadata, "vectors": {"contrast": {"name": "pairs in memory"}}})
+    with pytest.raises(DataError, match=r"does not name one contrast set .* --contrast BEHAVIOUR"):
+        recipe_of(unknown)
+    with pytest.raises(MismatchError):
+        refit(tiny_chat_model(num_hidden_layers=1, max_position_embeddings=1024), edit)
+
+
+def test_one_command_writes_the_new_edit_beside_the_old_one(tmp_path: Path) -> None:
+    model = tiny()
+    model.network.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    save_edit(model, made(model), tmp_path / "edit")
+    arguments = ["refit", str(tmp_path / "model"), str(tmp_path / "edit"), "--limit", "8", "--force", "--json"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["out"] == str(tmp_path / "edit-refit")
+    assert told["conditions"][0]["label"] == NOW
+    assert same(load_edit(tmp_path / "edit-refit"), load_edit(tmp_path / "edit"))
