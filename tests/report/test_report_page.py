@@ -13,7 +13,12 @@ import pytest
 
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ArtifactError, DataError
+from steer2edit.evaluation import metric_name, paired
 from steer2edit.report import render_report, write_report
+from steer2edit.report.answers import answers
+from steer2edit.report.replies import first_replies, reply_sets
+from steer2edit.report.run_results import read_results
+from steer2edit.report.tables import metric_table
 from steer2edit.report.text import visible
 
 Json = dict[str, Any]
@@ -184,29 +189,81 @@ def test_tables_have_captions_and_ids_are_unique(results: Json, edit: WeightEdit
     assert targets <= set(ids)
 
 
-def test_the_headline_says_what_changed_with_intervals(results: Json, edit: WeightEdit) -> None:
+def with_values(results: Json, *values: tuple[list[bool], list[bool]]) -> Json:
+    """The results with verdicts by item: base, steering and edit, each of the harmful and of the benign requests."""
+    for entry, (harmful, benign) in zip(results["held_out"]["conditions"], values, strict=True):
+        entry["values"] = {"harmful_refused": harmful, "benign_refused": benign}
+    return results
+
+
+def test_the_first_screen_answers_three_questions_by_paired_differences(results: Json, edit: WeightEdit) -> None:
+    """By hand: 8 of 10 harmful requests more are refused, 4 more than under steering; one benign one more."""
+    no, half = [False] * 10, [True] * 4 + [False] * 6
+    with_values(results, (no, no), (half, no), ([True] * 8 + [False] * 2, [True] + [False] * 9))
+    worked, cost, ahead = answers(read_results(results))
+    assert (worked.question, worked.verdict, worked.figure) == ("Did it work?", "good", "+80.0 points")
+    interval = metric_name("harmful_refused").change.interval(paired([True] * 8 + [False] * 2, no))
+    assert worked.details == (
+        "Harmful requests refused: 12.5\u00a0% before, 50.0\u00a0% after the edit.",
+        f"95 % interval of the paired difference: {interval}, n\u00a0=\u00a010.",
+    )
+    assert (cost.verdict, cost.words, cost.figure) == ("good", "within its limits", "KL 0.125 nats per token")
+    assert any(
+        detail.startswith("Benign requests refused: 0.0\u00a0% before, 6.2\u00a0% after") for detail in cost.details
+    )
+    assert (ahead.question, ahead.figure) == ("Is it ahead of steering?", "+40.0 points")
+    assert ahead.details[0].endswith("against steering 0.2, at KL 0.125 nats per token and 0.250 nats per token: not "
+                                     "the same cost.")  # fmt: skip
     text = Page(render_report(results, edit)).text
-    assert "Harmful requests refused: 12.5 % (6.2 to 25.0 %, n = 20) before the edit, 50.0 % (43.8 to 62.5 %" in text
-    assert "after it. The two intervals do not overlap." in text
-    assert "the NLL changes by +0.188 nats per token (+0.125 to +0.312, n = 20)" in text
-    assert "steering 0.2: harmful requests refused 75.0 %" in text
+    assert "Did it work? yes +80.0 points" in text
     assert "at each of 4 sites. It changes 3 of 4 attention heads and 5 of 10 MLP neurons." in text
 
 
-def test_overlapping_intervals_are_said_to_overlap(results: Json, edit: WeightEdit) -> None:
-    # benign: base 0 (-0.0625 to 0.125), edited 0.0625 (0 to 0.1875)
-    assert "The two intervals overlap." in Page(render_report(results, edit)).text
+def test_colour_says_better_or_worse_and_not_which_arm(results: Json, edit: WeightEdit) -> None:
+    """Benign requests that are refused now are no success: neither the answer nor the reply is marked as good."""
+    no, all_ = [False] * 10, [True] * 10
+    with_values(results, (no, no), (no, no), (no, all_))
+    worked, cost, _ = answers(read_results(results))
+    assert (worked.verdict, worked.words) == ("open", "no detectable change")
+    assert (cost.verdict, cost.words) == ("bad", "too much")
+    results["held_out"]["conditions"][2]["outcomes"]["benign"] = [True, False]
+    tags = re.findall(r'<span class="tag (\w*)">([a-z ]+)</span>', render_report(results, edit))
+    assert ("good", "now refused") in tags  # harmful
+    assert ("bad", "now refused") in tags  # benign
+    assert ("good", "refused") in tags
+    assert ("bad", "refused") in tags
+
+
+def test_three_replies_that_changed_come_first(results: Json, edit: WeightEdit) -> None:
+    results["held_out"]["conditions"][2]["outcomes"]["benign"] = [True, False]
+    page = Page(render_report(results, edit))
+    assert [attrs.get("class") for _, attrs in page.tags].count("changed") == 2  # as many as there are
+    first = page.text.index("Replies that changed")
+    assert first < page.text.index("How do I one?") < page.text.index("Capital of France?") < page.text.index("metric")
+    run = read_results(results)
+    assert [e.prompt for e in first_replies(reply_sets(run))] == ["How do I one?", "Capital of France?"]
+
+
+def test_replies_open_all_at_once(results: Json, edit: WeightEdit) -> None:
+    page = Page(render_report(results, edit))
+    assert [attrs["aria-expanded"] for tag, attrs in page.tags if tag == "button"] == ["false", "false"]  # one a set
+    assert page.text.count("Expand all") == 2
+
+
+def test_a_phone_has_room_for_the_edit_the_base_and_steering(results: Json) -> None:
+    table = metric_table(read_results(results))
+    assert table is not None
+    assert [condition.kind for condition in table.conditions] == ["edit", "base", "steering"]
+    assert [cells[0].value for metric, cells in table.rows if metric.name == "harmful_refused"] == ["50.0\u00a0%"]
 
 
 def test_a_null_estimate_is_not_scored_and_not_zero(results: Json, edit: WeightEdit) -> None:
     nothing = {"value": None, "low": None, "high": None, "n": 0, "unscored": 20}
     results["held_out"]["conditions"][2]["metrics"] = dict.fromkeys(("harmful_refused", "kl"), nothing)
     page = Page(render_report(results, edit))
-    assert (
-        "Harmful requests refused: 12.5 % (6.2 to 25.0 %, n = 20) before the edit, not scored (n = 0, 20 not"
-        in page.text
-    )
-    assert "KL divergence from the base is not scored" in page.text
+    assert "Harmful requests refused: 12.5 % before, not scored after the edit." in page.text
+    assert "Did it work? not to be told not scored" in page.text
+    assert "KL not scored" in page.text
     names = [trace.get("name") for trace in page.embedded("figures")["tradeoff-kl"]["data"]]
     assert "edited, held-out" not in names
     assert "steered, held-out" in names

@@ -9,11 +9,11 @@ from test_report_page import HOSTILE, Page, structure, with_strings
 from steer2edit.core import WeightEdit
 from steer2edit.errors import DataError
 from steer2edit.report import render_report
+from steer2edit.report.answers import Verdict, answers, tradeoff_sentences
 from steer2edit.report.content import trial_rows
 from steer2edit.report.panels import figure_json, sensitivity_panel, tradeoff_panels
 from steer2edit.report.run_results import read_results
 from steer2edit.report.sensitivity import complete_trials, searched
-from steer2edit.report.sentences import comparison_sentences
 from steer2edit.report.tradeoff import held_out_figure, validation_figure
 
 Json = dict[str, Any]
@@ -119,15 +119,15 @@ def test_without_a_complete_trial_there_is_no_sensitivity(edit: WeightEdit) -> N
 
 
 def test_the_comparison_is_told_in_sentences() -> None:
-    equal, area, drift = comparison_sentences(read_results(search_results()))
-    assert (
-        "harmful requests refused, where positive is better (more of it): +12.5 points (+6.2 to +25.0 points)" in equal
+    run = read_results(search_results())
+    ahead = answers(run)[2]
+    assert (ahead.verdict, ahead.words, ahead.figure) == ("good", "yes", "+12.5 points")
+    assert ahead.details == (
+        "Harmful requests refused, against steering at the edit's own drift; positive is better (more of it), +50.0 % "
+        "(+43.8 to +62.5 %) of steering's own value there.",
+        "95 % interval of the paired difference: +6.2 to +25.0 points, n\u00a0=\u00a020.",
     )
-    assert (
-        "or +50.0 % (+43.8 to +62.5 %) of steering's own value there; bootstrap over the items, n\u00a0=\u00a020."
-        in equal
-    )
-    assert equal.endswith("The interval lies on the edits' side.")
+    area, drift = tradeoff_sentences(run)
     assert "2.00 times (1.94 to 2.12) (0.2500 against 0.1250)" in area
     assert "steering at strength 0.15 (KL 0.100), the edit at strength 0.7 (KL 0.125, as near as it came)" in drift
 
@@ -135,24 +135,29 @@ def test_the_comparison_is_told_in_sentences() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (-0.1, 0.2, "reaches both sides, so neither is shown to be ahead"),
-        (-0.3, -0.1, "lies on steering's side"),
-        (0.1, None, "lies on the edits' side"),
-        (None, None, "n\u00a0=\u00a020."),
+        (-0.1, 0.2, ("open", "no detectable difference")),
+        (-0.3, -0.1, ("bad", "no, steering is")),
+        (0.1, None, ("good", "yes")),
+        (None, None, ("open", "not to be told")),
     ],
 )
-def test_a_comparison_is_never_said_to_be_clearer_than_it_is(low: float | None, high: float | None, said: str) -> None:
+def test_a_comparison_is_never_said_to_be_clearer_than_it_is(
+    low: float | None, high: float | None, said: tuple[Verdict, str]
+) -> None:
     results = search_results()
     results["comparison"]["at_equal_cost"] |= {"low": low, "high": high}
-    assert said in comparison_sentences(read_results(results))[0]
+    ahead = answers(read_results(results))[2]
+    assert (ahead.verdict, ahead.words) == said
 
 
 def test_what_could_not_be_compared_is_said_to_be_so() -> None:
     results = search_results()
     nothing = {"value": None, "low": None, "high": None, "n": 20}
     results["comparison"] |= {"ratio": nothing, "at_equal_cost": nothing, "relative": nothing}
-    equal, area, _ = comparison_sentences(read_results(results))
-    assert equal.endswith("not scored.")
+    run = read_results(results)
+    ahead = answers(run)[2]
+    assert (ahead.verdict, ahead.words, ahead.figure) == ("open", "not to be told", "not scored")
+    area, _ = tradeoff_sentences(run)
     assert "no ratio, because steering gains nothing there" in area
 
 
@@ -177,13 +182,11 @@ def test_tables_hold_front_and_steering_and_not_hundreds_of_trials(edit: WeightE
     assert "trial c" not in many.text
 
 
-def test_the_recommended_edit_stands_in_cards_and_headline(edit: WeightEdit) -> None:
+def test_the_recommended_edit_stands_first(edit: WeightEdit) -> None:
     text = Page(render_report(search_results(), edit)).text
     # held-out: b, which is not the first edit there
-    assert "Harmful requests refused: 0.0 % (−6.2 to 12.5 %, n = 20) before the edit, 37.5 %" in text or (
-        "Harmful requests refused: 0.0 % (-6.2 to 12.5 %, n = 20) before the edit, 37.5 %" in text
-    )
-    assert "Activation steering for comparison" not in text  # the comparison at equal cost says more
+    assert "Harmful requests refused: 0.0 % before, 37.5 % after the edit." in text
+    assert "What did it cost? within its limits KL 0.188 nats per token" in text
     assert "ρ_attn = 0.4, ρ_mlp = off, α = 0.25" in text
     assert "κ" not in text.split("Rule:")[0].split("Chosen on")[1]
 
@@ -201,8 +204,8 @@ def test_replies_are_those_of_base_nearest_steering_and_recommended_edit(edit: W
 @pytest.mark.parametrize(
     ("name", "behaviour", "step", "arrow", "said"),
     [
-        ("truth_preferred", "truthfulness", 0.125, "↑ more is better", "(more of it): +12.5 points"),
-        ("reply_tokens", "conciseness", 8.0, "↓ less is better", "(less of it): +8.0 tokens"),
+        ("truth_preferred", "truthfulness", 0.125, "↑ more is better", "positive is better (more of it)"),
+        ("reply_tokens", "conciseness", 8.0, "↓ less is better", "positive is better (less of it)"),
     ],
 )
 def test_each_behaviour_shows_its_own_direction(

@@ -145,7 +145,7 @@ def test_an_accuracy_costs_what_is_lost_of_it() -> None:
         made = point(0.1 if gained else 0.0, gained, 0)
         return Condition("", values={**made.values, "mmlu_accuracy": [i < right for i in range(10)]})
 
-    plan = Plan("harmful_refused", 1, (0.1,), ("mmlu_accuracy",))
+    plan = Plan("harmful_refused", 1, (0.1,), ("mmlu_accuracy",), falling=("mmlu_accuracy",))
     methods = {"steering": [with_accuracy(7, 10)]}
     found = method_figures(with_accuracy(8, 0), methods, plan, {**ITEMS, "mmlu_accuracy": "m"}, resamples=20)
     # a tenth is lost for half of the attribute: at .05 it is a quarter

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from steer2edit.core import ClassMeans, SiteMeans, SteeringVectors
+from steer2edit.core import ClassMeans, SiteEffects, SiteMeans, SteeringVectors
 from steer2edit.editing import compute_factors
 from steer2edit.engines import Engine, RememberingEngine, Request, TransformersEngine
 from steer2edit.evaluation import Behaviour, Condition, DriftTask, RefusalTask
+from steer2edit.method import GATED_RULES
 from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.search import Budget, Search, SearchOptions, SearchResult, SearchSpace, Trial, run_search
 from tiny_chat import tiny_chat_model, tiny_tokenizer
@@ -65,13 +66,18 @@ def tiny_model(seed: int = 0) -> LanguageModel:
     return tiny_chat_model(seed=seed, tokenizer=tokenizer, num_hidden_layers=2)
 
 
-def random_vectors(model: LanguageModel, seed: int = 1) -> SteeringVectors:
+def random_vectors(model: LanguageModel, seed: int = 1, *, effects: bool = False) -> SteeringVectors:
     generator = torch.Generator().manual_seed(seed)
 
     def means(size: int) -> ClassMeans:
         return ClassMeans(torch.randn(size, generator=generator), torch.randn(size, generator=generator))
 
     sites = {site: SiteMeans(means(p.shape[0]), means(p.shape[1])) for site, p in model.sites.items()}
+    if effects:
+        parts = {s: [torch.randn(m.input.positive.numel(), generator=generator) for _ in range(3)]
+                 for s, m in sites.items()}  # fmt: skip
+        found = {s: SiteEffects(e, d.abs(), g, 0.9) for s, (e, d, g) in parts.items()}
+        sites = {site: replace(own, effects=found[site]) for site, own in sites.items()}
     return SteeringVectors(sites, {"model": model.describe()})
 
 
@@ -86,6 +92,7 @@ def tiny_search(
     *,
     engine: Engine | None = None,
     budget: Budget | None = None,
+    effects: bool = False,
     space: SearchSpace | None = None,
     vectors_seed: int = 1,
     model_seed: int = 0,
@@ -93,13 +100,15 @@ def tiny_search(
     **settings: Any,
 ) -> Search:
     model = engine.model if engine else tiny_model(model_seed)
-    vectors = random_vectors(model, vectors_seed)
+    vectors = random_vectors(model, vectors_seed, effects=effects)
     runner = engine or RememberingEngine(TransformersEngine(model))
     defaults = {"trials": 16, "generation": 8, "strengths": (0.02, 0.05)}
     return Search(
         runner, vectors, compute_factors(model, vectors), behaviour or tiny_behaviour("validation"),
         tiny_behaviour("held-out"), budget or Budget({"kl": MAX_KL}), space or SearchSpace(),
         SearchOptions(**{**defaults, **settings}),
+        effects=compute_factors(model, vectors, GATED_RULES, force=True) if effects else None,
+        no_effects="" if effects else "no effects",
     )  # fmt: skip
 
 

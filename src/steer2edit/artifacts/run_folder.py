@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_file
 from steer2edit.errors import ArtifactError, MismatchError
+from steer2edit.estimates import Condition
 
 _LOCK_FILE = ".lock"
 _MEASURED_AGAIN = "Restore it, or remove it and run the command again: it is then measured again."
@@ -108,6 +109,19 @@ class RunFolder:
             stored |= zip(missing, make(missing), strict=True)
             write_json(path, stored)
         return [stored[key] for key in keys]
+
+    def conditions(self, name: str, key: str, measure: Callable[[], Sequence[Condition]]) -> list[Condition]:
+        """The conditions that `NAME.json` holds under a key; measured and written down if it has none.
+
+        The file keeps the conditions of all keys side by side, in the order they were measured, so that it can be seen
+        how often held-out items were looked at.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
+        found = self.once(name, lambda: [condition.to_json() for condition in measure()], key=key)
+        with damage_explained(self.path / f"{name}.json"):
+            return [Condition.from_json(one) for one in found]
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Secant:
         self._target = target
         self._tolerance = tolerance
         self._tried: list[tuple[float, float]] = [(0.0, 0.0)]
-        self._steps = 0
+        self.steps = 0
 
     @property
     def done(self) -> bool:
@@ -71,19 +71,19 @@ class Secant:
         Raises:
             InvalidValueError: there is no drift at all.
         """
-        self._steps += 1
+        self.steps += 1
         if drift is None:
             below = self._tried[-1][0]
             self.strength = (below + self.strength) / 2 if below < self.strength else self.strength / 4
             return
         if drift <= 0:  # by rounding, if the strength is far too small
-            if self._steps > _HOPELESS:
+            if self.steps > _HOPELESS:
                 raise InvalidValueError(f"strength {self.strength:g} causes no drift at all, so none can be spent.")
             self.strength *= 4
             return
         reached = abs(drift - self._target) <= self._tolerance * self._target
         if self.best.steps == 0 or abs(drift - self._target) < abs(self.best.drift - self._target):
-            self.best = Calibration(self.strength, drift, self._steps, reached)
+            self.best = Calibration(self.strength, drift, self.steps, reached)
         if not reached:
             self._tried.append((self.strength, math.sqrt(drift)))
             self.strength = _next(self._tried, math.sqrt(self._target))

@@ -31,7 +31,6 @@ from steer2edit.recipes.schema import Recipe
 from steer2edit.recipes.searched import search_and_report
 from steer2edit.report.run_results import read_results
 from steer2edit.search import Narrate, SearchOptions
-from steer2edit.search.folder import conditions_once, measured
 from steer2edit.settings import ExtractOptions, RunOptions
 from steer2edit.settings.run import Stage
 from steer2edit.steering import prompt_digests, require_no_overlap
@@ -162,9 +161,7 @@ def _measured(
     key = [list(specs), settings.limit, settings.max_new_tokens, strength, run.chosen.hyperparameters]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     engine = RememberingEngine(TransformersEngine(model))
-    conditions = conditions_once(
-        RunFolder(folder, RUN), "data_sets", name, lambda: measured(evaluate(engine, tasks, arms))
-    )  # fmt: skip
+    conditions = RunFolder(folder, RUN).conditions("data_sets", name, lambda: evaluate(engine, tasks, arms))
     narrate("The recipe's data sets:", conditions)
     return {
         "tasks": list(specs),

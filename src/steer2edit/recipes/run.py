@@ -32,7 +32,6 @@ from steer2edit.recipes.preview import Preview, preview
 from steer2edit.recipes.searched import search_and_report
 from steer2edit.recipes.verify import verify_artifacts
 from steer2edit.search import PAPER, Narrate, SearchOptions, run_facts
-from steer2edit.search.folder import conditions_once, measured
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions
 from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
 
@@ -131,11 +130,11 @@ class _Run:
         found = self.folder.once("steering", lambda: {"strength": round(self._steering(), 4)})
         steering = steering_arm(self.vectors, found["strength"])
 
-        def measure() -> list[dict[str, Any]]:
+        def measure() -> list[Condition]:
             arms = [BASE_ARM, steering, *([edit_arm(self._paper(), "the paper's rule")] if paper else [])]
-            return measured(evaluate(self.engine, part.tasks, [*arms, edit_arm(self.edit, "edit")]))
+            return evaluate(self.engine, part.tasks, [*arms, edit_arm(self.edit, "edit")])
 
-        final = conditions_once(self.folder, "held_out", "conditions", measure)
+        final = self.folder.conditions("held_out", "conditions", measure)
         self.narrate(f"Held-out prompts; steering and edit spend KL {self.kl:g} on validation prompts:", final)
         save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=_card(final), overwrite=True)
         return {

@@ -9,18 +9,16 @@ from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import expert_edits
 from steer2edit.evaluation import metric_name
+from steer2edit.report.answers import answers, extent, tradeoff_sentences
 from steer2edit.report.blocks import shown_blocks
 from steer2edit.report.panels import diagnosis_panel, edit_panels, sensitivity_panel, tradeoff_panels
-from steer2edit.report.replies import reply_sets
+from steer2edit.report.replies import first_replies, reply_sets
 from steer2edit.report.run_results import ComparisonResults, RunResults
-from steer2edit.report.sentences import headline
 from steer2edit.report.tables import (
-    Cell,
-    cell,
     diagnosis_table,
     largest_components,
     largest_experts,
-    metrics_of,
+    metric_table,
     run_tables,
 )
 from steer2edit.report.text import visible
@@ -38,23 +36,29 @@ _SYMBOLS = {
 def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
     """The variables of a run's page."""
     tradeoffs, panels = tradeoff_panels(run), edit_panels(run, edit)
-    others = {"sensitivity": sensitivity_panel(run) if run.is_search else None, "diagnosis": diagnosis_panel(run, edit)}
-    panels |= {name: panel for name, panel in others.items() if panel is not None}
+    found = {"sensitivity": sensitivity_panel(run) if run.is_search else None, "diagnosis": diagnosis_panel(run, edit)}
+    panels |= {name: panel for name, panel in found.items() if panel is not None}
     blocks, left_out = shown_blocks(edit), LeftOut.of(edit.metadata)
-    largest = [largest_components(edit, extent) for extent in blocks.values()]
+    largest = [largest_components(edit, one) for one in blocks.values()]
+    shown, sets = tradeoffs[0][-1] if tradeoffs else None, reply_sets(run)
+    others = [tuple(panel for panel in own if panel is not shown) for own in tradeoffs]
     return {
         "run": run,
-        "headline": headline(run, edit),
-        "cards": _cards(run),
+        "answers": answers(run),
+        "first_replies": first_replies(sets),
+        "measured": metric_table(run),
+        "shown": shown,
+        "extent": extent(edit),
         "tables": run_tables(run),
+        "tradeoff_sentences": tradeoff_sentences(run),
         "trial_rows": trial_rows(run),
-        "tradeoffs": tradeoffs,
+        "tradeoffs": [own for own in others if own],
         "panels": panels,
         "figures": {panel.name: panel.data for panel in [*chain(*tradeoffs), *panels.values()]},
         "chosen": _chosen(run),
         "limits": _limits(run),
         "measured_effects": edit.metadata.get("rules", {}).get("importance") == "effect",
-        "blocks": [(extent, panels.get(block)) for block, extent in blocks.items()],
+        "blocks": [(one, panels.get(block)) for block, one in blocks.items()],
         "largest": [table for table in largest if table.rows],
         "name_examples": _name_examples(edit),
         "experts": largest_experts(edit),
@@ -66,7 +70,7 @@ def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
         "judged": any(e.split_half_cosine is not None or e.auroc is not None for e in run.diagnosis.sites.values()),
         "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
         "verification": [_verification(name, one.identical, one.n) for name, one in run.verification.items()],
-        "reply_sets": reply_sets(run),
+        "reply_sets": sets,
         "provenance": provenance(run),
         "settings": flat(run.settings),
     }
@@ -74,18 +78,8 @@ def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
 
 def _name_examples(edit: WeightEdit) -> str:
     """What the names of components mean, in one phrase."""
-    examples = [extent.style.example for extent in shown_blocks(edit).values()]
+    examples = [one.style.example for one in shown_blocks(edit).values()]
     return ", ".join(examples + ["L12.E5.N801 is neuron 801 of expert 5 of layer 12"] * bool(expert_edits(edit)))
-
-
-def _cards(run: RunResults) -> list[tuple[str, Cell | None, Cell]]:
-    """(metric, before, after the edit) of the held-out evaluation, for large print."""
-    base, edited = run.held_out.first("base"), run.edited
-    return [
-        (m.short, None if base is None or m.against_base else cell(base, m), cell(edited, m))
-        for m in metrics_of([edited] if edited else [])
-        if edited
-    ]
 
 
 def _chosen(run: RunResults) -> str:

@@ -80,6 +80,23 @@ def condition_table(
     return ConditionTable(caption, metrics, tuple(rows))
 
 
+@dataclass(frozen=True)
+class MetricTable:
+    """Every metric (down) of a few conditions (across): narrow enough for a phone."""
+
+    caption: str
+    conditions: tuple[Condition, ...]
+    rows: tuple[tuple[Metric, tuple[Cell, ...]], ...]
+
+
+def metric_table(run: RunResults) -> MetricTable | None:
+    """What was measured of the edit, the base and the nearest steering on held-out items; `None` if nothing was."""
+    one_of_each = [run.edited, run.held_out.first("base"), run.steered]
+    conditions = tuple(condition for condition in one_of_each if condition is not None)
+    rows = tuple((metric, tuple(cell(c, metric) for c in conditions)) for metric in metrics_of(conditions))
+    return MetricTable("Held-out items: estimate, 95 % interval and n.", conditions, rows) if rows else None
+
+
 def run_tables(run: RunResults) -> dict[str, ConditionTable]:
     """The tables of a run by where they stand; data sets are those of a recipe."""
 
@@ -96,14 +113,17 @@ def run_tables(run: RunResults) -> dict[str, ConditionTable]:
     left = "number of items n. Items that could not be scored are left out of n."
     if run.is_search:
         shown = [c for c in run.validation.conditions if c.kind != "edit"] + run.front_trials
-        held_out = f"Held-out items, every metric of every set: estimate, 95 % interval, and {left}"
         validation = condition_table(f"Validation items: {behind}.", shown, recommended)
     else:
-        held_out = f"Held-out prompts: estimate, 95 % interval, and {left}"
         validation = condition_table(f"Validation prompts: {behind}.", run.validation.conditions, chosen)
+    others = [c for c in run.held_out.conditions if c not in (run.edited, run.held_out.first("base"), run.steered)]
     sets = f"What the recipe measures besides: {behind}. A metric is named after the set that was measured."
     found = {
-        "held_out": condition_table(held_out, run.held_out.conditions, recommended if run.is_search else lambda _: ""),
+        "held_out": condition_table(
+            f"The other conditions on held-out items: estimate, 95 % interval, and {left}",
+            others,
+            recommended if run.is_search else lambda _: "",
+        ),
         "validation": validation,
         "data_sets": condition_table(sets, run.data_sets.conditions, recommended),
     }

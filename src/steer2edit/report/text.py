@@ -4,7 +4,7 @@ import html
 import re
 from typing import Any
 
-from steer2edit.estimates import Estimate, Notation
+from steer2edit.estimates import Estimate
 
 # C0 without tab and newline, DEL, C1, zero-width space, line separators, bidirectional overrides and isolates, lone
 # surrogates. Zero-width joiners stay: Persian, Hindi and emoji need them.
@@ -33,11 +33,6 @@ def visible_json(value: Any) -> Any:
 def plot_text(text: str) -> str:
     """The text for a plotly label: escaped, because plotly reads `<b>`, `<a>` and entities as markup."""
     return html.escape(visible(text))
-
-
-def signed(value: float, digits: int) -> str:
-    """The number with its sign: `+0.148`, `−0.020`."""
-    return Notation(f".{digits}f", signed=True, typeset=True).number(value)
 
 
 def counts(found: Estimate) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 BASE = "#7d8590"
 STEERING = "#8b68d0"
-EDIT = "#12907f"
+EDIT = "#2b7bba"
 BEYOND = "#c4682f"
 CHOSEN = "#d0437c"
 POSITIVE = "#cf5548"

@@ -181,10 +181,7 @@ def run_figure(run: RunResults, damage: str) -> go.Figure:
         several = len(run.held_out.of(condition.kind)) > 1
         marker = {"color": colour, "symbol": symbol, "size": 13, "line": {"width": 1, "color": "#ffffff"}}
         marks.append(Marks(f"{condition.label}, held-out" if several else name, [condition], marker, bars=True))
-    figure = plane_figure(plane, marks, run.chosen.limits.get(damage))
-    if metric_name(plane.attribute).scale == "share":
-        figure.update_yaxes(range=[-0.03, 1.03])
-    return _cut(figure, run, plane)
+    return _cut(plane_figure(plane, marks, run.chosen.limits.get(damage)), run, plane)
 
 
 _BUDGETED: tuple[tuple[bool | None, str, str, str], ...] = (

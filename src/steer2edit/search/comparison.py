@@ -22,7 +22,6 @@ from steer2edit.evaluation import (
 from steer2edit.models import recorded_chat
 from steer2edit.progress import step
 from steer2edit.search.comparison_figures import Figure, Plan, figure_text, method_figures
-from steer2edit.search.folder import conditions_once, measured
 from steer2edit.search.items import compared_behaviours, options_for, require_apart, utility_metric
 from steer2edit.search.methods import STEERING, Method
 from steer2edit.search.results import run_facts
@@ -165,9 +164,7 @@ def _measured(
 
         def once(arm: Arm) -> Condition:
             key = arm.parameters.get("key", arm.label)
-            (found,) = conditions_once(
-                folder, "held_out", key, lambda: measured(evaluate(engine, held_out.tasks, [arm]))
-            )  # fmt: skip
+            (found,) = folder.conditions("held_out", key, lambda: evaluate(engine, held_out.tasks, [arm]))
             advance(1)
             return found
 

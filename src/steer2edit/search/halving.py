@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from steer2edit.core import Editing, WeightEdit
+from steer2edit.core import TUNED_BLOCKS, Editing, WeightEdit
+from steer2edit.editing import natural_strength
 from steer2edit.evaluation import Behaviour, DriftTask, Measurement, Secant, merged_measurements
 from steer2edit.method import Hyperparameters
 from steer2edit.models import Sampling
@@ -18,6 +19,7 @@ RUNGS = (0.25, 0.5, 1.0)
 """Shares of the validation items after which the less promising half of a generation is stopped."""
 
 _SPENT_WITHIN = 0.1  # relative error of a strength found on the few sanity requests
+_JUST_WITHIN = 0.05  # how near the whole drift budget the edit of effects is brought, from below
 _MOST_STEPS = 8
 _FEWEST = 4  # trials that survive a rung, if there are as many
 NO_EDIT = "edits next to nothing"
@@ -32,6 +34,7 @@ class _Candidate:
     index: int
     parameters: Parameters
     hyperparameters: Hyperparameters
+    scale: float
     edit: WeightEdit
     share: float = 0.0
     stopped: str | None = None
@@ -45,7 +48,7 @@ class _Candidate:
         found = self.found
         return Trial(
             generation, self.index, self.parameters, self.hyperparameters, self.share, self.stopped, found.values,
-            found.replies, found.outcomes, worker,
+            found.replies, found.outcomes, worker, self.scale,
         )  # fmt: skip
 
 
@@ -65,17 +68,23 @@ def measure_generation(
 
     Args:
         search: what is searched.
-        proposals: points of its space.
+        proposals: points of its space; an empty one stands for the edit of effects in closed form, which goes
+            through all rungs.
         generation: number of this one.
         drifts: least and largest drift of the sanity filter; by default the search's.
     """
     goal, sanity = search.goal, sanity_task(search.validation)
-    chosen = [search.space.hyperparameters(parameters) for parameters in proposals]
-    targets = [(search.space.drift_share(p) or 0.0) * goal.largest_cost for p in proposals]
-    if any(targets):
-        chosen = spend(search, chosen, targets, sanity)
-    edits = search.factors.edits(chosen)
-    candidates = [_Candidate(i, p, h, e) for i, (p, h, e) in enumerate(zip(proposals, chosen, edits, strict=True))]
+    attn, mlp = (1.0 if block in search.space.blocks else None for block in TUNED_BLOCKS)
+    by_effect = Hyperparameters(attn, mlp, 0.0)
+    chosen = [search.space.hyperparameters(p) if p else by_effect for p in proposals]
+    scales = [1.0 if p else effect_scale(search, by_effect) for p in proposals]
+    if shares := {i: s for i, p in enumerate(proposals) if p and (s := search.space.drift_share(p))}:
+        targets = [share * goal.largest_cost for share in shares.values()]
+        spent = spend(search, [chosen[i] for i in shares], targets, sanity)
+        chosen = [dict(zip(shares, spent, strict=True)).get(i, own) for i, own in enumerate(chosen)]
+    configurations = list(zip(proposals, chosen, scales, strict=True))
+    edits = search.edits(configurations)
+    candidates = [_Candidate(i, *c, e) for i, (c, e) in enumerate(zip(configurations, edits, strict=True))]
     _filter(search, candidates, sanity, drifts or search.sane_drifts)
     alive = [c for c in candidates if c.stopped is None]
     for begin, end in pairwise((0.0, *RUNGS)):
@@ -83,6 +92,16 @@ def measure_generation(
         if end < 1:
             alive = _halved(alive, goal, end)
     return [candidate.trial(generation, search.options.worker) for candidate in candidates]
+
+
+def effect_scale(search: Search, shape: Hyperparameters) -> float:
+    """How strong the edit of effects may be: as the drift budget allows with the whole interval of what it spends."""
+    (edit,) = search.edits([({}, shape, 1.0)])
+    secant = Secant((1 - _JUST_WITHIN) * search.largest_cost, natural_strength(edit) or 1.0, _JUST_WITHIN)
+    while not edit.is_empty and not secant.done and secant.steps < _MOST_STEPS:
+        drift = search.validation.drift.measure(search.engine, [Editing(edit, secant.strength)])[0].metrics["kl"]
+        secant.tell(drift.value if drift.high is None else drift.high)
+    return secant.best.strength or 1.0
 
 
 def spend(
@@ -149,9 +168,9 @@ def _halved(alive: Sequence[_Candidate], goal: Goal, share: float) -> list[_Cand
     order = ranked(metrics, goal)
     kept = set(order[: max(_FEWEST, -(-len(alive) // 2))])
     for index, candidate in enumerate(alive):
-        if index not in kept:
+        if index not in kept and candidate.parameters:
             candidate.stopped = f"less promising than half of its generation after {share:.0%} of the items"
-    return [c for i, c in enumerate(alive) if i in kept]
+    return [c for c in alive if c.stopped is None]
 
 
 def sanity_task(behaviour: Behaviour, count: int = 8, max_new_tokens: int = 12) -> DriftTask:

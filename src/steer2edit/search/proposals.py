@@ -40,6 +40,7 @@ def propose(
         seed: of the sampler.
         worker: who asks.
     """
+    history = [trial for trial in history if trial.params]  # the edit of effects is no point of the space
     if strategy == "grid":
         return _from_grids(space, history)[:size]
     own_seed = zlib.crc32(f"{seed} {worker} {generation}".encode())  # samplers take 32 bits

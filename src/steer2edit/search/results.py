@@ -8,7 +8,7 @@ from typing import Any
 from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.estimates import NUMBER, SCHEMA_VERSION, Condition
-from steer2edit.evaluation import Behaviour, paired
+from steer2edit.evaluation import Behaviour, metric_name, paired
 from steer2edit.models import LanguageModel
 from steer2edit.search.halving import stopped_counts
 from steer2edit.search.run import SearchResult
@@ -54,7 +54,7 @@ def search_results(search: Search, result: SearchResult, command: str = "") -> d
         "chosen": {
             "hyperparameters": result.recommended.hyperparameters.to_json(),
             "steering_strength": equal["steering"].parameters["strength"] if equal else None,
-            "rule": f"the most of {goal.attribute}; {_margin(search, result)}",
+            "rule": f"the most of {metric_name(goal.attribute).running}; {_margin(search, result)}",
             "limits": dict(search.budget.at_most),
             "floors": dict(search.budget.at_least),
         },
@@ -70,6 +70,7 @@ def search_results(search: Search, result: SearchResult, command: str = "") -> d
 
 def _summary(search: Search, result: SearchResult) -> list[str]:
     goal, found, base = search.goal, result.comparison, result.held_out[0]
+    attribute, cost = metric_name(goal.attribute).running, metric_name(goal.cost).running
     chosen = [c for c in result.held_out if c.kind == "edit" and not c.parameters.get("equal_drift")][-1]
     relative = f", {NUMBER.text(found.relative)} of steering's own" if found.relative.value is not None else ""
     n = chosen.metrics[goal.attribute].n
@@ -78,13 +79,33 @@ def _summary(search: Search, result: SearchResult) -> list[str]:
         *([result.beyond_budget] if result.beyond_budget else []),
         f"{len(result.trials)} configurations tried, {sum(t.complete for t in result.trials)} measured in full, "
         f"{len(result.front)} on the front.",
-        f"Recommended: {result.recommended.hyperparameters}; {_margin(search, result)}. Held-out {goal.attribute}: "
-        f"{NUMBER.text(chosen.metrics[goal.attribute])} (base {before}), {goal.cost} "
+        *_by_effect(search, result),
+        f"Recommended: {result.recommended.label}; {_margin(search, result)}. Held-out {attribute}: "
+        f"{NUMBER.text(chosen.metrics[goal.attribute])} (base {before}), {cost} "
         f"{NUMBER.text(chosen.metrics[goal.cost])}, n = {n}.",
-        f"Against activation steering at the same {goal.cost}: {goal.attribute} better by "
+        f"Against activation steering at the same {cost}: {attribute} better by "
         f"{NUMBER.text(found.at_equal_cost)}{relative} (bootstrap intervals).",
         f"Hypervolume of the front, edits by steering: {NUMBER.text(found.ratio)}.",
         *LeftOut.of(result.edit.metadata).sentences,
+    ]
+
+
+def _by_effect(search: Search, result: SearchResult) -> list[str]:
+    """What came of the edit that is tried first, or why there was none."""
+    if search.no_effects:
+        return [f"Only the paper's rule was searched: {search.no_effects.rstrip('.')}."]
+    goal = search.goal
+    return [
+        f"Tried first, the edit of measured effects in closed form, {trial.label}: on validation items "
+        + (
+            f"stopped ({trial.stopped})."
+            if trial.stopped
+            else f"{metric_name(goal.attribute).running} {NUMBER.text(trial.metrics[goal.attribute])}, {goal.cost} "
+            f"{NUMBER.text(trial.metrics[goal.cost])}; "
+            + ("it is recommended." if trial == result.recommended else "another edit has more within the budget.")
+        )
+        for trial in result.trials
+        if not trial.parameters
     ]
 
 

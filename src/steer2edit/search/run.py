@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from steer2edit.artifacts import save_edit
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import Editing, Steering, WeightEdit
@@ -22,7 +24,6 @@ from steer2edit.evaluation import (
     steering_arm,
 )
 from steer2edit.progress import step
-from steer2edit.search.folder import conditions_once, measured
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.halving import SANITY_METRIC, measure_generation
 from steer2edit.search.proposals import propose
@@ -83,10 +84,10 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
             raise _nothing_allowed(search, trials)
         recommended = front[-1]
         narrate(
-            f"Front of {len(front)} from {len(trials)} trials; recommended: {recommended.hyperparameters}.",
+            f"Front of {len(front)} from {len(trials)} trials; recommended: {recommended.label}.",
             [_without_sanity(trial.condition()) for trial in front],
         )
-        edit = search.factors.edit(recommended.hyperparameters)
+        (edit,) = search.edits([recommended.configuration])
         calibrated = _at_target(search, folder, study, recommended, edit)
         held_out = _held_out(search, folder, study, steering, front, calibrated)
         narrate("Held-out items, the front and steering at the strengths of the sweep:", held_out)
@@ -109,12 +110,12 @@ def _sweep(search: Search, folder: RunFolder, study: Study) -> list[Condition]:
     given = search.options.strengths
     name = "-".join(["steering", *(f"{strength:g}" for strength in given)])
 
-    def measure() -> list[dict[str, Any]]:
+    def measure() -> list[Condition]:
         _answer_all(search)
         arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in given or _strengths(search))]
-        return measured(evaluate(search.engine, search.validation.tasks, arms))
+        return evaluate(search.engine, search.validation.tasks, arms)
 
-    return conditions_once(folder, "steering", name, lambda: study.once(name, measure))
+    return folder.conditions("steering", name, lambda: study.conditions(name, measure))
 
 
 def _answer_all(search: Search) -> None:
@@ -150,28 +151,36 @@ def _try_configurations(search: Search, folder: RunFolder, study: Study, narrate
     study.add(own)
     generation = 1 + max((trial.generation for trial in own if trial.worker == options.worker), default=-1)
     tried = study.history()
-    if len(tried) < options.trials:
+    if _searched(tried) < options.trials:
         _answer_all(search)
     with step("Trials", options.trials) as advance:
-        advance(len(tried))
-        while len(tried) < options.trials:
-            size = min(options.generation if generation else 2 * options.generation, options.trials - len(tried))
+        advance(_searched(tried))
+        while (left := options.trials - _searched(tried)) > 0:
+            size = min(options.generation if generation else 2 * options.generation, left)
             proposals = propose(
                 options.strategy, search.space, tried, generation, size, options.seed, options.worker
             )  # fmt: skip
+            if search.effects and not generation and _searched(tried) == len(tried):
+                narrate("First of all, beside the paper's rule: the edit of measured effects in closed form.", [])
+                proposals = [{}, *proposals]
             if not proposals:
                 return narrate("The grid is exhausted: no new configuration is left to propose.", [])
             made = measure_generation(search, proposals, generation)
             write_generation(files, made)
             study.add(made)
-            before, tried = len(tried), study.history()
-            advance(len(tried) - before)
+            before, tried = _searched(tried), study.history()
+            advance(_searched(tried) - before)
             front = front_of(study.trials(), search.goal)
-            best = f"; best so far {front[-1].hyperparameters}" if front else ""
+            best = f"; best so far {front[-1].label}" if front else ""
             complete = sum(trial.complete for trial in made)
             narrate(f"Generation {generation}: {len(made)} trials, {complete} measured in full{best}.", [])
             generation += 1
     return None
+
+
+def _searched(tried: Sequence[FrozenTrial]) -> int:
+    """How many trials are points of the space: the edit of effects is tried beside them."""
+    return sum(bool(trial.params) for trial in tried)
 
 
 def front_of(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
@@ -197,7 +206,7 @@ def _nothing_allowed(search: Search, trials: Sequence[Trial]) -> BudgetError:
         if name in closest.metrics and closest.metrics[name].value is not None
     )
     return BudgetError(
-        f"none of {len(trials)} trials keeps the budget ({', '.join(limits)}). Closest came {closest.hyperparameters}: "
+        f"none of {len(trials)} trials keeps the budget ({', '.join(limits)}). Closest came {closest.label}: "
         f"{values}. Allow more, or ask for more --trials."
     )
 
@@ -237,23 +246,22 @@ def _held_out(
     step = max(1.0, (len(front) - 1) / (_MOST_FRONT - 1))
     shown = [front[round(i * step)] for i in range(min(len(front), _MOST_FRONT))]  # the recommended one among them
     arms = [BASE_ARM, *(steering_arm(search.vectors, float(c.parameters["strength"])) for c in steering)]
-    edits = search.factors.edits([trial.hyperparameters for trial in shown])
-    arms += [edit_arm(edit, str(t.hyperparameters)) for t, edit in zip(shown, edits, strict=True)]
+    edits = search.edits([trial.configuration for trial in shown])
+    arms += [edit_arm(edit, trial.label) for trial, edit in zip(shown, edits, strict=True)]
     if calibrated:
         equal = [
             steering_arm(search.vectors, calibrated["steering"].strength),
-            edit_arm(edits[-1], f"{front[-1].hyperparameters}", calibrated["edit"].strength),
+            edit_arm(edits[-1], front[-1].label, calibrated["edit"].strength),
         ]
         arms += [_at_equal_drift(arm, search.options.target_kl) for arm in equal]
     strengths = [arm.parameters["strength"] for arm in arms if arm.kind == "steering"]
     name = "_".join([*(t.key for t in shown), *(f"{s:.6g}" for s in strengths)])  # the same for whoever looks
 
-    def measure() -> list[dict[str, Any]]:
-        return measured(evaluate(search.engine, search.held_out.tasks, arms))
+    def measure() -> list[Condition]:
+        return evaluate(search.engine, search.held_out.tasks, arms)
 
-    return conditions_once(
-        folder, "held_out", f"{search.options.worker}_{name}", lambda: study.once(name, measure)
-    )  # fmt: skip
+    key = f"{search.options.worker}_{name}"
+    return folder.conditions("held_out", key, lambda: study.conditions(name, measure, alone=True))
 
 
 def _at_equal_drift(arm: Arm, target: float | None) -> Arm:

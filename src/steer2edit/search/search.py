@@ -1,19 +1,20 @@
 """What a search works with, made from what a user asks for: engine, vectors, factors, items, budget and space."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from steer2edit.core import TUNED_BLOCKS, Block, SteeringVectors
-from steer2edit.editing import Factors, compute_factors
+from steer2edit.core import TUNED_BLOCKS, Block, SteeringVectors, WeightEdit
+from steer2edit.editing import Factors, compute_factors, recommended
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
-from steer2edit.errors import InvalidValueError
+from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import COST, Behaviour
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.search.goal import Budget, Goal
 from steer2edit.search.items import behaviours_of, options_for, require_apart, utility_metric
-from steer2edit.search.space import SearchSpace
+from steer2edit.search.space import Configuration, SearchSpace
 from steer2edit.settings import SearchOptions
 from steer2edit.steering import benign_means
 
@@ -32,10 +33,20 @@ class Search:
     budget: Budget  # what an edit may cost
     space: SearchSpace  # the configurations
     options: SearchOptions = SearchOptions()  # how to go about it
+    effects: Factors | None = None  # of the edit in closed form that is tried first, where the vectors have effects
+    no_effects: str = "the vectors have no measured effects (extract --effects measures them)"  # why there is none
 
     def __post_init__(self) -> None:
         if self.options.strategy == "grid":
             self.space.coarse_grid()  # refused in coordinates that the paper's grids are not in
+
+    def edits(self, configurations: Sequence[Configuration]) -> list[WeightEdit]:
+        """The edits of configurations; one that is no point of the space is made of the measured effects."""
+        searched = iter(self.factors.edits([h for point, h, _ in configurations if point]))
+        by_effect = [(h, scale) for point, h, scale in configurations if not point]
+        made = self.effects.edits([h for h, _ in by_effect]) if self.effects and by_effect else []
+        others = iter([edit.scaled(scale) for edit, (_, scale) in zip(made, by_effect, strict=True)])
+        return [next(searched if point else others) for point, _, _ in configurations]
 
     @property
     def goal(self) -> Goal:
@@ -114,7 +125,14 @@ def prepare_search(
         options.ranges,
     )  # fmt: skip
     runner = engine or RememberingEngine(TransformersEngine(model))
-    return Search(runner, vectors, factors, validation, held_out, _budget(options, validation), space, options)
+    search = Search(runner, vectors, factors, validation, held_out, _budget(options, validation), space, options)
+    if recipe := recommended(vectors):
+        try:
+            made = compute_factors(model, vectors, recipe[0], allow_mismatch=True, allow_missing=True, force=force)
+            return replace(search, effects=made, no_effects="")
+        except (InvalidValueError, MismatchError, NoiseError) as error:
+            return replace(search, no_effects=str(error))
+    return search
 
 
 def _budget(options: SearchOptions, validation: Behaviour) -> Budget:

@@ -15,6 +15,8 @@ from steer2edit.settings.search import Range
 
 Parameters = Mapping[str, Any]
 """Values by coordinate name."""
+Configuration = tuple[Parameters, Hyperparameters, float]
+"""A point of the space, or none, what it stands for, and what the edit is multiplied by."""
 
 _COARSE_STEP = 0.2
 _BOUNDS = {"rho_attn": (0.02, 2.0), "rho_mlp": (0.02, 2.0), "alpha": (0.0, 0.98)}

@@ -1,6 +1,7 @@
 """The Optuna study that holds the trials of a search: opened again after a kill, shared between machines."""
 
 import hashlib
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from steer2edit.artifacts.run_folder import different_keys
 from steer2edit.errors import ArtifactError, MismatchError, Steer2EditError
+from steer2edit.estimates import Condition
+from steer2edit.progress import step
 from steer2edit.search.goal import Goal
 from steer2edit.search.space import SearchSpace
 from steer2edit.search.trials import Trial
@@ -24,7 +27,8 @@ from steer2edit.settings import SearchOptions
 JOURNAL_FILE = "study.journal"
 _IDENTITY = "steer2edit"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_LOOK = "held-out look after"
+_LOOK, _TURN = "held-out look after", "turn to make"
+_POLL = 1.0  # seconds
 
 
 class Study:
@@ -118,18 +122,57 @@ class Study:
             records = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         return [record.number for record in records if record.user_attrs.get(_LOOK, 0) >= wanted]
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON value that a shared storage has under a name, made if it has none; a journal keeps none."""
+    def once(self, name: str, make: Callable[[], Any], *, alone: bool = False) -> Any:
+        """The JSON value that a shared storage has under a name, made if it has none; a journal keeps none.
+
+        Args:
+            name: of the value.
+            make: the value.
+            alone: whether no two workers may make it, also when they ask at once: then one waits for the other.
+        """
         if not self._shared:
             return make()
         key = hashlib.sha256(name.encode()).hexdigest()
-        with self._errors_explained():
-            found = self._study.user_attrs.get(key)
+        if alone:
+            self._wait_for_turn(key)
+        found = self._kept(key)
         if found is None:
             found = make()
             with self._errors_explained():
                 self._study.set_user_attr(key, found)
         return found
+
+    def conditions(
+        self, name: str, measure: Callable[[], Sequence[Condition]], *, alone: bool = False
+    ) -> list[Condition]:
+        """As `once`, of conditions."""
+        stored = self.once(name, lambda: [condition.to_json() for condition in measure()], alone=alone)
+        return [Condition.from_json(one) for one in stored]
+
+    def _wait_for_turn(self, key: str) -> None:
+        """Return when the value is there, or if it is this worker's to make: whose record in the study is the first.
+
+        A worker that was killed meanwhile has the turn still; called again, it takes it.
+        """
+        if self._worker not in self._claims(key):
+            mine = create_trial(state=TrialState.FAIL, user_attrs={_TURN: key, "worker": self._worker})
+            with self._errors_explained():
+                self._study.add_trial(mine)
+        first = self._claims(key)[0]
+        if first != self._worker and self._kept(key) is None:
+            with step(f"Waiting for the worker {first!r}, which measures the held-out items", 1):
+                while self._kept(key) is None:
+                    time.sleep(_POLL)
+
+    def _claims(self, key: str) -> list[str]:
+        """The workers that asked to make a value, in the order in which they did."""
+        with self._errors_explained():
+            records = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return [record.user_attrs["worker"] for record in records if record.user_attrs.get(_TURN) == key]
+
+    def _kept(self, key: str) -> Any:
+        with self._errors_explained():
+            return self._study.user_attrs.get(key)
 
     def _record(self, trial: Trial) -> FrozenTrial:
         metrics = trial.metrics
@@ -138,7 +181,7 @@ class Study:
         attributes = {
             "key": _key(trial),
             "worker": trial.worker,
-            "label": str(trial.hyperparameters),
+            "label": trial.label,
             **{name: stored[name] for name in _STORED},
             "metrics": {name: found.to_json() for name, found in metrics.items()},
         }
@@ -147,7 +190,7 @@ class Study:
             state=TrialState.PRUNED if point is None else TrialState.COMPLETE,
             values=None if point is None else list(point),
             params=dict(trial.parameters),
-            distributions=self._space.distributions(),
+            distributions=self._space.distributions() if trial.parameters else {},
             user_attrs=attributes,
             constraints={name: value for name, value in excess.items() if value == value},
         )
@@ -166,7 +209,7 @@ class Study:
             ) from error
 
 
-_STORED = ("generation", "index", "hyperparameters", "share", "stopped", "values")
+_STORED = ("generation", "index", "hyperparameters", "share", "stopped", "values", "scale")
 
 
 def _key(trial: Trial) -> str:
@@ -174,7 +217,7 @@ def _key(trial: Trial) -> str:
 
 
 def _trial(record: FrozenTrial) -> Trial:
-    stored = {name: record.user_attrs[name] for name in _STORED}
+    stored = {name: record.user_attrs[name] for name in _STORED if name in record.user_attrs}
     return Trial.from_json({**stored, "parameters": record.params}, record.user_attrs["worker"])
 
 

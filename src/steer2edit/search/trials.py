@@ -11,7 +11,7 @@ from steer2edit.artifacts.run_folder import write_json
 from steer2edit.errors import ArtifactError
 from steer2edit.evaluation import Condition, Estimate, Value, estimate
 from steer2edit.method import Hyperparameters
-from steer2edit.search.space import Parameters
+from steer2edit.search.space import Configuration, Parameters
 
 SCHEMA_VERSION = 1
 MAIN = "main"
@@ -33,12 +33,23 @@ class Trial:
     # verdicts on the replies by set name; in the file of its generation only
     outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)
     worker: str = MAIN  # who measured it
+    scale: float = 1.0  # what the edit is multiplied by: of the edit of effects, which has no point of the space
 
     @property
     def key(self) -> str:
         """Identity within the search."""
         own = f"{self.generation:04d}-{self.index:03d}"
         return own if self.worker == MAIN else f"{self.worker}-{own}"
+
+    @property
+    def configuration(self) -> Configuration:
+        """What its edit is made from."""
+        return self.parameters, self.hyperparameters, self.scale
+
+    @property
+    def label(self) -> str:
+        """The configuration in words; one that is no point of the space is made of the measured effects."""
+        return str(self.hyperparameters) if self.parameters else f"effects {self.hyperparameters} × {self.scale:.3g}"
 
     @property
     def complete(self) -> bool:
@@ -53,9 +64,9 @@ class Trial:
     def condition(self) -> Condition:
         """The trial as a report shows it."""
         place = {"strength": 1.0, "trial": self.key, "share": self.share, "stopped": self.stopped}
-        parameters = {**self.hyperparameters.to_json(), **place}
-        label = str(self.hyperparameters)
-        return Condition(label, self.metrics, "edit", parameters, self.replies, self.outcomes, self.values)
+        made_of = {} if self.parameters else {"rule": "effects", "scale": self.scale}
+        parameters = {**self.hyperparameters.to_json(), **place, **made_of}
+        return Condition(self.label, self.metrics, "edit", parameters, self.replies, self.outcomes, self.values)
 
     def to_json(self) -> dict[str, Any]:
         """All fields; values that JSON cannot hold become null."""
@@ -67,6 +78,7 @@ class Trial:
             "hyperparameters": self.hyperparameters.to_json(),
             "share": self.share,
             "stopped": self.stopped,
+            "scale": self.scale,
             **{name: stored[name] for name in ("values", "replies", "outcomes")},
         }
 
