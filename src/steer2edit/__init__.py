@@ -22,29 +22,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
-    from steer2edit.api import (
-        CombinedEdit,
-        Edit,
-        Model,
-        RefitResults,
-        Results,
-        SearchResults,
-        StressResults,
-        Vectors,
-        apply,
-        audit,
-        convert,
-        evaluate,
-        export,
-        extract,
-        load,
-        load_edit,
-        load_vectors,
-        refit,
-        search,
-        stress,
-        wrap,
-    )
+    from steer2edit.api import *
     from steer2edit.errors import Steer2EditError
 
 __version__ = "0.1.0"
@@ -67,6 +45,7 @@ __all__ = [
     "load",
     "load_edit",
     "load_vectors",
+    "preview",
     "refit",
     "search",
     "stress",

@@ -1,6 +1,6 @@
 """The Python face: a model, vectors, edits and results that show themselves in a notebook. docs/python.md has all."""
 
-from steer2edit.api.edit import CombinedEdit, Edit, convert, load_edit
+from steer2edit.api.edit import CombinedEdit, Edit, convert, load_edit, preview
 from steer2edit.api.files import apply, export
 from steer2edit.api.model import Model, load, wrap
 from steer2edit.api.results import Results, evaluate
@@ -26,6 +26,7 @@ __all__ = [
     "load",
     "load_edit",
     "load_vectors",
+    "preview",
     "refit",
     "search",
     "stress",

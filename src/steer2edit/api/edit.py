@@ -11,10 +11,13 @@ from steer2edit.api.keywords import takes_settings
 from steer2edit.artifacts import load_members, read_members, save_combined, save_edit
 from steer2edit.core import Combined, Editing, SteeringVectors, WeightEdit
 from steer2edit.editing import intervened
-from steer2edit.errors import InvalidValueError, MismatchError
+from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import Arm, edit_arm
 from steer2edit.models import LanguageModel, load_model
+from steer2edit.progress import show_progress
 from steer2edit.recipes.making import make_edit
+from steer2edit.recipes.preview import STRENGTH, Preview
+from steer2edit.recipes.preview import preview as look
 from steer2edit.settings import Accepting, ConvertOptions
 
 if TYPE_CHECKING:
@@ -221,6 +224,25 @@ def convert(model: LanguageModel, vectors: SteeringVectors, options: ConvertOpti
         NoiseError: the diagnosis calls the vectors noise.
     """
     return Edit.of(make_edit(model, vectors, options, accepting), model)
+
+
+def preview(model: LanguageModel, vectors: SteeringVectors, edit: WeightEdit, *, strength: float = STRENGTH) -> Preview:
+    """A first look at an edit, in seconds: a few replies, and how much likelier the wanted responses became.
+
+    Args:
+        model: the base model.
+        vectors: that the edit was made of, as `extract` gave them.
+        edit: what is looked at.
+        strength: of the steering beside it.
+
+    Raises:
+        DataError: the vectors bring no validation rows, because they were made elsewhere or of too few pairs.
+    """
+    with show_progress(piped=False):
+        found = look(model, vectors, edit, float(strength))
+    if found is None:
+        raise DataError("these vectors bring no validation rows to look at the edit with: extract them of more pairs.")
+    return found
 
 
 def load_edit(directory: Path | str) -> Edit | CombinedEdit:

@@ -30,8 +30,8 @@ def convert(
       --rho-mlp 0.9 --alpha 0.5 --max-shift 1 --out edit
     """
     from steer2edit.artifacts import load_vectors, require_free, save_edit
+    from steer2edit.cli.console import say
     from steer2edit.cli.inspect import print_edit
-    from steer2edit.cli.previewing import print_preview
     from steer2edit.progress import show_progress
     from steer2edit.recipes import make_edit, preview
     from steer2edit.recipes.making import rules_of
@@ -46,4 +46,5 @@ def convert(
         seen = None if json_output else preview(loaded, loaded_vectors, edit)
     print_edit(edit, out, top=10, as_json=json_output)
     if not json_output:
-        print_preview(seen)
+        say("\nPreview", style="bold")
+        say(repr(seen) if seen else "There is none: these vectors bring no validation rows to look at the edit with.")

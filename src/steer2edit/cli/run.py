@@ -49,8 +49,8 @@ def run(
         str | None,
         typer.Argument(
             metavar="BEHAVIOUR",
-            help="safety, truthfulness or conciseness; a behaviour's folder; a contrast file of "
-            "your own; or a recipe: a name that --list shows, or a .yaml file.",
+            help="A behaviour, such as safety; a behaviour's folder; a contrast file of your own; or "
+            "a recipe: a name that --list shows, or a .yaml file.",
         ),
     ] = None,
     list_recipes: Annotated[

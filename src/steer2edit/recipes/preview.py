@@ -1,5 +1,6 @@
 """A first look at an edit, in seconds: a few replies, and how much likelier the wanted responses became."""
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from steer2edit.engines import Request, TransformersEngine
 from steer2edit.estimates import CHANGE, NUMBER, Estimate
 from steer2edit.evaluation import BASE_ARM, edit_arm, mean, paired_difference, steering_arm
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
+from steer2edit.report.text import visible
 from steer2edit.steering import ContrastSet
 from steer2edit.steering.examples import prompt_key
 
@@ -24,7 +26,7 @@ Rows = Sequence[Mapping[str, tuple[Prompt, str]]]
 """(prompt, response) by `positive` and `negative`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Preview:
     """What a few validation rows show of an edit.
 
@@ -69,6 +71,16 @@ class Preview:
             "(a smaller rho, or --kl), or of measured effects (extract --effects).",
             odds,
         ]
+
+    def __repr__(self) -> str:
+        lines = []
+        for index, prompt in enumerate(self.prompts):
+            lines.append(f"  {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
+            lines += [f"    {name}: {' '.join(own[index].split())}" for name, own in self.replies.items()]
+        return "\n".join([*lines, *self.sentences])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(visible(repr(self)))}</pre>"
 
     def to_json(self) -> dict[str, Any]:
         """All of it by name."""

@@ -206,7 +206,8 @@ def vectors_once(model: LanguageModel, options: ExtractOptions, path: Path, narr
 def identity(what: str, model: LanguageModel, options: ExtractOptions) -> dict[str, Any]:
     """What the vectors of a run depend on; a search has an identity of its own."""
     source = str(options.contrast)
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if Path(source).is_file() else None
+    files = sorted(path for path in (Path(source), *Path(source).glob("*")) if path.is_file())
+    digest = hashlib.sha256(b"".join(map(Path.read_bytes, files))).hexdigest() if files else None
     made = {name: getattr(options, name) for name in ("labeller", "max_new_tokens", "temperature")}
     return {
         "behaviour": what,
