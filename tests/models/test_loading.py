@@ -257,24 +257,6 @@ class TestDamage:
         (tmp_path / "config.json").write_text('{"model_type": "t5", "architectures": ["T5EncoderModel"]}')
         assert "cannot load the model" in message_of(lambda: load_model(str(tmp_path), device="cpu"))
 
-    def test_a_quantised_model(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As transformers marks one; the quantisers themselves need a GPU or packages of their own."""
-        kind = loading.model_class
-
-        class Marked:
-            @staticmethod
-            def from_pretrained(*arguments: object, **options: object) -> object:
-                network, info = kind(arguments and loading.AutoConfig.from_pretrained(checkpoint)).from_pretrained(
-                    *arguments, **options
-                )
-                network.is_quantized, network.quantization_method = True, "bitsandbytes"
-                return network, info
-
-        monkeypatch.setattr(loading, "model_class", lambda *_: Marked)
-        message = message_of(lambda: load_model(str(checkpoint), device="cpu"))
-        assert "are quantised (bitsandbytes)" in message
-        assert "Use the unquantised checkpoint" in message
-
     def test_code_in_a_checkpoint_is_not_run(self, checkpoint: Path) -> None:
         (checkpoint / "evil.py").write_text("raise SystemExit('code of the checkpoint ran')\n")
         config_with(checkpoint, model_type="evil", auto_map={"AutoConfig": "evil.E", "AutoModelForCausalLM": "evil.E"})

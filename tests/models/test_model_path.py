@@ -115,14 +115,6 @@ def test_weights_alone_and_adapters_are_taken_where_they_are_meant(saved: Path, 
         checkpoint_directory(str(folder), weights_alone=True)
 
 
-def test_quantised_weights_are_refused_before_they_are_loaded(saved: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(saved, tmp_path / "tiny"))
-    config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    (folder / "model.safetensors").write_bytes(b"not read")
-    with pytest.raises(ModelError, match=r"are quantised \(gptq\).*Use the unquantised checkpoint"):
-        load_model(str(folder), device="cpu")
-
-
 def test_an_adapter_that_came_along_with_the_weights_is_noticed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As from the Hub, whose folders are not looked at before."""
     from transformers import LlamaForCausalLM

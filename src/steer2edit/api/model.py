@@ -112,7 +112,7 @@ def wrap(
         template_args: handed to the chat template by name.
 
     Raises:
-        ModelError: it is no causal language model, its weights are quantised, or there is no tokenizer.
+        ModelError: it is no causal language model, quantised weights cannot be read here, or there is no tokenizer.
     """
     return Model.of(
         wrap_model(model, tokenizer, name=name, layout=Layout.given(layout), template_args=dict(template_args or {}))

@@ -47,12 +47,15 @@ def merged(
 
     Raises:
         MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
+        ModelError: a weight is quantised.
     """
     model.require_fit(edit, allow_mismatch=allow_mismatch)
     if not math.isfinite(strength):
         raise InvalidValueError(f"strength must be finite, got {strength}. 1 applies the edit as it is.")
     _ = model.fingerprint  # taken now, of the base weights
     parts = [(p, e.part(p.columns)) for site, e in edit.sites.items() for p in model.sites[site].projections]
+    for projection, _ in parts:
+        projection.require_plain("adding the edit to it")
     originals = [projection.weight.clone() for projection, _ in parts]
     try:
         for projection, part in parts:

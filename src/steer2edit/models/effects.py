@@ -10,8 +10,9 @@ gives e at every site; nothing but a batch is ever held. Of an expert, x_t count
 Shapes: b = rows of a batch, t = tokens, s = pairs of a token and an expert, d, m = width of a site's output and input.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -124,6 +125,7 @@ def response_effects(
     Raises:
         InvalidValueError: gradients cannot be taken of the model.
     """
+    _require_gradients(model)
     lengths = [len(response.ids) for response in responses]
     with step(description, len(responses)) as advance:
         for rows in length_batches(lengths, batch_tokens):
@@ -166,6 +168,23 @@ def _backward(model: LanguageModel, total: Tensor, *, retain_graph: bool) -> Non
             f"effects need gradients, and {model.name!r} gives none ({' '.join(str(error).split())[:150]}). Load it "
             "unquantised, or convert with --importance cosine."
         ) from error
+
+
+def _require_gradients(model: LanguageModel) -> None:
+    """Refuse quantised modules that pass no gradient, or a wrong one: some kernels do so without a word."""
+    kinds = {type(p.module): p for site in model.sites.values() for p in site.projections if p.quantised}
+    for projection in kinds.values():
+        x = torch.ones(1, projection.shape[1], dtype=projection.dtype, device=projection.device, requires_grad=True)
+        with torch.enable_grad(), warnings.catch_warnings(), suppress(RuntimeError):  # of outputs without a graph
+            warnings.simplefilter("ignore")
+            torch.autograd.backward(projection.module.forward(x).sum())
+        expected = projection.weight.float().sum(dim=0)
+        if x.grad is None or (x.grad[0].float() - expected).norm() > 0.05 * expected.norm():
+            kind = type(projection.module).__name__
+            raise InvalidValueError(
+                f"effects need gradients, and the quantised weights of {model.name!r} ({kind}) pass none on this "
+                "machine. Load it unquantised, or convert with --importance cosine."
+            )
 
 
 @contextmanager

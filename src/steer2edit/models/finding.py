@@ -21,6 +21,7 @@ from steer2edit.models.decoder_layers import LayerRuns
 from steer2edit.models.heads import heads_of
 from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, silenced
 from steer2edit.models.layout import ExpertLayout, Layout
+from steer2edit.models.site_module import is_linear
 
 _NO_ADAPTER = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Model types of which PEFT refuses an adapter on `out_proj`, because a fused kernel may bypass the module."""
@@ -76,7 +77,7 @@ def _find(run: LayerRun, config: PreTrainedConfig, model_type: str) -> _Findings
             continue
         block = "ssm" if re.search("mamba|ssm", f"{path} {_owner(run, path)}".lower()) else "attn"
         heads, why = "", "it is no linear module"
-        if _is_dense(module):
+        if is_linear(module):
             heads, why = heads_of(run, path, module, modules.values(), config)
             why = _refused(found, block, path, model_type) or why
         if why:
@@ -144,11 +145,9 @@ def _greedy(run: LayerRun, candidates: list[str], given: list[nn.Module], *, wit
 
 
 def _has_matrix(module: nn.Module, d: int) -> bool:
+    if is_linear(module) and not isinstance(module, Conv1D):
+        return bool(vars(module)["out_features"] == d)
     return any(parameter.ndim >= 2 and d in parameter.shape for parameter in module.parameters(recurse=False))
-
-
-def _is_dense(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
 
 
 def mixers(run: LayerRun, writers: Iterable[nn.Module]) -> set[nn.Module]:
@@ -175,7 +174,7 @@ def _owner(run: LayerRun, path: str) -> str:
 def _place_others(run: LayerRun, found: _Findings, paths: list[str], modules: Mapping[str, nn.Module]) -> None:
     """The writers that see one token alone: the experts with a shared one, or the widest MLP; the rest is left out."""
     mixtures = [path for path in paths if is_mixture(modules[path])]
-    dense = [path for path in paths if path not in mixtures and _is_dense(modules[path])]
+    dense = [path for path in paths if path not in mixtures and is_linear(modules[path])]
     for path in paths:
         if path not in (*mixtures, *dense):
             found.left_out[path] = "it is neither a linear module nor a mixture of experts that can be watched"

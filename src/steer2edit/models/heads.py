@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, silenced
+from steer2edit.models.site_module import is_linear
 
 _PROBES = 8  # columns of a matrix that are changed to see where they go
 
@@ -109,10 +110,9 @@ class _Probe:
 
 def _is_matrix(module: nn.Module, output: Tensor) -> bool:
     weight = getattr(module, "weight", None)
+    matrix = isinstance(weight, Tensor) and weight.ndim == 2 and output.shape[-1] in weight.shape
     return (
-        isinstance(weight, Tensor)
-        and weight.ndim == 2
-        and output.shape[-1] in weight.shape
+        (matrix or is_linear(module))
         and output.numel() == ROWS * TOKENS * output.shape[-1]
         and not isinstance(module, nn.Embedding)
     )

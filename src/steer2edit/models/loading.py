@@ -26,7 +26,6 @@ from steer2edit.models.tokenizer import load_tokenizer
 from steer2edit.progress import step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_DEQUANTISED_ON_LOADING = ("mxfp4", "fp8")
 
 
 def load_model(
@@ -74,10 +73,23 @@ def load_model(
     chat = ChatFormat.going_on(template_args or {}, like, None if chat_template == "none" else chat_template)
     chat.require_used(template_of(tokenizer))
     revision = getattr(network.config, "_commit_hash", None)
-    return LanguageModel(
+    model = LanguageModel(
         network, tokenizer, name=name, layout=own_layout, revision=revision, trust_remote_code=trust_remote_code,
         chat=chat, gguf_sha256=_gguf_sha256(name),
     )  # fmt: skip
+    require_readable(model)
+    return model
+
+
+def require_readable(model: LanguageModel) -> None:
+    """Refuse a model with a quantised format that cannot be read here, before anything is measured.
+
+    Raises:
+        ModelError: as said.
+    """
+    kinds = {type(p.module): p for site in model.sites.values() for p in site.projections if p.quantised}
+    for projection in kinds.values():
+        _ = projection.weight
 
 
 def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remote_code: bool = False) -> LanguageModel:
@@ -126,16 +138,21 @@ def _read(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = model_path(name)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    _require_plain(name, getattr(config, "quantization_config", None), _DEQUANTISED_ON_LOADING)
-    network, loaded = model_class(config, trust_remote_code).from_pretrained(
-        path,
-        dtype=_dtype(dtype, device, config),
-        device_map=device if device in ("auto", "balanced") else {"": device},
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
-    if getattr(network, "is_quantized", False):
-        _require_plain(name, {"quant_method": getattr(network, "quantization_method", "an unknown method")})
+    try:
+        network, loaded = model_class(config, trust_remote_code).from_pretrained(
+            path,
+            dtype=_dtype(dtype, device, config),
+            device_map=device if device in ("auto", "balanced") else {"": device},
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # quantisers raise what they like
+        if method := _quantisation(config):
+            raise ModelError(
+                f"the weights of {name!r} are quantised ({method}), and cannot be loaded on this machine: "
+                f"{' '.join(str(error).split())[:300]} Install what it asks for, or use the unquantised checkpoint."
+            ) from error
+        raise
     if getattr(network, "_hf_peft_config_loaded", False):
         raise ModelError(
             f"{name!r} holds both a model's weights and an adapter (adapter_config.json), and transformers loads the "
@@ -145,16 +162,11 @@ def _read(
     return network, load_tokenizer(path, chat_template, trust_remote_code)
 
 
-def _require_plain(name: str, quantisation: Any, accepted: Sequence[str] = ()) -> None:
-    if not quantisation:
-        return
-    settings = quantisation if isinstance(quantisation, dict) else vars(quantisation)
-    method = getattr(settings.get("quant_method"), "value", settings.get("quant_method"))
-    if method not in accepted:
-        raise ModelError(
-            f"the weights of {name!r} are quantised ({method}), and what an edit is computed from and measured with is "
-            "the weights as plain numbers. Use the unquantised checkpoint, and quantise after the edit."
-        )
+def _quantisation(config: PreTrainedConfig) -> str:
+    """What a checkpoint is quantised with; empty for plain weights."""
+    settings = getattr(config, "quantization_config", None) or {}
+    method = (settings if isinstance(settings, dict) else vars(settings)).get("quant_method", "")
+    return str(getattr(method, "value", method))
 
 
 def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> Any:

@@ -1,13 +1,31 @@
 """A site: the projections through which one block of a layer writes to the residual stream."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from steer2edit.core import Component, Experts, Site
 from steer2edit.errors import ModelError
+
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of weights that are stored as they are."""
+_ROWS = 1024
+"""Of the identity, that a quantised module is given at once."""
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes `y = W x + b`, also with a W that is packed."""
+    return isinstance(module, nn.Linear | Conv1D) or {"in_features", "out_features"} <= vars(module).keys()
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a linear module's weight is not stored as plain numbers."""
+    weight = getattr(module, "weight", None)
+    return not (type(weight) in (Tensor, nn.Parameter) and weight is not None and weight.dtype in PLAIN)
 
 
 @dataclass(frozen=True)
@@ -21,6 +39,7 @@ class Projection:
         transposed: whether the weight is stored as [m, d].
         parameter: name of the weight in the module.
         expert: index on the parameter's first axis, where experts are fused.
+        quantised: the dtype that the module computes in, where its weight is not stored as plain numbers.
     """
 
     name: str
@@ -29,6 +48,7 @@ class Projection:
     transposed: bool
     parameter: str = "weight"
     expert: int | None = None
+    quantised: torch.dtype | None = None
 
     @property
     def key(self) -> str:
@@ -42,11 +62,13 @@ class Projection:
 
     @property
     def weight(self) -> Float[Tensor, "d m"]:
-        """W as [d, m]: a view of the parameter, so that writing to it edits the model.
+        """W as [d, m]: a view of the parameter, so that writing to it edits the model; a copy, where it is quantised.
 
         Raises:
-            ModelError: the weight is quantised, or has been left on no device.
+            ModelError: the weight is on no device, or its quantised format cannot be read here.
         """
+        if self.quantised is not None:
+            return self._dequantised()
         stored = self._stored
         if not stored.is_floating_point() or stored.itemsize < 2 or stored.is_meta:
             raise ModelError(
@@ -66,18 +88,57 @@ class Projection:
     @property
     def shape(self) -> tuple[int, int]:
         """(d, m)."""
+        if self.quantised is not None:
+            return vars(self.module)["out_features"], vars(self.module)["in_features"]
         rows, columns = self._stored.shape[-2:]
         return (columns, rows) if self.transposed else (rows, columns)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weight's dtype."""
-        return self._stored.dtype
+        """The weight's dtype; of a quantised one, that it is computed with."""
+        return self.quantised or self._stored.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weight is."""
-        return self._stored.device
+        if self.quantised is None:
+            return self._stored.device
+        return next(chain(self.module.parameters(), self.module.buffers())).device
+
+    def require_plain(self, doing: str) -> None:
+        """Refuse to write to a quantised weight.
+
+        Raises:
+            ModelError: it is one.
+        """
+        if self.quantised is not None:
+            raise ModelError(
+                f"{self.key} is quantised ({type(self.module).__name__}), and {doing} would round the edit away. Use "
+                "the edit at run time or as an adapter, which stay beside the quantised weights."
+            )
+
+    @torch.no_grad()
+    def _dequantised(self) -> Float[Tensor, "d m"]:
+        """W as the module itself applies it: what it makes of the rows of the identity, without its bias."""
+        columns = range(self.shape[1])
+        bias = getattr(self.module, "bias", None)
+        parts = []
+        try:
+            if bias is not None:
+                self.module.register_parameter("bias", None)
+            for at in (columns[i : i + _ROWS] for i in columns[::_ROWS]):
+                rows = torch.zeros(len(at), len(columns), dtype=self.quantised, device=self.device)
+                rows[torch.arange(len(at)), torch.tensor(at)] = 1
+                parts.append(self.module.forward(rows))
+        except Exception as error:  # kernels raise what they like
+            raise ModelError(
+                f"{self.key} is quantised in a format that cannot be read here ({type(self.module).__name__}: "
+                f"{' '.join(str(error).split())[:200]}). Use the unquantised checkpoint."
+            ) from error
+        finally:
+            if bias is not None:
+                self.module.bias = bias
+        return torch.cat(parts).T
 
     @property
     def _stored(self) -> Tensor:

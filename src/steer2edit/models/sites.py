@@ -17,11 +17,10 @@ from steer2edit.models.finding import find_layout
 from steer2edit.models.heads import head_count
 from steer2edit.models.layout import ExpertLayout, Layout
 from steer2edit.models.proof import Proof, prove
-from steer2edit.models.site_module import ExpertBlock, Projection, SiteModule
+from steer2edit.models.site_module import PLAIN, ExpertBlock, Projection, SiteModule, is_linear, is_quantised
 from steer2edit.models.twin import tiny_twin
 
 _FUSED = "down_proj"
-_PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,8 @@ def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelS
 @contextmanager
 def _nothing_zero(network: nn.Module) -> Iterator[None]:
     """For a while matrices that are all zeros, as those of layers that were put in between, are random numbers."""
-    zero = [p for p in network.parameters() if p.ndim >= 2 and p.dtype in _PLAIN and _is_zero(p)]
+    plain = (p for p in network.parameters() if type(p) is nn.Parameter and p.ndim >= 2 and p.dtype in PLAIN)
+    zero = [p for p in plain if _is_zero(p)]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for parameter in zero:
@@ -143,17 +143,18 @@ def _layer_sites(
             continue
         place = next((p for p in layout.paths(block) if _submodule(layer, p) is not None), None)
         if place is not None:
-            projection = _dense(f"{prefix}.{place}", layer.get_submodule(place))
+            projection = _dense(f"{prefix}.{place}", layer.get_submodule(place), layer)
             width = _width(site, block, projection, layout.heads.get(place, "num_attention_heads"), config)
             yield SiteModule(site, projection.name, (projection,), width)
 
 
-def _dense(name: str, module: nn.Module, start: int = 0) -> Projection:
-    if not isinstance(module, nn.Linear | Conv1D):
+def _dense(name: str, module: nn.Module, layer: nn.Module, start: int = 0) -> Projection:
+    if not is_linear(module):
         raise LayoutError(f"{name} is a {type(module).__name__}, and a site must be a linear module.")
-    transposed = isinstance(module, Conv1D)
-    columns = module.get_parameter("weight").shape[0 if transposed else 1]
-    return Projection(name, module, slice(start, start + columns), transposed)
+    dtype = next((p.dtype for p in layer.parameters() if p.dtype in PLAIN), torch.float32)
+    quantised = dtype if is_quantised(module) else None
+    projection = Projection(name, module, slice(0), isinstance(module, Conv1D), quantised=quantised)
+    return replace(projection, columns=slice(start, start + projection.shape[1]))
 
 
 def _expert_site(site: Site, prefix: str, layer: nn.Module, module: nn.Module, experts: ExpertLayout) -> SiteModule:
@@ -176,7 +177,7 @@ def _expert_site(site: Site, prefix: str, layer: nn.Module, module: nn.Module, e
     ]
     shared = _submodule(layer, experts.shared) if experts.shared else None
     if shared is not None:
-        projections.append(_dense(f"{prefix}.{experts.shared}", shared, start=count * width))
+        projections.append(_dense(f"{prefix}.{experts.shared}", shared, layer, count * width))
     sizes = Experts(count, width, projections[-1].columns.stop - count * width)
     outputs = tuple(found for path in experts.outputs if (found := _submodule(layer, path)) is not None)
     block = ExpertBlock(sizes, module, outputs, experts.scaled_inputs)

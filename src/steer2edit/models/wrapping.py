@@ -8,6 +8,7 @@ from steer2edit.errors import ModelError
 from steer2edit.models.chat_format import ChatFormat, template_of
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
+from steer2edit.models.loading import require_readable
 
 
 def wrap_model(
@@ -24,7 +25,7 @@ def wrap_model(
         template_args: handed to the chat template by name.
 
     Raises:
-        ModelError: one of the two is something else, or the weights are quantised.
+        ModelError: one of the two is something else, or quantised weights cannot be read here.
         LayoutError: the model has residual writers that no layout rule covers.
     """
     what = f"{type(network).__module__}.{type(network).__qualname__}"
@@ -38,11 +39,6 @@ def wrap_model(
             f"{what} is no causal language model: it does not go on from a prompt token by token. Load the checkpoint "
             "with AutoModelForCausalLM, and wrap that."
         )
-    if getattr(network, "is_quantized", False):
-        raise ModelError(
-            f"the weights of this {what} are quantised, and an edit is computed from weights as plain numbers. Wrap "
-            "the unquantised model."
-        )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(
             f"wrap needs the model's tokenizer (AutoTokenizer) besides, got {type(tokenizer).__qualname__}: "
@@ -50,7 +46,9 @@ def wrap_model(
         )
     chat = ChatFormat(template_args or {})
     chat.require_used(template_of(tokenizer))
-    return LanguageModel(
+    model = LanguageModel(
         network, tokenizer, name=name or network.name_or_path or "unnamed", layout=layout, chat=chat,
         revision=getattr(network.config, "_commit_hash", None),
     )  # fmt: skip
+    require_readable(model)
+    return model

@@ -19,6 +19,7 @@ from steer2edit.artifacts.strict_json import read_json
 from steer2edit.artifacts.tensors import same_bits
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
+from steer2edit.models.site_module import is_linear, is_quantised
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -101,8 +102,16 @@ def _holds(layer: nn.Module, pair: Pair) -> bool:
 
 
 def _without_weights(network: nn.Module) -> nn.Module:
-    """A copy of the module tree in which every tensor is one zero seen at its shape: it takes no memory."""
-    memo: dict[int, Tensor] = {}
+    """A copy of the module tree in which every tensor is one zero seen at its shape: it takes no memory.
+
+    Quantised modules are plain ones in it: an adapter beside them has the same factors.
+    """
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        if is_linear(module) and is_quantised(module):
+            memo[id(module)] = plain = nn.Linear(1, 1, bias=False)
+            plain.in_features, plain.out_features = vars(module)["in_features"], vars(module)["out_features"]
+            plain.weight = nn.Parameter(torch.zeros(()).expand(plain.out_features, plain.in_features), False)
     for tensor in itertools.chain(network.parameters(), network.buffers()):
         zero = torch.zeros(()).expand(tensor.shape)
         is_parameter = isinstance(tensor, nn.Parameter)
