@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 
 def vectors(
     file: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="VECTORS",
             help="A file of `extract`; safetensors or .pt with L<layer>.attn|mlp keys; the official Steer2Edit "
-            "directions .pt; lm-eval's steered .pt; a GGUF control vector; a CAST .svec.",
+            "directions .pt; lm-eval's steered .pt; a GGUF control vector; a CAST .svec; a Neuronpedia .json.",
         ),
-    ],
+    ] = None,
+    from_sae: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A SAELens folder (cfg.json, sae_weights.safetensors), with --feature."),
+    ] = None,
+    feature: Annotated[int | None, typer.Option(help="Of --from-sae: the feature whose decoder row is v.")] = None,
     to: Annotated[
         Path | None, typer.Option(help="Also write them there: .safetensors, .gguf (control vector) or .svec.")
     ] = None,
@@ -45,17 +50,25 @@ def vectors(
     Example:
     steer2edit vectors happy.gguf --use-at mlp --to happy.safetensors
 
+    A feature of a sparse autoencoder: --from-sae DIR --feature 1234 --to feature.safetensors. One of the residual
+    stream is used at the MLP that writes there, unless --use-at says otherwise.
+
     Control vectors and .svec files have one direction per block output; steer2edit works with one per projection.
     Neither is turned into the other silently: extract with --block-outputs to get both, or give --use-at.
     """
     if to is None and (use_at or plain or model_hint):
         raise typer.BadParameter("--use-at, --plain and --model-hint are about what is written: give --to FILE too.")
+    if (file is None) == (from_sae is None) or (from_sae is None) != (feature is None):
+        raise typer.BadParameter("give a file of vectors, or --from-sae DIR with --feature NUMBER.")
+    from steer2edit.artifacts.vector_files.features import read_sae_feature
     from steer2edit.artifacts.vector_files.vectors import read_vectors
 
-    found = read_vectors(file)
-    result = describe(found, file)
+    source = file or from_sae
+    assert source is not None
+    found = read_vectors(source) if feature is None else read_sae_feature(source, feature)
+    result = describe(found, source)
     if to is not None:
-        result["written"] = _write(found, file, to, use_at, model_hint, plain, overwrite)
+        result["written"] = _write(found, source, to, use_at, model_hint, plain, overwrite)
     _print(result, json_output)
 
 
@@ -93,7 +106,7 @@ def _write(
     plain: bool,
     overwrite: bool,
 ) -> dict[str, Any]:
-    from steer2edit.artifacts import load_vectors, save_vectors
+    from steer2edit.artifacts import as_vectors, load_vectors, save_vectors
     from steer2edit.artifacts.vector_files.block_files import BLOCK_SUFFIXES, save_block_vectors
     from steer2edit.core import BlockVectors
 
@@ -103,7 +116,12 @@ def _write(
         blocks = found if isinstance(found, BlockVectors) else BlockVectors.of(found)
         left_out = save_block_vectors(blocks, to, model_hint=model_hint, overwrite=overwrite)
         return {"file": str(to), "layers_left_out": left_out}
-    save_vectors(load_vectors(file, use_at), to, overwrite=overwrite, plain=plain)  # type: ignore[arg-type]
+    if file.is_dir():  # of a SAE: what writes to the residual stream last is its natural place
+        use_at = use_at or ("mlp" if isinstance(found, BlockVectors) else None)
+        taken = as_vectors(found, use_at)  # type: ignore[arg-type]
+    else:
+        taken = load_vectors(file, use_at)  # type: ignore[arg-type]
+    save_vectors(taken, to, overwrite=overwrite, plain=plain)
     return {"file": str(to), "layers_left_out": []}
 
 

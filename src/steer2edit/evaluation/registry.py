@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.evaluation import formats
@@ -58,11 +58,6 @@ class TaskSettings:
         if self.limit is not None and self.limit < 1:
             raise InvalidValueError(f"limit must be >= 1, got {self.limit}.")
 
-    @property
-    def safety(self) -> tuple[list[str], list[str]]:
-        """(harmful, benign) requests of the safety preset to choose from; more than the usual ones up to the limit."""
-        return safety_prompts(self.split, self.limit)
-
     def chosen(self, items: Sequence[_T]) -> list[_T]:
         """The items to use."""
         found = list(items)
@@ -98,41 +93,65 @@ class TaskKind:
     columns_without_header: tuple[str, ...] = ()
 
 
-def _benign(settings: TaskSettings) -> Sequence[Prompt]:
-    return settings.safety[1]
-
-
-def _conciseness_requests(settings: TaskSettings) -> Sequence[Prompt]:
-    return behaviour("conciseness", settings.split).prompts["requests"]
-
-
-def _refused(name: str, prompts: Sequence[Prompt], settings: TaskSettings) -> RefusalTask:
-    return RefusalTask(name, settings.chosen(prompts), settings.sampling(24), settings.scorer)
-
-
-def _on_requests(
-    make: Callable[[str, Sequence[Prompt], TaskSettings], Task],
-    built_in: Callable[[TaskSettings], Sequence[Prompt]],
-    name: str = "",
+def _on(
+    make: Callable[[str, Any, TaskSettings], Task],
+    own: str,
+    own_items: Callable[[TaskSettings], Sequence[Any]],
+    read: Callable[[Table], Sequence[Any]] = formats.requests,
+    published: str | None = None,
 ) -> Build:
-    """A task on requests, which is called after its file; on the built-in ones, by `name`."""
+    """A task on items: of data, called as published or after the file; else of the built-in set, called `own`."""
 
     def build(table: Table | None, settings: TaskSettings) -> list[Task]:
-        if table is None:
-            return [make(name, settings.chosen(built_in(settings)), settings)]
-        return [make(table.name, settings.chosen(formats.requests(table)), settings)]
+        name, items = (own, own_items(settings)) if table is None else (published or table.name, read(table))
+        return [make(name, settings.chosen(items), settings)]
 
     return build
 
 
-def _refusal_on(built_in: Callable[[TaskSettings], Sequence[Prompt]], name: str) -> Build:
-    return _on_requests(lambda own, items, s: RefusalTask(own, items, s.sampling(24), s.scorer), built_in, name)
+def _built_in(name: str, read: Callable[[Table], Sequence[Any]], make: Callable[..., Task], published: str) -> Build:
+    """A task on a set that comes with the package in the published format."""
+    return _on(make, name, lambda s: read(formats.built_in_table(name).split(s.split)), read, published)
+
+
+def _harmful(settings: TaskSettings) -> Sequence[Prompt]:
+    return safety_prompts(settings.split, settings.limit)[0]
+
+
+def _benign(settings: TaskSettings) -> Sequence[Prompt]:
+    return safety_prompts(settings.split, settings.limit)[1]
+
+
+def _refused(name: str, items: Sequence[Prompt], settings: TaskSettings) -> Task:
+    return RefusalTask(name, items, settings.sampling(24), settings.scorer)
+
+
+def _solved(name: str, items: Sequence[MathProblem], settings: TaskSettings) -> Task:
+    return MathTask(name, items, settings.sampling(512))
+
+
+def _chosen(name: str, items: Sequence[ChoiceQuestion], _: TaskSettings) -> Task:
+    return ChoiceTask(name, items)
+
+
+def _lettered(name: str, items: Sequence[ChoiceQuestion], _: TaskSettings) -> Task:
+    return ChoiceTask(f"{name}_letters", items, "letter")
+
+
+def _questions(settings: TaskSettings) -> list[TruthQuestion]:
+    rows = behaviour("truthfulness", settings.split).tasks[0].items
+    return [TruthQuestion(str(q), true, (false,), (true,), (false,)) for q, true, false in rows]
+
+
+def _preferred(name: str, items: Sequence[TruthQuestion], _: TaskSettings) -> Task:
+    asked_as = "questions" if name == "truth" else ""
+    return PreferenceTask([(q.question, q.best, q.false_to_best[0]) for q in items], name, asked_as=asked_as)
 
 
 def _over_refusal(table: Table | None, settings: TaskSettings) -> list[Task]:
     if table is None:
         return _behaviour_tasks("over-refusal", settings)
-    return _refusal_on(_benign, "benign")(table, settings)
+    return _on(_refused, "", _benign)(table, settings)
 
 
 def _xstest(table: Table | None, settings: TaskSettings) -> list[Task]:
@@ -140,44 +159,7 @@ def _xstest(table: Table | None, settings: TaskSettings) -> list[Task]:
         sets = {"borderline": borderline_prompts(settings.split, settings.limit)}
     else:
         sets = dict(zip(("xstest_safe", "xstest_unsafe"), formats.xstest(table), strict=True))
-    return [_refused(name, prompts, settings) for name, prompts in sets.items() if prompts]
-
-
-def _truthful(make: Callable[[str, list[TruthQuestion]], Task]) -> Build:
-    def build(table: Table | None, settings: TaskSettings) -> list[Task]:
-        if table is not None:
-            return [make("truthfulqa", settings.chosen(formats.truthful_questions(table)))]
-        rows = behaviour("truthfulness", settings.split).tasks[0].items
-        questions = [TruthQuestion(str(q), true, (false,), (true,), (false,)) for q, true, false in rows]
-        return [make("truth", settings.chosen(questions))]
-
-    return build
-
-
-def _truth_preference(name: str, items: list[TruthQuestion]) -> Task:
-    asked_as = "questions" if name == "truth" else ""
-    return PreferenceTask([(q.question, q.best, q.false_to_best[0]) for q in items], name, asked_as=asked_as)
-
-
-def _on_items(make: Callable[..., Task], name: str, built_in: str, read: Callable[[Table], Sequence[object]]) -> Build:
-    """A task on problems or questions, which is called after the built-in set or, on data, by `name`."""
-
-    def build(table: Table | None, settings: TaskSettings) -> list[Task]:
-        rows = formats.built_in_table(built_in).split(settings.split) if table is None else table
-        return [make(built_in if table is None else name, settings.chosen(read(rows)), settings)]
-
-    return build
-
-
-def _maths(name: str, built_in: str, read: Callable[[Table], list[MathProblem]]) -> Build:
-    return _on_items(lambda own, items, s: MathTask(own, items, s.sampling(512)), name, built_in, read)
-
-
-def _choice(
-    name: str, built_in: str, read: Callable[[Table], list[ChoiceQuestion]], style: Literal["text", "letter"] = "text"
-) -> Build:
-    suffix = "_letters" if style == "letter" else ""
-    return _on_items(lambda own, items, _: ChoiceTask(own + suffix, items, style), name, built_in, read)
+    return [_refused(name, settings.chosen(prompts), settings) for name, prompts in sets.items() if prompts]
 
 
 def _behaviour_tasks(source: str, settings: TaskSettings) -> list[Task]:
@@ -198,12 +180,11 @@ def _behaviour_kind(name: str) -> TaskKind:
 
 _REQUESTS = " or ".join(PROMPT_COLUMNS)
 _TRUTH = "question, best_answer, correct_answers, incorrect_answers; or question, mc1_targets, mc2_targets"
+_CHOICES = "question, choices, answer; or question, A, B, C, D, answer"
+_KNOWLEDGE = "questions of general knowledge"
 TASK_KINDS: dict[str, TaskKind] = {
     "refusal": TaskKind(
-        "refusal of harmful requests",
-        _REQUESTS,
-        "harmful requests of the safety preset",
-        _refusal_on(lambda s: s.safety[0], "harmful"),
+        "refusal of harmful requests", _REQUESTS, "harmful requests of safety", _on(_refused, "harmful", _harmful)
     ),
     "over-refusal": TaskKind(
         "refusal of requests that should be met; without data, the behaviour over-refusal with what it costs",
@@ -217,64 +198,68 @@ TASK_KINDS: dict[str, TaskKind] = {
     "truthfulqa": TaskKind(
         "preference of the true answer over a false one",
         _TRUTH,
-        "questions of the truthfulness preset",
-        _truthful(_truth_preference),
+        "questions of truthfulness",
+        _on(_preferred, "truth", _questions, formats.truthful_questions, "truthfulqa"),
     ),
     "truthfulqa-mc": TaskKind(
         "MC1 and MC2 by log-likelihood",
         _TRUTH,
-        "questions of the truthfulness preset",
-        _truthful(lambda name, items: TruthChoiceTask(items, name)),
+        "questions of truthfulness",
+        _on(lambda n, i, _: TruthChoiceTask(i, n), "truth", _questions, formats.truthful_questions, "truthfulqa"),
     ),
     "gsm8k": TaskKind(
         "exact match of word problems",
         "question, answer",
         "word problems of arithmetic",
-        _maths("gsm8k", "arithmetic", formats.gsm8k_problems),
+        _built_in("arithmetic", formats.gsm8k_problems, _solved, "gsm8k"),
     ),
     "math": TaskKind(
         "exact match of mathematics",
         "problem, solution",
         "school mathematics",
-        _maths("math", "school_maths", formats.math_problems),
+        _built_in("school_maths", formats.math_problems, _solved, "math"),
     ),
     "commonsenseqa": TaskKind(
         "multiple choice by log-likelihood",
         "question, choices, answerKey",
         "questions of common sense",
-        _choice("commonsenseqa", "common_sense", formats.commonsense_questions),
+        _built_in("common_sense", formats.commonsense_questions, _chosen, "commonsenseqa"),
     ),
     "mmlu": TaskKind(
         "multiple choice by log-likelihood of the answers",
-        "question, choices, answer; or question, A, B, C, D, answer",
-        "questions of general knowledge",
-        _choice("mmlu", "general_knowledge", formats.mmlu_questions),
+        _CHOICES,
+        _KNOWLEDGE,
+        _built_in("general_knowledge", formats.mmlu_questions, _chosen, "mmlu"),
         MMLU_COLUMNS,
     ),
     "mmlu-letters": TaskKind(
         "multiple choice by log-likelihood of the letters",
-        "question, choices, answer; or question, A, B, C, D, answer",
-        "questions of general knowledge",
-        _choice("mmlu", "general_knowledge", formats.mmlu_questions, "letter"),
+        _CHOICES,
+        _KNOWLEDGE,
+        _built_in("general_knowledge", formats.mmlu_questions, _lettered, "mmlu"),
         MMLU_COLUMNS,
     ),
     "length": TaskKind(
         "length of replies, and how many end",
         _REQUESTS,
-        "requests of the conciseness preset",
-        _on_requests(lambda name, items, s: LengthTask(items, s.sampling(96), name), _conciseness_requests),
+        "requests of conciseness",
+        _on(
+            lambda name, items, s: LengthTask(items, s.sampling(96), name),
+            "",
+            lambda s: behaviour("conciseness", s.split).prompts["requests"],
+        ),
     ),
     "drift": TaskKind(
         "distance to the base on its own answers",
         _REQUESTS,
-        "benign requests of the safety preset",
-        _on_requests(lambda name, items, s: DriftTask(items, s.sampling(24), name), _benign),
+        "benign requests of safety",
+        _on(lambda name, items, s: DriftTask(items, s.sampling(24), name), "", _benign),
     ),
     "degeneration": TaskKind(
         "replies that repeat themselves, are empty or do not end",
         _REQUESTS,
-        "benign requests of the safety preset",
-        _on_requests(lambda name, items, s: DegenerationTask(items, s.sampling(96), name), _benign),
+        "benign requests of safety",
+        _on(lambda name, items, s: DegenerationTask(items, s.sampling(96), name), "", _benign),
     ),
 }
 TASK_KINDS.update({name: _behaviour_kind(name) for name in BEHAVIOURS if name not in TASK_KINDS})

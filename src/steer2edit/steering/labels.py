@@ -34,15 +34,9 @@ class Candidate:
 Labeller = Callable[[Sequence[Candidate]], list[Label | None]]
 
 
-def by_refusal(phrases: RefusalPhrases) -> Labeller:
-    """Refusals are positive, other replies negative; empty ones, and those that do not show it, left out."""
-    names: dict[bool | None, Label | None] = {True: "positive", False: "negative", None: None}
-    return lambda candidates: [names[phrases.refuses(c.reply)] for c in candidates]
-
-
-def by_compliance(phrases: RefusalPhrases) -> Labeller:
-    """Refusals are negative, other replies positive; as `by_refusal`."""
-    names: dict[bool | None, Label | None] = {True: "negative", False: "positive", None: None}
+def by_refusal(phrases: RefusalPhrases, refused: Label = "positive", answered: Label = "negative") -> Labeller:
+    """Refusals get one label, other replies the other; empty ones, and those that do not show it, are left out."""
+    names: dict[bool | None, Label | None] = {True: refused, False: answered, None: None}
     return lambda candidates: [names[phrases.refuses(c.reply)] for c in candidates]
 
 
@@ -139,7 +133,7 @@ def _checked(value: Any) -> Label | None:
 _NAMED: dict[str, Callable[[], Labeller]] = {
     "refusal": lambda: by_refusal(refusal_phrases("strict")),
     "refusal-official": lambda: by_refusal(refusal_phrases("official")),
-    "compliance": lambda: by_compliance(refusal_phrases("strict")),
+    "compliance": lambda: by_refusal(refusal_phrases("strict"), "negative", "positive"),
     "length": by_length,
     "reference": lambda: by_reference,
 }

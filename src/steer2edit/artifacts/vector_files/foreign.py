@@ -150,13 +150,32 @@ def steered_vectors(content: Any, **metadata: Any) -> SteeringVectors | BlockVec
     return (BlockVectors if int in kinds else SteeringVectors).from_mapping(found, **metadata)
 
 
+def hooked_place(hook: object) -> Site | int:
+    """A TransformerLens hook, or a module, as one of our sites, or as the layer whose output it is.
+
+        blocks.7.hook_attn_out, blocks.7.hook_mlp_out    what the attention, the MLP puts out: a site
+        blocks.7.hook_resid_post, blocks.8.hook_resid_pre    the output of layer 7
+
+    Raises:
+        InvalidValueError: it is another place.
+    """
+    residual = re.fullmatch(r"blocks\.(\d{1,9})\.hook_resid_(pre|post)", str(hook))
+    if residual is None:
+        return _place(hook)
+    layer = int(residual[1]) - (residual[2] == "pre")
+    if layer < 0:
+        raise InvalidValueError(f"{hook!r} is what the embedding puts out, which no projection writes.")
+    return layer
+
+
 def _place(hookpoint: object) -> Site | int:
     match = _HOOKPOINT.fullmatch(hookpoint) if isinstance(hookpoint, str) else None
     block = _block(match[2]) if match and match[2] else None
     if match is None or (match[2] and block is None):
         raise InvalidValueError(
             f"{hookpoint!r} is no place that can be used: name a layer (layers.7), its attention or MLP "
-            "(layers.7.mlp), or the output projection of one (layers.7.mlp.down_proj)."
+            "(layers.7.mlp), or the output projection of one (layers.7.mlp.down_proj); or "
+            "hook_attn_out, hook_mlp_out or hook_resid_post of TransformerLens."
         )
     return int(match[1]) if block is None else Site(int(match[1]), block)
 

@@ -11,6 +11,7 @@ from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.manifest import SCHEMA_VERSION, plain_json, require_version
 from steer2edit.artifacts.tensors import read_tensors, require_file, write_tensors
 from steer2edit.artifacts.vector_files.block_files import read_control_vectors, read_svec
+from steer2edit.artifacts.vector_files.features import read_neuronpedia
 from steer2edit.artifacts.vector_files.foreign import (
     LayerActivations,
     from_object,
@@ -97,8 +98,8 @@ def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
     Args:
         path: a `.safetensors` file that `save_vectors` wrote; one made elsewhere, with v [d] as `L3.attn` and
             optionally the input mean [m] as `L3.attn.input_mean`; a `.pt` file with the official Steer2Edit
-            directions, with v by site, or for lm-eval's model `steered`; a GGUF control vector; or a `.svec` file. A
-            `.pt` file is read with `weights_only=True`: no code in it ever runs.
+            directions, with v by site, or for lm-eval's model `steered`; a GGUF control vector; a `.svec` file; or an
+            export of Neuronpedia. A `.pt` file is read with `weights_only=True`: no code in it ever runs.
 
     Returns:
         Vectors by site, or by block where that is what the file holds.
@@ -109,6 +110,7 @@ def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
     path = Path(path)
     require_file(path, "steering vectors")
     readers = {".safetensors": _load_safetensors, ".pt": _load_pt, ".gguf": read_control_vectors, ".svec": read_svec}
+    readers |= {".json": read_neuronpedia}
     suffix = path.suffix.lower()
     if suffix == ".csv":
         raise ArtifactError(

@@ -1,0 +1,91 @@
+"""Not speed: what an edit buys of a behaviour, against activation steering that drifts as much.
+
+The physics. Steering and edits move a model along the same vectors; what either may cost is drift, so all are scaled to
+one KL on benign validation requests and measured once on held-out items, paired. Arms: steering, the paper's attention
+edit (rho .15, alpha .5), and the recommended edit of measured effects. `steer2edit compare` draws whole curves.
+
+Verified: every arm spends the KL to 10 % on the requests that it was scaled on.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from timing import emit
+
+from steer2edit.artifacts import load_vectors, save_vectors
+from steer2edit.core import Editing, Steering, WeightEdit
+from steer2edit.editing import convert, natural_strength
+from steer2edit.engines import RememberingEngine, TransformersEngine
+from steer2edit.evaluation import (
+    BASE_ARM,
+    Arm,
+    DriftTask,
+    behaviour,
+    calibrate,
+    edit_arm,
+    estimate,
+    evaluate,
+    paired,
+    steering_arm,
+)
+from steer2edit.method import Hyperparameters
+from steer2edit.models import load_model
+from steer2edit.recipes.making import rules_of
+from steer2edit.settings import ConvertOptions
+from steer2edit.steering import extract, load_contrast, measure_effects, safety_prompts
+
+PAPER = Hyperparameters(0.15, None, 0.5)
+
+
+def main(
+    name: Annotated[str, typer.Argument(help="A behaviour, its folder, or a contrast file.")],
+    vectors: Annotated[Path, typer.Option(help="Kept there: a second call goes on from them.")],
+    model: Annotated[str, typer.Option(help="A Hub id, a directory, or smollm2.")] = "smollm2",
+    kl: Annotated[float, typer.Option(help="Drift that every arm spends, nats per token.")] = 0.03,
+    train: Annotated[int | None, typer.Option(help="Use at most so many training requests.")] = None,
+    limit: Annotated[int, typer.Option(help="Use at most so many held-out items of every set.")] = 60,
+    calibration: Annotated[int, typer.Option(help="Benign requests that arms are scaled on.")] = 24,
+    benign: Annotated[str, typer.Option(help="Requests whose replies must not drift: benign, or a file.")] = "benign",
+) -> None:
+    """Measure base, steering and edits of one behaviour at one drift."""
+    loaded = load_model(model)
+    if not vectors.exists():
+        contrast = load_contrast(name, loaded, limit=train)
+        save_vectors(measure_effects(loaded, extract(loaded, contrast), contrast, benign=benign), vectors)
+    made = load_vectors(vectors)
+    engine = RememberingEngine(TransformersEngine(loaded))
+    task = DriftTask(safety_prompts("validation")[1][:calibration])
+    rules, own = rules_of(ConvertOptions(), made)
+    edits = {
+        "paper": convert(loaded, made, PAPER, force=True),
+        "effects": convert(loaded, made, own, rules, force=True),
+    }
+
+    def at_kl(edit: WeightEdit) -> Arm:
+        first = natural_strength(edit) or 0.3
+        found = calibrate(engine, lambda s: Editing(edit, s), task, kl, first=first, tolerance=0.1, most_steps=16)
+        if not found.reached:
+            raise SystemExit(f"WRONG: KL {found.drift:.3g} was spent, not {kl}.")
+        return edit_arm(edit, "edit", found.strength)
+
+    steered = calibrate(engine, lambda s: Steering(made, s), task, kl, first=0.2, tolerance=0.1, most_steps=16)
+    if not steered.reached:
+        raise SystemExit(f"WRONG: KL {steered.drift:.3g} was spent, not {kl}.")
+    arms = {"base": BASE_ARM, "steering": steering_arm(made, steered.strength)}
+    arms |= {key: at_kl(edit) for key, edit in edits.items()}
+    part = behaviour(name, "held_out", limit=limit)
+    found = dict(zip(arms, evaluate(engine, part.tasks, list(arms.values())), strict=True))
+    emit(
+        "equal_drift", behaviour=part.name, model=model, kl=kl, attribute=part.attribute, direction=part.direction,
+        strengths={key: arm.parameters.get("strength") for key, arm in arms.items()},
+        figures={key: {n: estimate(v).to_json() for n, v in c.values.items()} for key, c in found.items()},
+        less_steering={
+            key: {n: paired(found[key].values[n], found["steering"].values[n]).to_json() for n in found[key].values}
+            for key in edits
+        },
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(main)
