@@ -2,7 +2,7 @@
 
 The physics. Steering and edits move a model along the same vectors; what either may cost is drift, so all are scaled to
 one KL on benign validation requests and measured once on held-out items, paired. Arms: steering, the paper's attention
-edit (rho .15, alpha .5), and the recommended edit of measured effects. `steer2edit compare` draws whole curves.
+edit (rho .15, alpha .5), and with --effects the recommended edit of measured effects. `steer2edit compare` has curves.
 
 Verified: every arm spends the KL to 10 % on the requests that it was scaled on.
 """
@@ -46,21 +46,21 @@ def main(
     train: Annotated[int | None, typer.Option(help="Use at most so many training requests.")] = None,
     limit: Annotated[int, typer.Option(help="Use at most so many held-out items of every set.")] = 60,
     calibration: Annotated[int, typer.Option(help="Benign requests that arms are scaled on.")] = 24,
-    benign: Annotated[str, typer.Option(help="Requests whose replies must not drift: benign, or a file.")] = "benign",
+    effects: Annotated[bool, typer.Option("--effects", help="Measure effects, for an edit of these too.")] = False,
 ) -> None:
     """Measure base, steering and edits of one behaviour at one drift."""
     loaded = load_model(model)
     if not vectors.exists():
         contrast = load_contrast(name, loaded, limit=train)
-        save_vectors(measure_effects(loaded, extract(loaded, contrast), contrast, benign=benign), vectors)
+        fresh = extract(loaded, contrast)
+        save_vectors(measure_effects(loaded, fresh, contrast) if effects else fresh, vectors)
     made = load_vectors(vectors)
     engine = RememberingEngine(TransformersEngine(loaded))
     task = DriftTask(safety_prompts("validation")[1][:calibration])
-    rules, own = rules_of(ConvertOptions(), made)
-    edits = {
-        "paper": convert(loaded, made, PAPER, force=True),
-        "effects": convert(loaded, made, own, rules, force=True),
-    }
+    edits = {"paper": convert(loaded, made, PAPER, force=True)}
+    if effects:
+        rules, own = rules_of(ConvertOptions(), made)
+        edits["effects"] = convert(loaded, made, own, rules, force=True)
 
     def at_kl(edit: WeightEdit) -> Arm:
         first = natural_strength(edit) or 0.3
