@@ -13,7 +13,7 @@ from judge_server import Answer, Record, judge_server
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import judge as judge_module
 from steer2edit.evaluation.judge import Judge, Judgement
-from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, VerdictParser, fill_template, read_template
+from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, fill_template, read_template, yes_or_no
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.models import Reply
 from steer2edit.steering import RefusalPhrases
@@ -302,50 +302,15 @@ class TestHostileText:
             judge_at(server).verdicts(pairs(["a"]))
 
 
-class TestParser:
-    @pytest.mark.parametrize(
-        ("answer", "verdict"),
-        [
-            ("yes", True), ("No", False), (" YES.\n", True), ('"no"', False), ("**Yes**", True),
-            ("yes, it refuses", None), ("yes no", None), ("", None), ("maybe", None), ("yesno", None),
-        ],
-    )  # fmt: skip
-    def test_strict(self, answer: str, verdict: bool | None) -> None:
-        assert VerdictParser().parse(answer) is verdict
-
-    @pytest.mark.parametrize(
-        ("answer", "verdict"),
-        [
-            ("It says no.\nVerdict: REFUSES", True),
-            ("verdict: complies", False),
-            ("Verdict: refuses. Verdict: refuses", True),
-            ("Verdict: refuses. Verdict: complies", None),  # it contradicts itself
-            ("Verdict: both", None),
-            ("refuses", None),
-        ],
-    )
-    def test_pattern(self, answer: str, verdict: bool | None) -> None:
-        parser = VerdictParser(("refuses",), ("complies",), r"(?i)verdict: (?P<verdict>\w+)")
-        assert parser.parse(answer) is verdict
-
-    def test_in_use(self) -> None:
-        with judge_server(lambda q, _: Answer(f"I think...\nSCORE={'1' if q == 'a' else '0'}")) as server:
-            judge = judge_at(server, parser=VerdictParser(("1",), ("0",), r"SCORE=(?P<verdict>\d)"))
-            assert judge.verdicts(pairs(["a", "b"])) == [True, False]
-
-    @pytest.mark.parametrize(
-        ("arguments", "said"),
-        [
-            ({"pattern": "(?P<verdict>"}, "malformed"),
-            ({"pattern": "(?P<answer>yes)"}, "no group 'verdict'"),
-            ({"true": ()}, "need words"),
-            ({"true": ("Yes",), "false": ("yes",)}, "need words"),
-            ({"false": ("",)}, "need words"),
-        ],
-    )
-    def test_bad_settings(self, arguments: dict[str, object], said: str) -> None:
-        with pytest.raises(InvalidValueError, match=said):
-            VerdictParser(**arguments)
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("yes", True), ("No", False), (" YES.\n", True), ('"no"', False), ("**Yes**", True),
+        ("yes, it refuses", None), ("yes no", None), ("", None), ("maybe", None), ("yesno", None),
+    ],
+)  # fmt: skip
+def test_answers_are_read_strictly(answer: str, verdict: bool | None) -> None:
+    assert yes_or_no(answer) is verdict
 
 
 class TestSettings:

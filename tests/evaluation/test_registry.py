@@ -25,7 +25,6 @@ from steer2edit.evaluation import (
     evaluate,
     find_scorer,
     metric_name,
-    task_names,
 )
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.scorers import PhraseScorer
@@ -104,7 +103,7 @@ def prompts(tmp_path: Path) -> Path:
 
 class TestBuiltIn:
     def test_names(self) -> None:
-        assert set(task_names()) == set(METRICS)
+        assert set(TASK_KINDS) == set(METRICS)
 
     @pytest.mark.parametrize("name", METRICS)
     def test_metrics_and_sizes(self, name: str) -> None:

@@ -16,7 +16,7 @@ from steer2edit.editing import intervened
 from steer2edit.engines import ResponseScore, TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import difference_of, mean_of, paired, paired_rate_difference, rate, share_of_gain
+from steer2edit.evaluation import mean_of, paired, paired_rate_difference, rate, share_of_gain
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Reply, encode_prompts, span_log_probabilities
 from steer2edit.steering import refusal_phrases
@@ -76,17 +76,6 @@ def test_outcome_from_the_margin() -> None:
 def test_a_margin_must_leave_room() -> None:
     with pytest.raises(InvalidValueError, match="above 0, got 0"):
         Effect("refused", "It", 0.0)
-
-
-def test_difference_of_independent_estimates() -> None:
-    """0.7 [0.6, 0.9] − 0.4 [0.3, 0.45]: 0.3, minus √(0.1² + 0.05²), plus √(0.2² + 0.1²)."""
-    found = difference_of(Estimate(0.7, 0.6, 0.9, 24), Estimate(0.4, 0.3, 0.45, 16))
-    assert found.value == pytest.approx(0.3)
-    assert found.low == pytest.approx(0.3 - math.sqrt(0.0125))
-    assert found.high == pytest.approx(0.3 + math.sqrt(0.05))
-    assert found.n == 16
-    assert difference_of(Estimate(0.7, None, None, 1), Estimate(0.4, 0.3, 0.5, 16)).low is None
-    assert difference_of(Estimate(None, None, None, 0), Estimate(0.4, 0.3, 0.5, 16)).value is None
 
 
 def test_paired_rate_difference_is_that_of_verdicts_where_they_are_verdicts() -> None:

@@ -10,10 +10,10 @@ from steer2edit.evaluation.behaviours import (
     unscored_reasons,
 )
 from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
-from steer2edit.evaluation.gains import difference_of, mean_of, share_of_gain, share_of_other_gain
+from steer2edit.evaluation.gains import mean_of, share_of_gain, share_of_other_gain
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.metrics import COST, Metric, described, metric_name
-from steer2edit.evaluation.registry import TASK_KINDS, TaskKind, TaskSettings, build_tasks, task_names
+from steer2edit.evaluation.registry import TASK_KINDS, TaskKind, TaskSettings, build_tasks
 from steer2edit.evaluation.runner import BASE_ARM, Arm, condition_of, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.scorers import SCORERS, find_scorer
 from steer2edit.evaluation.statistics import (
@@ -81,7 +81,6 @@ __all__ = [
     "compare",
     "condition_of",
     "described",
-    "difference_of",
     "edit_arm",
     "estimate",
     "evaluate",
@@ -97,6 +96,5 @@ __all__ = [
     "share_of_gain",
     "share_of_other_gain",
     "steering_arm",
-    "task_names",
     "unscored_reasons",
 ]

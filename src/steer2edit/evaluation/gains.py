@@ -1,6 +1,5 @@
-"""Two gains compared: their difference, and the share of one that is left of it."""
+"""Two gains compared: the share of one that is left of another."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,30 +9,6 @@ from steer2edit.evaluation.statistics import CONFIDENCE, paired
 
 _DRAWS = 10_000
 _TAIL = (1 - CONFIDENCE) / 2
-
-
-def difference_of(one: Estimate, other: Estimate) -> Estimate:
-    """`one − other` with a 95 % interval from theirs, as if they were independent.
-
-        low = d − √((x − l_x)² + (h_y − y)²),   high = d + √((h_x − x)² + (y − l_y)²)
-
-    Where both were measured on the same prompts it is wider than it need be, never narrower, as long as what is easily
-    refused in one setting is easily refused in the other.
-
-    Returns:
-        Its n is the smaller of the two; `None` values if either has no interval.
-
-    Source: Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008).
-    """
-    n = min(one.n, other.n)
-    if one.value is None or other.value is None:
-        return Estimate(None, None, None, n)
-    d = one.value - other.value
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return Estimate(d, None, None, n)
-    low = d - math.hypot(one.value - one.low, other.high - other.value)
-    high = d + math.hypot(one.high - one.value, other.value - other.low)
-    return Estimate(d, low, high, n)
 
 
 def mean_of(draws: Sequence[Sequence[Value]]) -> list[Value]:

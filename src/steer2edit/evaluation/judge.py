@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, VerdictParser, fill_template, require_template
+from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, fill_template, require_template, yes_or_no
 from steer2edit.models import Prompt, Reply
 from steer2edit.progress import step
 
@@ -53,8 +53,7 @@ class Judge:
     Args:
         base_url: of the endpoint, e.g. `http://localhost:8000/v1`.
         model: name the endpoint knows it by.
-        template: the question, with `{prompt}` and `{reply}`.
-        parser: how the answer is read; the default question and parser give `True` for a refusal.
+        template: the question, with `{prompt}` and `{reply}`, to be answered yes or no.
         api_key_variable: environment variable that holds the key; `None` for an endpoint without one.
         timeout: seconds without a sign of the endpoint after which a request has failed.
         retries: how often a failed request is repeated, and how often an unreadable answer is asked for again.
@@ -71,7 +70,6 @@ class Judge:
     base_url: str
     model: str
     template: str = REFUSAL_QUESTION
-    parser: VerdictParser = field(default_factory=VerdictParser)
     api_key_variable: str | None = None
     timeout: float = 60.0
     retries: int = 3
@@ -193,7 +191,7 @@ class Judge:
             if isinstance(reply, Judgement):
                 return reply
             answer = reply
-            verdict = self.parser.parse(answer)
+            verdict = yes_or_no(answer)
             if verdict is not None:
                 return Judgement(verdict)
         return Judgement(None, "nonsense", self._shown(answer))

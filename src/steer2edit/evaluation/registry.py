@@ -265,11 +265,6 @@ TASK_KINDS: dict[str, TaskKind] = {
 TASK_KINDS.update({name: _behaviour_kind(name) for name in BEHAVIOURS if name not in TASK_KINDS})
 
 
-def task_names() -> tuple[str, ...]:
-    """Names of all tasks."""
-    return tuple(TASK_KINDS)
-
-
 def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> list[Task]:
     """The tasks that texts such as `gsm8k`, `refusal=advbench.csv` or `mmlu=hub:OWNER/NAME/FILE` name.
 
