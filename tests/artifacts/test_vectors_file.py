@@ -253,8 +253,8 @@ def test_missing_file_directory_and_unknown_extension(tmp_path: Path) -> None:
         load_vectors(tmp_path)
     for name, message in (
         ("v.npz", "read from .safetensors or .pt or .gguf or .svec files"),
-        ("v.gguf", "per block output"),
-        ("v.svec", "per block"),
+        ("v.gguf", "not a readable GGUF file with control vectors"),
+        ("v.svec", "not sound JSON"),
     ):
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(ArtifactError, match=message):

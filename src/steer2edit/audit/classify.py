@@ -30,13 +30,10 @@ _OTHER_CHANGES = {
 
 @dataclass(frozen=True)
 class Classification:
-    """Args:
-    label: for programs.
-    sentence: for people.
-    """
+    """What all changes together amount to."""
 
-    label: Label
-    sentence: str
+    label: Label  # for programs
+    sentence: str  # for people
 
 
 def classify(

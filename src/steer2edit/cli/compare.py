@@ -35,13 +35,13 @@ def compare(
     from steer2edit.progress import show_progress
     from steer2edit.report.comparison_page import figure_tables, reasons, write_comparison_page
     from steer2edit.report.run_results import ComparisonResults, read_results
-    from steer2edit.search import compared_behaviours, comparison_methods, options_for, run_comparison
+    from steer2edit.search import behaviours_of, comparison_methods, options_for, run_comparison
 
     loaded_vectors, edits = load_vectors(vectors), {path.resolve().name: load_edit(path) for path in edit or ()}
     if len(edits) < len(edit or ()):
         raise typer.BadParameter("two --edit have the same name: rename a directory.")
     options = options_for(loaded_vectors, options)
-    compared_behaviours(options)  # what is wrong with the data shall show before a model is loaded
+    behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
     with show_progress():
         loaded = loading.load(model, begun_with(out), loaded_vectors.metadata)
         methods, left_out = comparison_methods(

@@ -2,7 +2,7 @@
 
 from steer2edit.search.comparison import COMPARISON, run_comparison
 from steer2edit.search.goal import Budget, Goal, pareto_front
-from steer2edit.search.items import behaviours_of, compared_behaviours, options_for
+from steer2edit.search.items import behaviours_of, options_for
 from steer2edit.search.methods import PAPER, comparison_methods
 from steer2edit.search.proposals import propose
 from steer2edit.search.results import run_facts, search_results
@@ -32,7 +32,6 @@ __all__ = [
     "Trial",
     "behaviours_of",
     "compare_tradeoffs",
-    "compared_behaviours",
     "comparison_methods",
     "front_of",
     "hypervolume",

@@ -22,7 +22,7 @@ from steer2edit.evaluation import (
 from steer2edit.models import recorded_chat
 from steer2edit.progress import step
 from steer2edit.search.comparison_figures import Figure, Plan, figure_text, method_figures
-from steer2edit.search.items import compared_behaviours, options_for, require_apart, utility_metric
+from steer2edit.search.items import behaviours_of, options_for, require_apart, utility_metric
 from steer2edit.search.methods import STEERING, Method
 from steer2edit.search.results import run_facts
 from steer2edit.search.run import Narrate
@@ -69,7 +69,7 @@ def run_comparison(
         ArtifactError: another process works in it, or it cannot be written.
     """
     options = options_for(vectors, options)
-    validation, held_out = compared_behaviours(options)
+    validation, held_out = behaviours_of(options)
     require_apart(vectors, None, validation, held_out)
     identity = _identity(engine, vectors, options, (validation, held_out))
     with RunFolder(out, _KIND).opened(identity) as folder:

@@ -26,35 +26,20 @@ def options_for(vectors: SteeringVectors, options: Options) -> Options:
     return replace(options, behaviour=behaviour_of(vectors, "--behaviour"))
 
 
-def behaviours_of(options: SearchOptions) -> tuple[Behaviour, Behaviour]:
-    """The validation and the held-out items that the options of a search ask for; needs no model.
+def behaviours_of(options: SearchOptions | ComparisonOptions) -> tuple[Behaviour, Behaviour]:
+    """The validation and the held-out items that options ask for; a comparison's with borderline requests.
 
     Raises:
         DataError: unknown or malformed data, or a utility task that measures what the behaviour does.
     """
-    return _measured(options, "validation", options.max_new_tokens), _measured(
-        options, "held_out", options.max_new_tokens
-    )
+    return _measured(options, "validation"), _measured(options, "held_out")
 
 
-def compared_behaviours(options: ComparisonOptions) -> tuple[Behaviour, Behaviour]:
-    """The validation and the held-out items that the options of a comparison ask for; needs no model.
-
-    Raises:
-        DataError: unknown or malformed data, or a utility task that measures what the behaviour does.
-    """
-    return _measured(options, "validation", borderline=True), _measured(options, "held_out", borderline=True)
-
-
-def _measured(
-    options: SearchOptions | ComparisonOptions,
-    split: Split,
-    max_new_tokens: int | None = None,
-    *,
-    borderline: bool = False,
-) -> Behaviour:
+def _measured(options: SearchOptions | ComparisonOptions, split: Split) -> Behaviour:
     """The behaviour on one split, with the utility task, if there is one, as one more."""
     name, limit, seed = str(options.behaviour), options.limit, options.seed
+    max_new_tokens = options.max_new_tokens if isinstance(options, SearchOptions) else None
+    borderline = isinstance(options, ComparisonOptions)
     chosen = behaviour(
         name, split, limit=limit, max_new_tokens=max_new_tokens, data=options.data, seed=seed, borderline=borderline
     )

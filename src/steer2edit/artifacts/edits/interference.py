@@ -22,24 +22,15 @@ from steer2edit.core import Site, SiteEdit
 
 @dataclass(frozen=True)
 class PairAtSite:
-    """Two edits at one site.
+    """Two edits at one site."""
 
-    Args:
-        first, second: positions of the edits in the list.
-        output_cosine: cos(u_1, u_2).
-        row_cosine: cos(a_1, a_2); 0 where one of them is zero.
-        cosine: of the two changes as matrices (Frobenius), signs of the weights included.
-        shared: components that both edit, as a share of those that either edits.
-        opposed: of the shared ones, the share whose λ (times its weight) has opposite signs; `None` without any.
-    """
-
-    first: int
+    first: int  # positions of the edits in the list
     second: int
-    output_cosine: float
-    row_cosine: float
-    cosine: float
-    shared: float
-    opposed: float | None
+    output_cosine: float  # cos(u_1, u_2)
+    row_cosine: float  # cos(a_1, a_2); 0 where one of them is zero
+    cosine: float  # of the two changes as matrices (Frobenius), signs of the weights included
+    shared: float  # components that both edit, as a share of those that either edits
+    opposed: float | None  # of the shared ones, the share whose λ (times its weight) has opposite signs
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.artifacts.tensors import require_file
+from steer2edit.artifacts.vector_files.foreign import dictionary
 from steer2edit.artifacts.vector_files.pt_files import is_official_edit, read_pt
 from steer2edit.core import Block, Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
@@ -49,11 +50,11 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         found = f"keys {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path} is no edit of the official code ('attn', 'mlp' and 'meta'), but holds {found}.")
     try:
-        meta = _mapping(content["meta"], "meta")
+        meta = dictionary(content["meta"], "meta")
         hyperparameters = _hyperparameters(meta)
         sites: dict[Site, SiteEdit] = {}
         for block in _BLOCKS:
-            directions = _mapping(meta.get(f"vhat_{block}", {}), f"meta.vhat_{block}")
+            directions = dictionary(meta.get(f"vhat_{block}", {}), f"meta.vhat_{block}")
             for site, factors in _by_site(content[block], block).items():
                 u = _unit_vector(directions.get(site.layer), f"meta.vhat_{block}[{site.layer}]")
                 sites[site] = _site_edit(model, site, u, factors, hyperparameters)
@@ -81,11 +82,11 @@ def _hyperparameters(meta: Mapping[Any, Any]) -> Hyperparameters:
 
 def _by_site(entries: Any, block: Block) -> dict[Site, dict[int, tuple[float, Tensor]]]:
     sites: dict[Site, dict[int, tuple[float, Tensor]]] = {}
-    for key, entry in _mapping(entries, block).items():
+    for key, entry in dictionary(entries, block).items():
         if not (isinstance(key, tuple) and len(key) == 2 and all(type(part) is int and part >= 0 for part in key)):
             raise InvalidValueError(f"{block}: {key!r} is not a pair (layer, component), both counted from 0.")
         name = f"{block}[{key[0]}, {key[1]}]"
-        magnitude = _number(_mapping(entry, name).get("lambda"), f"{name}: lambda")
+        magnitude = _number(dictionary(entry, name).get("lambda"), f"{name}: lambda")
         k = _unit_vector(entry.get("k_hat"), f"{name}.k_hat") if block == "attn" else torch.ones(1)
         sites.setdefault(Site(key[0], block), {})[key[1]] = magnitude, k
     return sites
@@ -120,12 +121,6 @@ def _site_edit(
         magnitude = magnitude * torch.where(folded == 0, 1.0, folded)
     importance = magnitude.sign() * (magnitude.abs() * (rho * (1 - settings.alpha)) + rho * settings.alpha)
     return SiteEdit(u, row, magnitude, importance)
-
-
-def _mapping(value: Any, what: str) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise InvalidValueError(f"{what} must be a dictionary, got {type(value).__name__}.")
-    return value
 
 
 def _number(value: Any, what: str) -> float:

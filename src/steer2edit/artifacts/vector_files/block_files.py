@@ -32,12 +32,12 @@ from torch import Tensor
 from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.strict_json import parse_object
 from steer2edit.artifacts.tensors import same_bits
-from steer2edit.artifacts.vector_files.gguf_reading import read_gguf_vectors
 from steer2edit.core import BlockVectors
 from steer2edit.errors import ArtifactError, InvalidValueError
 
 BLOCK_SUFFIXES = (".gguf", ".svec")
 _ARCHITECTURE = "controlvector"
+_F32 = 0
 _LAYER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -97,7 +97,7 @@ def read_control_vectors(path: Path) -> BlockVectors:
     Raises:
         ArtifactError: it is no such file, has a direction.0, another tensor, or a direction that is not finite.
     """
-    keys, vectors = read_gguf_vectors(path, _ARCHITECTURE, "control vectors")
+    keys, vectors = _gguf_vectors(path)
     directions = {}
     for name, vector in vectors.items():
         before, layer = name[:10], name[10:]
@@ -114,6 +114,34 @@ def read_control_vectors(path: Path) -> BlockVectors:
         raise ArtifactError(f"{path}: model_hint must be text and layer_count a whole number, got {hint!r}, {count!r}.")
     made = {"format": "control vectors", "file": path.name, "model_hint": hint, "layer_count": count}
     return _from(path, directions, made)
+
+
+def _gguf_vectors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All keys and tensors of a GGUF file of control vectors, which are all rows of F32."""
+    from steer2edit.models.gguf_header import UnsoundError, gguf_bytes, gguf_header
+
+    vectors = {}
+    try:
+        with gguf_bytes(path) as data:
+            header = gguf_header(data)
+            if header.architecture != _ARCHITECTURE:
+                raise UnsoundError(
+                    f"its architecture is {header.architecture!r}, and control vectors have {_ARCHITECTURE!r}"
+                )
+            for name, own in header.tensors.items():
+                if own.type != _F32 or len(own.shape) != 1 or not own.size:
+                    raise UnsoundError(
+                        f"the tensor {name!r} must be one row of F32, but is of type {own.type} and shape "
+                        f"{list(own.shape)}"
+                    )
+                content = bytearray(data[own.start : own.start + own.size])
+                vectors[name] = torch.frombuffer(content, dtype=torch.float32)
+    except (ValueError, OSError) as error:  # an empty file cannot be mapped: that is a ValueError too
+        raise ArtifactError(
+            f"{path} is not a readable GGUF file with control vectors ({error}): it is truncated, damaged, or of "
+            "another format. Get it again from where it was made."
+        ) from error
+    return header.keys, vectors
 
 
 def read_svec(path: Path) -> BlockVectors:

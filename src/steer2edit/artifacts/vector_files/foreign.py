@@ -36,9 +36,7 @@ def from_object(vector: LayerActivations) -> SteeringVectors | BlockVectors:
             raise InvalidValueError(
                 f"layer_activations must be tensors by layer number, got {layer!r}: {type(tensor).__name__}."
             )
-        if tensor.numel() != max(tensor.shape, default=0):
-            raise InvalidValueError(f"layer {layer}: an activation must be one row, got shape {list(tensor.shape)}.")
-        rows[layer] = tensor.reshape(-1)
+        rows[layer] = _one_row(tensor, f"layer {layer}: an activation")
     made = {"format": "steering-vectors", "layer_type": vector.layer_type}
     blocks: dict[str, Block] = {"self_attn": "attn", "mlp": "mlp"}
     if vector.layer_type == "decoder_block":
@@ -86,13 +84,13 @@ def official_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _groups(content: Mapping[str, Any], where: str) -> dict[str, dict[str, Tensor]]:
-    groups = _mapping(content.get(where, {}), repr(where))
+    groups = dictionary(content.get(where, {}), repr(where))
     return {name: _by_site(groups[name], f"{where}.{name}") for name in (*_MEANS, "direction") if groups.get(name)}
 
 
 def _by_site(tensors: object, where: str) -> dict[str, Tensor]:
     sites = {}
-    for key, tensor in _mapping(tensors, where).items():
+    for key, tensor in dictionary(tensors, where).items():
         match = _OFFICIAL.fullmatch(str(key))
         if match is None or not isinstance(tensor, Tensor):
             raise InvalidValueError(
@@ -103,7 +101,8 @@ def _by_site(tensors: object, where: str) -> dict[str, Tensor]:
     return sites
 
 
-def _mapping(value: object, what: str) -> dict[Any, Any]:
+def dictionary(value: object, what: str) -> dict[Any, Any]:
+    """The value, if it is a dictionary."""
     if not isinstance(value, dict):
         raise InvalidValueError(f"{what} must be a dictionary, got {type(value).__name__}.")
     return value
@@ -206,9 +205,13 @@ def _shift(hookpoint: object, entry: Mapping[str, Any]) -> Float[Tensor, " d"]:
         raise InvalidValueError(f"{hookpoint!r}: steering_coefficient must be a number, got {coefficient!r}.")
     if not isinstance(vector, Tensor):
         raise InvalidValueError(f"{hookpoint!r}: steering_vector must be a tensor, got {type(vector).__name__}.")
-    if not vector.is_floating_point() or vector.numel() != max(vector.shape, default=0):
+    return coefficient * _one_row(vector, f"{hookpoint!r}: steering_vector").detach().to("cpu", torch.float32)
+
+
+def _one_row(tensor: Tensor, what: str) -> Float[Tensor, " d"]:
+    if not tensor.is_floating_point() or tensor.numel() != max(tensor.shape, default=0):
         raise InvalidValueError(
-            f"{hookpoint!r}: steering_vector must be one row of floating-point numbers, got {str(vector.dtype)[6:]} of "
-            f"shape {list(vector.shape)}."
+            f"{what} must be one row of floating-point numbers, got {str(tensor.dtype)[6:]} of shape "
+            f"{list(tensor.shape)}."
         )
-    return coefficient * vector.detach().reshape(-1).to("cpu", torch.float32)
+    return tensor.reshape(-1)

@@ -26,7 +26,6 @@ from steer2edit.core import BlockVectors, Site, SteeringVectors, UseAt, site_vec
 from steer2edit.errors import ArtifactError, InvalidValueError
 
 KIND = "steering-vectors"
-_BLOCK_OUTPUT_FORMATS = {".gguf": "control vectors", ".svec": "CAST vectors"}
 
 VectorSource = (
     SteeringVectors | BlockVectors | LayerActivations | Path | str | Mapping[Site, Tensor] | Mapping[str, Tensor]
@@ -83,12 +82,14 @@ def load_vectors(path: Path | str, use_at: UseAt | None = None) -> SteeringVecto
             other way round.
     """
     path = Path(path)
-    require_file(path, "steering vectors")
-    if path.suffix.lower() in _BLOCK_OUTPUT_FORMATS and use_at is None:
-        raise ArtifactError(_not_site_vectors(path, _BLOCK_OUTPUT_FORMATS[path.suffix.lower()]))
     found = read_vectors(path)
     if isinstance(found, BlockVectors) and use_at is None:
-        raise ArtifactError(_not_site_vectors(path, str(found.metadata.get("format", "vectors"))))
+        raise ArtifactError(
+            f"{path} holds {found.metadata.get('format', 'vectors')}: one direction per block output, not one per "
+            "projection. They are other quantities and are not converted silently. Extract vectors with steer2edit "
+            f"extract; or say at which projections to use them: steer2edit vectors {path.name} --use-at mlp|attn|both "
+            f"--to {path.stem}.safetensors (use_at)."
+        )
     return _used_at(found, use_at, str(path))
 
 
@@ -177,14 +178,6 @@ def _used_at(found: SteeringVectors | BlockVectors, use_at: UseAt | None, where:
     if use_at is not None:
         raise ArtifactError(f"{where} holds vectors of projections already: leave out --use-at (use_at).")
     return found
-
-
-def _not_site_vectors(path: Path, what: str) -> str:
-    return (
-        f"{path} holds {what}: one direction per block output, not one per projection. They are other quantities and "
-        "are not converted silently. Extract vectors with steer2edit extract; or say at which projections to use "
-        f"them: steer2edit vectors {path.name} --use-at mlp|attn|both --to {path.stem}.safetensors (use_at)."
-    )
 
 
 def _load_safetensors(path: Path) -> SteeringVectors:
