@@ -16,11 +16,19 @@ from steer2edit.recipes import Extras, RunOptions, run_behaviour
 from tiny_chat import tiny_chat_model
 
 HELD_OUT = 40
-FEW = RunOptions(limit=10, max_new_tokens=4)
+FEW = RunOptions(max_new_tokens=4)
 
 
 def tiny() -> LanguageModel:
     return tiny_chat_model(num_hidden_layers=2, max_position_embeddings=1024)
+
+
+@pytest.fixture
+def contrast(tmp_path: Path) -> str:
+    path = tmp_path / "contrast.jsonl"
+    rows = [{"prompt": f"request {i}", "positive": f"no, never {i}", "negative": f"yes, here {i}"} for i in range(20)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
 
 
 class Told:
@@ -39,19 +47,19 @@ def killed(*arguments: object, **named: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run_behaviour(tiny(), "safety", tmp_path / "whole", Told(), FEW, force=True)
+def test_a_run_goes_on_where_it_was_stopped(contrast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_behaviour(tiny(), contrast, tmp_path / "whole", Told(), FEW, force=True)
     out = tmp_path / "killed"
     for step in ("make_edit", "calibrate", "evaluate", "write_run"):
         with monkeypatch.context() as patch:
             patch.setattr(f"steer2edit.recipes.run.{step}", killed)
             with pytest.raises(KeyboardInterrupt):
-                run_behaviour(tiny(), "safety", out, Told(), FEW, force=True)
+                run_behaviour(tiny(), contrast, out, Told(), FEW, force=True)
     told = Told()
     with monkeypatch.context() as patch:
         for step in ("make_vectors", "make_edit", "calibrate", "evaluate"):
             patch.setattr(f"steer2edit.recipes.run.{step}", killed)  # nothing is done again
-        resumed = run_behaviour(tiny(), "safety", out, told, FEW, force=True)
+        resumed = run_behaviour(tiny(), contrast, out, told, FEW, force=True)
     assert figures(resumed) == figures(whole)
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(resumed))
     assert any("of an earlier call" in text for text in told.texts)
@@ -59,14 +67,37 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     base, steered, edited = (Condition.from_json(c) for c in resumed["held_out"]["conditions"])
     assert (base.label, edited.label) == ("base", "edit")
     assert steered.parameters["strength"] == resumed["chosen"]["steering_strength"]
-    gap = paired(edited.values["harmful_refused"], steered.values["harmful_refused"])
-    assert resumed["edit_minus_steering"]["harmful_refused"] == gap.to_json()
+    margin = next(name for name in edited.values if name.endswith("margin"))
+    assert resumed["edit_minus_steering"][margin] == paired(edited.values[margin], steered.values[margin]).to_json()
     assert "preview" not in load_edit(out / "edit").metadata["vectors"]  # it may be published
     rows = load_vectors(out / "vectors.safetensors").metadata["preview"]
     assert [row["positive"][0] for row in rows[:4]] == whole["preview"]["prompts"]
     assert "<html" in (out / "report.html").read_text()
     with pytest.raises(MismatchError, match=r"belongs to another run\. It differs in: kl \(0\.03, now 0\.1\)"):
-        run_behaviour(tiny(), "safety", out, Told(), RunOptions(limit=10, max_new_tokens=4, kl=0.1), force=True)
+        run_behaviour(tiny(), contrast, out, Told(), RunOptions(max_new_tokens=4, kl=0.1), force=True)
+
+
+def test_a_contrast_file_is_measured_by_preference(
+    contrast: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny()
+    model.network.save_pretrained(tmp_path / "tiny")
+    assert model.tokenizer is not None
+    model.tokenizer.save_pretrained(tmp_path / "tiny")
+    out = tmp_path / "run"
+    app(
+        ["run", str(tmp_path / "tiny"), str(contrast), "--out", str(out), "--kl", "0.1", "--force"],
+        standalone_mode=False,
+    )
+    shown = capsys.readouterr().out
+    assert "replies differ" in shown
+    results = json.loads((out / "results.json").read_text())
+    base, _, edited = (Condition.from_json(c) for c in results["held_out"]["conditions"])
+    margin = next(name for name in base.metrics if name.endswith("margin"))
+    assert base.metrics[margin].n == 4  # a fifth of twenty, which the vectors did not see
+    assert edited.metrics[margin].value > base.metrics[margin].value
+    assert load_edit(out / "edit").metadata["drift"]["kl"] == pytest.approx(0.1, rel=0.05)
+    assert "<html" in (out / "report.html").read_text()
 
 
 def test_what_cannot_be_run_costs_nothing(tmp_path: Path) -> None:

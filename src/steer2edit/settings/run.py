@@ -28,7 +28,7 @@ class RunOptions(Checked):
         Above(0),
     ] = 0.03
     search: Annotated[
-        bool, typer.Option("--search", help="Search the paper's rule, instead of an edit of measured effects.")
+        bool, typer.Option("--search", help="Search for the edit, instead of making it of measured effects in one go.")
     ] = False
     stage: Annotated[
         Stage | None,
