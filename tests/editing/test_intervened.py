@@ -1,6 +1,6 @@
 """A different intervention per row of a batch: every row is as if it were alone."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from edit_models import IDS, hook_count, logits, only, random_vectors, relative
 from torch import Tensor
 
 from families import ALL_FAMILIES, tiny_model
-from steer2edit.core import Editing, Intervention, Site, Steering
+from steer2edit.core import Combined, Editing, Intervention, Site, Steering
 from steer2edit.editing import compute_factors, convert, intervened, merged
 from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters
@@ -64,6 +64,29 @@ def test_every_row_is_as_if_it_were_alone(family: str) -> None:
         assert relative(together[i], expected) < 1e-4, row
         inert = row is None or (isinstance(row, Editing) and row.strength == 0)
         assert (relative(together[i], base[i]) < 1e-6) == inert
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_several_at_once_add_up_beside_rows_of_one(family: str) -> None:
+    """An edit in the weights, another on top, and a shift: ΔW₁ + ΔW₂ and c, in a row of its own."""
+    model = tiny_model(family)
+    first, second, steering = (every_kind(model)[k] for k in (0, 4, 3))
+    assert isinstance(first, Editing)
+    assert isinstance(second, Editing)
+    assert isinstance(steering, Steering)
+    rows = [Combined((first, second, steering)), None, second]
+    ids = torch.randint(3, 96, (3, 9), generator=torch.Generator().manual_seed(0))
+    with intervened(model, rows):
+        found = logits(model, ids)
+    with ExitStack() as stack:
+        for one in (first, second, steering):
+            stack.enter_context(alone(model, one))
+        expected = logits(model, ids[:1])[0]
+    assert relative(found[0], expected) < 1e-4
+    assert relative(found[0], logits(model, ids[:1])[0]) > 1e-3
+    assert relative(found[1], logits(model, ids[1:2])[0]) < 1e-6
+    with alone(model, second):
+        assert relative(found[2], logits(model, ids[2:])[0]) < 1e-4
 
 
 def test_one_intervention_is_for_every_row() -> None:

@@ -8,7 +8,17 @@ import torch
 from peft import PeftModel
 
 from engine_contract import random_edits
-from steer2edit.core import ClassMeans, Editing, Site, SiteEdit, SiteMeans, Steering, SteeringVectors, WeightEdit
+from steer2edit.core import (
+    ClassMeans,
+    Combined,
+    Editing,
+    Site,
+    SiteEdit,
+    SiteMeans,
+    Steering,
+    SteeringVectors,
+    WeightEdit,
+)
 from steer2edit.editing import merged
 from steer2edit.engines.adapter_cache import AdapterCache, as_edit, edit_groups, edit_key, write_adapter
 from steer2edit.errors import InvalidValueError, MismatchError
@@ -105,6 +115,8 @@ class TestAsEdit:
         vectors = SteeringVectors({Site(0, "mlp"): means})
         with pytest.raises(InvalidValueError, match=r"strength 0\.2.*Use the transformers engine"):
             as_edit(Steering(vectors, 0.2))
+        with pytest.raises(InvalidValueError, match="several interventions at once cannot run"):
+            as_edit(Combined((Steering(vectors, 0.2),)))
 
     def test_what_changes_nothing_is_the_base(self) -> None:
         model = tiny_chat_model()

@@ -1,5 +1,6 @@
 """What an audit found: its text, its JSON, and its rank-1 changes as an edit by site."""
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,9 @@ class Audit:
     def __repr__(self) -> str:
         same = f"{self.identical} of {self.compared} tensors are identical to {self.base}."
         return "\n".join([self.classification.sentence, same, *([self.match.sentence] if self.match else [])])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     @cached_property
     def sites(self) -> dict[Site, SiteEdit]:
