@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -12,15 +14,18 @@ from factor_models import sparse_edit
 from hub_server import TOKEN, Hub, running_hub
 
 from families import tiny_model
-from steer2edit.artifacts import save_edit
+from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.artifacts.edits.combined import read_members, save_combined
-from steer2edit.artifacts.edits.hub import push, pushed_files
+from steer2edit.artifacts.edits.hub import push as push_with_contract
+from steer2edit.artifacts.edits.hub import pushed_files
+from steer2edit.artifacts.edits.scorecard_section import ScorecardSection, write_scorecard_section
 from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
 
 # the Hub's client, where it uploads over plain HTTP
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+push = partial(push_with_contract, without_contract=True)
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "steer2edit.json", "steer2edit.safetensors"}
 
 
@@ -64,6 +69,21 @@ def test_an_edit(hub: Hub, folder: Path) -> None:
     assert pushed.repository == "me/edit"
     assert pushed.local_base is None
     assert hub.private == {"me/edit": False}
+
+
+def test_a_card_without_a_contract_is_refused_unless_told(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    for what in ("edit", "both", "export"):
+        with pytest.raises(ArtifactError, match=r"does not state a contract.*stress MODEL.*pass --without-contract"):
+            push_with_contract(folder / what, "me/edit")
+    assert hub.commits == []
+    edit = Path(shutil.copytree(folder / "edit", tmp_path / "edit"))
+    section = ScorecardSection(
+        load_edit(edit).digest(), "2026-01-01", "quick", ["A gain."], "No claim.", [("Plain", "holds")], [], {}
+    )
+    write_scorecard_section(edit, section)
+    push_with_contract(edit, "me/edit")
+    ((_, _, files),) = hub.commits
+    assert "| Plain | holds |" in files["README.md"].decode()
 
 
 def test_private_and_revision(hub: Hub, folder: Path) -> None:

@@ -11,6 +11,7 @@ from steer2edit.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from steer2edit.core import WeightEdit
+    from steer2edit.stress.dual_use import RefusalDirection
 
 _UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
 
@@ -30,15 +31,20 @@ def inspect(
     directions: Annotated[
         Path | None, typer.Option(help="Audit: write u of every rank-1 site to this safetensors file.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Measure what the edit does to refusals, on this model: 48 requests each.")
+    ] = None,
     top: Annotated[int, typer.Option(min=0, help="How many components to list, by |lambda|.")] = 20,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
     """Show which heads and neurons an edit touches, signed; or audit a checkpoint: what was edited in it, and how.
 
+    An edit that lowers refusals is said to do so first.
+
     \b
     Example:
-    steer2edit inspect edit
+    steer2edit inspect edit --model smollm2
     steer2edit inspect --base smollm2 --edited edited-model --edit edit
     """
     if base is None and edited is None:
@@ -46,17 +52,31 @@ def inspect(
             raise InvalidValueError(
                 "give an edit directory (steer2edit inspect EDIT_DIR), or what to audit (--base BASE --edited OTHER)."
             )
-        from steer2edit.artifacts import load_edit
-
-        return print_edit(load_edit(edit_dir), edit_dir, top=top, as_json=json_output)
-    if base is None or edited is None or edit_dir is not None:
+        return _inspect(edit_dir, model, reading, top=top, as_json=json_output)
+    if base is None or edited is None or edit_dir is not None or model is not None:
         raise InvalidValueError(
-            "an audit needs both --base BASE and --edited OTHER, and no EDIT_DIR: an edit to compare with is given as "
-            "--edit EDIT_DIR."
+            "an audit needs both --base BASE and --edited OTHER, and no EDIT_DIR or --model: an edit to compare with "
+            "is given as --edit EDIT_DIR."
         )
     return _audit(
         base, edited, edit, directions, top=top, reading=reading, overwrite=overwrite, as_json=json_output
     )  # fmt: skip
+
+
+def _inspect(edit_dir: Path, model: str | None, reading: Reading, *, top: int, as_json: bool) -> None:
+    from steer2edit.artifacts import load_edit
+    from steer2edit.progress import show_progress
+    from steer2edit.stress.dual_use import measured_direction, refusal_direction
+
+    edit = load_edit(edit_dir)
+    if model is None:
+        return print_edit(edit, edit_dir, refusal_direction(edit), top=top, as_json=as_json)
+    from steer2edit.models import load_model
+
+    with show_progress():
+        base = load_model(model, **vars(reading), like=[edit.metadata])
+        found = measured_direction(base, edit)
+    return print_edit(edit, edit_dir, found, top=top, as_json=as_json)
 
 
 def _audit(
@@ -76,18 +96,38 @@ def _audit(
         found = audit(base, edited, given, **vars(reading))
     if directions is not None:
         found.write_directions(directions, overwrite=overwrite)
-    return print_json(found.as_json()) if as_json else print_audit(found, top)
+    told = None
+    if given is not None and found.match is not None:
+        from steer2edit.stress.dual_use import refusal_direction
+
+        told = refusal_direction(given, found.match.strength)
+    if as_json:
+        return print_json(found.as_json() | ({} if told is None else {"refusals": told.to_json()}))
+    print_first(told)
+    return print_audit(found, top)
 
 
-def print_edit(edit: "WeightEdit", where: Path, *, top: int, as_json: bool) -> None:
-    """The edit for people (heads, counts by layer, experts, top components, what is left out) or as JSON."""
+def print_first(told: "RefusalDirection | None") -> None:
+    """What is to be said before anything else: that an edit lowers refusals."""
+    from steer2edit.cli.console import say
+
+    if told is not None and told.sentence:
+        say(told.sentence, style="bold red" if told.direction == "lowers" else "bold")
+
+
+def print_edit(
+    edit: "WeightEdit", where: Path, told: "RefusalDirection | None" = None, *, top: int, as_json: bool
+) -> None:
+    """Which way it moves refusals; then the edit for people (heads, counts by layer, top components) or as JSON."""
     from steer2edit.cli.console import print_json, print_table, say
     from steer2edit.cli.expert_output import print_experts, print_left_out
     from steer2edit.cli.heat_map import print_heat_map
 
     summary = summarise(edit, top)
     if as_json:
-        return print_json({"edit": str(where), **summary, "metadata": dict(edit.metadata)})
+        refusals = {} if told is None else {"refusals": told.to_json()}
+        return print_json({**refusals, "edit": str(where), **summary, "metadata": dict(edit.metadata)})
+    print_first(told)
     print_heat_map({site: e.magnitude for site, e in edit.sites.items() if site.block != "mlp"})
     blocks = [block for block in _UNITS if block in summary["layers"][0]]
     rows = [

@@ -13,9 +13,14 @@ def push(
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub: name or owner/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch; made if it does not exist. main by default.")] = None,
+    without_contract: Annotated[
+        bool, typer.Option("--without-contract", help="Publish a model card that does not state the edit's contract.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Push an edit with its model card to the Hugging Face Hub: our files only, in one commit.
+
+    The card must state the edit's contract (`stress --card`), unless --without-contract is given.
 
     \b
     Example:
@@ -26,7 +31,7 @@ def push(
     from steer2edit.progress import show_progress
 
     with show_progress():
-        pushed = push_to_hub(edit_dir, repo_id, private=private, revision=revision)
+        pushed = push_to_hub(edit_dir, repo_id, private=private, revision=revision, without_contract=without_contract)
     if json_output:
         return print_json(
             {"repository": pushed.repository, "url": pushed.url, "files": list(pushed.files)}

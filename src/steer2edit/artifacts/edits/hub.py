@@ -15,6 +15,7 @@ from steer2edit.artifacts.cards import CARD_FILE
 from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, load_edit
 from steer2edit.artifacts.edits.combined import COMBINED_KIND, MEMBERS, load_combined, read_combined
 from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
+from steer2edit.artifacts.edits.scorecard_section import has_contract
 from steer2edit.artifacts.exports.export import EXPORT_KIND, portable_usage, read_export
 from steer2edit.artifacts.manifest import kind_of
 from steer2edit.artifacts.strict_json import read_json
@@ -45,7 +46,14 @@ class Pushed:
     local_base: str | None  # the base's path on this machine, where the adapter names no Hub model as its base
 
 
-def push(directory: Path, repository: str, *, private: bool = False, revision: str | None = None) -> Pushed:
+def push(
+    directory: Path,
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    without_contract: bool = False,
+) -> Pushed:
     """Create the repository if need be, and commit the artifact's files to it.
 
     What is pushed names no path of this machine: of a folder only its name, and for the base the Hub id where the model
@@ -56,14 +64,21 @@ def push(directory: Path, repository: str, *, private: bool = False, revision: s
         repository: `name` or `owner/name`.
         private: of a repository that is created now; an existing one stays as it is.
         revision: branch, made if it does not exist; `main` if not given.
+        without_contract: publish a model card that does not state the edit's contract.
 
     Raises:
-        ArtifactError: the directory is not ours, is damaged, or has no model card; or there is no token, no
-            connection, no permission, or the Hub refuses.
+        ArtifactError: the directory is not ours, is damaged, has no model card, or its card no contract; or there is
+            no token, no connection, no permission, or the Hub refuses.
     """
     from huggingface_hub import HfApi, get_token
 
     files = pushed_files(directory)
+    if not (without_contract or has_contract(directory)):
+        raise ArtifactError(
+            f"the model card of {directory} does not state a contract: what is left of the edit's gain under attack, "
+            "in 4 bits, after a fine-tune. Run `steer2edit stress MODEL --edit DIR --out RUN --card` on it first, or pass "
+            "--without-contract."
+        )
     operations, local_base = _operations(directory, files)
     with _explained(repository), step(f"Pushing to {repository}", 1) as advance:
         if not get_token():

@@ -1,0 +1,90 @@
+"""Which way an edit moves refusals: told by its own files, and measured where a model is at hand."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from steer2edit.core import Editing, WeightEdit
+from steer2edit.engines import TransformersEngine
+from steer2edit.estimates import POINTS, Estimate
+from steer2edit.evaluation import RefusalTask, paired
+from steer2edit.models import LanguageModel
+from steer2edit.steering import safety_prompts
+
+Direction = Literal["lowers", "raises", "unknown"]
+REFUSAL_CONTRASTS = ("safety", "safety-benign")
+"""Contrasts whose positive examples refuse."""
+_REQUESTS = 48
+
+
+@dataclass(frozen=True)
+class RefusalDirection:
+    """Which way an edit moves refusals.
+
+    Args:
+        direction: as far as it is known.
+        why: what it is told by.
+        measured: the edit's rate of refusals less the base's on held-out harmful requests, if it was measured.
+    """
+
+    direction: Direction
+    why: str
+    measured: Estimate | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What is to be said first of an edit; empty where it raises refusals."""
+        if self.direction == "lowers":
+            return f"DUAL USE: this edit lowers refusals. {self.why}"
+        return "" if self.direction == "raises" else f"Whether this edit lowers refusals is not known. {self.why}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return asdict(self)
+
+
+def refusal_direction(edit: WeightEdit, strength: float = 1.0) -> RefusalDirection:
+    """What an edit's own files tell.
+
+    An edit of the refusal contrasts pushes towards refusing where its components have the sign of their importances,
+    Σ λ g > 0, and away from it below: λ is made of g, and a negative strength turns it round. A directional ablation
+    takes what its contrast has away.
+
+    Args:
+        edit: with its metadata.
+        strength: that it is found or applied at.
+    """
+    vectors = edit.metadata.get("vectors")
+    contrast = (vectors if isinstance(vectors, dict) else {}).get("contrast")
+    name = contrast.get("name") if isinstance(contrast, dict) else contrast
+    if name not in REFUSAL_CONTRASTS:
+        said = f"Its files name the contrast {name!r}, which is none of refusals that the package knows" if name else (
+            "Its files do not say which contrast it was made from"
+        )  # fmt: skip
+        return RefusalDirection("unknown", f"{said}: measure it with --model.")
+    if edit.metadata.get("method") == "ablation":
+        return RefusalDirection("lowers", f"It is a directional ablation of the contrast {name}, which refuses.")
+    along = strength * sum(float(own.magnitude.double() @ own.importance.double()) for own in edit.sites.values())
+    if along == 0:
+        return RefusalDirection("unknown", "Its components have no importances or magnitudes: measure it with --model.")
+    push = f"push {'towards' if along > 0 else 'against'} it (Σ λ g {along:+.3g})"
+    why = f"It was made from the contrast {name}, which refuses, and its components {push}."
+    return RefusalDirection("raises" if along > 0 else "lowers", why)
+
+
+def measured_direction(model: LanguageModel, edit: WeightEdit) -> RefusalDirection:
+    """What it does to refusals of held-out harmful requests; what its files tell, where the interval covers zero.
+
+    Raises:
+        MismatchError: the edit is for another model or another shape.
+    """
+    model.require_fit(edit)
+    told = refusal_direction(edit)
+    requests = safety_prompts("held_out")[0][:_REQUESTS]
+    base, edited = RefusalTask("harmful", requests).measure(TransformersEngine(model), [None, Editing(edit)])
+    change = paired(edited.outcomes["harmful"], base.outcomes["harmful"])
+    why = f"Measured: edit less base {POINTS.text(change, n=True)} of harmful requests refused."
+    if change.high is not None and change.high < 0:
+        return RefusalDirection("lowers", why, change)
+    if change.low is not None and change.low > 0:
+        return RefusalDirection("raises", why, change)
+    return RefusalDirection(told.direction, f"{told.why} {why}", change)
