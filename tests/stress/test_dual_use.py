@@ -90,7 +90,7 @@ def test_inspect_says_it_first(tmp_path: Path, capsys: Any) -> None:
     assert "refusals" not in capsys.readouterr().out
     app(["inspect", str(tmp_path / "down"), "--json"], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
-    assert list(found)[0] == "refusals"
+    assert next(iter(found)) == "refusals"
     assert found["refusals"]["direction"] == "lowers"
 
 

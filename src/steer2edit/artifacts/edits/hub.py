@@ -76,8 +76,8 @@ def push(
     if not (without_contract or has_contract(directory)):
         raise ArtifactError(
             f"the model card of {directory} does not state a contract: what is left of the edit's gain under attack, "
-            "in 4 bits, after a fine-tune. Run `steer2edit stress MODEL --edit DIR --out RUN --card` on it first, or pass "
-            "--without-contract."
+            "in 4 bits, after a fine-tune. Run `steer2edit stress MODEL --edit DIR --out RUN --card` on it first, or "
+            "pass --without-contract."
         )
     operations, local_base = _operations(directory, files)
     with _explained(repository), step(f"Pushing to {repository}", 1) as advance:

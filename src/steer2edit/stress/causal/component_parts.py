@@ -52,12 +52,6 @@ def without(edit: WeightEdit, chosen: Chosen) -> WeightEdit:
     return replace(edit, sites={s: _masked(own, ~chosen[s]) for s, own in edit.sites.items()})
 
 
-def single(edit: WeightEdit, site: Site, index: int) -> WeightEdit:
-    """The edit of one component, at its site alone."""
-    own = edit.sites[site]
-    return replace(edit, sites={site: _masked(own, torch.arange(own.magnitude.numel()) == index)})
-
-
 def _masked(edit: SiteEdit, kept: Bool[Tensor, " n"]) -> SiteEdit:
     columns = kept.repeat_interleave(edit.component_width)
     row, magnitude = torch.zeros_like(edit.row), torch.zeros_like(edit.magnitude)

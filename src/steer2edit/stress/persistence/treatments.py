@@ -19,14 +19,13 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel
 from steer2edit.models.loading import DTYPES
-from steer2edit.steering import find_behaviour, prompt_digests
+from steer2edit.steering import find_behaviour
 from steer2edit.stress.attribute import ADAPTER, attribute_line
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.persistence.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
 from steer2edit.stress.persistence.quantisation import converted, holding, linear_weights, quantised, weight_format
 from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.subject import Subject
-from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness
 from steer2edit.stress.weight_attacks.direction_removal import (
     common_direction,
     own_directions,
@@ -48,7 +47,6 @@ class Treatment:
         hold: does it, for a while.
         note: what a reader must know.
         control: whether it knows nothing of the edit, and should leave it.
-        attack: whether it is done to edited weights alone, and leaves base and steering as they are.
         adapter: whether the edit is also asked as an adapter on the treated base.
     """
 
@@ -57,7 +55,6 @@ class Treatment:
     hold: Hold
     note: str = ""
     control: bool = False
-    attack: bool = False
     adapter: bool = True
 
 
@@ -97,7 +94,7 @@ def _ask_held(
     with ExitStack() as stack:
         if edit is not None:
             stack.enter_context(merged(model, edit, allow_mismatch=True))
-        facts = {} if edit is None and treatment.attack else stack.enter_context(treatment.hold(model, edit))
+        facts = stack.enter_context(treatment.hold(model, edit))
         changed = replace(subject, engine=TransformersEngine(model))
         found = ask(changed, requests, arms=arms, parts=in_form())
     taken = time.monotonic() - begin
@@ -209,30 +206,6 @@ def direction_removed(subject: Subject) -> StressResult:
             for name, what, out, control, note in lines
         ],
     )
-
-
-def edit_subtracted(subject: Subject, presets: Sequence[str] = ("safety", "safety-benign")) -> StressResult:
-    """An attacker who knows method and hyper-parameters, but not the data, subtracts an estimate of the edit.
-
-    The note of each line says how close the estimate is, and what share of the edit's square remains.
-    """
-    limit, edit, treatments = subject.pick(24, 96), subject.edit, []
-    kept_out = prompt_digests(subject.harmful)
-    for preset in presets:
-        estimated = estimate_edit(
-            subject.model, edit, preset, limit=limit, kept_out=kept_out, sampling=subject.sampling
-        ).edit
-        like = likeness(edit, estimated)
-        note = f"Cosine with the edit {like['cosine']:.2f}; {like['left']:.0%} of its square remain."
-        taken = _adding(estimated, -subject.strength)
-        treatments.append(
-            Treatment(
-                preset, f"An estimate from the preset {preset} subtracted", taken, note, attack=True, adapter=False
-            )
-        )
-    other = _adding(random_like(edit, subject.seed), -subject.strength)
-    treatments.append(Treatment("random", "A random edit subtracted", other, control=True, attack=True, adapter=False))
-    return treated(subject, treatments)
 
 
 def _converting(name: str) -> Hold:
