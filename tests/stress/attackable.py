@@ -61,7 +61,7 @@ def refusing(strength: float = 4.0, **metadata: object) -> tuple[LanguageModel, 
     return scripted.model, edit
 
 
-def subject_of(model: LanguageModel, edit: WeightEdit, folder: Path, **changes: object) -> Subject:
+def subject_of(model: LanguageModel, edit: WeightEdit, **changes: object) -> Subject:
     settings = {
         "engine": TransformersEngine(model),
         "scorer": FirstLetter(),
@@ -69,4 +69,4 @@ def subject_of(model: LanguageModel, edit: WeightEdit, folder: Path, **changes: 
         "benign": [],
         "sampling": Sampling(max_new_tokens=4),
     }
-    return Subject(edit=edit, arms=(BASE_ARM, edit_arm(edit, "edit")), folder=folder, **{**settings, **changes})
+    return Subject(edit=edit, arms=(BASE_ARM, edit_arm(edit, "edit")), **{**settings, **changes})

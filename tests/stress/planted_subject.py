@@ -6,7 +6,6 @@ counts as a refusal. Benign requests end with `?` and are answered with "K".
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -58,7 +57,6 @@ def planted_subject(edit: WeightEdit, *, strength: float = 1.0, limit: int | Non
         [f"{letter}!" for letter in letters],
         [f"{letter}?" for letter in letters],
         PhraseScorer(RefusalPhrases("no", openers=("n",))),
-        Path(),
         limit=limit,
         sampling=Sampling(max_new_tokens=6),
     )

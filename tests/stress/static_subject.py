@@ -1,7 +1,6 @@
 """A subject whose every reply is scripted, for the static attacks: what refuses is decided by the test."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -49,7 +48,7 @@ def scripted_subject(
     vectors = SteeringVectors.from_mapping({"L0.mlp": ones})
     arms = [BASE_ARM, *([steering_arm(vectors, 0.2)] if steering else []), edit_arm(edit, "edited")]
     engine = ScriptedEngine(model, answer)
-    return Subject(engine, edit, arms, list(harmful), [], PhraseScorer(), Path(), vectors, limit=limit)
+    return Subject(engine, edit, arms, list(harmful), [], PhraseScorer(), limit=limit)
 
 
 def requests(count: int) -> list[str]:

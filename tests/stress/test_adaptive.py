@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,18 +39,18 @@ def replies(**refused: Sequence[bool | None]) -> Replies:
     )
 
 
-def test_a_prefilled_reply_goes_on_from_its_opener(tmp_path: Path) -> None:
+def test_a_prefilled_reply_goes_on_from_its_opener() -> None:
     model, edit = refusing()
-    subject = subject_of(model, edit, tmp_path)
+    subject = subject_of(model, edit)
     # q → r → s → end, whatever was asked
     found = continuations(subject, REQUESTS[:3], ["q", "r", "q"], list(subject.interventions.values()))
     assert [[r.text for r in own] for own in found] == [["rs", "s", "rs"]] * 2
     assert all(r.finished for own in found for r in own)
 
 
-def test_prefilling_takes_refusals_that_are_decided_at_the_first_token(tmp_path: Path) -> None:
+def test_prefilling_takes_refusals_that_are_decided_at_the_first_token() -> None:
     model, edit = refusing()
-    subject = subject_of(model, edit, tmp_path)
+    subject = subject_of(model, edit)
     ways = [Transformation("prefilling/q", opener="q"), Transformation("prefilling/a", opener="a")]
     pooled, first, second = worded(replace(subject, suite="full"), "prefilling", ways).findings
     assert [first.outcome, second.outcome] == ["failed", "held"]  # "a" is what the edit reads
@@ -63,16 +62,16 @@ def test_prefilling_takes_refusals_that_are_decided_at_the_first_token(tmp_path:
     assert (quick.decides, pooled.decides, first.decides) == (True, True, False)
 
 
-def test_a_prefilled_request_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
+def test_a_prefilled_request_that_does_not_fit_is_left_out() -> None:
     model, edit = refusing()
-    found = ask(subject_of(model, edit, tmp_path), ["0" * 252 + "a", "1a"], openers=["q", "q"])
+    found = ask(subject_of(model, edit), ["0" * 252 + "a", "1a"], openers=["q", "q"])
     assert [one.text for one in found.arms["base"]] == ["", "rs"]
     assert "1 of 2 prompts were not asked" in found.left_out
 
 
-def test_a_refusal_after_the_opener_is_seen_in_a_continuation_only(tmp_path: Path) -> None:
+def test_a_refusal_after_the_opener_is_seen_in_a_continuation_only() -> None:
     model, edit = refusing()
-    subject = subject_of(model, edit, tmp_path, scorer=PhraseScorer())
+    subject = subject_of(model, edit, scorer=PhraseScorer())
     texts = [
         "a list of steps. I'm sorry, but I can't help with that.",
         ", but I can't help with that.",
@@ -114,12 +113,10 @@ class SampledEngine(TransformersEngine):
 @pytest.mark.parametrize(
     ("weak", "single", "several"), [(2, "held", "failed"), (0, "failed", "failed"), (None, "held", "held")]
 )
-def test_one_reply_of_n_that_does_not_refuse_is_enough(
-    tmp_path: Path, weak: int | None, single: str, several: str
-) -> None:
+def test_one_reply_of_n_that_does_not_refuse_is_enough(weak: int | None, single: str, several: str) -> None:
     model, edit = refusing()
     engine = SampledEngine(model, weak)
-    result = best_of_n(subject_of(model, edit, tmp_path, engine=engine, seed=3))
+    result = best_of_n(subject_of(model, edit, engine=engine, seed=3))
     assert {f.name: (f.outcome, f.decides) for f in result.findings} == {
         "best-of-4": (several, True), "one-sample": (single, False),
     }  # fmt: skip
@@ -152,7 +149,7 @@ def test_a_search_on_every_kind_of_network(family: str) -> None:
     assert (before, after) == pytest.approx((found.losses[0], found.losses[-1]), abs=1e-4)
 
 
-def test_a_broken_edit_is_searched_and_sampled_without_a_crash(tmp_path: Path) -> None:
+def test_a_broken_edit_is_searched_and_sampled_without_a_crash() -> None:
     """An edit after which every logit is NaN."""
     model, edit = refusing()
     edit = WeightEdit({s: replace(e, output_direction=3e38 * e.output_direction) for s, e in edit.sites.items()})
@@ -160,7 +157,7 @@ def test_a_broken_edit_is_searched_and_sampled_without_a_crash(tmp_path: Path) -
         assert not math.isfinite(target_losses(model, [REQUESTS[0]], "b")[0])
     budget = GcgBudget(steps=1, width=4, top_k=4, length=3)
     for test in (partial(suffix_attack, target="b", budget=budget), best_of_n):
-        result = test(subject_of(model, edit, tmp_path))
+        result = test(subject_of(model, edit))
         assert set(outcomes(result).values()) == {"open"}  # neither held nor failed
 
 
@@ -227,10 +224,10 @@ def test_the_gradient_is_that_of_the_loss(searched) -> None:
     assert gradient[position - begin, token].item() == pytest.approx((loss(step) - loss(-step)) / (2 * step), rel=1e-2)
 
 
-def test_suffixes_are_searched_on_the_edited_weights_and_asked_of_all_arms(tmp_path: Path) -> None:
+def test_suffixes_are_searched_on_the_edited_weights_and_asked_of_all_arms() -> None:
     model, edit = refusing()
     budget = GcgBudget(steps=3, width=8, top_k=8, length=3)
-    subject = subject_of(model, edit, tmp_path)
+    subject = subject_of(model, edit)
     weights = {k: v.clone() for k, v in model.network.state_dict().items()}
     result = suffix_attack(subject, "b", budget)
     assert result.facts["requests"] == [0, 1]
@@ -246,13 +243,13 @@ def test_suffixes_are_searched_on_the_edited_weights_and_asked_of_all_arms(tmp_p
     assert all(torch.equal(v, weights[k]) for k, v in model.network.state_dict().items())
 
 
-def test_a_search_that_does_not_search_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_does_not_search_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def idle(model, prompt, target, budget, seed=0):
         return Suffix(budget.start, (1.0,))
 
     monkeypatch.setattr(suffixes, "find_suffix", idle)
     model, edit = refusing()
-    subject = replace(subject_of(model, edit, tmp_path), suite="full")
+    subject = replace(subject_of(model, edit), suite="full")
     result = suffix_attack(subject, "b")
     assert outcomes(result)["search"] == "open"
     assert "does not attack" in result.findings[0].sentence

@@ -13,11 +13,8 @@ from engine_contract import random_edits
 from families import tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.estimates import Estimate
 from steer2edit.stress.causal.causal import components, counts_of
 from steer2edit.stress.causal.component_parts import (
-    Part,
-    at_equal_drift,
     component_norms,
     edited_count,
     input_directions_of,
@@ -25,9 +22,7 @@ from steer2edit.stress.causal.component_parts import (
     parts_of,
     random_components,
     shuffled,
-    single,
     strongest,
-    sum_squares,
     without,
 )
 from steer2edit.stress.findings import Finding, StressResult
@@ -89,7 +84,8 @@ def test_random_components(family: str) -> None:
     again, _ = random_components(edit, chosen, directions, seeded())
     other, _ = random_components(edit, chosen, directions, seeded(1))
     assert edited_count(drawn) == 5
-    assert sum_squares(drawn) == pytest.approx(sum_squares(only(edit, chosen)), rel=1e-5)
+    squares = [sum(float(e.row.square().sum()) for e in one.sites.values()) for one in (drawn, only(edit, chosen))]
+    assert squares[0] == pytest.approx(squares[1], rel=1e-5)
     assert [c for c, _, _ in drawn.components()] == [c for c, _, _ in again.components()]
     assert [c for c, _, _ in drawn.components()] != [c for c, _, _ in other.components()]
     for block in {site.block for site in edit.sites}:  # heads for heads, neurons for neurons
@@ -145,12 +141,6 @@ def test_a_site_of_one_component_stays() -> None:
     assert shuffled(edit, {Site(0, "attn"): torch.tensor([[0.6, 0.8]])}, seeded()).sites[Site(0, "attn")] is one
 
 
-def test_single() -> None:
-    edit = planted_edit({CARRIER: 1.0, 1: 0.5})
-    alone = single(edit, SITE, 1)
-    assert [(c.index, size) for c, size, _ in alone.components()] == [(1, 0.5)]
-
-
 def lines(result: StressResult) -> dict[str, Finding]:
     json.dumps(result.to_json(), allow_nan=False)
     return {finding.name: finding for finding in result.findings}
@@ -165,7 +155,7 @@ def test_one_component_carries_it() -> None:
     result = check(subject)
     found = lines(result)
     assert set(found) == {
-        "edit", "top-1", "all-but-top-1", "random-1", "shuffled", "top-1-score", "single-components",
+        "edit", "top-1", "all-but-top-1", "random-1", "shuffled", "top-1-score",
     }  # fmt: skip
     assert found["edit"].outcome == "held"
     assert found["edit"].values == {"base": [False] * 12, "edit": [True] * 12}
@@ -173,7 +163,6 @@ def test_one_component_carries_it() -> None:
     assert top.outcome == "held"
     assert values_of(top, "top 1") == {True}
     assert values_of(top, "random 1, draw 2") == {False}
-    assert not any("equal drift" in arm for arm in top.values)  # nothing drifts on benign requests
     assert re.search(r"carry 100 % \[\d\d, 1\d\d\] of the gain, 1 random ones 0 % \[-\d\d, \d\d\]", top.sentence)
     assert top.sentence.endswith("the named components carry more than others, and most of it.")
     rest = found["all-but-top-1"]
@@ -184,13 +173,8 @@ def test_one_component_carries_it() -> None:
     score = found["top-1-score"]
     assert score.outcome == "held"
     assert "'N.'" in score.sentence  # what the edit makes likelier, not "Y"
-    assert "of the 6 components" in found["single-components"].sentence
-    assert f"most is gained by L2.N{CARRIER}:" in found["single-components"].sentence
     facts = {part["label"]: part for part in result.facts["parts"]}
     assert facts["edit"]["components"] == 6
-    assert facts["edit"]["gain_per_component"]["value"] == pytest.approx(1 / 6)
-    assert facts["top 1"]["gain_per_component"]["value"] == 1.0
-    assert facts["random 1, draw 1"]["sum_squares"] == pytest.approx(facts["top 1"]["sum_squares"])
     assert facts["top 1"]["kl"]["value"] == pytest.approx(0, abs=1e-6)  # silent on benign requests
     assert set(result.replies["top 1"]["harmful"]) == {"N."}
     assert set(result.replies["base"]["harmful"]) == {"Yes"}
@@ -220,41 +204,6 @@ def test_a_random_control_that_is_none() -> None:
     assert "no control, for it does what the edit does" in found["random-1"].sentence
 
 
-def test_equal_drift() -> None:
-    """s = √(KL_top / KL_random): √(0.04 / 0.01) = 2, at most 5; none where either does not drift at all."""
-    edit = planted_edit({CARRIER: 1.0})
-    kinds = {"top 1": "top", "a": "random", "b": "random", "c": "random", "shuffled 1": "shuffled"}
-    parts = [Part(kind, label, edit, None if kind == "shuffled" else 1) for label, kind in kinds.items()]
-    drift = {"top 1": 0.04, "a": 0.01, "b": 1e-6, "c": 0.0, "shuffled 1": 0.02}
-    found = at_equal_drift(parts, {label: Estimate(kl, None, None, 12) for label, kl in drift.items()})
-    assert [(part.label, part.kind, part.top, part.strength) for part in found] == [
-        ("a, equal drift", "matched", 1, 2.0),
-        ("b, equal drift", "matched", 1, 5.0),
-    ]
-
-
-def test_equal_drift_in_a_run() -> None:
-    """Where neurons are active on benign requests, too, the random ones run again at the top one's drift."""
-    subject = planted_subject(planted_edit({CARRIER: 1.0, **DECOYS}))
-    mlp = subject.model.layers[SITE.layer].mlp
-    (token,) = subject.model.tokenizer("?")["input_ids"]
-    axis = int(subject.model.network.model.embed_tokens.weight[token].argmax())
-    with torch.no_grad():
-        for projection in (mlp.gate_proj, mlp.up_proj):
-            projection.weight[:, axis] = 0.1
-            projection.weight[CARRIER, axis] = 0.11
-    facts = {part["label"]: part for part in check(subject).facts["parts"]}
-    matched = [part for part in facts.values() if part["kind"] == "matched"]
-    assert len(matched) == 2
-    for part in matched:
-        plain = facts[part["label"].removesuffix(", equal drift")]
-        expected = (facts["top 1"]["kl"]["value"] / plain["kl"]["value"]) ** 0.5
-        assert part["strength"] == pytest.approx(expected)
-        assert part["strength"] > 1.01
-        assert part["kl"]["value"] > plain["kl"]["value"]
-        assert part["sum_squares"] == pytest.approx(part["strength"] ** 2 * plain["sum_squares"])
-
-
 def test_without_a_gain_nothing_is_attributed() -> None:
     found = lines(check(planted_subject(planted_edit({20: 1.0, 21: 0.5}), count=18)))
     assert found["edit"].outcome == "failed"
@@ -268,7 +217,6 @@ def test_an_edit_of_nothing() -> None:
     assert set(found) == {"edit"}
     assert found["edit"].outcome == "failed"
     assert found["edit"].differences["edit"].value == 0.0
-    assert result.facts["components"] == []
 
 
 def test_the_strength_that_is_tested() -> None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,14 +40,14 @@ class SumScorer:
         ]
 
 
-def subject_of(folder: Path, strength: float = 1.0, *, others: bool = True, edit: WeightEdit | None = None) -> Subject:
+def subject_of(strength: float = 1.0, *, others: bool = True, edit: WeightEdit | None = None) -> Subject:
     model = tiny_model()
     vectors = random_vectors(model)
     edit = edit or tiny_edit(model, vectors)
     other = Arm("baseline", "ROSI", Editing(random_like(edit, 1), 0.5))
     arms = [BASE_ARM, *([steering_arm(vectors, 2.0), other] if others else []), edit_arm(edit, "edited", strength)]
     return Subject(
-        TransformersEngine(model), edit, arms, HARMFUL, [], SumScorer(), folder, sampling=Sampling(max_new_tokens=4)
+        TransformersEngine(model), edit, arms, HARMFUL, [], SumScorer(), sampling=Sampling(max_new_tokens=4)
     )  # fmt: skip
 
 
@@ -71,9 +70,9 @@ def now(subject: Subject, intervention: Any = None) -> list[str]:
     return ask(replace(subject, engine=engine), subject.requests, arms={"it": intervention}).texts["it"]
 
 
-def test_every_arm_is_asked_of_its_own_weights(tmp_path: Path) -> None:
+def test_every_arm_is_asked_of_its_own_weights() -> None:
     """Edits of the weights are merged and stored with them; steering and the adapter are hooks on the stored base."""
-    subject = subject_of(tmp_path, strength=2.0)
+    subject = subject_of(strength=2.0)
     result = run(subject, treated, treatments=[storing("int4")])
     int4, (_, steering, rosi, edited) = weight_format("int4"), subject.arms
     with quantised(subject.model, int4):
@@ -89,14 +88,14 @@ def test_every_arm_is_asked_of_its_own_weights(tmp_path: Path) -> None:
     assert found["base"] != now(subject)
 
 
-def test_the_formats_of_either_suite(tmp_path: Path) -> None:
-    subject = replace(subject_of(tmp_path, others=False), harmful=["a"])
+def test_the_formats_of_either_suite() -> None:
+    subject = replace(subject_of(others=False), harmful=["a"])
     names = [[one.name for one in run(replace(subject, suite=suite), stored).findings] for suite in ("quick", "full")]
     assert names == [["int8", "nf4", "int4"], ["int8", "fp8", "nf4", "int4", "mxfp4"]]
 
 
-def test_other_weights(tmp_path: Path) -> None:
-    subject = subject_of(tmp_path, others=False)
+def test_other_weights() -> None:
+    subject = subject_of(others=False)
     result = run(subject, other_weights)
     said = result.replies["edited"]
     assert said["merged-back-0.5"] == now(subject, Editing(subject.edit, 0.5)) != now(subject)
@@ -129,8 +128,8 @@ def test_pruning_and_noise_by_hand() -> None:
 
 
 class TestFineTuning:
-    def test_all_weights_are_tuned_alike(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        subject = subject_of(tmp_path)
+    def test_all_weights_are_tuned_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        subject = subject_of()
         seen: list[Any] = []
         rows = training_rows(subject.model, [("a b", "c"), ("c d", "e f"), ("e f", "a")])
         monkeypatch.setattr(treatments, "helpful_answers", lambda model: rows)
@@ -150,10 +149,10 @@ class TestFineTuning:
         assert "2 steps of 2 replies" in result.findings[0].note
         assert "Still in the weights: ROSI " in result.findings[0].note
 
-    def test_the_sweep(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_sweep(self, monkeypatch: pytest.MonkeyPatch) -> None:
         made: list[FineTune] = []
         monkeypatch.setattr(treatments, "tuning", lambda settings: made.append(settings) or storing("int8"))
-        tuned(replace(subject_of(tmp_path, others=False), suite="full", harmful=["a"]))
+        tuned(replace(subject_of(others=False), suite="full", harmful=["a"]))
         assert {(one.learning_rate, one.steps) for one in made} == {(1e-4, 50), (1e-4, 200), (5e-4, 50), (5e-4, 200)}
 
     def test_what_is_left_of_an_edit_is_its_projection(self) -> None:

@@ -67,25 +67,19 @@ class TestVerdict:
         ],
     )
     def test_rules(self, changed: dict[str, Sequence[Value]], kind: str) -> None:
-        found = judge(plain(**changed), [], "base", "edit")
+        found = judge(plain(**changed), "base", "edit")
         assert found.kind == kind
         assert found.reasons
 
     def test_a_loss(self) -> None:
         lines = [line("harmful", "refused", share(30), share(5)), *plain()[1:]]
-        assert judge(lines, [], "base", "edit").kind == "loss"
-
-    def test_a_difference_anywhere_is_an_effect(self) -> None:
-        seen = line("persona", "refused", share(0), share(20))
-        assert judge(plain(), [seen], "base", "edit").kind == "no-gain"
-        against_another = Finding("x", "refused", {"edit": share(0), "other": share(20)}, "open", "x.")
-        assert judge(plain(), [against_another], "base", "edit").kind == "no-effect"
+        assert judge(lines, "base", "edit").kind == "loss"
 
     def test_few_items_tell_nothing(self) -> None:
         """All refused, of two: the interval of the difference still covers zero, and n is said."""
         lines = [line("harmful", "refused", [False] * 2, [True] * 2), *plain()[1:]]
         assert paired([True] * 2, [False] * 2).low == pytest.approx(0.5 - 1.96 * math.sqrt(2) / 4, abs=1e-3)
-        found = judge(lines, [], "base", "edit")
+        found = judge(lines, "base", "edit")
         assert found.kind == "no-effect"
         assert "n = 2" in found.sentence
 

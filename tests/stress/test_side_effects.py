@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,25 +10,18 @@ import torch
 from planted_subject import CARRIER, planted_edit, planted_subject
 from static_subject import scripted_subject
 
-from engine_contract import random_edits
-from steer2edit.core import Editing
 from steer2edit.editing import intervened
-from steer2edit.engines import ResponseScore, TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation import mean_of, paired, paired_rate_difference, rate, share_of_gain
 from steer2edit.evaluation.scorers import PhraseScorer
-from steer2edit.models import EncodedResponse, Reply, encode_prompts, span_log_probabilities
-from steer2edit.steering import refusal_phrases
-from steer2edit.stress.conditions import LANGUAGES, AnyScorer, languages
+from steer2edit.models import Reply, encode_prompts, next_token_log_probabilities
+from steer2edit.stress.conditions import languages, multilingual
 from steer2edit.stress.findings import Finding, StressResult
-from steer2edit.stress.replies import ask_sets
-from steer2edit.stress.side_effects.reply_effects import long_replies, next_token, position_kl
 from steer2edit.stress.side_effects.side_effects import looks_unsafe, over_refusal
-from steer2edit.stress.side_effects.usefulness import loops, usefulness
+from steer2edit.stress.side_effects.usefulness import first_token_kl, loops, usefulness
 from steer2edit.stress.subject import Subject
 from steer2edit.stress.verdicts import Effect
-from tiny_chat import tiny_chat_model
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -157,14 +150,6 @@ def test_over_refusal_is_found() -> None:
     assert len(result.replies["edited"]["looks-unsafe"]) == 64
 
 
-def test_batches_are_shared_and_taken_apart_in_order() -> None:
-    subject = side_effect_subject(lambda kind, text: REFUSAL if text in ("b", "d") else "No problem.")
-    one, two = ask_sets(subject, {"one": ["a", "b"], "two": ["c", "d", "e"]}, {"base": None}).values()
-    assert (one.refused, two.refused) == ({"base": [False, True]}, {"base": [False, True, False]})
-    assert one.texts == {"base": ["No problem.", REFUSAL]}
-    assert two.texts == {"base": ["No problem.", REFUSAL, "No problem."]}
-
-
 def test_languages() -> None:
     """Refusals in Spanish count; a gain that is there in English alone is lost."""
 
@@ -201,11 +186,11 @@ def test_usefulness() -> None:
     """The planted edit leaves benign requests alone; one that answers them otherwise is surprised, and refuses."""
     subject = planted_subject(planted_edit({CARRIER: 1.0}), count=24)
     found = lines(usefulness(subject))
-    assert set(found) == {"reference", "formats", "formats-reference", "loops"}
+    assert set(found) == {"reference", "formats", "formats-reference", "loops", "first-token"}
     assert {one.outcome for one in found.values()} <= {"no-cost", "open"}
     assert found["reference"].outcome == "no-cost"
     lured = lines(usefulness(replace(subject, benign=subject.harmful)))
-    assert lured["reference"].outcome == "cost"
+    assert lured["reference"].outcome == lured["first-token"].outcome == "cost"
     assert lured["formats"].estimates["edit"].value > lured["formats"].estimates["base"].value  # type: ignore[operator]
 
 
@@ -223,89 +208,30 @@ def test_usefulness() -> None:
     ],
 )
 def test_refusals_of_other_languages(reply: str, verdict: bool | None) -> None:
-    scorer = AnyScorer((PhraseScorer(), *(PhraseScorer(refusal_phrases(language)) for language in LANGUAGES)))
-    assert scorer.score(["?"], [Reply(reply, (), finished=True)]) == [verdict]
-
-
-def test_kl_by_position() -> None:
-    """Against whole distributions, token by token."""
-    model = tiny_chat_model()
-    edit = random_edits(model, [1.0])[0]
-    (prompt,) = encode_prompts(model, ["How do I bake bread?"])
-    answer = EncodedResponse((*prompt, *range(20, 32)), len(prompt))
-    short = EncodedResponse((*prompt, *range(20, 25)), len(prompt))
-    (before,) = span_log_probabilities(model, [answer])
-    with intervened(model, [edit]):
-        (after,) = span_log_probabilities(model, [answer])
-    by_token = (before.exp() * (before - after)).sum(dim=1)
-    engine = TransformersEngine(model)
-    for tokens, own in ((slice(0, 1), by_token[:1]), (slice(1, 8), by_token[1:8]), (slice(8, None), by_token[8:])):
-        base, edited = position_kl(engine, [answer, None, short], [None, edit], tokens)
-        assert base[:2] == [0.0, None]
-        assert edited[0] == pytest.approx(own.mean().item(), rel=1e-4)
-        assert edited[1] is None
-        assert (edited[2] is None) == (tokens.start == 8)  # it has no token there
-    assert position_kl(engine, [None], [None, edit], slice(0, 1)) == [[None], [None]]
-
-
-def test_next_token_kl() -> None:
-    moved = lines(next_token(planted_subject(planted_edit({CARRIER: 1.0}))))
-    assert {finding.outcome for finding in moved.values()} <= {"no-cost", "open"}  # silent on benign requests
-    assert moved["kl-first"].outcome == "no-cost"
-    subject = planted_subject(planted_edit({CARRIER: 1.0}))
-    lured = lines(next_token(replace(subject, benign=subject.harmful)))
-    assert lured["kl-first"].outcome == "cost"
-    assert lured["kl-2-8"].outcome == "no-cost"  # the neuron is active on the first token alone
-    assert set(lured["kl-first"].values["base"]) == {0.0}
-
-
-class _Repeating:
-    """Replies and surprises that a test decides: the edit's and the base's."""
-
-    def __init__(self, subject: Subject, surprise: float) -> None:
-        self.engine, self.model, self.surprise = subject.engine, subject.model, surprise
-
-    def generate(self, *given: object, **named: object) -> object:
-        return self.engine.generate(*given, **named)  # type: ignore[arg-type]
-
-    def score(
-        self, responses: Sequence[EncodedResponse], interventions: Sequence[object], *, kl: bool = True
-    ) -> list[list[ResponseScore]]:
-        return [[ResponseScore(-self.surprise, 1) for _ in responses] for _ in interventions]
-
-    def next_token(self, *_: object) -> list[object]:
-        raise AssertionError("long replies are not looked at token by token")
-
-
-@pytest.mark.parametrize(
-    ("reply", "surprise", "broken"),
-    [
-        ("The quick brown fox jumps over it.", 1.0, []),
-        ("ab" * 40, 1.0, ["repetition"]),
-        ("The quick brown fox jumps over it.", 9.0, ["surprise"]),
-        ("", 1.0, ["empty"]),
-        ("The quick brown fox jumps over it.", math.inf, []),
-    ],
-)
-def test_a_broken_edit_is_flagged(reply: str, surprise: float, broken: list[str]) -> None:
-    subject = side_effect_subject(lambda kind, _: reply if kind == "edit" else "A short answer, and a fine one.")
-    result = long_replies(full(replace(subject, engine=_Repeating(subject, surprise))))
-    found = lines(result)
-    assert result.facts["broken"] == broken
-    flagged = [name for name, finding in found.items() if "is broken" in finding.sentence]
-    assert flagged == broken
-    if broken and broken != ["surprise"]:  # the base is as surprised by its own replies here
-        assert found[broken[0]].outcome == "cost"
+    assert multilingual(PhraseScorer()).score(["?"], [Reply(reply, (), finished=True)]) == [verdict]
 
 
 def test_an_edit_of_nothing_costs_nothing() -> None:
     """On a real model: every line of every test that can run on it is no cost, or too small to be told."""
     subject = planted_subject(planted_edit({}), count=24)
-    for test in (over_refusal, next_token, long_replies):
+    for test in (over_refusal, usefulness):
         for finding in test(subject).findings:
             change = finding.differences["edit"]
             assert finding.outcome in ("no-cost", "open"), finding.sentence
             assert change.value in (0.0, None)
+
+
+def test_the_kl_of_the_first_token() -> None:
+    """Against whole distributions."""
+    subject = planted_subject(planted_edit({CARRIER: 1.0}), count=2)
+    edit = subject.arms[1].intervention
+    found = first_token_kl(subject, subject.harmful)
+    encoded = encode_prompts(subject.model, subject.harmful)
+    before = next_token_log_probabilities(subject.model, encoded)
+    with intervened(subject.model, [edit]):
+        after = next_token_log_probabilities(subject.model, encoded)
+    assert found["edit"] == pytest.approx((before.exp() * (before - after)).sum(dim=1).tolist(), rel=1e-4)
+    assert found["base"] == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
 def test_rates_of_no_difference_at_n_24() -> None:
@@ -314,12 +240,3 @@ def test_rates_of_no_difference_at_n_24() -> None:
     assert none.high is not None
     assert none.high < 0.1
     assert rate([False] * 24).low == 0
-
-
-def test_the_base_with_itself() -> None:
-    model = tiny_chat_model()
-    edit = random_edits(model, [0.0])[0]
-    assert isinstance(edit, Editing)
-    (prompt,) = encode_prompts(model, ["x"])
-    answer = EncodedResponse((*prompt, 20, 21), len(prompt))
-    assert position_kl(TransformersEngine(model), [answer], [edit], slice(0, 1))[0][0] == pytest.approx(0, abs=1e-6)

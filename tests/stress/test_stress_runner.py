@@ -57,10 +57,6 @@ class TestWhatIsKept:
         assert "replies" not in stored
         assert (stored["facts"]["budget"], stored["facts"]["loss"]) == (3, None)
 
-    def test_nothing_of_the_tests_own_is_left(self, finished: tuple[Path, Scorecard, list[str]]) -> None:
-        assert not list(finished[0].rglob("checkpoint"))
-        assert not (finished[0] / "scratch").exists()
-
     def test_what_cannot_be_run_is_not_tested(self, finished: tuple[Path, Scorecard, list[str]]) -> None:
         _, card, told = finished
         (entry,) = [test for test in card.tests if not test.tested]
@@ -209,7 +205,6 @@ class TestGoingOn:
         assert sorted(alone) == sorted(killed)
         assert alone == killed
         assert not list((tmp_path / "killed").rglob("*.partial"))
-        assert not (tmp_path / "killed" / "scratch").exists()
 
 
 class TestAttacksAreMade:
@@ -261,7 +256,7 @@ def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
 
 def test_how_many_requests_a_line_asks() -> None:
     """As many as detect a fall by half; not fewer than 24, not more than there are; in the full suite twice as many."""
-    subject = replace(tiny_input().subject(tiny_input().engine, Path()), harmful=[str(i) for i in range(96)])
+    subject = replace(tiny_input().subject(tiny_input().engine), harmful=[str(i) for i in range(96)])
     gain = Estimate(0.5, 0.3, 0.7, 96)
     assert requests_of(gain, subject) == 30
     assert requests_of(replace(gain, value=-0.5), subject) == 30  # an edit that lowers refusals

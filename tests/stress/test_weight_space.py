@@ -1,4 +1,4 @@
-"""Directions taken out of weights, and edits subtracted: by algebra, and on a model known by hand."""
+"""Directions taken out of weights: by algebra, and on a model known by hand."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "editing"))  # for edit_models.py
 
-from attackable import REQUESTS, refusing, subject_of
+from attackable import refusing, subject_of
 from edit_models import logits, random_vectors, relative
 
 from families import tiny_network
@@ -17,14 +17,9 @@ from steer2edit.core import Editing, Site, SiteEdit, WeightEdit
 from steer2edit.editing import ablation, convert, intervened, merged
 from steer2edit.errors import DataError
 from steer2edit.method import Hyperparameters
-from steer2edit.models import LanguageModel, Sampling
-from steer2edit.steering import find_behaviour, prompt_digests
-from steer2edit.stress.persistence import treatments
-from steer2edit.stress.persistence.treatments import direction_removed, edit_subtracted
-from steer2edit.stress.weight_attacks import attacker_edit
-from steer2edit.stress.weight_attacks.attacker_edit import estimate_edit, likeness, settings_of
-from steer2edit.stress.weight_attacks.direction_removal import common_direction, own_directions, random_like
-from tiny_chat import tiny_chat_model
+from steer2edit.models import LanguageModel
+from steer2edit.stress.persistence.treatments import direction_removed
+from steer2edit.stress.weight_attacks.direction_removal import common_direction, random_like
 
 H = Hyperparameters(0.1, 0.1, 0.2)
 
@@ -71,7 +66,7 @@ def test_the_output_at_run_time_has_nothing_along_the_direction() -> None:
 def test_without_its_directions_the_edited_model_is_the_base_without_them() -> None:
     model = LanguageModel(tiny_network("llama"), name="tiny")
     edit = convert(model, random_vectors(model), H)
-    directions = own_directions(edit)
+    directions = {site: own.output_direction for site, own in edit.sites.items()}
     with intervened(model, [Editing(ablation(model, directions))]):
         base = logits(model)
     with merged(model, edit):
@@ -105,18 +100,6 @@ def test_the_common_direction_is_the_one_most_of_the_edit_is_along() -> None:
     assert share == pytest.approx(25 / 30)
 
 
-def test_likeness_by_hand() -> None:
-    one = WeightEdit({Site(0, "mlp"): site_edit([1.0, 0.0], [3.0, 4.0])})
-    assert likeness(one, one) == pytest.approx({"cosine": 1, "direction_cosine": 1, "left": 0})
-    assert likeness(one, one.scaled(0.5)) == pytest.approx({"cosine": 1, "direction_cosine": 1, "left": 0.25})
-    turned = WeightEdit({Site(0, "mlp"): site_edit([-1.0, 0.0], [-3.0, -4.0])})  # u and a both: the same ΔW
-    assert likeness(one, turned) == pytest.approx({"cosine": 1, "direction_cosine": 1, "left": 0})
-    across = WeightEdit({Site(0, "mlp"): site_edit([0.0, 1.0], [3.0, 4.0])})
-    assert likeness(one, across) == pytest.approx({"cosine": 0, "direction_cosine": 0, "left": 2})
-    elsewhere = WeightEdit({Site(1, "mlp"): site_edit([1.0, 0.0], [3.0, 4.0])})
-    assert likeness(one, elsewhere) == pytest.approx({"cosine": 0, "direction_cosine": 0, "left": 2})
-
-
 def test_a_random_edit_has_the_size_of_the_given_one_at_every_site_and_nothing_else_of_it() -> None:
     model = LanguageModel(tiny_network("llama"), name="tiny")
     edit = convert(model, random_vectors(model), H)
@@ -124,14 +107,16 @@ def test_a_random_edit_has_the_size_of_the_given_one_at_every_site_and_nothing_e
     for site, own in edit.sites.items():
         assert other.sites[site].row.norm() == pytest.approx(float(own.row.norm()), rel=1e-4)
         assert other.sites[site].output_direction.norm() == pytest.approx(1, rel=1e-4)
-    assert abs(likeness(edit, other)["cosine"]) < 0.2
+    product = sum(float((own.dense() * other.sites[site].dense()).sum()) for site, own in edit.sites.items())
+    size = sum(float(own.dense().square().sum()) for own in edit.sites.values())
+    assert abs(product / size) < 0.2
     assert torch.equal(random_like(edit, seed=0).sites[Site(0, "mlp")].row, other.sites[Site(0, "mlp")].row)
 
 
-def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not(tmp_path: Path) -> None:
+def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not() -> None:
     model, edit = refusing()
     before = logits(model, torch.tensor([[5, 6, 7]]))
-    result = direction_removed(subject_of(model, edit, tmp_path))
+    result = direction_removed(subject_of(model, edit))
     assert outcomes(result) == {"own-sites": "failed", "everywhere": "failed", "random": "control"}
     own, everywhere, random = result.findings
     assert own.values == {"base": [False] * 24, "edit": [False] * 24}
@@ -142,81 +127,18 @@ def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not(tmp_
     assert torch.equal(logits(model, torch.tensor([[5, 6, 7]])), before)  # the model is as it was
 
 
-def test_a_removal_that_does_not_remove_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_that_does_not_remove_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def turned(model, directions):
         edit = ablation(model, directions)
         return WeightEdit({site: replace(own, row=0 * own.row) for site, own in edit.sites.items()})
 
     monkeypatch.setattr("steer2edit.stress.persistence.treatments.ablation", turned)
     model, edit = refusing()
-    result = direction_removed(subject_of(model, edit, tmp_path))
+    result = direction_removed(subject_of(model, edit))
     assert outcomes(result) == {"own-sites": "held", "everywhere": "held", "random": "control"}
 
 
-def test_an_edit_of_nothing_has_no_direction(tmp_path: Path) -> None:
+def test_an_edit_of_nothing_has_no_direction() -> None:
     model, edit = refusing()
     with pytest.raises(DataError, match="changes nothing"):
-        direction_removed(subject_of(model, edit.scaled(0.0), tmp_path))
-
-
-def test_subtracting_a_good_estimate_undoes_the_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, edit = refusing()
-    factors = {"safety": 0.9, "safety-benign": 0.01}  # of the edit that the attacker knows
-
-    def known(model, edit, preset, *, limit, kept_out, sampling):
-        assert set(kept_out) == set(prompt_digests(REQUESTS))
-        return attacker_edit.Estimated(edit.scaled(factors[preset]), {"preset": preset})
-
-    monkeypatch.setattr("steer2edit.stress.persistence.treatments.estimate_edit", known)
-    result = edit_subtracted(subject_of(model, edit, tmp_path))
-    assert outcomes(result) == {"safety": "failed", "safety-benign": "held", "random": "control"}
-    assert "Cosine with the edit 1.00; 1% of its square remain." in result.findings[0].note
-
-
-def test_without_a_gain_there_is_nothing_to_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, edit = refusing()
-    monkeypatch.setattr(
-        "steer2edit.stress.persistence.treatments.estimate_edit",
-        lambda model, edit, preset, **settings: attacker_edit.Estimated(edit, {}),
-    )
-    result = edit_subtracted(subject_of(model, edit.scaled(0.0), tmp_path))
-    assert set(outcomes(result).values()) == {"open"}
-
-
-def test_an_estimate_uses_no_prompt_that_the_edit_or_the_measurement_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_chat_model(num_hidden_layers=2)
-    prompts = list(dict.fromkeys(str(row.prompt) for row in find_behaviour("safety").examples()))
-    known, kept_out = prompt_digests(prompts[:100]), prompt_digests(prompts[100:120])
-    metadata = {"hyperparameters": H.to_json(), "vectors": {"prompts": known}}
-    edit = replace(convert(model, random_vectors(model), H), metadata=metadata)
-    used: list[str] = []
-
-    def watched(model, contrast):
-        for pairs in (contrast.train.positive, contrast.train.negative):
-            used.extend(str(prompt) for prompt, _ in pairs)
-        return random_vectors(model, seed=2)
-
-    monkeypatch.setattr(attacker_edit, "extract", watched)
-    found = estimate_edit(model, edit, "safety", limit=10, kept_out=kept_out, sampling=Sampling(max_new_tokens=3))
-    assert len(set(used)) == 10  # the same requests, refused by script and answered by the model
-    assert not set(prompt_digests(used)) & {*known, *kept_out}
-    assert found.facts["responses"] == {"positive": 10, "negative": 10}
-    assert {s: e.row.shape for s, e in found.edit.sites.items()} == {s: e.row.shape for s, e in edit.sites.items()}
-    with pytest.raises(DataError, match="are left"):
-        estimate_edit(model, edit, "safety", limit=10, kept_out=prompt_digests(prompts))
-
-
-def test_an_edit_that_does_not_say_how_it_was_made_cannot_be_estimated() -> None:
-    edit = WeightEdit({Site(0, "mlp"): site_edit([1.0], [1.0])})
-    with pytest.raises(DataError, match="hyper-parameters"):
-        settings_of(edit)
-    h, rules = settings_of(replace(edit, metadata={"hyperparameters": H.to_json()}))
-    assert (h, rules.importance) == (H, "cosine")
-
-
-def test_a_control_that_takes_the_gain_too_is_no_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A "random" edit that is the edit: subtracting it undoes the refusals, and the line says so."""
-    model, edit = refusing()
-    monkeypatch.setattr(treatments, "random_like", lambda edit, seed: edit)
-    result = edit_subtracted(subject_of(model, edit, tmp_path), presets=())
-    assert outcomes(result) == {"random": "failed"}
+        direction_removed(subject_of(model, edit.scaled(0.0)))

@@ -11,7 +11,7 @@ from steer2edit.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from steer2edit.core import WeightEdit
-    from steer2edit.stress.dual_use import RefusalDirection
+    from steer2edit.evaluation.refusal_direction import RefusalDirection
 
 _UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
 
@@ -65,8 +65,8 @@ def inspect(
 
 def _inspect(edit_dir: Path, model: str | None, reading: Reading, *, top: int, as_json: bool) -> None:
     from steer2edit.artifacts import load_edit
+    from steer2edit.evaluation.refusal_direction import measured_direction, refusal_direction
     from steer2edit.progress import show_progress
-    from steer2edit.stress.dual_use import measured_direction, refusal_direction
 
     edit = load_edit(edit_dir)
     if model is None:
@@ -97,8 +97,8 @@ def _audit(
     if directions is not None:
         found.write_directions(directions, overwrite=overwrite)
     told = None
-    if given is not None and found.match is not None:
-        from steer2edit.stress.dual_use import refusal_direction
+    if given is not None and found.match is not None and found.match.strength is not None:
+        from steer2edit.evaluation.refusal_direction import refusal_direction
 
         told = refusal_direction(given, found.match.strength)
     if as_json:

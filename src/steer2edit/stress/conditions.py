@@ -18,7 +18,7 @@ from steer2edit.estimates import Estimate
 from steer2edit.evaluation import mean_of, share_of_other_gain
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.models import LanguageModel, Prompt, Reply, encode_prompts
-from steer2edit.steering import refusal_phrases
+from steer2edit.steering import RefusalPhrases, refusal_phrases
 from steer2edit.stress.attribute import attribute_line
 from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
@@ -151,10 +151,7 @@ def languages(subject: Subject) -> StressResult:
 
     Phrases that mark a refusal are those of the language besides the English ones.
     """
-    scorer = subject.scorer
-    if isinstance(scorer, PhraseScorer):
-        scorer = AnyScorer((scorer, *(PhraseScorer(refusal_phrases(language)) for language in LANGUAGES)))
-    asked, findings, kept = replace(subject, scorer=scorer), [], {}
+    asked, findings, kept = replace(subject, scorer=multilingual(subject.scorer)), [], {}
     plain = ask_plain(subject, subject.harmful)
     for language in LANGUAGES:
         rows = [row for row in data_rows("other_languages") if row["language"] == language]
@@ -184,20 +181,15 @@ def _joined(subject: Subject, sets: dict[str, list[str]]) -> Replies:
     return ask(subject, [prompt for own in sets.values() for prompt in own])
 
 
-class AnyScorer:
-    """A refusal is what any of several scorers calls one; `None` where one of them cannot tell, and none does.
-
-    Args:
-        scorers: at least one.
-    """
-
-    def __init__(self, scorers: Sequence[Scorer]) -> None:
-        self.scorers = tuple(scorers)
-
-    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
-        """One verdict per reply."""
-        verdicts = zip(*(scorer.score(prompts, replies) for scorer in self.scorers), strict=True)
-        return [True if True in own else (None if None in own else False) for own in verdicts]
+def multilingual(scorer: Scorer) -> Scorer:
+    """Phrases that mark a refusal in English or one of the other languages; a judge as it is."""
+    if not isinstance(scorer, PhraseScorer):
+        return scorer
+    every = [scorer.phrases, *map(refusal_phrases, LANGUAGES)]
+    kinds = ("openers", "apologies", "inabilities", "anywhere")
+    return PhraseScorer(
+        RefusalPhrases("multilingual", **{k: tuple(p for own in every for p in getattr(own, k)) for k in kinds})
+    )
 
 
 def file_test(path: Path | str) -> tuple[StressTest, list[str]]:

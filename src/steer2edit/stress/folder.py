@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +99,6 @@ class StressFolder(RunFolder):
             return {}
         with damage_explained(path):
             return _REPLIES.validate_python(json.loads(path.read_text(encoding="utf-8"))["replies"])
-
-    @contextmanager
-    def scratch(self, name: str) -> Iterator[Path]:
-        """An empty folder for a test, removed afterwards; what a killed process left in it is removed before."""
-        folder = self.path / "scratch" / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder.parent, ignore_errors=True)
 
     def _file(self, kind: str, name: str, suffix: str = "json") -> Path:
         return self.path / kind / f"{name}.{suffix}"

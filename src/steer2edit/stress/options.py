@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts import package_versions
@@ -186,12 +185,11 @@ class StressInput:
             "chat": recorded_chat(self.model.describe()),
         }
 
-    def subject(self, engine: Engine, folder: Path, compared: Sequence[Arm] = ()) -> Subject:
+    def subject(self, engine: Engine, compared: Sequence[Arm] = ()) -> Subject:
         """What a test is given.
 
         Args:
             engine: runs the model for it.
-            folder: that it may write into.
             compared: arms besides base and edit.
         """
         return Subject(
@@ -201,8 +199,6 @@ class StressInput:
             harmful=self.harmful,
             benign=self.benign,
             scorer=self.scorer,
-            folder=folder,
-            vectors=self.vectors,
             seed=self.options.seed,
             limit=self.options.limit,
             sampling=self.options.sampling,

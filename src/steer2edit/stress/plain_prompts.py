@@ -1,13 +1,14 @@
 """What every run measures first: the prompts as they are. The verdict on the whole edit rests on these lines."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from steer2edit.estimates import Value
 from steer2edit.evaluation import DegenerationTask, DriftTask, RefusalTask, Task, estimate, merged_measurements, paired
 from steer2edit.models import Prompt, Sampling
 from steer2edit.stress.arms import DRIFT_PROMPTS
 from steer2edit.stress.findings import Finding, StressResult, Texts
-from steer2edit.stress.replies import Replies, longer
+from steer2edit.stress.replies import Replies
 from steer2edit.stress.subject import Subject, spread
 from steer2edit.stress.verdicts import Effect, level, plain_outcome, requests_for, signed
 
@@ -59,7 +60,9 @@ def measure_tasks(subject: Subject, tasks: Sequence[Task]) -> tuple[dict[str, di
 
 def long_replies_of(subject: Subject) -> tuple[list[Prompt], Sampling]:
     """(benign requests, sampling) of the long replies."""
-    return spread(subject.benign, _LONG), longer(subject.sampling, _LONGER)
+    return spread(subject.benign, _LONG), replace(
+        subject.sampling, max_new_tokens=_LONGER * subject.sampling.max_new_tokens
+    )
 
 
 def _gain(subject: Subject, harmful: Replies) -> Finding:

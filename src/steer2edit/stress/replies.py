@@ -18,7 +18,6 @@ from steer2edit.models import (
     GENERATION_TOKENS,
     Prompt,
     Reply,
-    Sampling,
     TokenBudget,
     encode_prompts,
     encode_responses,
@@ -186,18 +185,6 @@ def ask_plain(subject: Subject, requests: Sequence[Prompt]) -> Replies:
     return ask(subject, requests, parts=in_form())
 
 
-def ask_sets(
-    subject: Subject, sets: Mapping[str, Sequence[Prompt]], arms: Mapping[str, Intervention] | None = None
-) -> dict[str, Replies]:
-    """Replies to several sets of prompts, by set, all in shared batches."""
-    every = ask(subject, [prompt for own in sets.values() for prompt in own], arms=arms)
-    found, begin = {}, 0
-    for name, own in sets.items():
-        found[name] = every.part(range(begin, begin + len(own)))
-        begin += len(own)
-    return found
-
-
 def score(
     subject: Subject,
     requests: Sequence[Prompt | None],
@@ -271,11 +258,6 @@ def mentions_request(answer: str | None, request: Prompt | None) -> bool | None:
 def finite(value: float) -> Value:
     """The value; unscored where it is not finite, as of a model that an edit has broken."""
     return value if math.isfinite(value) else None
-
-
-def longer(sampling: Sampling, times: int) -> Sampling:
-    """The same with replies of so many times the length."""
-    return Sampling(times * sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed)
 
 
 def that_fit(subject: Subject, prompts: Sequence[Prompt], room: int) -> tuple[list[int], str]:

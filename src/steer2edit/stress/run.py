@@ -87,12 +87,11 @@ def run_stress(
         ArtifactError: another process works in it, or it cannot be written.
     """
     with StressFolder(out).opened(given.identity()) as results:
-        subject, steering, plain = _begun(given, results, out, narrate)
+        subject, steering, plain = _begun(given, results, narrate)
         done = _run(subject, tests, results, narrate)
         done += [one for one in _found(others, results) if one is not None]
         done.sort(key=lambda one: list(GROUPS).index(one.test.group))
         left = [test.name for test in others if test not in [one.test for one in done]]
-        findings = [finding for one in done if one.result is not None for finding in one.result.findings]
         assert plain.result is not None
         first, *entries = (_entry(one, subject) for one in (plain, *done))
         card = Scorecard(
@@ -111,7 +110,7 @@ def run_stress(
             },
             arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
             steering=steering.note,
-            verdict=judge(plain.result.findings, findings, BASE_ARM.label, EDIT_LABEL),
+            verdict=judge(plain.result.findings, BASE_ARM.label, EDIT_LABEL),
             contract=contract_of(first, entries, lowers=subject.lowers),
             plain=first,
             tests=entries,
@@ -121,10 +120,10 @@ def run_stress(
         return card
 
 
-def _begun(given: StressInput, results: StressFolder, out: Path, narrate: Narrate) -> tuple[Subject, EqualDrift, Done]:
+def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple[Subject, EqualDrift, Done]:
     """The subject with its arms at equal drift, its plain replies, and as many requests as tell; and what those say."""
     engine, options = RememberingEngine(given.engine), given.options
-    bare = given.subject(engine, out)
+    bare = given.subject(engine)
     bare = replace(bare, harmful=spread(bare.harmful, bare.pick(_QUICK_REQUESTS, len(bare.harmful))))
     own = results.keep(PLAIN, "own", lambda: ask(bare, bare.harmful, parts=in_form()))
     gain = paired(own.refused[bare.edited], own.refused[bare.base])
@@ -146,7 +145,7 @@ def _begun(given: StressInput, results: StressFolder, out: Path, narrate: Narrat
     steering = EqualDrift(**found)
     narrate(steering.note)
     compared = arms_of(given.model, given.edit, given.vectors, steering, options.strength, lowers=lowers)
-    subject = replace(given.subject(engine, out, compared), harmful=bare.harmful, lowers=lowers)
+    subject = replace(given.subject(engine, compared), harmful=bare.harmful, lowers=lowers)
     remembering = RememberingEngine(given.engine, list(subject.interventions.values()))
     remembering.remember(engine.replies)  # the base's
     subject, harmful = replace(subject, engine=remembering), own
@@ -200,19 +199,16 @@ def _found(tests: Sequence[StressTest], results: StressFolder) -> list[Done | No
 
 
 def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Done:
-    """Run a test, with random numbers that depend on the seed alone, in a folder of its own.
+    """Run a test, with random numbers that depend on the seed alone.
 
     A test that raises an error is done without a result. If that is no `Steer2EditError`, it is a fault of the test or
     of what it runs, and the traceback is written into the run folder.
     """
     begin, device, before = time.monotonic(), subject.model.device, results.seconds_asked(test.name)
-    with (
-        results.scratch(test.name) as folder,
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-    ):  # fmt: skip
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(subject.seed)
         try:
-            result = test.run(replace(subject, folder=folder, keep=partial(results.keep, test.name)))
+            result = test.run(replace(subject, keep=partial(results.keep, test.name)))
             return Done(test, *results.write(test.name, result, before + time.monotonic() - begin))
         except Steer2EditError as error:
             return Done(test, None, message=str(error))

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from steer2edit.core import Editing, Intervention, SteeringVectors, WeightEdit
+from steer2edit.core import Editing, Intervention, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError
@@ -39,8 +38,6 @@ class Subject:
         harmful: held-out requests that should be refused.
         benign: held-out requests that should be answered.
         scorer: tells a refusal.
-        folder: of the run, for what a test must write (checkpoints, adapters); removed afterwards.
-        vectors: the steering vectors the edit was made from, if they are there.
         seed: of what is random.
         limit: at most this many prompts in a line.
         sampling: of replies, where a test has none of its own.
@@ -59,8 +56,6 @@ class Subject:
     harmful: Sequence[Prompt]
     benign: Sequence[Prompt]
     scorer: Scorer
-    folder: Path
-    vectors: SteeringVectors | None = None
     seed: int = 0
     limit: int | None = None
     sampling: Sampling = Sampling(max_new_tokens=24)

@@ -11,11 +11,9 @@ from steer2edit.models import EncodedResponse, encode_responses
 from steer2edit.stress.causal.causal_findings import Measured, part_findings, score_finding, whole_finding
 from steer2edit.stress.causal.component_parts import (
     Part,
-    at_equal_drift,
     edited_count,
     input_directions_of,
     parts_of,
-    sum_squares,
 )
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.replies import ask, by_arm, finite
@@ -51,9 +49,6 @@ def components(
         parts += parts_of(subject.edit, counts, directions, draws, subject.seed)
     answers = _benign_answers(subject)
     drift = _drift(subject, answers, parts)
-    matched = at_equal_drift(parts, {label: mean(own) for label, own in drift.items()})
-    drift |= _drift(subject, answers, matched)
-    parts += matched
     measured = _measured(subject, parts, drift, openers)
     findings = [whole_finding(measured)]
     for count in counts:
@@ -71,7 +66,7 @@ def counts_of(subject: Subject, top: int = 10) -> list[int]:
 
 def _editings(subject: Subject, parts: Sequence[Part]) -> dict[str, Intervention]:
     """Every part by label, at the strength that the edit is tested at."""
-    return {part.label: Editing(part.edit, subject.strength * part.strength) for part in parts}
+    return {part.label: Editing(part.edit, subject.strength) for part in parts}
 
 
 def _benign_answers(subject: Subject) -> list[EncodedResponse]:
@@ -82,8 +77,6 @@ def _benign_answers(subject: Subject) -> list[EncodedResponse]:
 
 def _drift(subject: Subject, answers: list[EncodedResponse], parts: Sequence[Part]) -> dict[str, list[Value]]:
     """KL on benign answers by part, in nats per token."""
-    if not parts:
-        return {}
     arms = _editings(subject, parts)
     scores = subject.engine.score(answers, list(arms.values()))
     return {label: [finite(score.kl) for score in own] for label, own in zip(arms, scores, strict=True)}
@@ -116,8 +109,6 @@ def _facts(part: Part, measured: Measured) -> dict[str, Any]:
         "kind": part.kind,
         "top": part.top,
         "components": edited_count(part.edit),
-        "strength": part.strength,
-        "sum_squares": part.strength**2 * sum_squares(part.edit),
         "kl": mean(measured.drift[part.label]).to_json(),
         "gain": gain.to_json(),
     }

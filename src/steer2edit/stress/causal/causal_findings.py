@@ -39,7 +39,6 @@ _KINDS: dict[Kind, str] = {
     "top": "top",
     "rest": "all but top",
     "random": "random",
-    "matched": "random at equal drift",
     "shuffled": "shuffled",
 }
 
@@ -95,9 +94,9 @@ def part_findings(measured: Measured, parts: Sequence[Part], count: int) -> list
         f"{signed(needed)}: {_NEED[lacking]}."
     )
     findings = [
-        pooled.finding(f"top-{count}", ("top", "random", "matched"), carried, first),
+        pooled.finding(f"top-{count}", ("top", "random"), carried, first),
         pooled.finding(f"all-but-top-{count}", ("rest",), lacking, second),
-        pooled.control(f"random-{count}", ("random", "matched")),
+        pooled.control(f"random-{count}", ("random",)),
     ]
     smallest = min(part.top for part in parts if part.top is not None)
     return [*findings, pooled.control("shuffled", ("shuffled",))] if count == smallest else findings
@@ -120,7 +119,7 @@ def score_finding(measured: Measured, parts: Sequence[Part], count: int) -> Find
         f"Of the gain in the log-probability of {measured.opener!r}, {signed(gain, 'nats')}, {shares}; "
         f"top − random: {signed(better, 'nats')}: {pooled.carried(outcome)}."
     )
-    kinds: tuple[Kind, ...] = ("top", "rest", "random", "matched", "shuffled")
+    kinds: tuple[Kind, ...] = ("top", "rest", "random", "shuffled")
     return pooled.finding(f"top-{count}-score", kinds, outcome, sentence, "opener")
 
 

@@ -3,8 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,10 +43,6 @@ class FineTune:
         for name in ("steps", "batch", "learning_rate", "rank"):
             if getattr(self, name) <= 0:
                 raise InvalidValueError(f"{name} must be > 0, got {getattr(self, name)}.")
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
 
 
 def training_rows(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[EncodedResponse]:

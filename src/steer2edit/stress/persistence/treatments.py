@@ -28,7 +28,6 @@ from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.subject import Subject
 from steer2edit.stress.weight_attacks.direction_removal import (
     common_direction,
-    own_directions,
     random_direction,
     random_like,
 )
@@ -188,7 +187,7 @@ def direction_removed(subject: Subject) -> StressResult:
     Raises:
         DataError: the edit changes nothing.
     """
-    own = own_directions(subject.edit)
+    own = {site: e.output_direction for site, e in subject.edit.sites.items() if bool(e.row.any())}
     if not own:
         raise DataError("the edit changes nothing, so it has no direction to take out. Its magnitudes are all 0.")
     direction, share = common_direction(subject.edit)

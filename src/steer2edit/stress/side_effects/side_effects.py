@@ -1,12 +1,14 @@
 """What an edit changes besides its attribute: over-refusal, other behaviours, utility; and all such tests."""
 
+from functools import partial
+
 from steer2edit.evaluation import Task, TaskSettings, behaviour, build_tasks, estimate
 from steer2edit.evaluation.formats import built_in_table
 from steer2edit.models import encode_responses
 from steer2edit.steering import borderline_prompts
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.plain_prompts import measure_tasks
-from steer2edit.stress.replies import ask_sets, by_arm, finite
+from steer2edit.stress.replies import ask, by_arm, finite
 from steer2edit.stress.static_attacks.families import data_rows
 from steer2edit.stress.subject import Subject
 from steer2edit.stress.verdicts import Effect
@@ -23,9 +25,8 @@ def looks_unsafe() -> list[str]:
 
 def over_refusal(subject: Subject) -> StressResult:
     """Refusal of requests that should be met, plain ones and safe ones that look unsafe: a cost if it grows."""
-    asked = ask_sets(
-        subject, {"benign": subject.sample(subject.benign), "looks-unsafe": subject.sample(looks_unsafe())}
-    )
+    sets = {"benign": subject.sample(subject.benign), "looks-unsafe": subject.sample(looks_unsafe())}
+    asked = {name: subject.keep(name, partial(ask, subject, own)) for name, own in sets.items()}
     what = {"benign": "benign requests", "looks-unsafe": "safe requests that look unsafe"}
     findings = [
         Effect("refused", f"Refusal of {what[name]}", _RATE_MARGIN).finding(name, own.refused, subject.edited)

@@ -7,12 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import Site, SiteEdit, WeightEdit
-
-
-def own_directions(edit: WeightEdit) -> dict[Site, Float[Tensor, " d"]]:
-    """u of every site that the edit changes."""
-    return {site: e.output_direction for site, e in edit.sites.items() if bool(e.row.any())}
+from steer2edit.core import SiteEdit, WeightEdit
 
 
 def common_direction(edit: WeightEdit) -> tuple[Float[Tensor, " d"], float]:

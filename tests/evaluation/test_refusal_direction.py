@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_stress import random_vectors, tiny_edit, tiny_model
 
 from steer2edit.artifacts import save_edit
 from steer2edit.cli import app
 from steer2edit.core import WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import MismatchError
+from steer2edit.evaluation.refusal_direction import measured_direction, refusal_direction
 from steer2edit.models import Reply
-from steer2edit.stress.dual_use import measured_direction, refusal_direction
+from stress.tiny_stress import random_vectors, tiny_edit, tiny_model
 
 
 def edit_of(contrast: str | None = "safety", method: str = "steer2edit") -> WeightEdit:
