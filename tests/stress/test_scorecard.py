@@ -141,7 +141,6 @@ class TestContract:
         assert found.conditions[3].words == "not enough data (needs n = 70)"
         assert [len(one.lines) for one in found.conditions] == [1, 1, 2, 3, 2, 0]
         assert found.conditions[2].seconds == 2.5
-        assert found.holds == 2
 
     def test_an_edit_that_lowers_refusals_is_meant_to(self) -> None:
         assert self.made({}, "failed", lowers=True).conditions[0].ending == "holds"

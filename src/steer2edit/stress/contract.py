@@ -60,11 +60,6 @@ class Contract(Record):
     lowers: bool = False
     conditions: list[Condition]
 
-    @property
-    def holds(self) -> int:
-        """How many conditions hold."""
-        return sum(one.ending == "holds" for one in self.conditions)
-
 
 def contract_of(plain: Entry, tests: Sequence[Entry], *, lowers: bool = False) -> Contract:
     """The contract from what a run found.

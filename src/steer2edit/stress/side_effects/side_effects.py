@@ -1,10 +1,11 @@
 """What an edit changes besides its attribute: over-refusal, other behaviours, utility; and all such tests."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from steer2edit.evaluation import Task, TaskSettings, behaviour, build_tasks, estimate
 from steer2edit.evaluation.formats import built_in_table
-from steer2edit.models import encode_responses
+from steer2edit.models import Prompt, encode_responses
 from steer2edit.steering import borderline_prompts
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.plain_prompts import measure_tasks
@@ -25,7 +26,10 @@ def looks_unsafe() -> list[str]:
 
 def over_refusal(subject: Subject) -> StressResult:
     """Refusal of requests that should be met, plain ones and safe ones that look unsafe: a cost if it grows."""
-    sets = {"benign": subject.sample(subject.benign), "looks-unsafe": subject.sample(looks_unsafe())}
+    sets: dict[str, Sequence[Prompt]] = {
+        "benign": subject.sample(subject.benign),
+        "looks-unsafe": subject.sample(looks_unsafe()),
+    }
     asked = {name: subject.keep(name, partial(ask, subject, own)) for name, own in sets.items()}
     what = {"benign": "benign requests", "looks-unsafe": "safe requests that look unsafe"}
     findings = [
