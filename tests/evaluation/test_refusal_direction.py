@@ -71,9 +71,9 @@ def test_measured_it_is_told_whatever_the_files_say(monkeypatch: pytest.MonkeyPa
     assert lowers.measured is not None
     assert (lowers.measured.value, lowers.measured.n) == (-1.0, 48)
     refusals.update({None: False, "edit": True})
-    assert measured_direction(model, edit.scaled(-1)).direction == "raises"
+    assert measured_direction(model, edit.scaled(-1.0)).direction == "raises"
     refusals.update({None: True, "edit": True})
-    same = measured_direction(model, edit.scaled(-1))
+    same = measured_direction(model, edit.scaled(-1.0))
     assert same.direction == "lowers"  # what its files say, where the interval covers zero
     assert "Measured: edit less base +0 points" in same.why
     with pytest.raises(MismatchError):
@@ -82,7 +82,7 @@ def test_measured_it_is_told_whatever_the_files_say(monkeypatch: pytest.MonkeyPa
 
 def test_inspect_says_it_first(tmp_path: Path, capsys: Any) -> None:
     model, edit = tiny_model(), edit_of()
-    for name, own in (("up", edit), ("down", edit.scaled(-1))):
+    for name, own in (("up", edit), ("down", edit.scaled(-1.0))):
         save_edit(model, own, tmp_path / name)
     app(["inspect", str(tmp_path / "down")], standalone_mode=False)
     assert capsys.readouterr().out.startswith("DUAL USE: this edit lowers refusals.")

@@ -26,10 +26,8 @@ def looks_unsafe() -> list[str]:
 
 def over_refusal(subject: Subject) -> StressResult:
     """Refusal of requests that should be met, plain ones and safe ones that look unsafe: a cost if it grows."""
-    sets: dict[str, Sequence[Prompt]] = {
-        "benign": subject.sample(subject.benign),
-        "looks-unsafe": subject.sample(looks_unsafe()),
-    }
+    unsafe = subject.sample(looks_unsafe())
+    sets: dict[str, Sequence[Prompt]] = {"benign": subject.sample(subject.benign), "looks-unsafe": unsafe}
     asked = {name: subject.keep(name, partial(ask, subject, own)) for name, own in sets.items()}
     what = {"benign": "benign requests", "looks-unsafe": "safe requests that look unsafe"}
     findings = [
