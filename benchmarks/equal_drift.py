@@ -7,19 +7,22 @@ edit (rho .15, alpha .5), and with --effects the recommended edit of measured ef
 Verified: every arm spends the KL to 10 % on the requests that it was scaled on.
 """
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from timing import emit
 
 from steer2edit.artifacts import load_vectors, save_vectors
-from steer2edit.core import Editing, Steering, WeightEdit
+from steer2edit.core import Editing, Intervention, Steering
 from steer2edit.editing import convert, natural_strength
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.evaluation import (
     BASE_ARM,
-    Arm,
+    Condition,
     DriftTask,
     behaviour,
     calibrate,
@@ -40,7 +43,7 @@ PAPER = Hyperparameters(0.15, None, 0.5)
 
 def main(
     name: Annotated[str, typer.Argument(help="A behaviour, its folder, or a contrast file.")],
-    vectors: Annotated[Path, typer.Option(help="Kept there: a second call goes on from them.")],
+    vectors: Annotated[Path, typer.Option(help="Kept there, with what was measured beside: a second call goes on.")],
     model: Annotated[str, typer.Option(help="A Hub id, a directory, or smollm2.")] = "smollm2",
     kl: Annotated[float, typer.Option(help="Drift that every arm spends, nats per token.")] = 0.03,
     train: Annotated[int | None, typer.Option(help="Use at most so many training requests.")] = None,
@@ -61,24 +64,36 @@ def main(
     if effects:
         rules, own = rules_of(ConvertOptions(), made)
         edits["effects"] = convert(loaded, made, own, rules, force=True)
+    store = vectors.with_suffix(f".{kl:g}.json")
+    known: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
 
-    def at_kl(edit: WeightEdit) -> Arm:
-        first = natural_strength(edit) or 0.3
-        found = calibrate(engine, lambda s: Editing(edit, s), task, kl, first=first, tolerance=0.1, most_steps=16)
+    def once(key: str, make: Callable[[], Any]) -> Any:
+        if key not in known:
+            known[key] = make()
+            store.write_text(json.dumps(known))
+        return known[key]
+
+    def strength(at: Callable[[float], Intervention], first: float) -> float:
+        found = calibrate(engine, at, task, kl, first=first, tolerance=0.1, most_steps=16)
         if not found.reached:
             raise SystemExit(f"WRONG: KL {found.drift:.3g} was spent, not {kl}.")
-        return edit_arm(edit, "edit", found.strength)
+        return found.strength
 
-    steered = calibrate(engine, lambda s: Steering(made, s), task, kl, first=0.2, tolerance=0.1, most_steps=16)
-    if not steered.reached:
-        raise SystemExit(f"WRONG: KL {steered.drift:.3g} was spent, not {kl}.")
-    arms = {"base": BASE_ARM, "steering": steering_arm(made, steered.strength)}
-    arms |= {key: at_kl(edit) for key, edit in edits.items()}
+    spent = {"steering": once("steering", lambda: strength(lambda s: Steering(made, s), 0.2))}
+    for key, edit in edits.items():
+        spent[key] = once(key, partial(strength, partial(Editing, edit), natural_strength(edit) or 0.3))
+    arms = {"base": BASE_ARM, "steering": steering_arm(made, spent["steering"])}
+    arms |= {key: edit_arm(edit, "edit", spent[key]) for key, edit in edits.items()}
     part = behaviour(name, "held_out", limit=limit)
-    found = dict(zip(arms, evaluate(engine, part.tasks, list(arms.values())), strict=True))
+    found = {
+        key: Condition.from_json(
+            once(f"{key}, {limit}", lambda arm=arm: evaluate(engine, part.tasks, [arm])[0].to_json())
+        )
+        for key, arm in arms.items()
+    }
     emit(
         "equal_drift", behaviour=part.name, model=model, kl=kl, attribute=part.attribute, direction=part.direction,
-        strengths={key: arm.parameters.get("strength") for key, arm in arms.items()},
+        strengths=spent,
         figures={key: {n: estimate(v).to_json() for n, v in c.values.items()} for key, c in found.items()},
         less_steering={
             key: {n: paired(found[key].values[n], found["steering"].values[n]).to_json() for n in found[key].values}
