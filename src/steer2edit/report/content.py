@@ -14,6 +14,7 @@ from steer2edit.report.blocks import shown_blocks
 from steer2edit.report.panels import diagnosis_panel, edit_panels, sensitivity_panel, tradeoff_panels
 from steer2edit.report.replies import first_replies, reply_sets
 from steer2edit.report.run_results import ComparisonResults, RunResults
+from steer2edit.report.sensitivity import SYMBOLS
 from steer2edit.report.tables import (
     diagnosis_table,
     largest_components,
@@ -22,15 +23,6 @@ from steer2edit.report.tables import (
     run_tables,
 )
 from steer2edit.report.text import visible
-
-_SYMBOLS = {
-    "rho_attn": "ρ_attn",
-    "rho_mlp": "ρ_mlp",
-    "alpha": "α",
-    "alpha_mlp": "α_mlp",
-    "max_shift": "κ",
-    "spare": "gain of sparing",
-}
 
 
 def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
@@ -84,7 +76,7 @@ def _name_examples(edit: WeightEdit) -> str:
 
 def _chosen(run: RunResults) -> str:
     values = [
-        f"{_SYMBOLS.get(name, name)} = {'off' if value is None else f'{value:.4g}'}"
+        f"{SYMBOLS.get(name, name)} = {'off' if value is None else f'{value:.4g}'}"
         for name, value in run.chosen.hyperparameters.items()
         if value is not None or name in ("rho_attn", "rho_mlp")
     ]

@@ -13,13 +13,13 @@ from steer2edit.report.run_results import RunResults
 from steer2edit.report.text import plot_text
 from steer2edit.report.tradeoff import Plane, set_axis
 
-_SYMBOLS = {
+SYMBOLS = {
     "rho_attn": "ρ_attn",
     "rho_mlp": "ρ_mlp",
     "alpha": "α",
     "alpha_mlp": "α_mlp",
-    "max_shift": "κ (max_shift)",
-    "spare": "gain (spare)",
+    "max_shift": "κ",
+    "spare": "gain of sparing",
 }
 _TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
 _TITLE_WIDTH = 20  # characters that fit beside one row
@@ -33,8 +33,8 @@ def complete_trials(run: RunResults) -> list[Condition]:
 
 def searched(trials: Sequence[Condition]) -> dict[str, str]:
     """The parameters that some trial has, and that are not the same in all of them, with their symbols."""
-    different = (name for name in _SYMBOLS if len({t.parameters.get(name) for t in trials}) > 1)
-    return {name: _SYMBOLS[name] for name in different if _known(trials, name)}
+    different = (name for name in SYMBOLS if len({t.parameters.get(name) for t in trials}) > 1)
+    return {name: SYMBOLS[name] for name in different if _known(trials, name)}
 
 
 def sensitivity_figure(run: RunResults, trials: Sequence[Condition], parameters: Mapping[str, str]) -> go.Figure:
