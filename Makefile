@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp test-gemma
+.PHONY: docs demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp test-gemma
 
 # torch with its own dependencies, which its build for CUDA needs and the one for CPUs has not; then all that is locked
 define install-lock
@@ -43,6 +43,19 @@ $(LM_EVAL)/.installed: requirements.lock tests_lm_eval/requirements.lock pyproje
 
 test-lm-eval: $(LM_EVAL)/.installed
 	$(LM_EVAL)/bin/python -m pytest tests_lm_eval
+
+# the documentation as a site, in site/
+DOCS := .venv-docs
+
+$(DOCS)/.installed: requirements.lock docs/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(call install-lock,$(DOCS)/bin)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

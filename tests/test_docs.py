@@ -78,3 +78,10 @@ def test_every_page_is_reached_from_the_readme() -> None:
         targets = re.findall(r"\]\(([^)#]+\.md)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
         waiting += [(path.parent / target).resolve() for target in targets if not target.startswith("http")]
     assert set(PAGES) <= seen
+
+
+def test_the_site_has_every_page() -> None:
+    named = re.findall(r"^ +- (?:\w+: )?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    named += re.findall(r"^  - \w+: ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    generated = {"index.md", "reference/python.md", "reference/command-line.md"}
+    assert set(named) == generated | {path.name for path in (ROOT / "docs").glob("*.md")}

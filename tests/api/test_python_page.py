@@ -7,22 +7,9 @@ from pathlib import Path
 import pytest
 
 import steer2edit
-from tiny_chat import tiny_chat_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 BLOCK = re.compile(r"^```python( pandas)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture
-def tiny_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    directory = tmp_path / "tiny"
-    model = tiny_chat_model(num_hidden_layers=2, max_position_embeddings=2048)
-    model.network.save_pretrained(directory)
-    assert model.tokenizer is not None
-    model.tokenizer.save_pretrained(directory)
-    monkeypatch.setattr("steer2edit.models.model_path.embedded_file", lambda name: None)
-    monkeypatch.setattr("steer2edit.models.model_path.HUB_ID", str(directory))
-    return directory
 
 
 def test_every_line_runs(tiny_smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
