@@ -55,5 +55,8 @@ def public() -> list[str]:
 def commands() -> str:
     """Every command, as `--help` shows it."""
     names = [command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands]
-    shown = {name: CliRunner().invoke(app, [name, "--help"], prog_name="steer2edit", env={"COLUMNS": "100"}).output for name in names}
+    shown = {
+        name: CliRunner().invoke(app, [name, "--help"], prog_name="steer2edit", env={"COLUMNS": "100"}).output
+        for name in names
+    }
     return "# Command line\n\n" + "\n".join(f"## {name}\n\n```text\n{text}\n```\n" for name, text in shown.items())

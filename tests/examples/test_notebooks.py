@@ -23,13 +23,12 @@ def run(path: Path, limit: int) -> None:
     for cell in cells(path):
         code = LIMIT.sub(f"LIMIT = {limit}", "".join(cell["source"]))
         body = ast.parse(code).body
-        last = body.pop() if isinstance(body[-1], ast.Expr) else None
-        exec(compile(ast.Module(body, []), path.name, "exec"), names)
-        if isinstance(last, ast.Expr):
-            shown = eval(compile(ast.Expression(last.value), path.name, "eval"), names)
-            if shown is not None:
-                assert repr(shown)
-                assert "<" in shown._repr_html_()
+        if isinstance(last := body[-1], ast.Expr):
+            body[-1] = ast.copy_location(ast.Assign([ast.Name("shown", ast.Store())], last.value), last)
+        exec(compile(ast.fix_missing_locations(ast.Module(body, [])), path.name, "exec"), names)
+        if (shown := names.pop("shown", None)) is not None:
+            assert repr(shown)
+            assert "<" in shown._repr_html_()
 
 
 def test_notebooks_are_without_outputs_and_say_what_they_are_for() -> None:

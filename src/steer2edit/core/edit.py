@@ -9,14 +9,16 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steer2edit.core.components import Component, Experts, Site
 from steer2edit.errors import InvalidValueError
+
+Edited = TypeVar("Edited", bound="WeightEdit")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ class SiteEdit:
         width = self.component_width
         own = slice(columns.start // width, columns.stop // width)
         return SiteEdit(self.output_direction, self.row[columns], self.magnitude[own], self.importance[own])
+
+    def only(self, kept: Bool[Tensor, " n"]) -> "SiteEdit":
+        """The edit of these components alone, each with its own columns of a."""
+        columns = kept.repeat_interleave(self.component_width)
+        row, magnitude = torch.zeros_like(self.row), torch.zeros_like(self.magnitude)
+        row[columns], magnitude[kept] = self.row[columns], self.magnitude[kept]
+        return replace(self, row=row, magnitude=magnitude)
 
     def dense(self) -> Float[Tensor, "d m"]:
         """ΔW = u aᵀ, materialised."""
@@ -115,6 +124,35 @@ class WeightEdit:
         """The edit with every ΔW multiplied by `strength`."""
         return replace(self, sites={s: e.scaled(strength) for s, e in self.sites.items()})
 
+    def without(self: Edited, *names: str) -> Edited:
+        """The edit with some of it switched off; what was measured of the whole is no longer said.
+
+        Args:
+            names: of components, `L12.H5`; of sites, `L12.mlp`; of layers, `L12`.
+
+        Raises:
+            InvalidValueError: the edit has nothing of that name.
+        """
+        if not names:
+            return self
+        wanted, known, sites = set(names), set[str](), {}
+        for site, own in self.sites.items():
+            known |= (whole := wanted & {str(site), f"L{site.layer}"})
+            kept = torch.full_like(own.magnitude, not whole, dtype=torch.bool)
+            if any(name.startswith(f"L{site.layer}.") for name in wanted):
+                named = {str(site.component(i, own.experts)): i for i in _changed(own).nonzero().flatten().tolist()}
+                known |= (parts := wanted & named.keys())
+                kept[[named[name] for name in parts]] = False
+            sites[site] = own.only(kept)
+        if unknown := sorted(wanted - known):
+            raise InvalidValueError(
+                f"{', '.join(unknown)}: the edit has nothing of that name. It can be without components such as "
+                f"{', '.join(str(component) for component, _, _ in self.top_components(2))}, sites or layers."
+            )
+        metadata = {key: value for key, value in self.metadata.items() if key != "drift"}
+        metadata["without"] = sorted(wanted.union(metadata.get("without", ())))
+        return replace(self, sites=sites, metadata=metadata)
+
     def components(self) -> Iterator[tuple[Component, float, float]]:
         """(component, λ, g) of every component with λ ≠ 0, by site and index."""
         for site, edit in self.sites.items():
@@ -131,3 +169,8 @@ class WeightEdit:
             ]
         strongest = [entry for entry in strongest if entry[1]]
         return sorted(strongest, key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]
+
+
+def _changed(edit: SiteEdit) -> Bool[Tensor, " n"]:
+    """Which components the edit changes."""
+    return edit.row.view(edit.magnitude.numel(), -1).any(dim=1) | (edit.magnitude != 0)

@@ -3,6 +3,7 @@
 Shapes: d = width of a site's output, m = width of its input, n = components of the site, w = m / n their width.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from steer2edit.core import Block, Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import Estimate
 from steer2edit.models import LanguageModel
 
 Chosen = Mapping[Site, Bool[Tensor, " n"]]
@@ -21,7 +23,8 @@ Directions = Mapping[Site, Float[Tensor, "n w"]]
 """k_i of every component by site; 0 where a component cannot write along u."""
 
 
-Kind = Literal["edit", "top", "rest", "random", "shuffled"]
+Kind = Literal["edit", "top", "rest", "random", "matched", "shuffled"]
+_STRENGTHS = (0.2, 5.0)
 
 
 def edited_count(edit: WeightEdit) -> int:
@@ -41,19 +44,18 @@ def strongest(edit: WeightEdit, count: int) -> Chosen:
 
 def only(edit: WeightEdit, chosen: Chosen) -> WeightEdit:
     """The edit of these components alone, each with its own columns of a."""
-    return replace(edit, sites={s: _masked(own, chosen[s]) for s, own in edit.sites.items()})
+    return replace(edit, sites={s: own.only(chosen[s]) for s, own in edit.sites.items()})
 
 
 def without(edit: WeightEdit, chosen: Chosen) -> WeightEdit:
     """The edit of all components but these: `only` and `without` add up to the edit, exactly."""
-    return replace(edit, sites={s: _masked(own, ~chosen[s]) for s, own in edit.sites.items()})
+    return replace(edit, sites={s: own.only(~chosen[s]) for s, own in edit.sites.items()})
 
 
-def _masked(edit: SiteEdit, kept: Bool[Tensor, " n"]) -> SiteEdit:
-    columns = kept.repeat_interleave(edit.component_width)
-    row, magnitude = torch.zeros_like(edit.row), torch.zeros_like(edit.magnitude)
-    row[columns], magnitude[kept] = edit.row[columns], edit.magnitude[kept]
-    return replace(edit, row=row, magnitude=magnitude)
+def single(edit: WeightEdit, site: Site, index: int) -> WeightEdit:
+    """The edit of one component, at its site alone."""
+    own = edit.sites[site]
+    return replace(edit, sites={site: own.only(torch.arange(own.magnitude.numel()) == index)})
 
 
 def input_directions_of(model: LanguageModel, edit: WeightEdit) -> Directions:
@@ -73,6 +75,11 @@ def _site_directions(model: LanguageModel, site: Site, edit: SiteEdit) -> Float[
     k = torch.cat(parts).view(-1, edit.component_width)
     lengths = torch.linalg.vector_norm(k, dim=1, keepdim=True)
     return torch.where(lengths > 0, k / lengths.clamp(min=torch.finfo(k.dtype).tiny), 0.0)
+
+
+def sum_squares(edit: WeightEdit) -> float:
+    """‖ΔW‖² over all sites: Σλ², as k is of unit length (and less where an edit was spared)."""
+    return sum(float(own.row.double().square().sum()) for own in edit.sites.values())
 
 
 def random_components(
@@ -159,10 +166,11 @@ class Part:
     """An edit derived from the edit.
 
     Args:
-        kind: which derivation.
+        kind: which derivation; `matched` is a random draw at the drift of the top components.
         label: the arm's.
         edit: what is applied.
         top: the n it belongs to; `None` for the whole edit and its shuffles.
+        strength: it is applied at, relative to the edit's.
         unedited: for a random draw, whether it is of components that the edit leaves alone.
     """
 
@@ -170,6 +178,7 @@ class Part:
     label: str
     edit: WeightEdit
     top: int | None = None
+    strength: float = 1.0
     unedited: bool = True
 
 
@@ -196,3 +205,24 @@ def parts_of(edit: WeightEdit, counts: Sequence[int], directions: Directions, dr
             drawn, unedited = random_components(edit, chosen, directions, generator)
             parts.append(Part("random", f"random {count}, draw {draw}", drawn, count, unedited=unedited))
     return parts
+
+
+def at_equal_drift(parts: Sequence[Part], drift: Mapping[str, Estimate]) -> list[Part]:
+    """Every random draw again, at the strength at which its KL would be that of its top components.
+
+    A KL grows with the square of a small strength, so that s = √(KL_top / KL_random), kept within 0.2 and 5.
+
+    Args:
+        parts: with the top components of every draw.
+        drift: mean KL by label.
+    """
+    tops = {part.top: drift[part.label].value or 0.0 for part in parts if part.kind == "top"}
+    matched = []
+    for part in parts:
+        own = drift[part.label].value or 0.0
+        if part.kind != "random" or own <= 0 or tops[part.top] <= 0:
+            continue
+        strength = min(max(math.sqrt(tops[part.top] / own), _STRENGTHS[0]), _STRENGTHS[1])
+        label = f"{part.label}, equal drift"
+        matched.append(Part("matched", label, part.edit, part.top, strength, part.unedited))
+    return matched
