@@ -50,6 +50,7 @@ METRICS = {
     "mmlu": {"general_knowledge_accuracy": 16, "general_knowledge_accuracy_sum": 16},
     "mmlu-letters": {"general_knowledge_letters_accuracy": 16, "general_knowledge_letters_accuracy_sum": 16},
     "length": {"reply_tokens": "requests", "finished": "requests"},
+    "thinking": {"thought_tokens": "requests", "answer_tokens": "requests"},
     "drift": {"nll_increase": "benign", "kl": "benign"},
     "degeneration": {"repetition": "benign", "empty": "benign", "unfinished": "benign"},
     "safety": {"harmful_refused": "harmful", "benign_refused": "benign", "nll_increase": "benign", "kl": "benign"},

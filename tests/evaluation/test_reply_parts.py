@@ -1,12 +1,13 @@
 """What tasks, labellers and attacks make of replies with a thought, and of replies that were cut off."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.evaluation import DegenerationTask, LengthTask, MathTask, RefusalTask
+from steer2edit.evaluation import DegenerationTask, LengthTask, MathTask, RefusalTask, ThinkingTask
 from steer2edit.evaluation.formats import MathProblem
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Prompt, Reply, Sampling
@@ -59,6 +60,18 @@ def test_degeneration_looks_at_answers() -> None:
 def test_length_counts_the_thought() -> None:
     (found,) = LengthTask(PROMPTS).measure(Saying(), [None])
     assert found.values["reply_tokens"] == [14.0, 14.0, 10.0, 10.0]
+
+
+def test_thoughts_and_answers_apart() -> None:
+    replies = [
+        *(replace(reply, thought_ids=reply.ids[1:4]) for reply in REPLIES),
+        Reply("Sure.", (5, 6), finished=True),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{__name__}.REPLIES", replies)
+        (found,) = ThinkingTask([*PROMPTS, "4"]).measure(Saying(), [None])
+    assert found.values["thought_tokens"] == [3.0, 3.0, 3.0, 3.0, None]
+    assert found.values["answer_tokens"] == [4.0, 4.0, None, 0.0, 2.0]
 
 
 def test_maths() -> None:

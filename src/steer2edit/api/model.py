@@ -66,6 +66,7 @@ def load(
     layout: Path | Layout | None = None,
     chat_template: str | None = None,
     template_args: Mapping[str, Any] | None = None,
+    system: str | None = None,
     like: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     trust_remote_code: bool = False,
 ) -> Model:
@@ -78,6 +79,7 @@ def load(
         layout: of an architecture that is not known (docs/add-a-model.md).
         chat_template: a Jinja file, or `none` for plain text.
         template_args: handed to the chat template by name, such as `{"enable_thinking": False}`.
+        system: a system message for conversations that have none of their own.
         like: metadata of vectors or of an edit that is gone on from: its template arguments and date are used again.
         trust_remote_code: run the Python code that a checkpoint brings. Only for code you have read.
 
@@ -89,7 +91,7 @@ def load(
         return Model.of(
             load_model(
                 str(name), dtype=dtype, device=device, layout=layout, chat_template=chat_template,
-                template_args=template_args, like=like, trust_remote_code=trust_remote_code,
+                template_args=template_args, system=system, like=like, trust_remote_code=trust_remote_code,
             )
         )  # fmt: skip
 
@@ -101,6 +103,7 @@ def wrap(
     name: str | None = None,
     layout: Path | Layout | None = None,
     template_args: Mapping[str, Any] | None = None,
+    system: str | None = None,
 ) -> Model:
     """Take a causal language model of transformers that is loaded already, with its tokenizer.
 
@@ -110,10 +113,14 @@ def wrap(
         name: where it can be loaded from again; by default what its config says.
         layout: of an architecture that is not known.
         template_args: handed to the chat template by name.
+        system: a system message for conversations that have none of their own.
 
     Raises:
         ModelError: it is no causal language model, quantised weights cannot be read here, or there is no tokenizer.
     """
     return Model.of(
-        wrap_model(model, tokenizer, name=name, layout=Layout.given(layout), template_args=dict(template_args or {}))
-    )
+        wrap_model(
+            model, tokenizer, name=name, layout=Layout.given(layout), template_args=dict(template_args or {}),
+            system=system,
+        )
+    )  # fmt: skip

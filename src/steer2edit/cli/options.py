@@ -101,6 +101,10 @@ class Loading(PlainLoading):
         ),
         VALUES,
     ] = field(default_factory=dict)
+    system: Annotated[
+        str | None,
+        typer.Option(help="System message of every conversation that has none; passed on as template arguments are."),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def harness_results(
                     bootstrap_iters=_BOOTSTRAP,
                     log_samples=True,
                     apply_chat_template=apply_chat_template,
+                    system_instruction=model.chat.system if apply_chat_template else None,
                     fewshot_as_multiturn=True,  # what the harness's own command does
                 )
             found.append(read_metrics(results))

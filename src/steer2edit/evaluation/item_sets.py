@@ -10,7 +10,7 @@ from steer2edit.errors import DataError, did_you_mean
 from steer2edit.evaluation.formats import divided, plain_requests, true_and_false
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.evaluation.set_scorers import JudgeSettings, LocalJudge, Phrases, PythonScorer
-from steer2edit.evaluation.tasks import LengthTask, PreferenceTask, RefusalTask, Task, VerdictTask
+from steer2edit.evaluation.tasks import LengthTask, PreferenceTask, RefusalTask, Task, ThinkingTask, VerdictTask
 from steer2edit.models import Sampling
 from steer2edit.steering import BehaviourFolder, ItemSet, built_in_names
 from steer2edit.steering.contrast import assign_splits
@@ -80,8 +80,12 @@ def _preference(style: Literal["text", "letter"]) -> _Make:
     return make
 
 
-def _length(name: str, own: ItemSet, table: Table, wanted: Wanted, _: Any) -> Task:
-    return LengthTask(plain_requests(table), wanted.sampling(own, 96), name if own.metrics is None else own.metrics)
+def _lengths(kind: type[LengthTask], tokens: int) -> _Make:
+    def make(name: str, own: ItemSet, table: Table, wanted: Wanted, _: Any) -> Task:
+        called = name if own.metrics is None else own.metrics
+        return kind(plain_requests(table), wanted.sampling(own, tokens), called)
+
+    return make
 
 
 SET_SCORERS: dict[str, tuple[_Make, type | None]] = {
@@ -89,7 +93,8 @@ SET_SCORERS: dict[str, tuple[_Make, type | None]] = {
     "phrases": (_replies(VerdictTask), Phrases),
     "preference": (_preference("text"), None),
     "choice": (_preference("letter"), None),
-    "length": (_length, None),
+    "length": (_lengths(LengthTask, 96), None),
+    "thinking": (_lengths(ThinkingTask, 256), None),
     "judge": (_replies(VerdictTask), JudgeSettings),
     "local_judge": (_replies(VerdictTask), LocalJudge),
     "python": (_replies(VerdictTask), PythonScorer),

@@ -102,6 +102,8 @@ _KINDS: dict[str, _Kind] = {
         "{set}: questions answered right by log-probability that is not normalised by length",
     ),
     "reply_tokens": ("amount", "reply tokens", "Reply length", "reply length, thought included (tokens)"),
+    "thought_tokens": ("amount", "thought tokens", "Thought length", "length of the thought (tokens)"),
+    "answer_tokens": ("amount", "answer tokens", "Answer length", "length of the answer behind the thought (tokens)"),
     "finished": ("share", "finished", "Replies that ended", "replies that ended by themselves"),
     "repetition": ("share", "repetition", "Repeated 4-grams", "4-grams of a reply that occurred in it before"),
     "empty": ("share", "empty", "Empty replies", "replies without any text"),

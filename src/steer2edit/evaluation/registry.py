@@ -20,6 +20,7 @@ from steer2edit.evaluation.tasks import (
     PreferenceTask,
     RefusalTask,
     Task,
+    ThinkingTask,
     TruthChoiceTask,
 )
 from steer2edit.models import Prompt, Sampling
@@ -245,6 +246,16 @@ TASK_KINDS: dict[str, TaskKind] = {
         "requests of conciseness",
         _on(
             lambda name, items, s: LengthTask(items, s.sampling(96), name),
+            "",
+            lambda s: behaviour("conciseness", s.split).prompts["requests"],
+        ),
+    ),
+    "thinking": TaskKind(
+        "length of thoughts and of answers, apart",
+        _REQUESTS,
+        "requests of conciseness",
+        _on(
+            lambda name, items, s: ThinkingTask(items, s.sampling(256), name),
             "",
             lambda s: behaviour("conciseness", s.split).prompts["requests"],
         ),

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from steer2edit.errors import DataError
+from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.rendering import (
     Prompt,
@@ -18,8 +18,10 @@ from steer2edit.models.rendering import (
     tokenizer_of,
     turn_ids,
 )
+from steer2edit.models.thoughts import decoded, find_thought
 from steer2edit.models.tokenizer import renders_tokens
 
+PARTS = ("response", "thought", "answer")
 SPAN_RULE = "positions whose next token belongs to the response: [start-1, end-1)"
 
 
@@ -29,16 +31,19 @@ class EncodedResponse:
 
     Args:
         ids: token ids of the prompt followed by the response.
-        start: index of the response's first token; the span is `[start − 1, len(ids) − 1)`.
+        start: index of the response's first token.
+        part: (first, last + 1) of the tokens that are asked for, where that is not the whole response.
     """
 
     ids: tuple[int, ...]
     start: int
+    part: tuple[int, int] | None = None
 
     @property
     def span(self) -> range:
-        """Positions whose next token belongs to the response."""
-        return range(self.start - 1, len(self.ids) - 1)
+        """Positions whose next token belongs to the response, or to the part of it."""
+        first, end = self.part or (self.start, len(self.ids))
+        return range(first - 1, end - 1)
 
     @property
     def response_ids(self) -> tuple[int, ...]:
@@ -61,7 +66,7 @@ def encode_prompts(model: LanguageModel, prompts: Sequence[Prompt], room: int = 
         return []
     tokenizer = tokenizer_of(model)
     if renders_tokens(tokenizer):
-        encoded = [prompt_ids(model, messages_of(prompt)) for prompt in prompts]
+        encoded = [prompt_ids(model, messages_of(model, prompt)) for prompt in prompts]
     else:
         texts = [render(model, prompt) for prompt in prompts]
         encoded = [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -92,16 +97,26 @@ def require_rows(model: LanguageModel, ids: Sequence[int], where: str) -> None:
         )
 
 
-def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[EncodedResponse]:
+def encode_responses(
+    model: LanguageModel, pairs: Sequence[tuple[Prompt, str]], part: str = "response"
+) -> list[EncodedResponse]:
     """Tokenise every prompt with its response as one text, and find the first token of the response.
 
     The text is that of `render_turns`, up to the response's end. The boundary comes from the tokenizer's character
     offsets, so it is exact even where a token would be split or merged differently by tokenising the two apart: a token
     that straddles the boundary belongs to the response.
 
+    Args:
+        model: whose template and tokenizer are used.
+        pairs: prompts with their responses.
+        part: what of a response is asked for: `response`, its `thought` or `answer`, or its first tokens (`16`).
+
     Raises:
-        DataError: an empty response, an empty prompt, a pair longer than the context, or a token without a row.
+        DataError: an empty response, an empty prompt, a pair longer than the context, a token without a row, or a
+            response without that part.
+        InvalidValueError: there is no such part.
     """
+    require_part(part)
     if not pairs:
         return []
     for prompt, response in pairs:
@@ -109,13 +124,13 @@ def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) 
             raise DataError(f"the response to {prompt!r} is empty: there are no response tokens to average over.")
     tokenizer = tokenizer_of(model)
     if renders_tokens(tokenizer):
-        given = [(messages_of(prompt), response) for prompt, response in pairs]
+        given = [(messages_of(model, prompt), response) for prompt, response in pairs]
         tokens = [(prompt_ids(model, own), turn_ids(model, own, response)) for own, response in given]
         encoded = [_encode_behind(tokenizer, head, whole) for head, whole in tokens]
     elif getattr(tokenizer, "is_fast", False):
-        encoded = _encode_by_offsets(tokenizer, render_turns(model, pairs))
+        encoded = _encode_by_offsets(tokenizer, render_turns(model, pairs, thoughts=part == "thought"))
     else:  # no offsets: what stands before the response is tokenised alone too, and compared
-        turns = render_turns(model, pairs)
+        turns = render_turns(model, pairs, thoughts=part == "thought")
         heads = tokenizer([turn.text[: turn.start] for turn in turns], add_special_tokens=False)["input_ids"]
         wholes = tokenizer([turn.text[: turn.end] for turn in turns], add_special_tokens=False)["input_ids"]
         encoded = [_encode_behind(tokenizer, head, whole) for head, whole in zip(heads, wholes, strict=True)]
@@ -124,7 +139,34 @@ def encode_responses(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) 
             raise DataError(f"the response {response!r} to {prompt!r} has no tokens of its own.")
         _require_fit(model, prompt, len(item.ids))
         require_rows(model, item.ids, "a prompt or its response")
-    return encoded
+    return encoded if part == "response" else [_part(tokenizer, item, part) for item in encoded]
+
+
+def require_part(part: str) -> None:
+    """Refuse what is no part of a response.
+
+    Raises:
+        InvalidValueError: as said.
+    """
+    if part not in PARTS and not (part.isdecimal() and int(part) > 0):
+        raise InvalidValueError(f"a span must be response, thought, answer, or a number of tokens >= 1, got {part!r}.")
+
+
+def _part(tokenizer: PreTrainedTokenizerBase, item: EncodedResponse, part: str) -> EncodedResponse:
+    if part.isdecimal():
+        return replace(item, part=(item.start, min(item.start + int(part), len(item.ids))))
+    found = find_thought(tokenizer, item.ids[: item.start], item.response_ids)
+    if found is None:
+        own = range(len(item.response_ids)) if part == "answer" else range(0)
+    else:
+        own = found.thought if part == "thought" else found.answer or range(0)
+    if not own:
+        raise DataError(
+            f"the response {decoded(tokenizer, item.response_ids)[:60]!r}... has no {part}, and the span is its "
+            f"{part}. Give responses that have one (a template that thinks, replies long enough to end the thought: "
+            "--max-new-tokens), or take the whole response."
+        )
+    return replace(item, part=(item.start + own.start, item.start + own.stop))
 
 
 def _encode_by_offsets(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[EncodedResponse]:

@@ -11,12 +11,18 @@ from datetime import date, datetime
 from types import SimpleNamespace
 from typing import Any
 
+from jinja2 import meta
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from steer2edit.errors import InvalidValueError
 
-_SETTINGS = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages", "strftime_now"}
+_SETTINGS = {
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+    "messages",
+    "strftime_now",
+    "raise_exception",
+}
 
 
 @dataclass(frozen=True)
@@ -27,15 +33,17 @@ class ChatFormat:
         arguments: handed to the template by name, such as `{"enable_thinking": False}`.
         date: the day that templates which write the date are told, as YYYY-MM-DD; by default today.
         source: the file that the template came from, for messages.
+        system: a system message that conversations begin with which have none of their own.
 
     Raises:
         InvalidValueError: an argument is not JSON, its name is not one or is what `steer2edit` itself hands to the
-            template, or the date is none.
+            template, the date is none, or the system message is empty.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     date: str = field(default_factory=lambda: date.today().isoformat())
     source: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -53,10 +61,18 @@ class ChatFormat:
             date.fromisoformat(self.date)
         except ValueError as error:
             raise InvalidValueError(f"the date must be YYYY-MM-DD, got {self.date!r}.") from error
+        if self.system is not None and not self.system.strip():
+            raise InvalidValueError(
+                f"the system message must not be empty, got {self.system!r}. Leave it out for none."
+            )
 
     @classmethod
     def going_on(
-        cls, arguments: Mapping[str, Any], like: Mapping[str, Any] | Sequence[Mapping[str, Any]], source: str | None
+        cls,
+        arguments: Mapping[str, Any],
+        like: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        source: str | None,
+        system: str | None = None,
     ) -> "ChatFormat":
         """The format of what is gone on from, with arguments of one's own.
 
@@ -64,22 +80,25 @@ class ChatFormat:
             arguments: take precedence over recorded ones.
             like: metadata of artifacts; the first that has a record counts.
             source: of the template.
+            system: takes precedence over a recorded one.
         """
         recorded = recorded_chat(*((like,) if isinstance(like, Mapping) else like))
         day = {"date": str(recorded["date"])} if recorded.get("date") else {}
-        return cls({**(recorded.get("arguments") or {}), **arguments}, source=source, **day)
+        own = recorded.get("system") if system is None else system
+        return cls({**(recorded.get("arguments") or {}), **arguments}, source=source, system=own, **day)
 
-    def require_used(self, template: str) -> None:
-        """Refuse an argument that a template does not read.
+    def require_used(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse an argument that a tokenizer's template does not read.
 
         Raises:
-            InvalidValueError: as said.
+            InvalidValueError: as said; the message lists those that it reads.
         """
         for name in self.arguments:
-            if not re.search(rf"\b{re.escape(name)}\b", template):
+            if not re.search(rf"\b{re.escape(name)}\b", template_of(tokenizer)):
+                known = _variables(tokenizer)
                 raise InvalidValueError(
-                    f"the chat template has no variable {name!r}, so an argument of that name would change nothing. "
-                    "Check its spelling, or leave it out."
+                    f"the chat template has no variable {name!r}, so an argument of that name would change nothing. It "
+                    f"knows {', '.join(known) or 'none'}. Check the spelling, or leave the argument out."
                 )
 
     def describe(self, template: str) -> dict[str, Any]:
@@ -88,6 +107,7 @@ class ChatFormat:
             "template": hashlib.sha256(template.encode()).hexdigest(),
             "arguments": dict(self.arguments),
             "date": self.date if "strftime_now" in template else None,
+            **({} if self.system is None else {"system": self.system}),
         }
 
     @contextmanager
@@ -105,6 +125,16 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a tokenizer's chat template, or of its named ones; empty if it has none."""
     template = getattr(tokenizer, "chat_template", None)
     return str(template) if template else ""
+
+
+def _variables(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a tokenizer's chat templates read beside what they are given anyway."""
+    templates = tokenizer.chat_template
+    found: set[str] = set()
+    for text in templates.values() if isinstance(templates, dict) else [templates] if templates else []:
+        environment = chat_template_utils._compile_jinja_template(text).environment
+        found |= meta.find_undeclared_variables(environment.parse(text)) - environment.globals.keys()
+    return sorted(name for name in found - _SETTINGS if not name.endswith("_token"))
 
 
 def recorded_chat(*metadata: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -102,7 +102,8 @@ def _short_pass(network: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.tensor(usual)[torch.randint(len(usual), (ROWS, TOKENS), generator=generator)]
     ids = ids.to(network.get_input_embeddings().weight.device)
-    before = {name: parameter._version for name, parameter in network.named_parameters()}
+    own = {name: p for name, p in network.named_parameters() if not p.is_inference()}  # those count no writes
+    before = {name: parameter._version for name, parameter in own.items()}
     try:
         network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except Exception as error:  # models raise what they like
@@ -110,7 +111,7 @@ def _short_pass(network: PreTrainedModel) -> None:
             f"the model type {network.config.model_type!r} does not run on a few tokens of text alone: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-    changed = [name for name, parameter in network.named_parameters() if parameter._version != before[name]]
+    changed = [name for name, parameter in own.items() if parameter._version != before[name]]
     if changed:
         raise LayoutError(
             f"the model type {network.config.model_type!r} writes to its own weights as it runs ({changed[0]}), so an "

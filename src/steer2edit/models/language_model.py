@@ -101,7 +101,8 @@ class LanguageModel:
         self.require_same(artifact.metadata, what, allow_mismatch=allow_mismatch)
 
     def require_same(self, metadata: Mapping[str, Any], what: str, *, allow_mismatch: bool = False) -> None:
-        """Refuse an artifact that was made on another model, or with other arguments of its chat template.
+        """Refuse an artifact that was made on another model, or with another system message or
+        other arguments of its chat template.
 
         Args:
             metadata: of the artifact; its key `model` is what `describe` gave. What is not there (in vectors made
@@ -114,13 +115,16 @@ class LanguageModel:
         """
         if allow_mismatch:
             return
-        made_with = recorded_chat(metadata).get("arguments", self.chat.arguments)
-        if made_with != self.chat.arguments:
-            raise MismatchError(
-                f"these {what} were made with the template arguments {json.dumps(made_with)}, but {self.name!r} is "
-                f"used with {json.dumps(self.chat.arguments)}. Leave out --template-arg to use theirs "
-                "(load(..., like=vectors.metadata)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
-            )
+        made_with = recorded_chat(metadata)
+        for key, what_for, own in (
+            ("arguments", "template arguments", self.chat.arguments), ("system", "system message", self.chat.system)
+        ):  # fmt: skip
+            if made_with and made_with.get(key) != own:
+                raise MismatchError(
+                    f"these {what} were made with the {what_for} {json.dumps(made_with.get(key))}, but {self.name!r} "
+                    f"is used with {json.dumps(own)}. Leave out --template-arg and --system to use theirs "
+                    "(load_model(..., like=METADATA)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
+                )
         made_on = metadata.get("model") or {}
         if "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint:
             return

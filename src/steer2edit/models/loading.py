@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
-from steer2edit.models.chat_format import ChatFormat, template_of
+from steer2edit.models.chat_format import ChatFormat
 from steer2edit.models.gguf_checkpoint import gguf_sha256, require_complete
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
@@ -36,6 +36,7 @@ def load_model(
     layout: Path | Layout | None = None,
     chat_template: str | None = None,
     template_args: Mapping[str, Any] | None = None,
+    system: str | None = None,
     like: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     trust_remote_code: bool = False,
 ) -> LanguageModel:
@@ -52,6 +53,7 @@ def load_model(
         chat_template: a Jinja file instead of the tokenizer's own template (or a JSON file with a `chat_template`), or
             `none` for plain text.
         template_args: handed to the chat template by name, such as `{"enable_thinking": False}`.
+        system: a system message for conversations that have none of their own.
         like: metadata of vectors or of an edit that is gone on from, or several: the template arguments and the date
             that the first was made with are used again.
         trust_remote_code: run the Python code that a checkpoint brings. Only for code you have read.
@@ -70,8 +72,8 @@ def load_model(
         raise
     except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
         raise not_readable(f"load the model {name!r}", error, GIVE_A_MODEL) from error
-    chat = ChatFormat.going_on(template_args or {}, like, None if chat_template == "none" else chat_template)
-    chat.require_used(template_of(tokenizer))
+    chat = ChatFormat.going_on(template_args or {}, like, None if chat_template == "none" else chat_template, system)
+    chat.require_used(tokenizer)
     revision = getattr(network.config, "_commit_hash", None)
     model = LanguageModel(
         network, tokenizer, name=name, layout=own_layout, revision=revision, trust_remote_code=trust_remote_code,

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from steer2edit.errors import DataError, ModelError
 from steer2edit.models.chat_format import template_of
 from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.thoughts import begun_thought
 from steer2edit.models.tokenizer import renders_tokens
 
 
@@ -45,7 +46,7 @@ def render(model: LanguageModel, prompt: Prompt) -> str:
     Raises:
         DataError: the prompt is empty, or the template rejects it.
     """
-    return _rendered(model, messages_of(prompt), reply=True)
+    return _rendered(model, messages_of(model, prompt), reply=True)
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,35 @@ class Turn:
     end: int
 
 
-def render_turns(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[Turn]:
+def render_turns(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]], *, thoughts: bool = False) -> list[Turn]:
     """Prompts with their responses, each where the template writes the assistant's turn.
 
     A template may put something between the prompt and the response (a space, an empty thought), and strip the
     response: what it puts there is what it writes in front of a mark that stands for the response. Where the template
     takes no turn of the assistant, or does not write the response as it is (most drop a thought that it begins with),
-    the response stands where the model would write it: behind the rendered prompt.
+    the response stands where the model would write it: behind the rendered prompt. So it does where the template begins
+    a thought there, and the response ends it.
+
+    Args:
+        model: whose template is used.
+        pairs: prompts with their responses.
+        thoughts: the responses begin with thoughts, which need not end.
 
     Raises:
         DataError: a prompt is empty, or the template rejects it.
     """
-    frames: dict[str, list[str]] = {}
+    frames: dict[str, tuple[list[str], str]] = {}
     turns = []
     for prompt, response in pairs:
-        messages = messages_of(prompt)
+        messages = messages_of(model, prompt)
         key = repr(messages)
         if key not in frames:
-            frames[key] = (_assistant_turn(model, messages, _MARK) or "").split(_MARK)
-        turns.append(_framed(model, messages, response, frames[key]) or _behind(render(model, prompt), response))
+            frame = (_assistant_turn(model, messages, _MARK) or "").split(_MARK)
+            frames[key] = frame, _rendered(model, messages, reply=True)
+        frame, asked = frames[key]
+        begun = begun_thought(asked)
+        inside = begun is not None and (thoughts or begun.closes in response)
+        turns.append((None if inside else _framed(model, messages, response, frame)) or _behind(asked, response))
     return turns
 
 
@@ -115,8 +126,8 @@ def _assistant_turn(model: LanguageModel, messages: Sequence[Mapping[str, str]],
         return None
 
 
-def messages_of(prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as a conversation.
+def messages_of(model: LanguageModel, prompt: Prompt) -> list[dict[str, str]]:
+    """The prompt as a conversation, which begins with the model's system message unless it has one of its own.
 
     Raises:
         DataError: it is empty.
@@ -124,7 +135,9 @@ def messages_of(prompt: Prompt) -> list[dict[str, str]]:
     messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [{**m} for m in prompt]
     if not messages or not str(messages[-1].get("content", "")).strip():
         raise DataError(f"a prompt must not be empty, got {prompt!r}.")
-    return messages
+    if model.chat.system is None or any(message.get("role") == "system" for message in messages):
+        return messages
+    return [{"role": "system", "content": model.chat.system}, *messages]
 
 
 def prompt_ids(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:

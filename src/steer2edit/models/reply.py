@@ -1,10 +1,5 @@
-"""What a reply is: where it ends, and which part of it is a thought and which the answer.
+"""What a reply is: where it ends, and what it says as a thought and as an answer."""
 
-Families mark a thought in ways of their own. Which one applies is told from the reply itself, from what the chat
-template has written before it, and from the tokenizer's vocabulary.
-"""
-
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,11 +11,11 @@ from steer2edit.errors import DataError
 from steer2edit.models.chat import embedding_rows, require_rows
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.rendering import render, render_turns, tokenizer_of
+from steer2edit.models.thoughts import decoded, find_thought
 from steer2edit.models.tokenizer import added_tokens
 
 CUT = " […]"
 """Follows a reply that was cut off, wherever it is shown or kept."""
-_TAIL = 32  # tokens of a prompt that show whether the template has begun a thought
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,7 @@ class Reply:
         answer: what it says to the user, without special tokens: the text itself where there is no thought, `None`
             where the thought did not end. Such a reply cannot be scored.
         answer_ids: the answer's tokens.
+        thought_ids: the thought's, without its marks.
     """
 
     text: str
@@ -43,6 +39,7 @@ class Reply:
     thought: str | None = None
     answer: str | None = None
     answer_ids: tuple[int, ...] = ()
+    thought_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.thought is None:
@@ -64,41 +61,6 @@ class Reply:
         return Reply(answer, (), self.finished)
 
 
-@dataclass(frozen=True)
-class _Thought:
-    """How a family marks a thought.
-
-    Args:
-        opens: what a thought begins with.
-        closes: what the answer begins behind.
-        labels: what stands within a thought and is no part of it.
-    """
-
-    opens: str
-    closes: str
-    labels: tuple[str, ...] = ()
-
-
-_THOUGHTS = (
-    _Thought("<think>", "</think>"),  # Qwen, DeepSeek, SmolLM3, GLM, EXAONE 4, Nemotron, OLMo, Hunyuan and most others
-    _Thought("<thinking>", "</thinking>"),
-    _Thought("<thought>", "</thought>"),  # EXAONE Deep
-    _Thought("<Thought>", "</Thought>"),  # Marco
-    _Thought("<seed:think>", "</seed:think>"),  # Seed
-    _Thought("◁think▷", "◁/think▷"),  # Kimi
-    _Thought("[THINK]", "[/THINK]"),  # Mistral
-    _Thought("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
-    _Thought("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-    _Thought("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThinker
-    _Thought("<|channel>", "<channel|>", ("thought\n",)),  # Gemma 4
-    _Thought(  # the harmony format of gpt-oss: messages in channels
-        "<|channel|>",
-        "<|channel|>final<|message|>",
-        ("<|end|><|start|>assistant", "analysis<|message|>", "commentary<|message|>"),
-    ),
-    _Thought("Here is my thought process:", "Here is my response:"),  # Granite 3.2
-    _Thought("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
-)
 _AROUND_ANSWERS = (
     ("<answer>", "</answer>"),
     ("<response>", "</response>"),
@@ -120,51 +82,21 @@ def reply_of(model: LanguageModel, prompt: Sequence[int], row: Sequence[int], en
     tokenizer = tokenizer_of(model)
     stop = next((i for i, token in enumerate(row) if token in ends), None)
     ids, finished = tuple(row if stop is None else row[:stop]), stop is not None
-    raw = _decoded(tokenizer, ids)
-    form = _thought_in(tokenizer, _decoded(tokenizer, prompt[-_TAIL:]).rstrip(), raw)
-    if form is None:
+    found = find_thought(tokenizer, prompt, ids)
+    if found is None:
         return Reply(str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(), ids, finished)
-    written, closed, behind = raw.partition(form.closes)
+    raw, form = decoded(tokenizer, ids), found.form
+    written, _, behind = raw.partition(form.closes)
     thought = written.strip().removeprefix(form.opens)
     for label in form.labels:
         thought = thought.replace(label, "")
-    thought = _without_special(tokenizer, thought)
-    if not closed:
-        return Reply(raw.strip(), ids, finished, thought)
+    thought, thought_ids = _without_special(tokenizer, thought), ids[found.thought.start : found.thought.stop]
+    if found.answer is None:
+        return Reply(raw.strip(), ids, finished, thought, thought_ids=thought_ids)
     answer = _without_special(tokenizer, behind)
     for before, after in _AROUND_ANSWERS:
         answer = answer.removeprefix(before).removesuffix(after).strip()
-    begin = bisect_left(range(len(ids)), True, key=lambda i: form.closes in _decoded(tokenizer, ids[:i]))
-    return Reply(raw.strip(), ids, finished, thought, answer, ids[begin:])
-
-
-def _thought_in(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: str) -> _Thought | None:
-    """How the thought of a reply is marked; `None` where it has none.
-
-    A reply has one if it begins with one, whatever the model; if the template has begun one; and, in a model that is
-    known to think, if one ends in it or its mark is all that there was room for.
-    """
-    begin = raw.lstrip()
-    for form in _THOUGHTS:
-        spoken = form.opens[0].isalpha()  # plain words, which any model may say
-        if prompt.endswith(form.opens) or (begin.startswith(form.opens) and not spoken):
-            return form
-        hinted = begin.startswith(form.opens) or form.closes in raw or (begin and form.opens.startswith(begin))
-        if hinted and not prompt.endswith(form.closes) and _knows(tokenizer, form):
-            return form
-    return None
-
-
-def _knows(tokenizer: PreTrainedTokenizerBase, form: _Thought) -> bool:
-    """Whether the end of such thoughts is a token of the vocabulary, or the chat template speaks of it."""
-    if form.closes in str(tokenizer.chat_template):
-        return True
-    token = tokenizer.convert_tokens_to_ids(form.closes)
-    return token is not None and token != tokenizer.unk_token_id
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+    return Reply(raw.strip(), ids, finished, thought, answer, ids[found.answer.start :], thought_ids)
 
 
 def _without_special(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -56,8 +56,8 @@ class SiteUpdate:
     def apply_routed(self, routed: RoutedTokens, y: Tensor) -> Tensor:
         """The experts' output y [..., d] → y + Σ r_e (x_e · a_e) u over the experts e that a token is routed to.
 
-        r_e is the routing weight. u is one for all experts, so the sum over a token's experts is a number, not a
-        vector: nothing of size d is made per expert.
+        r_e is the routing weight. u is one for all experts of a token, so the sum over them is a number, not a vector:
+        nothing of size d is made per expert, whether rows have one u or each its own.
         """
         assert self.a is not None
         assert self.u is not None
@@ -66,13 +66,9 @@ class SiteUpdate:
         own = a[row if len(a) > 1 else 0, routed.expert]
         along = (routed.inputs.float() * own).sum(dim=-1) * routed.weight.float()
         flat = y.reshape(-1, y.shape[-1])
-        if len(self.u) == 1:
-            total = torch.zeros(len(flat), device=y.device).index_add_(0, routed.row, along)
-            change = total[:, None] * self.u
-        else:
-            change = torch.zeros(flat.shape, device=y.device)
-            change.index_add_(0, routed.row, along[:, None] * self.u[row])
-        return (flat + change).to(y.dtype).view(y.shape)
+        total = torch.zeros(len(flat), device=y.device).index_add_(0, routed.row, along)
+        change = total.view(-1, self.rows, routed.tokens // self.rows, 1) * self.u[:, None]
+        return (flat + change.view(flat.shape)).to(y.dtype).view(y.shape)
 
     def _batch_row(self, routed: RoutedTokens) -> Int[Tensor, " s"]:
         """Which row of the batch each routed token is in: tokens are flattened row by row."""

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer2edit.errors import ModelError
-from steer2edit.models.chat_format import ChatFormat, template_of
+from steer2edit.models.chat_format import ChatFormat
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.loading import require_readable
@@ -14,6 +14,7 @@ from steer2edit.models.loading import require_readable
 def wrap_model(
     network: Any, tokenizer: Any, *, name: str | None = None, layout: Layout | None = None,
     template_args: dict[str, Any] | None = None,
+    system: str | None = None,
 ) -> LanguageModel:  # fmt: skip
     """The model with its tokenizer; neither is copied, and the weights are never changed for good.
 
@@ -23,6 +24,7 @@ def wrap_model(
         name: where it can be loaded from again, a Hub id or a directory; by default what its config says.
         layout: of an architecture that is not known.
         template_args: handed to the chat template by name.
+        system: a system message for conversations that have none of their own.
 
     Raises:
         ModelError: one of the two is something else, or quantised weights cannot be read here.
@@ -44,8 +46,8 @@ def wrap_model(
             f"wrap needs the model's tokenizer (AutoTokenizer) besides, got {type(tokenizer).__qualname__}: "
             "wrap(model, tokenizer)."
         )
-    chat = ChatFormat(template_args or {})
-    chat.require_used(template_of(tokenizer))
+    chat = ChatFormat(template_args or {}, system=system)
+    chat.require_used(tokenizer)
     model = LanguageModel(
         network, tokenizer, name=name or network.name_or_path or "unnamed", layout=layout, chat=chat,
         revision=getattr(network.config, "_commit_hash", None),

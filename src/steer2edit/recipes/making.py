@@ -43,7 +43,9 @@ def make_vectors(
         source: what they are made from, in place of what the options name.
     """
     contrast = make_contrast(model, options.source if source is None else source, options)
-    found = extract(model, contrast, block_outputs=options.block_outputs, direction=options.direction)
+    found = extract(
+        model, contrast, block_outputs=options.block_outputs, direction=options.direction, span=options.span
+    )
     vectors = with_preview_rows(found, contrast)
     if source is None or isinstance(source, str | Path):
         made = options if source is None else replace(options, contrast=str(source))

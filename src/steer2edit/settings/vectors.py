@@ -43,6 +43,12 @@ class ExtractOptions(Checked):
         ),
         OneOf(("mean", "pca", "probe", "lda")),
     ] = "mean"
+    span: Annotated[
+        str,
+        typer.Option(
+            metavar="response|thought|answer|N", help="What of a response is averaged; N for its first N tokens."
+        ),
+    ] = "response"
     block_outputs: Annotated[
         bool,
         typer.Option(

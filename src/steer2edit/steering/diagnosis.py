@@ -121,7 +121,7 @@ def _projections(
     projections: dict[Site, list[float]] = {site: [] for site in vectors.sites}
     directions = {s: m.steering_vector.to(model.sites[s].device) for s, m in vectors.sites.items()}
     rows = {s: model.sites[s].weight.float().T @ v for s, v in directions.items() if not model.sites[s].experts}
-    encoded = encode_responses(model, pairs)
+    encoded = encode_responses(model, pairs, vectors.metadata.get("span_part", "response"))
     for batch in span_means(model, encoded, batch_tokens=batch_tokens, description="Diagnosing"):
         for site, v in directions.items():
             means = batch.sites[site]

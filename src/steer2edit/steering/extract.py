@@ -36,6 +36,7 @@ def extract(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     block_outputs: bool = False,
     direction: str = "mean",
+    span: str = "response",
 ) -> SteeringVectors:
     """Steering vectors `v = ȳ_pos − ȳ_neg` of every site, with input means and a diagnosis.
 
@@ -52,9 +53,10 @@ def extract(
             made of those.
         direction: `mean`, the paper's difference of means; or, beyond it, `pca`, `probe` or `lda` (`directions`). The
             input means stay those of the classes, and the diagnosis has the mean's beside.
+        span: what of a response is averaged: `response`, its `thought` or `answer`, or its first tokens (`16`).
 
     Raises:
-        DataError: a response is empty or does not fit into the context.
+        DataError: a response is empty, has no such part, or does not fit into the context.
         InvalidValueError: activations are not finite, or there is no such direction.
 
     Source: Eq. 1 and Appendix B; the span is that of the official code.
@@ -64,10 +66,10 @@ def extract(
     train = contrast.train
     rows = (OutputRows(model, len(train.positive)), OutputRows(model, len(train.negative)))
     keep = rows if direction != "mean" else ()
-    sums = _class_sums(model, contrast, batch_tokens, "Extracting", block_outputs=block_outputs, rows=keep)
+    sums = _class_sums(model, contrast, span, batch_tokens, "Extracting", block_outputs=block_outputs, rows=keep)
     sites = {site: _site_means(sums, site) for site in model.sites}
     blocks = {layer: _block_means(sums, layer) for layer in range(len(model.layers))} if block_outputs else None
-    vectors = SteeringVectors(sites, _metadata(model, contrast), block_outputs=blocks)
+    vectors = SteeringVectors(sites, _metadata(model, contrast, span), block_outputs=blocks)
     half_vectors = {half: {site: _half_vector(sums, site, half) for site in model.sites} for half in (0, 1)}
     diagnosis = diagnose(model, vectors, half_vectors, contrast, batch_tokens)
     if direction == "mean":
@@ -94,7 +96,8 @@ def measure_inputs(
         MismatchError: the vectors have a site or a shape that the model has not.
     """
     model.require_fit(vectors, allow_mismatch=True)
-    sums = _class_sums(model, contrast, batch_tokens, "Measuring inputs")
+    span = vectors.metadata.get("span_part", "response")
+    sums = _class_sums(model, contrast, span, batch_tokens, "Measuring inputs")
     measured = {site: _site_means(sums, site) for site in vectors.sites}
     seen = prompt_digests(prompt for prompt, _ in (*contrast.train.positive, *contrast.train.negative))
     known = {*vectors.metadata.get("prompts", ()), *seen}
@@ -104,6 +107,7 @@ def measure_inputs(
 def _class_sums(
     model: LanguageModel,
     contrast: ContrastSet,
+    span: str,
     batch_tokens: int,
     doing: str,
     *,
@@ -114,7 +118,7 @@ def _class_sums(
     sums = (RunningMeans(model), RunningMeans(model))
     classes = (("positive", contrast.train.positive), ("negative", contrast.train.negative))
     for index, (running, (label, pairs)) in enumerate(zip(sums, classes, strict=True)):
-        responses = encode_responses(model, pairs)
+        responses = encode_responses(model, pairs, span)
         for batch in span_means(
             model, responses, batch_tokens=batch_tokens, description=f"{doing} ({label})", block_outputs=block_outputs
         ):
@@ -150,12 +154,13 @@ def _half_vector(sums: ClassSums, site: Site, half: int) -> Float[Tensor, " d"] 
     return positive - negative
 
 
-def _metadata(model: LanguageModel, contrast: ContrastSet) -> dict[str, Any]:
+def _metadata(model: LanguageModel, contrast: ContrastSet, span: str) -> dict[str, Any]:
     return {
         "model": model.describe(),
         "contrast": contrast.describe(),
         "prompts": prompt_digests(prompt for prompt, _ in (*contrast.train.positive, *contrast.train.negative)),
         "span": SPAN_RULE,
+        **({} if span == "response" else {"span_part": span}),
         "dtype": str(model.dtype).removeprefix("torch."),
         **({"left_out": list(model.left_out)} if model.left_out else {}),
     }

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from steer2edit.core import Intervention
 from steer2edit.engines import Engine
@@ -97,12 +97,28 @@ class LengthTask(_ReplyTask):
     items: Sequence[Prompt]
     sampling: Sampling = Sampling(max_new_tokens=96)
     name: str = ""
-    kinds = ("reply_tokens", "finished")
+    kinds: ClassVar[tuple[str, ...]] = ("reply_tokens", "finished")
     suffix = "requests"
 
     def judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
         """Length, and whether the reply ended."""
         return float(len(reply.ids)) if reply.ids else None, reply.finished
+
+
+@dataclass(frozen=True)
+class ThinkingTask(LengthTask):
+    """Length of thoughts and of answers apart, in tokens.
+
+    A reply without a thought, or without an answer because its thought did not end, is unscored in that metric.
+    """
+
+    kinds = ("thought_tokens", "answer_tokens")
+    suffix = "thinking"
+
+    def judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
+        """Both lengths."""
+        thought = None if reply.thought is None else float(len(reply.thought_ids))
+        return thought, None if reply.answer is None else float(len(reply.answer_ids))
 
 
 @dataclass(frozen=True)
