@@ -3,7 +3,6 @@
 Shapes: d = width of a site's output, m = width of its input, n = components of the site, w = m / n their width.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from steer2edit.core import Block, Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.estimates import Estimate
 from steer2edit.models import LanguageModel
 
 Chosen = Mapping[Site, Bool[Tensor, " n"]]
@@ -23,8 +21,7 @@ Directions = Mapping[Site, Float[Tensor, "n w"]]
 """k_i of every component by site; 0 where a component cannot write along u."""
 
 
-Kind = Literal["edit", "top", "rest", "random", "matched", "shuffled"]
-_STRENGTHS = (0.2, 5.0)
+Kind = Literal["edit", "top", "rest", "random", "shuffled"]
 
 
 def edited_count(edit: WeightEdit) -> int:
@@ -52,12 +49,6 @@ def without(edit: WeightEdit, chosen: Chosen) -> WeightEdit:
     return replace(edit, sites={s: own.only(~chosen[s]) for s, own in edit.sites.items()})
 
 
-def single(edit: WeightEdit, site: Site, index: int) -> WeightEdit:
-    """The edit of one component, at its site alone."""
-    own = edit.sites[site]
-    return replace(edit, sites={site: own.only(torch.arange(own.magnitude.numel()) == index)})
-
-
 def input_directions_of(model: LanguageModel, edit: WeightEdit) -> Directions:
     """k_i = W_iᵀu / ‖W_iᵀu‖ of every component of the edited sites, edited or not.
 
@@ -75,11 +66,6 @@ def _site_directions(model: LanguageModel, site: Site, edit: SiteEdit) -> Float[
     k = torch.cat(parts).view(-1, edit.component_width)
     lengths = torch.linalg.vector_norm(k, dim=1, keepdim=True)
     return torch.where(lengths > 0, k / lengths.clamp(min=torch.finfo(k.dtype).tiny), 0.0)
-
-
-def sum_squares(edit: WeightEdit) -> float:
-    """‖ΔW‖² over all sites: Σλ², as k is of unit length (and less where an edit was spared)."""
-    return sum(float(own.row.double().square().sum()) for own in edit.sites.values())
 
 
 def random_components(
@@ -166,11 +152,10 @@ class Part:
     """An edit derived from the edit.
 
     Args:
-        kind: which derivation; `matched` is a random draw at the drift of the top components.
+        kind: which derivation.
         label: the arm's.
         edit: what is applied.
         top: the n it belongs to; `None` for the whole edit and its shuffles.
-        strength: it is applied at, relative to the edit's.
         unedited: for a random draw, whether it is of components that the edit leaves alone.
     """
 
@@ -178,7 +163,6 @@ class Part:
     label: str
     edit: WeightEdit
     top: int | None = None
-    strength: float = 1.0
     unedited: bool = True
 
 
@@ -205,24 +189,3 @@ def parts_of(edit: WeightEdit, counts: Sequence[int], directions: Directions, dr
             drawn, unedited = random_components(edit, chosen, directions, generator)
             parts.append(Part("random", f"random {count}, draw {draw}", drawn, count, unedited=unedited))
     return parts
-
-
-def at_equal_drift(parts: Sequence[Part], drift: Mapping[str, Estimate]) -> list[Part]:
-    """Every random draw again, at the strength at which its KL would be that of its top components.
-
-    A KL grows with the square of a small strength, so that s = √(KL_top / KL_random), kept within 0.2 and 5.
-
-    Args:
-        parts: with the top components of every draw.
-        drift: mean KL by label.
-    """
-    tops = {part.top: drift[part.label].value or 0.0 for part in parts if part.kind == "top"}
-    matched = []
-    for part in parts:
-        own = drift[part.label].value or 0.0
-        if part.kind != "random" or own <= 0 or tops[part.top] <= 0:
-            continue
-        strength = min(max(math.sqrt(tops[part.top] / own), _STRENGTHS[0]), _STRENGTHS[1])
-        label = f"{part.label}, equal drift"
-        matched.append(Part("matched", label, part.edit, part.top, strength, part.unedited))
-    return matched
