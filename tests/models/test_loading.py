@@ -177,7 +177,7 @@ class TestSettings:
     def test_an_unknown_device(self, saved: Path, device: str) -> None:
         message = message_of(lambda: load_model(str(saved), device=device))
         assert message.startswith(f"unknown device {device!r}. ")
-        assert message.endswith("Known: auto, balanced, cpu, cuda, mps.")
+        assert message.endswith("Known: auto, balanced, cpu, cuda, disk, mps.")
 
     @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps", "meta"])
     def test_a_device_that_is_not_there(self, saved: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:

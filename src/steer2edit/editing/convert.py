@@ -271,17 +271,18 @@ def _factors_of(
             "gave the same mean there: check the contrast set, or leave the site out of the vectors."
         )
     parts = []
-    for projection in module.projections:
-        columns, device = projection.columns, projection.device
-        factors = site_factors(
-            projection.weight,
-            v.to(device),
-            means.input.midpoint[columns].to(device),
-            module.component_width,
-            rules,
-            None if benign is None else benign.inputs[site][columns].to(device),
-        )
-        parts.append(factors.cpu())
+    with module.in_memory():
+        for projection in module.projections:
+            columns, device = projection.columns, projection.device
+            factors = site_factors(
+                projection.weight,
+                v.to(device),
+                means.input.midpoint[columns].to(device),
+                module.component_width,
+                rules,
+                None if benign is None else benign.inputs[site][columns].to(device),
+            )
+            parts.append(factors.cpu())
     if module.sizes is None or means.routing is None:
         return parts[0]
     for expert in left_out:

@@ -7,8 +7,8 @@ Shapes: b = rows of a batch, t = tokens, s = span positions of all rows, d, m = 
 matrices of a mixture (its routed experts, and the shared one).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ from steer2edit.models.chat import EncodedResponse
 from steer2edit.models.experts import RoutedTokens
 from steer2edit.models.hooks import at_output, hooked
 from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.offload import LayerByLayer, offload_hooks
 from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.progress import step
 
@@ -80,6 +81,9 @@ def span_means(
 ) -> Iterator[BatchMeans]:
     """Means of every site over each response's span, for one batch of responses after another.
 
+    Of a model whose layers are on the disk, all batches go through a layer before any goes through the next, and what
+    is yielded of a batch is one layer's means.
+
     Args:
         model: the model to run.
         responses: what to run it on.
@@ -91,10 +95,33 @@ def span_means(
         The batch's means, float32, on the sites' devices.
     """
     lengths = [len(response.ids) for response in responses]
+    batches = (_Batch(model, i, [responses[j] for j in i]) for i in length_batches(lengths, batch_tokens))
     with step(description, len(responses)) as advance:
-        for indices in length_batches(lengths, batch_tokens):
-            yield _batch_means(model, indices, [responses[i] for i in indices], block_outputs)
-            advance(len(indices))
+        if offload_hooks(model.layers):
+            for layer, means in _layer_by_layer(model, list(batches), block_outputs):
+                yield means
+                if layer == len(model.layers) - 1:
+                    advance(len(means.rows))
+            return
+        for batch in batches:
+            with _recorded(model, partial(_same, batch), block_outputs):
+                batch.run()
+            yield batch.means()
+            advance(len(batch.rows))
+
+
+def _layer_by_layer(
+    model: LanguageModel, batches: "list[_Batch]", block_outputs: bool
+) -> Iterator[tuple[int, BatchMeans]]:
+    """(layer, what it gives for a batch): all batches go through a layer before any goes through the next."""
+    passes = LayerByLayer(model.layers, [batch.run for batch in batches])
+    with _recorded(model, lambda: batches[passes.current], block_outputs):
+        for layer in passes:
+            yield from ((layer, batch.means(layer)) for batch in batches)
+
+
+def _same(batch: "_Batch") -> "_Batch":
+    return batch
 
 
 def mean_output(model: LanguageModel, site: Site, mean_input: Float[Tensor, "*b m"]) -> Float[Tensor, "*b d"]:
@@ -104,34 +131,72 @@ def mean_output(model: LanguageModel, site: Site, mean_input: Float[Tensor, "*b 
     return mean if projection.bias is None else mean + projection.bias.to(mean.dtype)
 
 
-@torch.inference_mode()
-def _batch_means(
-    model: LanguageModel, indices: list[int], responses: Sequence[EncodedResponse], block_outputs: bool
-) -> BatchMeans:
-    ids, mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
-    spans = _Spans.of(responses, ids.shape[1], model.device)
-    blocks: dict[int, Tensor] = {}
-    recorders = {site: _Recorder(spans, module) for site, module in model.sites.items()}
+class _Batch:
+    """A batch of responses on its way through the model, and what is recorded of it."""
+
+    def __init__(self, model: LanguageModel, rows: list[int], responses: Sequence[EncodedResponse]) -> None:
+        self.rows, self._network = rows, model.network
+        self._ids, self._mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
+        self.spans = _Spans.of(responses, self._ids.shape[1], model.device)
+        self.recorders = {site: _Recorder(self.spans, module) for site, module in model.sites.items()}
+        self.blocks: dict[int, Tensor] = {}
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        """The forward pass."""
+        self._network.base_model(input_ids=self._ids, attention_mask=self._mask, use_cache=False)
+
+    @torch.inference_mode()
+    def means(self, layer: int | None = None) -> BatchMeans:
+        """What was recorded, of one layer or of all; it is not held any longer."""
+        sites = [site for site in self.recorders if layer in (None, site.layer)]
+        blocks = [index for index in self.blocks if layer in (None, index)]
+        found = {site: self.recorders.pop(site).means() for site in sites}
+        return BatchMeans(self.rows, found, {index: self.blocks.pop(index) for index in blocks})
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What is called at one site: it hands on to the batch that is running."""
+
+    current: Callable[[], _Batch]
+    site: Site
+
+    def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
+        """At a matrix that sees every token."""
+        self.current().recorders[self.site].matrix(projection, x, y)
+
+    def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
+        """At the routed experts."""
+        return self.current().recorders[self.site].experts(routed, output)
+
+    def output(self, index: int, y: Tensor) -> None:
+        """At one of the outputs of a mixture."""
+        self.current().recorders[self.site].output(index, y)
+
+
+@contextmanager
+def _recorded(model: LanguageModel, current: Callable[[], _Batch], block_outputs: bool) -> Iterator[None]:
+    """Record what sites are given, and layers hand on, for the batch that is running."""
     with ExitStack() as stack:
-        for recorder in recorders.values():
-            stack.enter_context(
-                hooked(recorder.site, matrix=recorder.matrix, routed=recorder.experts, output=recorder.output)
-            )
+        for site, module in model.sites.items():
+            own = _Running(current, site)
+            stack.enter_context(hooked(module, matrix=own.matrix, routed=own.experts, output=own.output))
         width = next(iter(model.sites.values())).shape[0]
-        for layer, module in enumerate(model.layers if block_outputs else ()):
-            record = partial(_record, blocks, layer, spans, width)
-            stack.callback(module.register_forward_hook(at_output(record)).remove)
-        model.network.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return BatchMeans(indices, {site: recorder.means() for site, recorder in recorders.items()}, blocks)
+        for index, layer in enumerate(model.layers if block_outputs else ()):
+            record = partial(_record, current, index, width)
+            stack.callback(layer.register_forward_hook(at_output(record)).remove)
+        yield
 
 
-def _record(means: dict[int, Tensor], layer: int, spans: "_Spans", width: int, output: Tensor) -> None:
+def _record(current: Callable[[], _Batch], layer: int, width: int, output: Tensor) -> None:
     if output.ndim != 3 or output.shape[-1] != width:
         raise ModelError(
             "the layers of this model hand on several residual streams, so there is no one output of a layer to take "
             "control vectors from. Leave out --block-outputs."
         )
-    means[layer] = spans.mean(output)
+    batch = current()
+    batch.blocks[layer] = batch.spans.mean(output)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A causal language model with its tokenizer, its sites and its identity."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from steer2edit.core import Site, SteeringVectors, WeightEdit
 from steer2edit.errors import MismatchError
 from steer2edit.models.chat_format import ChatFormat, recorded_chat, template_of
-from steer2edit.models.fingerprint import fingerprint
+from steer2edit.models.fingerprint import sample_step, sampled_fingerprint
 from steer2edit.models.layout import Layout
 from steer2edit.models.site_module import SiteModule
 from steer2edit.models.sites import ModelSites, find_sites
@@ -86,7 +86,14 @@ class LanguageModel:
         whether it is loaded in float32, bfloat16 or (from a half-precision checkpoint) float16. It is taken once, of
         the base weights: edits that are merged in for a while do not change what model this is.
         """
-        return fingerprint({p.key: p.weight for site in self.sites.values() for p in site.projections})
+        shapes = {p.key: p.shape for site in self.sites.values() for p in site.projections}
+        return sampled_fingerprint(shapes, self._sampled_rows())
+
+    def _sampled_rows(self) -> Iterator[torch.Tensor]:
+        for site in self.sites.values():
+            with site.in_memory():
+                for projection in site.projections:
+                    yield projection.weight[:: sample_step(projection.shape[0])]
 
     def require_fit(
         self, artifact: WeightEdit | SteeringVectors, *, allow_mismatch: bool = False, allow_missing: bool = True

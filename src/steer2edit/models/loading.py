@@ -1,11 +1,15 @@
 """Loading a model, its structure alone, or its settings: of a Hub id, a directory, a GGUF file, or `smollm2`."""
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,10 +22,12 @@ from transformers.utils import logging as transformers_logging
 
 from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
 from steer2edit.models.chat_format import ChatFormat
-from steer2edit.models.gguf_checkpoint import gguf_sha256, require_complete
+from steer2edit.models.gguf_checkpoint import cache_directory, gguf_sha256, require_complete
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.model_path import GIVE_A_MODEL, checkpoint_directory, gguf_file, model_path, not_readable
+from steer2edit.models.offload import disk_map
+from steer2edit.models.sites import find_sites
 from steer2edit.models.tokenizer import load_tokenizer
 from steer2edit.progress import step
 
@@ -47,8 +53,9 @@ def load_model(
             SmolLM2-135M-Instruct.
         dtype: `auto` (the checkpoint's own; float32 on a CPU without bfloat16 arithmetic), `float32`,
             `bfloat16` or `float16`.
-        device: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`, or `balanced` to spread a model
-            that is larger than one device over all of them.
+        device: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`, `balanced` to spread a model
+            that is larger than one device over all of them, or `disk` to leave the layers of one that is larger than
+            memory on the disk, and to extract and convert layer by layer.
         layout: a layout, or a file of one, for an architecture that is not known (docs/add-a-model.md).
         chat_template: a Jinja file instead of the tokenizer's own template (or a JSON file with a `chat_template`), or
             `none` for plain text.
@@ -67,7 +74,7 @@ def load_model(
     own_layout = Layout.given(layout)
     try:
         with _our_progress_only(name):
-            network, tokenizer = _read(name, dtype, target, chat_template, trust_remote_code)
+            network, tokenizer = _read(name, dtype, target, chat_template, trust_remote_code, own_layout)
     except Steer2EditError:
         raise
     except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
@@ -136,18 +143,28 @@ def _gguf_sha256(name: str) -> str | None:
 
 
 def _read(
-    name: str, dtype: str, device: str, chat_template: str | None, trust_remote_code: bool
+    name: str, dtype: str, device: str, chat_template: str | None, trust_remote_code: bool, layout: Layout | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = model_path(name)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    place: dict[str, Any] = {"device_map": device if device in ("auto", "balanced") else {"": device}}
+    if device == "disk":
+        with torch.device("meta"):
+            structure = model_class(config, trust_remote_code).from_config(config, trust_remote_code=trust_remote_code)
+        layers = find_sites(structure, layout).path
+        place = {"device_map": disk_map(structure, layers), "offload_folder": _offload_folder()}
     try:
         network, loaded = model_class(config, trust_remote_code).from_pretrained(
             path,
             dtype=_dtype(dtype, device, config),
-            device_map=device if device in ("auto", "balanced") else {"": device},
+            **place,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
+    except (OSError, SafetensorError) as error:
+        if device != "disk":
+            raise
+        raise _no_room(place["offload_folder"], error) from error
     except Exception as error:  # quantisers raise what they like
         if method := _quantisation(config):
             raise ModelError(
@@ -161,7 +178,27 @@ def _read(
             "one on top of the other. Download it, and move the adapter's files to a folder of their own."
         )
     require_complete(name, loaded["missing_keys"])
+    if device == "disk":
+        weakref.finalize(network, shutil.rmtree, place["offload_folder"], True)
     return network, load_tokenizer(path, chat_template, trust_remote_code)
+
+
+def _offload_folder() -> str:
+    """Where weights are put that are not on the disk as the model has them, such as experts that it has fused."""
+    try:
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(prefix="offload-", dir=cache_directory())
+    except OSError as error:
+        raise _no_room(str(cache_directory()), error) from error
+
+
+def _no_room(folder: str, error: Exception) -> ModelError:
+    shutil.rmtree(folder, ignore_errors=True)
+    return ModelError(
+        f"cannot load the model with its layers on the disk, by way of {folder!r}: "
+        f"{' '.join(str(error).split())[:300]}. Set STEER2EDIT_CACHE to a directory that can be written and has room "
+        "for the model."
+    )
 
 
 def _quantisation(config: PreTrainedConfig) -> str:
@@ -201,7 +238,7 @@ def device_map(device: str) -> str:
         if torch.cuda.is_available():
             return "auto" if torch.cuda.device_count() > 1 else "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "balanced":
+    if device in ("balanced", "disk"):
         return device
     try:
         kind = torch.device(device).type
@@ -213,7 +250,7 @@ def device_map(device: str) -> str:
     return device
 
 
-_DEVICES = ("auto", "balanced", "cpu", "cuda", "mps")
+_DEVICES = ("auto", "balanced", "cpu", "cuda", "disk", "mps")
 
 
 def _dtype(dtype: str, device: str, config: object) -> torch.dtype:
@@ -223,6 +260,6 @@ def _dtype(dtype: str, device: str, config: object) -> torch.dtype:
         raise ModelError(f"unknown dtype {dtype!r}. {did_you_mean(dtype, [*DTYPES, 'auto'])}")
     own = getattr(config, "dtype", None) or torch.float32
     half = own in (torch.bfloat16, torch.float16)
-    if device == "cpu" and half and not torch.cpu._is_avx512_bf16_supported():
+    if device in ("cpu", "disk") and half and not torch.cpu._is_avx512_bf16_supported():
         return torch.float32
-    return torch.bfloat16 if device == "cpu" and half else own
+    return torch.bfloat16 if device in ("cpu", "disk") and half else own

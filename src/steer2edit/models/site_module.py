@@ -1,5 +1,6 @@
 """A site: the projections through which one block of a layer writes to the residual stream."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -10,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from steer2edit.core import Component, Experts, Site
 from steer2edit.errors import ModelError
+from steer2edit.models.offload import in_memory, offload_hooks
 
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of weights that are stored as they are."""
@@ -67,6 +69,9 @@ class Projection:
         Raises:
             ModelError: the weight is on no device, or its quantised format cannot be read here.
         """
+        if self._stored_elsewhere:
+            with in_memory([self.module]):
+                return self.weight.clone()
         if self.quantised is not None:
             return self._dequantised()
         stored = self._stored
@@ -100,17 +105,24 @@ class Projection:
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is."""
+        """Where the weight is, or is read to."""
+        if hooks := offload_hooks(self.module):
+            return torch.device(hooks[0][0].execution_device)
         if self.quantised is None:
             return self._stored.device
         return next(chain(self.module.parameters(), self.module.buffers())).device
 
     def require_plain(self, doing: str) -> None:
-        """Refuse to write to a quantised weight.
+        """Refuse to write to a weight that is quantised, or on the disk.
 
         Raises:
-            ModelError: it is one.
+            ModelError: it is.
         """
+        if self._stored_elsewhere:
+            raise ModelError(
+                f"{self.key} is on the disk (--device disk), and {doing} would be lost. Write the edited checkpoint "
+                "(steer2edit apply), or use the edit at run time."
+            )
         if self.quantised is not None:
             raise ModelError(
                 f"{self.key} is quantised ({type(self.module).__name__}), and {doing} would round the edit away. Use "
@@ -139,6 +151,10 @@ class Projection:
             if bias is not None:
                 self.module.bias = bias
         return torch.cat(parts).T
+
+    @property
+    def _stored_elsewhere(self) -> bool:
+        return any(module is self.module for _, module in offload_hooks(self.module))
 
     @property
     def _stored(self) -> Tensor:
@@ -182,6 +198,10 @@ class SiteModule:
     projections: tuple[Projection, ...]
     component_width: int
     experts: ExpertBlock | None = None
+
+    def in_memory(self) -> AbstractContextManager[None]:
+        """Hold weights that are on the disk in memory for a while, so that they are read once."""
+        return in_memory(projection.module for projection in self.projections)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -68,8 +68,7 @@ def diagnose(
         batch_tokens: as for the extraction.
     """
     held_out = contrast.validation
-    positive = _projections(model, vectors, held_out.positive, batch_tokens)
-    negative = _projections(model, vectors, held_out.negative, batch_tokens)
+    positive, negative = _projections(model, vectors, (held_out.positive, held_out.negative), batch_tokens)
     sites = {}
     for site, means in vectors.sites.items():
         cosine = _cosine(half_vectors[0][site], half_vectors[1][site])
@@ -115,18 +114,22 @@ def listed(names: Collection[object], most: int = 8) -> str:
 
 
 def _projections(
-    model: LanguageModel, vectors: SteeringVectors, pairs: Sequence[Pair], batch_tokens: int
-) -> dict[Site, list[float]]:
-    """Each response's mean output along v, up to a constant: `v · ȳ = (Wᵀ v) · x̄ + v · b`."""
-    projections: dict[Site, list[float]] = {site: [] for site in vectors.sites}
+    model: LanguageModel, vectors: SteeringVectors, classes: Sequence[Sequence[Pair]], batch_tokens: int
+) -> list[dict[Site, list[float]]]:
+    """By class, each response's mean output along v, up to a constant: `v · ȳ = (Wᵀ v) · x̄ + v · b`."""
     directions = {s: m.steering_vector.to(model.sites[s].device) for s, m in vectors.sites.items()}
     rows = {s: model.sites[s].weight.float().T @ v for s, v in directions.items() if not model.sites[s].experts}
-    encoded = encode_responses(model, pairs, vectors.metadata.get("span_part", "response"))
-    for batch in span_means(model, encoded, batch_tokens=batch_tokens, description="Diagnosing"):
-        for site, v in directions.items():
-            means = batch.sites[site]
-            projections[site] += (means.input @ rows[site] if means.output is None else means.output @ v).tolist()
-    return projections
+    found = []
+    for pairs in classes:
+        projections: dict[Site, list[float]] = {site: [] for site in vectors.sites}
+        encoded = encode_responses(model, pairs, vectors.metadata.get("span_part", "response"))
+        for batch in span_means(model, encoded, batch_tokens=batch_tokens, description="Diagnosing"):
+            for site in batch.sites.keys() & directions.keys():
+                means = batch.sites[site]
+                along = means.input @ rows[site] if means.output is None else means.output @ directions[site]
+                projections[site] += along.tolist()
+        found.append(projections)
+    return found
 
 
 def _cosine(a: Float[Tensor, " d"] | None, b: Float[Tensor, " d"] | None) -> float | None:

@@ -67,10 +67,15 @@ def extract(
     rows = (OutputRows(model, len(train.positive)), OutputRows(model, len(train.negative)))
     keep = rows if direction != "mean" else ()
     sums = _class_sums(model, contrast, span, batch_tokens, "Extracting", block_outputs=block_outputs, rows=keep)
-    sites = {site: _site_means(sums, site) for site in model.sites}
+    sites: dict[Site, SiteMeans] = {}
+    half_vectors: dict[int, dict[Site, Float[Tensor, " d"] | None]] = {0: {}, 1: {}}
+    for site, module in model.sites.items():
+        with module.in_memory():
+            sites[site] = _site_means(sums, site)
+            for half, vector_of in half_vectors.items():
+                vector_of[site] = _half_vector(sums, site, half)
     blocks = {layer: _block_means(sums, layer) for layer in range(len(model.layers))} if block_outputs else None
     vectors = SteeringVectors(sites, _metadata(model, contrast, span), block_outputs=blocks)
-    half_vectors = {half: {site: _half_vector(sums, site, half) for site in model.sites} for half in (0, 1)}
     diagnosis = diagnose(model, vectors, half_vectors, contrast, batch_tokens)
     if direction == "mean":
         return replace(vectors, diagnosis=diagnosis)

@@ -25,13 +25,13 @@ class RunningMeans:
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
-        self._counts = torch.zeros(2, dtype=torch.float64)
+        self._rows: set[int] = set()
         self._sums: dict[tuple[object, str], Float[Tensor, "2 _n"]] = {}
 
     def add(self, batch: BatchMeans) -> None:
-        """Add one batch of responses."""
+        """Add one batch of responses, or what one layer gives for it."""
         member = torch.nn.functional.one_hot(torch.tensor(batch.rows) % 2, 2).T.double()
-        self._counts += member.sum(dim=1)
+        self._rows.update(batch.rows)
         for site, means in batch.sites.items():
             self._add_site(member, site, means)
         for layer, output in batch.blocks.items():
@@ -52,7 +52,7 @@ class RunningMeans:
 
     def count(self, half: Half = None) -> int:
         """How many responses were added."""
-        return int(self._counts.sum() if half is None else self._counts[half])
+        return sum(half is None or row % 2 == half for row in self._rows)
 
     def input(self, site: Site, half: Half = None) -> Float[Tensor, " m"]:
         """x̄: mean over responses; of an expert, over the tokens routed to it (0 without any)."""
