@@ -24,7 +24,7 @@ from pathlib import Path
 
 from timing import emit
 
-PROMPTS = 24
+PROMPTS = 6
 MODES = ("cpu", "disk")
 
 
