@@ -1,11 +1,11 @@
-"""Vectors of a model that stays on the disk: peak memory, how often the weights are read, and whether they are the same.
+"""Vectors of a model that stays on the disk: peak memory, how often weights are read, and whether they are the same.
 
 Physics: a forward pass needs one layer at a time. With all batches waiting before each layer, a layer is read once for
 all of them, so the disk is asked for (passes + reads of W) × the model's size, whatever the number of prompts: the time
 is that over the disk's speed, or the arithmetic of the prompts, whichever is longer. Memory is one layer, the embedding
 and the hidden states of all prompts (4 d bytes a token).
 
-Compared with the same extraction in memory, in a process of its own each: the vectors must be equal bit for bit. The one
+Compared with the same extraction in memory, each in a process of its own: the vectors must be equal bit for bit. That
 on the disk runs under a hard limit on its own memory (RLIMIT_DATA), half of the weights; files that are mapped count
 in the peak (VmHWM), which is measured.
 
