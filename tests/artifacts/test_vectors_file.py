@@ -252,7 +252,7 @@ def test_missing_file_directory_and_unknown_extension(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is a directory"):
         load_vectors(tmp_path)
     for name, message in (
-        ("v.npz", "read from .safetensors or .pt or .gguf or .svec files"),
+        ("v.npz", "read from .safetensors or .pt or .gguf or .svec or .json files"),
         ("v.gguf", "not a readable GGUF file with control vectors"),
         ("v.svec", "not sound JSON"),
     ):
