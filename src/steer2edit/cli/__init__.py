@@ -42,21 +42,9 @@ def _main(
 
 
 _COMMANDS = (
-    *("extract", "steer", "convert", "apply", "chat", "evaluate", "inspect", "models"),
-    *(
-        "search",
-        "compare",
-        "stress",
-        "run",
-        "report",
-        "demo",
-        "vectors",
-        "import_edit",
-        "combine",
-        "export",
-        "push",
-        "refit",
-    ),
+    *("extract", "steer", "convert", "apply", "chat", "play", "evaluate", "inspect", "models"),
+    *("search", "compare", "stress", "run", "report", "demo", "vectors"),
+    *("import_edit", "combine", "export", "push", "refit"),
 )
 for _name in _COMMANDS:
     app.command()(expanded(getattr(import_module(f"steer2edit.cli.{_name}"), _name)))

@@ -1,0 +1,80 @@
+"""What a visitor has chosen. A session is a value, so that two of them share nothing that one could change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from steer2edit.core import SteeringVectors, WeightEdit
+from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, steering_arm
+from steer2edit.models import Message, Sampling
+from steer2edit.play.contributions import Contributions
+
+Off = frozenset[str]
+"""Names of components, sites and layers."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """The state of one visitor's page.
+
+    Args:
+        edits: to choose from, by the path they are loaded from.
+        vectors: likewise.
+        edit: the path of the chosen edit; `None` without.
+        steering: the path of the chosen vectors; `None` without.
+        strength: of the edit.
+        drift: how strong steering is; at 1 it spends the drift that was matched.
+        matched: the edit's strength, and what it was without, when its drift was matched.
+        off: what the edit is without.
+        sampling: how replies are drawn.
+        turns: the conversation so far by kind of arm, as each arm had it.
+        added: what the edit added to its last reply.
+    """
+
+    edits: Mapping[str, WeightEdit]
+    vectors: Mapping[str, SteeringVectors]
+    edit: str | None = None
+    steering: str | None = None
+    strength: float = 1.0
+    drift: float = 1.0
+    matched: tuple[float, Off] = (1.0, frozenset())
+    off: Off = frozenset()
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=96))
+    turns: Mapping[str, tuple[Message, ...]] = field(default_factory=dict)
+    added: Contributions | None = None
+
+    @property
+    def artifacts(self) -> list[WeightEdit | SteeringVectors]:
+        """All that can be chosen."""
+        return [*self.edits.values(), *self.vectors.values()]
+
+    def choosing(self, edit: str | None, steering: str | None, **others: Any) -> "Session":
+        """With these chosen; another edit begins whole, and what belonged to the one before is matched anew."""
+        if edit != self.edit:
+            others |= {"off": frozenset(), "matched": (1.0, frozenset()), "added": None}
+        return replace(self, edit=edit, steering=steering, **others)
+
+    def switched(self, name: str) -> "Session":
+        """With a component, a site or a layer switched off, or on again.
+
+        Raises:
+            InvalidValueError: the edit has nothing of that name.
+        """
+        if self.edit is not None:
+            self.edits[self.edit].without(name)
+        return replace(self, off=self.off ^ {name})
+
+    def chosen_edit(self) -> WeightEdit | None:
+        """The edit without what is switched off, at its own scale."""
+        return None if self.edit is None else self.edits[self.edit].without(*self.off)
+
+    def arms(self, steering: float) -> list[Arm]:
+        """Base, steered (at this strength) and edited, as far as they are chosen."""
+        arms, edit = [BASE_ARM], self.chosen_edit()
+        if self.steering is not None:
+            arms.append(replace(steering_arm(self.vectors[self.steering], steering), label="steered"))
+        return arms if edit is None else [*arms, edit_arm(edit, "edited", self.strength)]
+
+    def asked(self, arm: Arm, prompt: str) -> list[Message]:
+        """The conversation of an arm with the visitor's next words; an arm that is new goes on from the base's."""
+        return [*self.turns.get(arm.kind, self.turns.get("base", ())), {"role": "user", "content": prompt}]

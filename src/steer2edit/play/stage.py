@@ -1,0 +1,136 @@
+"""One model for all sessions: it runs for one at a time, because interventions are hooks of its network."""
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from steer2edit.api.edit import Edit
+from steer2edit.artifacts import load_edit, load_vectors
+from steer2edit.core import Editing, Steering
+from steer2edit.engines import RememberingEngine, TransformersEngine
+from steer2edit.errors import InvalidValueError
+from steer2edit.evaluation import Arm, Calibration, DriftTask, calibrate
+from steer2edit.models import LanguageModel
+from steer2edit.play.session import Session
+from steer2edit.recipes.making import EFFECT_KL
+from steer2edit.steering import safety_prompts
+
+_BENIGN = 16  # requests that drift is matched on: enough for a slider, and seconds
+_BEGIN = 0.1  # where the search for a strength of steering begins
+_EDIT_FILES = ("adapter_config.json", "adapter_model.safetensors", "steer2edit.json", "steer2edit.safetensors")
+
+
+def read_artifacts(paths: Sequence[Path]) -> Session:
+    """A session with the edits (folders) and vectors (files) of these paths, the first of each chosen."""
+    edits = {str(path): load_edit(path) for path in paths if path.is_dir()}
+    vectors = {str(path): load_vectors(path) for path in paths if not path.is_dir()}
+    return Session(edits, vectors, next(iter(edits), None), next(iter(vectors), None))
+
+
+class Stage:
+    """What all sessions share.
+
+    Args:
+        model: the base model; its weights are never touched.
+        first: what a new visitor finds.
+        folder: where edits are saved; `None` for a page that others can reach, who download them instead.
+        loading: how the model was loaded, where that was not the default, by the keywords of `load`.
+
+    Raises:
+        MismatchError: an artifact is for another model.
+    """
+
+    def __init__(
+        self, model: LanguageModel, first: Session, folder: Path | None, loading: Mapping[str, Any] | None = None
+    ) -> None:
+        self.model, self.first, self.folder, self.loading = model, first, folder, loading or {}
+        self._lock = threading.Lock()
+        self._engine = RememberingEngine(TransformersEngine(model))
+        self._units: dict[Any, Calibration] = {}
+        for artifact in first.artifacts:
+            model.require_fit(artifact)
+
+    @contextmanager
+    def engine(self) -> Iterator[RememberingEngine]:
+        """The engine, while nobody else runs the model; never held over a `yield`: a visitor may not come back."""
+        with self._lock:
+            yield self._engine
+
+    def unit(self, session: Session) -> Calibration | None:
+        """The strength at which steering spends the drift that was matched; `None` without vectors.
+
+        That is the edit's on benign requests, or KL .03 where there is no edit.
+
+        Raises:
+            InvalidValueError: there is no drift to match.
+        """
+        if session.steering is None:
+            return None
+        vectors, (strength, off) = session.vectors[session.steering], session.matched
+        edit = None if session.edit is None else session.edits[session.edit]
+        key = vectors.digest(), edit and edit.digest(), strength, off
+        with self.engine() as engine:
+            if key not in self._units:
+                task, target = DriftTask(safety_prompts("validation")[1][:_BENIGN]), EFFECT_KL
+                if edit is not None:
+                    (found,) = task.measure(engine, [Editing(edit.without(*off), strength)])
+                    target = found.metrics["kl"].value or 0.0
+                if target <= 0:
+                    raise InvalidValueError(
+                        f"the edit causes no drift at strength {strength:g}, so steering has none to match. Give it "
+                        "another strength, or switch a component on."
+                    )
+                self._units[key] = calibrate(engine, lambda s: Steering(vectors, s), task, target, first=_BEGIN)
+            return self._units[key]
+
+    def arms(self, session: Session) -> list[Arm]:
+        """What is compared; the strength of steering is rounded to what is shown, so that it can be repeated."""
+        unit = self.unit(session)
+        return session.arms(0.0 if unit is None else float(f"{session.drift * unit.strength:.4g}"))
+
+    def received(self, session: Session, files: Sequence[Path]) -> Session:
+        """The session with what was dropped on the page: the files of an edit's folder, or one file of vectors.
+
+        Raises:
+            InvalidValueError: a file of the edit is missing.
+            ArtifactError: a file is damaged, or something else.
+            MismatchError: it is for another model.
+        """
+        by_name = {path.name: path for path in files}
+        if len(files) == 1 and files[0].name not in _EDIT_FILES:
+            ((name, path),) = by_name.items()
+            vectors = load_vectors(path)
+            self.model.require_fit(vectors)
+            return replace(session, vectors={**session.vectors, name: vectors}).choosing(session.edit, name)
+        if missing := [name for name in _EDIT_FILES if name not in by_name]:
+            raise InvalidValueError(
+                f"an edit is all files of its folder: drop {', '.join(missing)} as well. Vectors are one file."
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in _EDIT_FILES:
+                shutil.copyfile(by_name[name], Path(scratch) / name)
+            edit = load_edit(scratch)
+        self.model.require_fit(edit)
+        name = f"dropped-edit-{edit.digest()[:6]}"
+        return replace(session, edits={**session.edits, name: edit}).choosing(name, session.steering)
+
+    def save(self, session: Session, name: str) -> Path:
+        """Write the edit as it is set, at its strength and without what is switched off, into a folder.
+
+        Raises:
+            InvalidValueError: no edit is chosen, nothing of it is left, or the name is a path.
+            ArtifactError: the folder exists.
+        """
+        if (edit := session.chosen_edit()) is None:
+            raise InvalidValueError("no edit is chosen, so there is none to save.")
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise InvalidValueError(f"{name!r} is no name for a folder: give one without slashes, such as my-edit.")
+        place = (self.folder or Path(tempfile.mkdtemp())) / name
+        with self.engine():
+            (Edit.of(edit) * session.strength).save(place, model=self.model)
+        return place
