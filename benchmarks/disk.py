@@ -5,8 +5,8 @@ all of them, so the disk is asked for (passes + reads of W) × the model's size,
 is that over the disk's speed, or the arithmetic of the prompts, whichever is longer. Memory is one layer, the embedding
 and the hidden states of all prompts (4 d bytes a token).
 
-Compared with the same extraction in memory, each in a process of its own: the vectors must be equal bit for bit, and the
-peak of the one on the disk (VmHWM, with the interpreter, torch and files that are mapped) below half of the weights.
+Compared with the same extraction in memory, each in a process of its own: the vectors must be equal bit for bit, and
+the peak of the one on the disk (VmHWM, with the interpreter, torch and mapped files) below half of the weights.
 
     python benchmarks/disk.py [--layers 28]
 """
