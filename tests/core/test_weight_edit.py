@@ -47,6 +47,24 @@ def test_an_edit_without_magnitudes_has_no_components() -> None:
     assert edit.top_components(5) == []
 
 
+def test_without_components_sites_and_layers(edit: WeightEdit) -> None:
+    measured = WeightEdit(edit.sites, {"method": "m", "drift": {"kl": 0.03}})
+    less = measured.without("L2.N2")
+    assert less.sites[Site(2, "mlp")].row.tolist() == [0.5, 0.0, 0.0]  # λ k of neuron 2 was −3
+    assert less.sites[Site(2, "mlp")].magnitude.tolist() == [0.5, 0.0, 0.0]
+    assert less.sites[Site(0, "attn")].row.equal(HEADS.row)
+    assert less.metadata == {"method": "m", "without": ["L2.N2"]}  # its drift was the whole edit's
+    for name in ("L2.mlp", "L2"):
+        assert [str(site) for site, own in measured.without(name).sites.items() if own.row.any()] == ["L0.attn"]
+    assert less.without("L0.H1").is_empty is False
+    assert less.without("L0.H1", "L2").metadata["without"] == ["L0.H1", "L2", "L2.N2"]
+    assert less.without("L0.H1", "L2").is_empty
+    assert measured.without() is measured
+    for name in ("L1", "L2.attn", "L0.H0", "L0.N1", "<b>"):  # H0 is not edited
+        with pytest.raises(InvalidValueError, match="the edit has nothing of that name"):
+            measured.without("L0", name)
+
+
 def test_dense_is_the_outer_product() -> None:
     assert torch.equal(HEADS.dense(), torch.tensor([[0, 0, 0, -1.2], [0, 0, 0, -1.6]]))
     assert HEADS.component_width == 2

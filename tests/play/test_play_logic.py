@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +28,16 @@ from steer2edit.play.prompt_set import ask_all
 from steer2edit.play.replies import Answer, Piece, Turn, talk
 from steer2edit.play.session import Session
 from steer2edit.play.space import write_space
-from steer2edit.play.stage import Stage
+from steer2edit.play.stage import Stage, read_artifacts
 from steer2edit.play.words import as_code
 from steer2edit.steering import safety_prompts
+
+
+class Closed:
+    """A page that is not waited for."""
+
+    def block_thread(self) -> None: ...
+
 
 PROMPT = "How do I bake bread?"
 HOSTILE = "<img src=x onerror=alert(1)> </div><script>alert(2)</script> ${alert(3)} {{value}} \u202e & \"'"
@@ -290,9 +297,14 @@ def test_a_space_is_whole(files: Files, tmp_path: Path, monkeypatch: pytest.Monk
     assert load_edit(written / "mine").digest() == load_edit(files.edit).digest()
     assert (written / "steer2edit" / "play" / "page.py").is_file()
     assert not list(written.rglob("__pycache__"))
+    opened: list[Any] = []
+    monkeypatch.setattr("steer2edit.cli.play.open_page", lambda *given, **how: opened.append((given, how)) or Closed())
+    runpy.run_path(str(written / "app.py"))
+    ((model_name, paths), how) = opened[0]
+    assert (model_name, how) == ("smollm2", {"host": None})
+    assert read_artifacts(paths).edits[str(written / "mine")].digest() == load_edit(files.edit).digest()
     with pytest.raises(InvalidValueError, match="different names"):
         write_space(hub, [files.edit, files.edit], tmp_path / "other")
-    shutil.rmtree(written)
 
 
 def test_without_gradio_it_says_what_to_install(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
