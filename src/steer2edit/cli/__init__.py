@@ -1,5 +1,6 @@
 """The command line: one file per command. Heavy imports happen inside commands, so `--help` is instant."""
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -54,6 +55,7 @@ def main() -> None:
     """Run the command line; what a user can resolve is one message on stderr and exit status 1."""
     sys.path.append("")  # the current directory, where a user's own labeller, module:function, is looked for last
     show_what_stdout_can()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package it can do without
     try:
         try:
             app()
