@@ -222,3 +222,18 @@ def test_rooms_can_be_called_and_stay_modules() -> None:
     assert steer2edit.stress.StressOptions is not None
     assert "trials" in inspect.signature(s2e.search).parameters
     assert "only" in inspect.signature(s2e.stress).parameters
+
+
+def test_wrong_kinds_of_values_are_refused_by_name() -> None:
+    model = s2e.Model.of(tiny_chat_model())
+    for call, message in (
+        (lambda: s2e.extract(model, "safety", span=3), "span must be text, got 3"),
+        (lambda: s2e.extract(model, "safety", limit="3"), "limit must be a number, got '3'"),
+        (lambda: s2e.convert(model, {}, rho_attn="0.2"), "rho_attn must be a number, got '0.2'"),
+        (lambda: s2e.convert(model, {}, rho_attn=0.2, limit=0), "limit must be >= 1, got 0"),
+        (lambda: s2e.evaluate(model, [], []), "there are no pairs"),
+        (lambda: s2e.evaluate(model, [], [("a", "b")]), r"pair 1 must be \(prompt, positive, negative\)"),
+        (lambda: model.reply("Hi", temperature=float("nan")), "temperature must be >= 0"),
+    ):
+        with pytest.raises(s2e.Steer2EditError, match=message):
+            call()

@@ -98,7 +98,7 @@ class TestVectors:
             convert(model, vectors, CONFIGURATION)
         message = str(caught.value)
         assert "no input means for 6 sites (L0.attn, ...)" in message
-        assert "--contrast PRESET|FILE (contrast=...)" in message
+        assert "--contrast BEHAVIOUR|FOLDER|FILE (contrast=...)" in message
 
     def test_without_some_input_means(self, model: LanguageModel) -> None:
         vectors = random_vectors(model)

@@ -31,7 +31,7 @@ from steer2edit.evaluation import (
 from steer2edit.evaluation import evaluate as run_evaluation
 from steer2edit.models import LanguageModel
 from steer2edit.progress import show_progress
-from steer2edit.steering.examples import PAIR
+from steer2edit.steering.examples import PAIR, examples_in_memory
 from steer2edit.tables import text_table
 
 if TYPE_CHECKING:
@@ -144,9 +144,10 @@ def evaluate(
 def _named(task: str | Path | Sequence[Any]) -> Iterator[list[str]]:
     """The tasks by name; pairs in memory as a contrast file, which is gone afterwards."""
     given = [task] if isinstance(task, str | Path) else list(task)
-    if all(isinstance(one, str | Path) for one in given):
+    if given and all(isinstance(one, str | Path) for one in given):
         yield list(map(str, given))
         return
+    examples_in_memory(given)  # names the pair that is at fault
     rows = [dict(zip(PAIR, one, strict=True)) if isinstance(one, tuple | list) else one for one in given]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "pairs.jsonl"

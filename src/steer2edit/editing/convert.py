@@ -174,7 +174,7 @@ def compute_factors(
     if lacking:
         raise MismatchError(
             f"these vectors have no input means for {len(lacking)} sites ({lacking[0]}, ...), which a conversion "
-            "needs. Measure them from a contrast set in the same call: --contrast PRESET|FILE "
+            "needs. Measure them from a contrast set in the same call: --contrast BEHAVIOUR|FOLDER|FILE "
             "(contrast=...)."
         )
     left_out = {site: _left_out(model, site, means, min_tokens) for site, means in vectors.sites.items()}
@@ -237,7 +237,7 @@ def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: in
     if means.routing is None:
         raise MismatchError(
             f"{site} is a mixture of experts, and these vectors do not say how many tokens each expert was given. "
-            "Measure it from a contrast set: extract again, or --contrast PRESET|FILE (contrast=...)."
+            "Measure it from a contrast set: extract again, or --contrast BEHAVIOUR|FOLDER|FILE (contrast=...)."
         )
     return (means.routing.seen < min_tokens).nonzero().flatten().tolist()
 

@@ -42,7 +42,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InvalidValueError(f"max_new_tokens must be >= 1, got {self.max_new_tokens}.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
             raise InvalidValueError(
                 f"temperature must be >= 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}."
             )

@@ -77,10 +77,10 @@ class Preview:
         for index, prompt in enumerate(self.prompts):
             lines.append(f"  {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
             lines += [f"    {name}: {' '.join(own[index].split())}" for name, own in self.replies.items()]
-        return "\n".join([*lines, *self.sentences])
+        return visible("\n".join([*lines, *self.sentences]))
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(visible(repr(self)))}</pre>"
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     def to_json(self) -> dict[str, Any]:
         """All of it by name."""

@@ -75,6 +75,9 @@ class Setting:
         """
         if value is None:
             return
+        kinds = get_args(self.kind) or (self.kind,)
+        if (str in kinds and isinstance(value, int | float)) or ({int, float} & {*kinds} and isinstance(value, str)):
+            raise InvalidValueError(f"{self.name} must be {'text' if str in kinds else 'a number'}, got {value!r}.")
         if self.choice and value not in self.choice.names:
             words = self.name.replace("_", " ")
             raise InvalidValueError(f"unknown {words} {value!r}. {did_you_mean(value, self.choice.names)}")

@@ -165,6 +165,7 @@ class ConvertOptions(Checked):
     seed: Seed = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gain != 1.0 and self.spare is None:
             raise InvalidValueError(
                 f"--gain {self.gain:g} multiplies what sparing leaves of the edit: give --spare too."
