@@ -64,7 +64,7 @@ class Tab:
         self.page.click("#send")
         self.page.wait_for_function(
             "p => [...document.querySelectorAll('[data-arm=edit] .s2e-user')].some(e => e.textContent === p)"
-            " && document.querySelector('[data-arm=edit] h3 span').textContent !== ''",
+            " && document.querySelector('#replies [aria-busy=false]') !== null",
             arg=prompt,
             timeout=60_000,
         )

@@ -248,7 +248,7 @@ def test_no_text_becomes_markup(stage: Stage) -> None:
     turn = finished(stage, stage.first, HOSTILE)
     answers = [Answer(one.arm, one.reply, (Piece(HOSTILE, (0.25, 0.25)), Piece(HOSTILE))) for one in turn.answers]
     pages = [
-        markup.replies(answers, kept(turn), HOSTILE),
+        markup.replies(answers, kept(turn), HOSTILE, busy=False),
         markup.wide_table((["", HOSTILE], [[HOSTILE, HOSTILE]])),
         markup.alert(HOSTILE),
         markup.note(HOSTILE),

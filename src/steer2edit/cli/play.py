@@ -57,11 +57,8 @@ def open_page(
     """The page, which is served until its `close`, or for good by its `block_thread`.
 
     Args:
-        model: as every command's.
-        artifacts: edits and vectors.
-        loading: how the model is loaded.
+        model: as every command's; so are the others.
         host: the address to serve at; `None` for what Gradio's environment variables say.
-        port: by default the first that is free from 7860 on.
 
     Raises:
         InvalidValueError: Gradio is not installed, or the port is in use.

@@ -50,7 +50,7 @@ def wide_table(found: Table) -> str:
     return f'<div class="s2e-wide">{table(*found)}</div>'
 
 
-def replies(answers: Sequence[Answer], session: Session, prompt: str) -> str:
+def replies(answers: Sequence[Answer], session: Session, prompt: str, *, busy: bool) -> str:
     """The arms side by side: what was said before, and the reply with its tokens shaded by their KL."""
 
     def arm(answer: Answer) -> str:
@@ -63,7 +63,7 @@ def replies(answers: Sequence[Answer], session: Session, prompt: str) -> str:
         )
 
     legend = note("Shade: KL of the token's distribution to the base's in nats, from none at 0 to full at 1 and above.")
-    return f'<div class="s2e-replies">{"".join(map(arm, answers))}</div>{legend}'
+    return f'<div class="s2e-replies" aria-busy="{str(busy).lower()}">{"".join(map(arm, answers))}</div>{legend}'
 
 
 def _piece(piece: Piece) -> str:

@@ -46,7 +46,7 @@ class Page:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         with gr.Blocks(title="steer2edit", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
-            self.session = gr.State(None)
+            self.session, self.said = gr.State(None), gr.State(None)  # apart: one may change while a reply grows
             gr.HTML(markup.note(f"steer2edit: {stage.model.name}, base, steered and edited side by side"))
             self._controls(stage.first)
             self.status, self.replies = gr.HTML(elem_id="status"), gr.HTML(elem_id="replies")
@@ -100,12 +100,12 @@ class Page:
 
     def _wire(self) -> None:
         controls = [
-            self.session, self.prompt, self.edit, self.strength, self.steering, self.drift, self.tokens,
+            self.session, self.said, self.prompt, self.edit, self.strength, self.steering, self.drift, self.tokens,
             self.temperature,
         ]  # fmt: skip
         outputs = [
-            self.session, self.status, self.unit, self.replies, self.map, self.top, self.command, self.python,
-            self.summary, self.verdicts, self.edit, self.steering, self.saved, self.download,
+            self.session, self.said, self.status, self.unit, self.replies, self.map, self.top, self.command,
+            self.python, self.summary, self.verdicts, self.edit, self.steering, self.saved, self.download,
         ]  # fmt: skip
 
         def on(trigger: Any, handler: Callable[..., Shown], *others: Any) -> Any:
@@ -115,8 +115,9 @@ class Page:
         for trigger in (self.blocks.load, self.edit.input, self.steering.input, *(one.release for one in sliders)):
             on(trigger, self._changing(lambda now: now))
         running = [on(trigger, self._answer) for trigger in (self.send.click, self.prompt.submit)]
-        self.stop.click(None, cancels=running)
-        on(self.restart.click, self._changing(lambda now: replace(now, turns={}, added=None), self.replies))
+        for trigger in (self.stop.click, self.restart.click):
+            trigger(None, cancels=running)
+        on(self.restart.click, self._changing(lambda now: replace(now, turns={}, added=None), self.replies, self.said))
         on(self.match.click, self._changing(lambda now: replace(now, matched=(now.strength, now.off))))
         on(self.all_on.click, self._changing(lambda now: replace(now, off=frozenset())))
         for switches in (self.map, self.top):
@@ -125,7 +126,7 @@ class Page:
         on(self.files.upload, self._receive, self.files)
         on(self.save.click, self._save, self.name)
 
-    def _read(self, session: Session | None, prompt: str, *controls: Any) -> tuple[Session, str]:
+    def _read(self, session: Session | None, said: Session | None, prompt: str, *controls: Any) -> tuple[Session, str]:
         """The session as the controls have it, and the prompt."""
         edit, strength, steering, drift, tokens, temperature = controls
         others = {
@@ -133,7 +134,10 @@ class Page:
             "drift": float(drift),
             "sampling": Sampling(int(tokens), float(temperature)),
         }
-        return (session or self._stage.first).choosing(edit or None, steering or None, **others), prompt
+        now = (session or self._stage.first).choosing(edit or None, steering or None, **others)
+        if said:
+            now = replace(now, turns=said.turns, added=said.added if said.edit == now.edit else None)
+        return now, prompt
 
     def _shown(self, session: Session, prompt: str) -> dict[Any, Any]:
         """All that follows from the session."""
@@ -167,9 +171,10 @@ class Page:
     def _answer(self, *given: Any) -> Shown:
         session, prompt = self._read(*given)
         for turn in talk(self._stage, session, prompt):
-            yield {self.replies: markup.replies(turn.answers, session, prompt)}
+            yield {self.replies: markup.replies(turn.answers, session, prompt, busy=turn.session is None)}
             if turn.session is not None:
-                yield self._shown(turn.session, prompt)
+                shown = self._shown(turn.session, prompt)
+                yield {self.said: turn.session, **{one: shown[one] for one in (self.top, self.command, self.python)}}
 
     @_told
     def _ask(self, *given: Any) -> Shown:

@@ -78,15 +78,17 @@ def talk(stage: Stage, session: Session, prompt: str) -> Iterator[Turn]:
     replies: list[Reply] = []
     for replies in _growing(stage, asked, arms, session):
         yield Turn(tuple(Answer(arm, own, (Piece(own.shown),)) for arm, own in zip(arms, replies, strict=True)))
-    with stage.engine() as engine:
-        answers, added = [], None
-        for arm, ids, reply in zip(arms, encode_prompts(stage.model, asked), replies, strict=True):
-            response, drifts = EncodedResponse((*ids, *reply.ids), len(ids)), Tensor()
-            if reply.ids and arm.intervention is not None:
+    answers, edited = [], None
+    for arm, ids, reply in zip(arms, encode_prompts(stage.model, asked), replies, strict=True):
+        response, drifts = EncodedResponse((*ids, *reply.ids), len(ids)), Tensor()
+        if reply.ids and arm.intervention is not None:
+            with stage.engine():
                 drifts = token_drifts(stage.model, response, arm.intervention)
-            if reply.ids and isinstance(arm.intervention, Editing):
-                added = contributions(engine, response, arm.intervention)
-            answers.append(Answer(arm, reply, tuple(_pieces(stage.model, reply, drifts.tolist()))))
+            edited = (response, arm.intervention) if isinstance(arm.intervention, Editing) else None
+        answers.append(Answer(arm, reply, tuple(_pieces(stage.model, reply, drifts.tolist()))))
+    yield Turn(tuple(answers))
+    with stage.engine() as engine:
+        added = None if edited is None else contributions(engine, *edited)
     said: dict[str, tuple[Message, ...]] = {
         arm.kind: (*own, {"role": "assistant", "content": reply.answer or reply.text})
         for arm, own, reply in zip(arms, asked, replies, strict=True)
