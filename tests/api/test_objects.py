@@ -237,3 +237,15 @@ def test_wrong_kinds_of_values_are_refused_by_name() -> None:
     ):
         with pytest.raises(s2e.Steer2EditError, match=message):
             call()
+
+
+def test_one_text_is_no_list_of_prompts_and_strengths_are_finite(
+    model: s2e.Model, vectors: s2e.Vectors, edit: s2e.Edit
+) -> None:
+    with pytest.raises(s2e.Steer2EditError, match="replies takes a list of prompts, got the text 'hi'"):
+        model.replies("hi")
+    for strength in (float("nan"), float("inf")):
+        with pytest.raises(s2e.Steer2EditError, match="a strength must be a finite number"):
+            vectors @ strength
+        with pytest.raises(s2e.Steer2EditError, match="a strength must be a finite number"):
+            edit @ strength

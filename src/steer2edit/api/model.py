@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.api import showing
+from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel, Layout, Prompt, Sampling, generate, load_model, wrap_model
 from steer2edit.progress import show_progress
 
@@ -38,7 +39,13 @@ class Model(LanguageModel):
     def replies(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 200, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """As `reply`, to many prompts in batches."""
+        """As `reply`, to many prompts in batches.
+
+        Raises:
+            InvalidValueError: one text instead of a list of prompts.
+        """
+        if isinstance(prompts, str):
+            raise InvalidValueError(f"replies takes a list of prompts, got the text {prompts[:40]!r}: ask with reply.")
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         with show_progress(piped=False):
             return [reply.shown for reply in generate(self, prompts, sampling)]
