@@ -245,7 +245,7 @@ def test_one_text_is_no_list_of_prompts_and_strengths_are_finite(
     with pytest.raises(s2e.Steer2EditError, match="replies takes a list of prompts, got the text 'hi'"):
         model.replies("hi")
     for strength in (float("nan"), float("inf")):
-        with pytest.raises(s2e.Steer2EditError, match="a strength must be a finite number"):
+        with pytest.raises(s2e.Steer2EditError, match="strength must be finite, got"):
             vectors @ strength
-        with pytest.raises(s2e.Steer2EditError, match="a strength must be a finite number"):
+        with pytest.raises(s2e.Steer2EditError, match="strength must be finite, got"):
             edit @ strength

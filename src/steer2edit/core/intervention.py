@@ -42,4 +42,4 @@ Intervention = Steering | Editing | Combined | None
 
 def _require_finite(strength: float) -> None:
     if not math.isfinite(strength):
-        raise InvalidValueError(f"a strength must be a finite number, got {strength}.")
+        raise InvalidValueError(f"strength must be finite, got {strength}.")
