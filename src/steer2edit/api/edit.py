@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steer2edit.api import showing
-from steer2edit.api.keywords import takes_settings
+from steer2edit.api.keywords import finite, takes_settings
 from steer2edit.artifacts import load_members, read_members, save_combined, save_edit
 from steer2edit.core import Combined, Editing, SteeringVectors, WeightEdit
 from steer2edit.editing import intervened
@@ -53,17 +53,17 @@ class Edit(WeightEdit):
             MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
         """
         model.require_fit(self, allow_mismatch=allow_mismatch)
-        return intervened(model, [Editing(self, float(strength))])
+        return intervened(model, [Editing(self, finite(strength))])
 
     def __matmul__(self, strength: float) -> Arm:
         """The edit at a strength, for `evaluate`."""
-        return edit_arm(self, "edit" if strength == 1 else f"edit × {strength:g}", float(strength))
+        return edit_arm(self, "edit" if strength == 1 else f"edit × {strength:g}", finite(strength))
 
     def __mul__(self, strength: float) -> "Edit":
         """The edit at another strength; what was measured of it at its own is no longer said."""
         own = {key: value for key, value in self.metadata.items() if key != "drift"}
         scale = strength * float(own.get("scale", 1.0))
-        return Edit(self.scaled(float(strength)).sites, {**own, "scale": scale}, self.model)
+        return Edit(self.scaled(finite(strength)).sites, {**own, "scale": scale}, self.model)
 
     __rmul__ = __mul__
 
@@ -193,7 +193,7 @@ class CombinedEdit:
         return showing.page(repr(self), *(part._repr_html_() for part in self.parts))
 
     def _at(self, strength: float) -> Combined:
-        return Combined(tuple(Editing(part, float(strength)) for part in self.parts))
+        return Combined(tuple(Editing(part, finite(strength)) for part in self.parts))
 
 
 def _base(edit: WeightEdit, model: LanguageModel | None) -> LanguageModel:
@@ -239,7 +239,7 @@ def preview(model: LanguageModel, vectors: SteeringVectors, edit: WeightEdit, *,
         DataError: the vectors bring no validation rows, because they were made elsewhere or of too few pairs.
     """
     with show_progress(piped=False):
-        found = look(model, vectors, edit, float(strength))
+        found = look(model, vectors, edit, finite(strength))
     if found is None:
         raise DataError("these vectors bring no validation rows to look at the edit with: extract them of more pairs.")
     return found

@@ -1,6 +1,7 @@
 """A function's settings as keywords: the names, defaults, limits and help texts of the command line."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import wraps
@@ -59,3 +60,14 @@ def _defaults(kind: Any) -> dict[str, Any]:
     """The declared fields with their defaults."""
     made = {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(kind)}
     return {name: made[name] for name in declared(kind)}
+
+
+def finite(strength: float) -> float:
+    """A strength.
+
+    Raises:
+        InvalidValueError: it is infinite or no number.
+    """
+    if not math.isfinite(strength):
+        raise InvalidValueError(f"strength must be finite, got {strength}.")
+    return float(strength)
