@@ -111,6 +111,13 @@ def test_a_truncated_file(plain: tuple[torch.nn.Module, Path], cache: Path, keep
             reader(str(damaged(plain[1], keep)))
 
 
+def test_a_file_without_weights(cache: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "vocabulary.gguf"
+    empty.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    with pytest.raises(ModelError, match=r"a GGUF file without weights.*checkpoint in safetensors"):
+        load_model(str(empty))
+
+
 def test_an_architecture_that_transformers_does_not_read(cache: Path, tmp_path: Path) -> None:
     write_gguf(tmp_path / "clip.gguf", tiny_llama(), architecture="clip")
     with pytest.raises(

@@ -53,7 +53,7 @@ def config(folder: Path, **changes: object) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "GGUF alone": (
         lambda f: alone(f, "small-q4_k_m.gguf"),
-        r"is a folder of GGUF files \(small-q4_k_m.gguf\)\. Give one of them: '.*/small-q4_k_m.gguf'",
+        r"is a folder of GGUF files \(small-q4_k_m.gguf\)\. Give one of them, '.*/small-q4_k_m.gguf', or the model in",
     ),
     "GGUF and config": (lambda f: without_weights(f, "small.gguf"), "is a folder of GGUF files"),
     "ONNX": (lambda f: without_weights(f, "onnx/model.onnx"), rf"is an ONNX export .*onnx/model.onnx.*{SAFETENSORS}"),

@@ -29,8 +29,8 @@ def gguf_checkpoint(file: Path) -> Path:
     """Directory of the dequantised checkpoint of a file, made on first use.
 
     Raises:
-        ModelError: the file is truncated or damaged, a part of a model, or of an architecture that transformers does
-            not read; or the cache cannot be written.
+        ModelError: the file is truncated or damaged, has no weights, is a part of a model, or of an architecture that
+            transformers does not read; or the cache cannot be written.
     """
     target = cache_directory() / f"{file.stem}-{gguf_sha256(file)[:16]}"
     if (target / "config.json").is_file():
@@ -40,6 +40,11 @@ def gguf_checkpoint(file: Path) -> Path:
         raise ModelError(
             f"{str(file)!r} is one of {header.keys['split.count']} parts of a model, and one file is wanted. Merge "
             "them (llama-gguf-split --merge)."
+        )
+    if not header.tensors:
+        raise ModelError(
+            f"{str(file)!r} is a GGUF file without weights, a vocabulary say. Give the model's, or the checkpoint in "
+            "safetensors that it was made from."
         )
     try:
         with step(f"Dequantising {file.name}, once", 1) as advance:

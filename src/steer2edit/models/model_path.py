@@ -161,7 +161,7 @@ def _other_weights(path: Path) -> str:
         return ""
     shown = ", ".join(str(file.relative_to(path)) for file in names[:_MOST_NAMED])
     if names[0].suffix.lower() == ".gguf":
-        return f"a folder of GGUF files ({shown}). Give one of them: {str(names[0])!r}"
+        return f"a folder of GGUF files ({shown}). Give one of them, {str(names[0])!r}, or the model in safetensors"
     return f"{_OTHER_WEIGHTS[names[0].suffix.lower()]} ({shown}). {_GIVE}"
 
 
