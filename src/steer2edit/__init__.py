@@ -23,34 +23,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from steer2edit.api import *
-    from steer2edit.errors import Steer2EditError
 
 __version__ = "0.1.0"
-__all__ = [
-    "CombinedEdit",
-    "Edit",
-    "Model",
-    "RefitResults",
-    "Results",
-    "SearchResults",
-    "Steer2EditError",
-    "StressResults",
-    "Vectors",
-    "apply",
-    "audit",
-    "convert",
-    "evaluate",
-    "export",
-    "extract",
-    "load",
-    "load_edit",
-    "load_vectors",
-    "preview",
-    "refit",
-    "search",
-    "stress",
-    "wrap",
-]
 _ROOMS = ("audit", "search", "stress")  # which have the names of what one calls
 
 
@@ -83,11 +57,13 @@ def __getattr__(name: str) -> Any:
     """Import on first use, so that `import steer2edit` and the command line's help stay instant."""
     if name in _ROOMS:
         return importlib.import_module(f"steer2edit.{name}")
-    if name not in __all__:
+    if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module 'steer2edit' has no attribute {name!r}")
-    home = "steer2edit.errors" if name == "Steer2EditError" else "steer2edit.api"
-    return getattr(importlib.import_module(home), name)
+    api = importlib.import_module("steer2edit.api")
+    if name != "__all__" and name not in api.__all__:
+        raise AttributeError(f"module 'steer2edit' has no attribute {name!r}")
+    return getattr(api, name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__getattr__("__all__")])

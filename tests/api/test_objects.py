@@ -249,3 +249,22 @@ def test_one_text_is_no_list_of_prompts_and_strengths_are_finite(
             vectors @ strength
         with pytest.raises(s2e.Steer2EditError, match="strength must be finite, got"):
             edit @ strength
+
+
+def test_what_is_given_in_the_wrong_place_is_told_by_name(
+    model: s2e.Model, vectors: s2e.Vectors, edit: s2e.Edit
+) -> None:
+    wrong: list[tuple[Any, str]] = [
+        (
+            lambda: s2e.convert(model, "v.safetensors"),
+            "takes vectors as SteeringVectors, got 'v.safetensors': load",
+        ),
+        (lambda: s2e.preview(model, vectors, edit + edit), "preview takes edit as WeightEdit, got CombinedEdit"),
+        (lambda: s2e.refit(model, "edit"), "refit takes edit as WeightEdit, got 'edit': load it first"),
+        (lambda: s2e.apply("smollm2", "edit", "out"), "apply takes edit as WeightEdit or CombinedEdit, got 'edit'"),
+        (lambda: s2e.stress("smollm2", edit), "stress takes model as LanguageModel, got 'smollm2'"),
+        (lambda: s2e.audit("smollm2", "edited", "edit"), "audit takes edit as WeightEdit, got 'edit'"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(s2e.Steer2EditError, match=message):
+            call()

@@ -12,12 +12,11 @@ from steer2edit.method import Hyperparameters
 from steer2edit.models.updates import along
 
 
-@pytest.mark.parametrize("strength", [float("inf"), float("nan"), 3e38])
-def test_an_edit_that_is_not_finite_at_its_strength_is_refused(strength: float) -> None:
+def test_an_edit_that_is_not_finite_at_its_strength_is_refused() -> None:
     model = tiny_model("llama")
     edit = convert(model, random_vectors(model), Hyperparameters(0.02, 0.02, 0.2))
     with pytest.raises(InvalidValueError, match=r"L\d\.(attn|mlp): .*not finite at strength"), intervened(
-        model, [Editing(edit), Editing(edit, strength)]
+        model, [Editing(edit), Editing(edit, 3e38)]
     ):  # fmt: skip
         logits(model)
 

@@ -42,6 +42,8 @@ def test_an_edit_and_the_same_turned_round() -> None:
     ("edit", "direction", "why"),
     [
         (edit_of(method="ablation"), "lowers", "a directional ablation of the contrast safety"),
+        (edit_of("over-refusal"), "lowers", "the contrast over-refusal, which complies"),
+        (edit_of("over-refusal", "ablation"), "raises", ""),
         (edit_of("conciseness"), "unknown", "'conciseness', which is none of refusals"),
         (edit_of(None), "unknown", "do not say which contrast"),
         (edit_of().scaled(0.0), "unknown", "no importances or magnitudes"),

@@ -1,7 +1,5 @@
 """Tasks on a model whose every reply and probability is known by hand."""
 
-import math
-
 import pytest
 from scripted_model import ScriptedModel
 
@@ -126,7 +124,7 @@ class TestDrift:
 
 
 def test_a_model_that_is_broken_is_unscored() -> None:
-    broken = Steering(SCRIPTED.vectors(), math.inf)
+    broken = Steering(SCRIPTED.vectors(), 1e39)
     (truth,) = PreferenceTask([("q?", "N", "x")]).measure(ENGINE, [broken])
     assert truth.metrics["truth_preferred"] == rate([None])
     assert truth.metrics["truth_margin"].value is None

@@ -41,7 +41,7 @@ SCRIPT = {
 SCRIPTED = ScriptedModel(SCRIPT, lure=("8", 1.5))
 ENGINE = TransformersEngine(SCRIPTED.model)
 STEERED = Steering(SCRIPTED.vectors(), 0.5)
-BROKEN = Steering(SCRIPTED.vectors(), math.inf)
+BROKEN = Steering(SCRIPTED.vectors(), 1e39)
 SAMPLING = Sampling(max_new_tokens=6)
 
 

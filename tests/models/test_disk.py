@@ -113,6 +113,20 @@ def test_no_place_to_offload_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         load_model(str(tmp_path / "model"), device="disk")
 
 
+def test_a_full_cache_loses_nothing_that_is_in_it(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_network("llama", vocab_size=len(tiny_tokenizer())).save_pretrained(tmp_path / "model")
+    cache.mkdir(exist_ok=True)
+    (cache / "mine.txt").write_text("keep me")
+
+    def full(**options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("steer2edit.models.loading.tempfile.mkdtemp", full)
+    with pytest.raises(ModelError, match=r"No space left on device.*Set STEER2EDIT_CACHE"):
+        load_model(str(tmp_path / "model"), device="disk")
+    assert (cache / "mine.txt").read_text() == "keep me"
+
+
 def test_a_full_offload_folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts that the model has fused are written anew."""
     tiny_network("mixtral", vocab_size=len(tiny_tokenizer())).save_pretrained(tmp_path / "model")

@@ -1,12 +1,12 @@
 """The Python face: a model, vectors, edits and results that show themselves in a notebook. docs/python.md has all."""
 
 from steer2edit.api.edit import CombinedEdit, Edit, convert, load_edit, preview
-from steer2edit.api.files import apply, export
+from steer2edit.api.files import apply, audit, export
 from steer2edit.api.model import Model, load, wrap
 from steer2edit.api.results import Results, evaluate
 from steer2edit.api.runs import RefitResults, SearchResults, StressResults, refit, search, stress
 from steer2edit.api.vectors import Vectors, extract, load_vectors
-from steer2edit.audit import audit
+from steer2edit.errors import Steer2EditError
 
 __all__ = [
     "CombinedEdit",
@@ -15,6 +15,7 @@ __all__ = [
     "RefitResults",
     "Results",
     "SearchResults",
+    "Steer2EditError",
     "StressResults",
     "Vectors",
     "apply",

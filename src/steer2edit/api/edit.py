@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steer2edit.api import showing
-from steer2edit.api.keywords import finite, takes_settings
+from steer2edit.api.keywords import public
 from steer2edit.artifacts import load_members, read_members, save_combined, save_edit
 from steer2edit.core import Combined, Editing, SteeringVectors, WeightEdit
 from steer2edit.editing import intervened
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import Arm, edit_arm
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.progress import show_progress
 from steer2edit.recipes.making import make_edit
 from steer2edit.recipes.preview import STRENGTH, Preview
 from steer2edit.recipes.preview import preview as look
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import pandas
 
 _NAMED = 5  # components in a text
-_UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -53,17 +51,17 @@ class Edit(WeightEdit):
             MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
         """
         model.require_fit(self, allow_mismatch=allow_mismatch)
-        return intervened(model, [Editing(self, finite(strength))])
+        return intervened(model, [Editing(self, float(strength))])
 
     def __matmul__(self, strength: float) -> Arm:
         """The edit at a strength, for `evaluate`."""
-        return edit_arm(self, "edit" if strength == 1 else f"edit × {strength:g}", finite(strength))
+        return edit_arm(self, "edit" if strength == 1 else f"edit × {strength:g}", float(strength))
 
     def __mul__(self, strength: float) -> "Edit":
         """The edit at another strength; what was measured of it at its own is no longer said."""
         own = {key: value for key, value in self.metadata.items() if key != "drift"}
         scale = strength * float(own.get("scale", 1.0))
-        return Edit(self.scaled(finite(strength)).sites, {**own, "scale": scale}, self.model)
+        return Edit(self.scaled(float(strength)).sites, {**own, "scale": scale}, self.model)
 
     __rmul__ = __mul__
 
@@ -103,7 +101,7 @@ class Edit(WeightEdit):
         counts: dict[str, int] = {}
         for site, own in self.sites.items():
             counts[site.block] = counts.get(site.block, 0) + int(own.magnitude.count_nonzero())
-        edited = " and ".join(f"{count:,} {_UNITS[block]}" for block, count in counts.items()) or "nothing"
+        edited = showing.counted(counts) or "nothing"
         by_effect = self.metadata.get("rules", {}).get("importance") == "effect"
         drift, scale = self.metadata.get("drift"), self.metadata.get("scale")
         strongest = ", ".join(f"{name} {magnitude:+.2g}" for name, magnitude, _ in self.top_components(_NAMED))
@@ -193,7 +191,7 @@ class CombinedEdit:
         return showing.page(repr(self), *(part._repr_html_() for part in self.parts))
 
     def _at(self, strength: float) -> Combined:
-        return Combined(tuple(Editing(part, finite(strength)) for part in self.parts))
+        return Combined(tuple(Editing(part, float(strength)) for part in self.parts))
 
 
 def _base(edit: WeightEdit, model: LanguageModel | None) -> LanguageModel:
@@ -207,7 +205,7 @@ def _base(edit: WeightEdit, model: LanguageModel | None) -> LanguageModel:
     return load_model(str(name), like=edit.metadata)
 
 
-@takes_settings
+@public
 def convert(model: LanguageModel, vectors: SteeringVectors, options: ConvertOptions, accepting: Accepting) -> Edit:
     """Turn vectors into a rank-1 weight edit of heads and neurons.
 
@@ -226,6 +224,7 @@ def convert(model: LanguageModel, vectors: SteeringVectors, options: ConvertOpti
     return Edit.of(make_edit(model, vectors, options, accepting), model)
 
 
+@public
 def preview(model: LanguageModel, vectors: SteeringVectors, edit: WeightEdit, *, strength: float = STRENGTH) -> Preview:
     """A first look at an edit, in seconds: a few replies, and how much likelier the wanted responses became.
 
@@ -238,8 +237,7 @@ def preview(model: LanguageModel, vectors: SteeringVectors, edit: WeightEdit, *,
     Raises:
         DataError: the vectors bring no validation rows, because they were made elsewhere or of too few pairs.
     """
-    with show_progress(piped=False):
-        found = look(model, vectors, edit, finite(strength))
+    found = look(model, vectors, edit, float(strength))
     if found is None:
         raise DataError("these vectors bring no validation rows to look at the edit with: extract them of more pairs.")
     return found
@@ -251,9 +249,6 @@ def load_edit(directory: Path | str) -> Edit | CombinedEdit:
     Raises:
         ArtifactError: it is not there, is no edit, or is damaged.
     """
-    parts = [edit if weight == 1 else edit * weight for edit, weight in _members(directory)]
+    members = [(Edit.of(edit), weight) for edit, weight in load_members(directory)]
+    parts = [edit if weight == 1 else edit * weight for edit, weight in members]
     return parts[0] if len(parts) == 1 else CombinedEdit(tuple(parts))
-
-
-def _members(directory: Path | str) -> list[tuple[Edit, float]]:
-    return [(Edit.of(edit), weight) for edit, weight in load_members(directory)]

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steer2edit.api.edit import CombinedEdit
+from steer2edit.api.keywords import public
 from steer2edit.artifacts import apply_to_files, export_edit, load_members
 from steer2edit.artifacts.exports.export import needs_model
+from steer2edit.audit import audit as audit_checkpoint
 from steer2edit.core import WeightEdit
 from steer2edit.models import load_skeleton
-from steer2edit.progress import show_progress
 
 
+@public
 def apply(
     model: str, edit: WeightEdit | CombinedEdit, out: Path | str, *, strength: float = 1.0, overwrite: bool = False
 ) -> Path:
@@ -28,11 +30,11 @@ def apply(
         ArtifactError: the directory exists or cannot be written.
     """
     parts = edit.parts if isinstance(edit, CombinedEdit) else (edit,)
-    with show_progress(piped=False):
-        apply_to_files(model, [(part, strength) for part in parts], out, overwrite=overwrite)
+    apply_to_files(model, [(part, strength) for part in parts], out, overwrite=overwrite)
     return Path(out)
 
 
+@public
 def export(
     edit: Path | str, format: str, out: Path | str, *, strength: float | Sequence[float] = 1.0, overwrite: bool = False
 ) -> list[str]:
@@ -54,6 +56,8 @@ def export(
     """
     members = load_members(edit)
     strengths = [float(one) for one in (strength if isinstance(strength, Sequence) else [strength])]
-    with show_progress(piped=False):
-        base = load_skeleton(str(members[0][0].metadata["model"]["name"])) if needs_model(members, format) else None
-        return list(export_edit(Path(edit), format, strengths, Path(out), model=base, overwrite=overwrite).usage)
+    base = load_skeleton(str(members[0][0].metadata["model"]["name"])) if needs_model(members, format) else None
+    return list(export_edit(Path(edit), format, strengths, Path(out), model=base, overwrite=overwrite).usage)
+
+
+audit = public(audit_checkpoint)

@@ -1,23 +1,25 @@
-"""A function's settings as keywords: the names, defaults, limits and help texts of the command line."""
+"""What every function of the Python face has: settings as keywords, arguments that are checked, progress."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import wraps
-from typing import Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.progress import show_progress
 from steer2edit.settings.declared import Checked, Setting, declared
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_OURS = "steer2edit."
 
 
-def takes_settings(function: Function) -> Function:
+def public(function: Function) -> Function:
     """The function with the fields of its settings as keywords, in place of each parameter that takes settings.
 
-    What it is called by is checked by name, and long steps show their progress.
+    Keywords have the names, defaults, limits and help texts of the command line. What it is called by is checked by
+    name, models, edits and vectors by what they are, and long steps show their progress.
     """
     hints = get_type_hints(function)
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Checked)}
@@ -30,26 +32,46 @@ def takes_settings(function: Function) -> Function:
         for name, keys in settings.items()
         for key in keys
     }
-    known = [parameter.name for parameter in plain if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    signature = inspect.Signature([*plain, *keywords.values()])
+    objects = {parameter.name: found for parameter in plain if (found := _ours(hints[parameter.name]))}
 
     @wraps(function)
     def call(*args: Any, **given: Any) -> Any:
         if unknown := sorted(given.keys() - keywords.keys() - taken):
+            known = [one.name for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
             raise InvalidValueError(
-                f"{function.__name__} has no keyword {unknown[0]!r}. {did_you_mean(unknown[0], [*known, *keywords])}"
+                f"{function.__name__} has no keyword {unknown[0]!r}. {did_you_mean(unknown[0], known)}"
             )
         made = {
-            name: groups[name](**{key: given.pop(key) for key in keys if key in given})
-            for name, keys in settings.items()
+            name: groups[name](**{key: given[key] for key in keys if key in given}) for name, keys in settings.items()
         }
+        for name, value in signature.bind(*args, **given).arguments.items():
+            if name in objects and not isinstance(value, objects[name]):
+                wanted = " or ".join(kind.__name__ for kind in objects[name] if kind is not type(None))
+                raise InvalidValueError(f"{function.__name__} takes {name} as {wanted}, got {_got(value)}.")
         with show_progress(piped=False):
-            return function(*args, **given, **made)
+            plainly = {name: value for name, value in given.items() if name not in keywords}
+            return function(*args, **plainly, **made)
 
-    call.__signature__ = inspect.Signature([*plain, *keywords.values()])  # type: ignore[attr-defined]
-    helps = {key: setting.option.help for kind in groups.values() for key, setting in _declared(kind).items()}
-    helped = ["Keywords, as on the command line:", *(f"    {key}: {helps[key]}" for key in keywords)]
-    call.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *helped])
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    if keywords:
+        helps = {key: setting.option.help for kind in groups.values() for key, setting in _declared(kind).items()}
+        helped = ["Keywords, as on the command line:", *(f"    {key}: {helps[key]}" for key in keywords)]
+        call.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *helped])
     return call  # type: ignore[return-value]
+
+
+def _ours(hint: Any) -> tuple[type, ...]:
+    """The classes that a parameter takes, if all are of this package, or nothing."""
+    kinds = get_args(hint) or (hint,)
+    ours = [isinstance(kind, type) and kind.__module__.startswith(_OURS) for kind in kinds if kind is not type(None)]
+    return kinds if ours and all(ours) else ()
+
+
+def _got(value: Any) -> str:
+    if isinstance(value, str | Path):
+        return f"{str(value)!r}: load it first, with load, load_edit or load_vectors"
+    return f"{type(value).__name__}"
 
 
 def _declared(kind: Any) -> Mapping[str, Setting]:
@@ -60,14 +82,3 @@ def _defaults(kind: Any) -> dict[str, Any]:
     """The declared fields with their defaults."""
     made = {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(kind)}
     return {name: made[name] for name in declared(kind)}
-
-
-def finite(strength: float) -> float:
-    """A strength.
-
-    Raises:
-        InvalidValueError: it is infinite or no number.
-    """
-    if not math.isfinite(strength):
-        raise InvalidValueError(f"strength must be finite, got {strength}.")
-    return float(strength)

@@ -9,8 +9,6 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel, Layout, Prompt, Sampling, generate, load_model, wrap_model
 from steer2edit.progress import show_progress
 
-_UNITS = {"attn": "attention heads", "ssm": "mixer heads", "mlp": "neurons"}
-
 
 class Model(LanguageModel):
     """A causal language model with its tokenizer; made by `load` or `wrap`. Its weights are never changed for good."""
@@ -55,10 +53,9 @@ class Model(LanguageModel):
         counts: dict[str, int] = {}
         for site, module in self.sites.items():
             counts[site.block] = counts.get(site.block, 0) + module.component_count
-        editable = ", ".join(f"{count:,} {_UNITS[block]}" for block, count in counts.items())
         return (
             f"Model {self.name} ({self.network.config.model_type}, {len(self.layers)} layers, {dtype} on {self.device})"
-            f"\n{len(self.sites)} sites that can be edited: {editable}"
+            f"\n{len(self.sites)} sites that can be edited: {showing.counted(counts)}"
         )
 
     def _repr_html_(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from steer2edit.api import showing
 from steer2edit.api.edit import CombinedEdit
+from steer2edit.api.keywords import public
 from steer2edit.api.tables import LESS_BASE, condition_rows, difference_rows
 from steer2edit.core import Combined, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import RememberingEngine, TransformersEngine
@@ -30,7 +31,6 @@ from steer2edit.evaluation import (
 )
 from steer2edit.evaluation import evaluate as run_evaluation
 from steer2edit.models import LanguageModel
-from steer2edit.progress import show_progress
 from steer2edit.steering.examples import PAIR, examples_in_memory
 from steer2edit.tables import text_table
 
@@ -103,6 +103,7 @@ class Results:
         return showing.plot(plane_figure(plane, marks)) if marks else ""
 
 
+@public
 def evaluate(
     model: LanguageModel,
     compared: Compared | Sequence[Compared] | Mapping[str, Compared],
@@ -134,8 +135,7 @@ def evaluate(
     with _named(task) as specs:
         tasks, goal = build_tasks(specs, settings), _goal(specs)
     arms = [BASE_ARM, *_arms(model, compared)]
-    with show_progress(piped=False):
-        conditions = run_evaluation(RememberingEngine(TransformersEngine(model)), tasks, arms)
+    conditions = run_evaluation(RememberingEngine(TransformersEngine(model)), tasks, arms)
     prompts = {name: asked for own in tasks for name, asked in own.asked.items()}
     return Results(tuple(conditions), ", ".join(Path(spec).name for spec in specs), prompts, goal)
 

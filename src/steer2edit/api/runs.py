@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from steer2edit.api import showing
 from steer2edit.api.edit import Edit
-from steer2edit.api.keywords import takes_settings
+from steer2edit.api.keywords import public
 from steer2edit.api.results import Results
 from steer2edit.artifacts import load_edit
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
-from steer2edit.progress import show_progress
 from steer2edit.recipes.refit import refit as make_anew
 from steer2edit.recipes.searched import search_and_report
 from steer2edit.search import behaviours_of, options_for
@@ -49,7 +48,7 @@ class SearchResults(Results):
         return said + super()._repr_html_()
 
 
-@takes_settings
+@public
 def search(
     model: LanguageModel,
     vectors: SteeringVectors,
@@ -93,6 +92,7 @@ class RefitResults(Results):
     edit: Edit | None = None
 
 
+@public
 def refit(
     model: LanguageModel,
     edit: WeightEdit,
@@ -115,8 +115,7 @@ def refit(
         MismatchError: the model has other sites or shapes than the edit.
         NoiseError: the diagnosis calls the vectors noise.
     """
-    with show_progress(piped=False):
-        found = make_anew(model, edit, contrast=contrast, limit=limit, force=force)
+    found = make_anew(model, edit, contrast=contrast, limit=limit, force=force)
     made = Edit.of(found.edit, model)
     return RefitResults(tuple(found.conditions), "refit", found.prompts, edit=made)
 
@@ -167,6 +166,7 @@ class StressResults:
         ]  # fmt: skip
 
 
+@public
 def stress(
     model: LanguageModel,
     edit: WeightEdit,
@@ -212,7 +212,7 @@ def stress(
     require_unseen(edit, vectors, (), ())
     given = StressInput(TransformersEngine(model), edit, wanted, vectors)
     others = [test for test in all_tests() if test not in tests]
-    with _folder(out) as folder, show_progress(piped=False):
+    with _folder(out) as folder:
         found = run_stress(given, tests, folder, lambda text: None, others=others)
         write_stress_page(folder)
     return StressResults(found)

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
 _BOX = "font-family: system-ui, sans-serif; font-size: 13px; max-width: 60em; overflow-x: auto"
 _CELL = "padding: 2px 12px 2px 0; text-align: {side}; white-space: pre-line"
 _HEIGHT = 320
+_UNITS = {"attn": "attention heads", "ssm": "mixer heads", "mlp": "neurons"}
 _there: set[str] = set()
 
 
 def lines(*texts: str) -> str:
     """The lines that say something."""
     return "\n".join(filter(None, texts))
+
+
+def counted(components: Mapping[str, int]) -> str:
+    """How many components of each block."""
+    return " and ".join(f"{count:,} {_UNITS[block]}" for block, count in components.items())
 
 
 def page(text: str, *parts: str) -> str:

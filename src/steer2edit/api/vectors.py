@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steer2edit.api import showing
-from steer2edit.api.keywords import finite, takes_settings
+from steer2edit.api.keywords import public
 from steer2edit.artifacts import VectorSource, as_vectors, save_vectors
 from steer2edit.core import Steering, SteeringVectors, UseAt
 from steer2edit.editing import intervened
@@ -38,11 +38,11 @@ class Vectors(SteeringVectors):
             MismatchError: the vectors are for another model (unless `allow_mismatch`) or another shape.
         """
         model.require_fit(self, allow_mismatch=allow_mismatch)
-        return intervened(model, [Steering(self, finite(strength))])
+        return intervened(model, [Steering(self, float(strength))])
 
     def __matmul__(self, strength: float) -> Arm:
         """Steering at a strength, for `evaluate`."""
-        return steering_arm(self, finite(strength))
+        return steering_arm(self, float(strength))
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
         """Write them to a .safetensors file, completely or not at all.
@@ -85,7 +85,7 @@ class Vectors(SteeringVectors):
         return showing.page(repr(self), showing.plot(figure))
 
 
-@takes_settings
+@public
 def extract(model: LanguageModel, pairs: Source | ContrastSet, options: ExtractOptions) -> Vectors:
     """Steering vectors of a behaviour, by contrasting responses, with a diagnosis of whether they are any good.
 

@@ -84,9 +84,11 @@ def make_and_test(
     """Run for a behaviour or a contrast file, and say what came out."""
     from steer2edit.artifacts.run_folder import begun_with
     from steer2edit.cli.console import narrator, print_json, say
+    from steer2edit.evaluation import behaviour
     from steer2edit.progress import show_progress
     from steer2edit.recipes import Extras, run_behaviour
 
+    behaviour(what, "held_out", limit=options.limit)  # what is wrong with it shall show before a model is loaded
     begun = time.perf_counter()
     narrate = narrator(json_output, begun)
     with show_progress():

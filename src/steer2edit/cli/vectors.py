@@ -141,7 +141,7 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         print_table(["block output of layer", "‖v‖", "entries"], rows)
     say(f"{result['format']}: {result['file']}")
     for key, value in result["metadata"].items():
-        say(f"  {key}: {value}")
+        say(f"  {key}: {f'{len(value)} of them' if isinstance(value, list) else value}")
     if written := result.get("written"):
         say(f"Written: {written['file']}")
         if written["layers_left_out"]:

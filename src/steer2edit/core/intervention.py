@@ -1,9 +1,11 @@
 """What may be done to a model while it runs: nothing, activation steering, a weight edit, or several of them."""
 
+import math
 from dataclasses import dataclass
 
 from steer2edit.core.edit import WeightEdit
 from steer2edit.core.vectors import SteeringVectors
+from steer2edit.errors import InvalidValueError
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,9 @@ class Steering:
     vectors: SteeringVectors
     strength: float
 
+    def __post_init__(self) -> None:
+        _require_finite(self.strength)
+
 
 @dataclass(frozen=True)
 class Editing:
@@ -20,6 +25,9 @@ class Editing:
 
     edit: WeightEdit
     strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_finite(self.strength)
 
 
 @dataclass(frozen=True)
@@ -30,3 +38,8 @@ class Combined:
 
 
 Intervention = Steering | Editing | Combined | None
+
+
+def _require_finite(strength: float) -> None:
+    if not math.isfinite(strength):
+        raise InvalidValueError(f"strength must be finite, got {strength}.")

@@ -12,8 +12,8 @@ from steer2edit.models import LanguageModel
 from steer2edit.steering import safety_prompts
 
 Direction = Literal["lowers", "raises", "unknown"]
-REFUSAL_CONTRASTS = ("safety", "safety-benign")
-"""Contrasts whose positive examples refuse."""
+REFUSAL_CONTRASTS = {"safety": 1, "safety-benign": 1, "over-refusal": -1}
+"""Contrasts that are about refusals: whether their positive responses refuse, or comply."""
 _REQUESTS = 48
 
 
@@ -46,9 +46,9 @@ class RefusalDirection:
 def refusal_direction(edit: WeightEdit, strength: float = 1.0) -> RefusalDirection:
     """What an edit's own files tell.
 
-    An edit of the refusal contrasts pushes towards refusing where its components have the sign of their importances,
-    Σ λ g > 0, and away from it below: λ is made of g, and a negative strength turns it round. A directional ablation
-    takes what its contrast has away.
+    An edit of a contrast that is about refusals pushes towards its positive responses where its components have the
+    sign of their importances, Σ λ g > 0, and away from them below: λ is made of g, and a negative strength turns it
+    round. A directional ablation takes what its contrast has away.
 
     Args:
         edit: with its metadata.
@@ -62,14 +62,16 @@ def refusal_direction(edit: WeightEdit, strength: float = 1.0) -> RefusalDirecti
             "Its files do not say which contrast it was made from"
         )  # fmt: skip
         return RefusalDirection("unknown", f"{said}: measure it with --model.")
+    sign = REFUSAL_CONTRASTS[name]
+    shows = f"the contrast {name}, which {'refuses' if sign > 0 else 'complies'}"
     if edit.metadata.get("method") == "ablation":
-        return RefusalDirection("lowers", f"It is a directional ablation of the contrast {name}, which refuses.")
+        return RefusalDirection("lowers" if sign > 0 else "raises", f"It is a directional ablation of {shows}.")
     along = strength * sum(float(own.magnitude.double() @ own.importance.double()) for own in edit.sites.values())
     if along == 0:
         return RefusalDirection("unknown", "Its components have no importances or magnitudes: measure it with --model.")
     push = f"push {'towards' if along > 0 else 'against'} it (Σ λ g {along:+.3g})"
-    why = f"It was made from the contrast {name}, which refuses, and its components {push}."
-    return RefusalDirection("raises" if along > 0 else "lowers", why)
+    why = f"It was made from {shows}, and its components {push}."
+    return RefusalDirection("raises" if along * sign > 0 else "lowers", why)
 
 
 def measured_direction(model: LanguageModel, edit: WeightEdit) -> RefusalDirection:

@@ -161,11 +161,13 @@ def _read(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError) as error:
-        if device != "disk":
-            raise
-        raise _no_room(place["offload_folder"], error) from error
     except Exception as error:  # quantisers raise what they like
+        if device == "disk":
+            shutil.rmtree(place["offload_folder"], ignore_errors=True)
+            if isinstance(error, OSError | SafetensorError):
+                raise _no_room(place["offload_folder"], error) from error
+        if isinstance(error, OSError):
+            raise
         if method := _quantisation(config):
             raise ModelError(
                 f"the weights of {name!r} are quantised ({method}), and cannot be loaded on this machine: "
@@ -193,7 +195,6 @@ def _offload_folder() -> str:
 
 
 def _no_room(folder: str, error: Exception) -> ModelError:
-    shutil.rmtree(folder, ignore_errors=True)
     return ModelError(
         f"cannot load the model with its layers on the disk, by way of {folder!r}: "
         f"{' '.join(str(error).split())[:300]}. Set STEER2EDIT_CACHE to a directory that can be written and has room "

@@ -13,7 +13,6 @@ from steer2edit.evaluation import BASE_ARM, edit_arm, mean, paired_difference, s
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.report.text import visible
 from steer2edit.steering import ContrastSet
-from steer2edit.steering.examples import prompt_key
 
 STRENGTH = 0.3
 """Of the steering beside the edit: strong enough to show what the vectors are of."""
@@ -60,9 +59,9 @@ class Preview:
         steered, edited = self.changes
         replies = f"{self.changed} of {len(self.prompts)} replies differ from the base's"
         odds = (
-            f"Log-odds of the wanted responses, nats per token: base {NUMBER.text(self.log_odds[BASE_ARM.label])}, "
-            f"{edited} {CHANGE.text(self.changes[edited])}, {steered} {CHANGE.text(self.changes[steered])} "
-            f"(n = {self.changes[edited].n})."
+            f"Log-odds of the wanted responses, nats per token: base {NUMBER.text(self.log_odds[BASE_ARM.label])}; "
+            f"changed by {CHANGE.text(self.changes[edited])} with the {edited} and by "
+            f"{CHANGE.text(self.changes[steered])} with {steered} (n = {self.changes[edited].n})."
         )
         if not self.nothing:
             return [f"With the edit {replies}.", odds]
@@ -94,10 +93,8 @@ class Preview:
 
 def with_preview_rows(vectors: SteeringVectors, contrast: ContrastSet) -> SteeringVectors:
     """The vectors with a few validation rows of their contrast, which `preview` looks at an edit with."""
-    positive, negative = contrast.validation.positive, contrast.validation.negative
-    known = {prompt_key(prompt): (prompt, response) for prompt, response in negative}
-    pairs = [(one, known[prompt_key(one[0])]) for one in positive if prompt_key(one[0]) in known]
-    pairs = (pairs or list(zip(positive, negative, strict=False)))[:_MOST_ROWS]
+    known = contrast.validation
+    pairs = [(known.positive[i], known.negative[j]) for i, j in known.pairs()[:_MOST_ROWS]]
     if not pairs:
         return vectors
     rows = [{"positive": list(more), "negative": list(less)} for more, less in pairs]

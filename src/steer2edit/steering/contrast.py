@@ -7,7 +7,7 @@ from typing import Any
 
 from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel, Prompt, Sampling, generate
-from steer2edit.steering.examples import Example
+from steer2edit.steering.examples import Example, prompt_key
 from steer2edit.steering.labels import Candidate, Label, Labeller, example_text
 from steer2edit.steering.rows import SPLITS, Split
 
@@ -30,6 +30,12 @@ class Contrast:
     def counts(self) -> dict[str, int]:
         """Number of responses by class."""
         return {"positive": len(self.positive), "negative": len(self.negative)}
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(index of a positive, of a negative response) to the same request; in their order, where no two are."""
+        rows = {prompt_key(prompt): j for j, (prompt, _) in enumerate(self.negative)}
+        found = [(i, rows[prompt_key(p)]) for i, (p, _) in enumerate(self.positive) if prompt_key(p) in rows]
+        return found or [(i, i) for i in range(min(len(self.positive), len(self.negative)))]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from steer2edit.core import Site
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import BatchMeans, LanguageModel, mean_output
 from steer2edit.steering.contrast import Contrast
-from steer2edit.steering.examples import prompt_key
 
 Pairs = Sequence[tuple[int, int]]
 Halves = dict[int, dict[Site, Float[Tensor, " d"] | None]]
@@ -58,7 +57,7 @@ def directions(
     """
     if min(train.counts().values()) < 2:
         raise InvalidValueError(f"{kind} needs at least two responses of each class, got {train.counts()}.")
-    pairs, sites = _pairs(train), positive.sites
+    pairs, sites = train.pairs(), positive.sites
     halves: Halves = {half: {} for half in (0, 1)}
     found = {}
     for site, more in sites.items():
@@ -112,13 +111,6 @@ def _fitted(classifier: "object", positive: Float[Tensor, "n d"], negative: Floa
 _KINDS: Mapping[str, Callable[[Tensor, Tensor, Pairs], Tensor]] = {"pca": _pca, "probe": _probe, "lda": _lda}
 KINDS = ("mean", *_KINDS)
 """What `extract` can take as v."""
-
-
-def _pairs(train: Contrast) -> Pairs:
-    """Responses to the same request; in order, where none are."""
-    rows = {prompt_key(prompt): j for j, (prompt, _) in enumerate(train.negative)}
-    found = [(i, rows[prompt_key(p)]) for i, (p, _) in enumerate(train.positive) if prompt_key(p) in rows]
-    return found or [(i, i) for i in range(min(len(train.positive), len(train.negative)))]
 
 
 def _halved(pairs: Pairs, half: int) -> Pairs:

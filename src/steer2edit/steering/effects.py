@@ -145,11 +145,8 @@ def _silent_prompts(silent_on: str | Path | None) -> Sequence[Prompt]:
 
 
 def _paired(train: Contrast, positive: Features, negative: Features) -> Features:
-    """Effects on positive less those on negative responses to the same request; in order, where none are the same."""
-    rows: dict[str, int] = {prompt_key(prompt): j for j, (prompt, _) in enumerate(train.negative)}
-    pairs = [(i, rows[prompt_key(p)]) for i, (p, _) in enumerate(train.positive) if prompt_key(p) in rows]
-    pairs = pairs or [(i, i) for i in range(min(len(train.positive), len(train.negative)))]
-    first, second = map(list, zip(*pairs, strict=True))
+    """Effects on positive less those on negative responses to the same request."""
+    first, second = map(list, zip(*train.pairs(), strict=True))
     return {site: positive[site][first] - negative[site][second] for site in positive}
 
 
