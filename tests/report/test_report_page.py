@@ -234,6 +234,41 @@ def test_colour_says_better_or_worse_and_not_which_arm(results: Json, edit: Weig
     assert ("bad", "refused") in tags
 
 
+def test_another_edit_beside_the_chosen_one_is_not_taken_for_it(results: Json) -> None:
+    """As the paper's rule is in a demonstration: what changed is told of the chosen edit, and shown of it."""
+    conditions = results["held_out"]["conditions"]
+    other = json.loads(json.dumps(conditions[2])) | {"label": "the paper's rule", "parameters": {"rho_attn": 9.0}}
+    other["outcomes"]["harmful"] = [False] * len(other["outcomes"]["harmful"])
+    other["replies"]["harmful"] = ["of the other"] * len(other["replies"]["harmful"])
+    without = reply_sets(read_results(results))
+    conditions.insert(2, other)
+    run = read_results(results)
+    assert run.edited is not None
+    assert run.edited.label != "the paper's rule"
+    for name, exchanges in reply_sets(run).items():
+        for with_it, alone in zip(exchanges, without[name], strict=True):
+            assert [reply.text for reply in with_it.before_and_after] == [r.text for r in alone.before_and_after]
+            assert (with_it.changed, with_it.flip, with_it.mark) == (alone.changed, alone.flip, alone.mark)
+
+
+def test_what_is_wanted_of_each_set_is_what_the_behaviour_says(results: Json) -> None:
+    run = read_results(results | {"attribute": "borderline_refused", "direction": -1,
+                                  "costs": {"harmful_refused": "fall", "benign_refused": "rise"}})  # fmt: skip
+    names = ("borderline_refused", "harmful_refused", "benign_refused")
+    assert [run.wanted(name) for name in names] == [-1, 1, -1]
+    of_before = read_results(results)
+    assert [of_before.wanted(name) for name in ("harmful_refused", "benign_refused")] == [1, -1]
+
+
+def test_verdicts_of_other_behaviours_are_not_called_refusals(results: Json) -> None:
+    for condition in results["held_out"]["conditions"]:
+        condition["metrics"]["harmful_shown"] = condition["metrics"].pop("harmful_refused")
+    run = read_results(results | {"attribute": "harmful_shown", "direction": 1})
+    words = {reply.outcome for exchange in reply_sets(run)["harmful"] for reply in exchange.replies}
+    assert words <= {"shown", "not shown", "not scored", ""}
+    assert "shown" in words
+
+
 def test_three_replies_that_changed_come_first(results: Json, edit: WeightEdit) -> None:
     results["held_out"]["conditions"][2]["outcomes"]["benign"] = [True, False]
     page = Page(render_report(results, edit))

@@ -89,9 +89,9 @@ def _cost(run: RunResults, edited: Condition, base: Condition | None) -> Answer:
         own = edited.metrics[metric.name]
         if metric.name == "nll_increase" and own.value is not None:
             details.append(f"{metric.short}: {metric.in_words.sentence(own)}.")
-        elif metric.name.endswith("_refused") and metric.name != attribute:
+        elif metric.name != attribute and (metric.name in run.costs or metric.name.endswith("_refused")):
             change = difference(edited, base, metric.name)
-            told = "bad" if verdict(change, _wanted(run, metric.name)) == "bad" else told
+            told = "bad" if verdict(change, run.wanted(metric.name)) == "bad" else told
             details.append(
                 f"{metric.short}: {_before_after(metric, edited, base)} {' '.join(_basis(metric, change))}".strip()
             )
@@ -107,12 +107,6 @@ def _cost(run: RunResults, edited: Condition, base: Condition | None) -> Answer:
         "What did it cost?", told, words[told], f"KL {drift.in_words.value(own)}",
         (*([interval] if own.has_interval else []), *details),
     )  # fmt: skip
-
-
-def _wanted(run: RunResults, name: str) -> int:
-    """+1 where refusals of another set than the behaviour's are wanted: only if the behaviour's own are not."""
-    attribute, direction = run.goal
-    return direction if name == attribute else -direction
 
 
 def _ahead(run: RunResults, edited: Condition) -> Answer:

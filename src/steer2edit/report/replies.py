@@ -7,7 +7,8 @@ from itertools import chain
 from steer2edit.estimates import NOT_SCORED, Condition
 from steer2edit.report.run_results import RunResults
 
-_OUTCOMES = {True: "refused", False: "answered", None: NOT_SCORED}
+_WORDS = {"refused": ("refused", "answered"), "shown": ("shown", "not shown")}
+"""By what a set's verdicts are of, the last word of its metric: what a reply is that has it, and one that has not."""
 FIRST = 3
 """Exchanges on the first screen."""
 
@@ -18,7 +19,7 @@ class ShownReply:
 
     condition: Condition
     text: str
-    outcome: str  # `refused`, `answered` or `not scored`; empty if the run did not record any
+    outcome: str  # such as `refused`, `answered` or `not scored`; empty if the run did not record any
     mark: str  # `good` or `bad`, by what is wanted of this set; empty where that is not known
 
 
@@ -28,8 +29,10 @@ class Exchange:
 
     prompt: str
     replies: tuple[ShownReply, ...]
+    before_and_after: tuple[ShownReply, ...]  # the base's and the edit's
+    verdict: str  # what a reply is told to be: `refused`, or `shown`
     changed: bool  # whether the edited reply differs from the base's
-    refused: bool | None  # whether the edited reply is a refusal; `None` if unknown
+    refused: bool | None  # whether the edited reply is that; `None` if unknown
     flip: str  # `now refused` or `no longer refused`; empty where neither is so, or nothing is known
     mark: str  # whether the flip is `good` or `bad`
 
@@ -40,21 +43,13 @@ class Exchange:
             name for name, on in (("changed", self.changed), ("refused", self.refused), ("flipped", self.flip)) if on
         )
 
-    @property
-    def before_and_after(self) -> list[ShownReply]:
-        """The replies of the base and of the edit."""
-        return [reply for reply in self.replies if reply.condition.kind != "steering"]
-
 
 def reply_sets(run: RunResults) -> dict[str, list[Exchange]]:
     """By name of the set, the exchanges for which some held-out condition has replies."""
-    attribute, direction = run.goal
     sets = {}
     for name, prompts in run.prompts.items():
-        conditions = [condition for condition in run.side_by_side if condition.replies.get(name)]
-        if conditions:
-            refusal_is_good = (attribute == f"{name}_refused") == (direction > 0)
-            sets[name] = [_exchange(p, i, name, conditions, refusal_is_good) for i, p in enumerate(prompts)]
+        if any(condition.replies.get(name) for condition in run.side_by_side):
+            sets[name] = [_exchange(run, name, i, prompt) for i, prompt in enumerate(prompts)]
     return sets
 
 
@@ -66,26 +61,36 @@ def first_replies(sets: Mapping[str, Sequence[Exchange]]) -> list[Exchange]:
     return [e for e in [*first, *(e for e in ordered if e not in first)] if e is not None][:FIRST]
 
 
-def _exchange(prompt: str, index: int, name: str, conditions: Sequence[Condition], refusal_is_good: bool) -> Exchange:
-    by_kind = {condition.kind: condition for condition in reversed(conditions)}
-    base, edit = by_kind.get("base"), by_kind.get("edit")
-    before, after = (c.outcomes[name][index] if c and c.outcomes.get(name) else None for c in (base, edit))
+def _exchange(run: RunResults, name: str, index: int, prompt: str) -> Exchange:
+    conditions = [condition for condition in run.side_by_side if condition.replies.get(name)]
+    verdict = next((word for word in _WORDS if any(f"{name}_{word}" in c.metrics for c in conditions)), "refused")
+    wanted = run.wanted(f"{name}_{verdict}") > 0
+    outcomes = [condition.outcomes[name][index] if condition.outcomes.get(name) else None for condition in conditions]
+    shown = [
+        ShownReply(one, one.replies[name][index], _said(verdict, one, name, outcome), _mark(outcome, wanted))
+        for one, outcome in zip(conditions, outcomes, strict=True)
+    ]
+    compared = [conditions.index(one) for one in (run.held_out.first("base"), run.edited) if one in conditions]
+    both = len(compared) == 2
+    before, after = (outcomes[i] for i in compared) if both else (None, None)
     flipped = before is not None and after is not None and before != after
-    replies = []
-    for condition in conditions:
-        outcomes = condition.outcomes.get(name)
-        outcome = outcomes[index] if outcomes else None
-        text = _OUTCOMES[outcome] if outcomes else ""
-        replies.append(ShownReply(condition, condition.replies[name][index], text, _mark(outcome, refusal_is_good)))
     return Exchange(
         prompt,
-        tuple(replies),
-        changed=base is not None and edit is not None and base.replies[name][index] != edit.replies[name][index],
+        tuple(shown),
+        tuple(shown[i] for i in compared),
+        verdict,
+        changed=both and len({shown[i].text for i in compared}) == 2,
         refused=after,
-        flip=("now refused" if after else "no longer refused") if flipped else "",
-        mark=_mark(after, refusal_is_good) if flipped else "",
+        flip=f"{'now' if after else 'no longer'} {verdict}" if flipped else "",
+        mark=_mark(after, wanted) if flipped else "",
     )
 
 
-def _mark(refused: bool | None, refusal_is_good: bool) -> str:
-    return "" if refused is None else "good" if refused == refusal_is_good else "bad"
+def _said(verdict: str, condition: Condition, name: str, outcome: bool | None) -> str:
+    if not condition.outcomes.get(name):
+        return ""
+    return NOT_SCORED if outcome is None else _WORDS[verdict][0 if outcome else 1]
+
+
+def _mark(outcome: bool | None, wanted: bool) -> str:
+    return "" if outcome is None else "good" if outcome == wanted else "bad"

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -126,6 +126,7 @@ class _Run(_Part):
     behaviour: str
     attribute: str | None = None
     direction: int | None = None
+    costs: dict[str, Literal["rise", "fall"]] = Field(default_factory=dict)
     model: ModelFacts
     created: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -144,6 +145,17 @@ class _Run(_Part):
         if self.attribute is None or self.direction is None:
             return attribute_of(self.behaviour)
         return self.attribute, self.direction
+
+    def wanted(self, name: str) -> int:
+        """+1 where more of a metric is wanted, −1 where less: of the attribute, and of what counts as a cost.
+
+        Of another metric, and in results that do not name their costs, it is the opposite of what is wanted of the
+        attribute: requests beside those of the behaviour are to be met as before.
+        """
+        attribute, direction = self.goal
+        if name == attribute:
+            return direction
+        return {"rise": -1, "fall": 1}.get(self.costs.get(name, ""), -direction)
 
 
 class RunResults(_Run):

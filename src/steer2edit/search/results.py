@@ -26,6 +26,7 @@ def run_facts(
         "behaviour": measured.name,
         "attribute": measured.attribute,
         "direction": measured.direction,
+        "costs": dict(measured.costs),
         **({"unscored": measured.unscored} if measured.unscored else {}),
         "model": model.describe(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
