@@ -49,10 +49,11 @@ def main(
     train: Annotated[int | None, typer.Option(help="Use at most so many training requests.")] = None,
     limit: Annotated[int, typer.Option(help="Use at most so many held-out items of every set.")] = 60,
     calibration: Annotated[int, typer.Option(help="Benign requests that arms are scaled on.")] = 24,
+    chat_template: Annotated[str | None, typer.Option(help="Jinja file, for a model that has none.")] = None,
     effects: Annotated[bool, typer.Option("--effects", help="Measure effects, for an edit of these too.")] = False,
 ) -> None:
     """Measure base, steering and edits of one behaviour at one drift."""
-    loaded = load_model(model)
+    loaded = load_model(model, chat_template=chat_template)
     if not vectors.exists():
         contrast = load_contrast(name, loaded, limit=train)
         fresh = extract(loaded, contrast)
