@@ -156,6 +156,14 @@ def test_without_a_gain_there_is_nothing_to_lose() -> None:
     assert "there is nothing to lose" in line.sentence
 
 
+def test_an_arm_whose_plain_gain_may_be_noise_has_no_share() -> None:
+    few: list[Value] = [i == 0 for i in range(N)]
+    plain = replies(base=NONE, steering=few, edit=ALL)
+    line = attribute_line(SUBJECT, "x", "Reworded", replies(base=NONE, steering=HALF, edit=ALL), plain)
+    assert "(steering 0.2 nothing to lose)" in line.sentence
+    assert line.outcome == "held"
+
+
 def test_too_few_requests_are_said_with_how_many_would_tell() -> None:
     few = {arm: list(own)[:4] for arm, own in {"base": NONE, "edited": ALL}.items()}
     line = attribute_line(SUBJECT, "x", "x", replies(base=NONE[:4], edited=[True, True, False, True]), replies(**few))

@@ -39,7 +39,7 @@ def print_contract(contract: "Contract") -> None:
             for label in labels:
                 found, share = line.arms.get(label), line.shares.get(label)
                 left = (
-                    "" if share is None or share.value is None else f"\nleft {PERCENT.text(replace(share, unscored=0))}"
+                    "" if share is None or share.low is None else f"\nleft {PERCENT.text(replace(share, unscored=0))}"
                 )
                 cells.append("" if found is None else PERCENT.text(replace(found, unscored=0)) + left)
             seconds = "" if line.seconds is None else f"{line.seconds:.0f} s"

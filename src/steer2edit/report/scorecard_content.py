@@ -153,7 +153,7 @@ def _contract_cell(line: Line, arm: str) -> ArmCell | None:
     found, share = line.arms.get(arm), line.shares.get(arm)
     if found is None:
         return None
-    left = "" if share is None or share.value is None else f"left: {_PERCENT.sentence(share)}"
+    left = "" if share is None or share.low is None else f"left: {_PERCENT.sentence(share)}"
     return ArmCell(_PERCENT.value(found), _PERCENT.interval(found), counts(found), left)
 
 

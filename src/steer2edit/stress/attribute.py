@@ -12,6 +12,7 @@ from steer2edit.stress.verdicts import level, needed_requests, plain_outcome, sh
 ADAPTER = "edit, adapter"
 """The arm of the edit that is added at run time to weights which were treated without it."""
 _UNKNOWN = "an unknown share"
+_NOTHING = "nothing to lose"  # no plain gain above zero: a share of what may be noise means nothing
 _ENDS: Mapping[Outcome, str] = {
     "held": "it holds",
     "weakened": "some of it is lost, and some is left",
@@ -70,9 +71,8 @@ def attribute_line(
         end += "" if needed is None else f" (it needs n = {needed})"
     if control and outcome == "held":
         outcome = "control"
-    left = ", ".join(
-        f"{arm} {level(own, unknown=_UNKNOWN)}" for arm, own in shares.items() if arm not in (edited, subject.base)
-    )
+    others = {arm: own for arm, own in shares.items() if arm not in (edited, subject.base)}
+    left = ", ".join(f"{arm} {_NOTHING if own.low is None else level(own)}" for arm, own in others.items())
     own = PERCENT.text(shares[edited], n=True) if shares[edited].value is not None else _UNKNOWN
     before = level(estimate(plain.refused[edited]), unknown=_UNKNOWN)
     sentence = (
