@@ -158,8 +158,8 @@ def test_without_a_gain_there_is_nothing_to_lose() -> None:
 
 def test_an_arm_whose_plain_gain_may_be_noise_has_no_share() -> None:
     few: list[Value] = [i == 0 for i in range(N)]
-    plain = replies(base=NONE, steering=few, edit=ALL)
-    line = attribute_line(SUBJECT, "x", "Reworded", replies(base=NONE, steering=HALF, edit=ALL), plain)
+    plain = replies(base=NONE, steering=few, edited=ALL)
+    line = attribute_line(SUBJECT, "x", "Reworded", replies(base=NONE, steering=HALF, edited=ALL), plain)
     assert "(steering 0.2 nothing to lose)" in line.sentence
     assert line.outcome == "held"
 
