@@ -6,9 +6,11 @@ device, so that several processes have one model. Their tokenizer has one token 
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from steer2edit.models import LanguageModel, load_model
+from steer2edit.models.reply import end_ids
 
 SHAPES = {
     "7b": {  # Llama-2-7B
@@ -64,4 +66,6 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def never_ending(model: LanguageModel) -> None:
     """Let no reply end by itself, so that everything compared makes the same number of tokens."""
-    model.network.generation_config.eos_token_id = []
+    ends = torch.tensor(end_ids(model), device=model.device)
+    head: nn.Module = model.network.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: logits.index_fill(-1, ends, -1e4))
