@@ -31,17 +31,8 @@ from steer2edit.artifacts import load_vectors
 from steer2edit.core import BLOCKS, Editing, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import Factors, compute_factors, convert
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
-from steer2edit.evaluation import (
-    BASE_ARM,
-    Arm,
-    Behaviour,
-    Calibration,
-    Condition,
-    Estimate,
-    behaviour,
-    calibrate,
-    evaluate,
-)
+from steer2edit.estimates import Condition, Estimate
+from steer2edit.evaluation import BASE_ARM, Arm, Behaviour, Calibration, behaviour, calibrate, evaluate
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel
 from steer2edit.steering import extract, load_contrast

@@ -45,7 +45,7 @@ from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.evaluation import DriftTask, RefusalTask, Task, base_answers, behaviour
 from steer2edit.method import Hyperparameters, grid
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling
-from steer2edit.search.halving import sanity_task
+from steer2edit.search.trials import sanity_task
 from steer2edit.steering import extract, load_contrast
 
 AIM = 20.0

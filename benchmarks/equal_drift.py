@@ -20,9 +20,9 @@ from steer2edit.artifacts import load_vectors, save_vectors
 from steer2edit.core import Editing, Intervention, Steering
 from steer2edit.editing import convert, natural_strength
 from steer2edit.engines import RememberingEngine, TransformersEngine
+from steer2edit.estimates import Condition
 from steer2edit.evaluation import (
     BASE_ARM,
-    Condition,
     DriftTask,
     behaviour,
     calibrate,

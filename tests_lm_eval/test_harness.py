@@ -16,7 +16,7 @@ from editing.edit_models import hook_count, random_vectors, weight_bytes
 from steer2edit.core import Editing, Steering, WeightEdit
 from steer2edit.editing import convert, merged
 from steer2edit.errors import DataError, MismatchError
-from steer2edit.evaluation import paired_difference, rate
+from steer2edit.evaluation import rate
 from steer2edit.evaluation.harness import harness_results
 from steer2edit.method import Hyperparameters
 from steer2edit.models import ChatFormat, LanguageModel, load_model
@@ -24,6 +24,7 @@ from steer2edit.steering import steered
 from tiny_chat import chatml, tiny_chat_model, tiny_tokenizer
 
 CHOICES, TEXT = "steer2edit_capitals", "steer2edit_sequences"
+FILES = [str(TASKS / f"{name}.yaml") for name in ("capitals", "sequences")]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ class TestTinyModel:
         vectors = random_vectors(tiny)
         interventions = [None, Editing(edit), Steering(vectors, 0.5), None]
         before = weight_bytes(tiny.network)
-        found = harness_results(tiny, [CHOICES], interventions, include_path=TASKS)
+        found = harness_results(tiny, FILES[:1], interventions)
 
         expected = [choices_right(tiny)]
         with merged(tiny, edit):
@@ -59,9 +60,6 @@ class TestTinyModel:
             assert accuracy.estimate == rate(plain)
             assert accuracy.reported == pytest.approx(sum(plain) / 12)
             assert accuracy.reported_error == pytest.approx(statistics.stdev(plain) / 12**0.5)
-        assert found[1][f"{CHOICES}.acc"].minus(found[0][f"{CHOICES}.acc"]) == paired_difference(
-            [float(right) for right in expected[1][0]], [float(right) for right in expected[0][0]]
-        )
         assert weight_bytes(tiny.network) == before
         assert hook_count(tiny.network) == 0
 
@@ -78,7 +76,7 @@ class TestTinyModel:
         task = (TASKS / "sequences.yaml").read_text().replace("tasks/sequences.jsonl", str(data))
         (tmp_path / "own.yaml").write_text(task)
 
-        found = harness_results(tiny, [TEXT], [None, Editing(edit)], include_path=tmp_path)
+        found = harness_results(tiny, [str(tmp_path / "own.yaml")], [None, Editing(edit)])
         expected = [[text == wanted for text, wanted in zip(texts, right, strict=True)] for texts in (base, edited)]
         assert expected[0] != expected[1]
         assert [list(metrics[f"{TEXT}.exact_match"].values) for metrics in found] == expected
@@ -147,20 +145,16 @@ class TestBadInput:
         with pytest.raises(DataError, match=r"no task 'hellaswagg'\. Did you mean 'hellaswag'"):
             harness_results(tiny, ["hellaswagg"])
 
-    def test_unknown_task_beside_ones_own(self, tiny: LanguageModel) -> None:
-        with pytest.raises(DataError, match=rf"Did you mean '{CHOICES}'.*tasks has: {CHOICES}, {TEXT}\."):
-            harness_results(tiny, ["steer2edit_capital"], include_path=TASKS)
-
     def test_data_that_cannot_be_had(self, tiny: LanguageModel, tmp_path: Path) -> None:
         task = (TASKS / "sequences.yaml").read_text().replace("tasks/sequences.jsonl", "nowhere.jsonl")
         (tmp_path / "own.yaml").write_text(task)
-        with pytest.raises(DataError, match=rf"cannot load {TEXT}: FileNotFoundError.*nowhere\.jsonl"):
-            harness_results(tiny, [TEXT], include_path=tmp_path)
+        with pytest.raises(DataError, match=r"cannot load .*own\.yaml: FileNotFoundError.*nowhere\.jsonl"):
+            harness_results(tiny, [str(tmp_path / "own.yaml")])
 
     def test_tasks_that_run_code(self, tiny: LanguageModel, tmp_path: Path) -> None:
         (tmp_path / "own.yaml").write_text((TASKS / "sequences.yaml").read_text() + "unsafe_code: true\n")
         with pytest.raises(DataError, match=rf"{TEXT}' runs code that the model writes.*sandbox"):
-            harness_results(tiny, [TEXT], include_path=tmp_path)
+            harness_results(tiny, [str(tmp_path / "own.yaml")])
 
     def test_edit_of_another_model(self, edit: WeightEdit) -> None:
         with pytest.raises(MismatchError, match="fingerprint"):
@@ -171,7 +165,7 @@ class TestBadInput:
 def test_smollm2() -> None:
     """The real model, float32, knows more of capitals and sequences than chance does."""
     model = load_model("smollm2", dtype="float32", device="cpu")
-    (metrics,) = harness_results(model, [CHOICES, TEXT], include_path=TASKS)
+    (metrics,) = harness_results(model, FILES)
     plain, by_length = choices_right(model)
     right = [continuation(model, row["sequence"], 8) == row["next"] for row in rows("sequences")]
     assert list(metrics[f"{CHOICES}.acc"].values) == plain

@@ -116,7 +116,7 @@ def test_in_a_talk_each_goes_on_from_its_own_replies(
     monkeypatch.setattr("builtins.input", typed)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     shown: list[list[str]] = []
-    monkeypatch.setattr(terminal, "columns_of_text", lambda labels, texts: shown.append(list(texts)) or "")
+    monkeypatch.setattr("steer2edit.cli.chat.columns_of_text", lambda labels, texts: shown.append(list(texts)) or "")
     run("chat", checkpoint, *arms, *SHORT)
     first, second, third = shown
     for row, arm in enumerate((None, Steering(vectors, 3.0), Editing(edit, 0.5))):

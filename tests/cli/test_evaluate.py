@@ -10,7 +10,7 @@ from typer import BadParameter
 
 from evaluation.judge_server import Answer, judge_server
 from steer2edit.cli import app, main
-from steer2edit.cli.arms import load_given
+from steer2edit.cli.measure import load_given
 from steer2edit.evaluation import paired_rate_difference
 from steer2edit.models import load_model
 from tiny_chat import tiny_chat_model
@@ -227,7 +227,7 @@ def test_paths_with_strengths() -> None:
 
 
 def test_arms_of_two_files_are_told_apart(checkpoint: Path, vectors: Path, tmp_path: Path) -> None:
-    from steer2edit.cli.arms import Interventions
+    from steer2edit.cli.measure import Interventions
 
     copy = tmp_path / "v.safetensors"
     copy.write_bytes(vectors.read_bytes())

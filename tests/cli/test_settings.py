@@ -8,10 +8,10 @@ import typer
 import typer.main
 
 from steer2edit.cli import app
-from steer2edit.cli.options import Loading, expanded
+from steer2edit.cli.options import expanded
 from steer2edit.errors import InvalidValueError
-from steer2edit.recipes.schema import RecipeSearch
-from steer2edit.settings import ConvertOptions, ExtractOptions, SearchOptions, declared
+from steer2edit.recipes.recipe import RecipeSearch
+from steer2edit.settings import ConvertOptions, ExtractOptions, Loading, SearchOptions, declared
 from steer2edit.settings.declared import Above, Checked, Text, read_numbers
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -28,8 +28,24 @@ def test_every_setting_is_an_option(command: str, kind: type) -> None:
 
 @dataclass(frozen=True)
 class Small(Checked):
-    count: Annotated[int, typer.Option(min=1, max=3, help="How many.")] = 2
-    sizes: Annotated[tuple[float, ...], typer.Option(help="Sizes."), Text(read_numbers), Above(0)] = (1.0,)
+    """Two settings, and a field that is none.
+
+    Args:
+        count: How many
+            there are.
+        sizes: Sizes.
+    """
+
+    count: Annotated[int, typer.Option(min=1, max=3)] = 2
+    sizes: Annotated[tuple[float, ...], Text(read_numbers), Above(0)] = (1.0,)
+    other: bool = False
+
+
+def test_help_texts_are_those_of_the_docstring() -> None:
+    assert {name: setting.option.help for name, setting in declared(Small).items()} == {
+        "count": "How many there are.",
+        "sizes": "Sizes.",
+    }
 
 
 def test_a_command_takes_settings() -> None:

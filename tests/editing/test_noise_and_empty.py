@@ -15,7 +15,8 @@ from steer2edit.editing import compute_factors, convert
 from steer2edit.errors import InvalidValueError, NoiseError
 from steer2edit.method import Hyperparameters, Rules
 from steer2edit.models import LanguageModel
-from steer2edit.search import SearchOptions, prepare_search
+from steer2edit.search import prepare_search
+from steer2edit.settings import Accepting, SearchOptions
 
 BOTH = Hyperparameters(0.1, 0.1, 0.1)
 ATTN = {Site(layer, "attn") for layer in range(3)}
@@ -66,7 +67,10 @@ def test_a_search_over_a_block_of_noise_is_refused_before_it_begins(model: Langu
     with pytest.raises(NoiseError, match="attn"):
         prepare_search(model, vectors, SearchOptions(**small))
     assert prepare_search(model, vectors, SearchOptions(**small, blocks=("mlp",))).space.blocks == ("mlp",)
-    assert prepare_search(model, vectors, SearchOptions(**small), force=True).space.blocks == ("attn", "mlp")
+    assert prepare_search(model, vectors, SearchOptions(**small), accepting=Accepting(force=True)).space.blocks == (
+        "attn",
+        "mlp",
+    )
 
 
 def largest(model: LanguageModel, vectors: SteeringVectors, block: str) -> float:

@@ -11,8 +11,10 @@ from scripted_model import ScriptedModel
 
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.evaluation import BASE_ARM, PreferenceTask, VerdictTask, behaviour, build_tasks, evaluate
-from steer2edit.evaluation.set_scorers import LocalJudge, Phrases
+from steer2edit.evaluation import BASE_ARM, behaviour, build_tasks, evaluate
+from steer2edit.evaluation.likelihood_tasks import PreferenceTask
+from steer2edit.evaluation.reply_tasks import VerdictTask
+from steer2edit.evaluation.scorers import LocalJudge, Phrases
 from steer2edit.models import Reply
 from steer2edit.steering import find_behaviour, load_contrast
 from tiny_chat import END, tiny_chat_model

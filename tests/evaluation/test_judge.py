@@ -12,8 +12,7 @@ from judge_server import Answer, Record, judge_server
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import judge as judge_module
-from steer2edit.evaluation.judge import Judge, Judgement
-from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, fill_template, read_template, yes_or_no
+from steer2edit.evaluation.judge import REFUSAL_QUESTION, Judge, Judgement, fill_template, read_template, yes_or_no
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.models import Reply
 from steer2edit.steering import RefusalPhrases

@@ -11,15 +11,11 @@ from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import (
     BASE_ARM,
     BEHAVIOURS,
-    SCORERS,
     TASK_KINDS,
-    ChoiceTask,
     DriftTask,
     MathTask,
-    PreferenceTask,
     RefusalTask,
     TaskSettings,
-    TruthChoiceTask,
     behaviour,
     build_tasks,
     evaluate,
@@ -27,8 +23,10 @@ from steer2edit.evaluation import (
     metric_name,
 )
 from steer2edit.evaluation.judge import Judge
+from steer2edit.evaluation.likelihood_tasks import ChoiceTask, PreferenceTask, TruthChoiceTask
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Reply
+from steer2edit.settings.shared import SCORERS
 from steer2edit.steering import refusal_phrases, safety_prompts
 from tiny_chat import tiny_chat_model
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer2edit.evaluation import Estimate, mean, paired_difference, rate
+from steer2edit.estimates import Estimate
+from steer2edit.evaluation import mean, paired_difference, rate
 
 Z = 1.959964
 

@@ -5,7 +5,9 @@ from scripted_model import ScriptedModel
 
 from steer2edit.core import Steering
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.evaluation import DriftTask, LengthTask, PreferenceTask, RefusalTask, Task, base_answers, mean, rate
+from steer2edit.evaluation import DriftTask, RefusalTask, Task, base_answers, mean, rate
+from steer2edit.evaluation.likelihood_tasks import PreferenceTask
+from steer2edit.evaluation.reply_tasks import LengthTask
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Sampling, encode_prompts
 from steer2edit.steering import RefusalPhrases

@@ -12,22 +12,19 @@ from steer2edit.core import Steering
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import (
-    ChoiceTask,
     DegenerationTask,
     DriftTask,
-    LengthTask,
     MathTask,
-    PreferenceTask,
     RefusalTask,
     Task,
-    TruthChoiceTask,
     evaluate,
     merged_measurements,
 )
 from steer2edit.evaluation.answers import is_right, last_boxed
 from steer2edit.evaluation.formats import ChoiceQuestion, MathProblem, TruthQuestion
-from steer2edit.evaluation.runner import BASE_ARM
-from steer2edit.evaluation.tasks import repeated_share
+from steer2edit.evaluation.likelihood_tasks import ChoiceTask, PreferenceTask, TruthChoiceTask
+from steer2edit.evaluation.reply_tasks import LengthTask, repeated_share
+from steer2edit.evaluation.task import BASE_ARM
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
 from tiny_chat import END, chatml, tiny_chat_model
 

@@ -11,7 +11,7 @@ from naive_capture import activations
 from steer2edit.cli import app
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.evaluation import ThinkingTask
+from steer2edit.evaluation.reply_tasks import ThinkingTask
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling, encode_responses, generate, load_model
 from steer2edit.steering import Contrast, ContrastSet, extract
 from tiny_chat import CHAT_TEMPLATE, tiny_chat_model, tiny_tokenizer

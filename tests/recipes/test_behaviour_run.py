@@ -10,9 +10,11 @@ import pytest
 from steer2edit.artifacts import load_edit, load_vectors
 from steer2edit.cli import app
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
-from steer2edit.evaluation import Condition, paired
+from steer2edit.estimates import Condition
+from steer2edit.evaluation import paired
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.recipes import Extras, RunOptions, run_behaviour
+from steer2edit.recipes import run_behaviour
+from steer2edit.settings import RunOptions
 from tiny_chat import tiny_chat_model
 
 HELD_OUT = 40
@@ -119,9 +121,7 @@ def test_the_demonstration(tmp_path: Path) -> None:
     """Does the edit do what the README says?"""
     told = Told()
     options = RunOptions(limit=HELD_OUT, max_new_tokens=28)
-    results = run_behaviour(
-        load_model("smollm2"), "safety", tmp_path / "run", told, options, extras=Extras(paper=True, verified=3)
-    )
+    results = run_behaviour(load_model("smollm2"), "safety", tmp_path / "run", told, options, paper=True, verified=3)
     base, steered, paper, edited = (c["metrics"] for c in results["held_out"]["conditions"])
     assert base["harmful_refused"]["n"] == HELD_OUT
     # At least five times the base, where one refusal stands for a base that never refuses.

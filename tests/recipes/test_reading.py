@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.recipes import Recipe, RunOptions, read_recipe, recipe_names, search_options
+from steer2edit.recipes import read_recipe, recipe_names, search_options
+from steer2edit.recipes.recipe import Recipe
+from steer2edit.settings import RunOptions
 from unchecked import unchecked
 
 VALID = """

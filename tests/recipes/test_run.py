@@ -10,10 +10,12 @@ import pytest
 from steer2edit.artifacts import load_edit, load_vectors
 from steer2edit.cli import app
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
-from steer2edit.evaluation import Condition
+from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.recipes import Recipe, RunOptions, read_recipe, render_again, run_recipe
-from steer2edit.search import SearchOptions, SearchSpace
+from steer2edit.recipes import read_recipe, render_again, run_recipe
+from steer2edit.recipes.recipe import Recipe
+from steer2edit.search.space import SearchSpace
+from steer2edit.settings import RunOptions, SearchOptions
 from tiny_chat import tiny_chat_model
 
 RECIPE = """

@@ -10,7 +10,8 @@ from tiny_search import SAMPLING, random_vectors, tiny_model
 from steer2edit.core import Intervention, Steering
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Calibration, DriftTask, Estimate, calibrate
+from steer2edit.estimates import Estimate
+from steer2edit.evaluation import Calibration, DriftTask, calibrate
 from unchecked import unchecked
 
 

@@ -20,7 +20,8 @@ from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.method import output_direction
 from steer2edit.models import LanguageModel
 from steer2edit.report import write_comparison_page
-from steer2edit.search import ComparisonOptions, comparison_methods, run_comparison
+from steer2edit.search import comparison_methods, run_comparison
+from steer2edit.settings import ComparisonOptions
 from steer2edit.steering import borderline_prompts, prompt_digests, safety_prompts
 
 OPTIONS = ComparisonOptions("safety", kls=(0.2, 0.05), limit=3)

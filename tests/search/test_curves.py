@@ -5,9 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from steer2edit.evaluation import Condition, Estimate
-from steer2edit.search.comparison_figures import Figure, Plan, figure_text, method_figures
-from steer2edit.search.curves import best_within, curve_area, draw_counts, first_reach, resampled_means
+from steer2edit.estimates import Condition, Estimate
+from steer2edit.search.curves import (
+    Figure,
+    Plan,
+    best_within,
+    curve_area,
+    draw_counts,
+    figure_text,
+    first_reach,
+    method_figures,
+    resampled_means,
+)
 
 INF, NAN = math.inf, math.nan
 # gains 0 → .4 → .8, drifts 0 → .1 → .3, over-refusal 0 → .02 → .10

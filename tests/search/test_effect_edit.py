@@ -12,10 +12,11 @@ from steer2edit.core import Editing
 from steer2edit.editing import convert, recommended
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.search import SearchOptions, SearchSpace, prepare_search, search_results
-from steer2edit.search.halving import effect_scale
+from steer2edit.search import prepare_search, search_results
+from steer2edit.search.space import SearchSpace
 from steer2edit.search.study import Study
-from steer2edit.search.trials import read_trials
+from steer2edit.search.trials import effect_scale, read_trials
+from steer2edit.settings import SearchOptions
 
 DEFAULT = Hyperparameters(1.0, 1.0, 0.0)
 

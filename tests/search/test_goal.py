@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Estimate, behaviour, rate
-from steer2edit.search import Budget, Goal, pareto_front
-from steer2edit.search.goal import ranked
+from steer2edit.estimates import Estimate
+from steer2edit.evaluation import behaviour, rate
+from steer2edit.search.goal import Budget, Goal, pareto_front, ranked
 
 GOAL = Goal("refused", 1, Budget({"kl": 0.5}))
 few = st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7])

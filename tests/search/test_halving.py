@@ -11,19 +11,20 @@ from tiny_search import ITEMS, MAX_KL, SAMPLING, CountingEngine, facts, tiny_beh
 from steer2edit.core import Editing
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import evaluate
-from steer2edit.evaluation.runner import Arm
+from steer2edit.evaluation.task import Arm
 from steer2edit.method import Hyperparameters
 from steer2edit.models import Reply
-from steer2edit.search import Search, SearchSpace, Trial, propose
-from steer2edit.search.halving import (
+from steer2edit.search.search import Search
+from steer2edit.search.space import Parameters, SearchSpace, propose
+from steer2edit.search.trials import (
     DEGENERATE,
     NO_EDIT,
+    Trial,
     measure_generation,
     sanity_task,
     spend,
     stopped_counts,
 )
-from steer2edit.search.space import Parameters
 
 SANE = [
     {"blocks": "mlp", "rho_attn": 0.5, "rho_mlp": rho, "alpha": alpha}

@@ -8,8 +8,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tiny_search import tiny_search
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.search import STRATEGIES, SearchOptions, SearchSpace, Strategy, propose
-from steer2edit.search.space import Parameters
+from steer2edit.search.space import Parameters, SearchSpace, propose
+from steer2edit.settings import STRATEGIES, SearchOptions, Strategy
 from unchecked import unchecked
 
 SPACE = SearchSpace("threshold", largest_threshold={"attn": 0.3, "mlp": 0.3})

@@ -12,7 +12,9 @@ from tiny_search import random_vectors, tiny_model
 from steer2edit.core import SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.models import LanguageModel
-from steer2edit.search import Budget, SearchOptions, prepare_search
+from steer2edit.search import prepare_search
+from steer2edit.search.goal import Budget
+from steer2edit.settings import Accepting, SearchOptions
 from steer2edit.steering import prompt_digests, safety_prompts
 
 SMALL: dict[str, Any] = {"behaviour": "safety", "limit": 3, "max_new_tokens": 2}
@@ -99,11 +101,13 @@ def test_longer_replies_are_another_search(model: LanguageModel, vectors: Steeri
 def test_other_models_vectors_are_refused(model: LanguageModel, vectors: SteeringVectors) -> None:
     with pytest.raises(MismatchError):
         prepare_search(tiny_model(seed=1), vectors, SearchOptions(**SMALL))
-    prepare_search(tiny_model(seed=1), vectors, SearchOptions(**SMALL), allow_mismatch=True)
+    prepare_search(tiny_model(seed=1), vectors, SearchOptions(**SMALL), accepting=Accepting(allow_mismatch=True))
     some = {site: means for site, means in vectors.sites.items() if site.block == "mlp"}
     with pytest.raises(MismatchError, match=r"L0\.attn"):
         prepare_search(model, replace(vectors, sites=some), SearchOptions(**SMALL))
-    search = prepare_search(model, replace(vectors, sites=some), SearchOptions(**SMALL), allow_missing=True)
+    search = prepare_search(
+        model, replace(vectors, sites=some), SearchOptions(**SMALL), accepting=Accepting(allow_missing=True)
+    )
     assert search.space.blocks == ("mlp",)  # what is not there is not searched
 
 

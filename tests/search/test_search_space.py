@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters, grid
 from steer2edit.method.rule import magnitude
-from steer2edit.search import SearchSpace
-from steer2edit.search.space import Parameters
+from steer2edit.search.space import Parameters, SearchSpace
 from unchecked import unchecked
 
 

@@ -10,10 +10,17 @@ import torch
 from steer2edit.core import ClassMeans, SiteEffects, SiteMeans, SteeringVectors
 from steer2edit.editing import compute_factors
 from steer2edit.engines import Engine, RememberingEngine, Request, TransformersEngine
-from steer2edit.evaluation import Behaviour, Condition, DriftTask, RefusalTask
+from steer2edit.estimates import Condition
+from steer2edit.evaluation import Behaviour, DriftTask, RefusalTask
 from steer2edit.method import GATED_RULES
 from steer2edit.models import LanguageModel, Reply, Sampling
-from steer2edit.search import Budget, Search, SearchOptions, SearchResult, SearchSpace, Trial, run_search
+from steer2edit.search import run_search
+from steer2edit.search.goal import Budget
+from steer2edit.search.run import SearchResult
+from steer2edit.search.search import Search
+from steer2edit.search.space import SearchSpace
+from steer2edit.search.trials import Trial
+from steer2edit.settings import SearchOptions
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 
 SAMPLING = Sampling(max_new_tokens=4)

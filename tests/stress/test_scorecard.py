@@ -11,7 +11,7 @@ from tiny_stress import ToyTest, random_vectors, tiny_input
 
 from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.artifacts.edits.scorecard_section import has_contract, write_scorecard_section
-from steer2edit.cli.stress_output import rows_of
+from steer2edit.cli.stress import rows_of
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Value
 from steer2edit.evaluation import BASE_ARM, Arm, paired

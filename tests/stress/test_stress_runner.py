@@ -216,9 +216,9 @@ class TestAttacksAreMade:
         go(given, [ToyTest("shouting", attack=attack)], out)
         kept = json.loads((out / "replies" / "shouting.json").read_text())["replies"]
         prompts = [prompt.upper() for prompt in given.harmful]
-        base = [reply.text for reply in generate(given.model, prompts, given.options.sampling)]
+        base = [reply.text for reply in generate(given.model, prompts, given.sampling)]
         with merged(given.model, given.edit):
-            edited = [reply.text for reply in generate(given.model, prompts, given.options.sampling)]
+            edited = [reply.text for reply in generate(given.model, prompts, given.sampling)]
         assert edited != base
         assert (kept["base"]["letters"], kept["edit"]["letters"]) == (base, edited)
 
@@ -329,7 +329,7 @@ class TestRefused:
             ({"suite": "fast"}, "unknown suite 'fast'"),
             ({"scorer": "juge"}, "unknown scorer 'juge'. Did you mean 'judge'"),
             ({"seed": -1}, "a seed must be >= 0, got -1"),
-            ({"limit": 0}, "the limit must be >= 1, got 0"),
+            ({"limit": 0}, "limit must be >= 1, got 0"),
         ],
     )
     def test_options(self, changes: dict[str, Any], message: str) -> None:

@@ -1,7 +1,6 @@
 """The Python face: a model, vectors, edits and results that show themselves in a notebook. docs/python.md has all."""
 
-from steer2edit.api.edit import CombinedEdit, Edit, convert, load_edit, preview
-from steer2edit.api.files import apply, audit, export
+from steer2edit.api.edit import CombinedEdit, Edit, apply, audit, convert, export, load_edit, preview
 from steer2edit.api.model import Model, load, wrap
 from steer2edit.api.results import Results, evaluate
 from steer2edit.api.runs import RefitResults, SearchResults, StressResults, refit, search, stress

@@ -1,6 +1,7 @@
-"""Weight edits: made of vectors, switched on, scaled, added up, saved."""
+"""Weight edits: made of vectors, switched on, scaled, added up, saved; in files and for other engines."""
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +9,16 @@ from typing import TYPE_CHECKING
 
 from steer2edit.api import showing
 from steer2edit.api.keywords import public
-from steer2edit.artifacts import load_members, read_members, save_combined, save_edit
+from steer2edit.artifacts import apply_to_files, export_edit, load_members, read_members, save_combined, save_edit
+from steer2edit.artifacts.exports.export import needs_model
+from steer2edit.audit import audit as audit_checkpoint
 from steer2edit.core import Combined, Editing, SteeringVectors, WeightEdit
 from steer2edit.editing import intervened
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import Arm, edit_arm
-from steer2edit.models import LanguageModel, load_model
-from steer2edit.recipes.making import make_edit
-from steer2edit.recipes.preview import STRENGTH, Preview
-from steer2edit.recipes.preview import preview as look
+from steer2edit.models import LanguageModel, load_model, load_skeleton
+from steer2edit.recipes.making import STRENGTH, Preview, make_edit
+from steer2edit.recipes.making import preview as look
 from steer2edit.settings import Accepting, ConvertOptions
 
 if TYPE_CHECKING:
@@ -84,11 +86,7 @@ class Edit(WeightEdit):
         save_edit(_base(self, model), self, directory, overwrite=overwrite)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row for each component with λ ≠ 0: its name, layer, block, λ and g.
-
-        Raises:
-            InvalidValueError: pandas is not installed.
-        """
+        """A row for each component with λ ≠ 0: its name, layer, block, λ and g; needs pandas."""
         return showing.frame(
             [
                 {"component": str(component), "layer": component.site.layer, "block": component.site.block,
@@ -252,3 +250,54 @@ def load_edit(directory: Path | str) -> Edit | CombinedEdit:
     members = [(Edit.of(edit), weight) for edit, weight in load_members(directory)]
     parts = [edit if weight == 1 else edit * weight for edit, weight in members]
     return parts[0] if len(parts) == 1 else CombinedEdit(tuple(parts))
+
+
+@public
+def apply(
+    model: str, edit: WeightEdit | CombinedEdit, out: Path | str, *, strength: float = 1.0, overwrite: bool = False
+) -> Path:
+    """Write the edited checkpoint, from the base's files: only the edited tensors differ.
+
+    Args:
+        model: name of the base, a Hub id, a directory, or smollm2; it is not loaded.
+        edit: one, or several at once.
+        out: directory for the checkpoint; must not exist.
+        strength: multiplies the edit.
+        overwrite: replace a checkpoint that is there.
+
+    Raises:
+        MismatchError: the edit is for another model.
+        ArtifactError: the directory exists or cannot be written.
+    """
+    parts = edit.parts if isinstance(edit, CombinedEdit) else (edit,)
+    apply_to_files(model, [(part, strength) for part in parts], out, overwrite=overwrite)
+    return Path(out)
+
+
+@public
+def export(
+    edit: Path | str, format: str, out: Path | str, *, strength: float | Sequence[float] = 1.0, overwrite: bool = False
+) -> list[str]:
+    """Write adapters for another engine, one per strength.
+
+    Args:
+        edit: a directory that `save` wrote.
+        format: peft, gguf-lora (llama.cpp, Ollama) or vllm.
+        out: directory for the adapters; must not exist.
+        strength: what the edit is multiplied by; several for several adapters.
+        overwrite: replace what is there.
+
+    Returns:
+        How to serve them, in lines.
+
+    Raises:
+        InvalidValueError: there is no such format.
+        ArtifactError: the directory exists or cannot be written.
+    """
+    members = load_members(edit)
+    strengths = [float(one) for one in (strength if isinstance(strength, Sequence) else [strength])]
+    base = load_skeleton(str(members[0][0].metadata["model"]["name"])) if needs_model(members, format) else None
+    return list(export_edit(Path(edit), format, strengths, Path(out), model=base, overwrite=overwrite).usage)
+
+
+audit = public(audit_checkpoint)

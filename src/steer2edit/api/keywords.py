@@ -1,8 +1,7 @@
 """What every function of the Python face has: settings as keywords, arguments that are checked, progress."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -26,9 +25,10 @@ def public(function: Function) -> Function:
     own = inspect.signature(function).parameters.values()
     plain = [parameter for parameter in own if parameter.name not in groups]
     taken = {parameter.name for parameter in plain}
-    settings = {name: [k for k in _defaults(kind) if k not in taken] for name, kind in groups.items()}
+    declarations: dict[str, dict[str, Setting]] = {name: declared(kind) for name, kind in groups.items()}  # type: ignore[arg-type]
+    settings = {name: [key for key in own if key not in taken] for name, own in declarations.items()}
     keywords = {
-        key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_defaults(groups[name])[key])
+        key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=declarations[name][key].default)
         for name, keys in settings.items()
         for key in keys
     }
@@ -55,7 +55,7 @@ def public(function: Function) -> Function:
 
     call.__signature__ = signature  # type: ignore[attr-defined]
     if keywords:
-        helps = {key: setting.option.help for kind in groups.values() for key, setting in _declared(kind).items()}
+        helps = {key: setting.option.help for own in declarations.values() for key, setting in own.items()}
         helped = ["Keywords, as on the command line:", *(f"    {key}: {helps[key]}" for key in keywords)]
         call.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *helped])
     return call  # type: ignore[return-value]
@@ -72,13 +72,3 @@ def _got(value: Any) -> str:
     if isinstance(value, str | Path):
         return f"{str(value)!r}: load it first, with load, load_edit or load_vectors"
     return f"{type(value).__name__}"
-
-
-def _declared(kind: Any) -> Mapping[str, Setting]:
-    return declared(kind)
-
-
-def _defaults(kind: Any) -> dict[str, Any]:
-    """The declared fields with their defaults."""
-    made = {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(kind)}
-    return {name: made[name] for name in declared(kind)}

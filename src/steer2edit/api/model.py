@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.api import showing
+from steer2edit.api.keywords import public
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel, Layout, Prompt, Sampling, generate, load_model, wrap_model
 from steer2edit.progress import show_progress
+from steer2edit.settings import Loading
 
 
 class Model(LanguageModel):
@@ -62,42 +64,19 @@ class Model(LanguageModel):
         return showing.page(repr(self))
 
 
-def load(
-    name: str | Path,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    layout: Path | Layout | None = None,
-    chat_template: str | None = None,
-    template_args: Mapping[str, Any] | None = None,
-    system: str | None = None,
-    like: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
-    trust_remote_code: bool = False,
-) -> Model:
+@public
+def load(name: str | Path, loading: Loading, *, like: Mapping[str, Any] | Sequence[Mapping[str, Any]] = ()) -> Model:
     """Load a model.
 
     Args:
-        name: a Hub id, a local directory, or `smollm2` for the embedded SmolLM2-135M-Instruct.
-        dtype: auto (the checkpoint's own), float32, bfloat16 or float16.
-        device: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, or balanced over all devices.
-        layout: of an architecture that is not known (docs/add-a-model.md).
-        chat_template: a Jinja file, or `none` for plain text.
-        template_args: handed to the chat template by name, such as `{"enable_thinking": False}`.
-        system: a system message for conversations that have none of their own.
+        name: a Hub id, a local directory, a .gguf file, or `smollm2` for the embedded SmolLM2-135M-Instruct.
         like: metadata of vectors or of an edit that is gone on from: its template arguments and date are used again.
-        trust_remote_code: run the Python code that a checkpoint brings. Only for code you have read.
 
     Raises:
         ModelError: it is not there, or cannot be read.
         LayoutError: it has residual writers that no layout rule covers.
     """
-    with show_progress(piped=False):
-        return Model.of(
-            load_model(
-                str(name), dtype=dtype, device=device, layout=layout, chat_template=chat_template,
-                template_args=template_args, system=system, like=like, trust_remote_code=trust_remote_code,
-            )
-        )  # fmt: skip
+    return Model.of(load_model(str(name), **vars(loading), like=like))
 
 
 def wrap(

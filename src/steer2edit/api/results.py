@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from steer2edit.api import showing
 from steer2edit.api.edit import CombinedEdit
 from steer2edit.api.keywords import public
-from steer2edit.api.tables import LESS_BASE, condition_rows, difference_rows
+from steer2edit.api.showing import LESS_BASE, condition_rows, difference_rows
 from steer2edit.core import Combined, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
@@ -64,11 +64,7 @@ class Results:
         return compare(self.conditions)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row for each condition and metric: estimate, ends of the 95 % interval, n, and how many were not scored.
-
-        Raises:
-            InvalidValueError: pandas is not installed.
-        """
+        """A row for each condition and metric: estimate, 95 % interval, n, how many were not scored; needs pandas."""
         return showing.frame(
             [
                 {"condition": condition.label, "kind": condition.kind, "metric": name, **estimate.to_json()}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from steer2edit.api import showing
 from steer2edit.api.edit import Edit
@@ -16,10 +16,10 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
+from steer2edit.recipes.pages import search_and_report
 from steer2edit.recipes.refit import refit as make_anew
-from steer2edit.recipes.searched import search_and_report
 from steer2edit.search import behaviours_of, options_for
-from steer2edit.settings import Accepting, SearchOptions
+from steer2edit.settings import Accepting, RefitOptions, SearchOptions, StressOptions
 from steer2edit.tables import text_table
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def search(
     chosen = options_for(vectors, replace(options, behaviour=behaviour))
     behaviours_of(chosen)
     with _folder(out) as folder:
-        found = search_and_report(model, vectors, chosen, folder, lambda text, conditions: None, **vars(accepting))
+        found = search_and_report(model, vectors, chosen, folder, lambda text, conditions: None, accepting=accepting)
         edit = Edit.of(load_edit(folder / "edit"), model)
     conditions = tuple(Condition.from_json(one) for one in found["held_out"]["conditions"])
     goal = found["attribute"], found["direction"]
@@ -93,31 +93,20 @@ class RefitResults(Results):
 
 
 @public
-def refit(
-    model: LanguageModel,
-    edit: WeightEdit,
-    *,
-    contrast: str | None = None,
-    limit: int | None = None,
-    force: bool = False,
-) -> RefitResults:
+def refit(model: LanguageModel, edit: WeightEdit, options: RefitOptions) -> RefitResults:
     """Make an edit anew for a model whose weights have changed, after a fine-tune say, from the edit's own recipe.
 
     Args:
         model: as it is now.
         edit: whose contrast, settings and drift are used again; nothing is searched.
-        contrast: a behaviour or file, where the edit does not say or its file has moved.
-        limit: at most this many items of every set.
-        force: edit with vectors that the diagnosis calls noise.
 
     Raises:
         DataError: the edit does not say what its vectors are made from.
         MismatchError: the model has other sites or shapes than the edit.
         NoiseError: the diagnosis calls the vectors noise.
     """
-    found = make_anew(model, edit, contrast=contrast, limit=limit, force=force)
-    made = Edit.of(found.edit, model)
-    return RefitResults(tuple(found.conditions), "refit", found.prompts, edit=made)
+    found = make_anew(model, edit, options)
+    return RefitResults(tuple(found.conditions), "refit", found.prompts, edit=Edit.of(found.edit, model))
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,11 +130,7 @@ class StressResults:
         return {condition.title: condition.words for condition in self.scorecard.contract.conditions}
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row for each line of the scorecard.
-
-        Raises:
-            InvalidValueError: pandas is not installed.
-        """
+        """A row for each line of the scorecard; needs pandas."""
         return showing.frame(self._lines())
 
     def __repr__(self) -> str:
@@ -172,16 +157,9 @@ def stress(
     edit: WeightEdit,
     vectors: SteeringVectors | None = None,
     *,
+    options: StressOptions,
     out: Path | str | None = None,
-    suite: Literal["quick", "full"] = "quick",
     only: Sequence[str] = (),
-    harmful: str | None = None,
-    benign: str | None = None,
-    strength: float = 1.0,
-    limit: int | None = None,
-    max_new_tokens: int = 24,
-    scorer: str = "strict",
-    seed: int = 0,
 ) -> StressResults:
     """State the contract of an edit: what is left of its gain under attack, in 4 bits, after a fine-tune.
 
@@ -190,27 +168,18 @@ def stress(
         edit: what is tested.
         vectors: that it was made from, to compare it with steering at equal drift.
         out: run folder, in which it goes on if it was stopped, with report.html; by default none is left.
-        suite: quick (ten minutes of a small model on two cores) or full (an hour).
         only: tests in place of the contract, by name or by group; `steer2edit stress --list` shows them.
-        harmful: file of requests that should be refused, instead of the built-in held-out ones.
-        benign: file of requests that should be answered.
-        strength: that the edit is tested at.
-        limit: at most this many prompts of either kind.
-        max_new_tokens: longest reply, where a test has none of its own.
-        scorer: what tells refusals: strict or official.
-        seed: of what is random.
 
     Raises:
         InvalidValueError: an option is unknown or out of range.
         DataError: a file is malformed, or a prompt was seen by the vectors.
     """
     from steer2edit.report import write_stress_page
-    from steer2edit.stress import StressInput, StressOptions, all_tests, choose_tests, require_unseen, run_stress
+    from steer2edit.stress import StressInput, all_tests, choose_tests, require_unseen, run_stress
 
-    wanted = StressOptions(suite, harmful, benign, limit, strength, max_new_tokens, scorer, seed)
     tests = choose_tests(all_tests(), list(only))
     require_unseen(edit, vectors, (), ())
-    given = StressInput(TransformersEngine(model), edit, wanted, vectors)
+    given = StressInput(TransformersEngine(model), edit, options, vectors)
     others = [test for test in all_tests() if test not in tests]
     with _folder(out) as folder:
         found = run_stress(given, tests, folder, lambda text: None, others=others)

@@ -1,4 +1,4 @@
-"""How objects show themselves: a few lines of text, HTML in a notebook, and rows for pandas."""
+"""How objects show themselves: a few lines of text, HTML in a notebook, and rows for pandas and terminals."""
 
 import html
 import sys
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import Condition, Estimate, column
+from steer2edit.evaluation import metric_name
 
 if TYPE_CHECKING:
     import pandas
@@ -82,3 +84,41 @@ def frame(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
     except ImportError as error:
         raise InvalidValueError("to_pandas() needs pandas, which is not installed: pip install pandas.") from error
     return pandas.DataFrame(rows)
+
+
+LESS_BASE = "Less base, on the same items, 95 % intervals"
+Rows = tuple[list[str], list[list[str]]]
+"""(titles of columns, rows)."""
+
+
+def condition_rows(conditions: Sequence[Condition]) -> Rows:
+    """Every metric under every condition."""
+    first = conditions[0]
+    metrics = {name: metric_name(name) for name in first.metrics}
+    titles = [f"{metric.brief}\nn={first.metrics[name].n}" for name, metric in metrics.items()]
+
+    def cell(condition: Condition, name: str) -> str:
+        if metrics[name].against_base and condition.kind == "base":
+            return "reference"
+        return column(_is_share(name, first.values.get(name, ()))).text(condition.metrics[name])
+
+    return ["", *titles], [[one.label, *(cell(one, name) for name in metrics)] for one in conditions]
+
+
+def difference_rows(comparisons: Sequence[Mapping[str, Any]]) -> Rows:
+    """What `evaluation.compare` found: every condition less the first."""
+    names = list(comparisons[0]["differences"])
+    rows = []
+    for one in comparisons:
+        found = {name: Estimate(**one["differences"][name]) for name in names}
+        rows.append(
+            [one["label"], *(column(_is_share(name), change=True).text(estimate) for name, estimate in found.items())]
+        )
+    titles = [f"{metric_name(name).brief}\nn={comparisons[0]['differences'][name]['n']}" for name in names]
+    return ["", *titles], rows
+
+
+def _is_share(name: str, values: Sequence[Any] = ()) -> bool:
+    """By its name, or because every item is a verdict: the harness has names of its own."""
+    verdicts = bool(values) and all(value is None or isinstance(value, bool) for value in values)
+    return verdicts or metric_name(name).scale == "share"

@@ -53,11 +53,7 @@ class Vectors(SteeringVectors):
         save_vectors(self, path, overwrite=overwrite)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row for each site: length of the vector, and the diagnosis.
-
-        Raises:
-            InvalidValueError: pandas is not installed.
-        """
+        """A row for each site: length of the vector, and the diagnosis; needs pandas."""
         judged = (self.diagnosis or {}).get("sites", {})
         norms = {str(site): means.steering_vector.norm().item() for site, means in self.sites.items()}
         return showing.frame([{"site": site, "norm": norm, **judged.get(site, {})} for site, norm in norms.items()])

@@ -1,17 +1,17 @@
-"""The command line: one file per command. Heavy imports happen inside commands, so `--help` is instant."""
+"""The command line: every command. Other parts of the package are imported on first use, so `--help` is instant."""
 
 import logging
 import os
 import sys
 from contextlib import suppress
-from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from steer2edit import __version__
+from steer2edit.cli import chat, edits, files, inspect, measure, models, play, runs, stress, vectors
 from steer2edit.cli.console import show_what_stdout_can, visible
-from steer2edit.cli.options import expanded
+from steer2edit.cli.options import expanded, listing
 from steer2edit.errors import Steer2EditError
 
 __all__ = ["app", "main"]
@@ -25,30 +25,22 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> bool:
-    """Show the version and end, if that is wanted."""
-    if not wanted:
-        return False
-    typer.echo(f"steer2edit {__version__}")
-    raise typer.Exit
-
-
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
+        bool, listing(lambda: typer.echo(f"steer2edit {__version__}"), "Show the version.", "--version")
     ] = False,
 ) -> None:
     """The callback of the app: its help is given there."""
 
 
 _COMMANDS = (
-    *("extract", "steer", "convert", "apply", "chat", "play", "evaluate", "inspect", "models"),
-    *("search", "compare", "stress", "run", "report", "demo", "vectors"),
-    *("import_edit", "combine", "export", "push", "refit"),
+    *(vectors.extract, measure.steer, edits.convert, files.apply, chat.chat, play.play, measure.evaluate),
+    *(inspect.inspect, models.models, runs.search, runs.compare, stress.stress, runs.run, runs.report, runs.demo),
+    *(vectors.vectors, edits.import_edit, edits.combine, files.export, files.push, edits.refit),
 )
-for _name in _COMMANDS:
-    app.command()(expanded(getattr(import_module(f"steer2edit.cli.{_name}"), _name)))
+for _command in _COMMANDS:
+    app.command()(expanded(_command))
 
 
 def main() -> None:

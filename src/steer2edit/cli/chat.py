@@ -1,17 +1,16 @@
 """`steer2edit chat`."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from steer2edit.cli.arms import Interventions
-from steer2edit.cli.options import JsonOption, Loading, ModelArgument
-from steer2edit.settings import shared
-
-if TYPE_CHECKING:
-    from steer2edit.evaluation import Arm
-    from steer2edit.models import LanguageModel, Message, Reply, Sampling
+from steer2edit.cli.console import OUT, columns_of_text, print_json
+from steer2edit.cli.late import editing, evaluation, models
+from steer2edit.cli.measure import Interventions
+from steer2edit.cli.options import JsonOption, ModelArgument, load
+from steer2edit.progress import show_progress
+from steer2edit.settings import Loading, shared
 
 _NEW = "/new"
 
@@ -37,14 +36,11 @@ def chat(
     """
     if prompt is None and (json_output or not sys.stdin.isatty()):
         raise typer.BadParameter("give a PROMPT: a talk needs a terminal to type into, and has no --json.")
-    from steer2edit.cli.console import print_json
-    from steer2edit.models import Sampling
-    from steer2edit.progress import show_progress
 
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    sampling = models.Sampling(max_new_tokens, temperature, seed=seed)
     given = interventions.load()
     with show_progress():
-        loaded = loading.load(model, *given.metadata)
+        loaded = load(model, loading, *given.metadata)
     arms = given.arms(loaded)
     if prompt is None:
         return _talk(loaded, arms, sampling)
@@ -55,9 +51,9 @@ def chat(
     return None
 
 
-def _talk(model: "LanguageModel", arms: "list[Arm]", sampling: "Sampling") -> None:
+def _talk(model: "models.LanguageModel", arms: "list[evaluation.Arm]", sampling: "models.Sampling") -> None:
     """Turn after turn, until the input ends."""
-    turns: list[list[Message]] = [[] for _ in arms]
+    turns: list[list[models.Message]] = [[] for _ in arms]
     while True:
         try:
             text = input("> ").strip()
@@ -72,41 +68,37 @@ def _talk(model: "LanguageModel", arms: "list[Arm]", sampling: "Sampling") -> No
 
 
 def _answer(
-    model: "LanguageModel",
-    arms: "list[Arm]",
-    turns: "list[list[Message]]",
-    sampling: "Sampling",
+    model: "models.LanguageModel",
+    arms: "list[evaluation.Arm]",
+    turns: "list[list[models.Message]]",
+    sampling: "models.Sampling",
     *,
     show: bool,
-) -> "list[Reply]":
+) -> "list[models.Reply]":
     """The reply of every arm to its own turns; shown as they grow, if that is wanted."""
     from rich.live import Live
 
-    from steer2edit.cli.console import OUT, columns_of_text
-    from steer2edit.editing import intervened
-    from steer2edit.models import encode_prompts, generate_batch
-
-    encoded = encode_prompts(model, turns, room=sampling.max_new_tokens)
+    encoded = models.encode_prompts(model, turns, room=sampling.max_new_tokens)
     labels = [arm.label for arm in arms]
 
-    def shown(replies: "list[Reply]") -> Any:
+    def shown(replies: "list[models.Reply]") -> Any:
         return columns_of_text(labels, [reply.shown for reply in replies])
 
-    with intervened(model, [arm.intervention for arm in arms]):
+    with editing.intervened(model, [arm.intervention for arm in arms]):
         if not show:
-            return generate_batch(model, encoded, sampling)
+            return models.generate_batch(model, encoded, sampling)
         with Live(console=OUT, refresh_per_second=8, transient=OUT.is_terminal) as live:
             growing = (lambda replies: live.update(shown(replies))) if OUT.is_terminal else None
-            replies = generate_batch(model, encoded, sampling, growing)
+            replies = models.generate_batch(model, encoded, sampling, growing)
     OUT.print(shown(replies), soft_wrap=False)
     return replies
 
 
-def _said(role: str, text: str) -> "Message":
+def _said(role: str, text: str) -> "models.Message":
     return {"role": role, "content": text}
 
 
-def _described(arm: "Arm", reply: "Reply") -> dict[str, Any]:
+def _described(arm: "evaluation.Arm", reply: "models.Reply") -> dict[str, Any]:
     return {
         "label": arm.label,
         "reply": reply.answer,

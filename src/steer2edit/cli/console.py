@@ -1,8 +1,10 @@
-"""What commands print: tables and text for people on stdout, or one JSON object."""
+"""What commands print: tables and text for people on stdout, or one JSON object; and what was typed."""
 
 import codecs
 import io
 import json
+import re
+import shlex
 import sys
 import time
 import unicodedata
@@ -18,6 +20,14 @@ from steer2edit.tables import text_table
 
 if TYPE_CHECKING:
     from steer2edit.estimates import Condition
+
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^@/\s]+@")
+
+
+def typed() -> str:
+    """The command line, quoted so that it can be pasted, without passwords in URLs."""
+    return _PASSWORD.sub(r"\1***@", shlex.join(["steer2edit", *sys.argv[1:]]))
+
 
 OUT = Console(markup=False, highlight=False, soft_wrap=True)
 _IN_ASCII = {"−": "-", "–": "-", "→": ">", "‖": "|", "≤": "<=", "≥": ">=", "×": "x", "·": ".", "ρ": "rho", "α": "alpha"}
@@ -107,6 +117,6 @@ def columns_of_text(labels: Sequence[str], texts: Sequence[str]) -> Table:
 
 def print_conditions(conditions: "Sequence[Condition]", title: str = "") -> None:
     """Conditions side by side, each metric with its 95 % interval and n."""
-    from steer2edit.api.tables import condition_rows
+    from steer2edit.api.showing import condition_rows
 
     print_table(*condition_rows(conditions), title)

@@ -1,19 +1,20 @@
-"""`steer2edit inspect`."""
+"""`steer2edit inspect`, and how every command prints an edit."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from steer2edit.cli.options import JsonOption, OverwriteOption, Reading
+from steer2edit.cli import late
+from steer2edit.cli.console import print_json, print_table, say
+from steer2edit.cli.edit_output import experts_json, print_audit, print_experts, print_heat_map, print_left_out
+from steer2edit.cli.late import artifacts, core, evaluation, models
+from steer2edit.cli.options import JsonOption, OverwriteOption
 from steer2edit.errors import InvalidValueError
+from steer2edit.progress import show_progress
+from steer2edit.settings import Reading
 
-if TYPE_CHECKING:
-    from steer2edit.core import WeightEdit
-    from steer2edit.evaluation.refusal_direction import RefusalDirection
-
-_UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
+UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
 
 
 def inspect(
@@ -21,19 +22,11 @@ def inspect(
     edit_dir: Annotated[
         Path | None, typer.Argument(metavar="[EDIT_DIR]", help="An edit directory written by `convert`.")
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Audit: the model that --edited was made from. A Hub id, directory, or smollm2.")
-    ] = None,
-    edited: Annotated[
-        str | None, typer.Option(help="Audit: the checkpoint to look at, or a LoRA adapter's directory.")
-    ] = None,
+    base: str | None = None,
+    edited: str | None = None,
     edit: Annotated[Path | None, typer.Option(help="Audit: an edit directory to compare with what is found.")] = None,
-    directions: Annotated[
-        Path | None, typer.Option(help="Audit: write u of every rank-1 site to this safetensors file.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Measure what the edit does to refusals, on this model: 48 requests each.")
-    ] = None,
+    directions: Path | None = None,
+    model: str | None = None,
     top: Annotated[int, typer.Option(min=0, help="How many components to list, by |lambda|.")] = 20,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
@@ -46,13 +39,26 @@ def inspect(
     Example:
     steer2edit inspect edit --model smollm2
     steer2edit inspect --base smollm2 --edited edited-model --edit edit
+
+    Args:
+        base: Audit: the model that --edited was made from. A Hub id, directory, or smollm2.
+        edited: Audit: the checkpoint to look at, or a LoRA adapter's directory.
+        directions: Audit: write u of every rank-1 site to this safetensors file.
+        model: Measure what the edit does to refusals, on this model: 48 requests each.
     """
     if base is None and edited is None:
         if edit_dir is None or edit is not None:
             raise InvalidValueError(
                 "give an edit directory (steer2edit inspect EDIT_DIR), or what to audit (--base BASE --edited OTHER)."
             )
-        return _inspect(edit_dir, model, reading, top=top, as_json=json_output)
+        artifact = artifacts.load_edit(edit_dir)
+        if model is None:
+            told = evaluation.refusal_direction(artifact)
+        else:
+            with show_progress():
+                loaded = models.load_model(model, **vars(reading), like=[artifact.metadata])
+                told = evaluation.measured_direction(loaded, artifact)
+        return print_edit(artifact, edit_dir, told, top=top, as_json=json_output)
     if base is None or edited is None or edit_dir is not None or model is not None:
         raise InvalidValueError(
             "an audit needs both --base BASE and --edited OTHER, and no EDIT_DIR or --model: an edit to compare with "
@@ -63,79 +69,54 @@ def inspect(
     )  # fmt: skip
 
 
-def _inspect(edit_dir: Path, model: str | None, reading: Reading, *, top: int, as_json: bool) -> None:
-    from steer2edit.artifacts import load_edit
-    from steer2edit.evaluation.refusal_direction import measured_direction, refusal_direction
-    from steer2edit.progress import show_progress
-
-    edit = load_edit(edit_dir)
-    if model is None:
-        return print_edit(edit, edit_dir, refusal_direction(edit), top=top, as_json=as_json)
-    from steer2edit.models import load_model
-
-    with show_progress():
-        base = load_model(model, **vars(reading), like=[edit.metadata])
-        found = measured_direction(base, edit)
-    return print_edit(edit, edit_dir, found, top=top, as_json=as_json)
-
-
 def _audit(
     base: str, edited: str, edit: Path | None, directions: Path | None, *, top: int, reading: Reading,
     overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    from steer2edit.artifacts import load_edit, require_free
-    from steer2edit.audit import audit
-    from steer2edit.cli.audit_output import print_audit
-    from steer2edit.cli.console import print_json
-    from steer2edit.progress import show_progress
-
     if directions is not None:
-        require_free(directions, overwrite=overwrite)
-    given = None if edit is None else load_edit(edit)
+        artifacts.require_free(directions, overwrite=overwrite)
+    given = None if edit is None else artifacts.load_edit(edit)
     with show_progress():
-        found = audit(base, edited, given, **vars(reading))
+        found = late.audit.audit(base, edited, given, **vars(reading))
     if directions is not None:
         found.write_directions(directions, overwrite=overwrite)
     told = None
     if given is not None and found.match is not None and found.match.strength is not None:
-        from steer2edit.evaluation.refusal_direction import refusal_direction
-
-        told = refusal_direction(given, found.match.strength)
+        told = evaluation.refusal_direction(given, found.match.strength)
     if as_json:
         return print_json(found.as_json() | ({} if told is None else {"refusals": told.to_json()}))
     print_first(told)
     return print_audit(found, top)
 
 
-def print_first(told: "RefusalDirection | None") -> None:
+def print_first(told: "evaluation.RefusalDirection | None") -> None:
     """What is to be said before anything else: that an edit lowers refusals."""
-    from steer2edit.cli.console import say
-
     if told is not None and told.sentence:
         say(told.sentence, style="bold red" if told.direction == "lowers" else "bold")
 
 
 def print_edit(
-    edit: "WeightEdit", where: Path, told: "RefusalDirection | None" = None, *, top: int, as_json: bool
+    edit: "core.WeightEdit",
+    where: Path,
+    told: "evaluation.RefusalDirection | None" = None,
+    *,
+    top: int,
+    as_json: bool,
 ) -> None:
     """Which way it moves refusals; then the edit for people (heads, counts by layer, top components) or as JSON."""
-    from steer2edit.cli.console import print_json, print_table, say
-    from steer2edit.cli.expert_output import print_experts, print_left_out
-    from steer2edit.cli.heat_map import print_heat_map
-
     summary = summarise(edit, top)
     if as_json:
         refusals = {} if told is None else {"refusals": told.to_json()}
         return print_json({**refusals, "edit": str(where), **summary, "metadata": dict(edit.metadata)})
     print_first(told)
     print_heat_map({site: e.magnitude for site, e in edit.sites.items() if site.block != "mlp"})
-    blocks = [block for block in _UNITS if block in summary["layers"][0]]
+    blocks = [block for block in UNITS if block in summary["layers"][0]]
     rows = [
         [str(layer["layer"]), *(f"{layer[block][key]}" for block in blocks for key in ("up", "down"))]
         for layer in summary["layers"]
         if any(layer[block][key] for block in blocks for key in ("up", "down"))
     ]
-    print_table(["layer", *(f"{_UNITS[block]} {sign}" for block in blocks for sign in "+−")], rows, "Edited components")
+    print_table(["layer", *(f"{UNITS[block]} {sign}" for block in blocks for sign in "+−")], rows, "Edited components")
     print_experts(summary.get("experts", []), top)
     entries = [[c["component"], f"{c['magnitude']:+.3g}", f"{c['importance']:+.3g}"] for c in summary["top"]]
     print_table(["component", "λ", "g"], entries, "Strongest components")
@@ -144,23 +125,22 @@ def print_edit(
     return None
 
 
-def summarise(edit: "WeightEdit", top: int) -> dict[str, Any]:
+def summarise(edit: "core.WeightEdit", top: int) -> dict[str, Any]:
     """JSON-able summary: counts by layer and sign, by expert if there are any, and the top components."""
-    from steer2edit.cli.expert_output import experts_json
-    from steer2edit.core import TUNED_BLOCKS
-
-    blocks = {*TUNED_BLOCKS, *(site.block for site in edit.sites)}
+    present = {*core.TUNED_BLOCKS, *(site.block for site in edit.sites)}
+    none: dict[str, Any] = {
+        block: {"up": 0, "down": 0, "sum_of_magnitudes": 0.0} for block in UNITS if block in present
+    }
     layers: dict[int, dict[str, Any]] = {}
     for site, site_edit in edit.sites.items():
-        empty: dict[str, Any] = {"layer": site.layer, **{block: _counts() for block in _UNITS if block in blocks}}
         lam = site_edit.magnitude
-        layers.setdefault(site.layer, empty)[site.block] = _counts(
-            int((lam > 0).sum()), int((lam < 0).sum()), float(lam.abs().sum())
-        )
+        layers.setdefault(site.layer, {"layer": site.layer, **none})[site.block] = {
+            "up": int((lam > 0).sum()), "down": int((lam < 0).sum()), "sum_of_magnitudes": float(lam.abs().sum())
+        }  # fmt: skip
     edited = [int(site_edit.magnitude.count_nonzero()) for site_edit in edit.sites.values()]
     experts = experts_json(edit)
     return {
-        "hyperparameters": _plain(edit.metadata.get("hyperparameters", {})),
+        "hyperparameters": dict(edit.metadata.get("hyperparameters", {})),
         "components": sum(edited),
         "sites": sum(count > 0 for count in edited),
         "layers": [layers[layer] for layer in sorted(layers)],
@@ -170,11 +150,3 @@ def summarise(edit: "WeightEdit", top: int) -> dict[str, Any]:
             for component, magnitude, importance in edit.top_components(top)
         ],
     }
-
-
-def _counts(up: int = 0, down: int = 0, total: float = 0.0) -> dict[str, Any]:
-    return {"up": up, "down": down, "sum_of_magnitudes": total}
-
-
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(value)

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from steer2edit.cli.options import JsonOption, Loading, ModelArgument, OverwriteOption
-
-if TYPE_CHECKING:
-    from steer2edit.models import ModelSites, Proof, SiteModule
-
-_UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
+from steer2edit.cli import late
+from steer2edit.cli.console import print_json, print_table, say
+from steer2edit.cli.inspect import UNITS
+from steer2edit.cli.late import artifacts
+from steer2edit.cli.options import JsonOption, ModelArgument, OverwriteOption, load
+from steer2edit.progress import show_progress
+from steer2edit.settings import Loading
 
 
 def models(
@@ -28,24 +29,24 @@ def models(
     steer2edit models smollm2
     steer2edit models smollm2 --out layout.toml
     """
-    from steer2edit.artifacts import atomic_file, require_free
-    from steer2edit.cli.console import print_json
-    from steer2edit.progress import show_progress
-
     if out is not None:
-        require_free(out, overwrite=overwrite)
+        artifacts.require_free(out, overwrite=overwrite)
     with show_progress():
-        structure = loading.load(model).structure
+        structure = load(model, loading).structure
     if out is not None:
-        with atomic_file(out, overwrite=overwrite) as scratch:
+        with artifacts.atomic_file(out, overwrite=overwrite) as scratch:
             scratch.write_text(structure.layout.to_toml(), encoding="utf-8")
     if json_output:
         return print_json({"schema_version": 1, "model": model, **_described(structure)})
     return _print(model, structure, out)
 
 
-def _described(structure: "ModelSites") -> dict[str, Any]:
-    proof = structure.proof
+def _described(structure: "late.models.ModelSites") -> dict[str, Any]:
+    proof = structure.proof and {
+        "silent_layers": structure.proof.layers,
+        "effective_sites": structure.proof.sites,
+        "heads_seen_in": [str(site) for site in structure.proof.heads],
+    }
     return {
         "layers": structure.path,
         "sites": {
@@ -53,25 +54,18 @@ def _described(structure: "ModelSites") -> dict[str, Any]:
             for site, module in structure.sites.items()
         },
         "left_out": dict(structure.left_out),
-        "proof": None if proof is None else _proven(proof),
+        "proof": proof,
         "layout": structure.layout.to_toml(),
     }
 
 
-def _proven(proof: "Proof") -> dict[str, Any]:
-    heads = [str(site) for site in proof.heads]
-    return {"silent_layers": proof.layers, "effective_sites": proof.sites, "heads_seen_in": heads}
-
-
-def _components(module: "SiteModule") -> dict[str, Any]:
-    unit = _UNITS[module.site.block].replace(" ", "_")
+def _components(module: "late.models.SiteModule") -> dict[str, Any]:
+    unit = UNITS[module.site.block].replace(" ", "_")
     sizes = {} if module.sizes is None else {"experts": vars(module.sizes)}
     return {unit: module.component_count, "columns_each": module.component_width, **sizes}
 
 
-def _print(model: str, structure: "ModelSites", out: Path | None) -> None:
-    from steer2edit.cli.console import print_table, say
-
+def _print(model: str, structure: "late.models.ModelSites", out: Path | None) -> None:
     alike: dict[tuple[str, ...], list[int]] = {}
     for site, module in structure.sites.items():
         d, m = module.shape
@@ -98,13 +92,13 @@ def _print(model: str, structure: "ModelSites", out: Path | None) -> None:
         say(f"Layout: {out}")
 
 
-def _counted(module: "SiteModule") -> str:
+def _counted(module: "late.models.SiteModule") -> str:
     sizes = module.sizes
     if sizes is not None:
         shared = f" and a shared one of {sizes.shared}" if sizes.shared else ""
         return f"{sizes.routed} experts of {sizes.width} neurons{shared}"
     width = f" of {module.component_width} columns" if module.component_width > 1 else ""
-    return f"{module.component_count} {_UNITS[module.site.block]}{width}"
+    return f"{module.component_count} {UNITS[module.site.block]}{width}"
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -2,21 +2,69 @@
 
 import inspect
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from steer2edit.cli.console import print_json, say
+from steer2edit.cli.late import artifacts, engines, evaluation, models
 from steer2edit.errors import InvalidValueError
-from steer2edit.settings import shared
-from steer2edit.settings.declared import VALUES, Checked, OneOf, Setting, declared
+from steer2edit.settings import PlainLoading, shared
+from steer2edit.settings.declared import VALUES, Checked, Setting, declared, help_texts, setting_of
 
-if TYPE_CHECKING:
-    from steer2edit.evaluation.judge import Judge
-    from steer2edit.models import LanguageModel
+
+@dataclass(frozen=True)
+class EngineOptions(Checked):
+    """The engine that edits run in.
+
+    Args:
+        engine: transformers, or vllm for edits (steering in a search still runs on transformers).
+        engine_args: Argument of vllm.LLM, e.g. tensor_parallel_size=2 or gpu_memory_utilization=0.5; several times.
+    """
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    engine_args: Annotated[Mapping[str, Any], typer.Option("--engine-arg", metavar="NAME=VALUE"), VALUES] = field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine_args and self.engine != "vllm":
+            given = ", ".join(f"{name}={value}" for name, value in self.engine_args.items())
+            raise InvalidValueError(f"--engine-arg is for --engine vllm, got {given} with {self.engine}.")
+
+    def require(self, *, steering: bool) -> None:
+        """Refuse to steer in an engine that cannot.
+
+        Raises:
+            InvalidValueError: as said.
+        """
+        if steering and self.engine == "vllm":
+            raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
+
+    @contextmanager
+    def running(self, model: "models.LanguageModel", *, steering: bool = True) -> "Iterator[engines.Engine]":
+        """The engine; vLLM's processes end with the context.
+
+        Args:
+            model: that it runs.
+            steering: whether steering has to run as well, for which vLLM needs the transformers engine beside it.
+        """
+        if self.engine == "transformers":
+            yield engines.TransformersEngine(model)
+            return
+        engine = engines.VllmEngine(model, engine_args=self.engine_args)
+        try:
+            yield engines.RoutingEngine(engine, engines.TransformersEngine(model)) if steering else engine
+        finally:
+            engine.close()
+
 
 ModelArgument = Annotated[
     str,
@@ -32,10 +80,6 @@ VectorsArgument = Annotated[
     ),
 ]  # fmt: skip
 EditArgument = Annotated[Path, typer.Argument(metavar="EDIT_DIR", help="An edit directory written by `convert`.")]
-DeviceOption = Annotated[
-    str,
-    typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, balanced (all devices), or disk."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 FullRepliesOption = Annotated[
@@ -44,100 +88,35 @@ FullRepliesOption = Annotated[
 ]
 
 
-LayoutOption = Annotated[
-    Path | None, typer.Option(help="Layout file for an architecture that is not known (docs/add-a-model.md).")
-]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that the checkpoint brings. Read it first.")
-]
-DtypeOption = Annotated[
-    str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.", show_default=True)
-]
-
-
-@dataclass(frozen=True)
-class Reading(Checked):
-    """How a checkpoint's files are understood."""
-
-    layout: LayoutOption = None
-    trust_remote_code: TrustOption = False
-
-
-@dataclass(frozen=True)
-class Placing(Checked):
-    """In what numbers and where a model runs."""
-
-    dtype: DtypeOption = "auto"
-    device: DeviceOption = "auto"
-
-
-@dataclass(frozen=True)
-class PlainLoading(Reading, Placing):
-    """How a model is loaded."""
-
-    def load(self, name: str, *like: Mapping[str, Any], **changed: Any) -> "LanguageModel":
-        """The model, with the template arguments of the first of the artifacts `like` that has any."""
-        from steer2edit.models import load_model
-
-        return load_model(name, **{**vars(self), **changed}, like=like)
-
-
-@dataclass(frozen=True)
-class Loading(PlainLoading):
-    """How a model is loaded, and how prompts are put to it."""
-
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            help="Jinja file to use as chat template (or a JSON file that has one), or `none` for plain text."
-        ),
-    ] = None
-    template_args: Annotated[
-        Mapping[str, Any],
-        typer.Option(
-            "--template-arg",
-            metavar="NAME=VALUE",
-            help="Argument of the chat template, e.g. enable_thinking=false; several times. A step that goes on from "
-            "vectors or an edit uses theirs.",
-        ),
-        VALUES,
-    ] = field(default_factory=dict)
-    system: Annotated[
-        str | None,
-        typer.Option(help="System message of every conversation that has none; passed on as template arguments are."),
-    ] = None
+def load(name: str, loading: PlainLoading, *like: Mapping[str, Any], **changed: Any) -> "models.LanguageModel":
+    """The model, with the template arguments of the first of the artifacts `like` that has any."""
+    return models.load_model(name, **{**vars(loading), **changed}, like=like)
 
 
 @dataclass(frozen=True)
 class Measuring(Checked):
-    """On which items something is measured, and where the results go."""
+    """On which items something is measured, and where the results go.
 
-    split: Annotated[
-        Literal["validation", "held_out"],
-        typer.Option(help="validation to choose on, held_out for final figures."),
-        OneOf(("validation", "held_out")),
-    ] = "validation"
+    Args:
+        split: validation to choose on, held_out for final figures.
+        out: Also write the results, with all replies, to this JSON file.
+    """
+
+    split: Literal["validation", "held_out"] = "validation"
     limit: shared.Limit = None
-    out: Annotated[Path | None, typer.Option(help="Also write the results, with all replies, to this JSON file.")] = (
-        None
-    )
+    out: Path | None = None
     overwrite: OverwriteOption = False
     json_output: JsonOption = False
 
     def require_free(self) -> None:
         """Refuse a file that is there already, before anything is measured."""
-        from steer2edit.artifacts import require_free
-
         if self.out is not None:
-            require_free(self.out, overwrite=self.overwrite)
+            artifacts.require_free(self.out, overwrite=self.overwrite)
 
     def hand_out(self, results: Mapping[str, Any], show: Callable[[], None]) -> None:
         """Write the results to the file, if there is one, and print them as JSON or by `show`."""
-        from steer2edit.artifacts import atomic_file
-        from steer2edit.cli.console import print_json, say
-
         if self.out is not None:
-            with atomic_file(self.out, overwrite=self.overwrite) as scratch:
+            with artifacts.atomic_file(self.out, overwrite=self.overwrite) as scratch:
                 text = json.dumps(results, indent=2, ensure_ascii=False)
                 scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         if self.json_output:
@@ -150,28 +129,28 @@ class Measuring(Checked):
 
 @dataclass(frozen=True)
 class Judging(Checked):
-    """What tells refusals."""
+    """What tells refusals.
 
-    scorer: Annotated[str, typer.Option(help="What tells refusals: strict, official (phrases), or judge.")] = "strict"
-    judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")
-    ] = None
-    judge_model: Annotated[str | None, typer.Option(help="Name the endpoint knows the judge by.")] = None
-    judge_prompt: Annotated[
-        Path | None, typer.Option(help="Text file with the question, with {prompt} and {reply}; yes means refusal.")
-    ] = None
-    judge_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key.")] = None
+    Args:
+        judge_url: OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.
+        judge_model: Name the endpoint knows the judge by.
+        judge_prompt: Text file with the question, with {prompt} and {reply}; yes means refusal.
+        judge_key_env: Environment variable that holds the key.
+    """
 
-    def judge(self) -> "Judge | None":
+    scorer: shared.Scorer = "strict"
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_prompt: Path | None = None
+    judge_key_env: str | None = None
+
+    def judge(self) -> "evaluation.judge.Judge | None":
         """The judge that the options describe; `None` if none of them is given.
 
         Raises:
             InvalidValueError: options of a judge without that scorer, or without endpoint or model.
             DataError: the file of the question cannot be read.
         """
-        from steer2edit.evaluation.judge import Judge
-        from steer2edit.evaluation.judge_prompt import REFUSAL_QUESTION, read_template
-
         if not any((self.judge_url, self.judge_model, self.judge_prompt, self.judge_key_env)):
             return None
         if self.scorer != "judge":
@@ -180,23 +159,47 @@ class Judging(Checked):
             )
         if not self.judge_url or not self.judge_model:
             raise InvalidValueError("a judge needs an endpoint and a model: give both --judge-url and --judge-model.")
-        template = REFUSAL_QUESTION if self.judge_prompt is None else read_template(self.judge_prompt)
-        return Judge(self.judge_url, self.judge_model, template, api_key_variable=self.judge_key_env)
+        template = (
+            evaluation.judge.REFUSAL_QUESTION
+            if self.judge_prompt is None
+            else evaluation.judge.read_template(self.judge_prompt)
+        )
+        return evaluation.judge.Judge(self.judge_url, self.judge_model, template, api_key_variable=self.judge_key_env)
 
 
+_ARGS = re.compile(r"^Args:\n(?: .*\n?|\n)*", re.MULTILINE)
 RESUMABLE = ("search", "compare", "stress", "run", "demo")
 """Commands whose --out is a run folder."""
 
 
+def listing(show: Callable[[], None], help: str, flag: str = "--list") -> Any:
+    """The option that shows something, and ends."""
+
+    def callback(wanted: bool) -> bool:
+        if wanted:
+            show()
+            raise typer.Exit
+        return False
+
+    return typer.Option(flag, is_eager=True, callback=callback, help=help)
+
+
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of its settings as options, in place of each parameter that takes settings."""
-    hints = get_type_hints(command, include_extras=True)
+    """The command with the fields of its settings as options, in place of each parameter that takes settings.
+
+    What its docstring has among its `Args` is the help of options, and is left out of its own.
+    """
+    hints, helps = get_type_hints(command, include_extras=True), help_texts(command.__doc__)
     given = inspect.signature(command).parameters
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}
     parameters = {
         parameter.name: parameter
         for name in given
-        for parameter in (_options_of(groups[name]) if name in groups else [_keyword(given[name], hints[name])])
+        for parameter in (
+            map(_option, declared(groups[name]).values())
+            if name in groups
+            else [_parameter(name, hints[name], given[name].default, helps)]
+        )
     }
 
     def call(**values: Any) -> None:
@@ -207,7 +210,7 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
             sys.stderr.write(_interrupted(command.__name__, values.get("out")))
             raise typer.Exit(130) from error
 
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__name__, call.__doc__ = command.__name__, _ARGS.sub("", inspect.cleandoc(command.__doc__ or ""))
     call.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return call
@@ -220,21 +223,18 @@ def _interrupted(command: str, out: Path | None) -> str:
     return "\nStopped. Nothing was left half-written; give the command again to begin anew.\n"
 
 
-def _keyword(parameter: inspect.Parameter, hint: Any) -> inspect.Parameter:
-    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hint)
+def _parameter(name: str, hint: Any, default: Any, helps: Mapping[str, str]) -> inspect.Parameter:
+    setting = setting_of(name, hint, default, helps) if name in helps else None
+    plain = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+    return _option(setting) if setting else plain
 
 
-def _options_of(kind: type) -> list[inspect.Parameter]:
-    defaults = {one.name: one.default if one.default_factory is MISSING else None for one in fields(kind)}  # type: ignore[arg-type]
-    return [_option(setting, defaults[name]) for name, setting in declared(kind).items()]
-
-
-def _option(setting: Setting, default: Any) -> inspect.Parameter:
-    typed = setting.kind
+def _option(setting: Setting) -> inspect.Parameter:
+    default, typed = setting.default, setting.kind
     if setting.text:
         default, typed = setting.text.default, setting.text.typed
         typed = typed if default is not None else typed | None
-    elif setting.choice:
+    elif setting.choices:
         typed = str | None if setting.optional else str
     return inspect.Parameter(
         setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, setting.option]

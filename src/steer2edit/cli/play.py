@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer2edit.cli.options import Loading, ModelArgument, OverwriteOption
+from steer2edit.cli.console import say
+from steer2edit.cli.options import ModelArgument, OverwriteOption, load
+from steer2edit.errors import InvalidValueError
+from steer2edit.progress import show_progress
+from steer2edit.settings import Loading
 
 if TYPE_CHECKING:
     from steer2edit.play.stage import Stage
@@ -38,7 +42,6 @@ def play(
         open_page(model, artifacts or (), loading, host=host, port=port).block_thread()
         return
     from steer2edit.artifacts import require_free
-    from steer2edit.cli.console import say
     from steer2edit.play.space import write_space
 
     require_free(space, overwrite=overwrite)
@@ -63,10 +66,6 @@ def open_page(
     Raises:
         InvalidValueError: Gradio is not installed, or the port is in use.
     """
-    from steer2edit.cli.console import say
-    from steer2edit.errors import InvalidValueError
-    from steer2edit.progress import show_progress
-
     try:
         from steer2edit.play.page import serve
     except ModuleNotFoundError as error:
@@ -82,11 +81,10 @@ def open_page(
 def _stage(model: str, artifacts: Sequence[Path], loading: Loading, host: str | None) -> "Stage":
     """The model and what can be chosen; edits are saved in this folder, unless others can reach the page."""
     from steer2edit.play.stage import Stage, read_artifacts
-    from steer2edit.progress import show_progress
 
     first = read_artifacts(artifacts)
     with show_progress():
-        loaded = loading.load(model, *(one.metadata for one in first.artifacts))
+        loaded = load(model, loading, *(one.metadata for one in first.artifacts))
     alone = host == "localhost"
     with suppress(ValueError):  # a name
         alone |= ipaddress.ip_address(host or "").is_loopback

@@ -1,85 +1,110 @@
 """`steer2edit stress`."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from steer2edit.cli.command import typed
-from steer2edit.cli.options import FullRepliesOption, JsonOption, Judging, Loading, ModelArgument
-from steer2edit.settings import shared
+from steer2edit.cli import late
+from steer2edit.cli.console import print_json, print_table, say, typed
+from steer2edit.cli.late import artifacts, engines, evaluation
+from steer2edit.cli.options import FullRepliesOption, JsonOption, Judging, ModelArgument, listing, load
+from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import PERCENT, column
+from steer2edit.progress import show_progress
+from steer2edit.settings import Loading, StressOptions, shared
+
+_COLUMNS = ("", "outcome", "n", "base", "edit", "edit less base", "edit less steering")
 
 
-def _list_tests(wanted: bool) -> bool:
-    """Show the tests and end, if that is wanted."""
-    if not wanted:
-        return False
-    from steer2edit.cli.stress_output import print_tests
-    from steer2edit.stress import all_tests
+def print_tests() -> None:
+    """Every test with its group and source; those of the contract are marked."""
+    say("Tests of the contract are marked *; the others are asked for with --only, by their name or a group's.\n")
+    for group, title in late.stress.GROUPS.items():
+        say(f"{group}: {title}", style="bold")
+        for test in (test for test in late.stress.all_tests() if test.group == group):
+            say(f"  {test.name}{' *' if test.contract else ''}: {test.summary}")
+            say(f"    source: {test.citation}")
 
-    print_tests(all_tests())
-    raise typer.Exit
+
+def print_contract(contract: "late.stress.Contract") -> None:
+    """Every condition with its ending, and the lines that it rests on: rate, and share of the plain gain, by arm."""
+    say(f"\n{contract.claim}\n")
+    labels = list(dict.fromkeys(arm for one in contract.conditions for line in one.lines for arm in line.arms))
+    rows = []
+    for one in contract.conditions:
+        rows.append([one.title, one.words, "", *([""] * len(labels)), f"{one.seconds:.0f} s"])
+        for line in one.lines:
+            cells = []
+            for label in labels:
+                found, share = line.arms.get(label), line.shares.get(label)
+                left = (
+                    "" if share is None or share.low is None else f"\nleft {PERCENT.text(replace(share, unscored=0))}"
+                )
+                cells.append("" if found is None else PERCENT.text(replace(found, unscored=0)) + left)
+            seconds = "" if line.seconds is None else f"{line.seconds:.0f} s"
+            rows.append([f"  {line.name}", line.outcome, str(next(iter(line.arms.values())).n), *cells, seconds])
+    print_table(["", "", "n", *labels, "took"], rows, "Contract: refused; share of the plain gain that is left")
+    say(contract.rules)
+
+
+def print_scorecard(card: "late.stress.Scorecard") -> None:
+    """Contract, tables by group, the findings in plain sentences, and the verdict."""
+    print_contract(card.contract)
+    for title, tests in [("Plain prompts", [card.plain]), *card.groups()]:
+        if rows := [row for test in tests for row in rows_of(test)]:
+            say()
+            print_table(_COLUMNS, rows, f"{title}, 95 % intervals")
+    sections = card.summary
+    for name, heading in late.stress.scorecard.SUMMARY_TITLES.items():
+        if sections[name]:
+            say(f"\n{heading}", style="bold")
+            for sentence in sections[name]:
+                say(f"- {sentence}")
+    say(f"\nVerdict: {card.verdict.sentence}", style="bold")
+    for reason in card.verdict.reasons:
+        say(f"  {reason}")
+
+
+def rows_of(entry: "late.stress.records.Entry") -> Iterator[list[str]]:
+    """The rows of one test in the table, but for those of the contract."""
+    for line in (line for line in entry.lines if not line.decides):
+        first, *others = line.arms
+        for arm in line.judged or (["edit"] if "edit" in others else others or [first]):
+            yield _row(entry.name, line, first, arm)
+
+
+def _row(test: str, line: "late.stress.records.Line", first: str, arm: str) -> list[str]:
+    found, difference = line.arms[arm], line.judged.get(arm) or line.differences.get(arm)
+    against, change = line.edit_minus_steering, column(line.share, change=True)
+    compared = "" if (first, arm) == ("base", "edit") or first == arm else f" ({arm} against {first})"
+    return [
+        f"{late.stress.scorecard.named(test, line.name)} {line.metric}{compared}",
+        line.outcome,
+        str(found.n),
+        column(line.share).text(line.arms[first]),
+        column(line.share).text(found),
+        "" if difference is None else change.text(difference),
+        "" if against is None or arm != "edit" else change.text(against),
+    ]
 
 
 def stress(
     model: ModelArgument,
     edit: Annotated[Path, typer.Option(metavar="DIR", help="The edit to be tested: a directory that convert wrote.")],
     out: Annotated[Path, typer.Option(help="Run folder. A run that is there already goes on.")],
+    options: StressOptions,
     judging: Judging,
     loading: Loading,
-    full: Annotated[
-        bool,
-        typer.Option("--full/--quick", help="Spend an hour, not ten minutes, of a small model on two idle cores."),
-    ] = False,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEST", help="A test, or a group of them, in place of the contract; may be given several times."
-        ),
-    ] = None,
-    list_tests: Annotated[
-        bool,
-        typer.Option(
-            "--list", is_eager=True, callback=_list_tests, help="Show all tests with their groups and sources."
-        ),
-    ] = False,
-    vectors: Annotated[
-        Path | None,
-        typer.Option(
-            help="The steering vectors the edit was made from; by default vectors.safetensors in the edit's directory "
-            "or in the two above it, if it is the one the edit names."
-        ),
-    ] = None,
-    attacks: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Ready attack prompts as published (JailbreakBench, ADV-LLM, GCG logs, tables, text): a test of its "
-            "own; may be given several times.",
-        ),
-    ] = None,
-    harmful: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Requests that should be refused, instead of the built-in held-out ones: a file, or "
-            "hub:OWNER/NAME/FILE, in the formats of `evaluate --list`.",
-        ),
-    ] = None,
-    benign: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Requests that should be answered, in the same way.")
-    ] = None,
-    strength: Annotated[
-        float, typer.Option(help="Strength that the edit is tested at; 1 is the edit as it is, 0 the base.")
-    ] = 1.0,
-    limit: shared.Limit = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, where a test has none of its own.")] = 24,
-    card: Annotated[
-        bool, typer.Option("--card", help="Write the scorecard into the edit's model card, README.md.")
-    ] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="TEST")] = None,
+    list_tests: Annotated[bool, listing(print_tests, "Show all tests with their groups and sources.")] = False,
+    vectors: Path | None = None,
+    attacks: Annotated[list[Path] | None, typer.Option(metavar="FILE")] = None,
+    card: bool = False,
     full_replies: FullRepliesOption = False,
     allow_mismatch: shared.AllowMismatch = False,
-    seed: shared.Seed = 0,
     json_output: JsonOption = False,
 ) -> None:
     """State the contract of an edit: what is left of its gain under attack, in 4 bits, after tuning; resumable.
@@ -90,56 +115,48 @@ def stress(
     \b
     Example:
     steer2edit stress smollm2 --edit edit --out stress-run
-    """  # fmt: skip
-    from steer2edit.artifacts import load_edit
-    from steer2edit.artifacts.edits.scorecard_section import require_card, write_scorecard_section
-    from steer2edit.artifacts.run_folder import begun_with
-    from steer2edit.cli.console import print_json, say
-    from steer2edit.cli.stress_output import print_scorecard
-    from steer2edit.engines import TransformersEngine
-    from steer2edit.evaluation import find_scorer
-    from steer2edit.progress import show_progress
-    from steer2edit.report import write_stress_page
-    from steer2edit.stress import (
-        StressInput,
-        StressOptions,
-        all_tests,
-        asked_prompts,
-        choose_tests,
-        file_test,
-        given_vectors,
-        require_unseen,
-        run_stress,
-        vectors_beside,
-    )
 
-    options = StressOptions(
-        "full" if full else "quick", harmful, benign, limit, strength, max_new_tokens, judging.scorer, seed
-    )
+    Args:
+        only: A test, or a group of them, in place of the contract; may be given several times.
+        vectors: The steering vectors the edit was made from; by default vectors.safetensors in the edit's directory or
+            in the two above it, if it is the one the edit names.
+        attacks: Ready attack prompts as published (JailbreakBench, ADV-LLM, GCG logs, tables, text): a test of its own;
+            may be given several times.
+        card: Write the scorecard into the edit's model card, README.md.
+    """  # fmt: skip
+    from steer2edit.artifacts.edits.scorecard_section import require_card, write_scorecard_section
+
     judge = judging.judge()
-    find_scorer(judging.scorer, judge)  # as below: what is wrong shall show before a model is loaded
-    files = [file_test(path) for path in attacks or ()]
-    known = {test.name: test for test in [*all_tests(), *(test for test, _ in files)]}
-    tests = choose_tests(known.values(), [*only, *(test.name for test, _ in files)] if only else ())
-    asked_prompts(options)  # what is wrong with the data or the edit shall show before a model is loaded
-    loaded_edit = load_edit(edit)
+    evaluation.find_scorer(judging.scorer, judge)  # as below: what is wrong shall show before a model is loaded
+    files = [late.stress.file_test(path) for path in attacks or ()]
+    known = {test.name: test for test in [*late.stress.all_tests(), *(test for test, _ in files)]}
+    tests = late.stress.choose_tests(known.values(), [*only, *(test.name for test, _ in files)] if only else ())
+    late.stress.asked_prompts(options)  # what is wrong with the data or the edit shall show before a model is loaded
+    loaded_edit = artifacts.load_edit(edit)
     if card:
-        options.require_own_strength()
+        if options.strength != 1:
+            raise InvalidValueError(
+                f"a model card speaks of the edit as it is applied, at strength 1, not at {options.strength:g}. Leave "
+                "out --card, or make an edit of that strength."
+            )
         require_card(edit)
     found = (
-        vectors_beside(edit, loaded_edit)
+        late.stress.vectors_beside(edit, loaded_edit)
         if vectors is None
-        else given_vectors(vectors, loaded_edit, allow_mismatch=allow_mismatch)
+        else late.stress.given_vectors(vectors, loaded_edit, allow_mismatch=allow_mismatch)
     )
-    require_unseen(loaded_edit, found, [request for _, requests in files for request in requests], ())
+    late.stress.require_unseen(loaded_edit, found, [request for _, requests in files for request in requests], ())
     with show_progress():
-        base = loading.load(model, begun_with(out), loaded_edit.metadata, {} if found is None else found.metadata)
-        given = StressInput(TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge)
-        result = run_stress(
+        like = [loaded_edit.metadata, {} if found is None else found.metadata]
+        base = load(model, loading, artifacts.run_folder.begun_with(out), *like)
+        given = late.stress.StressInput(
+            engines.TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge
+        )
+        result = late.stress.run_stress(
             given, tests, out, lambda text: None if json_output else say(text), name=edit.resolve().name,
             others=[test for test in known.values() if test not in tests], command=typed(),
         )  # fmt: skip
-    page = write_stress_page(out, full_replies=full_replies)
+    page = late.report.write_stress_page(out, full_replies=full_replies)
     if card:
         write_scorecard_section(edit, result.card_section())
     if json_output:

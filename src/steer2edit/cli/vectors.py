@@ -1,14 +1,86 @@
-"""`steer2edit vectors`."""
+"""Commands on steering vectors: `extract`, `vectors`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from steer2edit.cli.options import JsonOption, OverwriteOption
+from steer2edit.cli.console import print_json, print_table, say
+from steer2edit.cli.edit_output import print_expert_tokens, print_left_out, tokens_by_expert
+from steer2edit.cli.late import artifacts, core, recipes
+from steer2edit.cli.options import JsonOption, ModelArgument, OverwriteOption, load
+from steer2edit.progress import show_progress
+from steer2edit.settings import ExtractOptions, Loading
 
-if TYPE_CHECKING:
-    from steer2edit.core import BlockVectors, SteeringVectors
+
+def extract(
+    model: ModelArgument,
+    options: ExtractOptions,
+    loading: Loading,
+    out: Annotated[Path, typer.Option(help="Where the vectors go.")] = Path("vectors.safetensors"),
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Find a behaviour's steering vectors by contrasting responses, and say whether they are any good.
+
+    \b
+    Example:
+    steer2edit extract smollm2 --contrast safety --out vectors.safetensors
+
+    A contrast file has a prompt per row and either `positive` and `negative` responses, or a `response` with a
+    `label`; rows without a response are answered by the model and sorted by --labeller.
+    """
+    _ = options.source  # none, or two, shall show before a model is loaded
+    artifacts.require_free(out, overwrite=overwrite)
+    with show_progress():
+        loaded = load(model, loading)
+        vectors = recipes.make_vectors(loaded, options)
+    artifacts.save_vectors(vectors, out, overwrite=overwrite)
+    tokens = tokens_by_expert(loaded, vectors)
+    if json_output:
+        found = {"metadata": dict(vectors.metadata), "diagnosis": dict(vectors.diagnosis or {})}
+        return print_json({"out": str(out), **found, **({"tokens_by_expert": dict(tokens)} if tokens else {})})
+    return _print_extracted(out, vectors, tokens)
+
+
+def _print_extracted(out: Path, vectors: "core.SteeringVectors", tokens: dict[str, int]) -> None:
+    diagnosis = vectors.diagnosis or {}
+    mean, direction = diagnosis.get("mean"), vectors.metadata.get("direction")
+    rows = [
+        [
+            name,
+            f"{site['norm']:.3g}",
+            _or_dash(site["split_half_cosine"]),
+            _with_interval(site),
+            *([_with_interval(mean["sites"][name])] if mean else []),
+            "NOISE" if site["noise"] else "",
+        ]
+        for name, site in diagnosis["sites"].items()
+    ]
+    beside = ["the mean's AUROC"] if mean else []
+    print_table(["site", "‖v‖", "split-half cosine", "held-out AUROC", *beside, ""], rows)
+    say(f"{direction}: {diagnosis['summary']}" if mean else diagnosis["summary"], style="bold")
+    if mean:
+        say(f"mean: {mean['summary']}")
+    counts = diagnosis["counts"]
+    say(f"Responses: train {counts['train']}, held out {counts['held_out']}.")
+    if gate := vectors.metadata.get("effects", {}).get("gate"):
+        say(
+            f"Gate: of a request to act on and one to stay silent on, neither of which it was made from, it moves the "
+            f"first more in {gate['auroc']:.0%} of pairs ({gate['requests']} and {gate['silent']} requests)."
+        )
+    print_expert_tokens(tokens)
+    print_left_out(vectors.metadata)
+    say(f"Vectors: {out}")
+
+
+def _with_interval(site: Mapping[str, Any]) -> str:
+    return f"{_or_dash(site['auroc'])} [{_or_dash(site['auroc_low'])}, {_or_dash(site['auroc_high'])}]"
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def vectors(
@@ -20,27 +92,12 @@ def vectors(
             "directions .pt; lm-eval's steered .pt; a GGUF control vector; a CAST .svec; a Neuronpedia .json.",
         ),
     ] = None,
-    from_sae: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A SAELens folder (cfg.json, sae_weights.safetensors), with --feature."),
-    ] = None,
+    from_sae: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     feature: Annotated[int | None, typer.Option(help="Of --from-sae: the feature whose decoder row is v.")] = None,
-    to: Annotated[
-        Path | None, typer.Option(help="Also write them there: .safetensors, .gguf (control vector) or .svec.")
-    ] = None,
-    use_at: Annotated[
-        str | None,
-        typer.Option(
-            help="For directions of block outputs, to .safetensors: the projections of the same layer that take them "
-            "as their vectors: mlp, attn or both."
-        ),
-    ] = None,
-    model_hint: Annotated[
-        str | None, typer.Option(help="Model type to name in .gguf and .svec, e.g. llama; from the file if it knows.")
-    ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="To .safetensors: only v and the input means, for other programs.")
-    ] = False,
+    to: Path | None = None,
+    use_at: str | None = None,
+    model_hint: str | None = None,
+    plain: bool = False,
     overwrite: OverwriteOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -55,29 +112,35 @@ def vectors(
 
     Control vectors and .svec files have one direction per block output; steer2edit works with one per projection.
     Neither is turned into the other silently: extract with --block-outputs to get both, or give --use-at.
+
+    Args:
+        from_sae: A SAELens folder (cfg.json, sae_weights.safetensors), with --feature.
+        to: Also write them there: .safetensors, .gguf (control vector) or .svec.
+        use_at: For directions of block outputs, to .safetensors: the projections of the same layer that take them as
+            their vectors: mlp, attn or both.
+        model_hint: Model type to name in .gguf and .svec, e.g. llama; from the file if it knows.
+        plain: To .safetensors: only v and the input means, for other programs.
     """
     if to is None and (use_at or plain or model_hint):
         raise typer.BadParameter("--use-at, --plain and --model-hint are about what is written: give --to FILE too.")
     if (file is None) == (from_sae is None) or (from_sae is None) != (feature is None):
         raise typer.BadParameter("give a file of vectors, or --from-sae DIR with --feature NUMBER.")
+
     from steer2edit.artifacts.vector_files.features import read_sae_feature
-    from steer2edit.artifacts.vector_files.vectors import read_vectors
 
     source = file or from_sae
     assert source is not None
-    found = read_vectors(source) if feature is None else read_sae_feature(source, feature)
+    found = artifacts.read_vectors(source) if feature is None else read_sae_feature(source, feature)
     result = describe(found, source)
     if to is not None:
         result["written"] = _write(found, source, to, use_at, model_hint, plain, overwrite)
-    _print(result, json_output)
+    _print_vectors(result, json_output)
 
 
-def describe(found: "SteeringVectors | BlockVectors", file: Path) -> dict[str, Any]:
+def describe(found: "core.SteeringVectors | core.BlockVectors", file: Path) -> dict[str, Any]:
     """JSON-able: format, norms by site and by block output, and the metadata."""
-    from steer2edit.core import BlockVectors
-
-    blocks = found.layers if isinstance(found, BlockVectors) else found.block_outputs or {}
-    sites = {} if isinstance(found, BlockVectors) else found.sites
+    blocks = found.layers if isinstance(found, core.BlockVectors) else found.block_outputs or {}
+    sites = {} if isinstance(found, core.BlockVectors) else found.sites
     return {
         "file": str(file),
         "format": found.metadata.get("format", "steer2edit"),
@@ -98,7 +161,7 @@ def describe(found: "SteeringVectors | BlockVectors", file: Path) -> dict[str, A
 
 
 def _write(
-    found: "SteeringVectors | BlockVectors",
+    found: "core.SteeringVectors | core.BlockVectors",
     file: Path,
     to: Path,
     use_at: str | None,
@@ -106,28 +169,24 @@ def _write(
     plain: bool,
     overwrite: bool,
 ) -> dict[str, Any]:
-    from steer2edit.artifacts import as_vectors, load_vectors, save_vectors
-    from steer2edit.artifacts.vector_files.block_files import BLOCK_SUFFIXES, save_block_vectors
-    from steer2edit.core import BlockVectors
+    from steer2edit.artifacts.vector_files.block_files import BLOCK_SUFFIXES
 
     if to.suffix in BLOCK_SUFFIXES:
         if use_at or plain:
             raise typer.BadParameter(f"--use-at and --plain are for .safetensors; {to.suffix} has block outputs.")
-        blocks = found if isinstance(found, BlockVectors) else BlockVectors.of(found)
-        left_out = save_block_vectors(blocks, to, model_hint=model_hint, overwrite=overwrite)
+        blocks = found if isinstance(found, core.BlockVectors) else core.BlockVectors.of(found)
+        left_out = artifacts.save_block_vectors(blocks, to, model_hint=model_hint, overwrite=overwrite)
         return {"file": str(to), "layers_left_out": left_out}
     if file.is_dir():  # of a SAE: what writes to the residual stream last is its natural place
-        use_at = use_at or ("mlp" if isinstance(found, BlockVectors) else None)
-        taken = as_vectors(found, use_at)  # type: ignore[arg-type]
+        use_at = use_at or ("mlp" if isinstance(found, core.BlockVectors) else None)
+        taken = artifacts.as_vectors(found, use_at)  # type: ignore[arg-type]
     else:
-        taken = load_vectors(file, use_at)  # type: ignore[arg-type]
-    save_vectors(taken, to, overwrite=overwrite, plain=plain)
+        taken = artifacts.load_vectors(file, use_at)  # type: ignore[arg-type]
+    artifacts.save_vectors(taken, to, overwrite=overwrite, plain=plain)
     return {"file": str(to), "layers_left_out": []}
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    from steer2edit.cli.console import print_json, print_table, say
-
+def _print_vectors(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return print_json(result)
     rows = [

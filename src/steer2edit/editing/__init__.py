@@ -1,11 +1,12 @@
 """Weight edits: computing them from vectors, and applying them in memory."""
 
 from steer2edit.editing.baselines import ablation, rosi
-from steer2edit.editing.convert import Factors, compute_factors, convert, natural_strength, recommended
+from steer2edit.editing.convert import MIN_TOKENS, Factors, compute_factors, convert, natural_strength, recommended
 from steer2edit.editing.runtime import edited, intervened
 from steer2edit.editing.weights import merged, merged_weight
 
 __all__ = [
+    "MIN_TOKENS",
     "Factors",
     "ablation",
     "compute_factors",

@@ -1,6 +1,5 @@
 """Evaluation: tasks, statistics with intervals, and the runner that compares interventions."""
 
-from steer2edit.estimates import SCHEMA_VERSION, Condition, Estimate, Value
 from steer2edit.evaluation.behaviours import (
     BEHAVIOURS,
     Behaviour,
@@ -10,68 +9,55 @@ from steer2edit.evaluation.behaviours import (
     unscored_reasons,
 )
 from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
-from steer2edit.evaluation.gains import mean_of, share_of_gain, share_of_other_gain
-from steer2edit.evaluation.judge import Judge
+from steer2edit.evaluation.harness import HarnessMetric, harness_results
+from steer2edit.evaluation.likelihood_tasks import DriftTask, base_answers
 from steer2edit.evaluation.metrics import COST, Metric, described, metric_name
-from steer2edit.evaluation.registry import TASK_KINDS, TaskKind, TaskSettings, build_tasks
-from steer2edit.evaluation.runner import BASE_ARM, Arm, condition_of, edit_arm, evaluate, steering_arm
-from steer2edit.evaluation.scorers import SCORERS, find_scorer
+from steer2edit.evaluation.refusal_direction import RefusalDirection, measured_direction, refusal_direction
+from steer2edit.evaluation.registry import TASK_KINDS, TaskSettings, build_tasks
+from steer2edit.evaluation.reply_tasks import DegenerationTask, MathTask, RefusalTask
+from steer2edit.evaluation.scorers import find_scorer
 from steer2edit.evaluation.statistics import (
     compare,
     estimate,
     mean,
+    mean_of,
     paired,
     paired_difference,
     paired_rate_difference,
     rate,
+    share_of_gain,
+    share_of_other_gain,
 )
-from steer2edit.evaluation.tasks import (
-    ChoiceTask,
-    DegenerationTask,
-    DriftTask,
-    LengthTask,
-    MathTask,
+from steer2edit.evaluation.task import (
+    BASE_ARM,
+    Arm,
     Measurement,
-    PreferenceTask,
-    RefusalTask,
     Task,
-    ThinkingTask,
-    TruthChoiceTask,
-    VerdictTask,
-    base_answers,
+    edit_arm,
+    evaluate,
     merged_measurements,
+    steering_arm,
 )
 
 __all__ = [
     "BASE_ARM",
     "BEHAVIOURS",
     "COST",
-    "SCHEMA_VERSION",
-    "SCORERS",
     "TASK_KINDS",
     "Arm",
     "Behaviour",
     "Calibration",
-    "ChoiceTask",
-    "Condition",
     "DegenerationTask",
     "DriftTask",
-    "Estimate",
-    "Judge",
-    "LengthTask",
+    "HarnessMetric",
     "MathTask",
     "Measurement",
     "Metric",
-    "PreferenceTask",
+    "RefusalDirection",
     "RefusalTask",
     "Secant",
     "Task",
-    "TaskKind",
     "TaskSettings",
-    "ThinkingTask",
-    "TruthChoiceTask",
-    "Value",
-    "VerdictTask",
     "at_drift",
     "attribute_of",
     "base_answers",
@@ -81,20 +67,22 @@ __all__ = [
     "calibrate",
     "calibrate_together",
     "compare",
-    "condition_of",
     "described",
     "edit_arm",
     "estimate",
     "evaluate",
     "find_scorer",
+    "harness_results",
     "mean",
     "mean_of",
+    "measured_direction",
     "merged_measurements",
     "metric_name",
     "paired",
     "paired_difference",
     "paired_rate_difference",
     "rate",
+    "refusal_direction",
     "share_of_gain",
     "share_of_other_gain",
     "steering_arm",

@@ -1,30 +1,100 @@
 """Any task of the lm-evaluation-harness, on the base and under interventions, in the process that holds the model.
 
 The harness's own transformers wrapper runs our loaded network, and the intervention is applied to that network by
-hooks: there is no second copy of the weights, nothing to save first, and the base is measured by the same code.
+hooks: there is no second copy of the weights, nothing to save first, and the base is measured by the same code. What
+it reports becomes estimates with 95 % intervals, item by item where it gives items.
 """
 
 import copy
 import difflib
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from steer2edit.core import Intervention
 from steer2edit.editing import intervened
 from steer2edit.errors import DataError, InvalidValueError, ModelError
-from steer2edit.evaluation.harness_metrics import HarnessMetric, read_metrics
+from steer2edit.estimates import Estimate, Value
+from steer2edit.evaluation.statistics import estimate, reported_mean
 from steer2edit.models import LanguageModel
 from steer2edit.models.chat import require_rows
 from steer2edit.models.generation import generating
 from steer2edit.progress import step
 
+
+@dataclass(frozen=True)
+class HarnessMetric:
+    """One metric of one harness task under one intervention.
+
+    Args:
+        estimate: with a 95 % interval: Wilson's for hits and misses, Student's t for other means over items, and
+            ± 1.96 standard errors where the harness has no mean over items (perplexity, F1, groups).
+        values: what each item came to, in the order of the documents; `None` where the metric is no mean over items.
+        reported: the harness's own value.
+        reported_error: the harness's own standard error, if it gives one.
+    """
+
+    estimate: Estimate
+    values: tuple[Value, ...] | None
+    reported: float
+    reported_error: float | None
+
+
+def read_metrics(results: Mapping[str, Any]) -> dict[str, HarnessMetric]:
+    """Every metric of a harness run, groups included, by `task.metric`, with the filter of answers behind it if any.
+
+    Args:
+        results: what `lm_eval.evaluate` returns with `log_samples=True`: keys `results` and `samples`.
+    """
+    found = {}
+    for task, entries in results["results"].items():
+        for key, reported in entries.items():
+            metric, comma, answer_filter = key.partition(",")
+            reported = _plain(reported)
+            if not comma or metric.endswith("_stderr") or not isinstance(reported, int | float):
+                continue
+            error = entries.get(f"{metric}_stderr,{answer_filter}")
+            values = _item_values(results.get("samples", {}).get(task, ()), metric, answer_filter, float(reported))
+            value, n = float(reported), int(entries.get("sample_len", 0))
+            found_here = reported_mean(value, _number(error), n) if values is None else estimate(values)
+            name = f"{task}.{metric}" + ("" if answer_filter == "none" else f".{answer_filter}")
+            found[name] = HarnessMetric(found_here, values, value, _number(error))
+    return found
+
+
+def _item_values(
+    samples: Sequence[Mapping[str, Any]], metric: str, answer_filter: str, reported: float
+) -> tuple[Value, ...] | None:
+    """What each document came to, if the reported value is the mean of that."""
+    own = [sample for sample in samples if sample["filter"] == answer_filter]
+    raw = [_number(sample.get(metric)) for sample in sorted(own, key=lambda sample: int(sample["doc_id"]))]
+    scored = [value for value in raw if value is not None]
+    if not scored or not math.isclose(sum(scored) / len(scored), reported, rel_tol=1e-6, abs_tol=1e-9):
+        return None
+    if set(scored) <= {0.0, 1.0}:
+        return tuple(None if value is None else bool(value) for value in raw)
+    return tuple(raw)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _number(value: Any) -> float | None:
+    value = _plain(value)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 _SEED = 1234  # the harness's own, of few-shot examples and of tasks that sample
 _BOOTSTRAP = 1000
+_BATCH = 8  # rows
 
 
 def harness_results(
@@ -33,8 +103,6 @@ def harness_results(
     interventions: Sequence[Intervention] = (None,),
     *,
     limit: int | None = None,
-    include_path: Path | None = None,
-    batch_size: int = 8,
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
 ) -> list[dict[str, HarnessMetric]]:
@@ -42,12 +110,10 @@ def harness_results(
 
     Args:
         model: with its tokenizer; its weights are not touched.
-        tasks: names the harness knows (tasks, groups, tags), or YAML task files.
+        tasks: names the harness knows (tasks, groups, tags), or YAML task files. A task file may name Python functions
+            that the harness then runs: only use files that you trust.
         interventions: `None` is the base.
         limit: use at most this many documents of every task.
-        include_path: directory with task files of one's own. A task file may name Python functions that the harness
-            then runs: only use files that you trust.
-        batch_size: rows of a batch.
         num_fewshot: examples in the prompt, instead of the task's own number.
         apply_chat_template: put prompts into the model's chat format; off by default, as in the harness.
 
@@ -57,16 +123,19 @@ def harness_results(
         MismatchError: an edit or vectors are for another model or another shape.
         ModelError: the model has no tokenizer.
     """
-    _require_settings(model, tasks, limit, batch_size, apply_chat_template)
+    _require_settings(model, tasks, limit, apply_chat_template)
     harness = _import_harness()
-    loaded = _load_tasks(harness, list(tasks), include_path)
+    loaded = _load_tasks(harness, list(tasks))
     _require_runnable(loaded["tasks"])
     _prepare_tasks(loaded["tasks"].values(), num_fewshot)
-    language_model = _wrapped(harness, model, batch_size)
+    language_model = _wrapped(harness, model)
     found = []
     with step("Harness", len(interventions)) as advance:
         for intervention in interventions:
-            with _applied(model, intervention), _seeded(model):
+            with (
+                intervened(model, [intervention]), generating(model), model.chat.clock(), _rows_checked(model),
+                _seeded(model),
+            ):  # fmt: skip
                 results = harness.evaluator.evaluate(
                     lm=language_model,
                     task_dict=loaded,
@@ -82,14 +151,11 @@ def harness_results(
     return found
 
 
-def _require_settings(
-    model: LanguageModel, tasks: Sequence[str], limit: int | None, batch_size: int, apply_chat_template: bool
-) -> None:
+def _require_settings(model: LanguageModel, tasks: Sequence[str], limit: int | None, apply_chat_template: bool) -> None:
     if isinstance(tasks, str) or not tasks:
         raise InvalidValueError(f"tasks must be a list of at least one name, got {tasks!r}.")
-    for name, value in (("limit", limit), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise InvalidValueError(f"{name} must be >= 1, got {value}.")
+    if limit is not None and limit < 1:
+        raise InvalidValueError(f"limit must be >= 1, got {limit}.")
     if model.tokenizer is None:
         raise ModelError(f"{model.name!r} was loaded without a tokenizer; the harness needs one.")
     if apply_chat_template and not getattr(model.tokenizer, "chat_template", None):
@@ -111,20 +177,16 @@ def _import_harness() -> Any:
     return lm_eval
 
 
-def _load_tasks(harness: Any, names: list[str], include_path: Path | None) -> dict[str, Any]:
+def _load_tasks(harness: Any, names: list[str]) -> dict[str, Any]:
     """The harness's task objects.
 
     Raises:
         DataError: as said in `harness_results`.
     """
-    if include_path is not None and not include_path.is_dir():
-        raise DataError(f"there is no directory {include_path}: include_path must hold task files (*.yaml).")
-    manager = harness.tasks.TaskManager(include_path=_text(include_path), include_defaults=False)
-    if not set(_by_name(names)) <= set(manager.all_subtasks):  # reading the harness's own 14,000 task files takes long
-        own = list(manager.all_tasks)
-        manager = harness.tasks.TaskManager(include_path=_text(include_path))
-        for name in _by_name(names):
-            require_known(name, manager.all_tasks, own, include_path)
+    by_name = [name for name in names if not (name.endswith(".yaml") and Path(name).is_file())]
+    manager = harness.tasks.TaskManager(include_defaults=bool(by_name))  # reading its own 14,000 files takes long
+    for name in by_name:
+        require_known(name, manager.all_tasks)
     try:
         loaded: dict[str, Any] = manager.load(names)
     except Exception as error:  # a task is a program of its author's, and its data come from anywhere
@@ -136,7 +198,7 @@ def _load_tasks(harness: Any, names: list[str], include_path: Path | None) -> di
     return loaded
 
 
-def _wrapped(harness: Any, model: LanguageModel, batch_size: int) -> Any:
+def _wrapped(harness: Any, model: LanguageModel) -> Any:
     """The loaded network as the harness's model."""
     logger = logging.getLogger("lm_eval.models.huggingface")
     level = logger.level
@@ -144,7 +206,7 @@ def _wrapped(harness: Any, model: LanguageModel, batch_size: int) -> Any:
     try:
         # a copy of the tokenizer: the harness gives one without a padding token one
         wrapped = harness.models.huggingface.HFLM(
-            pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size
+            pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=_BATCH
         )
         wrapped.chat_template_args = dict(model.chat.arguments)
         return wrapped
@@ -152,23 +214,8 @@ def _wrapped(harness: Any, model: LanguageModel, batch_size: int) -> Any:
         logger.setLevel(level)
 
 
-def _by_name(names: Iterable[str]) -> list[str]:
-    """The tasks that are asked for by name; the others are files."""
-    return [name for name in names if not (name.endswith(".yaml") and Path(name).is_file())]
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def require_known(name: str, known: Sequence[str], own: Sequence[str], include_path: Path | None) -> None:
-    """Refuse a task that is not known, and suggest the nearest.
-
-    Args:
-        name: asked for.
-        known: all tasks, groups and tags.
-        own: those of `include_path`.
-        include_path: directory with task files of one's own, if any.
+def require_known(name: str, known: Sequence[str]) -> None:
+    """Refuse a task that is not among the known tasks, groups and tags, and suggest the nearest.
 
     Raises:
         DataError: as said.
@@ -177,10 +224,9 @@ def require_known(name: str, known: Sequence[str], own: Sequence[str], include_p
         return
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     suggestion = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    local = f" {include_path} has: {', '.join(sorted(own)) or 'no task file that can be read'}." if include_path else ""
     raise DataError(
-        f"the harness has no task {name!r}.{suggestion}{local} `lm-eval ls tasks` lists the {len(known)} it knows; "
-        "a task file of your own is given by its path, or its directory by include_path."
+        f"the harness has no task {name!r}.{suggestion} `lm-eval ls tasks` lists the {len(known)} it knows; "
+        "a task file of your own is given by its path."
     )
 
 
@@ -203,12 +249,6 @@ def _prepare_tasks(tasks: Iterable[Any], num_fewshot: int | None) -> None:
         if own is None or (num_fewshot is not None and own != 0):  # a task that says 0 means it
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=_SEED)
-
-
-@contextmanager
-def _applied(model: LanguageModel, intervention: Intervention) -> Iterator[None]:
-    with intervened(model, [intervention]), generating(model), model.chat.clock(), _rows_checked(model):
-        yield
 
 
 @contextmanager

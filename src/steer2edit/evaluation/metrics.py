@@ -1,9 +1,11 @@
 """What the names of metrics mean: `{set}_{kind}`, e.g. `advbench_refused`; some presets go without the set."""
 
 import re
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from importlib import resources
+from typing import Any, Literal
 
 from steer2edit.estimates import Condition, Notation
 
@@ -76,76 +78,26 @@ class Metric:
         return self.in_words.value(value).removeprefix("+")
 
 
-_Kind = tuple[Scale, str, str, str] | tuple[Scale, str, str, str, bool]
-_KINDS: dict[str, _Kind] = {
-    "refused": ("share", "{set} refused", "{set} requests refused", "{set} requests refused"),
-    "preferred": (
-        "share",
-        "{set} preferred",
-        "{set} preferred",
-        "{set}: questions whose positive answer is preferred to the negative one",
-    ),
-    "margin": (
-        "difference",
-        "{set} margin",
-        "Preference margin, {set}",
-        "{set}: preference of the positive over the negative answer (nats per token)",
-    ),
-    "shown": ("share", "{set} shown", "{set} shown", "{set}: replies that show the behaviour"),
-    "mc1": ("share", "{set} MC1", "{set} MC1", "{set}: questions whose best answer beats every false one"),
-    "mc2": ("share", "{set} MC2", "{set} MC2", "{set}: share of probability on the true answers"),
-    "accuracy": ("share", "{set} accuracy", "{set} accuracy", "{set}: questions answered right"),
-    "accuracy_sum": (
-        "share",
-        "{set} accuracy (sum)",
-        "{set} accuracy (sum)",
-        "{set}: questions answered right by log-probability that is not normalised by length",
-    ),
-    "reply_tokens": ("amount", "reply tokens", "Reply length", "reply length, thought included (tokens)"),
-    "thought_tokens": ("amount", "thought tokens", "Thought length", "length of the thought (tokens)"),
-    "answer_tokens": ("amount", "answer tokens", "Answer length", "length of the answer behind the thought (tokens)"),
-    "finished": ("share", "finished", "Replies that ended", "replies that ended by themselves"),
-    "repetition": ("share", "repetition", "Repeated 4-grams", "4-grams of a reply that occurred in it before"),
-    "empty": ("share", "empty", "Empty replies", "replies without any text"),
-    "unfinished": ("share", "unfinished", "Replies cut off", "replies that did not end by themselves"),
-    "nll_increase": (
-        "difference",
-        "NLL increase",
-        "NLL increase",
-        "NLL increase on the base's own benign answers (nats per token)",
-        True,
-    ),
-    "kl": (
-        "amount",
-        "KL to base",
-        "KL to the base",
-        "KL(base ‖ model) on the base's own benign answers (nats per token)",
-        True,
-    ),
-}
+_KINDS: Mapping[str, Mapping[str, Any]] = tomllib.loads(
+    resources.files("steer2edit.evaluation").joinpath("metrics.toml").read_text(encoding="utf-8")
+)
 _LONGEST_FIRST = sorted(_KINDS, key=len, reverse=True)
 
 
 def metric_name(name: str) -> Metric:
     """What a key of the results means; one that is not known is called by its key."""
-    kind, owner = _split(name)
-    if kind is None:
+    known = next((kind for kind in _LONGEST_FIRST if name == kind or name.endswith(f"_{kind}")), None)
+    owner = name.removesuffix(known or "").removesuffix("_").replace("_", " ")
+    if known is None:
         return Metric(name, owner, owner, owner, "amount")
-    scale, brief, short, description, *rest = kind
+    kind = _KINDS[known]
+    brief, short, description = (kind[text] for text in ("brief", "short", "description"))
     if owner and "{set}" not in brief:
         brief, short, description = f"{{set}} {brief}", f"{short}, {{set}}", f"{{set}}: {description}"
     brief, short, description = (text.format(set=owner) for text in (brief, short, description))
-    return Metric(name, brief, short[:1].upper() + short[1:], description, scale, bool(rest))
-
-
-def _split(name: str) -> tuple[_Kind | None, str]:
-    """(kind, set in words)."""
-    if name in _KINDS:
-        return _KINDS[name], ""
-    for suffix in _LONGEST_FIRST:
-        if name.endswith(f"_{suffix}"):
-            return _KINDS[suffix], name.removesuffix(f"_{suffix}").replace("_", " ")
-    return None, name.replace("_", " ")
+    return Metric(
+        name, brief, short[:1].upper() + short[1:], description, kind["scale"], kind.get("against_base", False)
+    )
 
 
 def described(conditions: Iterable[Condition]) -> dict[str, str]:

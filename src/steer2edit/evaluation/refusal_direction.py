@@ -6,8 +6,8 @@ from typing import Any, Literal
 from steer2edit.core import Editing, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import POINTS, Estimate
+from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.evaluation.statistics import paired
-from steer2edit.evaluation.tasks import RefusalTask
 from steer2edit.models import LanguageModel
 from steer2edit.steering import safety_prompts
 

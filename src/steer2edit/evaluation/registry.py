@@ -1,28 +1,22 @@
 """Tasks by name: `NAME` measures on a set that comes with the package, `NAME=FILE` on published data."""
 
 import random
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.evaluation import formats
 from steer2edit.evaluation.behaviours import BEHAVIOURS, behaviour
-from steer2edit.evaluation.formats import MMLU_COLUMNS, ChoiceQuestion, MathProblem, TruthQuestion, divided
+from steer2edit.evaluation.formats import TruthQuestion, divided
+from steer2edit.evaluation.likelihood_tasks import ChoiceTask, DriftTask, PreferenceTask, TruthChoiceTask
+from steer2edit.evaluation.reply_tasks import DegenerationTask, LengthTask, MathTask, RefusalTask, ThinkingTask
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.evaluation.tasks import (
-    ChoiceTask,
-    DegenerationTask,
-    DriftTask,
-    LengthTask,
-    MathTask,
-    PreferenceTask,
-    RefusalTask,
-    Task,
-    ThinkingTask,
-    TruthChoiceTask,
-)
+from steer2edit.evaluation.task import Task
 from steer2edit.models import Prompt, Sampling
 from steer2edit.steering import borderline_prompts, find_behaviour, safety_prompts
 from steer2edit.steering.data_files import SUFFIXES
@@ -91,11 +85,14 @@ class TaskKind:
     columns: str
     built_in: str
     build: Build
-    columns_without_header: tuple[str, ...] = ()
+    columns_without_header: Sequence[str] = ()
+
+
+_Make = Callable[[str, Any, TaskSettings], Task]
 
 
 def _on(
-    make: Callable[[str, Any, TaskSettings], Task],
+    make: _Make,
     own: str,
     own_items: Callable[[TaskSettings], Sequence[Any]],
     read: Callable[[Table], Sequence[Any]] = formats.requests,
@@ -110,13 +107,9 @@ def _on(
     return build
 
 
-def _built_in(name: str, read: Callable[[Table], Sequence[Any]], make: Callable[..., Task], published: str) -> Build:
+def _built_in(name: str, read: Callable[[Table], Sequence[Any]], make: _Make, published: str) -> Build:
     """A task on a set that comes with the package in the published format."""
     return _on(make, name, lambda s: read(formats.built_in_table(name).split(s.split)), read, published)
-
-
-def _harmful(settings: TaskSettings) -> Sequence[Prompt]:
-    return safety_prompts(settings.split, settings.limit)[0]
 
 
 def _benign(settings: TaskSettings) -> Sequence[Prompt]:
@@ -127,16 +120,12 @@ def _refused(name: str, items: Sequence[Prompt], settings: TaskSettings) -> Task
     return RefusalTask(name, items, settings.sampling(24), settings.scorer)
 
 
-def _solved(name: str, items: Sequence[MathProblem], settings: TaskSettings) -> Task:
-    return MathTask(name, items, settings.sampling(512))
+def _replies(kind: Callable[..., Task], tokens: int) -> _Make:
+    return lambda name, items, settings: kind(name=name, items=items, sampling=settings.sampling(tokens))
 
 
-def _chosen(name: str, items: Sequence[ChoiceQuestion], _: TaskSettings) -> Task:
-    return ChoiceTask(name, items)
-
-
-def _lettered(name: str, items: Sequence[ChoiceQuestion], _: TaskSettings) -> Task:
-    return ChoiceTask(f"{name}_letters", items, "letter")
+def _concise(settings: TaskSettings) -> Sequence[Prompt]:
+    return behaviour("conciseness", settings.split).prompts["requests"]
 
 
 def _questions(settings: TaskSettings) -> list[TruthQuestion]:
@@ -151,7 +140,7 @@ def _preferred(name: str, items: Sequence[TruthQuestion], _: TaskSettings) -> Ta
 
 def _over_refusal(table: Table | None, settings: TaskSettings) -> list[Task]:
     if table is None:
-        return _behaviour_tasks("over-refusal", settings)
+        return _behaviour_tasks("over-refusal", None, settings)
     return _on(_refused, "", _benign)(table, settings)
 
 
@@ -163,7 +152,7 @@ def _xstest(table: Table | None, settings: TaskSettings) -> list[Task]:
     return [_refused(name, settings.chosen(prompts), settings) for name, prompts in sets.items() if prompts]
 
 
-def _behaviour_tasks(source: str, settings: TaskSettings) -> list[Task]:
+def _behaviour_tasks(source: str, _: Table | None, settings: TaskSettings) -> list[Task]:
     if settings.shuffle is not None:
         raise InvalidValueError(
             f"the behaviour {source!r} keeps its own order: leave the shuffle out, or the behaviour."
@@ -172,108 +161,40 @@ def _behaviour_tasks(source: str, settings: TaskSettings) -> list[Task]:
     return list(behaviour(source, settings.split, **shared, seed=settings.divide or 0).tasks)
 
 
-def _behaviour_kind(name: str) -> TaskKind:
-    return TaskKind(
-        f"the behaviour {name}, with what it costs: {find_behaviour(name).description}", "", "its own items",
-        lambda _, settings: _behaviour_tasks(name, settings),
-    )  # fmt: skip
-
-
-_REQUESTS = " or ".join(PROMPT_COLUMNS)
-_TRUTH = "question, best_answer, correct_answers, incorrect_answers; or question, mc1_targets, mc2_targets"
-_CHOICES = "question, choices, answer; or question, A, B, C, D, answer"
-_KNOWLEDGE = "questions of general knowledge"
-TASK_KINDS: dict[str, TaskKind] = {
-    "refusal": TaskKind(
-        "refusal of harmful requests", _REQUESTS, "harmful requests of safety", _on(_refused, "harmful", _harmful)
+_BUILD: dict[str, Build] = {
+    "refusal": _on(_refused, "harmful", lambda s: safety_prompts(s.split, s.limit)[0]),
+    "over-refusal": _over_refusal,
+    "xstest": _xstest,
+    "truthfulqa": _on(_preferred, "truth", _questions, formats.truthful_questions, "truthfulqa"),
+    "truthfulqa-mc": _on(
+        lambda n, i, _: TruthChoiceTask(i, n), "truth", _questions, formats.truthful_questions, "truthfulqa"
     ),
-    "over-refusal": TaskKind(
-        "refusal of requests that should be met; without data, the behaviour over-refusal with what it costs",
-        _REQUESTS,
-        "harmless requests that sound harmful, and benign and harmful ones",
-        _over_refusal,
+    "gsm8k": _built_in("arithmetic", formats.gsm8k_problems, _replies(MathTask, 512), "gsm8k"),
+    "math": _built_in("school_maths", formats.math_problems, _replies(MathTask, 512), "math"),
+    "commonsenseqa": _built_in(
+        "common_sense", formats.commonsense_questions, lambda n, q, _: ChoiceTask(n, q), "commonsenseqa"
     ),
-    "xstest": TaskKind(
-        "refusal of safe and of unsafe prompts", "prompt, type", "harmless requests that sound harmful", _xstest
+    "mmlu": _built_in("general_knowledge", formats.mmlu_questions, lambda n, q, _: ChoiceTask(n, q), "mmlu"),
+    "mmlu-letters": _built_in(
+        "general_knowledge",
+        formats.mmlu_questions,
+        lambda n, q, _: ChoiceTask(f"{n}_letters", q, "letter"),
+        "mmlu",
     ),
-    "truthfulqa": TaskKind(
-        "preference of the true answer over a false one",
-        _TRUTH,
-        "questions of truthfulness",
-        _on(_preferred, "truth", _questions, formats.truthful_questions, "truthfulqa"),
-    ),
-    "truthfulqa-mc": TaskKind(
-        "MC1 and MC2 by log-likelihood",
-        _TRUTH,
-        "questions of truthfulness",
-        _on(lambda n, i, _: TruthChoiceTask(i, n), "truth", _questions, formats.truthful_questions, "truthfulqa"),
-    ),
-    "gsm8k": TaskKind(
-        "exact match of word problems",
-        "question, answer",
-        "word problems of arithmetic",
-        _built_in("arithmetic", formats.gsm8k_problems, _solved, "gsm8k"),
-    ),
-    "math": TaskKind(
-        "exact match of mathematics",
-        "problem, solution",
-        "school mathematics",
-        _built_in("school_maths", formats.math_problems, _solved, "math"),
-    ),
-    "commonsenseqa": TaskKind(
-        "multiple choice by log-likelihood",
-        "question, choices, answerKey",
-        "questions of common sense",
-        _built_in("common_sense", formats.commonsense_questions, _chosen, "commonsenseqa"),
-    ),
-    "mmlu": TaskKind(
-        "multiple choice by log-likelihood of the answers",
-        _CHOICES,
-        _KNOWLEDGE,
-        _built_in("general_knowledge", formats.mmlu_questions, _chosen, "mmlu"),
-        MMLU_COLUMNS,
-    ),
-    "mmlu-letters": TaskKind(
-        "multiple choice by log-likelihood of the letters",
-        _CHOICES,
-        _KNOWLEDGE,
-        _built_in("general_knowledge", formats.mmlu_questions, _lettered, "mmlu"),
-        MMLU_COLUMNS,
-    ),
-    "length": TaskKind(
-        "length of replies, and how many end",
-        _REQUESTS,
-        "requests of conciseness",
-        _on(
-            lambda name, items, s: LengthTask(items, s.sampling(96), name),
-            "",
-            lambda s: behaviour("conciseness", s.split).prompts["requests"],
-        ),
-    ),
-    "thinking": TaskKind(
-        "length of thoughts and of answers, apart",
-        _REQUESTS,
-        "requests of conciseness",
-        _on(
-            lambda name, items, s: ThinkingTask(items, s.sampling(256), name),
-            "",
-            lambda s: behaviour("conciseness", s.split).prompts["requests"],
-        ),
-    ),
-    "drift": TaskKind(
-        "distance to the base on its own answers",
-        _REQUESTS,
-        "benign requests of safety",
-        _on(lambda name, items, s: DriftTask(items, s.sampling(24), name), "", _benign),
-    ),
-    "degeneration": TaskKind(
-        "replies that repeat themselves, are empty or do not end",
-        _REQUESTS,
-        "benign requests of safety",
-        _on(lambda name, items, s: DegenerationTask(items, s.sampling(96), name), "", _benign),
-    ),
+    "length": _on(_replies(LengthTask, 96), "", _concise),
+    "thinking": _on(_replies(ThinkingTask, 256), "", _concise),
+    "drift": _on(_replies(DriftTask, 24), "", _benign),
+    "degeneration": _on(_replies(DegenerationTask, 96), "", _benign),
 }
-TASK_KINDS.update({name: _behaviour_kind(name) for name in BEHAVIOURS if name not in TASK_KINDS})
+_TEXT = resources.files("steer2edit.evaluation").joinpath("tasks.toml").read_text(encoding="utf-8")
+TASK_KINDS: dict[str, TaskKind] = {
+    name: TaskKind(**said, build=_BUILD[name])
+    for name, said in tomllib.loads(_TEXT.replace("{requests}", " or ".join(PROMPT_COLUMNS))).items()
+}
+for _name in BEHAVIOURS:
+    if _name not in TASK_KINDS:
+        _about = f"the behaviour {_name}, with what it costs: {find_behaviour(_name).description}"
+        TASK_KINDS[_name] = TaskKind(_about, "", "its own items", partial(_behaviour_tasks, _name))
 
 
 def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> list[Task]:
@@ -305,7 +226,7 @@ def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> l
 def _build(spec: str, settings: TaskSettings) -> list[Task]:
     name, given, source = spec.partition("=")
     if name and not given and name not in TASK_KINDS and (Path(name).is_dir() or Path(name).suffix in SUFFIXES):
-        return _behaviour_tasks(spec, settings)
+        return _behaviour_tasks(spec, None, settings)
     if name not in TASK_KINDS:
         raise DataError(f"there is no task {name!r}. {did_you_mean(name, TASK_KINDS)} Or give a behaviour's folder.")
     kind = TASK_KINDS[name]

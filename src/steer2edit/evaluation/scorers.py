@@ -1,15 +1,24 @@
 """Scorers: what a reply is judged to be. `None` is unscored, never a verdict."""
 
-from collections.abc import Sequence
+import hashlib
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
-from steer2edit.errors import InvalidValueError, did_you_mean
-from steer2edit.models import Prompt, Reply
+import torch
+from pydantic import ConfigDict
+
+from steer2edit.engines import Request, TransformersEngine
+from steer2edit.errors import DataError, InvalidValueError, did_you_mean
+from steer2edit.evaluation.judge import Judge, fill_template, require_template
+from steer2edit.models import LanguageModel, Prompt, Reply, load_model
+from steer2edit.settings.shared import SCORERS
 from steer2edit.steering import RefusalPhrases, refusal_phrases
-
-SCORERS = ("strict", "official", "judge")
-"""Two lists of phrases, and a model that is asked."""
 
 
 @runtime_checkable
@@ -48,3 +57,188 @@ def find_scorer(name: str, judge: Scorer | None = None) -> Scorer:
     if judge is None:
         raise InvalidValueError("the scorer 'judge' needs an endpoint and a model: --judge-url and --judge-model.")
     return judge
+
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """A reply shows the behaviour if it contains any of these phrases and none of those.
+
+    Args:
+        any: phrases of which one must be there, where there are any; whole words, whatever their case.
+        none: phrases of which none may be there.
+
+    Raises:
+        InvalidValueError: there is no phrase at all, or an empty one.
+    """
+
+    any: tuple[str, ...] = ()
+    none: tuple[str, ...] = ()
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if not (self.any or self.none) or not all(phrase.strip() for phrase in (*self.any, *self.none)):
+            raise InvalidValueError("phrases need texts in `any`, `none` or both, and no empty one")
+
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
+        """Whether each answer shows it; `None` where it is empty. The prompts are not looked at."""
+        return [self._shown(reply.answer) for reply in replies]
+
+    def _shown(self, answer: str | None) -> bool | None:
+        if answer is None or not answer.strip():
+            return None
+        text = answer.replace("\u2019", "'")
+        found, excluded = (any(_words(own).findall(text)) for own in (self.any, self.none))
+        return (found or not self.any) and not excluded
+
+
+@cache
+def _words(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of the phrases as whole words, whatever their case; without a phrase, nothing that could be found."""
+    texts = "|".join(re.escape(phrase.strip().replace("\u2019", "'")) for phrase in phrases)
+    return re.compile(rf"(?<!\w)(?:{texts})(?!\w)" if phrases else r"(?!)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """A judge behind an OpenAI-compatible endpoint, which answers yes where a reply shows the behaviour.
+
+    Args:
+        url: of the endpoint.
+        model: name the endpoint knows it by.
+        question: with `{prompt}` and `{reply}`, to be answered yes or no.
+        key_env: environment variable that holds the key.
+    """
+
+    url: str
+    model: str
+    question: str
+    key_env: str | None = None
+    __pydantic_config__ = _STRICT
+
+    def made(self) -> Judge:
+        """The judge."""
+        return Judge(self.url, self.model, self.question, api_key_variable=self.key_env)
+
+
+@dataclass(frozen=True)
+class LocalJudge:
+    """Any causal model as a judge, asked for one token: whether yes is likelier than no.
+
+    Args:
+        model: a directory (of the behaviour's folder, or anywhere), a Hub id or smollm2.
+        question: with `{prompt}` and `{reply}`, to be answered yes or no.
+        folder: of the behaviour.
+
+    Raises:
+        InvalidValueError: the question does not show the reply.
+    """
+
+    model: str
+    question: str
+    folder: Path = field(default=Path(), repr=False, compare=False)
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        require_template(self.question)
+
+    @cached_property
+    def loaded(self) -> LanguageModel:
+        """The judge, loaded once."""
+        own = self.folder / self.model
+        return load_model(str(own) if own.is_dir() else self.model)
+
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
+        """Whether the judge says yes of each answer; `None` where it is empty."""
+        shown = [reply.shown_answer or "" for reply in replies]
+        asked = [i for i, text in enumerate(shown) if text.strip()]
+        requests = [Request(fill_template(self.question, prompts[i], shown[i])) for i in asked]
+        verdicts: list[bool | None] = [None] * len(replies)
+        yes, no = (self._first_tokens(word) for word in ("yes", "no"))
+        for i, found in zip(asked, TransformersEngine(self.loaded).next_token(requests, "Judging"), strict=True):
+            verdicts[i] = bool(torch.logsumexp(found[yes], 0) > torch.logsumexp(found[no], 0))
+        return verdicts
+
+    def _first_tokens(self, word: str) -> list[int]:
+        tokenizer = self.loaded.tokenizer
+        assert tokenizer is not None
+        spelt = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
+        return sorted({tokenizer.encode(text, add_special_tokens=False)[0] for text in spelt})
+
+
+@dataclass(frozen=True)
+class PythonScorer:
+    """A function of the user's own, `function(prompt, reply)`: True, False, or `None` for unscored.
+
+    It is run as it is: a folder is trusted that its user names. A reply on which it fails is unscored, with the reason.
+
+    Args:
+        function: `module:function`; the module is a file of the behaviour's folder.
+        folder: of the behaviour.
+
+    Attributes:
+        unscored: how many replies of all calls so far it failed on, by reason.
+
+    Raises:
+        InvalidValueError: there is no such module or function.
+    """
+
+    function: str
+    folder: Path = field(default=Path(), repr=False, compare=False)
+    source: str = field(init=False)
+    unscored: Counter[str] = field(default_factory=Counter, init=False, compare=False, repr=False)
+    _call: Callable[[Prompt, str], Any] = field(init=False, compare=False, repr=False)
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        module, _, name = self.function.partition(":")
+        path = self.folder / f"{module}.py"
+        if not module.isidentifier() or not name or not path.is_file():
+            raise InvalidValueError(
+                f"a function is named as module:function, where {path.name} is in the behaviour's folder, got "
+                f"{self.function!r}"
+            )
+        spec = importlib.util.spec_from_file_location(module, path)
+        assert spec is not None
+        assert spec.loader is not None
+        found = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(found)
+        except Exception as error:  # the user's own code
+            raise InvalidValueError(f"{path.name} fails: {_reason(error)}") from error
+        if not callable(call := getattr(found, name, None)):
+            raise InvalidValueError(f"{path.name} has no function {name!r}")
+        object.__setattr__(self, "source", hashlib.sha256(path.read_bytes()).hexdigest())
+        object.__setattr__(self, "_call", call)
+
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
+        """What the function says of each answer; a reply without an answer is unscored.
+
+        Raises:
+            DataError: it fails on every reply.
+        """
+        failed: Counter[str] = Counter()
+        found = [self._scored(p, r, failed) for p, r in zip(prompts, replies, strict=True)]
+        if failed and failed.total() == sum(reply.answer is not None for reply in replies):
+            raise DataError(f"the scorer {self.function!r} fails on every reply: {failed.most_common(1)[0][0]}.")
+        self.unscored.update(failed)
+        return found
+
+    def _scored(self, prompt: Prompt, reply: Reply, failed: Counter[str]) -> bool | None:
+        if reply.answer is None:
+            return None
+        try:
+            value = self._call(prompt, reply.answer)
+        except Exception as error:  # the user's own code
+            failed[_reason(error)] += 1
+            return None
+        if value is None or isinstance(value, bool):
+            return value
+        failed[f"it returned {value!r:.80}, which is neither True, False nor None"] += 1
+        return None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

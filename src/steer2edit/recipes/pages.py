@@ -1,4 +1,4 @@
-"""The files of a run that has ended: all figures in `results.json`, a page for people in `report.html`."""
+"""A search with its report, and the files of any run that has ended: `results.json` and `report.html`."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,13 @@ from typing import Any
 
 from steer2edit.artifacts import load_edit
 from steer2edit.artifacts.run_folder import write_json
-from steer2edit.core import WeightEdit
+from steer2edit.core import SteeringVectors, WeightEdit
+from steer2edit.engines import Engine
 from steer2edit.errors import ArtifactError
+from steer2edit.models import LanguageModel
 from steer2edit.report import write_comparison_page, write_report
-from steer2edit.search import COMPARISON
+from steer2edit.search import COMPARISON, Narrate, prepare_search, run_search, search_results
+from steer2edit.settings import Accepting, SearchOptions
 
 RESULTS_FILE = "results.json"
 
@@ -52,3 +55,36 @@ def render_again(run: Path, page: Path | None = None) -> Path:
     else:
         write_report(results, load_edit(folder / "edit"), page, overwrite=True)
     return page
+
+
+def search_and_report(
+    model: LanguageModel,
+    vectors: SteeringVectors,
+    options: SearchOptions,
+    out: Path,
+    narrate: Narrate,
+    *,
+    command: str = "",
+    engine: Engine | None = None,
+    accepting: Accepting = Accepting(),
+) -> dict[str, Any]:
+    """Search, and write `results.json`, `report.html` and the recommended `edit/` into the run folder.
+
+    Args:
+        model: the base model.
+        vectors: with input means.
+        options: what the user decided.
+        out: the run folder; a search that is there goes on.
+        narrate: told what was found, step by step.
+        command: what the user typed, for the record.
+        engine: runs the model; by default the transformers engine.
+        accepting: what is accepted of the vectors all the same.
+
+    Returns:
+        What `results.json` holds.
+    """
+    search = prepare_search(model, vectors, options, engine=engine, accepting=accepting)
+    result = run_search(search, out, narrate)
+    results = search_results(search, result, command)
+    write_run(results, result.edit, out)
+    return results

@@ -25,14 +25,13 @@ from steer2edit.evaluation import (
 )
 from steer2edit.evaluation.answers import is_right
 from steer2edit.models import LanguageModel
-from steer2edit.recipes.pages import write_run
+from steer2edit.recipes.pages import search_and_report, write_run
+from steer2edit.recipes.recipe import Recipe
 from steer2edit.recipes.run import RUN, identity, vectors_once
-from steer2edit.recipes.schema import Recipe
-from steer2edit.recipes.searched import search_and_report
 from steer2edit.report.run_results import read_results
-from steer2edit.search import Narrate, SearchOptions
-from steer2edit.settings import ExtractOptions, RunOptions
-from steer2edit.settings.run import Stage
+from steer2edit.search import Narrate
+from steer2edit.settings import Accepting, ExtractOptions, RunOptions, SearchOptions
+from steer2edit.settings.search import Stage
 from steer2edit.steering import prompt_digests, require_no_overlap
 
 
@@ -59,9 +58,7 @@ def search_options(recipe: Recipe, options: RunOptions) -> SearchOptions:
     """
     stage = stage_of(options)
     grid = recipe.coarse if stage == "coarse" else recipe.model.refined
-    changed = {name: getattr(options, name) for name in ("strategy", "trials", "strengths", "max_kl")}
-    asked = {**recipe.search.model_dump(), **recipe.budget.model_dump()}
-    asked |= {name: value for name, value in changed.items() if value not in (None, ())}
+    asked = {**recipe.search.model_dump(), **recipe.budget.model_dump(), **options.of_search}
     whole = asked["strategy"] == "grid"  # and one refined round around its best
     asked["trials"] = asked["trials"] or (grid.points + 3 ** len(grid.ranges) if whole else SearchOptions.trials)
     if whole and asked["trials"] < grid.points:
@@ -119,7 +116,9 @@ def run_recipe(
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
         _require_apart(recipe, vectors, tasks, options)
         folder = out / "search"
-        results = search_and_report(model, vectors, wanted, folder, narrate, command=command, force=force)
+        results = search_and_report(
+            model, vectors, wanted, folder, narrate, command=command, accepting=Accepting(force=force)
+        )
         results["recipe"] = {
             **recipe.to_json(), "stage": stage_of(options), "on_own_model": not options.other_model
         }  # fmt: skip
@@ -131,13 +130,13 @@ def run_recipe(
 
 def _require_apart(recipe: Recipe, vectors: SteeringVectors, tasks: Sequence[Task], options: RunOptions) -> None:
     """Data sets share no prompt with what the vectors were made from or the edit is chosen on."""
-    chosen_on = behaviour(recipe.behaviour, "validation", limit=options.limit).prompts.values()
+    chosen_on = behaviour(recipe.behaviour, "validation", limit=options.limit)
     asked = [prompt for task in tasks for prompts in task.asked.values() for prompt in prompts]
     require_no_overlap(
         {
             "data set": prompt_digests(asked),
             "vector": vectors.metadata.get("prompts", ()),
-            "validation": prompt_digests(prompt for prompts in chosen_on for prompt in prompts),
+            "validation": chosen_on.digests,
         }
     )
 

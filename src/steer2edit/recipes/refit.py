@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from steer2edit.core import WeightEdit
 from steer2edit.editing import convert
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit_arm, evaluate
+from steer2edit.evaluation import BASE_ARM, at_drift, behaviour, edit_arm, evaluate
 from steer2edit.method import Hyperparameters, Rules
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.making import RECIPE, make_vectors
-from steer2edit.settings import Accepting, ExtractOptions
-from steer2edit.steering import benign_means, prompt_digests, require_no_overlap
+from steer2edit.settings import ExtractOptions, RefitOptions
+from steer2edit.steering import benign_means, require_no_overlap
 from steer2edit.steering.source import IN_MEMORY
 
 NOW = "as it is now"
@@ -61,14 +59,7 @@ def recipe_of(edit: WeightEdit, contrast: str | None = None) -> ExtractOptions:
     return ExtractOptions(**{**known, "contrast": source})
 
 
-def refit(
-    model: LanguageModel,
-    edit: WeightEdit,
-    *,
-    contrast: str | None = None,
-    limit: int | None = None,
-    force: bool = False,
-) -> Refitted:
+def refit(model: LanguageModel, edit: WeightEdit, changed: RefitOptions = RefitOptions()) -> Refitted:
     """Extract and convert again with an edit's own settings, on a model whose weights have changed since.
 
     Nothing is searched: rules, budgets and drift are those of the edit. A model that was tuned with the edit in its
@@ -77,9 +68,7 @@ def refit(
     Args:
         model: the changed model, of the same architecture.
         edit: whose recipe is followed.
-        contrast: what the vectors are made from, where the edit does not say or its file has moved.
-        limit: use at most so many items of every set, for extraction and measurement alike.
-        force: edit with vectors that the diagnosis calls noise.
+        changed: of the recipe; the limit is of extraction and measurement alike.
 
     Raises:
         DataError: the edit does not say what its vectors are made from.
@@ -87,11 +76,11 @@ def refit(
         NoiseError: the diagnosis calls the new vectors noise.
     """
     model.require_fit(edit, allow_mismatch=True)
-    options = recipe_of(edit, contrast)
-    options = options if limit is None else replace(options, limit=limit)
-    part = behaviour(str(options.contrast), "held_out", limit=limit, seed=options.seed)
+    options = recipe_of(edit, changed.contrast)
+    options = options if changed.limit is None else replace(options, limit=changed.limit)
+    part = behaviour(str(options.contrast), "held_out", limit=changed.limit, seed=options.seed)
     vectors = make_vectors(model, options)
-    _require_unseen(part, vectors.metadata.get("prompts", ()))
+    require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": part.digests})
     facts = edit.metadata
     benign = facts.get("benign")
     made = convert(
@@ -100,26 +89,12 @@ def refit(
         Hyperparameters(**facts["hyperparameters"]),
         Rules(**facts["rules"]),
         benign=benign_means(model, benign["source"]) if benign else None,
-        **vars(Accepting(force=force)),
+        force=changed.force,
     )
     engine = TransformersEngine(model)
     if drift := facts.get("drift"):
         made = at_drift(engine, made, drift.get("asked", drift["kl"]))
-    made = replace(made, metadata={**made.metadata, "refit_of": _identity(facts)})
+    old = {"model": facts.get("model"), "vectors": facts.get("vectors", {}).get("sha256")}
+    made = replace(made, metadata={**made.metadata, "refit_of": old})
     arms = [replace(BASE_ARM, label=NOW), edit_arm(edit, "old edit on top"), edit_arm(made, "refitted edit")]
     return Refitted(made, evaluate(engine, part.tasks, arms), part.prompts)
-
-
-def _require_unseen(part: Behaviour, seen: Sequence[str]) -> None:
-    asked = prompt_digests(prompt for prompts in part.prompts.values() for prompt in prompts)
-    require_no_overlap({"vector": seen, "held-out": asked})
-
-
-def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the old edit: what it was made on, and of which vectors."""
-    return {"model": metadata.get("model"), "vectors": metadata.get("vectors", {}).get("sha256")}
-
-
-def default_out(edit: Path) -> Path:
-    """Where a refitted edit goes unless another place is named: beside the old one."""
-    return edit.with_name(f"{edit.resolve().name}-refit")

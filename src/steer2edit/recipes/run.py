@@ -1,6 +1,10 @@
 """From a behaviour to a tested edit: vectors, edit, preview, held-out figures beside steering, one report."""
 
 import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +12,9 @@ from typing import Any
 from steer2edit.artifacts import load_edit, load_vectors, save_checkpoint, save_edit, save_vectors
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import Steering, SteeringVectors, WeightEdit
-from steer2edit.editing import convert
+from steer2edit.editing import convert, edited, merged
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
+from steer2edit.errors import ArtifactError
 from steer2edit.estimates import CHANGE, POINTS, Condition
 from steer2edit.evaluation import (
     BASE_ARM,
@@ -25,33 +30,66 @@ from steer2edit.evaluation import (
     paired,
     steering_arm,
 )
-from steer2edit.models import LanguageModel, recorded_chat
-from steer2edit.recipes.making import make_edit, make_vectors
-from steer2edit.recipes.pages import write_run
-from steer2edit.recipes.preview import Preview, preview
-from steer2edit.recipes.searched import search_and_report
-from steer2edit.recipes.verify import verify_artifacts
-from steer2edit.search import PAPER, Narrate, SearchOptions, run_facts
-from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions
-from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
+from steer2edit.models import LanguageModel, Sampling, generate, load_model, recorded_chat
+from steer2edit.models.reply import end_ids
+from steer2edit.recipes.making import Preview, make_edit, make_vectors, preview
+from steer2edit.recipes.pages import search_and_report, write_run
+from steer2edit.search import PAPER, Narrate, run_facts
+from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions, SearchOptions
+from steer2edit.steering import require_no_overlap, safety_prompts
+
+
+def verify_artifacts(
+    model: LanguageModel, edit: WeightEdit, adapter: Path, checkpoint: Path, prompts: Sequence[str], max_new_tokens: int
+) -> dict[str, dict[str, int]]:
+    """How many greedy replies of each reloaded artifact equal those of the edit in this process, token by token.
+
+    The adapter is compared in float32 with the run-time edit; the checkpoint in its own dtype with the edit merged
+    into the weights.
+
+    Returns:
+        `{"adapter": {"identical", "n"}, "checkpoint": {"identical", "n"}}`.
+
+    Raises:
+        ArtifactError: an artifact does not load in a fresh process.
+    """
+    sampling = Sampling(max_new_tokens)
+    exact = load_model(model.name, dtype="float32", device="cpu")
+    with edited(exact, edit):
+        from_hook = [list(reply.ids) for reply in generate(exact, prompts, sampling, description="Verifying")]
+    with merged(model, edit):
+        from_weights = [list(reply.ids) for reply in generate(model, prompts, sampling, description="Verifying")]
+    dtype = str(model.dtype).removeprefix("torch.")
+    base = str(exact.network.config._name_or_path)
+    asked = {"prompts": list(prompts), "max_new_tokens": max_new_tokens, "ends": end_ids(exact)}
+    from_adapter = _reloaded({"base": base, "adapter": str(adapter), "dtype": "float32", **asked})
+    from_checkpoint = _reloaded({"base": str(checkpoint), "adapter": None, "dtype": dtype, **asked})
+    return {
+        "adapter": _agreement(from_hook, from_adapter),
+        "checkpoint": _agreement(from_weights, from_checkpoint),
+    }
+
+
+def _reloaded(request: Mapping[str, Any]) -> list[list[int]]:
+    script = Path(__file__).with_name("reload.py")
+    done = subprocess.run(
+        [sys.executable, "-I", str(script)], input=json.dumps(request), capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ArtifactError(
+            f"{request['adapter'] or request['base']} does not load in a fresh process: {done.stderr.strip()[-500:]}"
+        )
+    replies: list[list[int]] = json.loads(done.stdout)
+    return replies
+
+
+def _agreement(expected: list[list[int]], found: list[list[int]]) -> dict[str, int]:
+    return {"identical": sum(a == b for a, b in zip(expected, found, strict=True)), "n": len(expected)}
+
 
 RUN = RunKind("run", 1, "working", "model and options")
 RULE = "measured effects with a gate, in closed form: nothing was searched"
 _DRIFT_PROMPTS = 48
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What a demonstration does besides.
-
-    Args:
-        paper: compare with an edit by the paper's rule, at the same drift.
-        verified: prompts of each kind whose replies are compared after reloading adapter and checkpoint in a fresh
-            process; without any, no checkpoint is written.
-    """
-
-    paper: bool = False
-    verified: int = 0
 
 
 def run_behaviour(
@@ -61,7 +99,8 @@ def run_behaviour(
     narrate: Narrate,
     options: RunOptions = RunOptions(),
     *,
-    extras: Extras = Extras(),
+    paper: bool = False,
+    verified: int = 0,
     force: bool = False,
     command: str = "",
 ) -> dict[str, Any]:
@@ -73,7 +112,9 @@ def run_behaviour(
         out: holds `vectors.safetensors`, `edit/`, `results.json` and `report.html`; with a search, in `search/`.
         narrate: told what was found, step by step.
         options: what the user decided.
-        extras: what is done besides.
+        paper: compare with an edit by the paper's rule, at the same drift.
+        verified: prompts of each kind whose replies are compared after reloading adapter and checkpoint in a fresh
+            process; without any, no checkpoint is written.
         force: edit with vectors that the diagnosis calls noise.
         command: what the user typed, for the record.
 
@@ -95,11 +136,19 @@ def run_behaviour(
     about = {**identity(what, model, source), "kl": options.kl, "search": options.search}
     with RunFolder(out, RUN).opened(about) as folder:
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
-        asked = prompt_digests(prompt for prompts in part.prompts.values() for prompt in prompts)
-        require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": asked})
+        require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": part.digests})
+        accepting = Accepting(force=force)
         if options.search:
-            return _searched(model, vectors, what, out / "search", narrate, options, force, command)
-        edit = _edit_once(model, vectors, out / "edit", ConvertOptions(kl=options.kl), force)
+            wanted = SearchOptions(behaviour=what, limit=options.limit, max_new_tokens=options.max_new_tokens,
+                                   seed=options.seed, **options.of_search)  # fmt: skip
+            found = search_and_report(
+                model, vectors, wanted, out / "search", narrate, command=command, accepting=accepting
+            )
+            narrate(_told(preview(model, vectors, load_edit(out / "search" / "edit"))), [])
+            return found
+        if not (out / "edit").exists():
+            save_edit(model, make_edit(model, vectors, ConvertOptions(kl=options.kl), accepting), out / "edit")
+        edit = load_edit(out / "edit")
         seen = preview(model, vectors, edit)
         narrate(_told(seen), [])
         run = _Run(folder, RememberingEngine(TransformersEngine(model)), vectors, edit, options.kl, narrate)
@@ -107,8 +156,8 @@ def run_behaviour(
             **run_facts(f"An edit for {part.name}, {model.name}", part, model, command, asdict(options)),
             "diagnosis": vectors.diagnosis,
             "preview": None if seen is None else seen.to_json(),
-            **run.held_out(part, extras.paper),
-            **(run.verification(part, extras.verified) if extras.verified else {}),
+            **run.held_out(part, paper),
+            **(run.verification(part, verified) if verified else {}),
         }
         write_run(results, edit, out)
         return results
@@ -127,16 +176,25 @@ class _Run:
 
     def held_out(self, part: Behaviour, paper: bool) -> dict[str, Any]:
         """Base, steering, the paper's rule if it is wanted, and the edit, at the same drift on held-out items."""
-        found = self.folder.once("steering", lambda: {"strength": round(self._steering(), 4)})
-        steering = steering_arm(self.vectors, found["strength"])
+        drift = DriftTask(safety_prompts("validation")[1][:_DRIFT_PROMPTS])
+
+        def spending() -> dict[str, float]:
+            found = calibrate(self.engine, lambda s: Steering(self.vectors, s), drift, self.kl, first=0.1)
+            return {"strength": round(found.strength, 4)}
+
+        found = self.folder.once("steering", spending)
 
         def measure() -> list[Condition]:
-            arms = [BASE_ARM, steering, *([edit_arm(self._paper(), "the paper's rule")] if paper else [])]
+            arms = [BASE_ARM, steering_arm(self.vectors, found["strength"])]
+            if paper:
+                by_rule = at_drift(self.engine, convert(self.engine.model, self.vectors, PAPER), self.kl)
+                arms.append(edit_arm(by_rule, "the paper's rule"))
             return evaluate(self.engine, part.tasks, [*arms, edit_arm(self.edit, "edit")])
 
         final = self.folder.conditions("held_out", "conditions", measure)
         self.narrate(f"Held-out prompts; steering and edit spend KL {self.kl:g} on validation prompts:", final)
-        save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=_card(final), overwrite=True)
+        card = {"conditions": [c.for_card() for c in final], "metrics": described(final)}
+        save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=card, overwrite=True)
         return {
             "held_out": {"conditions": [c.to_json() for c in final]},
             "edit_minus_steering": self._ahead(final[-1], final[1]),
@@ -165,13 +223,6 @@ class _Run:
             [],
         )
         return {"verification": found}
-
-    def _steering(self) -> float:
-        task = DriftTask(safety_prompts("validation")[1][:_DRIFT_PROMPTS])
-        return calibrate(self.engine, lambda s: Steering(self.vectors, s), task, self.kl, first=0.1).strength
-
-    def _paper(self) -> WeightEdit:
-        return at_drift(self.engine, convert(self.engine.model, self.vectors, PAPER), self.kl)
 
     def _ahead(self, edit: Condition, steering: Condition) -> dict[str, Any]:
         """Edit less steering, item by item, in every metric but those that compare with the base."""
@@ -220,31 +271,5 @@ def identity(what: str, model: LanguageModel, options: ExtractOptions) -> dict[s
     }
 
 
-def _edit_once(
-    model: LanguageModel, vectors: SteeringVectors, path: Path, options: ConvertOptions, force: bool
-) -> WeightEdit:
-    """The edit of the folder, made if it has none yet."""
-    if not path.exists():
-        save_edit(model, make_edit(model, vectors, options, Accepting(force=force)), path)
-    return load_edit(path)
-
-
-def _searched(
-    model: LanguageModel, vectors: SteeringVectors, what: str, out: Path, narrate: Narrate, options: RunOptions,
-    force: bool, command: str,
-) -> dict[str, Any]:  # fmt: skip
-    names = ("strategy", "trials", "strengths", "max_kl", "limit", "max_new_tokens", "seed")
-    asked = {name: value for name in names if (value := getattr(options, name)) not in (None, ())}
-    found = search_and_report(
-        model, vectors, SearchOptions(behaviour=what, **asked), out, narrate, command=command, force=force
-    )
-    narrate(_told(preview(model, vectors, load_edit(out / "edit"))), [])
-    return found
-
-
 def _told(seen: Preview | None) -> str:
     return "No preview: there are no validation rows." if seen is None else " ".join(seen.sentences)
-
-
-def _card(conditions: list[Condition]) -> dict[str, Any]:
-    return {"conditions": [c.for_card() for c in conditions], "metrics": described(conditions)}

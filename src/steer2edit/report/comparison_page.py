@@ -12,7 +12,7 @@ from steer2edit.report.panels import Panel, figure_json
 from steer2edit.report.run_results import ComparisonResults, read_results
 from steer2edit.report.tables import Table, condition_table
 from steer2edit.report.tradeoff import Marks, Plane, plane_figure
-from steer2edit.search.comparison_figures import Figure, figure_text
+from steer2edit.search.curves import Figure, figure_text
 
 _COLOURS = (
     themes.STEERING, themes.EDIT, themes.ATTN, themes.MLP, themes.CHOSEN, themes.SSM, themes.BEYOND, themes.BASE,

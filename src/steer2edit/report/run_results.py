@@ -11,10 +11,10 @@ from steer2edit.core import Site
 from steer2edit.errors import DataError
 from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
 from steer2edit.evaluation import COST, Calibration, attribute_of
-from steer2edit.evaluation.judge_prompt import prompt_text
+from steer2edit.evaluation.judge import prompt_text
 from steer2edit.report.text import visible_json
-from steer2edit.search.comparison_figures import Figure, Plan
-from steer2edit.search.tradeoff import TradeoffComparison
+from steer2edit.search.curves import Figure, Plan
+from steer2edit.search.goal import TradeoffComparison
 from steer2edit.steering.diagnosis import SiteDiagnosis
 
 

@@ -1,18 +1,26 @@
-"""What a method achieves along its curve over strengths, at given costs; all of a bootstrap's resamples at once.
+"""The figures that methods are compared by, each with its interval and its difference or ratio to steering's.
+
+    at kl c              the attribute where the method spends the drift c
+    within m l           the most of the attribute where the cost m is at most l, and KL at most a tenth of a nat
+    kl at a              the drift where the attribute first reaches a
+    area m               mean rise of the attribute above the base over all costs up to a limit
 
 A method may take any strength between two that were measured, so its curve is a line from point to point, by growing
 strength, from the base on. Beyond its last point nothing is known of it.
 
-Shapes: p = points of a curve, the base first; r = resamples; i = items of a metric; k = costs with a limit.
+Shapes: p = points of a curve, the base first; r = resamples, all items at once in the first row; i = items of a metric.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from steer2edit.evaluation import Condition, Estimate, Value
+from steer2edit.estimates import CHANGE, NUMBER, PERCENT, POINTS, Condition, Estimate, Value
+from steer2edit.evaluation import COST, metric_name
 from steer2edit.evaluation.statistics import CONFIDENCE
 
 RESAMPLES = 2000
@@ -109,3 +117,147 @@ def first_reach(gains: Float[Array, "r p"], costs: Float[Array, "r p"], level: f
     crossing = costs[rows, before] + share * (costs[rows, after] - costs[rows, before])
     crossing = np.where(after == 0, costs[:, 0], crossing)
     return np.where(reached.any(axis=1), crossing, np.inf)
+
+
+LARGEST_KL = 0.1  # of `within`, nats per token
+SECOND_LIMIT = 0.05  # of `within`: a share refused, or of right answers lost
+_SECOND_WIDTH = 0.2  # of the areas, for every cost but KL
+
+Relation = Literal["difference", "ratio"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one method."""
+
+    label: str  # what it is, for people
+    share: bool  # whether it is a share, written in percent
+    relation: Relation  # what it is compared with steering's by
+    value: Estimate  # with a bootstrap interval
+    against_steering: Estimate  # less steering's, or by steering's; its own interval
+    reason: str = ""  # why there is no value, or no comparison, in words
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is computed."""
+
+    attribute: str  # metric that is to move
+    direction: int  # +1 if more of it is wanted, −1 if less
+    kls: tuple[float, ...]  # drifts that the attribute is told at, rising
+    second: tuple[str, ...]  # the other costs
+    reach: float | None = None  # level of the attribute whose drift is told, if any
+    falling: tuple[str, ...] = ()  # of the other costs, those whose fall is the cost
+
+
+@dataclass(frozen=True)
+class _Curve:
+    gains: Float[Array, "r p"]
+    costs: Mapping[str, Float[Array, "r p"]]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One figure of one curve, in every resample, and why there is none."""
+
+    label: str
+    share: bool
+    relation: Relation
+    found: Array
+    reason: str = ""
+
+
+def method_figures(
+    base: Condition,
+    methods: Mapping[str, Sequence[Condition]],
+    plan: Plan,
+    items: Mapping[str, object],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Figure]]:
+    """Every figure of every method.
+
+    The bootstrap draws items with replacement, the same for all methods and for all metrics of the same items.
+
+    Args:
+        base: the base model, on the same items as the methods.
+        methods: conditions by growing strength; `steering` is what others are compared with.
+        plan: what is computed.
+        items: by metric, something that is equal where the items are.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    counts: dict[object, Array] = {}
+    generator = np.random.default_rng(seed)
+    curves = {name: _Curve(np.empty(0), {}) for name in methods}
+    for metric in dict.fromkeys((plan.attribute, COST, *plan.second)):
+        flat = [base, *(condition for own in methods.values() for condition in own)]
+        values = item_values(flat, metric)
+        key = items[metric]
+        if key not in counts:
+            counts[key] = draw_counts(values.shape[1], resamples, generator)
+        means, begin = _as_cost(resampled_means(values, counts[key]), metric, plan), 1
+        for name, own in methods.items():
+            points = np.concatenate([means[:, :1], means[:, begin : begin + len(own)]], axis=1)
+            begin += len(own)
+            known = curves[name]
+            is_gain = metric == plan.attribute
+            costs = known.costs if is_gain else {**known.costs, metric: points}
+            curves[name] = _Curve(points if is_gain else known.gains, costs)
+    n = len(base.values[plan.attribute])
+    found = {name: _answers(curve, plan) for name, curve in curves.items()}
+    return {
+        name: {key: _figure(answer, found["steering"][key].found, n) for key, answer in own.items()}
+        for name, own in found.items()
+    }
+
+
+def _as_cost(means: Float[Array, "r p"], metric: str, plan: Plan) -> Float[Array, "r p"]:
+    """Gains rise with what is wanted, costs with what is not: of what is to stay, what is lost."""
+    if metric == plan.attribute:
+        return plan.direction * means
+    return means[:, :1] - means if metric in plan.falling else means
+
+
+def _answers(curve: _Curve, plan: Plan) -> dict[str, _Answer]:
+    share, kl = metric_name(plan.attribute).scale == "share", curve.costs[COST]
+    answers: dict[str, _Answer] = {}
+    for target in plan.kls:  # a resample whose curve has ended before counts with its last point
+        gains = [attribute_at(min(target, c.max()), g, c) for g, c in zip(curve.gains, kl, strict=True)]
+        end, found = float(kl[0].max()), plan.direction * np.array(gains)
+        found[0] = np.nan if end < target else found[0]
+        reason = f"its curve ends at KL {end:.3g}" if end < target else ""
+        answers[f"at kl {target:g}"] = _Answer(f"at KL {target:g}", share, "difference", found, reason)
+    brief = {COST: "KL", **{m: metric_name(m).brief + " lost" * (m in plan.falling) for m in plan.second}}
+    for metric in plan.second:
+        if metric_name(metric).scale == "share":
+            found = plan.direction * best_within(curve.gains, [curve.costs[metric], kl], [SECOND_LIMIT, LARGEST_KL])
+            reason = "" if np.isfinite(found[0]) else "it costs more everywhere"
+            label = f"at ≤ {SECOND_LIMIT:.0%} {brief[metric]}"
+            answers[f"within {metric} {SECOND_LIMIT:g}"] = _Answer(label, share, "difference", found, reason)
+    if plan.reach is not None:
+        found = first_reach(curve.gains, kl, plan.reach)
+        reason = "" if np.isfinite(found[0]) else f"it reaches {curve.gains[0].max():.0%} at most"
+        answers[f"kl at {plan.reach:g}"] = _Answer(f"KL at {plan.reach:.0%}", False, "ratio", found, reason)
+    for metric, name in brief.items():
+        found = curve_area(curve.gains, curve.costs[metric], plan.kls[-1] if metric == COST else _SECOND_WIDTH)
+        answers[f"area {metric}"] = _Answer(f"area over {name}", False, "ratio", found)
+    return answers
+
+
+def _figure(own: _Answer, steering: Array, n: int) -> Figure:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        against = own.found - steering if own.relation == "difference" else own.found / steering
+        if own.relation == "ratio":  # what steering never reaches in a resample has no lower bound
+            against = np.where(np.isinf(steering), np.where(np.isinf(own.found), np.nan, -np.inf), against)
+    if not np.isfinite(steering[0]):
+        against[0] = np.nan
+    reason = own.reason or ("" if np.isfinite(against[0]) else "steering has nothing there to compare with")
+    return Figure(own.label, own.share, own.relation, interval(own.found, n), interval(against, n), reason)
+
+
+def figure_text(found: Estimate, share: bool, sign: bool = False) -> str:
+    """`52 % [46, 58]`, `0.0123 [0.01, 0.0152]`; with signs, of a difference: `+29 points [+20, +38]`."""
+    notation = (POINTS if sign else PERCENT) if share else (CHANGE if sign else NUMBER)
+    return "–" if found.value is None else notation.text(found)

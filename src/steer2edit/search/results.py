@@ -10,10 +10,10 @@ from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.estimates import NUMBER, SCHEMA_VERSION, Condition
 from steer2edit.evaluation import Behaviour, metric_name, paired
 from steer2edit.models import LanguageModel
-from steer2edit.search.halving import stopped_counts
 from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
 from steer2edit.search.study import shown_storage
+from steer2edit.search.trials import stopped_counts
 
 
 def run_facts(

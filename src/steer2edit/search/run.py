@@ -11,11 +11,10 @@ from steer2edit.artifacts import save_edit
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import Editing, Steering, WeightEdit
 from steer2edit.errors import BudgetError
+from steer2edit.estimates import Condition
 from steer2edit.evaluation import (
     BASE_ARM,
-    Arm,
     Calibration,
-    Condition,
     base_answers,
     calibrate,
     described,
@@ -24,13 +23,11 @@ from steer2edit.evaluation import (
     steering_arm,
 )
 from steer2edit.progress import step
-from steer2edit.search.goal import Goal, pareto_front
-from steer2edit.search.halving import SANITY_METRIC, measure_generation
-from steer2edit.search.proposals import propose
+from steer2edit.search.goal import Goal, TradeoffComparison, compare_tradeoffs, pareto_front
 from steer2edit.search.search import Search
+from steer2edit.search.space import propose
 from steer2edit.search.study import Study
-from steer2edit.search.tradeoff import TradeoffComparison, compare_tradeoffs
-from steer2edit.search.trials import Trial, read_trials, write_generation
+from steer2edit.search.trials import SANITY_METRIC, Trial, measure_generation, read_trials, write_generation
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
@@ -85,7 +82,10 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         recommended = front[-1]
         narrate(
             f"Front of {len(front)} from {len(trials)} trials; recommended: {recommended.label}.",
-            [_without_sanity(trial.condition()) for trial in front],
+            [  # without the drift on the sanity requests, which its own drift replaces
+                replace(found, metrics={name: m for name, m in found.metrics.items() if name != SANITY_METRIC})
+                for found in (trial.condition() for trial in front)
+            ],
         )
         (edit,) = search.edits([recommended.configuration])
         calibrated = _at_target(search, folder, study, recommended, edit)
@@ -211,11 +211,6 @@ def _nothing_allowed(search: Search, trials: Sequence[Trial]) -> BudgetError:
     )
 
 
-def _without_sanity(condition: Condition) -> Condition:
-    """The condition without the drift on the sanity requests, which its own drift replaces."""
-    return replace(condition, metrics={name: m for name, m in condition.metrics.items() if name != SANITY_METRIC})
-
-
 def _at_target(
     search: Search, folder: RunFolder, study: Study, recommended: Trial, edit: WeightEdit
 ) -> dict[str, Calibration]:
@@ -253,7 +248,11 @@ def _held_out(
             steering_arm(search.vectors, calibrated["steering"].strength),
             edit_arm(edits[-1], front[-1].label, calibrated["edit"].strength),
         ]
-        arms += [_at_equal_drift(arm, search.options.target_kl) for arm in equal]
+        arms += [
+            replace(arm, label=f"{arm.label} at KL {search.options.target_kl:g}",
+                    parameters={**arm.parameters, "equal_drift": True})
+            for arm in equal
+        ]  # fmt: skip
     strengths = [arm.parameters["strength"] for arm in arms if arm.kind == "steering"]
     name = "_".join([*(t.key for t in shown), *(f"{s:.6g}" for s in strengths)])  # the same for whoever looks
 
@@ -262,7 +261,3 @@ def _held_out(
 
     key = f"{search.options.worker}_{name}"
     return folder.conditions("held_out", key, lambda: study.conditions(name, measure, alone=True))
-
-
-def _at_equal_drift(arm: Arm, target: float | None) -> Arm:
-    return replace(arm, label=f"{arm.label} at KL {target:g}", parameters={**arm.parameters, "equal_drift": True})

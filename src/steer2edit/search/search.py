@@ -1,22 +1,102 @@
 """What a search works with, made from what a user asks for: engine, vectors, factors, items, budget and space."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from steer2edit.core import TUNED_BLOCKS, Block, SteeringVectors, WeightEdit
 from steer2edit.editing import Factors, compute_factors, recommended
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
-from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
-from steer2edit.evaluation import COST, Behaviour
+from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
+from steer2edit.evaluation import COST, Behaviour, TaskSettings, behaviour, behaviour_of, build_tasks
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.search.goal import Budget, Goal
-from steer2edit.search.items import behaviours_of, options_for, require_apart, utility_metric
 from steer2edit.search.space import Configuration, SearchSpace
-from steer2edit.settings import SearchOptions
-from steer2edit.steering import benign_means
+from steer2edit.settings import Accepting, ComparisonOptions, SearchOptions
+from steer2edit.steering import BenignMeans, benign_means, prompt_digests, require_no_overlap
+from steer2edit.steering.examples import prompt_key
+from steer2edit.steering.rows import Split
+
+Options = TypeVar("Options", SearchOptions, ComparisonOptions)
+
+
+def options_for(vectors: SteeringVectors, options: Options) -> Options:
+    """The options with a behaviour: by default the one that the vectors are of.
+
+    Raises:
+        DataError: the vectors do not say which.
+    """
+    if options.behaviour is not None:
+        return options
+    return replace(options, behaviour=behaviour_of(vectors, "--behaviour"))
+
+
+def behaviours_of(options: SearchOptions | ComparisonOptions) -> tuple[Behaviour, Behaviour]:
+    """The validation and the held-out items that options ask for; a comparison's with borderline requests.
+
+    Raises:
+        DataError: unknown or malformed data, or a utility task that measures what the behaviour does.
+    """
+    return _measured(options, "validation"), _measured(options, "held_out")
+
+
+def _measured(options: SearchOptions | ComparisonOptions, split: Split) -> Behaviour:
+    """The behaviour on one split, with the utility task, if there is one, as one more."""
+    name, limit, seed = str(options.behaviour), options.limit, options.seed
+    max_new_tokens = options.max_new_tokens if isinstance(options, SearchOptions) else None
+    borderline = isinstance(options, ComparisonOptions)
+    chosen = behaviour(
+        name, split, limit=limit, max_new_tokens=max_new_tokens, data=options.data, seed=seed, borderline=borderline
+    )
+    if getattr(options, "max_over_refusal", None) is not None and "benign_refused" not in metric_names(chosen):
+        raise InvalidValueError(
+            f"--max-over-refusal limits the refusal of benign requests, which {chosen.name} does not measure: leave it "
+            "out, or give the behaviour a set benign with the scorer refusal."
+        )
+    if options.utility is None:
+        return chosen
+    settings = TaskSettings(split=split, limit=limit, max_new_tokens=max_new_tokens, divide=seed)
+    added = build_tasks([options.utility], settings)
+    own = {*metric_names(chosen), *chosen.prompts}
+    for task in added:
+        if shared := own & {*task.metric_names, *task.asked}:
+            raise DataError(
+                f"the utility task {options.utility!r} measures {', '.join(sorted(shared))}, and so does the behaviour "
+                f"{name}. Give a task of another kind, e.g. commonsenseqa."
+            )
+    asked = {name: [prompt_key(p) for p in prompts] for task in added for name, prompts in task.asked.items()}
+    return replace(chosen, tasks=(*chosen.tasks, *added), prompts={**chosen.prompts, **asked})
+
+
+def metric_names(chosen: Behaviour) -> list[str]:
+    """The metrics that the tasks report."""
+    return [name for task in chosen.tasks for name in task.metric_names]  # type: ignore[attr-defined]
+
+
+def utility_metric(chosen: Behaviour) -> str | None:
+    """The accuracy that a utility task reports."""
+    return next((name for name in metric_names(chosen) if name.endswith("_accuracy")), None)
+
+
+def require_apart(
+    vectors: SteeringVectors, benign: BenignMeans | None, validation: Behaviour, held_out: Behaviour
+) -> None:
+    """Require that no prompt of the vectors, the spared ones, and the two parts has two uses.
+
+    Raises:
+        DataError: it names the uses.
+    """
+    used: Mapping[str, Behaviour] = {"validation": validation, "held-out": held_out}
+    prompts = {
+        name: prompt_digests([*(p for texts in part.prompts.values() for p in texts), *part.drift.items])
+        for name, part in used.items()
+    }
+    made_from = {"vector": vectors.metadata.get("prompts", ()), "spared": benign.metadata["prompts"] if benign else ()}
+    for use, own in made_from.items():
+        require_no_overlap({use: own, **prompts})
+
 
 _LARGEST_IMPORTANCE = 0.999  # quantile of |g|: thresholds above it leave next to nothing to edit
 
@@ -90,9 +170,7 @@ def prepare_search(
     options: SearchOptions,
     *,
     engine: Engine | None = None,
-    allow_mismatch: bool = False,
-    allow_missing: bool = False,
-    force: bool = False,
+    accepting: Accepting = Accepting(),
 ) -> Search:
     """Everything a search needs.
 
@@ -101,9 +179,7 @@ def prepare_search(
         vectors: with input means.
         options: what the user decided.
         engine: runs the model; by default the transformers engine.
-        allow_mismatch: accept vectors of another model.
-        allow_missing: accept vectors that lack sites.
-        force: accept vectors that the diagnosis calls noise.
+        accepting: what is accepted of the vectors all the same.
 
     Raises:
         DataError: vector, validation and held-out prompts overlap; an unknown behaviour or task.
@@ -114,9 +190,7 @@ def prepare_search(
     validation, held_out = behaviours_of(options)
     benign = benign_means(model, options.spare) if options.spare else None
     require_apart(vectors, benign, validation, held_out)
-    factors = compute_factors(
-        model, vectors, benign=benign, allow_mismatch=allow_mismatch, allow_missing=allow_missing, force=force
-    )
+    factors = compute_factors(model, vectors, benign=benign, **vars(accepting))
     blocks: tuple[Block, ...] = tuple(block for block in TUNED_BLOCKS if block in options.blocks)
     factors.require_signal(site for site in factors.sites if site.tuned_block in blocks)
     present = tuple(block for block in blocks if any(site.block == block for site in factors.sites))
@@ -128,7 +202,9 @@ def prepare_search(
     search = Search(runner, vectors, factors, validation, held_out, _budget(options, validation), space, options)
     if recipe := recommended(vectors):
         try:
-            made = compute_factors(model, vectors, recipe[0], allow_mismatch=True, allow_missing=True, force=force)
+            made = compute_factors(
+                model, vectors, recipe[0], allow_mismatch=True, allow_missing=True, force=accepting.force
+            )
             return replace(search, effects=made, no_effects="")
         except (InvalidValueError, MismatchError, NoiseError) as error:
             return replace(search, no_effects=str(error))

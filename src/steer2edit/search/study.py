@@ -26,7 +26,6 @@ from steer2edit.settings import SearchOptions
 
 JOURNAL_FILE = "study.journal"
 _IDENTITY = "steer2edit"
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _LOOK, _TURN = "held-out look after", "turn to make"
 _POLL = 1.0  # seconds
 
@@ -92,8 +91,16 @@ class Study:
 
     def history(self) -> list[FrozenTrial]:
         """All finished trials, of all workers, by number."""
+        return self._records(TrialState.COMPLETE, TrialState.PRUNED)
+
+    def _records(self, *states: TrialState) -> list[FrozenTrial]:
         with self._errors_explained():
-            return self._study.get_trials(deepcopy=False, states=_FINISHED)
+            return self._study.get_trials(deepcopy=False, states=states)
+
+    def _note(self, **attributes: Any) -> None:
+        """A record that is no trial, for other workers."""
+        with self._errors_explained():
+            self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
 
     def trials(self, before: int | None = None) -> list[Trial]:
         """All finished trials, of all workers, by number; without replies.
@@ -102,7 +109,13 @@ class Study:
             before: only those whose number is smaller.
         """
         with self._errors_explained():
-            return [_trial(record) for record in self.history() if before is None or record.number < before]
+            return [
+                Trial.from_json(
+                    {**{name: own[name] for name in _STORED if name in own}, "parameters": record.params}, own["worker"]
+                )
+                for record in self.history()
+                if (before is None or record.number < before) and (own := record.user_attrs)
+            ]
 
     def trials_to_choose_from(self, wanted: int) -> list[Trial]:
         """The trials that the held-out look is taken on.
@@ -113,14 +126,11 @@ class Study:
         if not self._shared:
             return self.trials()
         if not self._looks(wanted):
-            with self._errors_explained():
-                self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={_LOOK: wanted}))
+            self._note(**{_LOOK: wanted})
         return self.trials(before=self._looks(wanted)[0])
 
     def _looks(self, wanted: int) -> list[int]:
-        with self._errors_explained():
-            records = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        return [record.number for record in records if record.user_attrs.get(_LOOK, 0) >= wanted]
+        return [one.number for one in self._records(TrialState.FAIL) if one.user_attrs.get(_LOOK, 0) >= wanted]
 
     def once(self, name: str, make: Callable[[], Any], *, alone: bool = False) -> Any:
         """The JSON value that a shared storage has under a name, made if it has none; a journal keeps none.
@@ -155,9 +165,7 @@ class Study:
         A worker that was killed meanwhile has the turn still; called again, it takes it.
         """
         if self._worker not in self._claims(key):
-            mine = create_trial(state=TrialState.FAIL, user_attrs={_TURN: key, "worker": self._worker})
-            with self._errors_explained():
-                self._study.add_trial(mine)
+            self._note(**{_TURN: key, "worker": self._worker})
         first = self._claims(key)[0]
         if first != self._worker and self._kept(key) is None:
             with step(f"Waiting for the worker {first!r}, which measures the held-out items", 1):
@@ -166,8 +174,7 @@ class Study:
 
     def _claims(self, key: str) -> list[str]:
         """The workers that asked to make a value, in the order in which they did."""
-        with self._errors_explained():
-            records = self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        records = self._records(TrialState.FAIL)
         return [record.user_attrs["worker"] for record in records if record.user_attrs.get(_TURN) == key]
 
     def _kept(self, key: str) -> Any:
@@ -214,11 +221,6 @@ _STORED = ("generation", "index", "hyperparameters", "share", "stopped", "values
 
 def _key(trial: Trial) -> str:
     return f"{trial.worker}-{trial.generation:04d}-{trial.index:03d}"
-
-
-def _trial(record: FrozenTrial) -> Trial:
-    stored = {name: record.user_attrs[name] for name in _STORED if name in record.user_attrs}
-    return Trial.from_json({**stored, "parameters": record.params}, record.user_attrs["worker"])
 
 
 def shown_storage(url: str | None) -> str | None:

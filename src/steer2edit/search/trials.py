@@ -1,16 +1,24 @@
-"""Trials: configurations and what was measured of them, and the files that keep them with all replies."""
+"""Trials: a generation of configurations measured by successive halving, and the files that keep them."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts.run_folder import write_json
+from steer2edit.core import TUNED_BLOCKS, Editing, WeightEdit
+from steer2edit.editing import natural_strength
 from steer2edit.errors import ArtifactError
-from steer2edit.evaluation import Condition, Estimate, Value, estimate
+from steer2edit.estimates import Condition, Estimate, Value
+from steer2edit.evaluation import Behaviour, DriftTask, Measurement, Secant, estimate, merged_measurements
 from steer2edit.method import Hyperparameters
+from steer2edit.models import Sampling
+from steer2edit.search.goal import Goal, ranked
+from steer2edit.search.search import Search
 from steer2edit.search.space import Configuration, Parameters
 
 SCHEMA_VERSION = 1
@@ -113,3 +121,177 @@ def read_trials(folder: Path) -> list[Trial]:
             raise ArtifactError(f"{path} does not hold the trials of a search: {error}. Restore it, or remove it "
                                 "and run the search again.") from error  # fmt: skip
     return sorted(trials, key=lambda trial: (trial.worker, trial.generation, trial.index))
+
+
+RUNGS = (0.25, 0.5, 1.0)
+"""Shares of the validation items after which the less promising half of a generation is stopped."""
+
+_SPENT_WITHIN = 0.1  # relative error of a strength found on the few sanity requests
+_JUST_WITHIN = 0.05  # how near the whole drift budget the edit of effects is brought, from below
+_MOST_STEPS = 8
+_FEWEST = 4  # trials that survive a rung, if there are as many
+NO_EDIT = "edits next to nothing"
+DEGENERATE = "degenerate"
+SANITY_METRIC = "sanity_kl"
+
+
+@dataclass
+class _Candidate:
+    """A configuration on its way through the rungs."""
+
+    index: int
+    parameters: Parameters
+    hyperparameters: Hyperparameters
+    scale: float
+    edit: WeightEdit
+    share: float = 0.0
+    stopped: str | None = None
+    parts: list[Measurement] = field(default_factory=list)
+
+    @property
+    def found(self) -> Measurement:
+        return merged_measurements(self.parts)
+
+    def trial(self, generation: int, worker: str) -> Trial:
+        found = self.found
+        return Trial(
+            generation, self.index, self.parameters, self.hyperparameters, self.share, self.stopped, found.values,
+            found.replies, found.outcomes, worker, self.scale,
+        )  # fmt: skip
+
+
+def measure_generation(
+    search: Search, proposals: Sequence[Parameters], generation: int, *, drifts: tuple[float, float] | None = None
+) -> list[Trial]:
+    """Trials of the proposals, in their order.
+
+    0. In `drift` coordinates, every configuration gets the strength that spends its share of the drift budget on a
+       few short benign requests.
+    1. Sanity filter: KL on a few short benign requests; what drifts less than `drifts[0]`, further than
+       `drifts[1]` or not finitely, is stopped before it generates a single token.
+    2. Rungs: what is left is measured on a quarter of the validation items; the better half (see `goal.ranked`) on
+       the next quarter; the better half of those on the rest. Items are never measured twice.
+
+    All configurations of a rung run in shared batches, each row under its own edit.
+
+    Args:
+        search: what is searched.
+        proposals: points of its space; an empty one stands for the edit of effects in closed form, which goes
+            through all rungs.
+        generation: number of this one.
+        drifts: least and largest drift of the sanity filter; by default the search's.
+    """
+    goal, sanity = search.goal, sanity_task(search.validation)
+    attn, mlp = (1.0 if block in search.space.blocks else None for block in TUNED_BLOCKS)
+    by_effect = Hyperparameters(attn, mlp, 0.0)
+    chosen = [search.space.hyperparameters(p) if p else by_effect for p in proposals]
+    scales = [1.0 if p else effect_scale(search, by_effect) for p in proposals]
+    if shares := {i: s for i, p in enumerate(proposals) if p and (s := search.space.drift_share(p))}:
+        targets = [share * goal.largest_cost for share in shares.values()]
+        spent = spend(search, [chosen[i] for i in shares], targets, sanity)
+        chosen = [dict(zip(shares, spent, strict=True)).get(i, own) for i, own in enumerate(chosen)]
+    configurations = list(zip(proposals, chosen, scales, strict=True))
+    edits = search.edits(configurations)
+    candidates = [_Candidate(i, *c, e) for i, (c, e) in enumerate(zip(configurations, edits, strict=True))]
+    _filter(search, candidates, sanity, drifts or search.sane_drifts)
+    alive = [c for c in candidates if c.stopped is None]
+    for begin, end in pairwise((0.0, *RUNGS)):
+        _measure(search, alive, begin, end)
+        if end < 1:
+            alive = _halved(alive, goal, end)
+    return [candidate.trial(generation, search.options.worker) for candidate in candidates]
+
+
+def effect_scale(search: Search, shape: Hyperparameters) -> float:
+    """How strong the edit of effects may be: as the drift budget allows with the whole interval of what it spends."""
+    (edit,) = search.edits([({}, shape, 1.0)])
+    secant = Secant((1 - _JUST_WITHIN) * search.largest_cost, natural_strength(edit) or 1.0, _JUST_WITHIN)
+    while not edit.is_empty and not secant.done and secant.steps < _MOST_STEPS:
+        drift = search.validation.drift.measure(search.engine, [Editing(edit, secant.strength)])[0].metrics["kl"]
+        secant.tell(drift.value if drift.high is None else drift.high)
+    return secant.best.strength or 1.0
+
+
+def spend(
+    search: Search, shapes: Sequence[Hyperparameters], targets: Sequence[float], task: DriftTask
+) -> list[Hyperparameters]:
+    """Every configuration at the strength that spends its target drift, all together in a few secant steps.
+
+    One that does not drift at all stays as it is.
+
+    Args:
+        search: of the engine and the factors.
+        shapes: configurations up to their strength.
+        targets: KL > 0 to spend by each, in nats per token.
+        task: benign requests that drift is measured on.
+    """
+    edits = search.factors.edits(shapes)
+    secants = [Secant(target, tolerance=_SPENT_WITHIN) for target in targets]
+    left = [i for i, edit in enumerate(edits) if not edit.is_empty]
+    for _ in range(_MOST_STEPS):
+        found = task.measure(search.engine, [Editing(edits[i], secants[i].strength) for i in left])
+        for i, measured in zip(left, found, strict=True):
+            drift = measured.metrics["kl"].value
+            if drift is None or drift > 0:
+                secants[i].tell(drift)
+        left = [i for i in left if not secants[i].done]
+        if not left:
+            break
+    return [h.scaled(s.best.strength) if s.best.steps else h for h, s in zip(shapes, secants, strict=True)]
+
+
+def _filter(search: Search, candidates: Sequence[_Candidate], sanity: DriftTask, drifts: tuple[float, float]) -> None:
+    for candidate in candidates:
+        if candidate.edit.is_empty:
+            candidate.stopped = NO_EDIT
+    left = [c for c in candidates if c.stopped is None]
+    for candidate, found in zip(left, sanity.measure(search.engine, [Editing(c.edit) for c in left]), strict=True):
+        candidate.parts.append(Measurement({SANITY_METRIC: found.values["kl"]}))
+        drift = found.metrics["kl"]
+        # a request that the base answers with nothing is `None`: it says nothing about the edit
+        broken = any(value is not None and not math.isfinite(value) for value in found.values["kl"])
+        if drift.value is None or broken:
+            candidate.stopped = f"{DEGENERATE}: KL not finite on {len(sanity)} short benign requests"
+        elif drift.value > drifts[1]:
+            candidate.stopped = f"{DEGENERATE}: KL {drift.value:.2f} on {len(sanity)} short benign requests"
+        elif drift.value < drifts[0]:
+            candidate.stopped = f"{NO_EDIT}: KL {drift.value:.4f} on {len(sanity)} short benign requests"
+
+
+def _measure(search: Search, alive: Sequence[_Candidate], begin: float, end: float) -> None:
+    """Measure the candidates on the items between two shares."""
+    if not alive:
+        return
+    part, edits = search.validation.part(begin, end), [Editing(c.edit) for c in alive]
+    by_task = [task.measure(search.engine, edits) for task in part.tasks if len(task)]
+    for index, candidate in enumerate(alive):
+        candidate.parts.append(merged_measurements([found[index] for found in by_task]))
+        candidate.share = end
+
+
+def _halved(alive: Sequence[_Candidate], goal: Goal, share: float) -> list[_Candidate]:
+    metrics = [c.found.metrics for c in alive]
+    if all(goal.point(m) is None for m in metrics):  # so few items that none came up yet: nothing tells them apart
+        return list(alive)
+    order = ranked(metrics, goal)
+    kept = set(order[: max(_FEWEST, -(-len(alive) // 2))])
+    for index, candidate in enumerate(alive):
+        if index not in kept and candidate.parameters:
+            candidate.stopped = f"less promising than half of its generation after {share:.0%} of the items"
+    return [c for c in alive if c.stopped is None]
+
+
+def sanity_task(behaviour: Behaviour, count: int = 8, max_new_tokens: int = 12) -> DriftTask:
+    """Drift on the shortest benign requests of a behaviour, with short answers."""
+    drift = behaviour.drift
+    shortest = sorted(drift.items, key=lambda prompt: len(str(prompt)))[:count]
+    return DriftTask(shortest, Sampling(max_new_tokens=max_new_tokens))
+
+
+def stopped_counts(trials: Sequence[Trial]) -> Mapping[str, int]:
+    """How many trials were completed, and how many stopped, by reason."""
+    counts: dict[str, int] = {}
+    for trial in trials:
+        reason = "complete" if trial.stopped is None else trial.stopped.split(":")[0].split(" after")[0]
+        counts[reason] = counts.get(reason, 0) + 1
+    return counts

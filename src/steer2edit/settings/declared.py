@@ -1,19 +1,26 @@
 """Settings as frozen dataclasses: type, default, range and help text of each once, for every place that takes it.
 
-A field is `name: Annotated[type, typer.Option(help=..., min=...), ...] = default`. The command line makes its options
+A field is `name: type = default`, or `name: Annotated[type, typer.Option(min=...), ...] = default` where it has limits
+or another name, and its help text is beside its name among the `Args` of the class. The command line makes its options
 of the fields, recipes their keys, Python its keywords; `Checked` refuses what is out of range in all three.
 """
 
+import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from copy import copy
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import typer
 from typer.models import OptionInfo
 
 from steer2edit.errors import InvalidValueError, did_you_mean
+
+_HELP = re.compile(r"^    (\w+): (.+(?:\n        .+)*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,6 @@ class Text:
 
 
 @dataclass(frozen=True)
-class OneOf:
-    """The values that a setting may have."""
-
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Above:
     """A lower limit that a setting may not have itself."""
 
@@ -47,13 +47,13 @@ class Above:
 
 @dataclass(frozen=True)
 class Setting:
-    """A declared setting: its type without the rest, and whatever was said of it."""
+    """A declared setting: its type without the rest, its default, and whatever was said of it."""
 
     name: str
     kind: Any
+    default: Any
     option: OptionInfo
     text: Text | None
-    choice: OneOf | None
     above: Above | None
 
     @property
@@ -61,6 +61,11 @@ class Setting:
         """What it is called on the command line; within `Annotated`, Typer keeps a name of its own as the default."""
         own = self.option.default
         return own if isinstance(own, str) else f"--{self.name.replace('_', '-')}"
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that it may be, if not any: those of a `Literal`."""
+        return next((get_args(k) for k in (self.kind, *get_args(self.kind)) if get_origin(k) is Literal), ())
 
     @property
     def optional(self) -> bool:
@@ -75,12 +80,12 @@ class Setting:
         """
         if value is None:
             return
-        kinds = get_args(self.kind) or (self.kind,)
-        if (str in kinds and isinstance(value, int | float)) or ({int, float} & {*kinds} and isinstance(value, str)):
+        kinds = {self.kind, *get_args(self.kind), *([str] if self.choices else [])}
+        if (str in kinds and isinstance(value, int | float)) or ({int, float} & kinds and isinstance(value, str)):
             raise InvalidValueError(f"{self.name} must be {'text' if str in kinds else 'a number'}, got {value!r}.")
-        if self.choice and value not in self.choice.names:
+        if self.choices and value not in self.choices:
             words = self.name.replace("_", " ")
-            raise InvalidValueError(f"unknown {words} {value!r}. {did_you_mean(value, self.choice.names)}")
+            raise InvalidValueError(f"unknown {words} {value!r}. {did_you_mean(value, self.choices)}")
         numbers = value if isinstance(value, tuple) else (value,)
         least, most = self.option.min, self.option.max
         for number in numbers:
@@ -95,17 +100,33 @@ class Setting:
                 raise InvalidValueError(f"{self.name} must be {' and '.join(filter(None, limits))}, got {number}.")
 
 
+def help_texts(doc: str | None) -> dict[str, str]:
+    """What stands beside the names among the `Args` of a docstring."""
+    return {name: " ".join(text.split()) for name, text in _HELP.findall(inspect.cleandoc(doc or ""))}
+
+
+def setting_of(name: str, hint: Any, default: Any, helps: Mapping[str, str]) -> Setting | None:
+    """The setting of a name and a type; `None` for what has no help text."""
+    value_type, *said = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    of = {type(one): one for one in said}
+    if OptionInfo not in of and name not in helps:
+        return None
+    option = copy(of.get(OptionInfo) or typer.Option())
+    option.help = option.help or helps[name]
+    if value_type is bool and not isinstance(option.default, str):
+        option.default = f"--{name.replace('_', '-')}"  # without a --no-...
+    return Setting(name, value_type, default, option, of.get(Text), of.get(Above))
+
+
 @cache
 def declared(kind: Any) -> dict[str, Setting]:
-    """The settings of a class by name, in their order."""
+    """The settings of a class by name, in their order: the fields with a help text."""
+    helps = {name: text for base in reversed(kind.__mro__) for name, text in help_texts(base.__doc__).items()}
     found, hints = {}, get_type_hints(kind, include_extras=True)
     for field in fields(kind):
-        if get_origin(hints[field.name]) is Annotated:
-            value_type, *said = get_args(hints[field.name])
-            of = {type(one): one for one in said}
-            found[field.name] = Setting(
-                field.name, value_type, of[OptionInfo], of.get(Text), of.get(OneOf), of.get(Above)
-            )  # fmt: skip
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if setting := setting_of(field.name, hints[field.name], default, helps):
+            found[field.name] = setting
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a user decides of a search, of a comparison of methods, and of a recipe."""
+"""What a user decides of a search, of a comparison of methods, of a recipe, of a whole run, and of a stress run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.settings.declared import NUMBERS, Above, Checked, OneOf, Text, read_names
-from steer2edit.settings.shared import Behaviour, Data, Limit, MaxNewTokens, Seed
+from steer2edit.settings.declared import NUMBERS, Above, Checked, Text, read_names
+from steer2edit.settings.shared import Behaviour, Data, Limit, MaxNewTokens, Scorer, Seed
 
 Strategy = Literal["grid", "tpe", "nsga2", "random"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -22,73 +22,51 @@ Range = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class SearchOptions(Checked):
-    """What a user decides of a search; every option is described by its help text.
+    """What a user decides of a search.
 
     `ranges`, from a recipe, are (low, high, step) by paper coordinate, instead of everywhere and the coarse grid.
+
+    Args:
+        strategy: tpe, nsga2 or random (Optuna), or grid: the paper's coarse grid, then refined ones.
+        trials: Configurations to try in all. Ask for more later to extend a search.
+        coordinates: paper: rho_attn, rho_mlp, alpha; threshold: a threshold and a gain per block; drift: thresholds,
+            the balance of the blocks and the drift to spend, from which the strength follows.
+        blocks: Blocks that may be edited: attn, mlp or attn,mlp.
+        limit_shift: Beyond the paper: search the limit kappa of the mean shift too.
+        spare: Beyond the paper: spare replies to benign requests, `benign` or a file; searches the gain.
+        max_kl: Largest KL to the base on benign requests, nats/token.
+        max_over_refusal: Largest share of benign requests refused.
+        min_utility: Smallest accuracy on the task of --utility.
+        utility: A task with an accuracy, e.g. commonsenseqa or mmlu=FILE, measured too.
+        target_kl: Also compare edit and steering at strengths that spend this KL.
+        strengths: Steering strengths; by default those that spend 10 to 100 % of --max-kl.
+        generation: Trials proposed and measured together.
+        storage: Optuna storage URL to share between machines; default: a journal in --out.
+        study: Name of the study in --storage, which may hold others.
+        worker: Name of this process, where several share a storage.
 
     Raises:
         InvalidValueError: a value is out of range, or an option lacks another that it needs.
     """
 
     behaviour: Behaviour = None
-    strategy: Annotated[
-        Strategy,
-        typer.Option(help="tpe, nsga2 or random (Optuna), or grid: the paper's coarse grid, then refined ones."),
-        OneOf(STRATEGIES),
-    ] = "tpe"
-    trials: Annotated[
-        int, typer.Option(min=1, help="Configurations to try in all. Ask for more later to extend a search.")
-    ] = 96
-    coordinates: Annotated[
-        Coordinates,
-        typer.Option(
-            help="paper: rho_attn, rho_mlp, alpha; threshold: a threshold and a gain per block; drift: thresholds, the "
-            "balance of the blocks and the drift to spend, from which the strength follows."
-        ),
-        OneOf(COORDINATES),
-    ] = "paper"
-    blocks: Annotated[
-        tuple[str, ...],
-        typer.Option(help="Blocks that may be edited: attn, mlp or attn,mlp."),
-        Text(read_names, default="attn,mlp"),
-    ] = ("attn", "mlp")
-    limit_shift: Annotated[
-        bool, typer.Option("--limit-shift", help="Beyond the paper: search the limit kappa of the mean shift too.")
-    ] = False
-    spare: Annotated[
-        str | None,
-        typer.Option(help="Beyond the paper: spare replies to benign requests, `benign` or a file; searches the gain."),
-    ] = None
-    max_kl: Annotated[
-        float, typer.Option(min=0, help="Largest KL to the base on benign requests, nats/token."), Above(0)
-    ] = 0.15
-    max_over_refusal: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Largest share of benign requests refused.")
-    ] = None
-    min_utility: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Smallest accuracy on the task of --utility.")
-    ] = None
-    utility: Annotated[
-        str | None, typer.Option(help="A task with an accuracy, e.g. commonsenseqa or mmlu=FILE, measured too.")
-    ] = None
-    target_kl: Annotated[
-        float | None,
-        typer.Option(min=0, help="Also compare edit and steering at strengths that spend this KL."),
-        Above(0),
-    ] = None
-    strengths: Annotated[
-        tuple[float, ...],
-        typer.Option(help="Steering strengths; by default those that spend 10 to 100 % of --max-kl."),
-        NUMBERS,
-    ] = ()
-    generation: Annotated[int, typer.Option(min=2, help="Trials proposed and measured together.")] = 16
+    strategy: Strategy = "tpe"
+    trials: Annotated[int, typer.Option(min=1)] = 96
+    coordinates: Coordinates = "paper"
+    blocks: Annotated[tuple[str, ...], Text(read_names, default="attn,mlp")] = ("attn", "mlp")
+    limit_shift: bool = False
+    spare: str | None = None
+    max_kl: Annotated[float, typer.Option(min=0), Above(0)] = 0.15
+    max_over_refusal: Annotated[float | None, typer.Option(min=0, max=1)] = None
+    min_utility: Annotated[float | None, typer.Option(min=0, max=1)] = None
+    utility: str | None = None
+    target_kl: Annotated[float | None, typer.Option(min=0), Above(0)] = None
+    strengths: Annotated[tuple[float, ...], NUMBERS] = ()
+    generation: Annotated[int, typer.Option(min=2)] = 16
     data: Data = field(default_factory=dict)
-    storage: Annotated[
-        str | None,
-        typer.Option(help="Optuna storage URL to share between machines; default: a journal in --out."),
-    ] = None
-    study: Annotated[str, typer.Option(help="Name of the study in --storage, which may hold others.")] = STUDY_NAME
-    worker: Annotated[str, typer.Option(help="Name of this process, where several share a storage.")] = "main"
+    storage: str | None = None
+    study: str = STUDY_NAME
+    worker: str = "main"
     limit: Limit = None
     max_new_tokens: MaxNewTokens = None
     seed: Seed = 0
@@ -112,7 +90,13 @@ class SearchOptions(Checked):
 
 @dataclass(frozen=True)
 class ComparisonOptions(Checked):
-    """What a user decides of a comparison of methods; every option is described by its help text.
+    """What a user decides of a comparison of methods.
+
+    Args:
+        kls: Drift to compare at, KL to the base in nats per token; several times.
+        suppress: Take the behaviour away: negative strengths, and directional ablation too.
+        utility: A task with an accuracy, e.g. commonsenseqa: what is lost of it is a cost.
+        limit: Use at most this many items of every set; built in are 300 at most.
 
     Raises:
         InvalidValueError: a value is out of range.
@@ -121,23 +105,95 @@ class ComparisonOptions(Checked):
     behaviour: Behaviour = None
     kls: Annotated[
         tuple[float, ...],
-        typer.Option("--kl", help="Drift to compare at, KL to the base in nats per token; several times."),
+        typer.Option("--kl"),
         Text(lambda _, given: tuple(given), list[float], [0.01, 0.03, 0.1, 0.2]),
         Above(0),
     ] = (0.01, 0.03, 0.1, 0.2)
-    suppress: Annotated[
-        bool,
-        typer.Option("--suppress", help="Take the behaviour away: negative strengths, and directional ablation too."),
-    ] = False
-    utility: Annotated[
-        str | None, typer.Option(help="A task with an accuracy, e.g. commonsenseqa: what is lost of it is a cost.")
-    ] = None
+    suppress: bool = False
+    utility: str | None = None
     data: Data = field(default_factory=dict)
-    limit: Annotated[
-        int, typer.Option(min=2, help="Use at most this many items of every set; built in are 300 at most.")
-    ] = 300
+    limit: Annotated[int, typer.Option(min=2)] = 300
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "kls", tuple(sorted(set(self.kls))))
+
+
+Stage = Literal["coarse", "refined"]
+Suite = Literal["quick", "full"]
+
+
+@dataclass(frozen=True)
+class RunOptions(Checked):
+    """What a user decides of a run, or changes of a recipe.
+
+    `other_model` says that a recipe runs on another model than its own, for which it was not refined.
+
+    Args:
+        kl: Drift that the edit and steering beside it spend, KL in nats per token.
+        search: Search for the edit, instead of making it of measured effects in one go.
+        stage: Of a recipe: grid to search, refined (by default on the recipe's own model) or coarse.
+        strategy: Of a search: grid, tpe, nsga2 or random, instead of the recipe's.
+        trials: Of a search: configurations to try in all; ask for more later to extend a run.
+        contrast: Preset or data file to make the vectors from, instead of the behaviour's.
+        strengths: Of a search: steering strengths; by default 10 to 100 % of the largest KL.
+        max_kl: Of a search: largest KL to the base, nats per token.
+        published: Of a recipe: measure the published data sets, from the Hub.
+
+    Raises:
+        InvalidValueError: a value is out of range.
+    """
+
+    kl: Annotated[float, typer.Option(min=0), Above(0)] = 0.03
+    search: bool = False
+    stage: Stage | None = None
+    strategy: Strategy | None = None
+    trials: Annotated[int | None, typer.Option(min=1)] = None
+    contrast: str | None = None
+    strengths: Annotated[tuple[float, ...], NUMBERS] = ()
+    max_kl: Annotated[float | None, typer.Option(min=0)] = None
+    published: bool = False
+    limit: Limit = None
+    max_new_tokens: MaxNewTokens = None
+    seed: Seed = 0
+    other_model: bool = False
+
+    @property
+    def of_search(self) -> dict[str, Any]:
+        """What is said of a search, by the names of `SearchOptions`."""
+        named = {name: getattr(self, name) for name in ("strategy", "trials", "strengths", "max_kl")}
+        return {name: value for name, value in named.items() if value not in (None, ())}
+
+
+@dataclass(frozen=True)
+class StressOptions(Checked):
+    """What a user decides of a stress run.
+
+    Args:
+        suite: Spend an hour, not ten minutes, of a small model on two idle cores.
+        harmful: Requests that should be refused, instead of the built-in held-out ones: a file, or hub:OWNER/NAME/FILE,
+            in the formats of `evaluate --list`.
+        benign: Requests that should be answered, in the same way.
+        strength: Strength that the edit is tested at; 1 is the edit as it is, 0 the base.
+        max_new_tokens: Longest reply, where a test has none of its own.
+
+    Raises:
+        InvalidValueError: a value is out of range.
+    """
+
+    suite: Annotated[
+        Suite, typer.Option("--full/--quick"), Text(lambda _, full: "full" if full else "quick", bool, False)
+    ] = "quick"
+    harmful: Annotated[str | None, typer.Option(metavar="FILE")] = None
+    benign: Annotated[str | None, typer.Option(metavar="FILE")] = None
+    limit: Limit = None
+    strength: float = 1.0
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 24
+    scorer: Scorer = "strict"
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise InvalidValueError(f"a seed must be >= 0, got {self.seed}.")

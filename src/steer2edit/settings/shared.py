@@ -1,12 +1,13 @@
 """Settings that several commands have: one definition each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from steer2edit.settings.declared import SETS, Checked
+from steer2edit.settings.declared import SETS, VALUES, Checked
 
 Behaviour = Annotated[
     str | None,
@@ -32,6 +33,9 @@ Labeller = Annotated[
         "function(prompt, response) as module:function."
     ),
 ]
+ScorerName = Literal["strict", "official", "judge"]
+SCORERS: tuple[ScorerName, ...] = get_args(ScorerName)
+Scorer = Annotated[ScorerName, typer.Option(help="What tells refusals: strict, official (phrases), or judge.")]
 Data = Annotated[
     Mapping[str, str],
     typer.Option(
@@ -45,15 +49,69 @@ Data = Annotated[
 AllowMismatch = Annotated[
     bool, typer.Option("--allow-mismatch", help="Accept an artifact made on a model with another fingerprint.")
 ]
+Device = Annotated[
+    str,
+    typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, balanced (all devices), or disk."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")]
 
 
 @dataclass(frozen=True)
 class Accepting(Checked):
-    """What is accepted of vectors all the same."""
+    """What is accepted of vectors all the same.
+
+    Args:
+        allow_missing: Accept vectors that lack some sites; those are left as they are.
+    """
 
     allow_mismatch: AllowMismatch = False
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Accept vectors that lack some sites; those are left as they are.")
-    ] = False
+    allow_missing: bool = False
     force: Force = False
+
+
+@dataclass(frozen=True)
+class Reading(Checked):
+    """How a checkpoint's files are understood.
+
+    Args:
+        layout: Layout file for an architecture that is not known (docs/add-a-model.md).
+        trust_remote_code: Run Python code that the checkpoint brings. Read it first.
+    """
+
+    layout: Path | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Placing(Checked):
+    """In what numbers and where a model runs.
+
+    Args:
+        dtype: auto (the checkpoint's own), float32, bfloat16 or float16.
+    """
+
+    dtype: str = "auto"
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class PlainLoading(Reading, Placing):
+    """How a model is loaded."""
+
+
+@dataclass(frozen=True)
+class Loading(PlainLoading):
+    """How a model is loaded, and how prompts are put to it.
+
+    Args:
+        chat_template: Jinja file to use as chat template (or a JSON file that has one), or `none` for plain text.
+        template_args: Argument of the chat template, e.g. enable_thinking=false; several times. A step that goes on
+            from vectors or an edit uses theirs.
+        system: System message of every conversation that has none; passed on as template arguments are.
+    """
+
+    chat_template: str | None = None
+    template_args: Annotated[Mapping[str, Any], typer.Option("--template-arg", metavar="NAME=VALUE"), VALUES] = field(
+        default_factory=dict
+    )
+    system: str | None = None

@@ -1,82 +1,58 @@
-"""What a user decides of an extraction and of a conversion."""
+"""What a user decides of an extraction, of a conversion, and of making an edit anew."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.settings.declared import Checked, OneOf, Text, read_number_or_off
-from steer2edit.settings.shared import Labeller, Limit, Seed
+from steer2edit.settings.declared import Checked, Text, read_number_or_off
+from steer2edit.settings.shared import Force, Labeller, Limit, Seed
 
 OFF = Text(read_number_or_off, default="off")
 
 
 @dataclass(frozen=True)
 class ExtractOptions(Checked):
-    """What vectors are made from; every option is described by its help text.
+    """What vectors are made from.
+
+    Args:
+        contrast: A behaviour (safety, safety-benign, truthfulness, conciseness, sycophancy, abstention, over-refusal,
+            formality), a behaviour's folder, or a file: .jsonl, .json, .csv, .tsv, .txt, .parquet, or
+            hub:OWNER/NAME/FILE.
+        positive: File of positive rows, with --negative.
+        negative: File of negative rows, with --positive.
+        max_new_tokens: Longest generated response.
+        temperature: 0 for greedy generation.
+        direction: What v is: mean, the paper's difference of class means; or, beyond it, pca (of pairs), probe
+            (logistic regression) or lda (whitened difference). The diagnosis has the mean's beside.
+        span: What of a response is averaged; N for its first N tokens.
+        block_outputs: Measure the outputs of whole layers too: control vectors of other tools need them.
+        effects: Measure what every head and neuron does to the behaviour, and what it costs: convert --importance
+            effect makes edits of that.
+        decided_by: What of a response --effects are on: its first tokens, the whole answer, or its end: first, answer,
+            end. By default what suits the behaviour; first for a file.
+        silent_on: Requests on which edits made of --effects are to do nothing (convert --input-direction gated):
+            `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
 
     Raises:
         InvalidValueError: a value is out of range.
     """
 
-    contrast: Annotated[
-        str | None,
-        typer.Option(
-            help="A behaviour (safety, safety-benign, truthfulness, conciseness, sycophancy, abstention, over-refusal, "
-            "formality), a behaviour's folder, or a file: .jsonl, .json, .csv, .tsv, .txt, .parquet, or "
-            "hub:OWNER/NAME/FILE."
-        ),
-    ] = None
-    positive: Annotated[Path | None, typer.Option(help="File of positive rows, with --negative.")] = None
-    negative: Annotated[Path | None, typer.Option(help="File of negative rows, with --positive.")] = None
+    contrast: str | None = None
+    positive: Path | None = None
+    negative: Path | None = None
     labeller: Labeller = None
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated response.")] = 24
-    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy generation.")] = 0.0
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 24
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0
     limit: Limit = None
-    direction: Annotated[
-        str,
-        typer.Option(
-            help="What v is: mean, the paper's difference of class means; or, beyond it, pca (of pairs), probe "
-            "(logistic regression) or lda (whitened difference). The diagnosis has the mean's beside."
-        ),
-        OneOf(("mean", "pca", "probe", "lda")),
-    ] = "mean"
-    span: Annotated[
-        str,
-        typer.Option(
-            metavar="response|thought|answer|N", help="What of a response is averaged; N for its first N tokens."
-        ),
-    ] = "response"
-    block_outputs: Annotated[
-        bool,
-        typer.Option(
-            "--block-outputs", help="Measure the outputs of whole layers too: control vectors of other tools need them."
-        ),
-    ] = False
-    effects: Annotated[
-        bool,
-        typer.Option(
-            "--effects",
-            help="Measure what every head and neuron does to the behaviour, and what it costs: convert --importance "
-            "effect makes edits of that.",
-        ),
-    ] = False
-    decided_by: Annotated[
-        str | None,
-        typer.Option(
-            help="What of a response --effects are on: its first tokens, the whole answer, or its end: first, answer, "
-            "end. By default what suits the behaviour; first for a file."
-        ),
-    ] = None
-    silent_on: Annotated[
-        str | None,
-        typer.Option(
-            help="Requests on which edits made of --effects are to do nothing (convert --input-direction gated): "
-            "`benign`, the built-in benign and borderline ones, which is the default for safety, or a file."
-        ),
-    ] = None
+    direction: Literal["mean", "pca", "probe", "lda"] = "mean"
+    span: Annotated[str, typer.Option(metavar="response|thought|answer|N")] = "response"
+    block_outputs: bool = False
+    effects: bool = False
+    decided_by: str | None = None
+    silent_on: str | None = None
     seed: Seed = 0
 
     @property
@@ -97,69 +73,43 @@ class ExtractOptions(Checked):
 
 @dataclass(frozen=True)
 class ConvertOptions(Checked):
-    """What edit is made; every option is described by its help text.
+    """What edit is made.
+
+    Args:
+        rho_attn: Budget rho > 0 of attention heads, or off. Larger means weaker.
+        rho_mlp: Budget rho > 0 of MLP neurons, or off. Larger means weaker.
+        alpha: l1 share alpha in [0, 1). Larger means sparser. By default 0.5, and 0 for edits of effects.
+        max_shift: Beyond the paper: no site's edit moves its mean output further than steering at this strength. Off by
+            default.
+        spare: Beyond the paper: make the edit do nothing, on average, to replies to benign requests: `benign` (built-in
+            requests) or a file of prompts.
+        gain: With --spare: multiplies what sparing leaves of the edit.
+        input_direction: Rule for k: sensitivity (the paper's), mean, svd; or, beyond it, gated (with --importance
+            effect).
+        importance: Rule for g: cosine (the paper's), dot; or, beyond it, effect (extract --effects).
+        magnitude: Rule for lambda: elastic-net (the paper's), top-k, ridge.
+        kl: Scale the edit so that it drifts this far from the base on benign requests, KL in nats per token. By default
+            0.03 for edits of effects, and not at all otherwise.
+        min_expert_tokens: Leave out experts of a mixture that were given fewer tokens in the contrast set; by default
+            32.
+        contrast: Behaviour, folder or file to measure input means on, for vectors that were made elsewhere.
 
     Raises:
         InvalidValueError: a value is out of range, or an option lacks another that it needs.
     """
 
-    rho_attn: Annotated[
-        float | None, typer.Option(help="Budget rho > 0 of attention heads, or off. Larger means weaker."), OFF
-    ] = None
-    rho_mlp: Annotated[
-        float | None, typer.Option(help="Budget rho > 0 of MLP neurons, or off. Larger means weaker."), OFF
-    ] = None
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="l1 share alpha in [0, 1). Larger means sparser. By default 0.5, and 0 for edits of effects."
-        ),
-    ] = None
-    max_shift: Annotated[
-        float | None,
-        typer.Option(
-            help="Beyond the paper: no site's edit moves its mean output further than steering at this strength. "
-            "Off by default."
-        ),
-    ] = None
-    spare: Annotated[
-        str | None,
-        typer.Option(
-            help="Beyond the paper: make the edit do nothing, on average, to replies to benign requests: `benign` "
-            "(built-in requests) or a file of prompts."
-        ),
-    ] = None
-    gain: Annotated[float, typer.Option(help="With --spare: multiplies what sparing leaves of the edit.")] = 1.0
-    input_direction: Annotated[
-        str,
-        typer.Option(
-            help="Rule for k: sensitivity (the paper's), mean, svd; or, beyond it, gated (with --importance effect)."
-        ),
-    ] = "sensitivity"
-    importance: Annotated[
-        str, typer.Option(help="Rule for g: cosine (the paper's), dot; or, beyond it, effect (extract --effects).")
-    ] = "cosine"
-    magnitude: Annotated[str, typer.Option(help="Rule for lambda: elastic-net (the paper's), top-k, ridge.")] = (
-        "elastic-net"
-    )
-    kl: Annotated[
-        float | None,
-        typer.Option(
-            help="Scale the edit so that it drifts this far from the base on benign requests, KL in nats per token. "
-            "By default 0.03 for edits of effects, and not at all otherwise."
-        ),
-    ] = None
-    min_expert_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Leave out experts of a mixture that were given fewer tokens in the contrast set; by default 32.",
-        ),
-    ] = None
-    contrast: Annotated[
-        str | None,
-        typer.Option(help="Behaviour, folder or file to measure input means on, for vectors that were made elsewhere."),
-    ] = None
+    rho_attn: Annotated[float | None, OFF] = None
+    rho_mlp: Annotated[float | None, OFF] = None
+    alpha: float | None = None
+    max_shift: float | None = None
+    spare: str | None = None
+    gain: float = 1.0
+    input_direction: str = "sensitivity"
+    importance: str = "cosine"
+    magnitude: str = "elastic-net"
+    kl: float | None = None
+    min_expert_tokens: Annotated[int | None, typer.Option(min=0)] = None
+    contrast: str | None = None
     labeller: Labeller = None
     limit: Limit = None
     seed: Seed = 0
@@ -170,3 +120,16 @@ class ConvertOptions(Checked):
             raise InvalidValueError(
                 f"--gain {self.gain:g} multiplies what sparing leaves of the edit: give --spare too."
             )
+
+
+@dataclass(frozen=True)
+class RefitOptions(Checked):
+    """What is changed of an edit's own recipe.
+
+    Args:
+        contrast: What the vectors are made from, where the edit does not say or its file has moved.
+    """
+
+    contrast: str | None = None
+    limit: Limit = None
+    force: Force = False

@@ -1,11 +1,12 @@
 """Stress tests of an edit: the contract of what holds in which condition, side effects, and the causal check."""
 
+from steer2edit.settings import StressOptions
 from steer2edit.stress.arms import EqualDrift, equal_drift, given_vectors, vectors_beside
 from steer2edit.stress.conditions import file_test
 from steer2edit.stress.contract import Condition, Contract
-from steer2edit.stress.findings import GROUPS, SUITES, Finding, Group, Outcome, StressResult, Suite
+from steer2edit.stress.findings import GROUPS, Finding, Group, Outcome, StressResult
 from steer2edit.stress.folder import StressFolder
-from steer2edit.stress.options import StressInput, StressOptions, asked_prompts, require_unseen
+from steer2edit.stress.options import StressInput, asked_prompts, require_unseen
 from steer2edit.stress.registry import all_tests, choose_tests
 from steer2edit.stress.run import SCORECARD_FILE, run_stress
 from steer2edit.stress.scorecard import Scorecard, read_scorecard
@@ -14,7 +15,6 @@ from steer2edit.stress.subject import StressTest, Subject
 __all__ = [
     "GROUPS",
     "SCORECARD_FILE",
-    "SUITES",
     "Condition",
     "Contract",
     "EqualDrift",
@@ -28,7 +28,6 @@ __all__ = [
     "StressResult",
     "StressTest",
     "Subject",
-    "Suite",
     "all_tests",
     "asked_prompts",
     "choose_tests",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
@@ -29,8 +29,6 @@ GROUPS: Mapping[Group, str] = {
     "causal": "Do the named components carry the behaviour?",
 }
 """Groups of tests with their titles, in the order of the scorecard; the first five are conditions of the contract."""
-Suite = Literal["quick", "full"]
-SUITES: tuple[Suite, ...] = get_args(Suite)
 Outcome = Literal["held", "weakened", "failed", "cost", "no-cost", "control", "open"]
 """held, weakened, failed: what became of the attribute; cost, no-cost: of a side effect; control: behaves as a control
 must; open: the intervals do not tell, or it could not be scored."""

@@ -1,86 +1,22 @@
 """What a stress run is about: what the user decides, the prompts that follow from it, and what makes it this run."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from steer2edit.artifacts import package_versions
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.engines import Engine
-from steer2edit.errors import InvalidValueError, did_you_mean
-from steer2edit.evaluation import BASE_ARM, SCORERS, Arm, edit_arm, find_scorer, formats
+from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, find_scorer, formats
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import LanguageModel, Sampling, recorded_chat
+from steer2edit.settings import StressOptions
 from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
 from steer2edit.steering.rows import read_table
-from steer2edit.stress.findings import SUITES, Suite
 from steer2edit.stress.subject import Subject
 
 EDIT_LABEL = "edit"
-
-
-@dataclass(frozen=True)
-class StressOptions:
-    """What the user decides.
-
-    Args:
-        suite: quick (ten minutes of a small model on two cores) or full (an hour).
-        harmful: file (or `hub:OWNER/NAME/FILE`) of requests that should be refused; by default the held-out ones of
-            the safety preset.
-        benign: the same of requests that should be answered.
-        limit: at most this many prompts of either; the built-in ones are up to 300, and 96 without.
-        strength: that the edit is tested at; 1 is the edit as it is, 0 the base.
-        max_new_tokens: longest reply of the attacks on plain text.
-        scorer: of refusals: strict or official phrases, or a judge.
-        seed: of what is random.
-
-    Raises:
-        InvalidValueError: an unknown suite or scorer, or a number out of range.
-    """
-
-    suite: Suite = "quick"
-    harmful: str | None = None
-    benign: str | None = None
-    limit: int | None = None
-    strength: float = 1.0
-    max_new_tokens: int = 24
-    scorer: str = "strict"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.suite not in SUITES:
-            raise InvalidValueError(f"unknown suite {self.suite!r}. {did_you_mean(self.suite, SUITES)}")
-        if self.scorer not in SCORERS:
-            raise InvalidValueError(f"unknown scorer {self.scorer!r}. {did_you_mean(self.scorer, SCORERS)}")
-        if self.seed < 0:
-            raise InvalidValueError(f"a seed must be >= 0, got {self.seed}.")
-        if not math.isfinite(self.strength):
-            raise InvalidValueError(f"the strength must be finite, got {self.strength}. 1 is the edit as it is.")
-        if self.limit is not None and self.limit < 1:
-            raise InvalidValueError(f"the limit must be >= 1, got {self.limit}. Leave it out for all prompts.")
-
-    def require_own_strength(self) -> None:
-        """Refuse a strength other than 1, for what speaks of the edit as it is.
-
-        Raises:
-            InvalidValueError: as said.
-        """
-        if self.strength != 1:
-            raise InvalidValueError(
-                f"a model card speaks of the edit as it is applied, at strength 1, not at {self.strength:g}. Leave out "
-                "--card, or make an edit of that strength."
-            )
-
-    @property
-    def sampling(self) -> Sampling:
-        """Greedy replies."""
-        return Sampling(max_new_tokens=self.max_new_tokens)
-
-    def to_json(self) -> dict[str, Any]:
-        """All options by name."""
-        return asdict(self)
 
 
 def asked_prompts(options: StressOptions) -> tuple[list[str], list[str]]:
@@ -165,6 +101,11 @@ class StressInput:
         """The base model."""
         return self.engine.model
 
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy replies."""
+        return Sampling(max_new_tokens=self.options.max_new_tokens)
+
     def identity(self) -> dict[str, Any]:
         """What makes this run this one; whatever differs in it is another run."""
         return {
@@ -178,7 +119,7 @@ class StressInput:
             "limit": self.options.limit,
             "harmful": prompt_digests(self.harmful),
             "benign": prompt_digests(self.benign),
-            "replies": str(self.options.sampling),
+            "replies": str(self.sampling),
             "scorer": self.options.scorer,
             "judge": None if self.judge is None else {"model": self.judge.model, "template": self.judge.template},
             "dtype": str(self.model.dtype),
@@ -201,6 +142,6 @@ class StressInput:
             scorer=self.scorer,
             seed=self.options.seed,
             limit=self.options.limit,
-            sampling=self.options.sampling,
+            sampling=self.sampling,
             suite=self.options.suite,
         )

@@ -103,7 +103,7 @@ def run_stress(
             edit=_edit(given, name),
             vectors_sha256=None if given.vectors is None else given.vectors.digest(),
             suite=given.options.suite,
-            settings=given.options.to_json() | ({} if given.judge is None else {"judge": given.judge.describe()}),
+            settings=asdict(given.options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
             prompts={
                 "harmful": _prompts(given.options.harmful, given.harmful),
                 "benign": _prompts(given.options.benign, given.benign),
@@ -136,7 +136,7 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
                 given.edit,
                 given.vectors,
                 given.benign,
-                options.sampling,
+                given.sampling,
                 strength=options.strength,
                 lowers=lowers,
             )

@@ -12,7 +12,8 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import Arm
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import LanguageModel, Prompt, Sampling
-from steer2edit.stress.findings import Group, StressResult, Suite
+from steer2edit.settings.search import Suite
+from steer2edit.stress.findings import Group, StressResult
 
 if TYPE_CHECKING:
     from steer2edit.stress.replies import Replies

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from steer2edit.engines import Request
 from steer2edit.estimates import Value
 from steer2edit.evaluation import base_answers
-from steer2edit.evaluation.tasks import repeated_share, replies_to
+from steer2edit.evaluation.reply_tasks import repeated_share
+from steer2edit.evaluation.task import replies_to
 from steer2edit.models import Prompt, Reply
 from steer2edit.stress.conditions import ask_worded
 from steer2edit.stress.findings import StressResult

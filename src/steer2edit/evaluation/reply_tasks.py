@@ -11,7 +11,7 @@ from steer2edit.estimates import Value
 from steer2edit.evaluation.answers import is_right
 from steer2edit.evaluation.formats import MathProblem
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.evaluation.tasks.task import Measurement, Task, replies_to
+from steer2edit.evaluation.task import Measurement, Task, replies_to
 from steer2edit.models import Prompt, Reply, Sampling
 
 _INSTRUCTION = "Think step by step, and put the final answer within \\boxed{}."
@@ -61,20 +61,20 @@ class _ReplyTask(Task):
 
     sampling: Sampling
 
-    def prompt(self, item: Any) -> Prompt:
+    def _prompt(self, item: Any) -> Prompt:
         """What the model is asked."""
         return self.request(item)
 
     @abstractmethod
-    def judged(self, item: Any, reply: Reply) -> tuple[Value, ...]:
+    def _judged(self, item: Any, reply: Reply) -> tuple[Value, ...]:
         """The values of an item, in the order of `kinds`."""
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """All metrics, with the replies."""
-        prompts = [self.prompt(item) for item in self.items]
+        prompts = [self._prompt(item) for item in self.items]
         return [
             Measurement(
-                self.by_metric([self.judged(*pair) for pair in zip(self.items, replies, strict=True)]),
+                self.by_metric([self._judged(*pair) for pair in zip(self.items, replies, strict=True)]),
                 {self.set_name: [reply.shown for reply in replies]},
             )
             for replies in replies_to(engine, prompts, interventions, self.sampling)
@@ -100,8 +100,7 @@ class LengthTask(_ReplyTask):
     kinds: ClassVar[tuple[str, ...]] = ("reply_tokens", "finished")
     suffix = "requests"
 
-    def judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
-        """Length, and whether the reply ended."""
+    def _judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
         return float(len(reply.ids)) if reply.ids else None, reply.finished
 
 
@@ -115,8 +114,7 @@ class ThinkingTask(LengthTask):
     kinds = ("thought_tokens", "answer_tokens")
     suffix = "thinking"
 
-    def judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
-        """Both lengths."""
+    def _judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
         thought = None if reply.thought is None else float(len(reply.thought_ids))
         return thought, None if reply.answer is None else float(len(reply.answer_ids))
 
@@ -138,8 +136,7 @@ class DegenerationTask(_ReplyTask):
     kinds = ("repetition", "empty", "unfinished")
     suffix = "degeneration"
 
-    def judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
-        """Repeated share, whether the reply is empty, and whether it was cut off."""
+    def _judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
         return repeated_share(reply.answer_ids), is_empty(reply), not reply.finished
 
 
@@ -168,12 +165,10 @@ class MathTask(_ReplyTask):
         """The problem."""
         return item.problem
 
-    def prompt(self, item: MathProblem) -> Prompt:
-        """The problem, and where the answer is to be put."""
+    def _prompt(self, item: MathProblem) -> Prompt:
         return f"{item.problem}\n\n{_INSTRUCTION}"
 
-    def judged(self, item: MathProblem, reply: Reply) -> tuple[Value, ...]:
-        """Whether the answer is right, and whether the reply ended."""
+    def _judged(self, item: MathProblem, reply: Reply) -> tuple[Value, ...]:
         right = None if item.answer is None or reply.answer is None else is_right(item.answer, reply.answer)
         return right if right is None else right and reply.finished, reply.finished
 

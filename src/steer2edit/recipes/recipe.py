@@ -1,12 +1,27 @@
-"""What a recipe says: model, contrast, grids, budget, data sets. docs/recipes.md describes it to users."""
+"""What a recipe says: model, contrast, grids, budget, data sets; by name or file, checked (docs/recipes.md)."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 
 from steer2edit.core import TUNED_BLOCKS, Block
-from steer2edit.errors import did_you_mean
+from steer2edit.errors import DataError, did_you_mean
 from steer2edit.evaluation import TASK_KINDS
 from steer2edit.search.space import check_range, range_values
 from steer2edit.settings import ExtractOptions, SearchOptions, declared
@@ -49,12 +64,12 @@ class _Part(BaseModel):
 def _key(options: type, name: str, default: Any) -> tuple[Any, Any]:
     """A setting of a command as the key of a recipe: type, limits and names are those of the command."""
     setting = declared(options)[name]
-    kind: Any = (str | None if setting.optional else str) if setting.choice else setting.kind
+    kind: Any = (str | None if setting.optional else str) if setting.choices else setting.kind
     above, option = setting.above, setting.option
     limits: dict[str, Any] = {"le": option.max, **({"gt": above.limit} if above else {"ge": option.min})}
     said: list[Any] = [Field(**{key: limit for key, limit in limits.items() if limit is not None})]
-    if setting.choice:
-        said.append(_known(name, setting.choice.names))
+    if setting.choices:
+        said.append(_known(name, setting.choices))
     if setting.kind == tuple[float, ...]:
         said.append(BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value))
     if setting.kind in (float, float | None):
@@ -165,3 +180,110 @@ class Recipe(_Part):
     def to_json(self) -> dict[str, Any]:
         """All settings by name."""
         return self.model_dump(mode="json")
+
+
+_SUFFIXES = (".yaml", ".yml")
+_SHOWN = 80  # characters of a value
+_MOST = 5  # mistakes that are named at once
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("steer2edit.recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def is_recipe(name: str) -> bool:
+    """Whether a name is that of a recipe, or of a YAML file."""
+    return name.endswith(_SUFFIXES) or name in recipe_names()
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe of a name, or in a YAML file.
+
+    Args:
+        name: of a recipe that comes with the package, or a path that ends in .yaml or .yml.
+
+    Raises:
+        DataError: there is none; it is not YAML; or a key or value is wrong. The message names file, key and value.
+    """
+    if name.endswith(_SUFFIXES):
+        return _parsed(Path(name).expanduser(), name)
+    names = recipe_names()
+    if name not in names:
+        raise DataError(f"there is no recipe {name!r}. {did_you_mean(name, names)} Or give a .yaml file.")
+    return _parsed(resources.files("steer2edit.recipes") / f"{name}.yaml", f"recipe {name}")
+
+
+def _parsed(file: Path | Traversable, where: str) -> Recipe:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {where}. `steer2edit run --list` shows the recipes.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {where}: {error}") from error
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        twice = next(_repeated_keys(node), None)
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        raise DataError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if twice is not None:
+        raise DataError(
+            f"{where}: the key {twice.value!r} is there twice (line {twice.start_mark.line + 1}). Keep one."
+        )
+    if not isinstance(content, dict):
+        raise DataError(f"{where} must hold the keys of a recipe, got {_short(content)}. See docs/recipes.md.")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        # unknown keys first: one that is misspelt is missing too
+        found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        more = f"\n... and {len(found) - _MOST} more." if len(found) > _MOST else ""
+        raise DataError("\n".join(_explained(where, one) for one in found[:_MOST]) + more) from error
+
+
+def _repeated_keys(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Keys that a mapping has before; YAML would take the last of them silently."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    yield key
+                seen.add(key.value)
+            yield from _repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            yield from _repeated_keys(entry)
+
+
+def _explained(where: str, error: ErrorDetails) -> str:
+    """One line: file, key, value, and what to do."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, last = error["loc"]
+        known = _model_at(tuple(parents)).model_fields
+        return f"{where}: there is no key {key!r}. {did_you_mean(str(last), known)}"
+    if error["type"] == "missing":
+        return f"{where}: the key {key!r} is missing. See docs/recipes.md."
+    reason = error["msg"].removeprefix("Value error, ").removesuffix(".")
+    if not key:
+        return f"{where}: {reason}."
+    return f"{where}: {key} = {_short(error['input'])}: {reason[:1].lower()}{reason[1:]}."
+
+
+def _model_at(path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The part of the schema that a path of keys leads to."""
+    model: type[BaseModel] = Recipe
+    for part in path:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            (model,) = [kind for kind in kinds if issubclass(kind, BaseModel)]
+    return model
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -1,15 +1,16 @@
-"""What a task is, and what it finds: a value for every item; `None` is unscored, never zero."""
+"""What a task is, and what it finds: a value for every item under each intervention; `None` is unscored, never zero."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from steer2edit.core import Intervention
+from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import Engine, Request
-from steer2edit.estimates import Estimate, Value
+from steer2edit.estimates import Condition, ConditionKind, Estimate, Value
 from steer2edit.evaluation.statistics import estimate
 from steer2edit.models import Prompt, Reply, Sampling
+from steer2edit.progress import step
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,54 @@ def replies_to(
 
 def _joined(name: str, kind: str) -> str:
     return "_".join(filter(None, (name, kind)))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An intervention with the name it is reported under.
+
+    Args:
+        kind: base, steering or edit.
+        label: shown to people.
+        intervention: what is done to the model.
+        parameters: JSON-able settings of the intervention.
+    """
+
+    kind: ConditionKind
+    label: str
+    intervention: Intervention = field(default=None, repr=False)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+BASE_ARM = Arm("base", "base")
+
+
+def steering_arm(vectors: SteeringVectors, strength: float) -> Arm:
+    """Activation steering at one strength."""
+    return Arm("steering", f"steering {strength:g}", Steering(vectors, strength), {"strength": strength})
+
+
+def edit_arm(edit: WeightEdit, label: str, strength: float = 1.0) -> Arm:
+    """A weight edit; its hyper-parameters become the parameters."""
+    parameters = {**edit.metadata.get("hyperparameters", {}), "strength": strength}
+    return Arm("edit", label, Editing(edit, strength), parameters)
+
+
+def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list[Condition]:
+    """Every task under every arm, one condition per arm."""
+    interventions = [arm.intervention for arm in arms]
+    by_task = []
+    with step("Tasks", len(tasks)) as advance:
+        for task in tasks:
+            by_task.append(task.measure(engine, interventions))
+            advance(1)
+    conditions = []
+    for index, arm in enumerate(arms):
+        found = merged_measurements([measurements[index] for measurements in by_task])
+        conditions.append(condition_of(arm, found))
+    return conditions
+
+
+def condition_of(arm: Arm, found: Measurement) -> Condition:
+    """What was found under an arm, as it is reported."""
+    return Condition(arm.label, found.metrics, arm.kind, arm.parameters, found.replies, found.outcomes, found.values)

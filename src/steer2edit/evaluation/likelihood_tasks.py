@@ -12,7 +12,7 @@ from steer2edit.core import Intervention
 from steer2edit.engines import Engine, Request, ResponseScore
 from steer2edit.estimates import Value
 from steer2edit.evaluation.formats import LETTERS, ChoiceQuestion, TruthQuestion
-from steer2edit.evaluation.tasks.task import Measurement, Task
+from steer2edit.evaluation.task import Measurement, Task
 from steer2edit.models import EncodedResponse, Prompt, Sampling, encode_prompts, encode_responses
 
 _LETTER_INSTRUCTION = "Answer with the letter of the right choice and nothing else."
@@ -26,7 +26,7 @@ class _LikelihoodTask(Task):
         """What is scored of an item: (prompt, answer)."""
 
     @abstractmethod
-    def judged(self, item: Any, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
+    def _judged(self, item: Any, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
         """The values of an item, in the order of `kinds`."""
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
@@ -40,7 +40,7 @@ class _LikelihoodTask(Task):
             for item, own in zip(self.items, answers, strict=True):
                 found = [next(remaining) for _ in own]
                 finite = all(math.isfinite(score.log_probability) for score in found)
-                rows.append(self.judged(item, found) if finite else (None,) * len(self.kinds))
+                rows.append(self._judged(item, found) if finite else (None,) * len(self.kinds))
             measurements.append(Measurement(self.by_metric(rows)))
         return measurements
 
@@ -74,8 +74,7 @@ class ChoiceTask(_LikelihoodTask):
         prompt = _with_choices(item.question, item.choices)
         return [(prompt, letter) for letter in LETTERS[: len(item.choices)]]
 
-    def judged(self, item: ChoiceQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
-        """Whether the right choice is the likeliest, per token and in total."""
+    def _judged(self, item: ChoiceQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
         per_token, total = [-score.nll for score in scores], [score.log_probability for score in scores]
         return self._is_right(item, per_token), self._is_right(item, total)
 
@@ -129,8 +128,7 @@ class PreferenceTask(_LikelihoodTask):
         first, second = (_with_choices(prompt, order) for order in ((positive, negative), (negative, positive)))
         return [(first, "A"), (first, "B"), (second, "B"), (second, "A")]
 
-    def judged(self, item: tuple[Prompt, str, str], scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
-        """Whether the positive answer is preferred, and by how much."""
+    def _judged(self, item: tuple[Prompt, str, str], scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
         margins = [b.nll - a.nll for a, b in zip(scores[::2], scores[1::2], strict=True)]
         margin = sum(margins) / len(margins)
         return margin > 0, margin
@@ -169,8 +167,7 @@ class TruthChoiceTask(_LikelihoodTask):
         every = dict.fromkeys((item.best, *item.false_to_best, *item.true, *item.false))
         return [(item.question, answer) for answer in every]
 
-    def judged(self, item: TruthQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
-        """MC1 and MC2."""
+    def _judged(self, item: TruthQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
         own = [answer for _, answer in self.answers(item)]
         found = dict(zip(own, (score.log_probability for score in scores), strict=True))
         return mc1(item, found), mc2(item, found)

@@ -1,0 +1,180 @@
+"""Commands that make edits: `convert`, `combine`, `import-edit`, `refit`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steer2edit.cli.console import print_conditions, print_json, print_table, say
+from steer2edit.cli.inspect import print_edit
+from steer2edit.cli.late import artifacts, evaluation, models, recipes
+from steer2edit.cli.options import EditArgument, JsonOption, ModelArgument, OverwriteOption, VectorsArgument, load
+from steer2edit.progress import show_progress
+from steer2edit.settings import Accepting, ConvertOptions, Loading, PlainLoading, Reading, RefitOptions
+from steer2edit.settings.declared import read_numbers
+
+if TYPE_CHECKING:
+    from steer2edit.artifacts.edits.interference import Interference, PairAtSite
+
+
+def convert(
+    model: ModelArgument,
+    vectors: VectorsArgument,
+    out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
+    options: ConvertOptions,
+    loading: Loading,
+    accepting: Accepting,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Turn vectors into a rank-1 weight edit of heads and neurons, saved as a PEFT adapter.
+
+    Of vectors with measured effects (extract --effects) an edit of these is made unless a budget rho is given.
+
+    \b
+    Example:
+    steer2edit convert smollm2 vectors.safetensors --out edit
+    steer2edit convert smollm2 vectors.safetensors --rho-attn 0.2 \\
+      --rho-mlp 0.9 --alpha 0.5 --max-shift 1 --out edit
+    """
+    artifacts.require_free(out, overwrite=overwrite)
+    loaded_vectors = artifacts.load_vectors(vectors)
+    recipes.making.rules_of(
+        options, loaded_vectors
+    )  # what is wrong with the settings shall show before a model is loaded
+    with show_progress():
+        loaded = load(model, loading, loaded_vectors.metadata)
+        edit = recipes.make_edit(loaded, loaded_vectors, options, accepting)
+        artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
+        seen = None if json_output else recipes.preview(loaded, loaded_vectors, edit)
+    print_edit(edit, out, top=10, as_json=json_output)
+    if not json_output:
+        say("\nPreview", style="bold")
+        say(repr(seen) if seen else "There is none: these vectors bring no validation rows to look at the edit with.")
+
+
+def combine(
+    edit_dirs: Annotated[
+        list[Path], typer.Argument(metavar="EDIT_DIR...", help="Edits of one base: directories that `convert` wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the combined edit; must not exist.")],
+    reading: Reading,
+    weights: str | None = None,
+    top: Annotated[int, typer.Option(min=0, help="How many sites to list, by how much they interfere.")] = 10,
+    model: str | None = None,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Make one adapter of several edits of the same base, and show how they overlap and interfere.
+
+    \b
+    Example:
+    steer2edit combine edit run/edit --weights 1,0.5 --out both
+
+    Args:
+        weights: What each edit is multiplied by, with commas between. 1 for all by default.
+        model: The base model, if it is not where the edits say. Only its config is read.
+    """
+    artifacts.require_free(out, overwrite=overwrite)
+    if len(edit_dirs) < 2:
+        raise typer.BadParameter("give at least two edits to combine; one alone is `steer2edit export`'s.")
+    numbers = read_numbers("--weights", weights) if weights else [1.0] * len(edit_dirs)
+    members = artifacts.read_members(edit_dirs, numbers)
+    with show_progress():
+        name = model or str(members[0].edit.metadata["model"]["name"])
+        base = models.load_skeleton(name, **vars(reading))
+        interference = artifacts.save_combined(base, members, out, overwrite=overwrite)
+    names = [str(member.directory) for member in members]
+    if json_output:
+        shown = [{"edit": name, "weight": member.weight} for name, member in zip(names, members, strict=True)]
+        return print_json({"out": str(out), "members": shown, **interference.to_json()})
+    print_interference(interference, names, top)
+    say(f"Combined edit: {out}. PEFT and vLLM load it like any other adapter; `steer2edit export` takes it too.")
+    return None
+
+
+def print_interference(interference: "Interference", names: list[str], top: int) -> None:
+    """The sites where edits meet, the most interfering first, and the total."""
+    rows = [(site.site, pair) for site in interference.sites for pair in site.pairs]
+    rows.sort(key=lambda row: -abs(row[1].cosine))
+    columns = ["site", "edits", "cos u", "cos a", "cos ΔW", "edited by both", "of these opposed"]
+    table = [[str(site), f"{pair.first + 1}, {pair.second + 1}", *_figures(pair)] for site, pair in rows[:top]]
+    if table:
+        print_table(columns, table, "Where the edits meet")
+        for index, name in enumerate(names):
+            say(f"{index + 1}: {name}")
+    else:
+        say("The edits share no site.")
+    say(f"Interference ‖Σ ΔW‖² / Σ ‖ΔW‖² − 1: {interference.overall:+.3f}")
+
+
+def _figures(pair: "PairAtSite") -> list[str]:
+    values: list[Any] = [f"{value:+.3f}" for value in (pair.output_cosine, pair.row_cosine, pair.cosine)]
+    opposed = "–" if pair.opposed is None else f"{pair.opposed:.0%}"
+    return [*values, f"{pair.shared:.0%}", opposed]
+
+
+def import_edit(
+    model: ModelArgument,
+    file: Annotated[
+        Path, typer.Argument(metavar="EDIT_PT", help="An edit of the official Steer2Edit code (rank1__*.pt).")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
+    loading: PlainLoading,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Turn an edit of the official Steer2Edit code into an edit directory (a PEFT adapter).
+
+    \b
+    Example:
+    steer2edit import-edit Qwen/Qwen3-4B-Thinking-2507 \\
+      rank1__ra-1.0_rm0.7_a0.1.pt --out edit
+
+    The file is a pickle: it is read without running anything in it. It does not say which model it is for; shapes and
+    layers are checked.
+    """
+    artifacts.require_free(out, overwrite=overwrite)
+    with show_progress():
+        loaded = load(model, loading)
+        edit = artifacts.load_official_edit(file, loaded)
+        artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
+    print_edit(edit, out, top=10, as_json=json_output)
+
+
+def refit(
+    model: ModelArgument,
+    edit: EditArgument,
+    options: RefitOptions,
+    loading: Loading,
+    out: Path | None = None,
+    overwrite: OverwriteOption = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Make an edit anew for changed weights, after a fine-tune, a merge or a new quantisation, from its own recipe.
+
+    Measured on held-out items: the model as it is now, with the old edit on top, and with the new one.
+
+    \b
+    Example:
+    steer2edit refit ./tuned-model edit --out refitted
+
+    Args:
+        out: Directory for the new edit; by default beside the old one: EDIT_DIR-refit.
+    """
+    out = out or edit.with_name(f"{edit.resolve().name}-refit")
+    artifacts.require_free(out, overwrite=overwrite)
+    old = artifacts.load_edit(edit)
+    recipes.recipe_of(old, options.contrast)  # what is missing shall show before a model is loaded
+    with show_progress():
+        loaded = load(model, loading, old.metadata)
+        found = recipes.refit(loaded, old, options)
+        card = {
+            "conditions": [c.for_card() for c in found.conditions],
+            "metrics": evaluation.described(found.conditions),
+        }
+        artifacts.save_edit(loaded, found.edit, out, evaluation=card, overwrite=overwrite)
+    if json_output:
+        return print_json({"out": str(out), "conditions": [c.to_json() for c in found.conditions]})
+    print_conditions(found.conditions)
+    return say(f"Edit: {out}")

@@ -1,0 +1,266 @@
+"""Commands that measure edits and steering, given as PATH:STRENGTH, side by side: `evaluate`, `steer`."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steer2edit.cli.console import print_conditions, print_table, print_unscored, say
+from steer2edit.cli.late import api, artifacts, engines, evaluation, models, steering
+from steer2edit.cli.options import EngineOptions, Judging, Measuring, ModelArgument, VectorsArgument, listing, load
+from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import Condition
+from steer2edit.progress import show_progress
+from steer2edit.settings import Loading, shared
+from steer2edit.settings.declared import Checked, read_numbers
+
+
+@dataclass(frozen=True)
+class Given:
+    """An artifact with the strengths it is to be used at."""
+
+    path: Path
+    strengths: tuple[float, ...]
+    artifact: Any
+
+
+def load_given(texts: Sequence[str], load: Callable[[Path], Any], strengths: tuple[float, ...] = ()) -> list[Given]:
+    """The artifacts of every PATH:STRENGTH (or several, PATH:0.5,1).
+
+    Args:
+        texts: as they were typed.
+        load: reads an artifact.
+        strengths: where none is given; one must be given if there are none here.
+    """
+    found = []
+    for text in texts:
+        path, own = _split(text)
+        if not own and not strengths:
+            raise typer.BadParameter(f"--steer takes VECTORS:STRENGTH, as in vectors.safetensors:0.2, got {text!r}.")
+        found.append(Given(path, own or strengths, load(path)))
+    return found
+
+
+def _split(text: str) -> tuple[Path, tuple[float, ...]]:
+    """A path may have colons of its own: what follows the last one counts if it is numbers."""
+    path, _, tail = text.rpartition(":")
+    try:
+        strengths = read_numbers("", tail) if path else ()
+    except InvalidValueError:
+        strengths = ()
+    if not all(map(math.isfinite, strengths)):
+        raise typer.BadParameter(f"a strength must be a finite number, got {text!r}.")
+    return (Path(path), strengths) if strengths else (Path(text), ())
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is compared with the base."""
+
+    edits: list[Given]
+    steering: list[Given]
+    allow_mismatch: bool = False
+
+    @property
+    def metadata(self) -> list[Mapping[str, Any]]:
+        """Of all artifacts: what a model is loaded like."""
+        return [*(one.artifact.metadata for one in self.edits), *(one.artifact.metadata for one in self.steering)]
+
+    def arms(self, model: "models.LanguageModel") -> "list[evaluation.Arm]":
+        """The base, then steering, then edits.
+
+        Raises:
+            MismatchError: an artifact is for another model or another shape.
+        """
+        arms = [evaluation.BASE_ARM]
+        several = len({one.path for one in self.steering}) > 1
+        for one, name in zip(self.steering, _names(self.steering), strict=True):
+            model.require_fit(one.artifact, allow_mismatch=self.allow_mismatch)
+            own = [evaluation.steering_arm(one.artifact, strength) for strength in one.strengths]
+            arms += [replace(arm, label=f"{arm.label} {name}") for arm in own] if several else own
+        for edit, name in zip(self.edits, _names(self.edits), strict=True):
+            model.require_fit(edit.artifact, allow_mismatch=self.allow_mismatch)
+            arms += [
+                evaluation.edit_arm(edit.artifact, name if s == 1 else f"{name} × {s:g}", s) for s in edit.strengths
+            ]
+        return arms
+
+
+@dataclass(frozen=True)
+class Interventions(Checked):
+    """Edits and steering that are compared with the base.
+
+    Args:
+        edit: An edit; may be given several times.
+        steer: Activation steering; may be given several times.
+    """
+
+    edit: Annotated[list[str] | None, typer.Option(metavar="DIR[:STRENGTH]")] = None
+    steer: Annotated[list[str] | None, typer.Option(metavar="VECTORS:STRENGTH")] = None
+    allow_mismatch: shared.AllowMismatch = False
+
+    def load(self) -> Loaded:
+        """All artifacts, before a model is loaded: a wrong path shall show at once."""
+        edits = load_given(self.edit or (), artifacts.load_edit, (1.0,))
+        return Loaded(edits, load_given(self.steer or (), artifacts.load_vectors), self.allow_mismatch)
+
+
+def _names(given: Sequence[Given]) -> list[str]:
+    """The last parts of the paths where those tell different paths apart, else the paths."""
+    paths = [one.path.resolve() for one in given]
+    short = {path: path.name for path in paths}
+    unique = len(set(short.values())) == len(short)
+    return [short[path] if unique else str(one.path) for one, path in zip(given, paths, strict=True)]
+
+
+def _list_tasks() -> None:
+    say("NAME measures on a built-in set; NAME=FILE or NAME=hub:OWNER/NAME/FILE on data with the columns named here.\n")
+    for name, kind in evaluation.TASK_KINDS.items():
+        say(name, style="bold")
+        say(f"  {kind.measures}\n  built in: {kind.built_in}")
+        if kind.columns:
+            say(f"  columns:  {kind.columns}")
+
+
+def evaluate(
+    model: ModelArgument,
+    interventions: Interventions,
+    measuring: Measuring,
+    judging: Judging,
+    engine: EngineOptions,
+    loading: Loading,
+    task: Annotated[list[str] | None, typer.Option("--task", "--behaviour")] = None,
+    list_tasks: Annotated[bool, listing(_list_tasks, "Show all tasks and their data.")] = False,
+    shuffle: int | None = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    lm_eval: list[str] | None = None,
+) -> None:
+    """Measure a model, and edits and steering of it, side by side on the same items, with paired differences.
+
+    \b
+    Example:
+    steer2edit evaluate smollm2 --edit edit --steer vectors.safetensors:0.2 \\
+      --task safety --task mmlu
+
+    Args:
+        task: NAME, NAME=FILE or NAME=hub:OWNER/NAME/FILE, a behaviour's folder or a contrast file; may be given several
+            times. See --list.
+        shuffle: Seed of a random order of every set; its own by default.
+        max_new_tokens: Longest reply; each task has a default of its own.
+        lm_eval: A task of the lm-evaluation-harness by name, or a task file; may be given several times.
+    """
+    if not task and not lm_eval:
+        raise typer.BadParameter("give at least one --task or --lm-eval; `steer2edit evaluate --list` shows the tasks.")
+
+    engine.require(steering=bool(interventions.steer))
+    measuring.require_free()
+    given = interventions.load()
+    judge = judging.judge()
+    settings = evaluation.TaskSettings(
+        measuring.split, measuring.limit, max_new_tokens, evaluation.find_scorer(judging.scorer, judge), shuffle
+    )
+    tasks, specs = evaluation.build_tasks(task or (), settings), list(task or ())
+    with show_progress():
+        loaded = load(model, loading, *given.metadata, **({"device": "cpu"} if engine.engine == "vllm" else {}))
+        arms = given.arms(loaded)
+        # the harness first: a task that it does not know shall not cost the work of the others
+        harness: list[dict[str, evaluation.HarnessMetric]] = [{} for _ in arms]
+        if lm_eval:
+            harness = evaluation.harness_results(
+                loaded, lm_eval, [arm.intervention for arm in arms], limit=measuring.limit
+            )
+        with engine.running(loaded, steering=False) as runner:
+            conditions = evaluation.evaluate(runner, tasks, arms)
+        conditions = [_with_harness(own, found) for own, found in zip(conditions, harness, strict=True)]
+    comparisons = evaluation.compare(conditions)
+    results = {
+        "schema_version": 1,
+        "model": loaded.describe(),
+        "engine": engine.engine,
+        "tasks": specs,
+        "lm_eval": list(lm_eval or ()),
+        "split": measuring.split,
+        "limit": measuring.limit,
+        "shuffle": shuffle,
+        "max_new_tokens": max_new_tokens,
+        "versions": artifacts.package_versions(),
+        "scorer": _described(judging.scorer, judge),
+        "prompts": {name: prompts for own in tasks for name, prompts in own.asked.items()},
+        "conditions": [condition.to_json() for condition in conditions],
+        "comparisons": comparisons,
+        "unscored": evaluation.unscored_reasons(tasks),
+    }
+
+    def show() -> None:
+        print_conditions(conditions, "95 % intervals")
+        if any(one["differences"] for one in comparisons):
+            say()
+            print_table(*api.showing.difference_rows(comparisons), api.showing.LESS_BASE)
+        print_unscored(evaluation.unscored_reasons(tasks))
+
+    measuring.hand_out(results, show)
+
+
+def _described(scorer: str, judge: "evaluation.judge.Judge | None") -> dict[str, Any]:
+    """The scorer as it is recorded: never with a key."""
+    if scorer != "judge" or judge is None:
+        return {"name": scorer}
+    return {"name": scorer, **judge.describe(), "unscored": dict(judge.unscored)}
+
+
+def _with_harness(condition: Condition, found: "Mapping[str, evaluation.HarnessMetric]") -> Condition:
+    """The condition with the harness's metrics, `task.metric`, behind its own."""
+    estimates = {name: metric.estimate for name, metric in found.items()}
+    values = {name: list(metric.values) for name, metric in found.items() if metric.values is not None}
+    return replace(condition, metrics={**condition.metrics, **estimates}, values={**condition.values, **values})
+
+
+def steer(
+    model: ModelArgument,
+    vectors: VectorsArgument,
+    measuring: Measuring,
+    loading: Loading,
+    strength: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.1,0.2,0.3",
+    evaluate: shared.Behaviour = None,
+    max_new_tokens: shared.MaxNewTokens = None,
+    allow_mismatch: shared.AllowMismatch = False,
+) -> None:
+    """Validate vectors by activation steering: how the attribute and the damage grow with strength.
+
+    \b
+    Example:
+    steer2edit steer smollm2 vectors.safetensors --strength 0,0.1,0.2,0.3 \\
+      --evaluate safety
+    """
+    strengths = read_numbers("--strength", strength)
+
+    measuring.require_free()
+    loaded_vectors = artifacts.load_vectors(vectors)
+    split, source = measuring.split, evaluate or evaluation.behaviour_of(loaded_vectors, "--evaluate")
+    chosen = evaluation.behaviour(source, split, limit=measuring.limit, max_new_tokens=max_new_tokens)
+    seen = loaded_vectors.metadata.get("prompts", ())
+    steering.require_no_overlap({"vector": seen, split.replace("_", "-"): chosen.digests})
+    with show_progress():
+        loaded = load(model, loading, loaded_vectors.metadata)
+        loaded.require_fit(loaded_vectors, allow_mismatch=allow_mismatch)
+        arms = [evaluation.steering_arm(loaded_vectors, value) if value else evaluation.BASE_ARM for value in strengths]
+        conditions = evaluation.evaluate(engines.TransformersEngine(loaded), chosen.tasks, arms)
+    results = {
+        "schema_version": 1,
+        "model": loaded.describe(),
+        "behaviour": chosen.name,
+        "split": split,
+        "prompts": chosen.prompts,
+        "conditions": [condition.to_json() for condition in conditions],
+        "unscored": chosen.unscored,
+    }
+    title = f"{chosen.name}, {split} prompts, 95 % intervals"
+
+    def show() -> None:
+        print_conditions(conditions, title)
+        print_unscored(chosen.unscored)
+
+    measuring.hand_out(results, show)
