@@ -175,10 +175,19 @@ def test_checkpoint_from_memory_equals_merged(family: str, tmp_path: Path) -> No
     assert_checkpoint_equals_merged(case(family), tmp_path / "out", 1.0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", [name for name in architectures() if name not in REASONS])
+UNLIKE_THEIR_FILES = ("deepseek_ocr2", "ernie4_5_vl_moe", "laguna", "mistral_large4", "unlimited_ocr")
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        pytest.param(name, marks=[] if name in UNLIKE_THEIR_FILES else pytest.mark.slow)
+        for name in architectures()
+        if name not in REASONS
+    ],
+)
 def test_every_architecture_of_transformers(model_type: str, tmp_path: Path) -> None:
-    """Those that transformers cannot load from their own saved files, or converts in loading, fail here by name."""
+    """The quick ones are those whose new names PEFT renames, and whose experts are in another order in the file."""
     of = make_case(lambda: tiny_architecture(model_type))
     assert_hook_equals_merged(of)
     assert_adapter_equals_merged(of, tmp_path / "edit", -0.5)

@@ -13,9 +13,10 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for families.py
 
-from families import tiny_network
+from families import ALL_FAMILIES, tiny_network
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.models import LanguageModel
+from steer2edit.models.architectures import tiny_architecture
 
 logging.disable_progress_bar()
 
@@ -42,7 +43,7 @@ class Planted:
 
 
 def tiny_base(directory: Path, family: str = "llama", dtype: torch.dtype = torch.bfloat16) -> LanguageModel:
-    network = tiny_network(family).to(dtype)
+    network = (tiny_network if family in ALL_FAMILIES else tiny_architecture)(family).to(dtype)
     network.save_pretrained(directory)
     return LanguageModel(network, name=str(directory))
 

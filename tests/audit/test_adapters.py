@@ -59,7 +59,7 @@ def test_an_adapter_is_what_it_becomes_when_merged(settings: dict[str, object], 
     assert adapter.notes == ()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_oss", "qwen3_moe", "granitemoehybrid"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_oss", "qwen3_moe", "granitemoehybrid", "laguna"])
 def test_own_adapter_matches_its_edit(family: str, tmp_path: Path) -> None:
     planted = plant(tmp_path, family, torch.float32, strength=0.0)
     model = LanguageModel(planted.model.network, name=str(planted.base))

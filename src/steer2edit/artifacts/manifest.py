@@ -53,7 +53,7 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class TargetRecord(Record):
-    """One target of an adapter: its module, the parameter where PEFT is told that instead, and its factors' shapes."""
+    """One target of an adapter: the module as the file calls it, the weight if that does not follow, shapes."""
 
     name: str
     parameter: str | None = None
@@ -67,7 +67,7 @@ class TargetRecord(Record):
 
 
 class SiteRecord(Record):
-    """One site of an edit. What PEFT is told as parameters is listed as targets; else the only one is `module`."""
+    """One site of an edit. Targets are listed unless the only one is `module`, told to PEFT by its name."""
 
     module: str
     shape: tuple[Count, Count]

@@ -59,7 +59,7 @@ def adapter_views(
         if match is None:
             others[name] = tensor
         else:
-            modules.setdefault(match["module"], {})[match["part"]] = tensor
+            modules.setdefault(places.named(match["module"]), {})[match["part"]] = tensor
     wrapped = {module.replace(_WRAPPER, "") for module, parts in modules.items() if len(parts) > 1}
     for name, tensor in others.items():  # first: factors add to what these put in the base's place
         reading.read_whole(name, tensor, wrapped)

@@ -7,6 +7,7 @@ from torch import nn
 
 from steer2edit.core import Site
 from steer2edit.models import LanguageModel, StoredMatrix, stored_matrices, stored_parameters
+from steer2edit.models.stored import renamed
 
 
 class Places:
@@ -21,7 +22,7 @@ class Places:
     """
 
     def __init__(self, model: LanguageModel | None = None, tensors: Mapping[str, Sequence[int]] | None = None) -> None:
-        self.network: nn.Module | None = None if model is None else model.network
+        self.network = None if model is None else model.network
         self.by_key: dict[str, StoredMatrix] = {}
         """By the projection's key."""
         self.tensors: dict[str, str] = {}
@@ -67,6 +68,13 @@ class Places:
         """Names of a module's own parameters, without those of modules within it."""
         found = self.module(module)
         return [] if found is None else [f"{module}.{name}" for name, _ in found.named_parameters(recurse=False)]
+
+    def named(self, module: str) -> str:
+        """A module's name in the model, where a file has that of an old checkpoint."""
+        if self.network is None or self.module(module) is not None:
+            return module
+        new = renamed(self.network, f"{module}.lora_A").removesuffix(".lora_A")
+        return module if self.module(new) is None else new
 
     def module(self, name: str) -> nn.Module | None:
         """The module of this name, if the structure is known and has one."""

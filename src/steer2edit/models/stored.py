@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     ConversionOps,
+    ErnieFuseAndSplitTextVisionExperts,
     MergeModulelist,
     Transpose,
     WeightConverter,
@@ -19,6 +21,9 @@ from steer2edit.core import Component, Site
 from steer2edit.errors import ModelError
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.site_module import Projection, SiteModule
+
+_MERGES = (MergeModulelist, ErnieFuseAndSplitTextVisionExperts)
+"""What makes one parameter of experts; the latter two, of which the first half of the experts is the text's."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,15 @@ def _renamed(model: LanguageModel, tensors: Iterable[str]) -> Iterator[tuple[str
     for name in tensors:
         target, pattern = rename_source_key(name, renamings, converters, model.network.base_model_prefix, state)
         yield name, target, next((c for c in converters if pattern is not None and pattern in c.source_patterns), None)
+
+
+def renamed(network: PreTrainedModel, name: str, *, back: bool = False) -> str:
+    """The name that transformers' rules for the names of old checkpoints make of one; `back`: the old one."""
+    transforms = get_model_conversion_mapping(network, add_legacy=not back)
+    rules = [t for t in transforms if isinstance(t, WeightRenaming)]
+    for rule in [rule.reverse_transform() for rule in reversed(rules)] if back else rules:
+        name, _ = rule.rename_source_key(name)
+    return name
 
 
 def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | None]) -> dict[str, StoredMatrix]:
@@ -120,14 +134,14 @@ def _applied(
 def _located(
     name: str, projections: list[tuple[SiteModule, Projection]], operations: list[ConversionOps]
 ) -> dict[str, StoredMatrix]:
-    others = [o for o in operations if not isinstance(o, MergeModulelist | Transpose)]
+    others = [o for o in operations if not isinstance(o, (*_MERGES, Transpose))]
     if others:
         raise ModelError(
             f"{name}: loading this tensor applies {type(others[0]).__name__}, so the edit cannot be written into the "
             "file. Use the edit as an adapter instead (steer2edit export)."
         )
     flipped = any(isinstance(o, Transpose) for o in operations)
-    merged = any(isinstance(o, MergeModulelist) for o in operations)
+    merged = any(isinstance(o, _MERGES) for o in operations)
     number = int(re.findall(r"\.(\d+)\.", name)[-1]) if merged else None  # ...experts.17.down_proj.weight
     return {
         p.key: StoredMatrix(name, None if merged else p.expert, p.transposed != flipped, module, p)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
 from steer2edit.artifacts.edits.card import write_edit_card
-from steer2edit.artifacts.edits.lora_layout import lora_targets, write_lora
+from steer2edit.artifacts.edits.lora_layout import LoraTarget, lora_targets, write_lora
 from steer2edit.artifacts.edits.low_rank import LowRank
 from steer2edit.artifacts.edits.peft_files import (
     ADAPTER_FILE,
@@ -29,6 +29,7 @@ from steer2edit.artifacts.edits.peft_files import (
     adapter_keys,
     check_adapter_config,
     check_loads_through_peft,
+    names_in_file,
 )
 from steer2edit.artifacts.manifest import (
     SCHEMA_VERSION,
@@ -85,9 +86,9 @@ def save_edit(
             "a smaller ρ, or from other vectors."
         )
     edit = _with_plain_metadata(model, edit)
-    sites = _site_records(model, edit)
-    factors = {s: LowRank.of(e) for s, e in edit.sites.items() if sites[str(s)].in_adapter}
-    targets = lora_targets(model, factors, rank=1)
+    targets = lora_targets(model, {s: LowRank.of(e) for s, e in edit.sites.items()}, rank=1)
+    sites = _site_records(model, edit, targets)
+    targets = [target for target in targets if sites[str(target.site)].in_adapter]
     with atomic_directory(directory, overwrite=overwrite) as scratch:
         write_lora(model, targets, 1, scratch)
         beside = [(s, e, field) for s, e in edit.sites.items() for field, _ in _component_shapes(sites[str(s)])]
@@ -151,7 +152,8 @@ def _with_plain_metadata(model: LanguageModel, edit: WeightEdit) -> WeightEdit:
     return WeightEdit(sites, metadata)
 
 
-def _site_records(model: LanguageModel, edit: WeightEdit) -> dict[str, SiteRecord]:
+def _site_records(model: LanguageModel, edit: WeightEdit, targets: list[LoraTarget]) -> dict[str, SiteRecord]:
+    names = names_in_file(model, [target.name for target in targets])
     return {
         str(site): SiteRecord(
             module=model.sites[site].name,
@@ -160,21 +162,18 @@ def _site_records(model: LanguageModel, edit: WeightEdit) -> dict[str, SiteRecor
             edited_components=int(e.magnitude.count_nonzero()),
             in_adapter=bool(e.row.any()),
             experts=e.experts,
-            targets=_target_records(model, site, e),
+            targets=_target_records([target for target in targets if target.site == site], names),
         )
         for site, e in edit.sites.items()
     }
 
 
-def _target_records(model: LanguageModel, site: Site, edit: SiteEdit) -> list[TargetRecord] | None:
-    """The targets of a site that is not one module, which its name and shape would tell."""
-    targets = lora_targets(model, {site: LowRank.of(edit)}, rank=1)
-    if not any(target.by_parameter for target in targets):
+def _target_records(targets: list[LoraTarget], names: Mapping[str, str]) -> list[TargetRecord] | None:
+    """The targets of a site that is not one module of its own name, which its record would tell."""
+    if not any(t.by_parameter or names[t.name] != t.name for t in targets):
         return None
     return [
-        TargetRecord.model_validate(
-            {"name": t.name, "parameter": t.parameter if t.by_parameter else None, **_shapes(t.pair)}
-        )
+        TargetRecord.model_validate({"name": names[t.name], "parameter": t.parameter, **_shapes(t.pair)})
         for t in targets
     ]
 
@@ -235,7 +234,7 @@ def _read(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tens
 def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Tensor]) -> SiteEdit:
     u, a, magnitude, importance = (tensors.get(f"{site}.{field}") for field in _FIELDS)
     if u is None or a is None:
-        key_a, key_b = adapter_keys(record.module)
+        key_a, key_b = adapter_keys(record.adapter_targets()[0].name)
         u, a = tensors[key_b][:, 0].contiguous(), tensors[key_a][0]
     assert magnitude is not None
     assert importance is not None

@@ -15,7 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.artifacts.edits.low_rank import LowRank
-from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE, Pair, adapter_keys, base_reference
+from steer2edit.artifacts.edits.peft_files import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    Pair,
+    adapter_keys,
+    base_reference,
+    names_in_file,
+)
 from steer2edit.artifacts.tensors import write_tensors
 from steer2edit.core import Site
 from steer2edit.models import LanguageModel, Projection
@@ -26,6 +33,7 @@ from steer2edit.models.finding import is_mixture
 class LoraTarget:
     """One matrix of a model, or all fused experts of one parameter, with its factors."""
 
+    site: Site  # which it is of
     name: str  # full name of the module; of the module of fused experts
     parameter: str  # full name of the stored weight
     experts: int | None  # how many are fused; `None` for a plain matrix
@@ -52,27 +60,21 @@ def lora_targets(model: LanguageModel, factors: Mapping[Site, LowRank], rank: in
         MismatchError: a site that the model lacks, or another shape.
     """
     model.require_shapes({site: (f.b.shape[0], f.a.shape[1]) for site, f in factors.items()}, "edits")
+    # What PEFT would not find by its name: it refuses a Mamba's output projection, and in a mixture of experts (also in
+    # one that is not edited) it takes any down_proj for the routed experts' of an older version of transformers.
+    by_parameter = {"ssm", "mlp"} if any(map(is_mixture, model.network.modules())) else {"ssm"}
     targets = []
     for site, low_rank in factors.items():
-        padded, by_parameter = low_rank.padded(rank), _by_parameter(model, site)
+        padded = low_rank.padded(rank)
         grouped = groupby(model.sites[site].projections, key=lambda p: p.parameter_name)
-        targets += [_target(list(projections), padded, by_parameter) for _, projections in grouped]
+        targets += [_target(site, list(group), padded, site.block in by_parameter) for _, group in grouped]
     return targets
 
 
-def _by_parameter(model: LanguageModel, site: Site) -> bool:
-    """Whether PEFT would not find a site's modules by their names.
-
-    It refuses a Mamba's output projection, and in a mixture of experts it takes every module called down_proj for the
-    routed experts' of an older version of transformers. Both can be given as parameters.
-    """
-    mixture = any(map(is_mixture, model.network.modules()))  # also one that is not edited
-    return site.block == "ssm" or (site.block == "mlp" and mixture)
-
-
-def _target(projections: Sequence[Projection], factors: LowRank, by_parameter: bool) -> LoraTarget:
+def _target(site: Site, projections: Sequence[Projection], factors: LowRank, by_parameter: bool) -> LoraTarget:
     first = projections[0]
     return LoraTarget(
+        site=site,
         name=first.name,
         parameter=first.parameter_name,
         experts=None if first.expert is None else len(projections),
@@ -87,8 +89,9 @@ def _target(projections: Sequence[Projection], factors: LowRank, by_parameter: b
 def write_lora(model: LanguageModel, targets: Sequence[LoraTarget], rank: int, directory: Path) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` of rank r = lora_alpha for PEFT."""
     tensors: dict[str, Tensor] = {}
+    names = names_in_file(model, [target.name for target in targets])
     for target in targets:
-        tensors |= zip(adapter_keys(target.name), target.pair, strict=True)
+        tensors |= zip(adapter_keys(names[target.name]), target.pair, strict=True)
     write_tensors(tensors, directory / ADAPTER_FILE, {"format": "pt"})
     modules = [t.name for t in targets if not t.by_parameter]
     parameters = [t.parameter for t in targets if t.by_parameter]

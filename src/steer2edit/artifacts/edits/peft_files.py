@@ -7,7 +7,7 @@ place, and what was written is loaded through PEFT once before it counts as writ
 import copy
 import itertools
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from steer2edit.artifacts.tensors import same_bits
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
 from steer2edit.models.site_module import is_linear, is_quantised
+from steer2edit.models.stored import renamed
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -35,6 +36,24 @@ class Pair(NamedTuple):
 def adapter_keys(module: str) -> tuple[str, str]:
     """Names of a module's `lora_A` and `lora_B` in the adapter file."""
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+
+
+def names_in_file(model: LanguageModel, modules: Sequence[str]) -> dict[str, str]:
+    """What an adapter's file calls modules, by module.
+
+    PEFT reads the file by transformers' rules for the names of old checkpoints. Where these change a name that is
+    new already, the file has the old one.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as converted
+
+    read = converted(model.network, LoraConfig(), {adapter_keys(module)[0]: torch.zeros(()) for module in modules})
+    return {
+        module: module
+        if adapter_keys(module)[0] in read
+        else renamed(model.network, f"{module}.lora_A", back=True).removesuffix(".lora_A")
+        for module in modules
+    }
 
 
 def base_reference(model: LanguageModel) -> str:
