@@ -42,7 +42,9 @@ from steer2edit.artifacts import save_vectors
 from steer2edit.core import Editing, SteeringVectors, WeightEdit
 from steer2edit.editing import Factors, compute_factors
 from steer2edit.engines import RememberingEngine, TransformersEngine
-from steer2edit.evaluation import DriftTask, RefusalTask, Task, base_answers, behaviour
+from steer2edit.evaluation import DriftTask, Task, behaviour
+from steer2edit.evaluation.likelihood_tasks import base_answers
+from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.method import Hyperparameters, grid
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling
 from steer2edit.search.trials import sanity_task

@@ -21,17 +21,8 @@ from steer2edit.core import Editing, Intervention, Steering
 from steer2edit.editing import convert, natural_strength
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import (
-    BASE_ARM,
-    DriftTask,
-    behaviour,
-    calibrate,
-    edit_arm,
-    estimate,
-    evaluate,
-    paired,
-    steering_arm,
-)
+from steer2edit.evaluation import BASE_ARM, DriftTask, behaviour, calibrate, edit_arm, evaluate, steering_arm
+from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.method import Hyperparameters
 from steer2edit.models import load_model
 from steer2edit.recipes.making import rules_of

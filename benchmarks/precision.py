@@ -52,7 +52,7 @@ from steer2edit.artifacts import load_vectors, save_vectors
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import compute_factors
 from steer2edit.engines import TransformersEngine
-from steer2edit.evaluation import base_answers
+from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, Sampling, load_model, span_log_probabilities
 from steer2edit.steering import extract, load_contrast, safety_prompts

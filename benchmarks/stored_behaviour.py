@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steer2edit.core import WeightEdit
 from steer2edit.editing import edited
-from steer2edit.evaluation import mean, rate
+from steer2edit.evaluation.statistics import mean, rate
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling, generate, span_log_probabilities
 from steer2edit.steering import refusal_phrases
 from steer2edit.stress.persistence.quantisation import FORMATS, WeightFormat, linear_weights

@@ -16,8 +16,8 @@ from editing.edit_models import hook_count, random_vectors, weight_bytes
 from steer2edit.core import Editing, Steering, WeightEdit
 from steer2edit.editing import convert, merged
 from steer2edit.errors import DataError, MismatchError
-from steer2edit.evaluation import rate
 from steer2edit.evaluation.harness import harness_results
+from steer2edit.evaluation.statistics import rate
 from steer2edit.method import Hyperparameters
 from steer2edit.models import ChatFormat, LanguageModel, load_model
 from steer2edit.steering import steered

@@ -11,7 +11,7 @@ from typer import BadParameter
 from evaluation.judge_server import Answer, judge_server
 from steer2edit.cli import app, main
 from steer2edit.cli.measure import load_given
-from steer2edit.evaluation import paired_rate_difference
+from steer2edit.evaluation.statistics import paired_rate_difference
 from steer2edit.models import load_model
 from tiny_chat import tiny_chat_model
 from unchecked import unchecked

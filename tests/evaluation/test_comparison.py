@@ -4,7 +4,8 @@ import pytest
 from scipy import stats
 
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import compare, mean, paired_difference, paired_rate_difference, rate
+from steer2edit.evaluation import compare
+from steer2edit.evaluation.statistics import mean, paired_difference, paired_rate_difference, rate
 
 
 def condition(label: str, values: dict[str, list[bool | float | None]]) -> Condition:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import mean, rate
 from steer2edit.evaluation.harness import read_metrics
+from steer2edit.evaluation.statistics import mean, rate
 
 
 def samples(metric: str, values: list[object], answer_filter: str = "none") -> list[dict[str, object]]:

@@ -10,11 +10,8 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import (
     BASE_ARM,
-    BEHAVIOURS,
     TASK_KINDS,
     DriftTask,
-    MathTask,
-    RefusalTask,
     TaskSettings,
     behaviour,
     build_tasks,
@@ -22,8 +19,10 @@ from steer2edit.evaluation import (
     find_scorer,
     metric_name,
 )
+from steer2edit.evaluation.behaviours import BEHAVIOURS
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.likelihood_tasks import ChoiceTask, PreferenceTask, TruthChoiceTask
+from steer2edit.evaluation.reply_tasks import MathTask, RefusalTask
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Reply
 from steer2edit.settings.shared import SCORERS

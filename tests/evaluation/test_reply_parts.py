@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.evaluation import DegenerationTask, MathTask, RefusalTask
 from steer2edit.evaluation.formats import MathProblem
-from steer2edit.evaluation.reply_tasks import LengthTask, ThinkingTask
+from steer2edit.evaluation.reply_tasks import DegenerationTask, LengthTask, MathTask, RefusalTask, ThinkingTask
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Prompt, Reply, Sampling
 from steer2edit.steering import refusal_phrases

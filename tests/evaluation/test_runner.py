@@ -8,10 +8,11 @@ from scripted_model import ScriptedModel
 
 from steer2edit.core import Editing, Site, SiteEdit, Steering, WeightEdit
 from steer2edit.engines import TransformersEngine
-from steer2edit.evaluation import BASE_ARM, Arm, DriftTask, RefusalTask, edit_arm, evaluate, rate, steering_arm
+from steer2edit.evaluation import BASE_ARM, Arm, DriftTask, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.likelihood_tasks import PreferenceTask
-from steer2edit.evaluation.reply_tasks import LengthTask
+from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask
 from steer2edit.evaluation.scorers import PhraseScorer
+from steer2edit.evaluation.statistics import rate
 from steer2edit.models import Sampling
 from steer2edit.steering import RefusalPhrases
 from tiny_chat import END

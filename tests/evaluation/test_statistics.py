@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import mean, paired_difference, rate
+from steer2edit.evaluation.statistics import mean, paired_difference, rate
 
 Z = 1.959964
 

@@ -5,10 +5,11 @@ from scripted_model import ScriptedModel
 
 from steer2edit.core import Steering
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.evaluation import DriftTask, RefusalTask, Task, base_answers, mean, rate
-from steer2edit.evaluation.likelihood_tasks import PreferenceTask
-from steer2edit.evaluation.reply_tasks import LengthTask
+from steer2edit.evaluation import DriftTask, Task
+from steer2edit.evaluation.likelihood_tasks import PreferenceTask, base_answers
+from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask
 from steer2edit.evaluation.scorers import PhraseScorer
+from steer2edit.evaluation.statistics import mean, rate
 from steer2edit.models import EncodedResponse, Sampling, encode_prompts
 from steer2edit.steering import RefusalPhrases
 from tiny_chat import END

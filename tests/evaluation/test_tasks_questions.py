@@ -11,19 +11,17 @@ from scripted_model import ScriptedModel
 from steer2edit.core import Steering
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.evaluation import (
+from steer2edit.evaluation import DriftTask, Task, evaluate, merged_measurements
+from steer2edit.evaluation.formats import ChoiceQuestion, MathProblem, TruthQuestion, last_boxed
+from steer2edit.evaluation.likelihood_tasks import ChoiceTask, PreferenceTask, TruthChoiceTask
+from steer2edit.evaluation.reply_tasks import (
     DegenerationTask,
-    DriftTask,
+    LengthTask,
     MathTask,
     RefusalTask,
-    Task,
-    evaluate,
-    merged_measurements,
+    is_right,
+    repeated_share,
 )
-from steer2edit.evaluation.answers import is_right, last_boxed
-from steer2edit.evaluation.formats import ChoiceQuestion, MathProblem, TruthQuestion
-from steer2edit.evaluation.likelihood_tasks import ChoiceTask, PreferenceTask, TruthChoiceTask
-from steer2edit.evaluation.reply_tasks import LengthTask, repeated_share
 from steer2edit.evaluation.task import BASE_ARM
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
 from tiny_chat import END, chatml, tiny_chat_model
@@ -184,7 +182,7 @@ class TestMaths:
         assert is_right(answer, reply) is right
 
     def test_an_expression_that_cannot_be_worked_out_is_wrong(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("steer2edit.evaluation.answers.SECONDS", 1)
+        monkeypatch.setattr("steer2edit.evaluation.reply_tasks.SECONDS", 1)
         assert is_right("5", "\\boxed{9^{9^{9^{9}}}}") is False
 
     @pytest.mark.parametrize(
@@ -201,13 +199,13 @@ class TestMaths:
         assert last_boxed(text) == boxed
 
     def test_without_math_verify(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from steer2edit.evaluation import answers
+        from steer2edit.evaluation.reply_tasks import math_verify_functions
 
-        answers.math_verify_functions.cache_clear()
+        math_verify_functions.cache_clear()
         monkeypatch.setitem(__import__("sys").modules, "math_verify", None)
         with pytest.raises(InvalidValueError, match=r"needs the package math-verify.*pip install math-verify"):
             is_right("1", "1")
-        answers.math_verify_functions.cache_clear()
+        math_verify_functions.cache_clear()
 
 
 class TestDegeneration:

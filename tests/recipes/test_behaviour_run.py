@@ -11,7 +11,7 @@ from steer2edit.artifacts import load_edit, load_vectors
 from steer2edit.cli import app
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import paired
+from steer2edit.evaluation.statistics import paired
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.recipes import run_behaviour
 from steer2edit.settings import RunOptions

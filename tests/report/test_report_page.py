@@ -13,7 +13,8 @@ import pytest
 
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ArtifactError, DataError
-from steer2edit.evaluation import metric_name, paired
+from steer2edit.evaluation import metric_name
+from steer2edit.evaluation.statistics import paired
 from steer2edit.report import render_report, write_report
 from steer2edit.report.answers import answers
 from steer2edit.report.replies import first_replies, reply_sets

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import behaviour, rate
+from steer2edit.evaluation import behaviour
+from steer2edit.evaluation.statistics import rate
 from steer2edit.search.goal import Budget, Goal, pareto_front, ranked
 
 GOAL = Goal("refused", 1, Budget({"kl": 0.5}))

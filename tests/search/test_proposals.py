@@ -9,7 +9,8 @@ from tiny_search import tiny_search
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.search.space import Parameters, SearchSpace, propose
-from steer2edit.settings import STRATEGIES, SearchOptions, Strategy
+from steer2edit.settings import SearchOptions
+from steer2edit.settings.search import STRATEGIES, Strategy
 from unchecked import unchecked
 
 SPACE = SearchSpace("threshold", largest_threshold={"attn": 0.3, "mlp": 0.3})

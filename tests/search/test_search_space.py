@@ -12,6 +12,7 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters, grid
 from steer2edit.method.rule import magnitude
 from steer2edit.search.space import Parameters, SearchSpace
+from steer2edit.settings import SearchOptions
 from unchecked import unchecked
 
 
@@ -98,7 +99,7 @@ def test_threshold_coordinates_go_back_and_forth(t_attn: float, c_attn: float, t
 def test_bad_spaces() -> None:
     with unchecked():
         with pytest.raises(InvalidValueError, match="Did you mean 'threshold'"):
-            SearchSpace("treshold")  # type: ignore[arg-type]
+            SearchOptions(coordinates="treshold")  # type: ignore[arg-type]
         with pytest.raises(InvalidValueError, match="blocks must be attn, mlp or both, got none"):
             SearchSpace(blocks=())
         with pytest.raises(InvalidValueError, match="blocks must be attn, mlp or both, got head"):

@@ -11,7 +11,8 @@ from steer2edit.core import ClassMeans, SiteEffects, SiteMeans, SteeringVectors
 from steer2edit.editing import compute_factors
 from steer2edit.engines import Engine, RememberingEngine, Request, TransformersEngine
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import Behaviour, DriftTask, RefusalTask
+from steer2edit.evaluation import Behaviour, DriftTask
+from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.method import GATED_RULES
 from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.search import run_search

@@ -13,7 +13,7 @@ from tiny_stress import random_vectors, tiny_edit, tiny_model
 from steer2edit.core import Editing
 from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Estimate, Value
-from steer2edit.evaluation import mean_of, share_of_gain, share_of_other_gain
+from steer2edit.evaluation.statistics import mean_of, share_of_gain, share_of_other_gain
 from steer2edit.models import Sampling
 from steer2edit.stress.arms import ABLATION, ROSI, arms_of, equal_drift
 from steer2edit.stress.attribute import ADAPTER, attribute_line

@@ -14,7 +14,8 @@ from steer2edit.artifacts.edits.scorecard_section import has_contract, write_sco
 from steer2edit.cli.stress import rows_of
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Value
-from steer2edit.evaluation import BASE_ARM, Arm, paired
+from steer2edit.evaluation import BASE_ARM, Arm
+from steer2edit.evaluation.statistics import paired
 from steer2edit.report import render_scorecard
 from steer2edit.stress import Finding, Scorecard, read_scorecard, run_stress
 from steer2edit.stress.contract import CLAIM, CONDITIONS, contract_of

@@ -13,8 +13,8 @@ from static_subject import scripted_subject
 from steer2edit.editing import intervened
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import mean_of, paired, paired_rate_difference, rate, share_of_gain
 from steer2edit.evaluation.scorers import PhraseScorer
+from steer2edit.evaluation.statistics import mean_of, paired, paired_rate_difference, rate, share_of_gain
 from steer2edit.models import Reply, encode_prompts, next_token_log_probabilities
 from steer2edit.stress.conditions import languages, multilingual
 from steer2edit.stress.findings import Finding, StressResult

@@ -16,20 +16,13 @@ from steer2edit.core import Combined, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import (
-    BASE_ARM,
-    BEHAVIOURS,
-    COST,
-    TASK_KINDS,
-    Arm,
-    TaskSettings,
-    attribute_of,
-    build_tasks,
-    compare,
-    edit_arm,
-    find_scorer,
-)
 from steer2edit.evaluation import evaluate as run_evaluation
+from steer2edit.evaluation.behaviours import BEHAVIOURS, attribute_of
+from steer2edit.evaluation.metrics import COST
+from steer2edit.evaluation.registry import TASK_KINDS, TaskSettings, build_tasks
+from steer2edit.evaluation.scorers import find_scorer
+from steer2edit.evaluation.statistics import compare
+from steer2edit.evaluation.task import BASE_ARM, Arm, edit_arm
 from steer2edit.models import LanguageModel
 from steer2edit.steering.examples import PAIR, examples_in_memory
 from steer2edit.tables import text_table

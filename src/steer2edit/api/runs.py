@@ -18,7 +18,7 @@ from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.pages import search_and_report
 from steer2edit.recipes.refit import refit as make_anew
-from steer2edit.search import behaviours_of, options_for
+from steer2edit.search import behaviours_of, options_for, prepare_search
 from steer2edit.settings import Accepting, RefitOptions, SearchOptions, StressOptions
 from steer2edit.tables import text_table
 
@@ -74,7 +74,8 @@ def search(
     chosen = options_for(vectors, replace(options, behaviour=behaviour))
     behaviours_of(chosen)
     with _folder(out) as folder:
-        found = search_and_report(model, vectors, chosen, folder, lambda text, conditions: None, accepting=accepting)
+        prepared = prepare_search(model, vectors, chosen, accepting=accepting)
+        found = search_and_report(prepared, folder, lambda text, conditions: None)
         edit = Edit.of(load_edit(folder / "edit"), model)
     conditions = tuple(Condition.from_json(one) for one in found["held_out"]["conditions"])
     goal = found["attribute"], found["direction"]

@@ -182,10 +182,11 @@ def search(
     with show_progress():
         loaded = load(model, loading, artifacts.run_folder.begun_with(out), loaded_vectors.metadata)
         with engine.running(loaded) as runner:
-            results = recipes.search_and_report(
-                loaded, loaded_vectors, options, out, narrator(json_output), command=typed(),
-                engine=engines.RememberingEngine(runner), accepting=accepting,
-            )  # fmt: skip
+            remembering = engines.RememberingEngine(runner)
+            prepared = late.search.prepare_search(
+                loaded, loaded_vectors, options, engine=remembering, accepting=accepting
+            )
+            results = recipes.search_and_report(prepared, out, narrator(json_output), typed())
     if json_output:
         return print_json(results)
     for line in results["summary"]:

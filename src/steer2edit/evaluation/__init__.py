@@ -1,66 +1,32 @@
 """Evaluation: tasks, statistics with intervals, and the runner that compares interventions."""
 
-from steer2edit.evaluation.behaviours import (
-    BEHAVIOURS,
-    Behaviour,
-    attribute_of,
-    behaviour,
-    behaviour_of,
-    unscored_reasons,
-)
+from steer2edit.evaluation.behaviours import Behaviour, attribute_of, behaviour, behaviour_of, unscored_reasons
 from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
 from steer2edit.evaluation.harness import HarnessMetric, harness_results
-from steer2edit.evaluation.likelihood_tasks import DriftTask, base_answers
+from steer2edit.evaluation.likelihood_tasks import DriftTask
 from steer2edit.evaluation.metrics import COST, Metric, described, metric_name
 from steer2edit.evaluation.refusal_direction import RefusalDirection, measured_direction, refusal_direction
 from steer2edit.evaluation.registry import TASK_KINDS, TaskSettings, build_tasks
-from steer2edit.evaluation.reply_tasks import DegenerationTask, MathTask, RefusalTask
 from steer2edit.evaluation.scorers import find_scorer
-from steer2edit.evaluation.statistics import (
-    compare,
-    estimate,
-    mean,
-    mean_of,
-    paired,
-    paired_difference,
-    paired_rate_difference,
-    rate,
-    share_of_gain,
-    share_of_other_gain,
-)
-from steer2edit.evaluation.task import (
-    BASE_ARM,
-    Arm,
-    Measurement,
-    Task,
-    edit_arm,
-    evaluate,
-    merged_measurements,
-    steering_arm,
-)
+from steer2edit.evaluation.statistics import compare
+from steer2edit.evaluation.task import BASE_ARM, Arm, Task, edit_arm, evaluate, merged_measurements, steering_arm
 
 __all__ = [
     "BASE_ARM",
-    "BEHAVIOURS",
     "COST",
     "TASK_KINDS",
     "Arm",
     "Behaviour",
     "Calibration",
-    "DegenerationTask",
     "DriftTask",
     "HarnessMetric",
-    "MathTask",
-    "Measurement",
     "Metric",
     "RefusalDirection",
-    "RefusalTask",
     "Secant",
     "Task",
     "TaskSettings",
     "at_drift",
     "attribute_of",
-    "base_answers",
     "behaviour",
     "behaviour_of",
     "build_tasks",
@@ -69,22 +35,13 @@ __all__ = [
     "compare",
     "described",
     "edit_arm",
-    "estimate",
     "evaluate",
     "find_scorer",
     "harness_results",
-    "mean",
-    "mean_of",
     "measured_direction",
     "merged_measurements",
     "metric_name",
-    "paired",
-    "paired_difference",
-    "paired_rate_difference",
-    "rate",
     "refusal_direction",
-    "share_of_gain",
-    "share_of_other_gain",
     "steering_arm",
     "unscored_reasons",
 ]

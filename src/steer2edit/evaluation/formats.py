@@ -8,7 +8,6 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.evaluation.answers import last_boxed
 from steer2edit.models import Prompt
 from steer2edit.steering.rows import Row, Split, Table, read_table
 
@@ -186,12 +185,12 @@ def mmlu_questions(table: Table) -> list[ChoiceQuestion]:
 
 def gsm8k_problems(table: Table) -> list[MathProblem]:
     """GSM8K: `question` and `answer`, whose text ends with `#### number`. Source: Cobbe et al., arXiv 2110.14168."""
-    problems = []
-    for row in table:
-        row.needs("question", "answer")
-        _, mark, number = row.text("answer").rpartition("####")
-        problems.append(MathProblem(row.text("question"), number.strip() or None if mark else None))
-    return _some_answer(table, problems, "an `answer` that ends with `#### number`")
+
+    def answer(text: str) -> str | None:
+        _, mark, number = text.rpartition("####")
+        return number.strip() or None if mark else None
+
+    return _problems(table, "question", "answer", answer, "an `answer` that ends with `#### number`")
 
 
 def math_problems(table: Table) -> list[MathProblem]:
@@ -199,18 +198,31 @@ def math_problems(table: Table) -> list[MathProblem]:
 
     Source: Hendrycks et al., arXiv 2103.03874.
     """
+    return _problems(table, "problem", "solution", last_boxed, "a `solution` with `\\boxed{}`")
+
+
+def _problems(
+    table: Table, problem: str, solution: str, answer: Callable[[str], str | None], what: str
+) -> list[MathProblem]:
+    """A few answers that cannot be read are unscored; if none can, it is not this format."""
     problems = []
     for row in table:
-        row.needs("problem", "solution")
-        problems.append(MathProblem(row.text("problem"), last_boxed(row.text("solution"))))
-    return _some_answer(table, problems, "a `solution` with `\\boxed{}`")
-
-
-def _some_answer(table: Table, problems: list[MathProblem], what: str) -> list[MathProblem]:
-    """A few answers that cannot be read are unscored; if none can, it is not this format."""
-    if all(problem.answer is None for problem in problems):
+        row.needs(problem, solution)
+        problems.append(MathProblem(row.text(problem), answer(row.text(solution))))
+    if all(one.answer is None for one in problems):
         raise DataError(f"no row of {table.where} has {what}.")
     return problems
+
+
+def last_boxed(text: str) -> str | None:
+    """The content of the last `\\boxed{}` whose braces close; `None` if there is none, or nothing in it."""
+    for opening in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
+        depth = 1
+        for position in range(opening, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                return text[opening:position].strip() or None
+    return None
 
 
 def _checked(row: Row, read: Callable[[Row], _T]) -> _T:

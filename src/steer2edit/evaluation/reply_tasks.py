@@ -3,13 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 from steer2edit.core import Intervention
 from steer2edit.engines import Engine
+from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Value
-from steer2edit.evaluation.answers import is_right
-from steer2edit.evaluation.formats import MathProblem
+from steer2edit.evaluation.formats import MathProblem, last_boxed
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.task import Measurement, Task, replies_to
 from steer2edit.models import Prompt, Reply, Sampling
@@ -188,3 +189,51 @@ def repeated_share(ids: Sequence[int]) -> float | None:
     """
     grams = [tuple(ids[i : i + _N]) for i in range(len(ids) - _N + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+SECONDS = 5  # for parsing and for comparing: a reply may hold an expression that cannot be worked out
+
+
+def is_right(answer: str, reply: str) -> bool | None:
+    """Whether the final answer of a reply is the known one.
+
+    The last `\\boxed{}` of the reply counts, else the formula or number that `math-verify` finds in it. What cannot be
+    compared within five seconds is wrong.
+
+    Args:
+        answer: the known answer, a number or LaTeX.
+        reply: free text.
+
+    Returns:
+        `None` (unscored) if the known answer cannot be read.
+
+    Raises:
+        InvalidValueError: `math-verify` is not installed.
+
+    Source: math-verify (Hugging Face).
+    """
+    parse, verify, rules = math_verify_functions()
+    known = parse(f"\\boxed{{{answer}}}", rules, parsing_timeout=SECONDS)
+    if not known:
+        return None
+    boxed = last_boxed(reply)
+    given = parse(reply if boxed is None else f"\\boxed{{{boxed}}}", rules, parsing_timeout=SECONDS)
+    return bool(verify(known, given, timeout_seconds=SECONDS))
+
+
+@cache
+def math_verify_functions() -> tuple[Any, Any, Any]:
+    """Reading and comparing by math-verify, imported once, and the settings of both."""
+    try:
+        from math_verify import (  # type: ignore[import-untyped]
+            ExprExtractionConfig,
+            LatexExtractionConfig,
+            parse,
+            verify,
+        )
+    except ImportError as error:
+        raise InvalidValueError(
+            "exact match needs the package math-verify, which is not installed. "
+            "Run: pip install math-verify[antlr4_13_2]"
+        ) from error
+    return parse, verify, (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())

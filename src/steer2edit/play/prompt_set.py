@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import PERCENT, POINTS, Notation
-from steer2edit.evaluation import mean, paired_rate_difference, rate
 from steer2edit.evaluation.scorers import PhraseScorer
+from steer2edit.evaluation.statistics import mean, paired_rate_difference, rate
 from steer2edit.evaluation.task import replies_to
 from steer2edit.play.session import Session
 from steer2edit.play.stage import Stage

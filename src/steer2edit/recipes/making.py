@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from steer2edit.editing import convert, recommended
 from steer2edit.editing.convert import MIN_TOKENS, PREVIEW_ROWS
 from steer2edit.engines import Request, TransformersEngine
 from steer2edit.estimates import CHANGE, NUMBER, Estimate
-from steer2edit.evaluation import BASE_ARM, at_drift, edit_arm, mean, paired_difference, steering_arm
+from steer2edit.evaluation import BASE_ARM, at_drift, edit_arm, steering_arm
+from steer2edit.evaluation.statistics import mean, paired_difference
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.report.text import visible
@@ -88,12 +89,7 @@ class Preview:
 
     def to_json(self) -> dict[str, Any]:
         """All of it by name."""
-        log_odds, changes = (
-            {name: one.to_json() for name, one in own.items()} for own in (self.log_odds, self.changes)
-        )
-        replies = {name: list(own) for name, own in self.replies.items()}
-        return {"prompts": list(self.prompts), "replies": replies, "log_odds": log_odds, "changes": changes,
-                "nothing": self.nothing}  # fmt: skip
+        return {**asdict(self), "prompts": list(self.prompts), "nothing": self.nothing}
 
 
 def with_preview_rows(vectors: SteeringVectors, contrast: ContrastSet) -> SteeringVectors:

@@ -6,13 +6,11 @@ from typing import Any
 
 from steer2edit.artifacts import load_edit
 from steer2edit.artifacts.run_folder import write_json
-from steer2edit.core import SteeringVectors, WeightEdit
-from steer2edit.engines import Engine
+from steer2edit.core import WeightEdit
 from steer2edit.errors import ArtifactError
-from steer2edit.models import LanguageModel
 from steer2edit.report import write_comparison_page, write_report
-from steer2edit.search import COMPARISON, Narrate, prepare_search, run_search, search_results
-from steer2edit.settings import Accepting, SearchOptions
+from steer2edit.search import COMPARISON, Narrate, run_search, search_results
+from steer2edit.search.search import Search
 
 RESULTS_FILE = "results.json"
 
@@ -57,33 +55,18 @@ def render_again(run: Path, page: Path | None = None) -> Path:
     return page
 
 
-def search_and_report(
-    model: LanguageModel,
-    vectors: SteeringVectors,
-    options: SearchOptions,
-    out: Path,
-    narrate: Narrate,
-    *,
-    command: str = "",
-    engine: Engine | None = None,
-    accepting: Accepting = Accepting(),
-) -> dict[str, Any]:
+def search_and_report(search: Search, out: Path, narrate: Narrate, command: str = "") -> dict[str, Any]:
     """Search, and write `results.json`, `report.html` and the recommended `edit/` into the run folder.
 
     Args:
-        model: the base model.
-        vectors: with input means.
-        options: what the user decided.
+        search: what `prepare_search` made.
         out: the run folder; a search that is there goes on.
         narrate: told what was found, step by step.
         command: what the user typed, for the record.
-        engine: runs the model; by default the transformers engine.
-        accepting: what is accepted of the vectors all the same.
 
     Returns:
         What `results.json` holds.
     """
-    search = prepare_search(model, vectors, options, engine=engine, accepting=accepting)
     result = run_search(search, out, narrate)
     results = search_results(search, result, command)
     write_run(results, result.edit, out)

@@ -11,25 +11,17 @@ from steer2edit.artifacts.run_folder import RunFolder
 from steer2edit.core import SteeringVectors
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import (
-    BASE_ARM,
-    MathTask,
-    Task,
-    TaskSettings,
-    behaviour,
-    build_tasks,
-    compare,
-    edit_arm,
-    evaluate,
-    steering_arm,
-)
-from steer2edit.evaluation.answers import is_right
+from steer2edit.evaluation.behaviours import behaviour
+from steer2edit.evaluation.registry import TaskSettings, build_tasks
+from steer2edit.evaluation.reply_tasks import MathTask, is_right
+from steer2edit.evaluation.statistics import compare
+from steer2edit.evaluation.task import BASE_ARM, Task, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.pages import search_and_report, write_run
 from steer2edit.recipes.recipe import Recipe
 from steer2edit.recipes.run import RUN, identity, vectors_once
 from steer2edit.report.run_results import read_results
-from steer2edit.search import Narrate
+from steer2edit.search import Narrate, prepare_search
 from steer2edit.settings import Accepting, ExtractOptions, RunOptions, SearchOptions
 from steer2edit.settings.search import Stage
 from steer2edit.steering import prompt_digests, require_no_overlap
@@ -116,9 +108,8 @@ def run_recipe(
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
         _require_apart(recipe, vectors, tasks, options)
         folder = out / "search"
-        results = search_and_report(
-            model, vectors, wanted, folder, narrate, command=command, accepting=Accepting(force=force)
-        )
+        search = prepare_search(model, vectors, wanted, accepting=Accepting(force=force))
+        results = search_and_report(search, folder, narrate, command)
         results["recipe"] = {
             **recipe.to_json(), "stage": stage_of(options), "on_own_model": not options.other_model
         }  # fmt: skip

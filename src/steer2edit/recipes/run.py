@@ -16,25 +16,17 @@ from steer2edit.editing import convert, edited, merged
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import ArtifactError
 from steer2edit.estimates import CHANGE, POINTS, Condition
-from steer2edit.evaluation import (
-    BASE_ARM,
-    Behaviour,
-    DriftTask,
-    at_drift,
-    behaviour,
-    calibrate,
-    described,
-    edit_arm,
-    evaluate,
-    metric_name,
-    paired,
-    steering_arm,
-)
+from steer2edit.evaluation.behaviours import Behaviour, behaviour
+from steer2edit.evaluation.calibration import at_drift, calibrate
+from steer2edit.evaluation.likelihood_tasks import DriftTask
+from steer2edit.evaluation.metrics import described, metric_name
+from steer2edit.evaluation.statistics import paired
+from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel, Sampling, generate, load_model, recorded_chat
 from steer2edit.models.reply import end_ids
 from steer2edit.recipes.making import Preview, make_edit, make_vectors, preview
 from steer2edit.recipes.pages import search_and_report, write_run
-from steer2edit.search import PAPER, Narrate, run_facts
+from steer2edit.search import PAPER, Narrate, prepare_search, run_facts
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions, SearchOptions
 from steer2edit.steering import require_no_overlap, safety_prompts
 
@@ -141,9 +133,8 @@ def run_behaviour(
         if options.search:
             wanted = SearchOptions(behaviour=what, limit=options.limit, max_new_tokens=options.max_new_tokens,
                                    seed=options.seed, **options.of_search)  # fmt: skip
-            found = search_and_report(
-                model, vectors, wanted, out / "search", narrate, command=command, accepting=accepting
-            )
+            search = prepare_search(model, vectors, wanted, accepting=accepting)
+            found = search_and_report(search, out / "search", narrate, command)
             narrate(_told(preview(model, vectors, load_edit(out / "search" / "edit"))), [])
             return found
         if not (out / "edit").exists():

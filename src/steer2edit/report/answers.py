@@ -6,7 +6,8 @@ from typing import Literal
 from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import expert_edits
 from steer2edit.estimates import NOT_SCORED, Condition, Estimate, Notation
-from steer2edit.evaluation import COST, Metric, metric_name, paired
+from steer2edit.evaluation import COST, Metric, metric_name
+from steer2edit.evaluation.statistics import paired
 from steer2edit.report.blocks import BlockExtent, shown_blocks
 from steer2edit.report.run_results import RunResults
 from steer2edit.report.text import counts

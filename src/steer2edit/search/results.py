@@ -8,7 +8,8 @@ from typing import Any
 from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.estimates import NUMBER, SCHEMA_VERSION, Condition
-from steer2edit.evaluation import Behaviour, metric_name, paired
+from steer2edit.evaluation import Behaviour, metric_name
+from steer2edit.evaluation.statistics import paired
 from steer2edit.models import LanguageModel
 from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
@@ -43,7 +44,7 @@ def search_results(search: Search, result: SearchResult, command: str = "") -> d
     at equal cost on held-out items), `calibrated` (strengths at equal drift) and `summary` (plain sentences).
     """
     model, goal, name = search.engine.model, search.goal, search.validation.name
-    settings = {**search.options.to_json(), "storage": shown_storage(search.options.storage)}
+    settings = {**asdict(search.options), "storage": shown_storage(search.options.storage)}
     settings["rules"] = search.factors.metadata.get("rules")
     trials = [trial.condition() for trial in result.trials if trial.values]
     equal = {c.kind: c for c in result.held_out if c.parameters.get("equal_drift")}

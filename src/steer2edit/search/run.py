@@ -12,16 +12,10 @@ from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import Editing, Steering, WeightEdit
 from steer2edit.errors import BudgetError
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import (
-    BASE_ARM,
-    Calibration,
-    base_answers,
-    calibrate,
-    described,
-    edit_arm,
-    evaluate,
-    steering_arm,
-)
+from steer2edit.evaluation.calibration import Calibration, calibrate
+from steer2edit.evaluation.likelihood_tasks import base_answers
+from steer2edit.evaluation.metrics import described
+from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.progress import step
 from steer2edit.search.goal import Goal, TradeoffComparison, compare_tradeoffs, pareto_front
 from steer2edit.search.search import Search

@@ -89,10 +89,7 @@ def require_apart(
         DataError: it names the uses.
     """
     used: Mapping[str, Behaviour] = {"validation": validation, "held-out": held_out}
-    prompts = {
-        name: prompt_digests([*(p for texts in part.prompts.values() for p in texts), *part.drift.items])
-        for name, part in used.items()
-    }
+    prompts = {name: [*part.digests, *prompt_digests(part.drift.items)] for name, part in used.items()}
     made_from = {"vector": vectors.metadata.get("prompts", ()), "spared": benign.metadata["prompts"] if benign else ()}
     for use, own in made_from.items():
         require_no_overlap({use: own, **prompts})

@@ -15,8 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from steer2edit.core import TUNED_BLOCKS, Block
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.method import COARSE_VALUES, Hyperparameters
-from steer2edit.settings import COORDINATES, Coordinates, Strategy
-from steer2edit.settings.search import Range
+from steer2edit.settings.search import Coordinates, Range, Strategy
 
 Parameters = Mapping[str, Any]
 """Values by coordinate name."""
@@ -52,10 +51,6 @@ class SearchSpace:
     ranges: Mapping[str, Range] | None = None
 
     def __post_init__(self) -> None:
-        if self.coordinates not in COORDINATES:
-            raise InvalidValueError(
-                f"unknown coordinates {self.coordinates!r}. {did_you_mean(self.coordinates, COORDINATES)}"
-            )
         if not self.blocks or set(self.blocks) - set(TUNED_BLOCKS):
             raise InvalidValueError(f"blocks must be attn, mlp or both, got {', '.join(self.blocks) or 'none'}.")
         if self.ranges and self.coordinates != "paper":

@@ -14,7 +14,9 @@ from steer2edit.core import TUNED_BLOCKS, Editing, WeightEdit
 from steer2edit.editing import natural_strength
 from steer2edit.errors import ArtifactError
 from steer2edit.estimates import Condition, Estimate, Value
-from steer2edit.evaluation import Behaviour, DriftTask, Measurement, Secant, estimate, merged_measurements
+from steer2edit.evaluation import Behaviour, DriftTask, Secant, merged_measurements
+from steer2edit.evaluation.statistics import estimate
+from steer2edit.evaluation.task import Measurement
 from steer2edit.method import Hyperparameters
 from steer2edit.models import Sampling
 from steer2edit.search.goal import Goal, ranked
@@ -78,17 +80,10 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """All fields; values that JSON cannot hold become null."""
-        stored = self.condition().to_json()
-        return {
-            "generation": self.generation,
-            "index": self.index,
-            "parameters": dict(self.parameters),
-            "hyperparameters": self.hyperparameters.to_json(),
-            "share": self.share,
-            "stopped": self.stopped,
-            "scale": self.scale,
-            **{name: stored[name] for name in ("values", "replies", "outcomes")},
-        }
+        own = {name: getattr(self, name) for name in ("generation", "index", "share", "stopped", "scale")}
+        stored = {name: self.condition().to_json()[name] for name in ("values", "replies", "outcomes")}
+        made_of = {"parameters": dict(self.parameters), "hyperparameters": self.hyperparameters.to_json()}
+        return {**own, **made_of, **stored}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any], worker: str) -> "Trial":

@@ -1,26 +1,14 @@
 """Every setting once: what a command's options, a recipe's keys and Python's keywords are made of. Imports no torch."""
 
 from steer2edit.settings.declared import declared
-from steer2edit.settings.search import (
-    COORDINATES,
-    STRATEGIES,
-    ComparisonOptions,
-    Coordinates,
-    RunOptions,
-    SearchOptions,
-    Strategy,
-    StressOptions,
-)
+from steer2edit.settings.search import ComparisonOptions, RunOptions, SearchOptions, StressOptions
 from steer2edit.settings.shared import Accepting, Loading, Placing, PlainLoading, Reading
 from steer2edit.settings.vectors import ConvertOptions, ExtractOptions, RefitOptions
 
 __all__ = [
-    "COORDINATES",
-    "STRATEGIES",
     "Accepting",
     "ComparisonOptions",
     "ConvertOptions",
-    "Coordinates",
     "ExtractOptions",
     "Loading",
     "Placing",
@@ -29,7 +17,6 @@ __all__ = [
     "RefitOptions",
     "RunOptions",
     "SearchOptions",
-    "Strategy",
     "StressOptions",
     "declared",
 ]

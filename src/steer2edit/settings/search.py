@@ -1,7 +1,7 @@
 """What a user decides of a search, of a comparison of methods, of a recipe, of a whole run, and of a stress run."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 import typer
@@ -82,10 +82,6 @@ class SearchOptions(Checked):
             raise InvalidValueError(f"a seed must be >= 0, got {self.seed}.")
         if self.min_utility is not None and self.utility is None:
             raise InvalidValueError("--min-utility needs a task to measure: --utility TASK, e.g. commonsenseqa.")
-
-    def to_json(self) -> dict[str, Any]:
-        """All options by name."""
-        return {**asdict(self), "blocks": list(self.blocks), "strengths": list(self.strengths)}
 
 
 @dataclass(frozen=True)

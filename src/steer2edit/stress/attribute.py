@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from steer2edit.estimates import PERCENT, POINTS, Estimate, Value
-from steer2edit.evaluation import estimate, paired, share_of_gain
+from steer2edit.evaluation.statistics import estimate, paired, share_of_gain
 from steer2edit.stress.findings import Finding, Outcome
 from steer2edit.stress.replies import Replies, no_longer_mentioned
 from steer2edit.stress.subject import Subject

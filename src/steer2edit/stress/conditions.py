@@ -15,8 +15,8 @@ from pathlib import Path
 
 from steer2edit.errors import DataError
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import mean_of, share_of_other_gain
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
+from steer2edit.evaluation.statistics import mean_of, share_of_other_gain
 from steer2edit.models import LanguageModel, Prompt, Reply, encode_prompts
 from steer2edit.steering import RefusalPhrases, refusal_phrases
 from steer2edit.stress.attribute import attribute_line

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate, Value
-from steer2edit.evaluation import estimate, paired
+from steer2edit.evaluation.statistics import estimate, paired
 
 Group = Literal[
     "attacks", "decoding", "stored", "tuned", "settings", "usefulness", "static", "adaptive", "weights",

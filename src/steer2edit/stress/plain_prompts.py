@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from steer2edit.estimates import Value
-from steer2edit.evaluation import DegenerationTask, DriftTask, RefusalTask, Task, estimate, merged_measurements, paired
+from steer2edit.evaluation import DriftTask, Task, merged_measurements
+from steer2edit.evaluation.reply_tasks import DegenerationTask, RefusalTask
+from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.models import Prompt, Sampling
 from steer2edit.stress.arms import DRIFT_PROMPTS
 from steer2edit.stress.findings import Finding, StressResult, Texts

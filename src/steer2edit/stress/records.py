@@ -7,7 +7,8 @@ from pydantic import Field
 
 from steer2edit.artifacts.manifest import Record
 from steer2edit.estimates import ConditionKind, Estimate
-from steer2edit.evaluation import Arm, paired
+from steer2edit.evaluation import Arm
+from steer2edit.evaluation.statistics import paired
 from steer2edit.stress.findings import Finding, Outcome
 
 

@@ -12,8 +12,8 @@ from steer2edit.core import Intervention
 from steer2edit.editing import intervened
 from steer2edit.errors import DataError
 from steer2edit.estimates import Value
-from steer2edit.evaluation import estimate, paired
 from steer2edit.evaluation.reply_tasks import is_empty, repeated_share
+from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.evaluation.task import replies_to
 from steer2edit.models import (
     GENERATION_TOKENS,

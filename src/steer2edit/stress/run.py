@@ -16,7 +16,8 @@ from steer2edit.artifacts.run_folder import write_json
 from steer2edit.engines import RememberingEngine
 from steer2edit.errors import Steer2EditError
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import BASE_ARM, paired
+from steer2edit.evaluation import BASE_ARM
+from steer2edit.evaluation.statistics import paired
 from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import step
 from steer2edit.steering import prompt_digests

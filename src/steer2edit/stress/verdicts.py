@@ -27,7 +27,7 @@ from scipy.stats import norm
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import PERCENT, POINTS, Estimate, Notation, Value
-from steer2edit.evaluation import estimate, paired
+from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.stress.findings import Finding, Outcome
 
 HELD = 0.5

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from steer2edit.artifacts.manifest import Record
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import estimate
+from steer2edit.evaluation.statistics import estimate
 from steer2edit.stress.findings import Finding
 from steer2edit.stress.plain_prompts import BENIGN, DRIFT, EMPTY, HARMFUL, REPETITION
 

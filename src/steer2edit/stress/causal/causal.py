@@ -6,15 +6,11 @@ from typing import Any
 
 from steer2edit.core import Editing, Intervention
 from steer2edit.estimates import Value
-from steer2edit.evaluation import base_answers, mean, paired
+from steer2edit.evaluation.likelihood_tasks import base_answers
+from steer2edit.evaluation.statistics import mean, paired
 from steer2edit.models import EncodedResponse, encode_responses
 from steer2edit.stress.causal.causal_findings import Measured, part_findings, score_finding, whole_finding
-from steer2edit.stress.causal.component_parts import (
-    Part,
-    edited_count,
-    input_directions_of,
-    parts_of,
-)
+from steer2edit.stress.causal.component_parts import Part, edited_count, input_directions_of, parts_of
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.replies import ask, by_arm, finite
 from steer2edit.stress.subject import Subject, spread

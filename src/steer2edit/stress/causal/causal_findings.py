@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from steer2edit.estimates import PERCENT, Estimate, Value
-from steer2edit.evaluation import mean, mean_of, paired, paired_difference, paired_rate_difference, share_of_gain
+from steer2edit.evaluation.statistics import (
+    mean,
+    mean_of,
+    paired,
+    paired_difference,
+    paired_rate_difference,
+    share_of_gain,
+)
 from steer2edit.stress.causal.component_parts import Kind, Part, edited_count
 from steer2edit.stress.findings import Finding, Outcome
 from steer2edit.stress.replies import Replies, Verdicts

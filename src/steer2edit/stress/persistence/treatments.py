@@ -26,11 +26,7 @@ from steer2edit.stress.persistence.fine_tuning import FineTune, edit_left, fine_
 from steer2edit.stress.persistence.quantisation import converted, holding, linear_weights, quantised, weight_format
 from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.subject import Subject
-from steer2edit.stress.weight_attacks.direction_removal import (
-    common_direction,
-    random_direction,
-    random_like,
-)
+from steer2edit.stress.weight_attacks.direction_removal import common_direction, random_direction, random_like
 
 Hold = Callable[[LanguageModel, WeightEdit | None], AbstractContextManager[Mapping[str, Any] | None]]
 """(model, the edit that is in its weights, if any) → a context in which the weights are treated; yields facts."""

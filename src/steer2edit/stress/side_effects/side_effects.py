@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from functools import partial
 
-from steer2edit.evaluation import Task, TaskSettings, behaviour, build_tasks, estimate
+from steer2edit.evaluation import Task, TaskSettings, behaviour, build_tasks
 from steer2edit.evaluation.formats import built_in_table
+from steer2edit.evaluation.statistics import estimate
 from steer2edit.models import Prompt, encode_responses
 from steer2edit.steering import borderline_prompts
 from steer2edit.stress.findings import StressResult

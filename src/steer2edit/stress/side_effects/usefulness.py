@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from steer2edit.engines import Request
 from steer2edit.estimates import Value
-from steer2edit.evaluation import base_answers
+from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.evaluation.reply_tasks import repeated_share
 from steer2edit.evaluation.task import replies_to
 from steer2edit.models import Prompt, Reply
