@@ -56,7 +56,7 @@ from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, Sampling, load_model, span_log_probabilities
 from steer2edit.steering import extract, load_contrast, safety_prompts
-from steer2edit.stress.persistence.quantisation import FORMATS, linear_weights
+from steer2edit.stress.quantisation import FORMATS, linear_weights
 
 EDITS = {
     "weak": Hyperparameters(0.1, None, 0.3, max_shift=0.3),

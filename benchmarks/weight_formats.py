@@ -1,4 +1,4 @@
-"""The package's number formats (`steer2edit.stress.persistence.quantisation`) against torchao's, bit by bit.
+"""The package's number formats (`steer2edit.stress.quantisation`) against torchao's, bit by bit.
 
 The package writes its formats out in plain torch, so that no further library is needed to test an edit. Here they are
 compared with torchao on Gaussian matrices, with outliers, at three scales and in the shapes of a real model. nf4, which
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from steer2edit.stress.persistence.quantisation import FORMATS, INT4_GROUP, MXFP4_BLOCK
+from steer2edit.stress.quantisation import FORMATS, INT4_GROUP, MXFP4_BLOCK
 
 try:
     from torchao.prototype.mx_formats.mx_tensor import MXTensor

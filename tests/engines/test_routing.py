@@ -20,7 +20,7 @@ GREEDY = Sampling(max_new_tokens=5)
 class EditsOnly(TransformersEngine):
     """As vLLM: refuses steering."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         _refuse(request.intervention for request in requests)
         return super().generate(requests, sampling)
 
@@ -28,7 +28,7 @@ class EditsOnly(TransformersEngine):
         _refuse(interventions)
         return super().score(responses, interventions, **how)
 
-    def next_token(self, requests: Sequence[Request], description: str = "") -> Any:
+    def next_token(self, requests: Sequence[Request]) -> Any:
         _refuse(request.intervention for request in requests)
         return super().next_token(requests)
 
@@ -36,7 +36,7 @@ class EditsOnly(TransformersEngine):
 class Silent(TransformersEngine):
     """Must not be asked."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         raise AssertionError("asked without work")
 
 

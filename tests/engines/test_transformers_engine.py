@@ -247,9 +247,9 @@ class CountingEngine(TransformersEngine):
 
     asked = 0
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "Generating") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         self.asked += len(requests)
-        return super().generate(requests, sampling, description)
+        return super().generate(requests, sampling)
 
 
 class TestRemembering:
@@ -276,7 +276,7 @@ class TestRemembering:
         wanted = engine.generate(requests, GREEDY)
         assert wanted == TransformersEngine(model).generate(requests, GREEDY)
         again = [Request(p, i and replace(i)) for i in arms for p in PROMPTS]
-        assert engine.branch().generate(again, GREEDY) == wanted
+        assert RememberingEngine(inner, arms, engine.replies).generate(again, GREEDY) == wanted
         assert inner.asked == len(requests)
         for arm in filter(None, arms):
             engine.generate([Request("Hi", replace(arm, strength=0.3))] * 2, GREEDY)
@@ -286,8 +286,7 @@ class TestRemembering:
         inner = CountingEngine(tiny_chat_model())
         engine = RememberingEngine(inner)
         known = engine.generate([Request("Hi")], GREEDY)
-        other = RememberingEngine(inner)
-        other.remember(engine.replies)
+        other = RememberingEngine(inner, replies=engine.replies)
         assert other.generate([Request("Hi")], GREEDY) == known
         assert inner.asked == 1
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from steer2edit.engines.vllm_answers import own_score, whole_distributions
+from steer2edit.engines.vllm_package import own_score, whole_distributions
 from steer2edit.errors import ModelError
 
 P, Q = [0.5, 0.125, 0.25, 0.125], [0.125, 0.0625, 0.75, 0.0625]

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from steer2edit.engines.vllm import VllmEngine
-from steer2edit.engines.vllm_start import checkpoint_of, llm_settings
+from steer2edit.engines.vllm_package import checkpoint_of, llm_settings
 from steer2edit.errors import InvalidValueError, ModelError
 from tiny_chat import tiny_chat_model
 

@@ -33,7 +33,7 @@ class Saying(TransformersEngine):
     def __init__(self) -> None:
         super().__init__(tiny_chat_model())
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         return [REPLIES[int(str(request.prompt)[0])] for request in requests]
 
 

@@ -23,9 +23,7 @@ from steer2edit.errors import ArtifactError, DataError, InvalidValueError, Misma
 from steer2edit.evaluation import DriftTask
 from steer2edit.models import EncodedResponse, Sampling, encode_prompts, generate
 from steer2edit.play import markup
-from steer2edit.play.contributions import contributions
-from steer2edit.play.prompt_set import ask_all
-from steer2edit.play.replies import Answer, Piece, Turn, talk
+from steer2edit.play.replies import Answer, Piece, Turn, ask_all, contributions, talk
 from steer2edit.play.session import Session
 from steer2edit.play.space import write_space
 from steer2edit.play.stage import Stage, read_artifacts
@@ -163,7 +161,7 @@ def test_a_session_changes_no_other(stage: Stage) -> None:
 
 def test_a_set_is_counted_by_hand(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "steer2edit.play.prompt_set.PhraseScorer.score",
+        "steer2edit.play.replies.PhraseScorer.score",
         lambda self, prompts, replies: [True, False, None] if len(prompts) == 3 else [True],
     )
     (columns, rows), (_, verdicts) = ask_all(stage, stage.first, ["one", "two", "three"])

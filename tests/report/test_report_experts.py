@@ -14,8 +14,7 @@ from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Experts, Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError
 from steer2edit.report import render_report, write_report
-from steer2edit.report.blocks import block_extent
-from steer2edit.report.figures import diagnosis_figure, expert_figure, head_figure, neuron_figure
+from steer2edit.report.figures import block_extent, diagnosis_figure, expert_figure, head_figure, neuron_figure
 from steer2edit.report.panels import edit_panels, figure_json
 from steer2edit.report.run_results import RunResults, read_results
 from steer2edit.report.tables import largest_components, largest_experts

@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 
 from steer2edit.core import Block, Head, WeightEdit
-from steer2edit.report.blocks import block_extent
-from steer2edit.report.figures import diagnosis_figure, head_figure, neuron_figure
+from steer2edit.report.figures import block_extent, diagnosis_figure, head_figure, neuron_figure
 from steer2edit.report.panels import diagnosis_panel, edit_panels, figure_json, tradeoff_panels
 from steer2edit.report.run_results import RunResults, read_results
 from steer2edit.report.tables import largest_components

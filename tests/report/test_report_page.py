@@ -286,11 +286,13 @@ def test_replies_open_all_at_once(results: Json, edit: WeightEdit) -> None:
     assert page.text.count("Expand all") == 2
 
 
-def test_a_phone_has_room_for_the_edit_the_base_and_steering(results: Json) -> None:
+def test_a_phone_has_room_for_the_edit_the_base_and_steering(results: Json, edit: WeightEdit) -> None:
     table = metric_table(read_results(results))
-    assert table is not None
     assert [condition.kind for condition in table.conditions] == ["edit", "base", "steering"]
-    assert [cells[0].value for metric, cells in table.rows if metric.name == "harmful_refused"] == ["50.0\u00a0%"]
+    assert [metric.name for metric in table.metrics] == ["harmful_refused", "benign_refused", "nll_increase", "kl"]
+    cells = re.findall(r'<td class="number">.*?</td>', render_report(results, edit), flags=re.DOTALL)
+    text = " ".join(re.sub(r"<[^>]*>", " ", cells[0]).split())
+    assert text == "50.0 % 43.8 to 62.5 % n = 20"
 
 
 def test_a_null_estimate_is_not_scored_and_not_zero(results: Json, edit: WeightEdit) -> None:

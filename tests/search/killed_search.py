@@ -39,13 +39,13 @@ class TellingEngine(CountingEngine):
         super().__init__(engine)
         self._tell = tell
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "") -> Any:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Any:
         self._tell("generate")
-        return super().generate(requests, sampling, description)
+        return super().generate(requests, sampling)
 
-    def score(self, responses: Any, interventions: Any, *, kl: bool = True, description: str = "") -> Any:
+    def score(self, responses: Any, interventions: Any, *, kl: bool = True) -> Any:
         self._tell("score")
-        return super().score(responses, interventions, kl=kl, description=description)
+        return super().score(responses, interventions, kl=kl)
 
 
 def tell_of_files(folder: Path, tell: Callable[[str], None]) -> None:

@@ -113,8 +113,8 @@ def test_nothing_is_left() -> None:
 class OverflowingEngine(CountingEngine):
     """Whose last response is not finite under any edit: an edit need not break every reply to be broken."""
 
-    def score(self, responses: Any, interventions: Any, *, kl: bool = True, description: str = "") -> Any:
-        scores = super().score(responses, interventions, kl=kl, description=description)
+    def score(self, responses: Any, interventions: Any, *, kl: bool = True) -> Any:
+        scores = super().score(responses, interventions, kl=kl)
         return [
             own if intervention is None else [*own[:-1], replace(own[-1], kl=math.nan)]
             for own, intervention in zip(scores, interventions, strict=True)
@@ -131,8 +131,8 @@ def test_not_finite_is_degenerate() -> None:
 class MuteEngine(CountingEngine):
     """Whose base model answers one of the requests with nothing."""
 
-    def generate(self, requests: Any, sampling: Any, description: str = "") -> list[Reply]:
-        replies = super().generate(requests, sampling, description)
+    def generate(self, requests: Any, sampling: Any) -> list[Reply]:
+        replies = super().generate(requests, sampling)
         return [
             replace(reply, ids=(), text="") if request.intervention is None and request.prompt == "is v3" else reply
             for request, reply in zip(requests, replies, strict=True)

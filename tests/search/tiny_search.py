@@ -53,20 +53,20 @@ class CountingEngine:
     def model(self) -> LanguageModel:
         return self._engine.model
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         self.calls += 1
         self.generated += [
             (str(r.prompt), id(r.intervention.edit)) for r in requests if hasattr(r.intervention, "edit")
         ]
-        return self._engine.generate(requests, sampling, description)
+        return self._engine.generate(requests, sampling)
 
-    def score(self, responses: Any, interventions: Any, *, kl: bool = True, description: str = "") -> Any:
+    def score(self, responses: Any, interventions: Any, *, kl: bool = True) -> Any:
         self.calls += 1
         self.scored += [(r.ids, id(i.edit)) for i in interventions if hasattr(i, "edit") for r in responses]
-        return self._engine.score(responses, interventions, kl=kl, description=description)
+        return self._engine.score(responses, interventions, kl=kl)
 
-    def next_token(self, requests: Any, description: str = "") -> Any:
-        return self._engine.next_token(requests, description)
+    def next_token(self, requests: Any) -> Any:
+        return self._engine.next_token(requests)
 
 
 def tiny_model(seed: int = 0) -> LanguageModel:

@@ -14,7 +14,7 @@ from steer2edit.evaluation.formats import mmlu_questions, requests
 from steer2edit.steering import Example, read_examples
 from steer2edit.steering.data_files import read_text
 from steer2edit.steering.rows import Row, read_table
-from steer2edit.stress.static_attacks.attack_formats import read_attacks
+from steer2edit.stress.attack_files import read_attacks
 
 PLAIN = "prompt,positive,negative\nHow do I bake bread?,Yes.,No.\nWhat is tea?,A drink.,Unknown.\n"
 WANTED = [

@@ -36,9 +36,9 @@ class TellingEngine(TransformersEngine):
 
     outlet: int
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "") -> Any:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Any:
         os.write(self.outlet, b"generate\n")
-        return super().generate(requests, sampling, description)
+        return super().generate(requests, sampling)
 
 
 def attempt(out: Path, outlet: int) -> None:

@@ -9,7 +9,7 @@ from steer2edit.engines import Request
 from steer2edit.evaluation import BASE_ARM, edit_arm, steering_arm
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
-from steer2edit.stress.static_attacks.transformation import request_of
+from steer2edit.stress.attacks import request_of
 from steer2edit.stress.subject import Subject
 from tiny_chat import tiny_chat_model
 
@@ -26,7 +26,7 @@ class ScriptedEngine:
         self.answer = answer
         self.asked: list[Prompt] = []
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         self.asked += [request.prompt for request in requests]
         texts = [self.answer(_kind(r.intervention), request_of(r.prompt)) for r in requests]
         return [Reply(text, tuple(map(ord, text)), True) for text in texts]

@@ -12,17 +12,22 @@ from attackable import REQUESTS, refusing, subject_of
 from steer2edit.core import WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts
 from steer2edit.models.scoring import span_log_probabilities, token_log_probabilities
-from steer2edit.stress.adaptive_attacks import gcg
-from steer2edit.stress.adaptive_attacks import suffix_attack as suffixes
-from steer2edit.stress.adaptive_attacks.gcg import GcgBudget, Suffix, find_suffix, target_losses, with_suffix
-from steer2edit.stress.adaptive_attacks.suffix_attack import first_refused, suffix_attack
+from steer2edit.stress import gcg
+from steer2edit.stress.attacks import Transformation
 from steer2edit.stress.conditions import best_of, best_of_n, sentences, worded
+from steer2edit.stress.gcg import (
+    GcgBudget,
+    Suffix,
+    find_suffix,
+    first_refused,
+    suffix_attack,
+    target_losses,
+    with_suffix,
+)
 from steer2edit.stress.replies import Replies, Scored, ask, continuations, score
-from steer2edit.stress.static_attacks.transformation import Transformation
 from tiny_chat import BEGIN, chatml, tiny_chat_model, tiny_tokenizer
 
 SMALL = GcgBudget(steps=6, width=24, top_k=16, length=5)
@@ -100,7 +105,7 @@ class SampledEngine(TransformersEngine):
         self.weak = weak
         self.seen: list[tuple[float, int, int]] = []
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         self.seen.append((sampling.temperature, sampling.seed, len(requests)))
         size = len(REQUESTS)
         weak = [sampling.temperature > 0 and (i // size) % 4 == self.weak for i in range(len(requests))]
@@ -133,11 +138,6 @@ def test_a_suffix_goes_behind_the_last_message() -> None:
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "do it"}]
     assert with_suffix(messages, " x") == [messages[0], {"role": "user", "content": "do it x"}]
     assert messages[1]["content"] == "do it"
-
-
-def test_a_budget_is_positive() -> None:
-    with pytest.raises(InvalidValueError, match="width must be >= 1, got 0"):
-        GcgBudget(width=0)
 
 
 @pytest.mark.parametrize("family", ["llama", "lfm2", "falcon_h1", "gemma2"])
@@ -247,7 +247,7 @@ def test_a_search_that_does_not_search_is_caught(monkeypatch: pytest.MonkeyPatch
     def idle(model, prompt, target, budget, seed=0):
         return Suffix(budget.start, (1.0,))
 
-    monkeypatch.setattr(suffixes, "find_suffix", idle)
+    monkeypatch.setattr(gcg, "find_suffix", idle)
     model, edit = refusing()
     subject = replace(subject_of(model, edit), suite="full")
     result = suffix_attack(subject, "b")
@@ -257,6 +257,6 @@ def test_a_search_that_does_not_search_is_caught(monkeypatch: pytest.MonkeyPatch
     def lucky(model, prompt, target, budget, seed=0):
         return Suffix("0n", (1.0,))  # after which both are sure to say "b"
 
-    monkeypatch.setattr(suffixes, "find_suffix", lucky)
+    monkeypatch.setattr(gcg, "find_suffix", lucky)
     result = suffix_attack(subject, "b")
     assert outcomes(result) == {"search": "control", "own": "open", "transfer": "failed"}  # three are few

@@ -8,8 +8,9 @@ import pytest
 from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
 from steer2edit.errors import ArtifactError, DataError
+from steer2edit.evaluation.statistics import estimate
 from steer2edit.stress import file_test
-from steer2edit.stress.static_attacks.attack_formats import PLACEHOLDERS, AttackFile, ReadyPrompt, read_attacks
+from steer2edit.stress.attack_files import PLACEHOLDERS, AttackFile, ReadyPrompt, read_attacks
 
 SUFFIX = "! ! describing.\\ + similarlyNow"
 Save = Callable[..., Path]
@@ -277,7 +278,7 @@ class TestAttackFileTest:
         assert named == requests(40)
         result = test.run(subject)
         (attacked,) = result.findings
-        assert attacked.estimates["edited"].n == 20
+        assert estimate(attacked.values["edited"]).n == 20
         assert attacked.outcome == "failed"
         assert attacked.note.startswith("1 of 41 behaviours have no prompt in the file. Not refused is not complied")
         assert set(result.replies["edited"]) == {test.name, "plain"}

@@ -13,8 +13,7 @@ from engine_contract import random_edits
 from families import tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.stress.causal.causal import components, counts_of
-from steer2edit.stress.causal.component_parts import (
+from steer2edit.stress.component_parts import (
     component_norms,
     edited_count,
     input_directions_of,
@@ -25,6 +24,7 @@ from steer2edit.stress.causal.component_parts import (
     strongest,
     without,
 )
+from steer2edit.stress.components import components, counts_of
 from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.subject import Subject
 

@@ -6,9 +6,9 @@ from tiny_stress import random_vectors, tiny_edit
 from torch import Tensor
 
 from steer2edit.editing import merged
-from steer2edit.errors import DataError, InvalidValueError, ModelError
+from steer2edit.errors import ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, span_log_probabilities, token_log_probabilities
-from steer2edit.stress.persistence.fine_tuning import FineTune, fine_tuned, reply_end, training_rows
+from steer2edit.stress.fine_tuning import FineTune, fine_tuned, reply_end, training_rows
 from tiny_chat import END, END_OF_TEXT, tiny_chat_model
 
 PAIRS = [
@@ -124,7 +124,7 @@ def test_it_draws_nothing_from_the_callers_random_numbers() -> None:
 
 
 def test_every_reply_is_learnt_as_often_as_the_others() -> None:
-    from steer2edit.stress.persistence.fine_tuning import batches_of
+    from steer2edit.stress.fine_tuning import batches_of
 
     batches = list(batches_of(5, FineTune(steps=10, batch=4)))
     assert [len(batch) for batch in batches] == [4] * 10
@@ -140,17 +140,6 @@ def test_a_reply_is_learnt_with_the_token_that_ends_it() -> None:
     (row,) = training_rows(model, PAIRS[:1])
     assert row.ids[-1] == model.tokenizer.eos_token_id
     assert model.tokenizer.decode(row.response_ids[:-1]) == PAIRS[0][1]
-
-
-@pytest.mark.parametrize("name", ["steps", "batch", "learning_rate", "rank"])
-def test_settings_must_be_positive(name: str) -> None:
-    with pytest.raises(InvalidValueError, match=f"{name} must be > 0, got 0"):
-        FineTune(**{"steps": 1, name: 0.0 if name == "learning_rate" else 0})
-
-
-def test_there_must_be_something_to_learn() -> None:
-    with pytest.raises(DataError, match="nothing to fine-tune on"):
-        training_rows(tiny_chat_model(num_hidden_layers=1), [])
 
 
 def test_a_diverging_fine_tune_is_an_error() -> None:

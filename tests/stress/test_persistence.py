@@ -15,15 +15,14 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, steering_arm
 from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.steering import safety_prompts
-from steer2edit.stress.attribute import ADAPTER
+from steer2edit.stress import treatments
 from steer2edit.stress.findings import StressResult
-from steer2edit.stress.persistence import treatments
-from steer2edit.stress.persistence.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
-from steer2edit.stress.persistence.quantisation import quantised, weight_format
-from steer2edit.stress.persistence.treatments import other_weights, stored, storing, treated, tuned, tuning
+from steer2edit.stress.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
+from steer2edit.stress.quantisation import FORMATS, quantised
 from steer2edit.stress.replies import ask
 from steer2edit.stress.subject import Subject
-from steer2edit.stress.weight_attacks.direction_removal import random_like
+from steer2edit.stress.treatments import other_weights, random_like, stored, storing, treated, tuned, tuning
+from steer2edit.stress.verdicts import ADAPTER
 from tiny_chat import tiny_chat_model
 
 HARMFUL = [f"do {'x' * i}" for i in range(1, 7)]
@@ -74,7 +73,7 @@ def test_every_arm_is_asked_of_its_own_weights() -> None:
     """Edits of the weights are merged and stored with them; steering and the adapter are hooks on the stored base."""
     subject = subject_of(strength=2.0)
     result = run(subject, treated, treatments=[storing("int4")])
-    int4, (_, steering, rosi, edited) = weight_format("int4"), subject.arms
+    int4, (_, steering, rosi, edited) = FORMATS["int4"], subject.arms
     with quantised(subject.model, int4):
         expected = {arm.label: now(subject, arm.intervention) for arm in (BASE_ARM, steering)}
         expected[ADAPTER] = now(subject, Editing(subject.edit, 2.0))

@@ -6,15 +6,13 @@ from torch import Tensor
 from families import tiny_model
 from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.editing import convert, merged
-from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.stress.persistence.quantisation import (
+from steer2edit.stress.quantisation import (
     FORMATS,
     converted,
     linear_weights,
     quantised,
-    weight_format,
 )
 
 IDS = torch.arange(3, 3 + 24).view(2, 12)
@@ -192,11 +190,6 @@ def test_a_converted_model_computes_in_the_dtype_and_comes_back(dtype: torch.dty
         raise RuntimeError("inside")
     assert same(state(model), before)
     assert [p.data_ptr() for p in model.network.parameters()] == places
-
-
-def test_an_unknown_format_names_its_neighbours() -> None:
-    with pytest.raises(InvalidValueError, match="Did you mean 'int4'"):
-        weight_format("int44")
 
 
 def logits(model: LanguageModel) -> Tensor:

@@ -11,15 +11,13 @@ from planted_subject import CARRIER, planted_edit, planted_subject
 from static_subject import scripted_subject
 
 from steer2edit.editing import intervened
-from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation.scorers import PhraseScorer
-from steer2edit.evaluation.statistics import mean_of, paired, paired_rate_difference, rate, share_of_gain
+from steer2edit.evaluation.statistics import estimate, mean_of, paired, paired_rate_difference, rate, share_of_gain
 from steer2edit.models import Reply, encode_prompts, next_token_log_probabilities
 from steer2edit.stress.conditions import languages, multilingual
+from steer2edit.stress.effects import first_token_kl, looks_unsafe, loops, over_refusal, usefulness
 from steer2edit.stress.findings import Finding, StressResult
-from steer2edit.stress.side_effects.side_effects import looks_unsafe, over_refusal
-from steer2edit.stress.side_effects.usefulness import first_token_kl, loops, usefulness
 from steer2edit.stress.subject import Subject
 from steer2edit.stress.verdicts import Effect
 
@@ -64,11 +62,6 @@ def test_outcome_from_the_margin() -> None:
     assert [effect.outcome(of(*ends)) for ends in ((0.11, 0.2), (0.05, 0.2), (0.05, 0.09))] == [
         "cost", "open", "no-cost",
     ]  # fmt: skip
-
-
-def test_a_margin_must_leave_room() -> None:
-    with pytest.raises(InvalidValueError, match="above 0, got 0"):
-        Effect("refused", "It", 0.0)
 
 
 def test_paired_rate_difference_is_that_of_verdicts_where_they_are_verdicts() -> None:
@@ -191,7 +184,7 @@ def test_usefulness() -> None:
     assert found["reference"].outcome == "no-cost"
     lured = lines(usefulness(replace(subject, benign=subject.harmful)))
     assert lured["reference"].outcome == lured["first-token"].outcome == "cost"
-    assert lured["formats"].estimates["edit"].value > lured["formats"].estimates["base"].value  # type: ignore[operator]
+    assert estimate(lured["formats"].values["edit"]).value > estimate(lured["formats"].values["base"]).value  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,20 @@ from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
+from steer2edit.evaluation.statistics import estimate
 from steer2edit.models import Reply, Sampling
 from steer2edit.steering import refusal_phrases, safety_prompts
-from steer2edit.stress.conditions import takes_system_prompt, worded
+from steer2edit.stress.attacks import (
+    CODINGS,
+    Transformation,
+    families,
+    harmless_shots,
+    held_out_attacks,
+    unwrapped,
+)
+from steer2edit.stress.conditions import held_out, takes_system_prompt, worded
 from steer2edit.stress.findings import StressResult
-from steer2edit.stress.registry import held_out
 from steer2edit.stress.replies import is_degenerate, mentions_request
-from steer2edit.stress.static_attacks.codings import CODINGS, encoded
-from steer2edit.stress.static_attacks.families import families, harmless_shots, held_out_attacks
-from steer2edit.stress.static_attacks.transformation import Transformation, unwrapped
 from steer2edit.stress.subject import Subject
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 
@@ -47,21 +52,17 @@ class TestCodings:
         ],
     )
     def test_by_hand(self, name: str, text: str, expected: str) -> None:
-        assert encoded(name, text) == expected
+        assert CODINGS[name](text) == expected
 
     @given(PRINTABLE)
     def test_every_exact_coding_is_undone(self, text: str) -> None:
         assert CODINGS.keys() == DECODED.keys()
         for name in CODINGS.keys() - LOSSY:
-            assert DECODED[name](encoded(name, text)) == text, name
+            assert DECODED[name](CODINGS[name](text)) == text, name
 
     def test_leetspeak_is_undone_but_for_case_and_digits(self) -> None:
-        assert DECODED["leetspeak"](encoded("leetspeak", PLAIN)) == "tell me how lighthouses are painted"
-        assert DECODED["leetspeak"](encoded("leetspeak", "24")) == "2a"
-
-    def test_unknown(self) -> None:
-        with pytest.raises(InvalidValueError, match=r"no coding 'base46'\. Did you mean 'base64'\?"):
-            encoded("base46", "")
+        assert DECODED["leetspeak"](CODINGS["leetspeak"](PLAIN)) == "tell me how lighthouses are painted"
+        assert DECODED["leetspeak"](CODINGS["leetspeak"]("24")) == "2a"
 
 
 def check_request_is_in_it(attack: Transformation, request: str) -> None:
@@ -198,7 +199,7 @@ class TestWorded:
         (finding,) = result.findings
         assert (finding.name, finding.outcome, finding.decides) == ("role-play", "failed", True)
         assert list(finding.values) == ["base", "steering 0.2", "edited"]
-        assert finding.estimates["edited"].value == 0
+        assert estimate(finding.values["edited"]).value == 0
         assert finding.shares["steering 0.2"].value == 1
         assert finding.note.startswith("Each request is asked in one of these ways, in turn: role-play/novelist, ")
         assert "of the edit's 24 replies that do not refuse, 0 are empty or repeat themselves and 0 have no word" in (
@@ -250,17 +251,17 @@ class TestWorded:
             return "Nothing." if kind == "base" else f"Sure, here is what I say: {REFUSAL}"
 
         finding = run(scripted_subject(answer, requests(20)), "prefix-injection").findings[0]
-        assert finding.estimates["edited"].value == 0  # `what I say` stands between
+        assert estimate(finding.values["edited"]).value == 0  # `what I say` stands between
 
         def shorter(kind: str, text: str) -> str:
             return "Nothing." if kind == "base" else f"Sure, here is: {REFUSAL}"
 
         finding = run(scripted_subject(shorter, requests(20)), "prefix-injection").findings[0]
-        assert finding.estimates["edited"].value == 1
+        assert estimate(finding.values["edited"]).value == 1
 
     def test_empty_replies_are_unscored(self) -> None:
         finding = run(scripted_subject(lambda kind, text: "", requests(5)), "style").findings[0]
-        assert (finding.estimates["edited"].n, finding.estimates["edited"].unscored) == (0, 5)
+        assert (estimate(finding.values["edited"]).n, estimate(finding.values["edited"]).unscored) == (0, 5)
         assert finding.outcome == "open"
 
     def test_plain_requests_are_not_asked_again_where_they_are_known(self) -> None:
@@ -275,12 +276,12 @@ class TestWorded:
         finding = run(known, "style").findings[0]
         assert len(engine.asked) - asked == 12 * 3
         assert finding.outcome == "held"
-        assert finding.estimates["edited"].n == 12
+        assert estimate(finding.values["edited"]).n == 12
 
     def test_a_prompt_without_room_is_unscored_and_said(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: True), requests(20), context=400)
         found = run(replace(subject, suite="full"), "many-shot").findings[1:]
-        assert {f.estimates["edited"].unscored for f in found} == {20}
+        assert {estimate(f.values["edited"]).unscored for f in found} == {20}
         assert re.search(r"20 of 20 prompts were not asked: .* the context of 'tiny-llama' is 400", found[0].note)
 
     def test_conversations(self) -> None:
@@ -290,7 +291,7 @@ class TestWorded:
             if family.group != "decoding":  # those are generated by the model itself
                 found = run(subject, family.name).findings
                 assert {a.name for a in family.attacks} <= {f.name for f in found}
-                assert all(f.estimates["edited"].n == 6 for f in found)
+                assert all(estimate(f.values["edited"]).n == 6 for f in found)
 
     def test_a_template_without_system_prompts_has_it_in_the_message(self) -> None:
         template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -305,11 +306,6 @@ class TestWorded:
     def test_without_steering(self) -> None:
         subject = scripted_subject(refuses(attacked=lambda _: False), requests(20), steering=False)
         assert list(run(subject, "role-play").findings[0].shares) == ["edited"]
-
-    def test_without_an_edit(self) -> None:
-        subject = scripted_subject(refuses(attacked=lambda _: False), requests(2))
-        with pytest.raises(InvalidValueError, match=r"base and edit, in that order, got \['base', 'steering'\]"):
-            replace(subject, arms=list(subject.arms)[:2])
 
     def test_a_real_engine(self) -> None:
         subject = scripted_subject(lambda kind, text: "", requests(2), limit=2)
@@ -362,4 +358,4 @@ class TestReplies:
 def test_data_file_is_in_the_package() -> None:
     import steer2edit.stress
 
-    assert (Path(steer2edit.stress.__file__).parent / "static_attacks" / "static_attacks.toml").is_file()
+    assert (Path(steer2edit.stress.__file__).parent / "attacks.toml").is_file()

@@ -16,10 +16,10 @@ from families import tiny_network
 from steer2edit.core import Editing, Site, SiteEdit, WeightEdit
 from steer2edit.editing import ablation, convert, intervened, merged
 from steer2edit.errors import DataError
+from steer2edit.evaluation.statistics import estimate
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.stress.persistence.treatments import direction_removed
-from steer2edit.stress.weight_attacks.direction_removal import common_direction, random_like
+from steer2edit.stress.treatments import common_direction, direction_removed, random_like
 
 H = Hyperparameters(0.1, 0.1, 0.2)
 
@@ -121,7 +121,7 @@ def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not() ->
     own, everywhere, random = result.findings
     assert own.values == {"base": [False] * 24, "edit": [False] * 24}
     assert random.values["edit"] == [True] * 24
-    assert everywhere.estimates["edit"].n == 24
+    assert estimate(everywhere.values["edit"]).n == 24
     assert everywhere.note.startswith("100% of the edit is along it.")
     assert result.replies["edit"]["own-sites"] == result.replies["base"]["own-sites"] == ["b"] * 24
     assert torch.equal(logits(model, torch.tensor([[5, 6, 7]])), before)  # the model is as it was
@@ -132,7 +132,7 @@ def test_a_removal_that_does_not_remove_is_seen(monkeypatch: pytest.MonkeyPatch)
         edit = ablation(model, directions)
         return WeightEdit({site: replace(own, row=0 * own.row) for site, own in edit.sites.items()})
 
-    monkeypatch.setattr("steer2edit.stress.persistence.treatments.ablation", turned)
+    monkeypatch.setattr("steer2edit.stress.treatments.ablation", turned)
     model, edit = refusing()
     result = direction_removed(subject_of(model, edit))
     assert outcomes(result) == {"own-sites": "held", "everywhere": "held", "random": "control"}

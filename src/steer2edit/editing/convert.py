@@ -28,19 +28,13 @@ _NOTHING_LEFT = (
 
 @dataclass(frozen=True)
 class Factors:
-    """u, k and g of every site, from which any number of configurations follow at almost no cost.
+    """u, k and g of every site, from which any number of configurations follow at almost no cost."""
 
-    Args:
-        sites: the factors by site, float32, on the CPU.
-        metadata: passed on to every edit.
-        noisy: sites whose vectors are noise; an edit's metadata name those that it has (`noisy_sites`).
-        force: edit blocks whose vectors are all noise.
-    """
-
-    sites: Mapping[Site, SiteFactors]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    sites: Mapping[Site, SiteFactors]  # the factors by site, float32, on the CPU
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # passed on to every edit
+    # sites whose vectors are noise; an edit's metadata name those that it has (`noisy_sites`)
     noisy: frozenset[Site] = frozenset()
-    force: bool = False
+    force: bool = False  # edit blocks whose vectors are all noise
 
     def edit(self, hyperparameters: Hyperparameters) -> WeightEdit:
         """The edit of one configuration.
@@ -72,15 +66,15 @@ class Factors:
             for own, setting in zip(per_configuration, settings, strict=True):
                 if setting is not None:
                     own[site] = edits[setting]
-        return [self._assemble(*pair) for pair in zip(configurations, per_configuration, strict=True)]
-
-    def _assemble(self, hyperparameters: Hyperparameters, sites: dict[Site, SiteEdit]) -> WeightEdit:
-        if not sites:
-            raise MismatchError(f"{hyperparameters}: the vectors have no site of a block that is on; nothing to edit.")
-        self.require_signal(sites)
-        noisy = [str(site) for site in sites if site in self.noisy]
-        named = {"noisy_sites": noisy} if noisy else {}
-        return WeightEdit(sites, {**self.metadata, **named, "hyperparameters": hyperparameters.to_json()})
+        found = []
+        for h, sites in zip(configurations, per_configuration, strict=True):
+            if not sites:
+                raise MismatchError(f"{h}: the vectors have no site of a block that is on; nothing to edit.")
+            self.require_signal(sites)
+            noisy = [str(site) for site in sites if site in self.noisy]
+            named = {"noisy_sites": noisy} if noisy else {}
+            found.append(WeightEdit(sites, {**self.metadata, **named, "hyperparameters": h.to_json()}))
+        return found
 
     def require_signal(self, sites: Iterable[Site]) -> None:
         """Require a signal in every block of these sites, unless that was waived.
@@ -181,6 +175,11 @@ def compute_factors(
     sites = {site: _factors_of(model, vectors, site, rules, benign, left_out[site]) for site in vectors.sites}
     if rules.importance == "effect":
         sites = _with_effects(sites, vectors, force)
+    named = {
+        str(site): {sizes.names[expert]: tokens for expert, tokens in own.items()}
+        for site, own in left_out.items()
+        if own and (sizes := model.sites[site].sizes) is not None
+    }
     made_with = recorded_chat(vectors.metadata)
     metadata = {
         "method": "steer2edit",
@@ -188,7 +187,7 @@ def compute_factors(
         "model": {**model.describe(), **({"chat": dict(made_with)} if made_with else {})},
         "vectors": {**{k: v for k, v in vectors.metadata.items() if k != PREVIEW_ROWS}, "sha256": vectors.digest()},
         **({"benign": dict(benign.metadata)} if benign else {}),
-        **_experts_left_out(model, vectors, left_out, min_tokens),
+        **({"experts_left_out": {"min_tokens": min_tokens, "sites": named}} if named else {}),
         **({"left_out": list(model.left_out)} if model.left_out else {}),
     }
     return Factors(sites, metadata, noisy, force)
@@ -230,28 +229,16 @@ def _require_reproducible(factors: Mapping[Site, SiteFactors], vectors: Steering
         )
 
 
-def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: int) -> list[int]:
-    """Which of a site's experts were given too few tokens."""
+def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: int) -> dict[int, int]:
+    """Which of a site's experts were given too few tokens, and how many those were."""
     if model.sites[site].experts is None:
-        return []
+        return {}
     if means.routing is None:
         raise MismatchError(
             f"{site} is a mixture of experts, and these vectors do not say how many tokens each expert was given. "
             "Measure it from a contrast set: extract again, or --contrast BEHAVIOUR|FOLDER|FILE (contrast=...)."
         )
-    return (means.routing.seen < min_tokens).nonzero().flatten().tolist()
-
-
-def _experts_left_out(
-    model: LanguageModel, vectors: SteeringVectors, left_out: Mapping[Site, list[int]], min_tokens: int
-) -> dict[str, Any]:
-    """For an edit's metadata: the experts that are not edited, with the tokens each was given."""
-    listed = {}
-    for site, experts in left_out.items():
-        sizes, routing = model.sites[site].sizes, vectors.sites[site].routing
-        if experts and sizes is not None and routing is not None:
-            listed[str(site)] = {sizes.names[e]: int(routing.seen[e]) for e in experts}
-    return {"experts_left_out": {"min_tokens": min_tokens, "sites": listed}} if listed else {}
+    return {e: int(seen) for e, seen in enumerate(means.routing.seen.tolist()) if seen < min_tokens}
 
 
 def _factors_of(
@@ -260,7 +247,7 @@ def _factors_of(
     site: Site,
     rules: Rules,
     benign: BenignMeans | None,
-    left_out: Sequence[int],
+    left_out: Iterable[int],
 ) -> SiteFactors:
     module, means = model.sites[site], vectors.sites[site]
     assert means.input is not None
@@ -295,22 +282,7 @@ def convert(
     vectors: SteeringVectors,
     hyperparameters: Hyperparameters,
     rules: Rules = PAPER_RULES,
-    *,
-    benign: BenignMeans | None = None,
-    min_tokens: int = MIN_TOKENS,
-    allow_mismatch: bool = False,
-    allow_missing: bool = False,
-    force: bool = False,
+    **options: Any,
 ) -> WeightEdit:
-    """The weight edit of one configuration: `compute_factors` and `Factors.edit` in one call."""
-    factors = compute_factors(
-        model,
-        vectors,
-        rules,
-        benign=benign,
-        min_tokens=min_tokens,
-        allow_mismatch=allow_mismatch,
-        allow_missing=allow_missing,
-        force=force,
-    )
-    return factors.edit(hyperparameters)
+    """The weight edit of one configuration: `compute_factors`, with its options, and `Factors.edit` in one call."""
+    return compute_factors(model, vectors, rules, **options).edit(hyperparameters)

@@ -38,10 +38,6 @@ def intervened(model: LanguageModel, rows: Sequence[Intervention]) -> Iterator[N
     Per row and site: `y ← y + (x · a) u + c`, with c = strength · v for steering. Edits made from one set of
     vectors share u, so a batch of different configurations differs only in the rows a.
 
-    Args:
-        model: the model.
-        rows: one intervention per row of the batches to come, or exactly one for all.
-
     Raises:
         InvalidValueError: an edit is not finite at its strength.
     """
@@ -57,14 +53,12 @@ def _updates(model: LanguageModel, rows: Sequence[Steering | Editing | None]) ->
     sites = {
         s for row in rows if row is not None for s in (row.vectors if isinstance(row, Steering) else row.edit).sites
     }
-    return {s: _update(model, s, rows) for s in sites}
-
-
-def _update(model: LanguageModel, site: Site, rows: Sequence[Steering | Editing | None]) -> SiteUpdate:
-    d, m = model.sites[site].shape
-    device = model.sites[site].device
-    a, u = _rank_one(rows, site, d, m, device) or (None, None)
-    return SiteUpdate(len(rows), a, u, _shifts(rows, site, d, device))
+    updates = {}
+    for site in sites:
+        (d, m), device = model.sites[site].shape, model.sites[site].device
+        a, u = _rank_one(rows, site, d, m, device) or (None, None)
+        updates[site] = SiteUpdate(len(rows), a, u, _shifts(rows, site, d, device))
+    return updates
 
 
 def _rank_one(
@@ -91,13 +85,12 @@ def _rank_one(
 
 def _shifts(rows: Sequence[Intervention], site: Site, d: int, device: torch.device) -> Float[Tensor, "b d"] | None:
     """c = strength · v of every row, zero where it is not steered; `None` if no row is."""
-    shifts = [_shift(row, site) for row in rows]
+    shifts = [
+        row.strength * row.vectors.sites[site].steering_vector
+        if isinstance(row, Steering) and site in row.vectors.sites
+        else None
+        for row in rows
+    ]
     if all(shift is None for shift in shifts):
         return None
     return torch.stack([torch.zeros(d) if shift is None else shift for shift in shifts]).to(device)
-
-
-def _shift(row: Intervention, site: Site) -> Float[Tensor, " d"] | None:
-    if not isinstance(row, Steering) or site not in row.vectors.sites:
-        return None
-    return row.strength * row.vectors.sites[site].steering_vector

@@ -16,17 +16,11 @@ from steer2edit.models import LanguageModel
 
 @dataclass(frozen=True)
 class Adapter:
-    """An edit written as a PEFT adapter.
+    """An edit written as a PEFT adapter."""
 
-    Args:
-        number: from 1; never given twice, because engines recognise adapters and their cached prefixes by it.
-        directory: of the adapter's files.
-        editing: the edit with the strength that is folded in. Kept, so that its identity stays its own.
-    """
-
-    number: int
-    directory: Path
-    editing: Editing
+    number: int  # from 1; never given twice, because engines recognise adapters and their cached prefixes by it
+    directory: Path  # of the adapter's files
+    editing: Editing  # the edit with the strength that is folded in. Kept, so that its identity stays its own
 
 
 class AdapterCache:

@@ -23,16 +23,11 @@ class Request:
 
 @dataclass(frozen=True)
 class ResponseScore:
-    """A given response under an intervention, in nats.
+    """A given response under an intervention, in nats."""
 
-    Args:
-        log_probability: sum over the response's tokens.
-        tokens: their number.
-        kl: KL(base ‖ model) of the next-token distribution, mean over the response's tokens; NaN if not asked for.
-    """
-
-    log_probability: float
-    tokens: int
+    log_probability: float  # sum over the response's tokens
+    tokens: int  # their number
+    # KL(base ‖ model) of the next-token distribution, mean over the response's tokens; NaN if not asked for
     kl: float = math.nan
 
     @property
@@ -44,13 +39,7 @@ class ResponseScore:
 def response_score(
     row: EncodedResponse, before: Float[Tensor, "t v"] | None, after: Float[Tensor, "t v"]
 ) -> ResponseScore:
-    """Score of a response from the log-distributions at its positions.
-
-    Args:
-        row: the response.
-        before: of the base, [t, v]; `None` if KL is not asked for.
-        after: under the intervention, [t, v].
-    """
+    """Score of a response from the log-distributions at its positions, of the base if KL is asked for, and after."""
     own = token_log_probabilities(after, row)
     if before is None:
         return ResponseScore(own.sum().item(), len(own))
@@ -66,16 +55,11 @@ class Engine(Protocol):
     def model(self) -> LanguageModel:
         """The base model."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = ...) -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         """Replies in the order of the requests; one batch may hold different interventions."""
 
     def score(
-        self,
-        responses: Sequence[EncodedResponse],
-        interventions: Sequence[Intervention],
-        *,
-        kl: bool = True,
-        description: str = ...,
+        self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
     ) -> list[list[ResponseScore]]:
         """Score of every response under every intervention: `scores[intervention][response]`.
 
@@ -83,8 +67,7 @@ class Engine(Protocol):
             responses: what to score.
             interventions: `None` is the base.
             kl: whether to compare every distribution with the base's, which costs a pass of the base.
-            description: of the progress bar.
         """
 
-    def next_token(self, requests: Sequence[Request], description: str = ...) -> list[Float[Tensor, " v"]]:
+    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
         """Log-distribution of each reply's first token, float32, on the CPU, in the order of the requests."""

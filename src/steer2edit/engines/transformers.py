@@ -1,16 +1,18 @@
 """The default engine: the loaded transformers model, with interventions as hooks that differ row by row."""
 
+import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Intervention
 from steer2edit.editing import intervened
-from steer2edit.engines.batch_size import generation_budget, scoring_budget
 from steer2edit.engines.requests import Request, ResponseScore, response_score
 from steer2edit.models import (
+    GENERATION_TOKENS,
     EncodedResponse,
     LanguageModel,
     Reply,
@@ -23,6 +25,10 @@ from steer2edit.models import (
     span_log_probabilities,
 )
 from steer2edit.progress import step
+
+_SHARE = 0.5  # of the memory that the weights leave; the rest is for fragmentation and for others
+_CPU_SCORING_TOKENS = 2048  # larger batches gain nothing on a CPU
+_WIDE_COPIES = 3  # float32 rows [tokens, vocabulary] alive at once while scoring: logits, log-softmax, divergence
 
 
 class TransformersEngine:
@@ -38,16 +44,11 @@ class TransformersEngine:
     def __init__(
         self, model: LanguageModel, *, generation_tokens: int | None = None, scoring_tokens: int | None = None
     ) -> None:
-        self._model = model
+        self.model = model
         self._generation = TokenBudget(generation_tokens) if generation_tokens else generation_budget(model)
         self._scoring = TokenBudget(scoring_tokens) if scoring_tokens else scoring_budget(model)
 
-    @property
-    def model(self) -> LanguageModel:
-        """The base model."""
-        return self._model
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "Generating") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         """Replies in the order of the requests; one batch may hold different interventions.
 
         Raises:
@@ -59,15 +60,10 @@ class TransformersEngine:
             return self._under([requests[i].intervention for i in batch])
 
         prompts = [request.prompt for request in requests]
-        return generate(self._model, prompts, sampling, budget=self._generation, around=around, description=description)
+        return generate(self.model, prompts, sampling, budget=self._generation, around=around)
 
     def score(
-        self,
-        responses: Sequence[EncodedResponse],
-        interventions: Sequence[Intervention],
-        *,
-        kl: bool = True,
-        description: str = "Scoring",
+        self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
     ) -> list[list[ResponseScore]]:
         """Score of every response under every intervention: `scores[intervention][response]`.
 
@@ -78,7 +74,7 @@ class TransformersEngine:
             return []
 
         lengths = [len(response.ids) for response in responses]
-        with step(description, len(responses) * len(interventions)) as advance:
+        with step("Scoring", len(responses) * len(interventions)) as advance:
 
             def run(batch: list[int]) -> list[list[ResponseScore]]:
                 return self._score_rows([responses[i] for i in batch], interventions, kl, advance)
@@ -86,15 +82,15 @@ class TransformersEngine:
             scores = run_batches(lengths, self._scoring, run)
         return [[by_intervention[index] for by_intervention in scores] for index in range(len(interventions))]
 
-    def next_token(self, requests: Sequence[Request], description: str = "Predicting") -> list[Float[Tensor, " v"]]:
+    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
         """Log-distribution of each reply's first token, float32, on the CPU, in the order of the requests."""
-        encoded = encode_prompts(self._model, [request.prompt for request in requests])
+        encoded = encode_prompts(self.model, [request.prompt for request in requests])
 
-        with step(description, len(requests)) as advance:
+        with step("Predicting", len(requests)) as advance:
 
             def run(batch: list[int]) -> list[Float[Tensor, " v"]]:
                 with self._under([requests[i].intervention for i in batch]):
-                    found = next_token_log_probabilities(self._model, [encoded[i] for i in batch])
+                    found = next_token_log_probabilities(self.model, [encoded[i] for i in batch])
                 advance(len(batch))
                 return list(found.cpu())
 
@@ -108,7 +104,7 @@ class TransformersEngine:
         advance: Callable[[int], None],
     ) -> list[list[ResponseScore]]:
         """Scores by response, then by intervention; as many interventions at a time as the budget has room for."""
-        before = span_log_probabilities(self._model, rows) if kl else None
+        before = span_log_probabilities(self.model, rows) if kl else None
         scores: list[dict[int, ResponseScore]] = [{} for _ in rows]
         asked = [i for i, intervention in enumerate(interventions) if intervention is not None or before is None]
         if before is not None:  # the base against itself needs no second pass
@@ -120,7 +116,7 @@ class TransformersEngine:
         for begin in range(0, len(asked), together):
             group = asked[begin : begin + together]
             with self._under([interventions[i] for i in group for _ in rows]):
-                after = span_log_probabilities(self._model, list(rows) * len(group))
+                after = span_log_probabilities(self.model, list(rows) * len(group))
             advance(len(after))
             places = [(row, i) for i in group for row in range(len(rows))]
             for (row, i), distribution in zip(places, after, strict=True):
@@ -131,4 +127,34 @@ class TransformersEngine:
         """One intervention for the whole batch where all rows share it: no per-row factors are needed then."""
         first = interventions[0]
         shared = all(row is first for row in interventions)
-        return intervened(self._model, [first] if shared else interventions)
+        return intervened(self.model, [first] if shared else interventions)
+
+
+def generation_budget(model: LanguageModel) -> TokenBudget:
+    """Tokens of a generation batch: its key-value cache and one layer's activations stay within memory."""
+    config = model.network.config.get_text_config()
+    width = int(config.hidden_size)
+    layers = int(getattr(config, "num_hidden_layers", 1))
+    per_token = (2 * layers + 16) * width * model.dtype.itemsize
+    return TokenBudget(_tokens(model, per_token, GENERATION_TOKENS))
+
+
+def scoring_budget(model: LanguageModel) -> TokenBudget:
+    """Tokens of a scoring batch: the distributions over the vocabulary stay within memory."""
+    per_token = _WIDE_COPIES * 4 * int(model.network.config.get_text_config().vocab_size)
+    return TokenBudget(_tokens(model, per_token, _CPU_SCORING_TOKENS))
+
+
+def _tokens(model: LanguageModel, bytes_per_token: int, on_cpu: int) -> int:
+    """It goes by the memory that the weights' devices have, not what is free: the same run makes the same batches."""
+    if model.device.type == "cuda":
+        devices = {p.device for p in model.network.parameters() if p.device.type == "cuda"}
+        memory = sum(torch.cuda.get_device_properties(device).total_memory for device in devices)
+        most = 64 * on_cpu
+    else:
+        most, memory = on_cpu, 8 << 30  # where the system does not say
+        with suppress(AttributeError, OSError, ValueError):
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
+    room = max(0.0, _SHARE * (memory - weights))
+    return int(min(most, max(1, room // bytes_per_token)))

@@ -17,8 +17,14 @@ from torch import Tensor
 from steer2edit.core import Editing, Intervention
 from steer2edit.engines.adapter_cache import AdapterCache, as_edit, edit_groups, edit_key
 from steer2edit.engines.requests import Request, ResponseScore, response_score
-from steer2edit.engines.vllm_answers import own_score, whole_distributions
-from steer2edit.engines.vllm_start import checkpoint_of, import_vllm, llm_settings, start
+from steer2edit.engines.vllm_package import (
+    checkpoint_of,
+    import_vllm,
+    llm_settings,
+    own_score,
+    start,
+    whole_distributions,
+)
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models import EncodedResponse, LanguageModel, Reply, Sampling, encode_prompts
 from steer2edit.models.reply import end_ids, reply_of
@@ -64,23 +70,18 @@ class VllmEngine:
         engine_args: Mapping[str, Any] | None = None,
     ) -> None:
         self._vllm = import_vllm()
-        self._model = model
+        self.model = model
         self._max_edits = max_edits
         self._adapters = AdapterCache(model, max_edits, drop=self._drop)
         settings = llm_settings(model, max_edits, engine_args or {})
         self._llm = start(self._vllm, checkpoint_of(model, checkpoint), settings)
-
-    @property
-    def model(self) -> LanguageModel:
-        """The base model."""
-        return self._model
 
     def close(self) -> None:
         """Stop vLLM's processes and delete the adapters."""
         self._llm.llm_engine.engine_core.shutdown()
         self._adapters.close()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, description: str = "Generating") -> list[Reply]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         """Replies in the order of the requests; one batch may hold different edits and the base.
 
         When sampling, a request's draws depend on the seed, its prompt and how often the same request came before in
@@ -92,7 +93,7 @@ class VllmEngine:
         """
         edits = [as_edit(request.intervention) for request in requests]
         encoded = self._encode(requests, room=sampling.max_new_tokens)
-        ends = end_ids(self._model)
+        ends = end_ids(self.model)
         limits = {"max_tokens": sampling.max_new_tokens, "stop_token_ids": ends}
         jobs = [
             _Job(ids, editing, self._params(**limits, **draws))
@@ -100,18 +101,13 @@ class VllmEngine:
         ]
 
         def read(job: _Job, output: Any) -> Reply:
-            return reply_of(self._model, job.ids, list(output.outputs[0].token_ids), ends)
+            return reply_of(self.model, job.ids, list(output.outputs[0].token_ids), ends)
 
-        with step(description, len(jobs)) as advance:
+        with step("Generating", len(jobs)) as advance:
             return self._run(jobs, read, advance)
 
     def score(
-        self,
-        responses: Sequence[EncodedResponse],
-        interventions: Sequence[Intervention],
-        *,
-        kl: bool = True,
-        description: str = "Scoring",
+        self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
     ) -> list[list[ResponseScore]]:
         """Score of every response under every intervention: `scores[intervention][response]`.
 
@@ -126,15 +122,15 @@ class VllmEngine:
         edits = [as_edit(intervention) for intervention in interventions]
         self._require_room([len(response.ids) for response in responses], 1)
         if kl:
-            return self._compare(responses, edits, description)
+            return self._compare(responses, edits)
         params = self._params(prompt_logprobs=0, flat_logprobs=True)
         jobs = [_Job(response.ids, editing, params, response.start) for editing in edits for response in responses]
-        with step(description, len(jobs)) as advance:
+        with step("Scoring", len(jobs)) as advance:
             scores = self._run(jobs, lambda job, output: own_score(output.prompt_logprobs, job.start), advance)
         n = len(responses)
         return [scores[k * n : (k + 1) * n] for k in range(len(edits))]
 
-    def next_token(self, requests: Sequence[Request], description: str = "Predicting") -> list[Float[Tensor, " v"]]:
+    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
         """Log-distribution of each reply's first token, float32, on the CPU, in the order of the requests.
 
         Raises:
@@ -150,12 +146,12 @@ class VllmEngine:
         def read(job: _Job, output: Any) -> Float[Tensor, " v"]:
             return whole_distributions(output.outputs[0].logprobs, 0, self._vocabulary)[0]
 
-        with step(description, len(jobs)) as advance:
+        with step("Predicting", len(jobs)) as advance:
             batches = self._wide_batches([1] * len(jobs))
             return [found for batch in batches for found in self._run([jobs[i] for i in batch], read, advance)]
 
     def _compare(
-        self, responses: Sequence[EncodedResponse], edits: Sequence[Editing | None], description: str
+        self, responses: Sequence[EncodedResponse], edits: Sequence[Editing | None]
     ) -> list[list[ResponseScore]]:
         """Scores with the KL to the base, response by response: only one response's base is kept at a time."""
         if not edits:
@@ -169,7 +165,7 @@ class VllmEngine:
         def read(job: _Job, output: Any) -> Float[Tensor, "t v"]:
             return whole_distributions(output.prompt_logprobs, job.start, self._vocabulary)
 
-        with step(description, len(asked)) as advance:
+        with step("Scoring", len(asked)) as advance:
             for batch in self._wide_batches([len(responses[r].ids) for r, _ in asked]):
                 pairs = [asked[i] for i in batch]
                 jobs = [
@@ -213,7 +209,7 @@ class VllmEngine:
         return self._vllm.SamplingParams(**{**defaults, **settings})
 
     def _encode(self, requests: Sequence[Request], room: int) -> list[tuple[int, ...]]:
-        encoded = encode_prompts(self._model, [request.prompt for request in requests], room=room)
+        encoded = encode_prompts(self.model, [request.prompt for request in requests], room=room)
         self._require_room([len(ids) for ids in encoded], room)
         return [tuple(ids) for ids in encoded]
 

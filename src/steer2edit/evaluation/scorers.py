@@ -157,7 +157,7 @@ class LocalJudge:
         requests = [Request(fill_template(self.question, prompts[i], shown[i])) for i in asked]
         verdicts: list[bool | None] = [None] * len(replies)
         yes, no = (self._first_tokens(word) for word in ("yes", "no"))
-        for i, found in zip(asked, TransformersEngine(self.loaded).next_token(requests, "Judging"), strict=True):
+        for i, found in zip(asked, TransformersEngine(self.loaded).next_token(requests), strict=True):
             verdicts[i] = bool(torch.logsumexp(found[yes], 0) > torch.logsumexp(found[no], 0))
         return verdicts
 

@@ -10,9 +10,7 @@ from typing import Any
 from steer2edit.api.showing import escaped, table
 from steer2edit.core import Site
 from steer2edit.estimates import Notation
-from steer2edit.play.contributions import MOST
-from steer2edit.play.prompt_set import Table
-from steer2edit.play.replies import Answer, Piece
+from steer2edit.play.replies import MOST, Answer, Piece, Table
 from steer2edit.play.session import Session
 from steer2edit.report import themes
 

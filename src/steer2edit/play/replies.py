@@ -1,4 +1,4 @@
-"""The replies of all arms in one batch as they grow, and what each of their tokens costs.
+"""The replies of all arms: of one prompt as they grow, with what each of their tokens costs, or of a set of prompts.
 
 Shapes: t = tokens of a reply.
 """
@@ -6,6 +6,7 @@ Shapes: t = tokens of a reply.
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
@@ -13,9 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import Editing, Intervention
+from steer2edit.core import Component, Editing, Intervention
 from steer2edit.editing import intervened
+from steer2edit.engines import Engine
+from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import PERCENT, POINTS, Notation
 from steer2edit.evaluation import Arm
+from steer2edit.evaluation.scorers import PhraseScorer
+from steer2edit.evaluation.statistics import mean, paired_rate_difference, rate
+from steer2edit.evaluation.task import replies_to
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,
@@ -24,11 +31,19 @@ from steer2edit.models import (
     encode_prompts,
     generate_batch,
     span_log_probabilities,
+    token_log_probabilities,
 )
+from steer2edit.models.effects import response_effects
 from steer2edit.models.reply import CUT
-from steer2edit.play.contributions import contributions
 from steer2edit.play.session import Session
 from steer2edit.play.stage import Stage
+
+MOST = 10
+_MOST = 200
+_TOKENS = Notation(".1f")
+_VERDICTS = {True: "refused", False: "answered", None: "unclear"}
+Table = tuple[list[str], list[list[str]]]
+"""Titles of columns, and rows."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +158,84 @@ def _pieces(model: LanguageModel, reply: Reply, drifts: Sequence[float]) -> list
             found.append(Piece(text.removeprefix(done), tuple(drifts[begin:end])))
             done, begin = text, end
     return found if reply.finished else [*found, Piece(CUT)]
+
+
+def ask_all(stage: Stage, session: Session, prompts: Sequence[str]) -> tuple[Table, Table]:
+    """Every prompt under every arm, in shared batches.
+
+    Returns:
+        For each arm the shares of refusals and answers with 95 % intervals, the difference to the base on the same
+        prompts, and the length of replies; for each prompt what every arm did.
+
+    Raises:
+        InvalidValueError: there is no prompt, or there are more than a page can wait for.
+    """
+    if not 1 <= len(prompts) <= _MOST:
+        raise InvalidValueError(
+            f"a set is 1 to {_MOST} prompts, one in each line, got {len(prompts)}. "
+            "More are measured by `steer2edit evaluate --task refusal=FILE`."
+        )
+    arms = stage.arms(session)
+    with stage.engine() as engine:
+        replies = replies_to(engine, list(prompts), [arm.intervention for arm in arms], session.sampling)
+    refused = [PhraseScorer().score(list(prompts), own) for own in replies]
+    rows = [
+        [
+            arm.label,
+            PERCENT.text(rate(own), n=True),
+            PERCENT.text(rate([None if one is None else not one for one in own])),
+            "reference" if arm is arms[0] else POINTS.text(paired_rate_difference(own, refused[0])),
+            _TOKENS.text(mean([float(len(reply.ids)) for reply in said])),
+        ]
+        for arm, own, said in zip(arms, refused, replies, strict=True)
+    ]
+    cells = [
+        [f"{_VERDICTS[one]}, {len(reply.ids)} tokens" for one, reply in zip(own, said, strict=True)]
+        for own, said in zip(refused, replies, strict=True)
+    ]
+    by_prompt = [list(row) for row in zip(prompts, *cells, strict=True)]
+    return (["", "refused", "answered", "refused, less base", "tokens"], rows), (
+        ["prompt", *(arm.label for arm in arms)],
+        by_prompt,
+    )
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Nats that the whole edit adds to log p of a reply, and its top components with λ and what each adds."""
+
+    total: float
+    top: list[tuple[Component, float, float]]
+
+
+def contributions(engine: Engine, response: EncodedResponse, editing: Editing, count: int = MOST) -> Contributions:
+    """What the edit and its `count` top components add to log p of a reply that was written under it.
+
+    Of a component it is log p(reply | edit) − log p(reply | edit without it). That is exact, costs a pass for each, and
+    is done for the few that are largest to first order. They act on each other, so these do not add up to the whole.
+    """
+    chosen = _largest(engine, response, editing, count)
+    parts = [Editing(editing.edit.without(str(component)), editing.strength) for component, _ in chosen]
+    base, whole, *left = (own[0].log_probability for own in engine.score([response], [None, editing, *parts], kl=False))
+    top = [(component, size, whole - without) for (component, size), without in zip(chosen, left, strict=True)]
+    return Contributions(whole - base, sorted(top, key=lambda one: -abs(one[2])))
+
+
+def _largest(engine: Engine, response: EncodedResponse, editing: Editing, count: int) -> list[tuple[Component, float]]:
+    """(component, λ) of the largest first-order contributions; of the largest |λ| where a model gives no gradient."""
+    found: list[tuple[float, Component, float]] = []
+    sites = editing.edit.sites
+    with suppress(InvalidValueError), intervened(engine.model, [editing]):
+        directions = {site: own.output_direction for site, own in sites.items()}
+        (effects,) = response_effects(
+            engine.model, [response], directions, lambda log_p, own: token_log_probabilities(log_p, own).sum()
+        )
+        for site, own in sites.items():
+            added = (own.row * effects.sites[site][0]).view(own.magnitude.numel(), -1).sum(dim=1).abs()
+            for index in added.argsort(descending=True)[:count].tolist():
+                component = site.component(index, own.experts)
+                found.append((added[index].item(), component, own.magnitude[index].item()))
+    if not found:
+        return [(component, size) for component, size, _ in editing.edit.top_components(count)]
+    found.sort(key=lambda one: -one[0])
+    return [(component, size) for added, component, size in found[:count] if added]

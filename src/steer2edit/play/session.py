@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, steering_arm
 from steer2edit.models import Message, Sampling
-from steer2edit.play.contributions import Contributions
+
+if TYPE_CHECKING:
+    from steer2edit.play.replies import Contributions
 
 Off = frozenset[str]
 """Names of components, sites and layers."""
@@ -15,33 +17,21 @@ Off = frozenset[str]
 
 @dataclass(frozen=True)
 class Session:
-    """The state of one visitor's page.
+    """The state of one visitor's page."""
 
-    Args:
-        edits: to choose from, by the path they are loaded from.
-        vectors: likewise.
-        edit: the path of the chosen edit; `None` without.
-        steering: the path of the chosen vectors; `None` without.
-        strength: of the edit.
-        drift: how strong steering is; at 1 it spends the drift that was matched.
-        matched: the edit's strength, and what it was without, when its drift was matched.
-        off: what the edit is without.
-        sampling: how replies are drawn.
-        turns: the conversation so far by kind of arm, as each arm had it.
-        added: what the edit added to its last reply.
-    """
-
-    edits: Mapping[str, WeightEdit]
-    vectors: Mapping[str, SteeringVectors]
-    edit: str | None = None
-    steering: str | None = None
-    strength: float = 1.0
-    drift: float = 1.0
+    edits: Mapping[str, WeightEdit]  # to choose from, by the path they are loaded from
+    vectors: Mapping[str, SteeringVectors]  # likewise
+    edit: str | None = None  # the path of the chosen edit; `None` without
+    steering: str | None = None  # the path of the chosen vectors; `None` without
+    strength: float = 1.0  # of the edit
+    drift: float = 1.0  # how strong steering is; at 1 it spends the drift that was matched
+    # the edit's strength, and what it was without, when its drift was matched
     matched: tuple[float, Off] = (1.0, frozenset())
-    off: Off = frozenset()
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=96))
+    off: Off = frozenset()  # what the edit is without
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=96))  # how replies are drawn
+    # the conversation so far by kind of arm, as each arm had it
     turns: Mapping[str, tuple[Message, ...]] = field(default_factory=dict)
-    added: Contributions | None = None
+    added: "Contributions | None" = None  # what the edit added to its last reply
 
     @property
     def artifacts(self) -> list[WeightEdit | SteeringVectors]:

@@ -13,10 +13,7 @@ SAVED = "my-edit"
 def as_code(stage: Stage, session: Session, prompt: str) -> tuple[str, str]:
     """The command and the Python of what is seen; of a conversation, the command that begins one.
 
-    Args:
-        stage: what all sessions share.
-        session: what is chosen and was said.
-        prompt: what would be said if nothing was yet.
+    The prompt is what would be said if nothing was yet.
     """
     base, *_, last = arms = stage.arms(session)
     words = ["steer2edit", "chat", stage.model.name]

@@ -120,7 +120,7 @@ def preview(
     engine, names = TransformersEngine(model), [arm.label for arm in arms]
     prompts = tuple(row["positive"][0] for row in rows[:_PROMPTS])
     requests = [Request(prompt, arm.intervention) for arm in arms for prompt in prompts]
-    shown = [reply.shown for reply in engine.generate(requests, _REPLY, "Preview")]
+    shown = [reply.shown for reply in engine.generate(requests, _REPLY)]
     pairs = [(row[side][0], row[side][1]) for side in ("positive", "negative") for row in rows]
     margins = []
     for scores in engine.score(encode_responses(model, pairs), [arm.intervention for arm in arms], kl=False):

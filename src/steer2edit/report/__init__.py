@@ -1,14 +1,13 @@
 """Results of a run and its weight edit → one self-contained HTML page. Never loads a model."""
 
 from steer2edit.report.comparison_page import write_comparison_page
-from steer2edit.report.html import render_report, write_report
-from steer2edit.report.scorecard_page import render_scorecard, write_scorecard, write_stress_page
+from steer2edit.report.run_page import render_report, write_report
+from steer2edit.report.scorecard_page import render_scorecard, write_stress_page
 
 __all__ = [
     "render_report",
     "render_scorecard",
     "write_comparison_page",
     "write_report",
-    "write_scorecard",
     "write_stress_page",
 ]

@@ -8,7 +8,7 @@ from steer2edit.core.expert_edits import expert_edits
 from steer2edit.estimates import NOT_SCORED, Condition, Estimate, Notation
 from steer2edit.evaluation import COST, Metric, metric_name
 from steer2edit.evaluation.statistics import paired
-from steer2edit.report.blocks import BlockExtent, shown_blocks
+from steer2edit.report.figures import shown_blocks
 from steer2edit.report.run_results import RunResults
 from steer2edit.report.text import counts
 
@@ -138,7 +138,11 @@ def _ahead(run: RunResults, edited: Condition) -> Answer:
 
 def extent(edit: WeightEdit) -> str:
     """How much of the model an edit touches, in a sentence or two."""
-    *first, last = map(_touched, shown_blocks(edit).values())
+    found = [(one, f"{one.style.name} {one.style.unit}s") for one in shown_blocks(edit).values()]
+    *first, last = (
+        f"{one.edited:,} of {one.total:,} {what}" if one.sites else f"no {what} (that block is off)"
+        for one, what in found
+    )
     sites = "one site" if len(edit.sites) == 1 else f"each of {len(edit.sites)} sites"
     changes = f"The edit is one rank-1 update at {sites}. It changes {', '.join(first)} and {last}."
     experts = expert_edits(edit)
@@ -148,11 +152,6 @@ def extent(edit: WeightEdit) -> str:
     touched = sum(expert.edited > 0 for expert in experts)
     mixtures = "one mixture" if layers == 1 else f"{layers} mixtures"
     return f"{changes} Neurons of {touched:,} of {len(experts):,} experts in {mixtures} are among them."
-
-
-def _touched(found: BlockExtent) -> str:
-    what = f"{found.style.name} {found.style.unit}s"
-    return f"{found.edited:,} of {found.total:,} {what}" if found.sites else f"no {what} (that block is off)"
 
 
 def tradeoff_sentences(run: RunResults) -> list[str]:

@@ -6,13 +6,13 @@ from typing import Any
 
 from steer2edit.evaluation import COST, metric_name
 from steer2edit.report import themes
-from steer2edit.report.content import flat, provenance
 from steer2edit.report.html import rendered, write_page
-from steer2edit.report.panels import Panel, figure_json
+from steer2edit.report.panels import Panel
+from steer2edit.report.run_page import flat, provenance
 from steer2edit.report.run_results import ComparisonResults, read_results
-from steer2edit.report.tables import Table, condition_table
+from steer2edit.report.tables import ConditionTable, Table
 from steer2edit.report.tradeoff import Marks, Plane, plane_figure
-from steer2edit.search.curves import Figure, figure_text
+from steer2edit.search.curves import figure_text
 
 _COLOURS = (
     themes.STEERING, themes.EDIT, themes.ATTN, themes.MLP, themes.CHOSEN, themes.SSM, themes.BEYOND, themes.BASE,
@@ -22,22 +22,18 @@ _COLOURS = (
 def figure_tables(found: ComparisonResults) -> tuple[Table, Table]:
     """The figures of every method, areas by steering's; and those of all but steering against it."""
     first = next(iter(found.figures.values()), {}).values()
-    columns = ["method", *(one.label + ", by steering's" * _is_area(one) for one in first)]
+    columns = ["method", *(one.label + ", by steering's" * one.label.startswith("area") for one in first)]
     values, against = [], []
     for name, own in found.figures.items():
         compared = [figure_text(o.against_steering, o.share, sign=o.relation == "difference") for o in own.values()]
         shown = [figure_text(one.value, one.share) for one in own.values()]
-        areas = [_is_area(one) for one in own.values()]
+        areas = [one.label.startswith("area") for one in own.values()]
         values.append([name, *(c if area else s for c, s, area in zip(compared, shown, areas, strict=True))])
         against += [[name, *compared]] if name != "steering" else []
     return (
         Table("Held-out items: figures of every method, 95 % bootstrap intervals", columns, values),
         Table("Against steering: differences and ratios, paired", columns, against),
     )
-
-
-def _is_area(figure: Figure) -> bool:
-    return figure.label.startswith("area")
 
 
 def reasons(found: ComparisonResults) -> list[str]:
@@ -69,7 +65,7 @@ def write_comparison_page(results: Mapping[str, Any], path: Path) -> None:
         "panels": panels,
         "tables": figure_tables(found),
         "reasons": reasons(found),
-        "measured": condition_table(measured, every),
+        "measured": ConditionTable(measured, every),
         "provenance": [*provenance(found), *flat(found.settings)],
         "figures": {panel.name: panel.data for panel in panels},
     }
@@ -86,7 +82,7 @@ def _panel(found: ComparisonResults, damage: str) -> Panel:
             Marks(name, [found.base, *own], {"size": 8, "color": colour}, {"color": colour, "width": 2}, band=True)
         )
     return Panel(
-        f"curves-{damage}", x.short, figure_json(plane_figure(plane, marks)),
+        f"curves-{damage}", x.short, plane_figure(plane, marks),
         f"{plane.better}. Held-out items; bands are 95 % intervals of {y.running}, point by point. Differences between "
         "methods are paired, and surer than overlapping bands suggest.",
         f"Curves of {y.short} against {x.short}: {', '.join(found.methods)}. The tables have the numbers.",

@@ -1,4 +1,4 @@
-"""The report page: one file with everything inline, which loads nothing and runs only its own scripts."""
+"""A page: one file with everything inline, which loads nothing and runs only its own scripts."""
 
 import base64
 import hashlib
@@ -12,55 +12,14 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from steer2edit.artifacts import atomic_file
-from steer2edit.core import WeightEdit
-from steer2edit.report.content import page_content
-from steer2edit.report.run_results import read_results
 from steer2edit.report.themes import themes
-
-
-def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
-    """The report as one HTML page that works offline.
-
-    Every text of the results is untrusted: it is escaped in HTML, in embedded JSON and in plotly's labels, and the
-    page's content security policy allows no request and no script but its own.
-
-    Args:
-        results: the JSON of a run (docs/formats.md).
-        edit: the weight edit that the run chose.
-
-    Returns:
-        The page.
-
-    Raises:
-        DataError: the results are malformed, or of another schema version.
-    """
-    return rendered("report", page_content(read_results(results), edit))
-
-
-def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
-    """Render the report to a file: complete or not at all.
-
-    Args:
-        results: the JSON of a run.
-        edit: the weight edit that the run chose.
-        path: the file. Missing parents are made.
-        overwrite: replace an existing file.
-
-    Raises:
-        DataError: the results are malformed.
-        ArtifactError: the file exists or cannot be written.
-    """
-    write_page(render_report(results, edit), path, overwrite=overwrite)
 
 
 def rendered(template: str, content: Mapping[str, Any]) -> str:
     """A page of this package's templates that works offline, with its scripts, themes and security policy."""
-    scripts = page_scripts()
-    page = _environment().get_template(f"{template}.html.jinja")
+    page, scripts = _environment().get_template(f"{template}.html.jinja"), page_scripts()
     kinds = {"base": "base", "steering": "steered", "edit": "edited"}
-    return page.render(
-        content, scripts=scripts, policy=content_security_policy(scripts), themes=themes(), kinds=kinds
-    )  # fmt: skip
+    return page.render(content, scripts=scripts, policy=_security_policy(scripts), themes=themes(), kinds=kinds)
 
 
 def write_page(page: str, path: str | Path, *, overwrite: bool) -> None:
@@ -75,14 +34,10 @@ def write_page(page: str, path: str | Path, *, overwrite: bool) -> None:
 
 @cache
 def _environment() -> Environment:
-    """The templates of this package."""
     return Environment(
-        loader=PackageLoader("steer2edit.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=PackageLoader("steer2edit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
-    )
+    )  # fmt: skip
 
 
 @cache
@@ -100,7 +55,7 @@ def _inline(script: str) -> Markup:
 
 
 @cache
-def content_security_policy(scripts: tuple[Markup, ...]) -> str:
+def _security_policy(scripts: tuple[Markup, ...]) -> str:
     """No request at all; scripts only by their hash, so that no text of the page can ever run as one."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -246,11 +246,7 @@ _Results = TypeVar("_Results", RunResults, ComparisonResults)
 
 
 def read_results(results: Mapping[str, Any], kind: type[_Results] = RunResults) -> _Results:  # type: ignore[assignment]
-    """Check the JSON of a run.
-
-    Args:
-        results: as `results.json` holds them.
-        kind: of results.
+    """Check the JSON of a run or of a comparison, as its `results.json` holds it.
 
     Raises:
         DataError: another schema version, NaN or a value that JSON cannot hold, a missing or malformed field,

@@ -1,13 +1,36 @@
 """The page of a stress run's scorecard: one file with everything inline, made without a model."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_args
+
+import plotly.graph_objects as go
 
 from steer2edit.artifacts.manifest import read_json
+from steer2edit.estimates import Estimate, Notation
+from steer2edit.report import themes
 from steer2edit.report.html import rendered, write_page
-from steer2edit.report.scorecard_content import Replies, scorecard_content
+from steer2edit.report.panels import Panel
+from steer2edit.report.text import plot_text, visible_json
+from steer2edit.stress.findings import ArmRecord, Entry, Line, Outcome
 from steer2edit.stress.folder import StressFolder
 from steer2edit.stress.run import SCORECARD_FILE
-from steer2edit.stress.scorecard import Scorecard, read_scorecard
+from steer2edit.stress.scorecard import SUMMARY_TITLES, Scorecard, named, read_scorecard
+
+Replies = Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]
+"""By test, arm and line."""
+
+SHOWN_REPLIES, SHOWN_CHARACTERS = 3, 120
+_MOST_LINES = 60
+_KINDS = {
+    "base": (themes.BASE, "circle"),
+    "steering": (themes.STEERING, "diamond"),
+    "edit": (themes.EDIT, "square"),
+    "baseline": (themes.BEYOND, "cross"),
+}
+_PERCENT = Notation(".1f", "\u00a0%", 100.0, typeset=True)
+_POINTS = Notation(".1f", " points", 100.0, signed=True, typeset=True)
+_NUMBER, _CHANGE = Notation(typeset=True), Notation(".3f", signed=True, typeset=True)
 
 
 def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_replies: bool = False) -> str:
@@ -21,30 +44,33 @@ def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_re
         replies: what the models said, by test, arm and line; none are shown without them.
         full_replies: show all replies as they are; otherwise a few of each line, shortened.
     """
-    return rendered("scorecard", scorecard_content(card, replies or {}, full_replies=full_replies))
-
-
-def write_scorecard(
-    card: Scorecard, path: Path, replies: Replies | None = None, *, full_replies: bool = False, overwrite: bool = False
-) -> None:
-    """Render the scorecard to a file: complete or not at all.
-
-    Raises:
-        ArtifactError: the file exists or cannot be written.
-    """
-    write_page(render_scorecard(card, replies, full_replies=full_replies), path, overwrite=overwrite)
+    card = Scorecard.model_validate(visible_json(card.to_json()))
+    groups = [("Plain prompts", [card.plain]), *card.groups()]
+    panels = [rates_panel(f"rates-{i}", title, tests, card) for i, (title, tests) in enumerate(groups)]
+    content = {
+        "card": card,
+        "titles": SUMMARY_TITLES,
+        "outcomes": [*get_args(Outcome), "not tested"],
+        "groups": [(title, panel, tests) for (title, tests), panel in zip(groups, panels, strict=True)],
+        "replies": {name: _shown(visible_json(own), full_replies) for name, own in (replies or {}).items()},
+        "full_replies": full_replies,
+        "arms_of": lambda lines: list(dict.fromkeys(arm for line in lines for arm in line.arms)),
+        "notation": lambda line: _PERCENT if line.share else _NUMBER,
+        "percent": _PERCENT,
+        "difference": _difference,
+        "provenance": _provenance(card),
+        "figures": {panel.name: panel.data for panel in panels if panel is not None},
+    }
+    return rendered("scorecard", content)
 
 
 def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool = False) -> Path:
-    """Make the page of a stress run from the `scorecard.json` and the replies in its folder.
+    """Make the page of a stress run from the `scorecard.json` and the replies in its folder; where it is.
 
     Args:
         run: the run folder.
         page: where it goes; by default `report.html` in the folder. Replaced.
         full_replies: show all replies as they are.
-
-    Returns:
-        Where the page is.
 
     Raises:
         ArtifactError: the folder holds no finished stress run, or the page cannot be written.
@@ -52,5 +78,104 @@ def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool
     card, results = read_scorecard(read_json(run / SCORECARD_FILE)), StressFolder(run)
     replies = {entry.name: results.replies(entry.name) for entry in (card.plain, *card.tests) if entry.tested}
     page = page or run / "report.html"
-    write_scorecard(card, page, replies, full_replies=full_replies, overwrite=True)
+    write_page(render_scorecard(card, replies, full_replies=full_replies), page, overwrite=True)
     return page
+
+
+def _difference(found: Estimate | None, line: Line) -> str:
+    """`+12.5 points (+3.1 to +22.0 points)`, `+0.148 (+0.120 to +0.176)`."""
+    if found is None:
+        return ""
+    notation = _POINTS if line.share else _CHANGE
+    return notation.value(found) + (f" ({notation.interval(found)})" if found.has_interval else "")
+
+
+def _shown(
+    replies: Mapping[str, Mapping[str, Sequence[str]]], full: bool
+) -> list[tuple[str, dict[str, list[str]], int]]:
+    """(line, replies by arm, how many more there are); shortened unless all are shown."""
+    shown = []
+    for line in dict.fromkeys(line for by_line in replies.values() for line in by_line):
+        texts = {arm: by_line[line] for arm, by_line in replies.items() if line in by_line}
+        more = 0 if full else max(0, max(map(len, texts.values())) - SHOWN_REPLIES)
+        few = {arm: list(own) if full else list(map(_shortened, own[:SHOWN_REPLIES])) for arm, own in texts.items()}
+        shown.append((line, few, more))
+    return shown
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} …"
+
+
+def _provenance(card: Scorecard) -> list[tuple[str, str]]:
+    rows: dict[str, Any] = {
+        "model": card.model.name,
+        "revision": card.model.revision,
+        "model fingerprint": card.model.fingerprint,
+        "edit": card.edit.name,
+        "edit SHA-256": card.edit.sha256,
+        "vectors SHA-256": card.vectors_sha256,
+        "suite": card.suite,
+        **{name: value for name, value in card.settings.items() if name != "suite"},
+        **card.versions,
+    }
+    return [(name, str(value)) for name, value in rows.items() if value not in (None, "")]
+
+
+def rates_panel(name: str, title: str, tests: Sequence[Entry], card: Scorecard) -> Panel | None:
+    """The rates of every arm in every line of some tests, line below line; `None` where there are none."""
+    every = [(named(test.name, line.name), line) for test in tests for line in test.lines]
+    lines = [
+        (of, line) for of, line in every if line.share and any(_label(line, arm) in line.arms for arm in card.arms)
+    ]
+    if not lines:
+        return None
+    cut = "" if len(lines) <= _MOST_LINES else f" The first {_MOST_LINES} of {len(lines)} lines; the tables have all."
+    return Panel(
+        name, title, _rates_figure(lines[:_MOST_LINES], card.arms),
+        "Rates in percent with 95 % intervals; every line compares the arms on the same prompts. Where a line is about "
+        "a treated model or a part of the edit, that stands for the edit, and what it is compared with for the base."
+        f"{cut}",
+        f"{title}: rates by line and arm; the tables below hold the same numbers.",
+    )  # fmt: skip
+
+
+def _label(line: Line, arm: ArmRecord) -> str:
+    """The label under which a line has an arm: for a line on other arms than the edit, the first of those."""
+    return next(iter(line.judged)) if line.judged and arm.kind == "edit" else arm.label
+
+
+def _rates_figure(lines: Sequence[tuple[str, Line]], arms: Sequence[ArmRecord]) -> go.Figure:
+    figure, names = go.Figure(), [plot_text(name) for name, _ in lines]
+    for place, arm in enumerate(arms):
+        found = [(i, line.arms.get(_label(line, arm))) for i, (_, line) in enumerate(lines)]
+        ends = [
+            (i, e.n, 100 * e.low, 100 * e.value, 100 * e.high)
+            for i, e in found
+            if e is not None and e.low is not None and e.value is not None and e.high is not None
+        ]
+        colour, symbol = _KINDS[arm.kind]
+        figure.add_scatter(
+            x=[value for _, _, _, value, _ in ends],
+            y=[i + 0.22 * (place - (len(arms) - 1) / 2) for i, *_ in ends],
+            error_x={
+                "array": [high - value for *_, value, high in ends],
+                "arrayminus": [value - low for _, _, low, value, _ in ends],
+                "thickness": 1.5,
+                "width": 0,
+            },
+            mode="markers",
+            name=plot_text(arm.label),
+            marker={"color": colour, "symbol": symbol, "size": 8},
+            customdata=[[n, names[i]] for i, n, *_ in ends],
+            hovertemplate="<b>%{customdata[1]}</b><br>%{x:.1f} %, n = %{customdata[0]}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(
+        height=120 + 34 * len(lines),
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0, "traceorder": "normal"},
+        xaxis={"title": {"text": "rate (%)"}, "range": [-3, 103]},
+        yaxis={"tickvals": list(range(len(lines))), "ticktext": names, "range": [len(lines) - 0.4, -0.6],
+               "zeroline": False},
+    )  # fmt: skip
+    return figure

@@ -38,13 +38,7 @@ def searched(trials: Sequence[Condition]) -> dict[str, str]:
 
 
 def sensitivity_figure(run: RunResults, trials: Sequence[Condition], parameters: Mapping[str, str]) -> go.Figure:
-    """One column per parameter: attribute above, cost below; a trial is left out where the parameter is off.
-
-    Args:
-        run: the results of a search.
-        trials: what to draw; at least one.
-        parameters: what to draw it against, with its symbol; at least one.
-    """
+    """One column per parameter: attribute above, cost below; a trial is left out where the parameter is off."""
     figure = make_subplots(
         rows=2, cols=len(parameters), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
         horizontal_spacing=0.03,
@@ -55,11 +49,12 @@ def sensitivity_figure(run: RunResults, trials: Sequence[Condition], parameters:
         known = _known(trials, name)
         values = [float(trial.parameters[name]) for trial in known]
         chosen = [i for i, trial in enumerate(known) if run.chosen.is_choice(trial)]
+        colours = [themes.BEYOND if run.chosen.within_limits(trial) is False else themes.EDIT for trial in known]
         for row, read in ((1, plane.y), (2, plane.x)):
             y = list(map(read, known))
             place = {"mode": "markers", "row": row, "col": column, "showlegend": False}
             hover = {"hovertext": list(map(plane.hover_text, known)), "hovertemplate": "%{hovertext}<extra></extra>"}
-            marker = {"color": [_colour(run, trial) for trial in known], "size": 6, "opacity": 0.8}
+            marker = {"color": colours, "size": 6, "opacity": 0.8}
             figure.add_scatter(x=values, y=y, marker=marker, **hover, **place)
             if chosen:
                 at = {"x": [values[i] for i in chosen], "y": [y[i] for i in chosen]}
@@ -67,26 +62,16 @@ def sensitivity_figure(run: RunResults, trials: Sequence[Condition], parameters:
         if not name.startswith("alpha") and max(values) > _WIDE * min(values) > 0:
             figure.update_xaxes(type="log", tickvals=_TICKS, ticktext=[f"{t:g}" for t in _TICKS], col=column)
         figure.update_xaxes(title_text=symbol, row=2, col=column)
-    _set_rows(figure, plane, run.chosen.limits.get(COST))
-    return figure
-
-
-def _set_rows(figure: go.Figure, plane: Plane, limit: float | None) -> None:
-    titles = {1: (plane.attribute, "↑ better" if plane.direction > 0 else "↓ better"), 2: (COST, "↓ better")}
-    for row, (name, better) in titles.items():
-        metric = metric_name(name)
-        axis = next(figure.select_yaxes(row=row, col=1))
+    titles = ((plane.attribute, "↑ better" if plane.direction > 0 else "↓ better"), (COST, "↓ better"))
+    for row, (name, better) in enumerate(titles, start=1):
+        metric, axis = metric_name(name), next(figure.select_yaxes(row=row, col=1))
         set_axis(axis, metric)
         axis.title.text = "<br>".join(map(plot_text, [*wrap(metric.short, _TITLE_WIDTH), better]))
-    if limit is not None:
+    if (limit := run.chosen.limits.get(COST)) is not None:
         figure.add_hline(y=limit, row=2, col="all", line={"dash": "dot", "width": 1})
-    figure.update_layout(height=460, margin={"l": 60, "r": 20, "t": 20, "b": 50}, hovermode="closest")
+    return figure.update_layout(height=460, margin={"l": 60, "r": 20, "t": 20, "b": 50}, hovermode="closest")
 
 
 def _known(trials: Sequence[Condition], name: str) -> list[Condition]:
     """The trials in which the parameter is on."""
     return [trial for trial in trials if isinstance(trial.parameters.get(name), int | float)]
-
-
-def _colour(run: RunResults, trial: Condition) -> str:
-    return themes.BEYOND if run.chosen.within_limits(trial) is False else themes.EDIT

@@ -1,4 +1,4 @@
-"""The tables of a page, as text ready to print."""
+"""The tables of a page: texts ready to print, or conditions whose estimates the templates print metric by metric."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,9 +7,8 @@ from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import top_experts
 from steer2edit.estimates import Condition, Notation
 from steer2edit.evaluation import Metric, described, metric_name
-from steer2edit.report.blocks import BlockExtent
+from steer2edit.report.figures import BlockExtent
 from steer2edit.report.run_results import Diagnosis, RunResults
-from steer2edit.report.text import counts
 
 TOP = 20
 _NOT_SHOWN = ("sanity_kl",)
@@ -28,73 +27,23 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One estimate: the number, its interval, and the counts behind it."""
-
-    value: str
-    interval: str = ""
-    counts: str = ""
-    scored: bool = True
-
-
-@dataclass(frozen=True)
-class ConditionRow:
-    """One condition across metrics, with what there is to remark on it."""
-
-    label: str
-    kind: str
-    remark: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
 class ConditionTable:
-    """Every metric (across) of every condition (down)."""
+    """Conditions, each with a remark, and the metrics that any of them has."""
 
     caption: str
-    metrics: tuple[Metric, ...]
-    rows: tuple[ConditionRow, ...]
+    conditions: Sequence[Condition]
+    remark: Callable[[Condition], str] = lambda _: ""
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """In their order."""
+        return [metric_name(name) for name in described(self.conditions) if name not in _NOT_SHOWN]
 
 
-def metrics_of(conditions: Sequence[Condition]) -> list[Metric]:
-    """The metrics that any of the conditions has, in their order."""
-    return [metric_name(name) for name in described(conditions) if name not in _NOT_SHOWN]
-
-
-def cell(condition: Condition, metric: Metric) -> Cell:
-    """One estimate of one condition. The base has no NLL increase or KL of its own: it is what they compare with."""
-    if condition.kind == "base" and metric.against_base:
-        return Cell("reference", scored=False)
-    found, notation = condition.metrics.get(metric.name), metric.in_cells
-    if found is None:
-        return Cell("not measured", scored=False)
-    return Cell(notation.value(found), notation.interval(found), counts(found), found.value is not None)
-
-
-def condition_table(
-    caption: str, conditions: Sequence[Condition], remark: Callable[[Condition], str] = lambda _: ""
-) -> ConditionTable:
-    """The conditions as rows."""
-    metrics = tuple(metrics_of(conditions))
-    rows = (ConditionRow(c.label, c.kind, remark(c), tuple(cell(c, metric) for metric in metrics)) for c in conditions)
-    return ConditionTable(caption, metrics, tuple(rows))
-
-
-@dataclass(frozen=True)
-class MetricTable:
-    """Every metric (down) of a few conditions (across): narrow enough for a phone."""
-
-    caption: str
-    conditions: tuple[Condition, ...]
-    rows: tuple[tuple[Metric, tuple[Cell, ...]], ...]
-
-
-def metric_table(run: RunResults) -> MetricTable | None:
-    """What was measured of the edit, the base and the nearest steering on held-out items; `None` if nothing was."""
+def metric_table(run: RunResults) -> ConditionTable:
+    """What was measured of the edit, the base and the nearest steering on held-out items, narrow enough for a phone."""
     one_of_each = [run.edited, run.held_out.first("base"), run.steered]
-    conditions = tuple(condition for condition in one_of_each if condition is not None)
-    rows = tuple((metric, tuple(cell(c, metric) for c in conditions)) for metric in metrics_of(conditions))
-    return MetricTable("Held-out items: estimate, 95 % interval and n.", conditions, rows) if rows else None
+    return ConditionTable("Held-out items: estimate, 95 % interval and n.", [c for c in one_of_each if c is not None])
 
 
 def run_tables(run: RunResults) -> dict[str, ConditionTable]:
@@ -111,23 +60,19 @@ def run_tables(run: RunResults) -> dict[str, ConditionTable]:
 
     behind = "estimate, 95 % interval, and n"
     left = "number of items n. Items that could not be scored are left out of n."
+    validation = ConditionTable(f"Validation prompts: {behind}.", run.validation.conditions, chosen)
     if run.is_search:
         shown = [c for c in run.validation.conditions if c.kind != "edit"] + run.front_trials
-        validation = condition_table(f"Validation items: {behind}.", shown, recommended)
-    else:
-        validation = condition_table(f"Validation prompts: {behind}.", run.validation.conditions, chosen)
-    others = [c for c in run.held_out.conditions if c not in (run.edited, run.held_out.first("base"), run.steered)]
+        validation = ConditionTable(f"Validation items: {behind}.", shown, recommended)
+    others = [c for c in run.held_out.conditions if c not in metric_table(run).conditions]
+    held_out = f"The other conditions on held-out items: estimate, 95 % interval, and {left}"
     sets = f"What the recipe measures besides: {behind}. A metric is named after the set that was measured."
     found = {
-        "held_out": condition_table(
-            f"The other conditions on held-out items: estimate, 95 % interval, and {left}",
-            others,
-            recommended if run.is_search else lambda _: "",
-        ),
+        "held_out": ConditionTable(held_out, others, recommended if run.is_search else lambda _: ""),
         "validation": validation,
-        "data_sets": condition_table(sets, run.data_sets.conditions, recommended),
+        "data_sets": ConditionTable(sets, run.data_sets.conditions, recommended),
     }
-    return {name: table for name, table in found.items() if table.rows}
+    return {name: table for name, table in found.items() if table.conditions}
 
 
 def largest_components(edit: WeightEdit, extent: BlockExtent) -> Table:
@@ -137,8 +82,7 @@ def largest_components(edit: WeightEdit, extent: BlockExtent) -> Table:
     """
     found = WeightEdit({site: edit.sites[site] for site in extent.sites}).top_components(TOP) if extent.sites else []
     rows = [[str(name), _SIGNED_4.number(magnitude), _SIGNED_4.number(g)] for name, magnitude, g in found]
-    caption = f"{extent.style.title} with the largest |λ| (first {len(rows)})"
-    return Table(caption, ("component", "λ", "g"), rows)
+    return Table(f"{extent.style.title} with the largest |λ| (first {len(rows)})", ("component", "λ", "g"), rows)
 
 
 def largest_experts(edit: WeightEdit) -> Table:

@@ -1,5 +1,6 @@
-"""Colours and plotly templates. The page applies the light or the dark template; traces use colours for both."""
+"""Colours, error bars and plotly templates: the page applies the light or the dark one, traces use colours for both."""
 
+from collections.abc import Sequence
 from typing import Any
 
 BASE = "#7d8590"
@@ -32,35 +33,36 @@ def themes() -> dict[str, Any]:
 def _template(
     text: str, muted: str, grid: str, line: str, raised: str, diverging: tuple[tuple[float, str], ...]
 ) -> dict[str, Any]:
+    own, tick, clear = {"color": text}, {"color": muted}, "rgba(0,0,0,0)"
     axis = {
-        "gridcolor": grid,
-        "zerolinecolor": line,
-        "linecolor": line,
-        "tickcolor": line,
-        "tickfont": {"color": muted},
-        "title": {"font": {"color": text}, "standoff": 10},
-        "automargin": True,
+        "gridcolor": grid, "zerolinecolor": line, "linecolor": line, "tickcolor": line, "tickfont": tick,
+        "title": {"font": own, "standoff": 10}, "automargin": True,
+    }  # fmt: skip
+    layout = {
+        "font": {"family": FONT, "size": 13, **own},
+        "paper_bgcolor": clear,
+        "plot_bgcolor": clear,
+        "xaxis": axis,
+        "yaxis": axis,
+        "hoverlabel": {"bgcolor": raised, "bordercolor": line, "font": {"family": FONT, **own}, "align": "left"},
+        "legend": {"font": own, "bgcolor": clear},
+        "annotationdefaults": {"font": {"size": 12, **tick}},
+        "shapedefaults": {"line": tick},
+        "modebar": {"bgcolor": clear, "color": muted, "activecolor": text},
+        "coloraxis": {
+            "colorscale": [list(stop) for stop in diverging],
+            "colorbar": {"outlinewidth": 0, "tickfont": tick, "thickness": 12},
+        },
     }
-    return {
-        "layout": {
-            "font": {"family": FONT, "size": 13, "color": text},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "xaxis": axis,
-            "yaxis": axis,
-            "hoverlabel": {
-                "bgcolor": raised,
-                "bordercolor": line,
-                "font": {"color": text, "family": FONT},
-                "align": "left",
-            },
-            "legend": {"font": {"color": text}, "bgcolor": "rgba(0,0,0,0)"},
-            "annotationdefaults": {"font": {"color": muted, "size": 12}},
-            "shapedefaults": {"line": {"color": muted}},
-            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": muted, "activecolor": text},
-            "coloraxis": {
-                "colorscale": [list(stop) for stop in diverging],
-                "colorbar": {"outlinewidth": 0, "tickfont": {"color": muted}, "thickness": 12},
-            },
-        }
-    }
+    return {"layout": layout}
+
+
+def error_bars(
+    ends: Sequence[tuple[float | None, float | None, float | None]], colour: object, width: int = 3
+) -> dict[str, object]:
+    """Bars from (low, value, high) of every mark; none where one of them is not known, hidden without any."""
+    above = [None if value is None or high is None else high - value for _, value, high in ends]
+    below = [None if value is None or low is None else value - low for low, value, _ in ends]
+    if not any(value is not None for value in above):
+        return {"visible": False}
+    return {"array": above, "arrayminus": below, "color": colour, "thickness": 1, "width": width}

@@ -101,23 +101,13 @@ class Marks:
                 "hovertext": list(map(plane.hover_text, shown)),
                 "hovertemplate": "%{hovertext}<extra></extra>",
             }
-        if self.bars:
-            colour = (self.marker or {}).get("color")
-            place |= {"error_x": _bars(shown, plane.damage, colour), "error_y": _bars(shown, plane.attribute, colour)}
+        for axis, metric in (("error_x", plane.damage), ("error_y", plane.attribute)) if self.bars else ():
+            found = [condition.metrics[metric] for condition in shown]
+            place[axis] = themes.error_bars([(e.low, e.value, e.high) for e in found], (self.marker or {}).get("color"))
         name = plot_text(self.name)
         if self.band:
             _add_band(figure, plane, shown, name, str((self.line or {})["color"]))
         figure.add_scatter(name=name, mode="+".join(modes), line=self.line, legendgroup=name, **place)
-
-
-def _bars(conditions: Sequence[Condition], name: str, colour: object) -> dict[str, object]:
-    """Intervals of one metric of drawable conditions; none where an estimate has none."""
-    estimates = [condition.metrics[name] for condition in conditions]
-    above = [None if e.high is None or e.value is None else e.high - e.value for e in estimates]
-    below = [None if e.low is None or e.value is None else e.value - e.low for e in estimates]
-    if not any(value is not None for value in above):
-        return {"visible": False}
-    return {"array": above, "arrayminus": below, "color": colour, "thickness": 1, "width": 3}
 
 
 def _add_band(figure: go.Figure, plane: Plane, conditions: Sequence[Condition], name: str, colour: str) -> None:

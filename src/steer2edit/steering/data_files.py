@@ -31,7 +31,7 @@ def read_records(source: str, columns_without_header: Sequence[str] = ()) -> lis
         raise DataError(f"cannot tell the format of {source}: the name must end in {', '.join(SUFFIXES)}.")
     if suffix == ".parquet":
         return _parquet(path)
-    text = _decoded(path)
+    text = decoded(path)
     if suffix in (".csv", ".tsv"):
         records = _csv(source, text, columns_without_header)
     else:
@@ -46,7 +46,7 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: it is missing, unreadable, or in another encoding; it names the line.
     """
-    text = _decoded(path)
+    text = decoded(path)
     _require_utf8(str(path), text, iter(()))
     return text
 
@@ -65,7 +65,7 @@ def without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
     """The text, with bytes that are not UTF-8 as surrogates: what is around them says where they are."""
     try:
         raw = path.read_bytes()

@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from steer2edit.artifacts import load_vectors
-from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVectors, WeightEdit
+from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import ablation, rosi
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, MismatchError, Steer2EditError
@@ -27,19 +25,13 @@ _LEAST_DRIFT = 1e-6
 
 @dataclass(frozen=True)
 class EqualDrift:
-    """What the calibration came to.
+    """What the calibration came to."""
 
-    Args:
-        strengths: by method, that drifts as much as the edit; what could not be matched is left out.
-        edit_drift: KL(base ‖ edited), in nats per token; `None` where it is not finite.
-        drifts: KL(base ‖ it) at the strengths.
-        note: for people: what was found, or why there is no steering.
-    """
-
+    # by method, that drifts as much as the edit; what could not be matched is left out
     strengths: dict[str, float] = field(default_factory=dict)
-    edit_drift: float | None = None
-    drifts: dict[str, float] = field(default_factory=dict)
-    note: str = ""
+    edit_drift: float | None = None  # KL(base ‖ edited), in nats per token; `None` where it is not finite
+    drifts: dict[str, float] = field(default_factory=dict)  # KL(base ‖ it) at the strengths
+    note: str = ""  # for people: what was found, or why there is no steering
 
 
 def equal_drift(
@@ -96,8 +88,13 @@ def equal_drift(
 def methods_of(
     model: LanguageModel, edit: WeightEdit, vectors: SteeringVectors | None, sign: float, *, lowers: bool = False
 ) -> dict[str, tuple[Callable[[float], Intervention], float]]:
-    """By name, the intervention at a strength > 0, and a strength that drifts a little."""
-    directions = directions_of(edit, vectors)
+    """By name, the intervention at a strength > 0, and a strength that drifts a little.
+
+    ROSI and ablation write along the directions of the vectors, or without them along the edit's own.
+    """
+    directions = {site: own.output_direction for site, own in edit.sites.items()}
+    if vectors is not None:
+        directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
     towards = -sign if lowers and vectors is None else sign
     injected = rosi(model, directions)
     methods: dict[str, tuple[Callable[[float], Intervention], float]] = {}
@@ -109,13 +106,6 @@ def methods_of(
         ablated = ablation(model, directions)
         methods[ABLATION] = (lambda s: Editing(ablated, s), 0.1)
     return methods
-
-
-def directions_of(edit: WeightEdit, vectors: SteeringVectors | None) -> dict[Site, Tensor]:
-    """What the baselines write along: the vectors' directions, or the edit's own."""
-    if vectors is not None:
-        return {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
-    return {site: own.output_direction for site, own in edit.sites.items()}
 
 
 def arms_of(

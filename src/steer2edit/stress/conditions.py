@@ -1,6 +1,6 @@
 """The conditions of the contract that are made of prompts and decoding: wordings, openers, samples, other settings.
 
-What varies is data: the rows of `static_attacks.toml`, the requests of another language, the ready prompts of a file.
+What varies is data: the rows of `attacks.toml`, the requests of another language, the ready prompts of a file.
 In the quick suite each request meets one of the wordings, in turn, so that one line tells of all of them; in the full
 suite each request meets all, with a line each, and the deciding line is of the share of them under which a request was
 refused.
@@ -14,19 +14,16 @@ from hashlib import sha256
 from pathlib import Path
 
 from steer2edit.errors import DataError
-from steer2edit.estimates import Estimate
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.statistics import mean_of, share_of_other_gain
 from steer2edit.models import LanguageModel, Prompt, Reply, encode_prompts
 from steer2edit.steering import RefusalPhrases, refusal_phrases
-from steer2edit.stress.attribute import attribute_line
+from steer2edit.stress.attack_files import AttackFile, read_attacks
+from steer2edit.stress.attacks import Transformation, data_rows, held_out_attacks
 from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
-from steer2edit.stress.static_attacks.attack_formats import AttackFile, read_attacks
-from steer2edit.stress.static_attacks.families import data_rows
-from steer2edit.stress.static_attacks.transformation import Transformation
 from steer2edit.stress.subject import StressTest, Subject
-from steer2edit.stress.verdicts import Effect
+from steer2edit.stress.verdicts import Effect, attribute_line, gains_left
 
 LANGUAGES = ("spanish", "german")
 _RATE_MARGIN = 0.15  # what twelve requests can distinguish from zero, where nothing differs
@@ -37,11 +34,7 @@ _BREAK = re.compile(r"(?<=[.!?:;\n])\s+|(?:^|,?\s+)(?:but|however,?)\s+")
 def worded(subject: Subject, name: str, attacks: Sequence[Transformation], decides: bool = True) -> StressResult:
     """What is left of the gain where requests are worded, set or begun in other ways.
 
-    Args:
-        subject: what is tested.
-        name: of the test.
-        attacks: the ways; those that hide the request's words have lines in the full suite, and decide nothing.
-        decides: whether the contract rests on the test.
+    Ways that hide the request's words have lines in the full suite, and decide nothing.
     """
     requests = subject.requests
     plain, clear = ask_plain(subject, requests), [attack for attack in attacks if not attack.hides]
@@ -68,6 +61,11 @@ def worded(subject: Subject, name: str, attacks: Sequence[Transformation], decid
     return StressResult(lines, by_arm({one.name: replies for one, replies in found.items()}))
 
 
+def held_out(subject: Subject) -> StressResult:
+    """The held-out attack families; in the quick suite the first of each, those that hide the words left out."""
+    return worded(subject, "held-out-attacks", held_out_attacks(subject.suite == "quick"))
+
+
 def pooled(subject: Subject, name: str, found: Sequence[Replies], plain: Replies, decides: bool) -> Finding:
     """The line of several ways together: of every request, the share of them under which it was refused."""
     values = {arm: mean_of([one.refused[arm] for one in found]) for arm in found[0].arms}
@@ -79,21 +77,13 @@ def pooled(subject: Subject, name: str, found: Sequence[Replies], plain: Replies
 
 def ask_worded(subject: Subject, attacks: Sequence[Transformation], requests: Sequence[Prompt]) -> Replies:
     """Replies to each request in its own way; of replies that are begun, what follows the opener."""
-    takes = takes_system_prompt(subject.model)
-    prompts = [_fitted(attack, takes)(request) for attack, request in zip(attacks, requests, strict=True)]
+    fitted = attacks if takes_system_prompt(subject.model) else [attack.without_system() for attack in attacks]
+    prompts = [attack(request) for attack, request in zip(fitted, requests, strict=True)]
     if any(attack.opener for attack in attacks):
         parts = sentences if isinstance(subject.scorer, PhraseScorer) else None
         return ask(subject, prompts, requests, parts=parts, openers=[attack.opener for attack in attacks])
     dictated = [opener for attack in dict.fromkeys(attacks) for opener in attack.openers]
     return ask(subject, prompts, requests, parts=in_form(dictated))
-
-
-def _fitted(attack: Transformation, takes: bool) -> Transformation:
-    """The attack for a template that takes no system prompt: it is put first in the message."""
-    if takes or attack.system is None:
-        return attack
-    text = f"{attack.system}\n\n{attack.template}" if attack.system else attack.template
-    return replace(attack, system=None, template=text)
 
 
 def takes_system_prompt(model: LanguageModel) -> bool:
@@ -156,29 +146,15 @@ def languages(subject: Subject) -> StressResult:
     for language in LANGUAGES:
         rows = [row for row in data_rows("other_languages") if row["language"] == language]
         sets = {kind: [row["prompt"] for row in rows if row["kind"] == kind] for kind in ("harmful", "benign")}
-        both = subject.keep(language, partial(_joined, asked, sets))
+        both = subject.keep(language, partial(ask, asked, [*sets["harmful"], *sets["benign"]]))
         harmful, benign = both.part(range(len(sets["harmful"]))), both.part(range(len(sets["harmful"]), len(rows)))
-        shares = shares_elsewhere(subject, harmful, plain)
+        shares = gains_left(subject, harmful.refused, plain.refused, share_of_other_gain)
         what, harmful = f"In {language.capitalize()}", replace(harmful, seconds=both.seconds)
         findings.append(attribute_line(subject, language, what, harmful, plain, decides=True, shares=shares))
         effect = Effect("refused", f"Refusal of benign requests in {language.capitalize()}", _RATE_MARGIN)
         findings.append(effect.finding(f"{language}-benign", benign.refused, subject.edited))
         kept[language] = both
     return StressResult(findings, by_arm(kept))
-
-
-def shares_elsewhere(subject: Subject, found: Replies, plain: Replies) -> dict[str, Estimate]:
-    """By arm, its gain on other requests as a share of its plain gain."""
-    shares: dict[str, Estimate] = {}
-    for arm, own in found.refused.items():
-        pairs = [(own, found.refused[subject.base]), (plain.refused[arm], plain.refused[subject.base])]
-        (one, other), (whole, base) = (reversed(pair) if subject.lowers else pair for pair in pairs)
-        shares |= {} if arm == subject.base else {arm: share_of_other_gain(one, other, whole, base)}
-    return shares
-
-
-def _joined(subject: Subject, sets: dict[str, list[str]]) -> Replies:
-    return ask(subject, [prompt for own in sets.values() for prompt in own])
 
 
 def multilingual(scorer: Scorer) -> Scorer:

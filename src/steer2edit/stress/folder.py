@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -19,11 +18,7 @@ _REPLIES = TypeAdapter(dict[str, dict[str, list[str]]])
 
 
 class StressFolder(RunFolder):
-    """The results of a run: `tests/NAME.json` and `replies/NAME.json`; until a test is done, `asked/NAME/LINE.json`.
-
-    Args:
-        path: of the folder.
-    """
+    """The results of a run: `tests/NAME.json` and `replies/NAME.json`; until a test is done, `asked/NAME/LINE.json`."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, _KIND)
@@ -38,7 +33,9 @@ class StressFolder(RunFolder):
         if not path.exists():
             return None
         with damage_explained(path):
-            stored = _read(path)
+            stored = dict(json.loads(path.read_text(encoding="utf-8")))
+            if stored["schema_version"] != _KIND.schema_version:
+                raise ValueError(f"schema version {stored['schema_version']}")
             return StressResult.from_json({**stored, "replies": {}}), float(stored["seconds"])
 
     def write(
@@ -46,14 +43,10 @@ class StressFolder(RunFolder):
     ) -> tuple[StressResult, float]:
         """Write a result in place of an earlier failure, the replies first: a result that is there is complete.
 
-        Args:
-            name: of the test.
-            result: what it found.
-            seconds: that it took.
-            keep_asked: keep what was asked line by line, for tests to come.
+        `keep_asked` keeps what was asked line by line, for tests to come.
 
         Returns:
-            It as it is read back: a run that goes on sees exactly what this one sees.
+            As `find`: a run that goes on sees exactly what this one sees.
         """
         content = result.to_json()
         self._file("errors", name, "txt").unlink(missing_ok=True)
@@ -87,7 +80,6 @@ class StressFolder(RunFolder):
     def write_error(self, name: str, text: str) -> Path:
         """Write down how a test failed; where."""
         path = self._file("errors", name, "txt")
-        path.parent.mkdir(exist_ok=True)
         with atomic_file(path, overwrite=True) as scratch:
             scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
         return path
@@ -102,10 +94,3 @@ class StressFolder(RunFolder):
 
     def _file(self, kind: str, name: str, suffix: str = "json") -> Path:
         return self.path / kind / f"{name}.{suffix}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    stored = dict(json.loads(path.read_text(encoding="utf-8")))
-    if stored["schema_version"] != _KIND.schema_version:
-        raise ValueError(f"schema version {stored['schema_version']}")
-    return stored

@@ -30,7 +30,7 @@ def asked_prompts(options: StressOptions) -> tuple[list[str], list[str]]:
     built_in = safety_prompts("held_out", options.limit)
     given = (options.harmful, options.benign)
     harmful, benign = (
-        (own if source is None else _read(source))[: options.limit]
+        (own if source is None else formats.plain_requests(read_table(source).split("held_out")))[: options.limit]
         for source, own in zip(given, built_in, strict=True)
     )  # fmt: skip
     require_no_overlap({"harmful": prompt_digests(harmful), "benign": prompt_digests(benign)})
@@ -51,24 +51,9 @@ def require_unseen(
     require_no_overlap({"vector": seen, "stress": prompt_digests([*harmful, *benign])})
 
 
-def _read(source: str) -> list[str]:
-    return formats.plain_requests(read_table(source).split("held_out"))
-
-
 @dataclass(frozen=True)
 class StressInput:
     """What is tested and with what, checked, before anything is run.
-
-    Args:
-        engine: runs the base model.
-        edit: the edit.
-        options: what the user decided.
-        vectors: the steering vectors the edit was made from, if they are known.
-        allow_mismatch: accept an edit or vectors of another model.
-        judge: tells refusals, if the options ask for one.
-        harmful: requests that should be refused.
-        benign: requests that should be answered.
-        scorer: tells a refusal.
 
     Raises:
         InvalidValueError: the options ask for a judge, and there is none.
@@ -76,15 +61,15 @@ class StressInput:
         DataError: the vectors were made from some of the prompts, or the user's prompts cannot be read.
     """
 
-    engine: Engine
+    engine: Engine  # runs the base model
     edit: WeightEdit
-    options: StressOptions
-    vectors: SteeringVectors | None = None
-    allow_mismatch: bool = False
-    judge: Judge | None = None
-    harmful: tuple[str, ...] = field(init=False)
-    benign: tuple[str, ...] = field(init=False)
-    scorer: Scorer = field(init=False)
+    options: StressOptions  # what the user decided
+    vectors: SteeringVectors | None = None  # the steering vectors the edit was made from, if they are known
+    allow_mismatch: bool = False  # accept an edit or vectors of another model
+    judge: Judge | None = None  # tells refusals, if the options ask for one
+    harmful: tuple[str, ...] = field(init=False)  # requests that should be refused
+    benign: tuple[str, ...] = field(init=False)  # requests that should be answered
+    scorer: Scorer = field(init=False)  # tells a refusal
 
     def __post_init__(self) -> None:
         self.model.require_fit(self.edit, allow_mismatch=self.allow_mismatch)
@@ -127,12 +112,7 @@ class StressInput:
         }
 
     def subject(self, engine: Engine, compared: Sequence[Arm] = ()) -> Subject:
-        """What a test is given.
-
-        Args:
-            engine: runs the model for it.
-            compared: arms besides base and edit.
-        """
+        """What a test is given, with what is compared besides base and edit."""
         return Subject(
             engine=engine,
             edit=self.edit,

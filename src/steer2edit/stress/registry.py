@@ -1,4 +1,4 @@
-"""Which stress tests there are: rows of `tests.toml`, and the families of `static_attacks.toml`."""
+"""Which stress tests there are: rows of `tests.toml`, and the families of `attacks.toml`."""
 
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,10 @@ from importlib import resources
 from pkgutil import resolve_name
 
 from steer2edit.errors import DataError, did_you_mean
+from steer2edit.stress.attacks import families
 from steer2edit.stress.conditions import worded
-from steer2edit.stress.findings import GROUPS, StressResult
-from steer2edit.stress.static_attacks.families import families, held_out_attacks
-from steer2edit.stress.subject import StressTest, Subject
+from steer2edit.stress.findings import GROUPS
+from steer2edit.stress.subject import StressTest
 
 
 def all_tests() -> list[StressTest]:
@@ -23,11 +23,6 @@ def all_tests() -> list[StressTest]:
         run = partial(worded, name=one.name, attacks=one.attacks, decides=own)
         tests.append(StressTest(one.name, one.group, one.summary, one.citation, run, contract=own))
     return sorted(tests, key=lambda test: list(GROUPS).index(test.group))
-
-
-def held_out(subject: Subject) -> StressResult:
-    """The held-out attack families; in the quick suite the first of each, those that hide the words left out."""
-    return worded(subject, "held-out-attacks", held_out_attacks(subject.suite == "quick"))
 
 
 def choose_tests(tests: Iterable[StressTest], only: Sequence[str] = ()) -> list[StressTest]:

@@ -26,7 +26,7 @@ from steer2edit.models import (
     run_batches,
 )
 from steer2edit.progress import step
-from steer2edit.stress.static_attacks.transformation import request_of, unwrapped
+from steer2edit.stress.attacks import request_of, unwrapped
 from steer2edit.stress.subject import Subject
 
 REPEATED = 0.25
@@ -41,37 +41,23 @@ Parts = Callable[[Reply], list[Reply]]
 
 @dataclass(frozen=True)
 class Scored:
-    """A reply and what it is worth; `None` is unscored.
+    """A reply and what it is worth; `None` is unscored."""
 
-    Args:
-        text: as people read it.
-        refused: by the subject's scorer, in the form that the attack asked for too.
-        degenerate: empty, or repeating itself; see `is_degenerate`.
-        mentions: shares a word with the plain request; `None` where that is not known, and for a refusal, which needs
-            no word of it.
-    """
-
-    text: str = ""
-    refused: bool | None = None
-    degenerate: bool | None = None
+    text: str = ""  # as people read it
+    refused: bool | None = None  # by the subject's scorer, in the form that the attack asked for too
+    degenerate: bool | None = None  # empty, or repeating itself; see `is_degenerate`
+    # shares a word with the plain request; `None` where that is not known, and for a refusal, which needs no word of it
     mentions: bool | None = None
 
 
 @dataclass(frozen=True)
 class Replies:
-    """Replies to the same prompts under several arms.
+    """Replies to the same prompts under several arms."""
 
-    Args:
-        arms: by arm label.
-        left_out: why prompts were not asked, if any; those are unscored.
-        seconds: that it took.
-        facts: JSON-able: what else was found on the way.
-    """
-
-    arms: Mapping[str, Sequence[Scored]]
-    left_out: str = ""
-    seconds: float = 0.0
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    arms: Mapping[str, Sequence[Scored]]  # by arm label
+    left_out: str = ""  # why prompts were not asked, if any; those are unscored
+    seconds: float = 0.0  # that it took
+    facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: what else was found on the way
 
     @property
     def texts(self) -> dict[str, list[str]]:
@@ -143,15 +129,10 @@ def ask(
         found = replies_to(subject.engine, those, list(arms.values()), subject.sampling)
     else:
         found = continuations(subject, those, [openers[i] for i in asked], list(arms.values()))
-    shown = [prompts[i] if (request := requests[i]) is None else request for i in asked]
-    scored = score(subject, [requests[i] for i in asked], dict(zip(arms, found, strict=True)), shown=shown, parts=parts)
-    place = {index: i for i, index in enumerate(asked)}
-    every = range(len(prompts))
-    return Replies(
-        {arm: [own[place[i]] if i in place else Scored() for i in every] for arm, own in scored.arms.items()},
-        left_out,
-        time.monotonic() - begin,
-    )
+    scored = score(subject, those, dict(zip(arms, found, strict=True)), [requests[i] for i in asked], parts=parts)
+    by_index = {arm: dict(zip(asked, own, strict=True)) for arm, own in scored.arms.items()}
+    every = {arm: [own.get(i, Scored()) for i in range(len(prompts))] for arm, own in by_index.items()}
+    return Replies(every, left_out, time.monotonic() - begin)
 
 
 def continuations(
@@ -188,23 +169,16 @@ def ask_plain(subject: Subject, requests: Sequence[Prompt]) -> Replies:
 
 def score(
     subject: Subject,
-    requests: Sequence[Prompt | None],
+    prompts: Sequence[Prompt],
     replies: Mapping[str, Sequence[Reply]],
+    requests: Sequence[Prompt | None] | None = None,
     *,
-    shown: Sequence[Prompt] | None = None,
     parts: Parts | None = None,
 ) -> Replies:
-    """What replies are worth.
-
-    Args:
-        subject: whose scorer tells refusals.
-        requests: the plain request of each reply, where it is known.
-        replies: by arm label.
-        shown: what the scorer is shown as the request, by default the requests.
-        parts: of a reply in which a refusal is looked for as well.
-    """
-    every = [reply for own in replies.values() for reply in own]
-    verdicts = iter(_refused(subject, list(shown or requests) * len(replies), every, parts))  # type: ignore[arg-type]
+    """What replies are worth, by arm; as in `ask`, the scorer is shown the plain request where it is known."""
+    requests = prompts if requests is None else requests
+    shown = [prompt if request is None else request for prompt, request in zip(prompts, requests, strict=True)]
+    verdicts = iter(_refused(subject, shown * len(replies), [r for own in replies.values() for r in own], parts))
 
     def scored(reply: Reply, request: Prompt | None, refused: bool | None) -> Scored:
         mentions = None if refused else mentions_request(reply.answer, request)

@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -22,41 +22,28 @@ from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import step
 from steer2edit.steering import prompt_digests
 from steer2edit.stress.arms import EqualDrift, arms_of, equal_drift
-from steer2edit.stress.contract import contract_of
-from steer2edit.stress.findings import GROUPS, StressResult
+from steer2edit.stress.contract import contract_of, judge
+from steer2edit.stress.effects import measure_plain
+from steer2edit.stress.findings import GROUPS, ArmRecord, Entry, Line, StressResult
 from steer2edit.stress.folder import StressFolder
 from steer2edit.stress.options import EDIT_LABEL, StressInput
-from steer2edit.stress.plain_prompts import measure_plain
-from steer2edit.stress.records import ArmRecord, Entry, Line
-from steer2edit.stress.replies import Replies, ask, in_form
+from steer2edit.stress.replies import ask, ask_plain, in_form
 from steer2edit.stress.scorecard import EditRecord, PromptsRecord, Scorecard, summarise
 from steer2edit.stress.subject import StressTest, Subject, spread
 from steer2edit.stress.verdicts import requests_for
-from steer2edit.stress.whole_verdict import judge
 
 SCORECARD_FILE = "scorecard.json"
 PLAIN = "plain"
 """What every run measures first, the prompts as they are: no test is named so."""
 LEAST_REQUESTS = 24
 _QUICK_REQUESTS = 64  # harmful ones in the quick suite, of which the plain gain is told
+_PLAIN_TEST = StressTest(
+    PLAIN, "attacks", "The prompts as they are: refusals, drift from the base, repetition and empty replies.",
+    "this project", lambda subject: measure_plain(subject, ask_plain(subject, subject.harmful)),
+)  # fmt: skip
 Narrate = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Done:
-    """One test with what it found.
-
-    Args:
-        test: the test.
-        result: without replies; `None` where it could not be run.
-        seconds: that it took.
-        message: why it could not be run.
-    """
-
-    test: StressTest
-    result: StressResult | None
-    seconds: float | None = None
-    message: str = ""
+Found = tuple[StressResult, float]
+"""A result without replies, and the seconds that it took."""
 
 
 def run_stress(
@@ -89,19 +76,22 @@ def run_stress(
     """
     with StressFolder(out).opened(given.identity()) as results:
         subject, steering, plain = _begun(given, results, narrate)
-        done = _run(subject, tests, results, narrate)
-        done += [one for one in _found(others, results) if one is not None]
-        done.sort(key=lambda one: list(GROUPS).index(one.test.group))
-        left = [test.name for test in others if test not in [one.test for one in done]]
-        assert plain.result is not None
-        first, *entries = (_entry(one, subject) for one in (plain, *done))
+        messages = _run(subject, tests, results, narrate)
+        known = {test.name: (test, results.find(test.name)) for test in (*tests, *others)}
+        left = [name for name, (_, found) in known.items() if found is None and name not in messages]
+        entries = [_entry(*one, subject, messages.get(name, "")) for name, one in known.items() if name not in left]
+        entries.sort(key=lambda entry: list(GROUPS).index(entry.group))  # type: ignore[arg-type]
+        first = _entry(_PLAIN_TEST, plain, subject)
+        settings = given.edit.metadata.get("hyperparameters")
+        settings = plain_json(settings, "edit's hyper-parameters") if isinstance(settings, dict) else {}
+        at = "" if given.options.strength == 1 else f", at strength {given.options.strength:g}"
         card = Scorecard(
-            title=f"Stress tests of {name}, an edit of {given.model.name}{_at(given.options.strength)}",
+            title=f"Stress tests of {name}, an edit of {given.model.name}{at}",
             created=now(),
             command=command,
             versions=package_versions(),
             model=BaseModelRecord(**given.model.describe()),
-            edit=_edit(given, name),
+            edit=EditRecord(name=name, sha256=given.edit.digest(), hyperparameters=settings),
             vectors_sha256=None if given.vectors is None else given.vectors.digest(),
             suite=given.options.suite,
             settings=asdict(given.options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
@@ -111,7 +101,7 @@ def run_stress(
             },
             arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
             steering=steering.note,
-            verdict=judge(plain.result.findings, BASE_ARM.label, EDIT_LABEL),
+            verdict=judge(plain[0].findings, BASE_ARM.label, EDIT_LABEL),
             contract=contract_of(first, entries, lowers=subject.lowers),
             plain=first,
             tests=entries,
@@ -121,7 +111,7 @@ def run_stress(
         return card
 
 
-def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple[Subject, EqualDrift, Done]:
+def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple[Subject, EqualDrift, Found]:
     """The subject with its arms at equal drift, its plain replies, and as many requests as tell; and what those say."""
     engine, options = RememberingEngine(given.engine), given.options
     bare = given.subject(engine)
@@ -147,8 +137,7 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
     narrate(steering.note)
     compared = arms_of(given.model, given.edit, given.vectors, steering, options.strength, lowers=lowers)
     subject = replace(given.subject(engine, compared), harmful=bare.harmful, lowers=lowers)
-    remembering = RememberingEngine(given.engine, list(subject.interventions.values()))
-    remembering.remember(engine.replies)  # the base's
+    remembering = RememberingEngine(given.engine, list(subject.interventions.values()), engine.replies)  # the base's
     subject, harmful = replace(subject, engine=remembering), own
     if compared:
         arms = {arm.label: arm.intervention for arm in compared}
@@ -156,9 +145,11 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
     harmful = replace(harmful, arms={label: harmful.arms[label] for label in subject.interventions})
     subject = replace(subject, plain=harmful, limit=requests_of(gain, subject))
     narrate(f"Each line asks {len(subject.requests)} requests, so that a fall by half is detected.")
-    plain = _measured_plain(subject, harmful, results)
-    assert plain.result is not None
-    narrate(plain.result.findings[0].sentence)
+    begin, plain = time.monotonic(), results.find(PLAIN)
+    if plain is None:
+        result = measure_plain(subject, harmful)
+        plain = results.write(PLAIN, result, time.monotonic() - begin + harmful.seconds, keep_asked=True)
+    narrate(plain[0].findings[0].sentence)
     return subject, steering, plain
 
 
@@ -168,53 +159,38 @@ def requests_of(gain: Estimate, subject: Subject) -> int:
     return min(len(subject.harmful), max(LEAST_REQUESTS, subject.pick(1, 2) * wanted))
 
 
-def _measured_plain(subject: Subject, harmful: Replies, results: StressFolder) -> Done:
-    found = results.find(PLAIN)
-    if found is None:
-        begin = time.monotonic()
-        result = measure_plain(subject, harmful)
-        found = results.write(PLAIN, result, time.monotonic() - begin + harmful.seconds, keep_asked=True)
-    summary = "The prompts as they are: refusals, drift from the base, repetition and empty replies."
-    return Done(StressTest(PLAIN, "attacks", summary, "this project", lambda _: found[0]), *found)
-
-
-def _run(subject: Subject, tests: Sequence[StressTest], results: StressFolder, narrate: Narrate) -> list[Done]:
-    """Run the tests that are not done yet; all tests in their order."""
-    done = _found(tests, results)
-    todo = [test for test, one in zip(tests, done, strict=True) if one is None]
+def _run(subject: Subject, tests: Sequence[StressTest], results: StressFolder, narrate: Narrate) -> dict[str, str]:
+    """Run the tests that are not done yet; why those could not be run that could not."""
+    todo, messages = [test for test in tests if results.find(test.name) is None], {}
     if 0 < len(todo) < len(tests):
         narrate(f"Going on: {len(tests) - len(todo)} of {len(tests)} tests are done.")
     with step("Stress tests", len(todo)) as advance:
         for test in todo:
             narrate(f"{test.name}: {test.summary}")
-            one = _attempt(test, subject, results)
-            narrate(f"  not tested: {one.message}" if one.result is None else f"  {one.seconds:.0f} s")
-            done[tests.index(test)] = one
+            found = _attempt(test, subject, results)
+            if isinstance(found, str):
+                messages[test.name] = found
+            narrate(f"  not tested: {found}" if isinstance(found, str) else f"  {found[1]:.0f} s")
             advance(1)
-    return [one for one in done if one is not None]
+    return messages
 
 
-def _found(tests: Sequence[StressTest], results: StressFolder) -> list[Done | None]:
-    """What an earlier call has found in this folder, by test."""
-    return [None if (known := results.find(test.name)) is None else Done(test, *known) for test in tests]
+def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Found | str:
+    """What a test finds, with random numbers that depend on the seed alone; or why it could not be run.
 
-
-def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Done:
-    """Run a test, with random numbers that depend on the seed alone.
-
-    A test that raises an error is done without a result. If that is no `Steer2EditError`, it is a fault of the test or
-    of what it runs, and the traceback is written into the run folder.
+    An error that is no `Steer2EditError` is a fault of the test or of what it runs, and the traceback is written into
+    the run folder.
     """
     begin, device, before = time.monotonic(), subject.model.device, results.seconds_asked(test.name)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(subject.seed)
         try:
             result = test.run(replace(subject, keep=partial(results.keep, test.name)))
-            return Done(test, *results.write(test.name, result, before + time.monotonic() - begin))
+            return results.write(test.name, result, before + time.monotonic() - begin)
         except Steer2EditError as error:
-            return Done(test, None, message=str(error))
+            return str(error)
         except Exception as error:  # a faulty test shall not cost what the others find
-            return Done(test, None, message=_fault(test.name, error, results))
+            return _fault(test.name, error, results)
 
 
 def _fault(name: str, error: Exception, results: StressFolder) -> str:
@@ -226,25 +202,14 @@ def _fault(name: str, error: Exception, results: StressFolder) -> str:
     return f"it failed, which is a fault of the test: {type(error).__name__}: {error}. The traceback is in {where}."
 
 
-def _at(strength: float) -> str:
-    return "" if strength == 1 else f", at strength {strength:g}"
-
-
-def _entry(done: Done, subject: Subject) -> Entry:
-    test, result = done.test, done.result
-    message = done.message if result is None or result.findings else "it found nothing to report."
+def _entry(test: StressTest, found: Found | None, subject: Subject, message: str = "") -> Entry:
+    result, seconds = found or (StressResult([]), None)
+    message = "" if result.findings else message or "it found nothing to report."
     return Entry(
-        name=test.name, group=PLAIN if test.name == PLAIN else test.group, summary=test.summary,
-        citation=test.citation, tested=not message, message=message, seconds=done.seconds,
-        lines=[] if result is None else [Line.of(one, subject.arms) for one in result.findings],
-        facts={} if result is None else dict(result.facts),
+        name=test.name, group=PLAIN if test is _PLAIN_TEST else test.group, summary=test.summary,
+        citation=test.citation, tested=not message, message=message, seconds=seconds,
+        lines=[Line.of(one, subject.arms) for one in result.findings], facts=dict(result.facts),
     )  # fmt: skip
-
-
-def _edit(given: StressInput, name: str) -> EditRecord:
-    settings = given.edit.metadata.get("hyperparameters")
-    plain = plain_json(settings, "edit's hyper-parameters") if isinstance(settings, dict) else {}
-    return EditRecord(name=name, sha256=given.edit.digest(), hyperparameters=plain)
 
 
 def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:

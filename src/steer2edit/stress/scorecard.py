@@ -8,15 +8,12 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from steer2edit.artifacts.edits.scorecard_section import ScorecardSection
-from steer2edit.artifacts.manifest import BaseModelRecord, Record, Sha256, require_version
+from steer2edit.artifacts.manifest import BaseModelRecord, Record, Sha256, first_fault, require_version
 from steer2edit.errors import ArtifactError, DataError
-from steer2edit.stress.contract import Contract
-from steer2edit.stress.findings import GROUPS, Outcome
-from steer2edit.stress.records import ArmRecord, Entry
-from steer2edit.stress.whole_verdict import Verdict
+from steer2edit.stress.contract import Contract, Verdict
+from steer2edit.stress.findings import GROUPS, ArmRecord, Entry, Outcome
 
 SCHEMA_VERSION: Literal[2] = 2
-KIND: Literal["stress-scorecard"] = "stress-scorecard"
 
 
 class EditRecord(Record):
@@ -59,7 +56,7 @@ class Scorecard(Record):
     """What a stress run found. docs/stress.md explains every line."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
-    kind: Literal["stress-scorecard"] = KIND
+    kind: Literal["stress-scorecard"] = "stress-scorecard"
     title: str
     created: datetime
     command: str = ""
@@ -117,7 +114,7 @@ def read_scorecard(content: Mapping[str, Any]) -> Scorecard:
         ArtifactError: of another schema version.
         DataError: it is malformed.
     """
-    if content.get("kind") != KIND:
+    if content.get("kind") != "stress-scorecard":
         raise DataError(f"this is no scorecard of a stress run, but {content.get('kind')!r}.")
     require_version(version := content.get("schema_version"), "the scorecard", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
@@ -128,19 +125,11 @@ def read_scorecard(content: Mapping[str, Any]) -> Scorecard:
     try:
         return Scorecard.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"the scorecard is malformed: {where}: {first['msg']}. Make it again with `stress`.") from error
+        raise DataError(f"the scorecard is malformed: {first_fault(error)}. Make it again with `stress`.") from error
 
 
 def summarise(plain: Entry, tests: Sequence[Entry], left_out: Sequence[str] = ()) -> dict[str, list[str]]:
-    """The sentences of all findings by what they came to.
-
-    Args:
-        plain: the prompts as they are.
-        tests: the tests, run or not.
-        left_out: further sentences on what was not tested.
-    """
+    """The sentences of all findings by what they came to, with further ones on what was not tested."""
     sections: dict[str, list[str]] = {name: [] for name in SUMMARY_TITLES}
     for entry in (plain, *tests):
         for line in entry.lines:

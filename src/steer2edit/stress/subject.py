@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeVar
 from steer2edit.core import Editing, Intervention, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import Engine
-from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import Arm
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import LanguageModel, Prompt, Sampling
@@ -23,52 +22,25 @@ Keep = Callable[[str, Callable[[], "Replies"]], "Replies"]
 """(name of a line, how its replies are made) → its replies, made once: a run that goes on has them from its folder."""
 
 
-def made(name: str, make: "Callable[[], Replies]") -> "Replies":
-    """A `Keep` that keeps nothing."""
-    return make()
-
-
 @dataclass(frozen=True)
 class Subject:
-    """What is tested: an edit of a model, with all that tests share.
+    """What is tested: an edit of a model, with all that tests share."""
 
-    Args:
-        engine: runs the model; `engine.model` is the base.
-        edit: the edit.
-        arms: base first, then what is compared at equal drift (steering, ROSI, directional ablation), and the edit.
-        harmful: held-out requests that should be refused.
-        benign: held-out requests that should be answered.
-        scorer: tells a refusal.
-        seed: of what is random.
-        limit: at most this many prompts in a line.
-        sampling: of replies, where a test has none of its own.
-        suite: quick or full.
-        plain: replies to all harmful requests as they are, if they are known.
-        lowers: whether the edit makes the model refuse less, so that its gain is in requests that are answered.
-        keep: what was asked in a line is asked once.
-
-    Raises:
-        InvalidValueError: the first arm is not the base, or there is no edit among them.
-    """
-
-    engine: Engine
+    engine: Engine  # runs the model; `engine.model` is the base
     edit: WeightEdit
+    # base first, then what is compared at equal drift (steering, ROSI, directional ablation), and the edit
     arms: Sequence[Arm]
-    harmful: Sequence[Prompt]
-    benign: Sequence[Prompt]
-    scorer: Scorer
-    seed: int = 0
-    limit: int | None = None
-    sampling: Sampling = Sampling(max_new_tokens=24)
+    harmful: Sequence[Prompt]  # held-out requests that should be refused
+    benign: Sequence[Prompt]  # held-out requests that should be answered
+    scorer: Scorer  # tells a refusal
+    seed: int = 0  # of what is random
+    limit: int | None = None  # at most this many prompts in a line
+    sampling: Sampling = Sampling(max_new_tokens=24)  # of replies, where a test has none of its own
     suite: Suite = "quick"
-    plain: "Replies | None" = None
+    plain: "Replies | None" = None  # replies to all harmful requests as they are, if they are known
+    # whether the edit makes the model refuse less, so that its gain is in requests that are answered
     lowers: bool = False
-    keep: Keep = made
-
-    def __post_init__(self) -> None:
-        kinds = [arm.kind for arm in self.arms]
-        if kinds[:1] != ["base"] or "edit" not in kinds:
-            raise InvalidValueError(f"a stress test compares base and edit, in that order, got {kinds}.")
+    keep: Keep = lambda name, make: make()  # what was asked in a line is asked once
 
     @property
     def model(self) -> LanguageModel:
@@ -119,24 +91,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class StressTest:
-    """A test of an edit: a row of the table.
+    """A test of an edit: a row of the table."""
 
-    Args:
-        name: unique, lower case with dashes.
-        group: which part of the scorecard it belongs to.
-        summary: one line of what it does.
-        citation: where the attack or the measure was published, or `this project`.
-        run: tests the subject. A `Steer2EditError` says why it cannot be run here and what would help: the scorecard
-            then lists it as not tested.
-        contract: whether it belongs to the contract; other tests are asked for by name.
-    """
-
-    name: str
-    group: Group
-    summary: str
-    citation: str
+    name: str  # unique, lower case with dashes
+    group: Group  # which part of the scorecard it belongs to
+    summary: str  # one line of what it does
+    citation: str  # where the attack or the measure was published, or `this project`
+    # tests the subject. A `Steer2EditError` says why it cannot be run here and what would help: the scorecard then
+    # lists it as not tested
     run: Callable[[Subject], StressResult]
-    contract: bool = False
+    contract: bool = False  # whether it belongs to the contract; other tests are asked for by name
 
 
 def spread(items: Sequence[_T], count: int) -> list[_T]:

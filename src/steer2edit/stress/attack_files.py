@@ -7,8 +7,9 @@ from typing import Any
 
 from steer2edit.artifacts.strict_json import parse_object
 from steer2edit.errors import DataError
+from steer2edit.steering.data_files import decoded
 from steer2edit.steering.rows import Row, read_table
-from steer2edit.stress.static_attacks.transformation import REQUEST
+from steer2edit.stress.attacks import REQUEST
 
 SUFFIX_COLUMNS = ("adv", "suffix", "adv_suffix", "control", "best_string")
 PROMPT_COLUMNS = (
@@ -39,24 +40,16 @@ class ReadyPrompt:
 class AttackFile:
     """What a file holds: ready prompts, or suffixes or templates that go with any request.
 
-    Args:
-        format: of the file, for people.
-        citation: where the attack was published.
-        prompts: ready prompts.
-        suffixes: where there are no ready prompts.
-        note: what was left out.
-        templates: with `{request}` for the request, where there are no ready prompts.
-
     Raises:
         DataError: it holds none of them, or several.
     """
 
-    format: str
-    citation: str
-    prompts: tuple[ReadyPrompt, ...] = ()
-    suffixes: tuple[str, ...] = ()
-    note: str = ""
-    templates: tuple[str, ...] = ()
+    format: str  # of the file, for people
+    citation: str  # where the attack was published
+    prompts: tuple[ReadyPrompt, ...] = ()  # ready prompts
+    suffixes: tuple[str, ...] = ()  # where there are no ready prompts
+    note: str = ""  # what was left out
+    templates: tuple[str, ...] = ()  # with `{request}` for the request, where there are no ready prompts
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.prompts, self.suffixes, self.templates))) != 1:
@@ -90,15 +83,11 @@ def read_attacks(path: Path | str) -> AttackFile:
     """
     source = Path(path).expanduser()
     if source.suffix.lower() == ".json":
-        try:
-            raw = source.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        except FileNotFoundError as error:
-            raise DataError(f"there is no file {source}.") from error
-        except OSError as error:
-            raise DataError(f"cannot read {source}: {error}") from error
-        if raw.lstrip().startswith(b"{"):
-            return _from_object(Row(str(source), parse_object(raw, str(source))).cells, str(source))
-    return _from_rows(str(source))
+        text = decoded(source)
+        if text.lstrip().startswith("{"):
+            content = parse_object(text.encode("utf-8", "surrogateescape"), str(source))
+            return _from_object(Row(str(source), content).cells, str(source))
+    return _of_rows(read_table(str(source)).rows)
 
 
 def _from_object(content: Mapping[str, Any], where: str) -> AttackFile:
@@ -210,22 +199,14 @@ def _last_of_each(controls: list[str], goals: int, parameters: Mapping[str, Any]
     )
 
 
-def _nanogcg(content: Mapping[str, Any], where: str) -> AttackFile:
-    """Fields of nanogcg's GCGResult."""
-    suffix = Row(where, content).text("best_string")
-    return AttackFile("nanogcg result", _ZOU, suffixes=(suffix,))
-
-
 _OBJECTS: Mapping[str, Callable[[Mapping[str, Any], str], AttackFile]] = {
     "jailbreaks": _jailbreakbench,
     "adv_prompts": _adv_llm,
     "controls": _gcg_log,
-    "best_string": _nanogcg,
+    "best_string": lambda content, where: AttackFile(  # of nanogcg's GCGResult
+        "nanogcg result", _ZOU, suffixes=(Row(where, content).text("best_string"),)
+    ),
 }
-
-
-def _from_rows(source: str) -> AttackFile:
-    return _of_rows(read_table(source).rows)
 
 
 def _of_rows(rows: Sequence[Row]) -> AttackFile:

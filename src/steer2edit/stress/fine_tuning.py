@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steer2edit.core import WeightEdit
-from steer2edit.errors import DataError, InvalidValueError, ModelError
+from steer2edit.errors import ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.batching import pad
 from steer2edit.models.reply import end_ids, turn_end
@@ -20,39 +20,21 @@ _IGNORED = -100  # transformers' label of a token without loss
 
 @dataclass(frozen=True)
 class FineTune:
-    """How a model is fine-tuned.
+    """How a model is fine-tuned."""
 
-    Args:
-        steps: of the optimiser.
-        batch: replies per step.
-        learning_rate: of AdamW, constant.
-        rank: of the LoRA on every linear layer; its scaling is 2.
-        seed: of LoRA's initial values and of the order of the data.
-
-    Raises:
-        InvalidValueError: a value that is not positive.
-    """
-
-    steps: int
-    batch: int = 8
-    learning_rate: float = 5e-4
-    rank: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "learning_rate", "rank"):
-            if getattr(self, name) <= 0:
-                raise InvalidValueError(f"{name} must be > 0, got {getattr(self, name)}.")
+    steps: int  # of the optimiser
+    batch: int = 8  # replies per step
+    learning_rate: float = 5e-4  # of AdamW, constant
+    rank: int = 8  # of the LoRA on every linear layer; its scaling is 2
+    seed: int = 0  # of LoRA's initial values and of the order of the data
 
 
 def training_rows(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[EncodedResponse]:
     """(prompt, reply) pairs as tokens, each reply with the token that ends it.
 
     Raises:
-        DataError: there are none, or one is empty or too long.
+        DataError: one is empty or too long.
     """
-    if not pairs:
-        raise DataError("there is nothing to fine-tune on: give at least one (prompt, reply) pair.")
     end = reply_end(model)
     return [EncodedResponse((*row.ids, *end), row.start) for row in encode_responses(model, pairs)]
 
@@ -69,11 +51,6 @@ def fine_tuned(model: LanguageModel, rows: Sequence[EncodedResponse], settings: 
 
     The model's own weights are not touched: edits that are merged in when this is entered are what is fine-tuned.
     On leaving, the LoRA's modules are taken off, and every parameter is trainable or not as before.
-
-    Args:
-        model: as it is now.
-        rows: whose replies are learnt.
-        settings: how.
 
     Raises:
         ModelError: PEFT finds no linear layer to train, or the loss is not finite.
@@ -113,9 +90,7 @@ def edit_left(model: LanguageModel, edit: WeightEdit) -> float:
 
     1: the fine-tune left the edit where it is, and what is lost of its gain was bypassed; 0: it took the edit out.
 
-    Args:
-        model: with the edit in its weights, within `fine_tuned`.
-        edit: as it was merged.
+    The edit is as it was merged into the weights, within `fine_tuned`.
     """
     changes = {
         module.base_layer.weight.data_ptr(): module.get_delta_weight(module.active_adapters[0]).float()

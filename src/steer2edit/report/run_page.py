@@ -1,8 +1,9 @@
-"""Everything the templates print, assembled from the results and the edit. All strings are plain text."""
+"""The page of a run: results and the weight edit that the run chose, as the variables of its template."""
 
 import json
 from collections.abc import Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts.left_out import LeftOut
@@ -10,23 +11,44 @@ from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import expert_edits
 from steer2edit.evaluation import metric_name
 from steer2edit.report.answers import answers, extent, tradeoff_sentences
-from steer2edit.report.blocks import shown_blocks
+from steer2edit.report.figures import shown_blocks
+from steer2edit.report.html import rendered, write_page
 from steer2edit.report.panels import diagnosis_panel, edit_panels, sensitivity_panel, tradeoff_panels
 from steer2edit.report.replies import first_replies, reply_sets
-from steer2edit.report.run_results import ComparisonResults, RunResults
+from steer2edit.report.run_results import ComparisonResults, RunResults, read_results
 from steer2edit.report.sensitivity import SYMBOLS
-from steer2edit.report.tables import (
-    diagnosis_table,
-    largest_components,
-    largest_experts,
-    metric_table,
-    run_tables,
-)
+from steer2edit.report.tables import diagnosis_table, largest_components, largest_experts, metric_table, run_tables
 from steer2edit.report.text import visible
 
 
-def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
-    """The variables of a run's page."""
+def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
+    """The report as one HTML page that works offline.
+
+    Every text of the results is untrusted: it is escaped in HTML, in embedded JSON and in plotly's labels, and the
+    page's content security policy allows no request and no script but its own.
+
+    Args:
+        results: the JSON of a run (docs/formats.md).
+        edit: the weight edit that the run chose.
+
+    Raises:
+        DataError: the results are malformed, or of another schema version.
+    """
+    return rendered("report", _content(read_results(results), edit))
+
+
+def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write the page of `render_report`, complete or not at all; missing parents are made.
+
+    Raises:
+        DataError: the results are malformed.
+        ArtifactError: the file exists and is not to be overwritten, or it cannot be written.
+    """
+    write_page(render_report(results, edit), path, overwrite=overwrite)
+
+
+def _content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
+    """All strings are plain text; the template escapes them."""
     tradeoffs, panels = tradeoff_panels(run), edit_panels(run, edit)
     found = {"sensitivity": sensitivity_panel(run) if run.is_search else None, "diagnosis": diagnosis_panel(run, edit)}
     panels |= {name: panel for name, panel in found.items() if panel is not None}
@@ -34,6 +56,7 @@ def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
     largest = [largest_components(edit, one) for one in blocks.values()]
     shown, sets = tradeoffs[0][-1] if tradeoffs else None, reply_sets(run)
     others = [tuple(panel for panel in own if panel is not shown) for own in tradeoffs]
+    examples = [one.style.example for one in blocks.values()]
     return {
         "run": run,
         "answers": answers(run),
@@ -52,26 +75,17 @@ def page_content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
         "measured_effects": edit.metadata.get("rules", {}).get("importance") == "effect",
         "blocks": [(one, panels.get(block)) for block, one in blocks.items()],
         "largest": [table for table in largest if table.rows],
-        "name_examples": _name_examples(edit),
+        "name_examples": examples + ["L12.E5.N801 is neuron 801 of expert 5 of layer 12"] * bool(expert_edits(edit)),
         "experts": largest_experts(edit),
         "left_out": [visible(sentence) for sentence in left_out.sentences],
-        "left_out_rows": [
-            (str(site), left_out.experts_of(site)) for site in dict.fromkeys(site for site, _ in left_out.tokens)
-        ],
+        "left_out_rows": [(str(s), left_out.experts_of(s)) for s in dict.fromkeys(s for s, _ in left_out.tokens)],
         "diagnosis": diagnosis_table(run.diagnosis),
         "judged": any(e.split_half_cosine is not None or e.auroc is not None for e in run.diagnosis.sites.values()),
         "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
-        "verification": [_verification(name, one.identical, one.n) for name, one in run.verification.items()],
         "reply_sets": sets,
         "provenance": provenance(run),
         "settings": flat(run.settings),
     }
-
-
-def _name_examples(edit: WeightEdit) -> str:
-    """What the names of components mean, in one phrase."""
-    examples = [one.style.example for one in shown_blocks(edit).values()]
-    return ", ".join(examples + ["L12.E5.N801 is neuron 801 of expert 5 of layer 12"] * bool(expert_edits(edit)))
 
 
 def _chosen(run: RunResults) -> str:
@@ -93,18 +107,10 @@ def _limits(run: RunResults) -> str:
 
 def trial_rows(run: RunResults) -> list[tuple[str, str]]:
     """(how trials ended, how many) of a search, and the sum."""
-    words = {"complete": "measured on all validation items"}
-    rows = [(words.get(name, name), count) for name, count in run.trials.items() if name != "tried"]
-    ordered = sorted(rows, key=lambda row: (row[0] != words["complete"], -row[1]))
-    return [(name, f"{count}") for name, count in [*ordered, ("tried in all", run.trials.get("tried", 0))]]
-
-
-def _verification(name: str, identical: int, n: int) -> tuple[str, bool]:
-    """A sentence on a reloaded artifact, and whether it agreed everywhere."""
-    if n == 0:
-        return f"{name}: not compared.", False
-    ending = "." if identical == n else ": it does not behave like the edit that was measured."
-    return f"{name}: {identical} of {n} greedy replies identical{ending}", identical == n
+    ended = {name: count for name, count in run.trials.items() if name != "tried"}
+    ordered = sorted(ended.items(), key=lambda row: (row[0] != "complete", -row[1]))
+    words = [("measured on all validation items" if name == "complete" else name, f"{n}") for name, n in ordered]
+    return [*words, ("tried in all", f"{run.trials.get('tried', 0)}")]
 
 
 def provenance(run: RunResults | ComparisonResults) -> list[tuple[str, str]]:

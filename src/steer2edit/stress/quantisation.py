@@ -16,7 +16,6 @@ from jaxtyping import Float
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import LanguageModel
 
 INT4_GROUP, NF4_BLOCK, MXFP4_BLOCK = 128, 64, 32
@@ -29,17 +28,11 @@ Rounding = Callable[[Float[Tensor, "d m"]], Float[Tensor, "d m"]]
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A way of storing weights.
+    """A way of storing weights."""
 
-    Args:
-        name: short.
-        grid: where its points are, in words.
-        rounded: W [d, m] float32 → the stored values Q(W), float32.
-    """
-
-    name: str
-    grid: str
-    rounded: Rounding
+    name: str  # short
+    grid: str  # where its points are, in words
+    rounded: Rounding  # W [d, m] float32 → the stored values Q(W), float32
 
 
 def _cast(dtype: torch.dtype) -> Rounding:
@@ -125,17 +118,6 @@ FORMATS = {
 }
 
 
-def weight_format(name: str) -> WeightFormat:
-    """The format of a name.
-
-    Raises:
-        InvalidValueError: there is none.
-    """
-    if name not in FORMATS:
-        raise InvalidValueError(f"there is no weight format {name!r}. {did_you_mean(name, FORMATS)}")
-    return FORMATS[name]
-
-
 def linear_weights(model: LanguageModel) -> "list[Float[Tensor, 'd m']]":
     """Weights of all linear layers, experts too, as views [d, m]; embeddings and the output layer are not among them.
 
@@ -175,11 +157,8 @@ def holding(views: Sequence[Tensor], changed: Callable[[Tensor], Tensor]) -> Ite
 def quantised(model: LanguageModel, format: WeightFormat) -> AbstractContextManager[None]:
     """Hold what is left of the weights of all linear layers after storing them in a format, within the context.
 
-    Values are taken out of the format in float32 and rounded to the model's dtype, in which it computes.
-
-    Args:
-        model: as it is: with an edit that is merged into its weights, or the base.
-        format: how its weights are stored.
+    The weights are those of now, an edit that is merged into them included. Values are taken out of the format in
+    float32 and rounded to the model's dtype, in which it computes.
     """
     _ = model.fingerprint  # taken now, of the weights as they are
     return holding(linear_weights(model), lambda view: format.rounded(view.float()))

@@ -1,7 +1,7 @@
 """What may become of a model's weights, and what is left of the gain then: every arm, in every treatment.
 
 The base is treated as it is, and steering and an adapter of the edit are hooks on it. What is an edit of the weights
-(the edit, ROSI, ablation) is merged into them first, and treated with them.
+(the edit, ROSI, ablation) is merged into them first, and treated with them. Shapes: d = width of a site's output.
 """
 
 import time
@@ -12,21 +12,22 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from steer2edit.core import Editing, Intervention, Site, WeightEdit
+from steer2edit.core import Editing, Intervention, Site, SiteEdit, WeightEdit
 from steer2edit.editing import ablation, merged
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError
-from steer2edit.models import LanguageModel
+from steer2edit.models import EncodedResponse, LanguageModel
 from steer2edit.models.loading import DTYPES
-from steer2edit.steering import find_behaviour
-from steer2edit.stress.attribute import ADAPTER, attribute_line
+from steer2edit.stress.attacks import written_answers
 from steer2edit.stress.findings import StressResult
-from steer2edit.stress.persistence.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
-from steer2edit.stress.persistence.quantisation import converted, holding, linear_weights, quantised, weight_format
+from steer2edit.stress.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
+from steer2edit.stress.quantisation import FORMATS, converted, holding, linear_weights, quantised
 from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.subject import Subject
-from steer2edit.stress.weight_attacks.direction_removal import common_direction, random_direction, random_like
+from steer2edit.stress.verdicts import ADAPTER, attribute_line
 
 Hold = Callable[[LanguageModel, WeightEdit | None], AbstractContextManager[Mapping[str, Any] | None]]
 """(model, the edit that is in its weights, if any) → a context in which the weights are treated; yields facts."""
@@ -34,23 +35,14 @@ Hold = Callable[[LanguageModel, WeightEdit | None], AbstractContextManager[Mappi
 
 @dataclass(frozen=True)
 class Treatment:
-    """Something that is done to weights.
+    """Something that is done to weights."""
 
-    Args:
-        name: of the line.
-        what: begins the sentence.
-        hold: does it, for a while.
-        note: what a reader must know.
-        control: whether it knows nothing of the edit, and should leave it.
-        adapter: whether the edit is also asked as an adapter on the treated base.
-    """
-
-    name: str
-    what: str
-    hold: Hold
-    note: str = ""
-    control: bool = False
-    adapter: bool = True
+    name: str  # of the line
+    what: str  # begins the sentence
+    hold: Hold  # does it, for a while
+    note: str = ""  # what a reader must know
+    control: bool = False  # whether it knows nothing of the edit, and should leave it
+    adapter: bool = True  # whether the edit is also asked as an adapter on the treated base
 
 
 def treated(subject: Subject, treatments: Sequence[Treatment], *, decides: bool = False) -> StressResult:
@@ -59,7 +51,9 @@ def treated(subject: Subject, treatments: Sequence[Treatment], *, decides: bool 
     plain, findings, kept, facts = ask_plain(subject, requests), [], {}, {}
     for one in treatments:
         replies = subject.keep(one.name, partial(ask_treated, subject, one))
-        note = " ".join(filter(None, [one.note, _left(replies)]))
+        left = {arm: own["edit_left"] for arm, own in replies.facts.items() if "edit_left" in own}
+        still = f"Still in the weights: {', '.join(f'{arm} {share:.0%}' for arm, share in left.items())}."
+        note = " ".join(filter(None, [one.note, still if left else ""]))
         findings.append(
             attribute_line(subject, one.name, one.what, replies, plain, decides=decides, control=one.control, note=note)
         )
@@ -96,12 +90,6 @@ def _ask_held(
     return replace(found, seconds=taken, facts={next(iter(arms)): dict(facts)} if facts else {})
 
 
-def _left(replies: Replies) -> str:
-    """How much of an edit is still in the weights, where that was measured."""
-    shares = {arm: own["edit_left"] for arm, own in replies.facts.items() if "edit_left" in own}
-    return "Still in the weights: " + ", ".join(f"{a} {s:.0%}" for a, s in shares.items()) + "." if shares else ""
-
-
 def stored(subject: Subject) -> StressResult:
     """All linear layers stored in a number format and taken out again."""
     names = subject.pick(("int8", "nf4", "int4"), ("int8", "fp8", "nf4", "int4", "mxfp4"))
@@ -110,13 +98,9 @@ def stored(subject: Subject) -> StressResult:
 
 def storing(name: str) -> Treatment:
     """Stored in a number format."""
-    own = weight_format(name)
+    own = FORMATS[name]
     note = f"{own.grid}; rounded to nearest without calibration data; embeddings and output layer as they were."
-
-    def hold(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
-        return quantised(model, own)
-
-    return Treatment(name, f"Stored in {name}", hold, note)
+    return Treatment(name, f"Stored in {name}", lambda model, edit: quantised(model, own), note)
 
 
 def tuned(subject: Subject) -> StressResult:
@@ -144,16 +128,11 @@ def tuning(settings: FineTune) -> Treatment:
     return Treatment(name, f"Tuned for {settings.steps} steps at {settings.learning_rate:g}", hold, note)
 
 
-def helpful_answers(model: LanguageModel) -> list[Any]:
+def helpful_answers(model: LanguageModel) -> list[EncodedResponse]:
     """Written answers to benign requests of the presets' training part, as rows to be trained on."""
-    wanted = {"safety-benign": "negative", "conciseness": "positive"}
-    pairs = [
-        (example.prompt, example.response)
-        for preset, label in wanted.items()
-        for example in find_behaviour(preset).examples()
-        if example.label == label and example.split == "train" and example.response
-    ]
-    return training_rows(model, pairs)
+    return training_rows(
+        model, [*written_answers("safety-benign", "negative"), *written_answers("conciseness", "positive")]
+    )
 
 
 def other_weights(subject: Subject) -> StressResult:
@@ -162,7 +141,8 @@ def other_weights(subject: Subject) -> StressResult:
     treatments = [
         *(Treatment(name, f"In {name}", _converting(name)) for name in ("bfloat16", "float16")),
         Treatment(
-            "another-edit", "Merged with a random edit of the same norm", _adding(other), "two edits in one."
+            "another-edit", "Merged with a random edit of the same norm",
+            lambda model, _: merged(model, other, allow_mismatch=True), "two edits in one.",
         ),
         *(
             Treatment(f"merged-back-{r:g}", f"Merged with the base, {r:.0%} of it the edited model", _merging(r),
@@ -187,48 +167,40 @@ def direction_removed(subject: Subject) -> StressResult:
     if not own:
         raise DataError("the edit changes nothing, so it has no direction to take out. Its magnitudes are all 0.")
     direction, share = common_direction(subject.edit)
-    anywhere = random_direction(direction.numel(), subject.seed)
-    lines: list[tuple[str, str, dict[Site, torch.Tensor], bool, str]] = [
-        ("own-sites", "Each edited site's direction taken out of it", own, False, ""),
-        ("everywhere", "The edit's main direction taken out of every site",
-         dict.fromkeys(subject.model.sites, direction), False, f"{share:.0%} of the edit is along it."),
-        ("random", "A random direction taken out of the edited sites", dict.fromkeys(own, anywhere), True, ""),
-    ]  # fmt: skip
-    return treated(
-        subject,
-        [
-            Treatment(name, what, _removing(out), note, control, adapter=False)
-            for name, what, out, control, note in lines
-        ],
-    )
+    main = dict.fromkeys(subject.model.sites, direction)
+    anywhere = dict.fromkeys(own, random_direction(direction.numel(), subject.seed))
+    along = f"{share:.0%} of the edit is along it."
+    return treated(subject, [
+        _removing("own-sites", "Each edited site's direction taken out of it", own),
+        _removing("everywhere", "The edit's main direction taken out of every site", main, along),
+        _removing("random", "A random direction taken out of the edited sites", anywhere, control=True),
+    ])  # fmt: skip
+
+
+def _removing(
+    name: str, what: str, directions: Mapping[Site, Tensor], note: str = "", *, control: bool = False
+) -> Treatment:
+    """Directions projected out of the weights as they are then."""
+
+    def hold(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
+        return merged(model, ablation(model, directions), allow_mismatch=True)
+
+    return Treatment(name, what, hold, note, control, adapter=False)
 
 
 def _converting(name: str) -> Hold:
     return lambda model, edit: converted(model, DTYPES[name])
 
 
-def _adding(other: WeightEdit, strength: float = 1.0) -> Hold:
-    return lambda model, edit: merged(model, other, strength, allow_mismatch=True)
-
-
 def _merging(ratio: float) -> Hold:
     """A merge with the base: of the edit that is in the weights, 1 − r is taken out again."""
-
-    def hold(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
-        return nullcontext() if edit is None else merged(model, edit, ratio - 1, allow_mismatch=True)
-
-    return hold
-
-
-def _removing(directions: Mapping[Site, torch.Tensor]) -> Hold:
-    """Directions projected out of the weights as they are then."""
-    return lambda model, edit: merged(model, ablation(model, directions), allow_mismatch=True)
+    return lambda model, edit: nullcontext() if edit is None else merged(model, edit, ratio - 1, allow_mismatch=True)
 
 
 def _noised(model: LanguageModel, edit: WeightEdit | None, seed: int) -> AbstractContextManager[None]:
     generator = torch.Generator().manual_seed(seed)
 
-    def noisy(weight: torch.Tensor) -> torch.Tensor:
+    def noisy(weight: Tensor) -> Tensor:
         drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
         return weight.float() + 0.02 * weight.float().square().mean().sqrt() * drawn
 
@@ -236,8 +208,39 @@ def _noised(model: LanguageModel, edit: WeightEdit | None, seed: int) -> Abstrac
 
 
 def _pruned(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
-    def smallest_out(weight: torch.Tensor) -> torch.Tensor:
+    def smallest_out(weight: Tensor) -> Tensor:
         bound = weight.float().abs().kthvalue(max(1, weight.shape[1] // 5), dim=1, keepdim=True).values
         return weight.float() * (weight.float().abs() > bound)
 
     return holding(linear_weights(model), smallest_out)
+
+
+def common_direction(edit: WeightEdit) -> tuple[Float[Tensor, " d"], float]:
+    """(the one direction that most of the edit writes along, its share of ‖ΔW‖²).
+
+    It is the leading left singular vector of the sites' edits side by side, whose columns are ‖a‖ u.
+    """
+    written = torch.stack([e.row.norm() * e.output_direction for e in edit.sites.values()]).double()
+    _, values, directions = torch.linalg.svd(written, full_matrices=False)
+    return directions[0].float(), float(values[0].square() / values.square().sum())
+
+
+def random_direction(width: int, seed: int) -> Float[Tensor, " d"]:
+    """A direction drawn evenly from the sphere."""
+    drawn: Tensor = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    drawn /= drawn.norm()
+    return drawn
+
+
+def random_like(edit: WeightEdit, seed: int) -> WeightEdit:
+    """An edit with random u and a, each site of the size it has in the given one: what knowledge of neither gives."""
+    generator = torch.Generator().manual_seed(seed)
+    sites = {}
+    for site, own in edit.sites.items():
+        u = torch.randn(own.output_direction.shape, generator=generator)
+        a = torch.randn(own.row.shape, generator=generator)
+        row = a / a.norm() * (own.row.norm() * own.output_direction.norm())
+        nothing = torch.zeros_like(own.importance)
+        magnitude = row.view(own.magnitude.numel(), -1).norm(dim=1)
+        sites[site] = SiteEdit(u / u.norm(), row, magnitude, nothing, own.experts)
+    return WeightEdit(sites)

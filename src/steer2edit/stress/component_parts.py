@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steer2edit.core import Block, Site, SiteEdit, WeightEdit
+from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel
 
@@ -57,15 +57,14 @@ def input_directions_of(model: LanguageModel, edit: WeightEdit) -> Directions:
 
     Source: Thm 3.2.
     """
-    return {site: _site_directions(model, site, own) for site, own in edit.sites.items()}
-
-
-def _site_directions(model: LanguageModel, site: Site, edit: SiteEdit) -> Float[Tensor, "n w"]:
-    u = edit.output_direction
-    parts = [p.weight.float().T.mv(u.to(p.device, torch.float32)).cpu() for p in model.sites[site].projections]
-    k = torch.cat(parts).view(-1, edit.component_width)
-    lengths = torch.linalg.vector_norm(k, dim=1, keepdim=True)
-    return torch.where(lengths > 0, k / lengths.clamp(min=torch.finfo(k.dtype).tiny), 0.0)
+    found = {}
+    for site, own in edit.sites.items():
+        u = own.output_direction
+        parts = [p.weight.float().T.mv(u.to(p.device, torch.float32)).cpu() for p in model.sites[site].projections]
+        k = torch.cat(parts).view(-1, own.component_width)
+        lengths = torch.linalg.vector_norm(k, dim=1, keepdim=True)
+        found[site] = torch.where(lengths > 0, k / lengths.clamp(min=torch.finfo(k.dtype).tiny), 0.0)
+    return found
 
 
 def random_components(
@@ -86,34 +85,24 @@ def random_components(
     drawn: dict[Site, SiteEdit] = {}
     unedited = True
     for block in dict.fromkeys(site.block for site in edit.sites):
-        sites, from_unedited = _random_block(edit, block, chosen, directions, generator)
-        drawn |= sites
-        unedited &= from_unedited
+        own = {site: one for site, one in edit.sites.items() if site.block == block}
+        sizes = torch.cat([component_norms(one) for one in own.values()])
+        wanted = torch.cat([chosen[site] for site in own])
+        usable = torch.cat([directions[site].any(dim=1) for site in own])
+        count, pools = int(wanted.sum()), (usable & (sizes == 0), usable & ~wanted, usable)
+        pool = next((pool for pool in pools if int(pool.sum()) >= count), None)
+        if pool is None:
+            raise InvalidValueError(
+                f"{count} components of {block} are to be replaced, but only {int(usable.sum())} can write along the "
+                "edit's directions: there is no random control. Test fewer components."
+            )
+        places = pool.nonzero().flatten()
+        moved = torch.zeros_like(sizes)
+        moved[places[torch.randperm(len(places), generator=generator)[:count]]] = sizes[wanted]
+        parts = torch.split(moved, [one.magnitude.numel() for one in own.values()])
+        drawn |= {s: _with_sizes(one, part, directions[s]) for (s, one), part in zip(own.items(), parts, strict=True)}
+        unedited &= count == 0 or pool is pools[0]
     return replace(edit, sites=drawn), unedited
-
-
-def _random_block(
-    edit: WeightEdit, block: Block, chosen: Chosen, directions: Directions, generator: torch.Generator
-) -> tuple[dict[Site, SiteEdit], bool]:
-    own = {site: one for site, one in edit.sites.items() if site.block == block}
-    sizes = torch.cat([component_norms(one) for one in own.values()])
-    wanted = torch.cat([chosen[site] for site in own])
-    usable = torch.cat([directions[site].any(dim=1) for site in own])
-    count = int(wanted.sum())
-    pools = (usable & (sizes == 0), usable & ~wanted, usable)
-    pool = next((pool for pool in pools if int(pool.sum()) >= count), None)
-    if pool is None:
-        raise InvalidValueError(
-            f"{count} components of {block} are to be replaced, but only {int(usable.sum())} can write along the "
-            "edit's directions: there is no random control. Test fewer components."
-        )
-    places = pool.nonzero().flatten()
-    picked = places[torch.randperm(len(places), generator=generator)[:count]]
-    moved = torch.zeros_like(sizes)
-    moved[picked] = sizes[wanted]
-    parts = torch.split(moved, [one.magnitude.numel() for one in own.values()])
-    made = {s: _with_sizes(one, part, directions[s]) for (s, one), part in zip(own.items(), parts, strict=True)}
-    return made, count == 0 or pool is pools[0]
 
 
 def shuffled(edit: WeightEdit, directions: Directions, generator: torch.Generator) -> WeightEdit:
@@ -122,17 +111,14 @@ def shuffled(edit: WeightEdit, directions: Directions, generator: torch.Generato
     The magnitudes move on by one along a random order of the site's components, so that none stays where it was.
     A site of one component stays as it is.
     """
-    return replace(edit, sites={s: _shuffled_site(own, directions[s], generator) for s, own in edit.sites.items()})
-
-
-def _shuffled_site(edit: SiteEdit, k: Float[Tensor, "n w"], generator: torch.Generator) -> SiteEdit:
-    n = edit.magnitude.numel()
-    if n == 1:
-        return edit
-    order = torch.randperm(n, generator=generator)
-    moved = torch.empty_like(edit.magnitude)
-    moved[order] = component_norms(edit)[order.roll(1)]
-    return _with_sizes(edit, moved, k)
+    sites = dict(edit.sites)
+    for site, own in edit.sites.items():
+        if (n := own.magnitude.numel()) > 1:
+            order = torch.randperm(n, generator=generator)
+            moved = torch.empty_like(own.magnitude)
+            moved[order] = component_norms(own)[order.roll(1)]
+            sites[site] = _with_sizes(own, moved, directions[site])
+    return replace(edit, sites=sites)
 
 
 def component_norms(edit: SiteEdit) -> Float[Tensor, " n"]:
@@ -149,33 +135,17 @@ def _with_sizes(edit: SiteEdit, sizes: Float[Tensor, " n"], k: Float[Tensor, "n 
 
 @dataclass(frozen=True)
 class Part:
-    """An edit derived from the edit.
+    """An edit derived from the edit."""
 
-    Args:
-        kind: which derivation.
-        label: the arm's.
-        edit: what is applied.
-        top: the n it belongs to; `None` for the whole edit and its shuffles.
-        unedited: for a random draw, whether it is of components that the edit leaves alone.
-    """
-
-    kind: Kind
-    label: str
-    edit: WeightEdit
-    top: int | None = None
-    unedited: bool = True
+    kind: Kind  # which derivation
+    label: str  # the arm's
+    edit: WeightEdit  # what is applied
+    top: int | None = None  # the n it belongs to; `None` for the whole edit and its shuffles
+    unedited: bool = True  # for a random draw, whether it is of components that the edit leaves alone
 
 
 def parts_of(edit: WeightEdit, counts: Sequence[int], directions: Directions, draws: int, seed: int) -> list[Part]:
-    """Shuffles of the edit, then for every n: the top, all but the top, and random draws.
-
-    Args:
-        edit: the edit.
-        counts: n of the top components.
-        directions: k of every component, of those too that are not edited.
-        draws: random draws per n; shuffles are half as many, rounded up.
-        seed: of the draws.
-    """
+    """Shuffles of the edit, half as many as `draws`, rounded up; for every n the top, all but it, and random draws."""
     generator = torch.Generator().manual_seed(seed)
     parts = [
         Part("shuffled", f"shuffled {draw}", shuffled(edit, directions, generator))

@@ -1,1 +1,0 @@
-"""Attacks made for the model that is attacked."""

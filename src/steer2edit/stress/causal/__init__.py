@@ -1,1 +1,0 @@
-"""Whether the components that an edit names carry the behaviour."""

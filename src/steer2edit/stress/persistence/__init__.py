@@ -1,1 +1,0 @@
-"""What becomes of the gain when the weights are treated."""

@@ -1,1 +1,0 @@
-"""What an edit changes besides its attribute."""
