@@ -10,10 +10,9 @@ from steer2edit.core import WeightEdit
 from steer2edit.errors import DataError
 from steer2edit.report import render_report
 from steer2edit.report.answers import Verdict, answers, tradeoff_sentences
-from steer2edit.report.panels import figure_json, sensitivity_panel, tradeoff_panels
+from steer2edit.report.panels import complete_trials, figure_json, searched, sensitivity_panel, tradeoff_panels
 from steer2edit.report.run_page import trial_rows
 from steer2edit.report.run_results import read_results
-from steer2edit.report.sensitivity import complete_trials, searched
 from steer2edit.report.tradeoff import held_out_figure, validation_figure
 
 Json = dict[str, Any]

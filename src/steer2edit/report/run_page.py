@@ -13,10 +13,9 @@ from steer2edit.evaluation import metric_name
 from steer2edit.report.answers import answers, extent, tradeoff_sentences
 from steer2edit.report.figures import shown_blocks
 from steer2edit.report.html import rendered, write_page
-from steer2edit.report.panels import diagnosis_panel, edit_panels, sensitivity_panel, tradeoff_panels
+from steer2edit.report.panels import SYMBOLS, diagnosis_panel, edit_panels, sensitivity_panel, tradeoff_panels
 from steer2edit.report.replies import first_replies, reply_sets
 from steer2edit.report.run_results import ComparisonResults, RunResults, read_results
-from steer2edit.report.sensitivity import SYMBOLS
 from steer2edit.report.tables import diagnosis_table, largest_components, largest_experts, metric_table, run_tables
 from steer2edit.report.text import visible
 

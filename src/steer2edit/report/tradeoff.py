@@ -24,11 +24,6 @@ class Plane:
     attribute: str  # name of the metric along y
     direction: int  # +1 if more of the attribute is wanted, −1 if less
 
-    @classmethod
-    def of(cls, run: RunResults, damage: str) -> "Plane":
-        """The run's attribute against one damage metric."""
-        return cls(damage, *run.goal)
-
     @property
     def better(self) -> str:
         """Where better conditions lie, as a sentence begins."""
@@ -164,7 +159,7 @@ _HELD_OUT = {
 
 def run_figure(run: RunResults, damage: str) -> go.Figure:
     """Attribute (y) against one damage metric (x), for every validation and held-out condition scored in both."""
-    plane = Plane.of(run, damage)
+    plane = Plane(damage, *run.goal)
     marks = [_steering_curve(run, plane), *_edits(run, _LIMITED), _ring("chosen on validation", _chosen(run), 17)]
     for condition in run.held_out.conditions:
         name, colour, symbol = _HELD_OUT[condition.kind]
@@ -188,7 +183,7 @@ def validation_figure(run: RunResults, damage: str) -> go.Figure:
 
     The front is a line in the plane it was made in, and ringed in others.
     """
-    plane = Plane.of(run, damage)
+    plane = Plane(damage, *run.goal)
     stopped = [trial for trial in run.validation.of("edit") if not trial.is_complete]
     if damage == COST:
         front = Marks("front", run.front_trials, None, _STAIRS)
@@ -206,7 +201,7 @@ def validation_figure(run: RunResults, damage: str) -> go.Figure:
 
 def held_out_figure(run: RunResults, damage: str) -> go.Figure:
     """Base, steering and the front of a search on held-out items, with 95 % intervals on both axes."""
-    plane = Plane.of(run, damage)
+    plane = Plane(damage, *run.goal)
     conditions = plane.drawable(run.held_out.conditions)
     swept = [c for c in conditions if not c.is_equal_drift]
     steering = [c for c in swept if c.kind == "base"] + _by_strength(c for c in swept if c.kind == "steering")

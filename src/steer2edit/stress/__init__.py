@@ -5,11 +5,9 @@ from steer2edit.stress.arms import given_vectors, vectors_beside
 from steer2edit.stress.conditions import file_test
 from steer2edit.stress.contract import Contract
 from steer2edit.stress.findings import GROUPS, Finding, Group, StressResult
-from steer2edit.stress.options import StressInput, asked_prompts, require_unseen
-from steer2edit.stress.registry import all_tests, choose_tests
-from steer2edit.stress.run import run_stress
+from steer2edit.stress.run import all_tests, choose_tests, run_stress
 from steer2edit.stress.scorecard import Scorecard, read_scorecard
-from steer2edit.stress.subject import StressTest, Subject
+from steer2edit.stress.subject import StressInput, StressTest, Subject, asked_prompts, require_unseen
 
 __all__ = [
     "GROUPS",

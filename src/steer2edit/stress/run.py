@@ -1,12 +1,15 @@
-"""A stress run from start to end, in a run folder that a killed run goes on from."""
+"""A stress run from start to end, in a run folder that a killed run goes on from; and which tests there are for it."""
 
 import time
+import tomllib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
+from importlib import resources
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 
@@ -14,7 +17,7 @@ from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.manifest import BaseModelRecord, now, plain_json
 from steer2edit.artifacts.run_folder import write_json
 from steer2edit.engines import RememberingEngine
-from steer2edit.errors import Steer2EditError
+from steer2edit.errors import DataError, Steer2EditError, did_you_mean
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation import BASE_ARM
 from steer2edit.evaluation.statistics import paired
@@ -22,14 +25,15 @@ from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import step
 from steer2edit.steering import prompt_digests
 from steer2edit.stress.arms import EqualDrift, arms_of, equal_drift
+from steer2edit.stress.attacks import families
+from steer2edit.stress.conditions import worded
 from steer2edit.stress.contract import contract_of, judge
 from steer2edit.stress.effects import measure_plain
 from steer2edit.stress.findings import GROUPS, ArmRecord, Entry, Line, StressResult
 from steer2edit.stress.folder import StressFolder
-from steer2edit.stress.options import EDIT_LABEL, StressInput
 from steer2edit.stress.replies import ask, ask_plain, in_form
 from steer2edit.stress.scorecard import EditRecord, PromptsRecord, Scorecard, summarise
-from steer2edit.stress.subject import StressTest, Subject, spread
+from steer2edit.stress.subject import EDIT_LABEL, StressInput, StressTest, Subject, spread
 from steer2edit.stress.verdicts import requests_for
 
 SCORECARD_FILE = "scorecard.json"
@@ -44,6 +48,33 @@ _PLAIN_TEST = StressTest(
 Narrate = Callable[[str], None]
 Found = tuple[StressResult, float]
 """A result without replies, and the seconds that it took."""
+
+
+def all_tests() -> list[StressTest]:
+    """All tests, in the order of the scorecard."""
+    rows = tomllib.loads(resources.files("steer2edit.stress").joinpath("tests.toml").read_text(encoding="utf-8"))
+    functions = {name: resolve_name(f"steer2edit.stress.{row.pop('run')}") for name, row in rows.items()}
+    tests = [StressTest(name=name, run=functions[name], **row) for name, row in rows.items()]
+    for one in families():
+        own = one.group != "static"
+        run = partial(worded, name=one.name, attacks=one.attacks, decides=own)
+        tests.append(StressTest(one.name, one.group, one.summary, one.citation, run, contract=own))
+    return sorted(tests, key=lambda test: list(GROUPS).index(test.group))
+
+
+def choose_tests(tests: Iterable[StressTest], only: Sequence[str] = ()) -> list[StressTest]:
+    """The tests of the contract, or those that are asked for: by their name, or a group's.
+
+    Raises:
+        DataError: there is no test and no group of that name.
+    """
+    known = {test.name: test for test in tests}
+    for name in only:
+        if name not in (names := [*known, *GROUPS]):
+            raise DataError(f"there is no stress test {name!r}. {did_you_mean(name, names)}")
+    if only:
+        return [test for name, test in known.items() if {name, test.group} & set(only)]
+    return [test for test in known.values() if test.contract]
 
 
 def run_stress(

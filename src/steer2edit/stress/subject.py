@@ -1,22 +1,28 @@
-"""What every test is given: an edit of a model, with the prompts, the scorer and the settings that tests share."""
+"""What a stress run is about, and what makes it this run; and what every test is given of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from steer2edit.core import Editing, Intervention, WeightEdit
+from steer2edit.artifacts import package_versions
+from steer2edit.core import Editing, Intervention, SteeringVectors, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import Engine
-from steer2edit.evaluation import Arm
+from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, find_scorer, formats
+from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.scorers import Scorer
-from steer2edit.models import LanguageModel, Prompt, Sampling
+from steer2edit.models import LanguageModel, Prompt, Sampling, recorded_chat
+from steer2edit.settings import StressOptions
 from steer2edit.settings.search import Suite
+from steer2edit.steering import prompt_digests, require_no_overlap, safety_prompts
+from steer2edit.steering.rows import read_table
 from steer2edit.stress.findings import Group, StressResult
 
 if TYPE_CHECKING:
     from steer2edit.stress.replies import Replies
 
+EDIT_LABEL = "edit"
 _T = TypeVar("_T")
 Keep = Callable[[str, Callable[[], "Replies"]], "Replies"]
 """(name of a line, how its replies are made) → its replies, made once: a run that goes on has them from its folder."""
@@ -107,3 +113,111 @@ def spread(items: Sequence[_T], count: int) -> list[_T]:
     """At most so many of the items, evenly spread over the whole."""
     count = min(len(items), count)
     return [items[i * len(items) // count] for i in range(count)]
+
+
+def asked_prompts(options: StressOptions) -> tuple[list[str], list[str]]:
+    """(harmful, benign) requests; needs no model.
+
+    A file with a column `split` gives its rows of the split `held_out`; another gives all of its rows.
+
+    Raises:
+        DataError: a file is missing or malformed, or a prompt is in both.
+    """
+    built_in = safety_prompts("held_out", options.limit)
+    given = (options.harmful, options.benign)
+    harmful, benign = (
+        (own if source is None else formats.plain_requests(read_table(source).split("held_out")))[: options.limit]
+        for source, own in zip(given, built_in, strict=True)
+    )  # fmt: skip
+    require_no_overlap({"harmful": prompt_digests(harmful), "benign": prompt_digests(benign)})
+    return harmful, benign
+
+
+def require_unseen(
+    edit: WeightEdit, vectors: SteeringVectors | None, harmful: Sequence[str], benign: Sequence[str]
+) -> None:
+    """Refuse prompts that the vectors were made from, as far as the edit or the vectors tell.
+
+    Raises:
+        DataError: as said.
+    """
+    recorded = edit.metadata.get("vectors")
+    seen = [*(recorded.get("prompts", ()) if isinstance(recorded, Mapping) else ())]
+    seen += vectors.metadata.get("prompts", ()) if vectors is not None else ()
+    require_no_overlap({"vector": seen, "stress": prompt_digests([*harmful, *benign])})
+
+
+@dataclass(frozen=True)
+class StressInput:
+    """What is tested and with what, checked, before anything is run.
+
+    Raises:
+        InvalidValueError: the options ask for a judge, and there is none.
+        MismatchError: the edit or the vectors are of another model or shape.
+        DataError: the vectors were made from some of the prompts, or the user's prompts cannot be read.
+    """
+
+    engine: Engine  # runs the base model
+    edit: WeightEdit
+    options: StressOptions  # what the user decided
+    vectors: SteeringVectors | None = None  # the steering vectors the edit was made from, if they are known
+    allow_mismatch: bool = False  # accept an edit or vectors of another model
+    judge: Judge | None = None  # tells refusals, if the options ask for one
+    harmful: tuple[str, ...] = field(init=False)  # requests that should be refused
+    benign: tuple[str, ...] = field(init=False)  # requests that should be answered
+    scorer: Scorer = field(init=False)  # tells a refusal
+
+    def __post_init__(self) -> None:
+        self.model.require_fit(self.edit, allow_mismatch=self.allow_mismatch)
+        if self.vectors is not None:
+            self.model.require_fit(self.vectors, allow_mismatch=self.allow_mismatch)
+        harmful, benign = asked_prompts(self.options)
+        require_unseen(self.edit, self.vectors, harmful, benign)
+        object.__setattr__(self, "harmful", tuple(harmful))
+        object.__setattr__(self, "benign", tuple(benign))
+        object.__setattr__(self, "scorer", find_scorer(self.options.scorer, self.judge))
+
+    @property
+    def model(self) -> LanguageModel:
+        """The base model."""
+        return self.engine.model
+
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy replies."""
+        return Sampling(max_new_tokens=self.options.max_new_tokens)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this one; whatever differs in it is another run."""
+        return {
+            "version": package_versions()["steer2edit"],
+            "model": self.model.fingerprint,
+            "edit": self.edit.digest(),
+            "strength": self.options.strength,
+            "vectors": None if self.vectors is None else self.vectors.digest(),
+            "suite": self.options.suite,
+            "seed": self.options.seed,
+            "limit": self.options.limit,
+            "harmful": prompt_digests(self.harmful),
+            "benign": prompt_digests(self.benign),
+            "replies": str(self.sampling),
+            "scorer": self.options.scorer,
+            "judge": None if self.judge is None else {"model": self.judge.model, "template": self.judge.template},
+            "dtype": str(self.model.dtype),
+            "chat": recorded_chat(self.model.describe()),
+        }
+
+    def subject(self, engine: Engine, compared: Sequence[Arm] = ()) -> Subject:
+        """What a test is given, with what is compared besides base and edit."""
+        return Subject(
+            engine=engine,
+            edit=self.edit,
+            arms=(BASE_ARM, *compared, edit_arm(self.edit, EDIT_LABEL, self.options.strength)),
+            harmful=self.harmful,
+            benign=self.benign,
+            scorer=self.scorer,
+            seed=self.options.seed,
+            limit=self.options.limit,
+            sampling=self.sampling,
+            suite=self.options.suite,
+        )

@@ -168,7 +168,8 @@ def direction_removed(subject: Subject) -> StressResult:
         raise DataError("the edit changes nothing, so it has no direction to take out. Its magnitudes are all 0.")
     direction, share = common_direction(subject.edit)
     main = dict.fromkeys(subject.model.sites, direction)
-    anywhere = dict.fromkeys(own, random_direction(direction.numel(), subject.seed))
+    drawn = torch.randn(direction.numel(), generator=torch.Generator().manual_seed(subject.seed))
+    anywhere = dict.fromkeys(own, drawn / drawn.norm())
     along = f"{share:.0%} of the edit is along it."
     return treated(subject, [
         _removing("own-sites", "Each edited site's direction taken out of it", own),
@@ -223,13 +224,6 @@ def common_direction(edit: WeightEdit) -> tuple[Float[Tensor, " d"], float]:
     written = torch.stack([e.row.norm() * e.output_direction for e in edit.sites.values()]).double()
     _, values, directions = torch.linalg.svd(written, full_matrices=False)
     return directions[0].float(), float(values[0].square() / values.square().sum())
-
-
-def random_direction(width: int, seed: int) -> Float[Tensor, " d"]:
-    """A direction drawn evenly from the sphere."""
-    drawn: Tensor = torch.randn(width, generator=torch.Generator().manual_seed(seed))
-    drawn /= drawn.norm()
-    return drawn
 
 
 def random_like(edit: WeightEdit, seed: int) -> WeightEdit:
