@@ -13,7 +13,7 @@ from steer2edit.core import WeightEdit
 from steer2edit.errors import DataError, MismatchError
 from steer2edit.models import LanguageModel
 from steer2edit.recipes import make_edit, make_vectors, refit
-from steer2edit.recipes.refit import NOW, recipe_of
+from steer2edit.recipes.making import NOW, recipe_of
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
 from tiny_chat import tiny_chat_model
 
@@ -41,20 +41,20 @@ def test_on_the_same_weights_it_is_the_same_edit_and_on_tuned_ones_what_the_reci
     model = tiny()
     save_edit(model, made(model), tmp_path / "edit")
     old = load_edit(tmp_path / "edit")
-    found = refit(model, old, RefitOptions(force=True))
-    assert same(found.edit, made(model))
-    assert [one.label for one in found.conditions] == [NOW, "old edit on top", "refitted edit"]
-    old_on_top, new = (one.values for one in found.conditions[1:])
+    found, conditions, _ = refit(model, old, RefitOptions(force=True))
+    assert same(found, made(model))
+    assert [one.label for one in conditions] == [NOW, "old edit on top", "refitted edit"]
+    old_on_top, new = (one.values for one in conditions[1:])
     assert old_on_top == new
 
     tuned = tiny()
     with torch.no_grad():
         for projection in tuned.sites.values():
             projection.module.weight.mul_(torch.linspace(0.5, 1.5, projection.module.weight.shape[1]))
-    again = refit(tuned, old, RefitOptions(force=True))
-    assert same(again.edit, made(tuned))
-    assert not same(again.edit, found.edit)
-    assert again.edit.metadata["refit_of"]["vectors"] == old.metadata["vectors"]["sha256"]
+    again, _, _ = refit(tuned, old, RefitOptions(force=True))
+    assert same(again, made(tuned))
+    assert not same(again, found)
+    assert again.metadata["refit_of"]["vectors"] == old.metadata["vectors"]["sha256"]
 
 
 def test_the_recipe_is_what_was_asked_for() -> None:

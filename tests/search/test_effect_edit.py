@@ -30,8 +30,8 @@ def test_it_spends_the_drift_budget_with_its_whole_interval() -> None:
     search = tiny_search(effects=True)
     (edit,) = search.edits([({}, DEFAULT, effect_scale(search, DEFAULT))])
     found = search.validation.drift.measure(search.engine, [Editing(edit)])[0].metrics["kl"]
-    assert found.value < found.high <= search.largest_cost
-    assert found.high == pytest.approx(search.largest_cost, rel=0.11)
+    assert found.value < found.high <= search.goal.largest_cost
+    assert found.high == pytest.approx(search.goal.largest_cost, rel=0.11)
 
 
 def test_it_is_what_convert_makes_by_default_at_another_strength(model: LanguageModel) -> None:

@@ -38,7 +38,7 @@ def test_defaults(model: LanguageModel, vectors: SteeringVectors) -> None:
     search = prepare_search(model, vectors, SearchOptions(**SMALL))
     assert search.budget == Budget({"kl": 0.15})
     assert search.goal.attribute == "harmful_refused"
-    assert (search.largest_cost, search.options.strategy) == (0.15, "tpe")
+    assert (search.goal.largest_cost, search.options.strategy) == (0.15, "tpe")
     assert set(search.space.distributions()) == {"blocks", "rho_attn", "rho_mlp", "alpha"}
     assert len(search.validation.prompts["harmful"]) == len(search.held_out.prompts["harmful"]) == 3
 

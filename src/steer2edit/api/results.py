@@ -19,10 +19,10 @@ from steer2edit.estimates import Condition
 from steer2edit.evaluation import evaluate as run_evaluation
 from steer2edit.evaluation.behaviours import BEHAVIOURS, attribute_of
 from steer2edit.evaluation.metrics import COST
-from steer2edit.evaluation.registry import TASK_KINDS, TaskSettings, build_tasks
+from steer2edit.evaluation.registry import TASK_KINDS, build_tasks
 from steer2edit.evaluation.scorers import find_scorer
 from steer2edit.evaluation.statistics import compare
-from steer2edit.evaluation.task import BASE_ARM, Arm, edit_arm
+from steer2edit.evaluation.task import BASE_ARM, Arm, TaskSettings, edit_arm
 from steer2edit.models import LanguageModel
 from steer2edit.steering.examples import PAIR, examples_in_memory
 from steer2edit.tables import text_table
@@ -122,7 +122,9 @@ def evaluate(
     """
     settings = TaskSettings(split, limit, max_new_tokens, find_scorer(scorer, None))
     with _named(task) as specs:
-        tasks, goal = build_tasks(specs, settings), _goal(specs)
+        tasks, (first, *others) = build_tasks(specs, settings), specs
+        is_task = others or "=" in first or (first in TASK_KINDS and first not in BEHAVIOURS)
+        goal = None if is_task else attribute_of(first)
     arms = [BASE_ARM, *_arms(model, compared)]
     conditions = run_evaluation(RememberingEngine(TransformersEngine(model)), tasks, arms)
     prompts = {name: asked for own in tasks for name, asked in own.asked.items()}
@@ -142,13 +144,6 @@ def _named(task: str | Path | Sequence[Any]) -> Iterator[list[str]]:
         path = Path(scratch) / "pairs.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         yield [str(path)]
-
-
-def _goal(specs: Sequence[str]) -> tuple[str, int] | None:
-    """What is to move, where one behaviour is measured."""
-    (first, *others) = specs
-    is_task = first in TASK_KINDS and first not in BEHAVIOURS
-    return None if others or is_task or "=" in first else attribute_of(first)
 
 
 def _arms(model: LanguageModel, compared: Compared | Sequence[Compared] | Mapping[str, Compared]) -> list[Arm]:
@@ -172,12 +167,8 @@ def _arm(model: LanguageModel, one: Compared) -> Arm:
         one = one @ 1.0
     if not isinstance(one, Arm):
         raise InvalidValueError(f"what is compared is an edit, edit @ 0.5, or vectors @ 0.2; got {one!r:.100}.")
-    for artifact in _artifacts(one):
-        model.require_fit(artifact)
+    given = one.intervention
+    for part in given.parts if isinstance(given, Combined) else (given,):
+        if part is not None:
+            model.require_fit(part.vectors if isinstance(part, Steering) else part.edit)
     return one
-
-
-def _artifacts(arm: Arm) -> list[WeightEdit | SteeringVectors]:
-    given = arm.intervention
-    parts = given.parts if isinstance(given, Combined) else (given,)
-    return [part.vectors if isinstance(part, Steering) else part.edit for part in parts if part is not None]

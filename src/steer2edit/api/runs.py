@@ -16,8 +16,8 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
+from steer2edit.recipes.making import refit as make_anew
 from steer2edit.recipes.pages import search_and_report
-from steer2edit.recipes.refit import refit as make_anew
 from steer2edit.search import behaviours_of, options_for, prepare_search
 from steer2edit.settings import Accepting, RefitOptions, SearchOptions, StressOptions
 from steer2edit.tables import text_table
@@ -106,8 +106,8 @@ def refit(model: LanguageModel, edit: WeightEdit, options: RefitOptions) -> Refi
         MismatchError: the model has other sites or shapes than the edit.
         NoiseError: the diagnosis calls the vectors noise.
     """
-    found = make_anew(model, edit, options)
-    return RefitResults(tuple(found.conditions), "refit", found.prompts, edit=Edit.of(found.edit, model))
+    made, conditions, prompts = make_anew(model, edit, options)
+    return RefitResults(tuple(conditions), "refit", prompts, edit=Edit.of(made, model))
 
 
 @dataclass(frozen=True, repr=False)

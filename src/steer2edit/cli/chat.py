@@ -46,7 +46,10 @@ def chat(
         return _talk(loaded, arms, sampling)
     replies = _answer(loaded, arms, [[_said("user", prompt)] for _ in arms], sampling, show=not json_output)
     if json_output:
-        found = [_described(arm, reply) for arm, reply in zip(arms, replies, strict=True)]
+        found = [
+            {"label": arm.label, "reply": r.answer, "thought": r.thought, "finished": r.finished, "tokens": len(r.ids)}
+            for arm, r in zip(arms, replies, strict=True)
+        ]
         print_json({"schema_version": 1, "model": loaded.describe(), "prompt": prompt, "replies": found})
     return None
 
@@ -96,13 +99,3 @@ def _answer(
 
 def _said(role: str, text: str) -> "models.Message":
     return {"role": role, "content": text}
-
-
-def _described(arm: "evaluation.Arm", reply: "models.Reply") -> dict[str, Any]:
-    return {
-        "label": arm.label,
-        "reply": reply.answer,
-        "thought": reply.thought,
-        "finished": reply.finished,
-        "tokens": len(reply.ids),
-    }

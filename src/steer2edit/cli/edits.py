@@ -1,7 +1,7 @@
 """Commands that make edits: `convert`, `combine`, `import-edit`, `refit`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from steer2edit.settings import Accepting, ConvertOptions, Loading, PlainLoading
 from steer2edit.settings.declared import read_numbers
 
 if TYPE_CHECKING:
-    from steer2edit.artifacts.edits.interference import Interference, PairAtSite
+    from steer2edit.artifacts.edits.interference import Interference
 
 
 def convert(
@@ -98,7 +98,16 @@ def print_interference(interference: "Interference", names: list[str], top: int)
     rows = [(site.site, pair) for site in interference.sites for pair in site.pairs]
     rows.sort(key=lambda row: -abs(row[1].cosine))
     columns = ["site", "edits", "cos u", "cos a", "cos ΔW", "edited by both", "of these opposed"]
-    table = [[str(site), f"{pair.first + 1}, {pair.second + 1}", *_figures(pair)] for site, pair in rows[:top]]
+    table = [
+        [
+            str(site),
+            f"{pair.first + 1}, {pair.second + 1}",
+            *(f"{value:+.3f}" for value in (pair.output_cosine, pair.row_cosine, pair.cosine)),
+            f"{pair.shared:.0%}",
+            "–" if pair.opposed is None else f"{pair.opposed:.0%}",
+        ]
+        for site, pair in rows[:top]
+    ]
     if table:
         print_table(columns, table, "Where the edits meet")
         for index, name in enumerate(names):
@@ -106,12 +115,6 @@ def print_interference(interference: "Interference", names: list[str], top: int)
     else:
         say("The edits share no site.")
     say(f"Interference ‖Σ ΔW‖² / Σ ‖ΔW‖² − 1: {interference.overall:+.3f}")
-
-
-def _figures(pair: "PairAtSite") -> list[str]:
-    values: list[Any] = [f"{value:+.3f}" for value in (pair.output_cosine, pair.row_cosine, pair.cosine)]
-    opposed = "–" if pair.opposed is None else f"{pair.opposed:.0%}"
-    return [*values, f"{pair.shared:.0%}", opposed]
 
 
 def import_edit(
@@ -168,13 +171,9 @@ def refit(
     recipes.recipe_of(old, options.contrast)  # what is missing shall show before a model is loaded
     with show_progress():
         loaded = load(model, loading, old.metadata)
-        found = recipes.refit(loaded, old, options)
-        card = {
-            "conditions": [c.for_card() for c in found.conditions],
-            "metrics": evaluation.described(found.conditions),
-        }
-        artifacts.save_edit(loaded, found.edit, out, evaluation=card, overwrite=overwrite)
+        new, conditions, _ = recipes.refit(loaded, old, options)
+        artifacts.save_edit(loaded, new, out, evaluation=evaluation.for_card(conditions), overwrite=overwrite)
     if json_output:
-        return print_json({"out": str(out), "conditions": [c.to_json() for c in found.conditions]})
-    print_conditions(found.conditions)
+        return print_json({"out": str(out), "conditions": [c.to_json() for c in conditions]})
+    print_conditions(conditions)
     return say(f"Edit: {out}")

@@ -4,12 +4,21 @@ from steer2edit.evaluation.behaviours import Behaviour, attribute_of, behaviour,
 from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
 from steer2edit.evaluation.harness import HarnessMetric, harness_results
 from steer2edit.evaluation.likelihood_tasks import DriftTask
-from steer2edit.evaluation.metrics import COST, Metric, described, metric_name
+from steer2edit.evaluation.metrics import COST, Metric, for_card, metric_name
 from steer2edit.evaluation.refusal_direction import RefusalDirection, measured_direction, refusal_direction
-from steer2edit.evaluation.registry import TASK_KINDS, TaskSettings, build_tasks
+from steer2edit.evaluation.registry import TASK_KINDS, build_tasks
 from steer2edit.evaluation.scorers import find_scorer
 from steer2edit.evaluation.statistics import compare
-from steer2edit.evaluation.task import BASE_ARM, Arm, Task, edit_arm, evaluate, merged_measurements, steering_arm
+from steer2edit.evaluation.task import (
+    BASE_ARM,
+    Arm,
+    Task,
+    TaskSettings,
+    edit_arm,
+    evaluate,
+    merged_measurements,
+    steering_arm,
+)
 
 __all__ = [
     "BASE_ARM",
@@ -33,10 +42,10 @@ __all__ = [
     "calibrate",
     "calibrate_together",
     "compare",
-    "described",
     "edit_arm",
     "evaluate",
     "find_scorer",
+    "for_card",
     "harness_results",
     "measured_direction",
     "merged_measurements",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from steer2edit.evaluation.formats import divided, plain_requests, true_and_fals
 from steer2edit.evaluation.likelihood_tasks import DriftTask, PreferenceTask
 from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask, ThinkingTask, VerdictTask
 from steer2edit.evaluation.scorers import JudgeSettings, LocalJudge, Phrases, PhraseScorer, PythonScorer, Scorer
-from steer2edit.evaluation.task import Task
+from steer2edit.evaluation.task import Task, TaskSettings
 from steer2edit.models import Sampling
 from steer2edit.steering import BehaviourFolder, ItemSet, built_in_names, find_behaviour, prompt_digests
 from steer2edit.steering.contrast import assign_splits
@@ -25,86 +25,59 @@ BENIGN = "benign"
 """The set that drift is measured on: the behaviour's own, or the requests that come with the package."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a behaviour is built for."""
-
-    split: Split
-    limit: int | None
-    max_new_tokens: int | None
-    scorer: Scorer
-    data: Mapping[str, str]
-    seed: int
-
-    def sampling(self, own: ItemSet, default: int) -> Sampling:
-        """Greedy replies."""
-        return Sampling(max_new_tokens=self.max_new_tokens or own.max_new_tokens or default)
-
-    def rows(self, found: BehaviourFolder, name: str) -> Table:
-        """The rows of a set of this split: the user's own data, its file, or the contrast's."""
-        own = found.sets[name]
-        if name in self.data:
-            return self._limited(divided(read_table(self.data[name]), self.split, self.seed), own)
-        path = found.file(own.items or name)
-        if path is None and own.items:
-            raise DataError(f"{found.where}: the set {name!r} has no file {own.items!r} in its folder.")
-        if path is None:
-            return self._limited(_contrast_rows(found, self.split, self.seed), own)
-        shown = f"{found.name}/{path.name}" if found.name in built_in_names() else None
-        return self._limited(divided(read_table(path, name=shown), self.split, self.seed), own)
-
-    def _limited(self, table: Table, own: ItemSet) -> Table:
-        usual = own.usual.get(self.split, len(table.rows))
-        return replace(table, rows=table.rows[: max(usual, self.limit or 0)][: self.limit])
-
-    def benign(self, found: BehaviourFolder) -> list[str]:
-        """Requests that drift is measured on: the behaviour's own, or those that come with the package."""
-        if BENIGN not in found.sets:
-            own = ItemSet(scorer="", items=BENIGN if found.file(BENIGN) else f"safety:{BENIGN}", usual=_USUAL)
-            found = found.model_copy(update={"sets": {BENIGN: own}})
-        return plain_requests(self.rows(found, BENIGN))
-
-
 _USUAL: dict[Split, int] = {"validation": 48, "held_out": 96}
-_Make = Callable[[str, ItemSet, Table, "Wanted", Any], Task]
 
 
-def _replies(kind: type[VerdictTask]) -> _Make:
-    def make(name: str, own: ItemSet, table: Table, wanted: Wanted, scorer: Any) -> Task:
-        judged = scorer.made() if isinstance(scorer, JudgeSettings) else scorer or wanted.scorer
-        return kind(name, plain_requests(table), wanted.sampling(own, 24), judged)
-
-    return make
-
-
-def _preference(style: Literal["text", "letter"]) -> _Make:
-    def make(name: str, own: ItemSet, table: Table, wanted: Wanted, _: Any) -> Task:
-        called = name if own.metrics is None else own.metrics
-        return PreferenceTask(true_and_false(table), called, style, name)
-
-    return make
-
-
-def _lengths(kind: type[LengthTask], tokens: int) -> _Make:
-    def make(name: str, own: ItemSet, table: Table, wanted: Wanted, _: Any) -> Task:
-        called = name if own.metrics is None else own.metrics
-        return kind(plain_requests(table), wanted.sampling(own, tokens), called)
-
-    return make
+def _rows(found: BehaviourFolder, name: str, wanted: TaskSettings) -> Table:
+    """The rows of a set of this split: the user's own data, its file, or the contrast's."""
+    own, seed = found.sets[name], wanted.divide or 0
+    if name in wanted.data:
+        table = divided(read_table(wanted.data[name]), wanted.split, seed)
+    elif path := found.file(own.items or name):
+        shown = f"{found.name}/{path.name}" if found.name in built_in_names() else None
+        table = divided(read_table(path, name=shown), wanted.split, seed)
+    elif own.items:
+        raise DataError(f"{found.where}: the set {name!r} has no file {own.items!r} in its folder.")
+    else:
+        table = _contrast_rows(found, wanted.split, seed)
+    usual = own.usual.get(wanted.split, len(table.rows))
+    return replace(table, rows=table.rows[: max(usual, wanted.limit or 0)][: wanted.limit])
 
 
-SET_SCORERS: dict[str, tuple[_Make, type | None]] = {
-    "refusal": (_replies(RefusalTask), None),
-    "phrases": (_replies(VerdictTask), Phrases),
-    "preference": (_preference("text"), None),
-    "choice": (_preference("letter"), None),
-    "length": (_lengths(LengthTask, 96), None),
-    "thinking": (_lengths(ThinkingTask, 256), None),
-    "judge": (_replies(VerdictTask), JudgeSettings),
-    "local_judge": (_replies(VerdictTask), LocalJudge),
-    "python": (_replies(VerdictTask), PythonScorer),
+def _benign(found: BehaviourFolder, wanted: TaskSettings) -> list[str]:
+    """Requests that drift is measured on: the behaviour's own, or those that come with the package."""
+    if BENIGN not in found.sets:
+        own = ItemSet(scorer="", items=BENIGN if found.file(BENIGN) else f"safety:{BENIGN}", usual=_USUAL)
+        found = found.model_copy(update={"sets": {BENIGN: own}})
+    return plain_requests(_rows(found, BENIGN, wanted))
+
+
+def _task(name: str, own: ItemSet, table: Table, wanted: TaskSettings, scorer: Any) -> Task:
+    """A set as the task that its scorer makes of it."""
+    kind, called = SET_SCORERS[own.scorer][0], name if own.metrics is None else own.metrics
+    if issubclass(kind, PreferenceTask):
+        return kind(true_and_false(table), called, "letter" if own.scorer == "choice" else "text", name)
+    tokens = wanted.max_new_tokens or own.max_new_tokens or _TOKENS.get(own.scorer, 24)
+    items, sampling = plain_requests(table), Sampling(max_new_tokens=tokens)
+    if issubclass(kind, LengthTask):
+        return kind(items, sampling, called)
+    assert issubclass(kind, VerdictTask)
+    return kind(name, items, sampling, scorer.made() if isinstance(scorer, JudgeSettings) else scorer or wanted.scorer)
+
+
+SET_SCORERS: dict[str, tuple[type[Task], type | None]] = {
+    "refusal": (RefusalTask, None),
+    "phrases": (VerdictTask, Phrases),
+    "preference": (PreferenceTask, None),
+    "choice": (PreferenceTask, None),
+    "length": (LengthTask, None),
+    "thinking": (ThinkingTask, None),
+    "judge": (VerdictTask, JudgeSettings),
+    "local_judge": (VerdictTask, LocalJudge),
+    "python": (VerdictTask, PythonScorer),
 }
-"""What a `behaviour.toml` may name as a scorer: how a set becomes a task, and what its other keys say."""
+"""What a `behaviour.toml` may name as a scorer: the task that a set becomes, and what its other keys say."""
+_TOKENS = {"length": 96, "thinking": 256}
 
 
 def scorer_settings(found: BehaviourFolder, name: str) -> Any:
@@ -249,15 +222,15 @@ def behaviour(
     if unknown := [own for own in data if own not in {*found.sets, BENIGN}]:
         known = {*found.sets, BENIGN}
         raise DataError(f"{found.name} has no set {unknown[0]!r} to give data for. {did_you_mean(unknown[0], known)}")
-    wanted = Wanted(split, limit, max_new_tokens, scorer or PhraseScorer(), data, seed)
+    wanted = TaskSettings(split, limit, max_new_tokens, scorer or PhraseScorer(), divide=seed, data=data)
     tasks: list[Task] = []
     for name, own in found.sets.items():
         settings = scorer_settings(found, name)
         if borderline or name in data or not own.optional:
-            tasks.append(SET_SCORERS[own.scorer][0](name, own, wanted.rows(found, name), wanted, settings))
+            tasks.append(_task(name, own, _rows(found, name, wanted), wanted, settings))
     names = [name for task in tasks for name in task.metric_names]
     prompts = {name: list(map(prompt_key, own)) for task in tasks for name, own in task.asked.items()}
-    drift = DriftTask(wanted.benign(found), Sampling(max_new_tokens=max_new_tokens or 24))
+    drift = DriftTask(_benign(found, wanted), Sampling(max_new_tokens=max_new_tokens or 24))
     attribute = found.attribute or names[0]
     if attribute not in names:
         raise DataError(f"{found.where}: attribute: no set reports {attribute!r}. {did_you_mean(attribute, names)}")

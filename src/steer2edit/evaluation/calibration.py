@@ -105,9 +105,7 @@ def calibrate(
         engine: runs the model.
         at_strength: the intervention at a strength.
         task: benign requests that drift is measured on.
-        target: KL > 0, in nats per token.
-        first: where to begin; must drift at all.
-        tolerance: relative error of the drift that is accepted.
+        target, first, tolerance: as of `Secant`.
         most_steps: how many strengths to try at most.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal
@@ -100,6 +100,7 @@ def metric_name(name: str) -> Metric:
     )
 
 
-def described(conditions: Iterable[Condition]) -> dict[str, str]:
-    """The metrics that any of the conditions has, in their order, and what they mean."""
-    return {name: metric_name(name).description for condition in conditions for name in condition.metrics}
+def for_card(conditions: Sequence[Condition]) -> dict[str, Any]:
+    """What a model card shows: conditions, and what the metrics that any of them has mean, in their order."""
+    metrics = {name: metric_name(name).description for condition in conditions for name in condition.metrics}
+    return {"conditions": [condition.for_card() for condition in conditions], "metrics": metrics}

@@ -1,13 +1,12 @@
 """Tasks by name: `NAME` measures on a set that comes with the package, `NAME=FILE` on published data."""
 
-import random
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.evaluation import formats
@@ -15,55 +14,11 @@ from steer2edit.evaluation.behaviours import BEHAVIOURS, behaviour
 from steer2edit.evaluation.formats import TruthQuestion, divided
 from steer2edit.evaluation.likelihood_tasks import ChoiceTask, DriftTask, PreferenceTask, TruthChoiceTask
 from steer2edit.evaluation.reply_tasks import DegenerationTask, LengthTask, MathTask, RefusalTask, ThinkingTask
-from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.evaluation.task import Task
-from steer2edit.models import Prompt, Sampling
+from steer2edit.evaluation.task import Task, TaskSettings
+from steer2edit.models import Prompt
 from steer2edit.steering import borderline_prompts, find_behaviour, safety_prompts
 from steer2edit.steering.data_files import SUFFIXES
-from steer2edit.steering.rows import PROMPT_COLUMNS, Split, Table, read_table
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """What all tasks of an evaluation share.
-
-    Args:
-        split: validation for choosing, held_out for final figures; data without a column `split` is used whole.
-        limit: use at most this many items of every set.
-        max_new_tokens: longest reply; each task has a default of its own.
-        scorer: tells refusals.
-        divide: seed by which data without a column `split` is divided into validation and held-out parts; `None`
-            uses it whole.
-        shuffle: seed of a random order of the items; `None` keeps that of the data.
-
-    Raises:
-        InvalidValueError: the limit is below 1.
-    """
-
-    split: Split = "validation"
-    limit: int | None = None
-    max_new_tokens: int | None = None
-    scorer: Scorer = field(default_factory=PhraseScorer)
-    shuffle: int | None = None
-    divide: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise InvalidValueError(f"limit must be >= 1, got {self.limit}.")
-
-    def chosen(self, items: Sequence[_T]) -> list[_T]:
-        """The items to use."""
-        found = list(items)
-        if self.shuffle is not None:
-            random.Random(self.shuffle).shuffle(found)
-        return found[: self.limit]
-
-    def sampling(self, default: int) -> Sampling:
-        """Greedy replies of at most `max_new_tokens`."""
-        return Sampling(max_new_tokens=self.max_new_tokens or default)
-
+from steer2edit.steering.rows import PROMPT_COLUMNS, Table, read_table
 
 Build = Callable[[Table | None, TaskSettings], list[Task]]
 """(data, or `None` for the built-in set; settings) → tasks."""

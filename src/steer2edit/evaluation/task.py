@@ -1,16 +1,22 @@
 """What a task is, and what it finds: a value for every item under each intervention; `None` is unscored, never zero."""
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import Engine, Request
+from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition, ConditionKind, Estimate, Value
+from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.statistics import estimate
 from steer2edit.models import Prompt, Reply, Sampling
 from steer2edit.progress import step
+from steer2edit.steering.rows import Split
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -157,3 +163,45 @@ def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list
 def condition_of(arm: Arm, found: Measurement) -> Condition:
     """What was found under an arm, as it is reported."""
     return Condition(arm.label, found.metrics, arm.kind, arm.parameters, found.replies, found.outcomes, found.values)
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What all tasks of an evaluation share.
+
+    Args:
+        split: validation for choosing, held_out for final figures; data without a column `split` is used whole.
+        limit: use at most this many items of every set.
+        max_new_tokens: longest reply; each task has a default of its own.
+        scorer: tells refusals.
+        divide: seed by which data without a column `split` is divided into validation and held-out parts; `None`
+            uses it whole.
+        shuffle: seed of a random order of the items; `None` keeps that of the data.
+        data: the user's own data by set of a behaviour.
+
+    Raises:
+        InvalidValueError: the limit is below 1.
+    """
+
+    split: Split = "validation"
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    scorer: Scorer = field(default_factory=PhraseScorer)
+    shuffle: int | None = None
+    divide: int | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InvalidValueError(f"limit must be >= 1, got {self.limit}.")
+
+    def chosen(self, items: Sequence[_T]) -> list[_T]:
+        """The items to use."""
+        found = list(items)
+        if self.shuffle is not None:
+            random.Random(self.shuffle).shuffle(found)
+        return found[: self.limit]
+
+    def sampling(self, default: int) -> Sampling:
+        """Greedy replies of at most `max_new_tokens`."""
+        return Sampling(max_new_tokens=self.max_new_tokens or default)

@@ -1,4 +1,4 @@
-"""Vectors and edits as the settings ask for them, and a first look at an edit, in seconds."""
+"""Vectors and edits as the settings ask for them, a first look at an edit, in seconds, and an edit made anew."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,24 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import convert, recommended
 from steer2edit.editing.convert import MIN_TOKENS, PREVIEW_ROWS
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.estimates import CHANGE, NUMBER, Estimate
-from steer2edit.evaluation import BASE_ARM, at_drift, edit_arm, steering_arm
+from steer2edit.errors import DataError
+from steer2edit.estimates import CHANGE, NUMBER, Condition, Estimate
+from steer2edit.evaluation import BASE_ARM, at_drift, behaviour, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.statistics import mean, paired_difference
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.report.text import visible
-from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
-from steer2edit.steering import ContrastSet, benign_means, extract, load_contrast, measure_effects, measure_inputs
-from steer2edit.steering.source import Source
+from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
+from steer2edit.steering import (
+    ContrastSet,
+    benign_means,
+    extract,
+    load_contrast,
+    measure_effects,
+    measure_inputs,
+    require_no_overlap,
+)
+from steer2edit.steering.source import IN_MEMORY, Source
 
 STRENGTH = 0.3
 """Of the steering beside the edit: strong enough to show what the vectors are of."""
@@ -134,6 +143,7 @@ def preview(
     )
 
 
+NOW = "as it is now"
 RECIPE = "recipe"
 """Key of the metadata of vectors: the settings that are not the usual ones, from which `refit` extracts again."""
 EFFECT_KL = 0.03
@@ -218,3 +228,75 @@ def rules_of(options: ConvertOptions, vectors: SteeringVectors) -> tuple[Rules, 
     default = 0.0 if by_effect else 0.5
     alpha = default if options.alpha is None else options.alpha
     return rules, Hyperparameters(*rho, alpha, options.max_shift, options.gain if options.spare else None)
+
+
+def recipe_of(edit: WeightEdit, contrast: str | None = None) -> ExtractOptions:
+    """What the vectors of an edit were extracted with.
+
+    Args:
+        edit: with the record of its vectors in its metadata.
+        contrast: what they are to be made from instead.
+
+    Raises:
+        DataError: the edit does not say what its vectors are made from, and no contrast is given.
+    """
+    vectors = edit.metadata.get("vectors", {})
+    known = dict(vectors.get(RECIPE) or {})
+    named = known.pop("contrast", None) or vectors.get("contrast", {}).get("name")
+    source = contrast or (None if named == IN_MEMORY or known.keys() & {"positive", "negative"} else named)
+    if source is None:
+        raise DataError(
+            "the edit does not name one contrast set that its vectors are made from: they come from memory, from two "
+            "files or from another tool. Give one: --contrast BEHAVIOUR|FOLDER|FILE (contrast=...)."
+        )
+    known = {name: value for name, value in known.items() if name not in ("positive", "negative")}
+    if "effects" in vectors:
+        known = {"effects": True, "decided_by": vectors["effects"]["decided_by"], **known}
+    return ExtractOptions(**{**known, "contrast": source})
+
+
+def refit(
+    model: LanguageModel, edit: WeightEdit, changed: RefitOptions = RefitOptions()
+) -> tuple[WeightEdit, list[Condition], Mapping[str, Sequence[str]]]:
+    """Extract and convert again with an edit's own settings, on a model whose weights have changed since.
+
+    Nothing is searched: rules, budgets and drift are those of the edit. A model that was tuned with the edit in its
+    weights is measured with what is left of it.
+
+    Args:
+        model: the changed model, of the same architecture.
+        edit: whose recipe is followed.
+        changed: of the recipe; the limit is of extraction and measurement alike.
+
+    Returns:
+        The new edit; on held-out items the model as it is now, with the old edit on top, and with the new one; and what
+        was asked, by set.
+
+    Raises:
+        DataError: the edit does not say what its vectors are made from.
+        MismatchError: the model has other sites or shapes than the edit.
+        NoiseError: the diagnosis calls the new vectors noise.
+    """
+    model.require_fit(edit, allow_mismatch=True)
+    options = recipe_of(edit, changed.contrast)
+    options = options if changed.limit is None else replace(options, limit=changed.limit)
+    part = behaviour(str(options.contrast), "held_out", limit=changed.limit, seed=options.seed)
+    vectors = make_vectors(model, options)
+    require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": part.digests})
+    facts = edit.metadata
+    benign = facts.get("benign")
+    made = convert(
+        model,
+        vectors,
+        Hyperparameters(**facts["hyperparameters"]),
+        Rules(**facts["rules"]),
+        benign=benign_means(model, benign["source"]) if benign else None,
+        force=changed.force,
+    )
+    engine = TransformersEngine(model)
+    if drift := facts.get("drift"):
+        made = at_drift(engine, made, drift.get("asked", drift["kl"]))
+    old = {"model": facts.get("model"), "vectors": facts.get("vectors", {}).get("sha256")}
+    made = replace(made, metadata={**made.metadata, "refit_of": old})
+    arms = [replace(BASE_ARM, label=NOW), edit_arm(edit, "old edit on top"), edit_arm(made, "refitted edit")]
+    return made, evaluate(engine, part.tasks, arms), part.prompts

@@ -12,10 +12,10 @@ from steer2edit.core import SteeringVectors
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation.behaviours import behaviour
-from steer2edit.evaluation.registry import TaskSettings, build_tasks
+from steer2edit.evaluation.registry import build_tasks
 from steer2edit.evaluation.reply_tasks import MathTask, is_right
 from steer2edit.evaluation.statistics import compare
-from steer2edit.evaluation.task import BASE_ARM, Task, edit_arm, evaluate, steering_arm
+from steer2edit.evaluation.task import BASE_ARM, Task, TaskSettings, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.pages import search_and_report, write_run
 from steer2edit.recipes.recipe import Recipe
@@ -80,10 +80,9 @@ def run_recipe(
         recipe: what to do.
         model: on which model.
         out: holds `vectors.safetensors` and, in `search/`, what a search writes, with the data sets.
-        narrate: told what was found, step by step.
         options: what is changed of the recipe.
         force: search over vectors that the diagnosis calls noise.
-        command: what the user typed, for the record.
+        narrate, command: as of `run_behaviour`.
 
     Returns:
         What `search/results.json` holds.

@@ -19,7 +19,7 @@ from steer2edit.estimates import CHANGE, POINTS, Condition
 from steer2edit.evaluation.behaviours import Behaviour, behaviour
 from steer2edit.evaluation.calibration import at_drift, calibrate
 from steer2edit.evaluation.likelihood_tasks import DriftTask
-from steer2edit.evaluation.metrics import described, metric_name
+from steer2edit.evaluation.metrics import for_card, metric_name
 from steer2edit.evaluation.statistics import paired
 from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel, Sampling, generate, load_model, recorded_chat
@@ -184,8 +184,7 @@ class _Run:
 
         final = self.folder.conditions("held_out", "conditions", measure)
         self.narrate(f"Held-out prompts; steering and edit spend KL {self.kl:g} on validation prompts:", final)
-        card = {"conditions": [c.for_card() for c in final], "metrics": described(final)}
-        save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=card, overwrite=True)
+        save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=for_card(final), overwrite=True)
         return {
             "held_out": {"conditions": [c.to_json() for c in final]},
             "edit_minus_steering": self._ahead(final[-1], final[1]),

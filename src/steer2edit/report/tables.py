@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import top_experts
 from steer2edit.estimates import Condition, Notation
-from steer2edit.evaluation import Metric, described, metric_name
+from steer2edit.evaluation import Metric, metric_name
 from steer2edit.report.figures import BlockExtent
 from steer2edit.report.run_results import Diagnosis, RunResults
 
@@ -37,7 +37,8 @@ class ConditionTable:
     @property
     def metrics(self) -> list[Metric]:
         """In their order."""
-        return [metric_name(name) for name in described(self.conditions) if name not in _NOT_SHOWN]
+        names = dict.fromkeys(name for condition in self.conditions for name in condition.metrics)
+        return [metric_name(name) for name in names if name not in _NOT_SHOWN]
 
 
 def metric_table(run: RunResults) -> ConditionTable:

@@ -185,8 +185,7 @@ def method_figures(
         methods: conditions by growing strength; `steering` is what others are compared with.
         plan: what is computed.
         items: by metric, something that is equal where the items are.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples, seed: of the bootstrap.
     """
     counts: dict[object, Array] = {}
     generator = np.random.default_rng(seed)

@@ -214,8 +214,7 @@ def compare_tradeoffs(
         chosen: index of the recommended edit in `edits`.
         goal: names the two metrics and the direction.
         largest_cost: where the area ends; by default the largest cost of any condition.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples, seed: of the bootstrap.
     """
     conditions = [base, *steering, *edits]
     gain_items, cost_items = (item_values(conditions, name) for name in (goal.attribute, goal.cost))

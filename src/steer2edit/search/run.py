@@ -14,7 +14,7 @@ from steer2edit.errors import BudgetError
 from steer2edit.estimates import Condition
 from steer2edit.evaluation.calibration import Calibration, calibrate
 from steer2edit.evaluation.likelihood_tasks import base_answers
-from steer2edit.evaluation.metrics import described
+from steer2edit.evaluation.metrics import for_card
 from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.progress import step
 from steer2edit.search.goal import Goal, TradeoffComparison, compare_tradeoffs, pareto_front
@@ -89,12 +89,11 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         edits = [c for c in swept if c.kind == "edit"]
         comparison = compare_tradeoffs(
             swept[0], [c for c in swept if c.kind == "steering"], edits, len(edits) - 1, search.goal,
-            largest_cost=search.largest_cost, seed=search.options.seed,
+            largest_cost=search.goal.largest_cost, seed=search.options.seed,
         )  # fmt: skip
         beyond = search.budget.broken(edits[-1].metrics)
         shown = [*(c for c in swept if c.kind != "edit"), edits[-1]]
-        card = [c.for_card() for c in shown]
-        evaluation = {"conditions": card, "metrics": described(shown), "beyond_budget": beyond}
+        evaluation = {**for_card(shown), "beyond_budget": beyond}
         save_edit(search.engine.model, edit, out / "edit", evaluation=evaluation, overwrite=True)
         return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison, calibrated)
 
@@ -127,8 +126,8 @@ def _strengths(search: Search) -> list[float]:
     for share in _SWEEP:
         first = strengths[-1] * 1.5 if strengths else 0.1
         found = calibrate(
-            search.engine, lambda s: Steering(search.vectors, s), search.validation.drift, share * search.largest_cost,
-            first=first,
+            search.engine, lambda s: Steering(search.vectors, s), search.validation.drift,
+            share * search.goal.largest_cost, first=first,
         )  # fmt: skip
         strengths.append(float(f"{found.strength:.4g}"))
     return strengths

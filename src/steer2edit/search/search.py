@@ -131,14 +131,9 @@ class Search:
         return Goal.of(self.validation, self.budget)
 
     @property
-    def largest_cost(self) -> float:
-        """Where trade-offs are compared up to: the drift budget."""
-        return self.goal.largest_cost
-
-    @property
     def sane_drifts(self) -> tuple[float, float]:
         """Drift on the sanity requests below which an edit does nothing, and above which it is degenerate."""
-        return 0.002 * self.largest_cost, max(1.0, 4 * self.largest_cost)
+        return 0.002 * self.goal.largest_cost, max(1.0, 4 * self.goal.largest_cost)
 
     def identity(self) -> dict[str, Any]:
         """What makes this search this one; whatever differs in it is another search."""

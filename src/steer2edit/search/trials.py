@@ -200,7 +200,7 @@ def measure_generation(
 def effect_scale(search: Search, shape: Hyperparameters) -> float:
     """How strong the edit of effects may be: as the drift budget allows with the whole interval of what it spends."""
     (edit,) = search.edits([({}, shape, 1.0)])
-    secant = Secant((1 - _JUST_WITHIN) * search.largest_cost, natural_strength(edit) or 1.0, _JUST_WITHIN)
+    secant = Secant((1 - _JUST_WITHIN) * search.goal.largest_cost, natural_strength(edit) or 1.0, _JUST_WITHIN)
     while not edit.is_empty and not secant.done and secant.steps < _MOST_STEPS:
         drift = search.validation.drift.measure(search.engine, [Editing(edit, secant.strength)])[0].metrics["kl"]
         secant.tell(drift.value if drift.high is None else drift.high)
