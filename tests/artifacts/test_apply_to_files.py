@@ -29,7 +29,7 @@ from steer2edit.artifacts import (
     save_checkpoint,
 )
 from steer2edit.audit import require_not_applied, verify_checkpoint
-from steer2edit.audit.applied import applied_strength
+from steer2edit.audit.verification import applied_strength
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, merged
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError, ModelError

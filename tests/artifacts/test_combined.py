@@ -104,7 +104,7 @@ def test_edits_of_one_direction_give_rank_one(tmp_path: Path, model: LanguageMod
     interference = save_combined(model, read_members([tmp_path / "one", tmp_path / "two"], [1.0, 1.0]), tmp_path / "b")
     config = json.loads((tmp_path / "b" / CONFIG).read_text())
     assert (config["r"], config["lora_alpha"]) == (1, 1)
-    assert interference.overall == pytest.approx(1)
+    assert interference.interference == pytest.approx(1)
 
 
 def test_sites_of_one_edit_only(tmp_path: Path, model: LanguageModel) -> None:
@@ -114,7 +114,7 @@ def test_sites_of_one_edit_only(tmp_path: Path, model: LanguageModel) -> None:
         sites = {s: e for s, e in whole.sites.items() if s.block == block}
         save_edit(model, WeightEdit(sites, whole.metadata), tmp_path / block)
     members = read_members([tmp_path / "attn", tmp_path / "mlp"], [1.0, 1.0])
-    assert save_combined(model, members, tmp_path / "b").overall == pytest.approx(0)
+    assert save_combined(model, members, tmp_path / "b").interference == pytest.approx(0)
     with merged(model, whole):
         expected = logits(model.network)
     adapter = PeftModel.from_pretrained(tiny_network("llama"), tmp_path / "b")

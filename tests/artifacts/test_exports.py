@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from families import tiny_model, tiny_network
 from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.artifacts.edits.combined import load_members, read_members, save_combined
+from steer2edit.artifacts.exports.engines import max_lora_rank
 from steer2edit.artifacts.exports.export import export_edit, needs_model, read_export
-from steer2edit.artifacts.exports.vllm_lora import max_lora_rank
 from steer2edit.core import Site
 from steer2edit.editing import merged
 from steer2edit.errors import ArtifactError, InvalidValueError, ModelError
@@ -206,7 +206,7 @@ class TestRefused:
         tensors = load_file(edit / "adapter_model.safetensors")
         next(iter(tensors.values())).fill_(float("nan"))
         save_file(tensors, edit / "adapter_model.safetensors")
-        with pytest.raises(ArtifactError, match="NaN or infinite"):
+        with pytest.raises(ArtifactError, match="another SHA-256"):
             export_edit(edit, "peft", [1.0], tmp_path / "out")
 
     def test_what_is_there_is_not_replaced(self, tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from steer2edit.artifacts import load_vectors, read_vectors
-from steer2edit.artifacts.vector_files.features import read_sae_feature
-from steer2edit.artifacts.vector_files.foreign import hooked_place
+from steer2edit.artifacts.vector_files.foreign import hooked_place, read_sae_feature
 from steer2edit.cli import app
 from steer2edit.core import BlockVectors, Site, SteeringVectors
 from steer2edit.editing import convert
@@ -101,7 +100,7 @@ class TestSaeLens:
         with pytest.raises(ArtifactError, match="has no W_dec"):
             read_sae_feature(folder, 0)
         (folder / "sae_weights.safetensors").write_bytes(b"no")
-        with pytest.raises(ArtifactError, match=r"a SAELens folder has cfg\.json and sae_weights"):
+        with pytest.raises(ArtifactError, match=r"sae_weights\.safetensors is not a sound safetensors file"):
             read_sae_feature(folder, 0)
         with pytest.raises(ArtifactError, match="cannot read"):
             read_sae_feature(tmp_path / "absent", 0)

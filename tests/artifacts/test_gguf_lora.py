@@ -9,9 +9,9 @@ import torch
 from factor_models import sparse_edit
 
 from families import FAMILIES, MULTIMODAL, tiny_model
-from steer2edit.artifacts.edits.lora_layout import lora_targets
+from steer2edit.artifacts.edits.lora import lora_targets
 from steer2edit.artifacts.edits.low_rank import combined_factors
-from steer2edit.artifacts.exports.gguf_lora import write_gguf_lora
+from steer2edit.artifacts.exports.engines import write_gguf_lora
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import MismatchError, ModelError
 from steer2edit.models import LanguageModel
@@ -67,7 +67,7 @@ REFUSED = {
 
 def write(model: LanguageModel, edit: WeightEdit, path: Path, weight: float = 1.0) -> gguf.GGUFReader:
     factors = combined_factors([(edit, weight)])
-    write_gguf_lora(model, lora_targets(model, factors, 1), 1, {"strength": "1.0"}, path)
+    write_gguf_lora(model, lora_targets(model, factors), {"strength": "1.0"}, path)
     return gguf.GGUFReader(path)
 
 

@@ -1,5 +1,7 @@
 """Two processes that write one target: one has written it, the other is told, and nothing else is left."""
 
+import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -84,16 +86,17 @@ def test_eight_writers_at_once(tmp_path: Path, context: Writer, overwrite: bool)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("context", [atomic_directory, atomic_file])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: Writer) -> None:
     def none(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(os, "link", none)
-    write(atomic_file, tmp_path / "first", "1")
-    assert (tmp_path / "first").read_text() == "1"
+    monkeypatch.setattr(fcntl, "flock", none)
+    write(context, tmp_path / "first", "1")
+    assert text_of(tmp_path / "first") == "1"
     with pytest.raises(ArtifactError, match="exists already"):
-        write(atomic_file, tmp_path / "out", "slow", lambda: write(atomic_file, tmp_path / "out", "fast"))
-    assert (tmp_path / "out").read_text() == "fast"
+        write(context, tmp_path / "out", "slow", lambda: write(context, tmp_path / "out", "fast"))
+    assert text_of(tmp_path / "out") == "fast"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "out"]
 
 

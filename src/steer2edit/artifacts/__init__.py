@@ -9,9 +9,9 @@ from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files, save_che
 from steer2edit.artifacts.edits.adapter import load_edit, save_edit
 from steer2edit.artifacts.edits.combined import load_members, read_members, save_combined
 from steer2edit.artifacts.edits.hub import push
-from steer2edit.artifacts.edits.official_edit import load_official_edit
 from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.artifacts.manifest import CheckpointManifest, EditManifest, package_versions, read_manifest
+from steer2edit.artifacts.official import load_official_edit
 from steer2edit.artifacts.vector_files.block_files import save_block_vectors
 from steer2edit.artifacts.vector_files.vectors import (
     VectorSource,

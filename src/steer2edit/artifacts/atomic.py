@@ -3,14 +3,15 @@
 Everything is written beside the target under a temporary name (`.<name>-<random>.partial`), flushed to the disk,
 and renamed at the end. An exception, Ctrl+C included, removes what was written; a killed process or a power cut
 leaves at most the temporary name behind, never half a target. Whether a target may be replaced is decided when it is
-renamed: of two processes that write one target, the first to end has written it, and the other is refused.
+renamed, by one process at a time: of two that write one target, the first to end has written it, and the other is
+refused.
 """
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,11 +37,8 @@ def require_free(target: Path | str, *, overwrite: bool = False) -> None:
         ArtifactError: it exists (and may not be replaced), or its parent is no directory or not writable.
     """
     target = Path(target)
-    if os.path.lexists(target):
-        _require_replaceable(target, overwrite)
-    parent = target.absolute().parent
-    while not os.path.lexists(parent):
-        parent = parent.parent
+    _require_replaceable(target, overwrite)
+    parent = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
     if not parent.is_dir():
         raise ArtifactError(f"cannot write {target}: {parent} is not a directory. Choose another place.")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -48,28 +46,35 @@ def require_free(target: Path | str, *, overwrite: bool = False) -> None:
 
 
 def _require_replaceable(target: Path, overwrite: bool) -> None:
+    if not os.path.lexists(target):
+        return
     if not overwrite:
         raise ArtifactError(
             f"{target} exists already, and nothing is overwritten silently. Choose another name, remove it, or "
             "pass --overwrite (overwrite=True)."
         )
     with suppress(FileNotFoundError):  # gone meanwhile, for another process is replacing it: nothing is in the way
-        found = target.lstat()
-        if stat.S_ISDIR(found.st_mode):
-            holds = os.listdir(target)
-            if not holds or MANIFEST_FILE in holds:
-                return
-            reason = (
-                f"is a directory without {MANIFEST_FILE}: steer2edit did not write it, so it is not replaced "
-                "even with overwrite. Choose another name, or remove it yourself."
-            )
-        elif target.is_file():
-            return
-        else:
-            reason = "is neither a plain file nor a plain directory: it is not replaced."
-        if os.path.samestat(found, target.lstat()):
-            raise ArtifactError(f"{target} {reason}")
-        _require_replaceable(target, overwrite)  # it was replaced while we looked
+        if target.is_dir() and not target.is_symlink():
+            if (holds := os.listdir(target)) and MANIFEST_FILE not in holds:
+                raise ArtifactError(
+                    f"{target} is a directory without {MANIFEST_FILE}: steer2edit did not write it, so it is not "
+                    "replaced even with overwrite. Choose another name, or remove it yourself."
+                )
+        elif os.path.lexists(target) and not target.is_file():
+            raise ArtifactError(f"{target} is neither a plain file nor a plain directory: it is not replaced.")
+
+
+def require_read_back(same: bool, what: object) -> None:
+    """Refuse what does not read back as it was written; within `atomic_file` or `atomic_directory`, nothing is left.
+
+    Raises:
+        ArtifactError: it is not the same.
+    """
+    if not same:
+        raise ArtifactError(
+            f"{what} reads back differently from what was written: the disk may be failing. Nothing was kept; write to "
+            "another place."
+        )
 
 
 @contextmanager
@@ -83,57 +88,36 @@ def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator
     Raises:
         ArtifactError: the target exists, or cannot be written; nothing is left behind.
     """
-    target = Path(target)
-    require_free(target, overwrite=overwrite)
-    if target.is_file():
-        raise ArtifactError(f"{target} is a file, and a directory is to be written there. Choose another name.")
-    with _scratch(target) as scratch:
-        with _errors_explained(target):
-            scratch.mkdir()
+    with _atomic(Path(target), overwrite, "directory", "file") as scratch:
         yield scratch
-        with _errors_explained(target):
-            for path in [*scratch.rglob("*"), scratch, target.parent]:
-                _flush(path)
-            _rename_directory(scratch, target, overwrite)
 
 
 @contextmanager
 def atomic_file(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a path to write a file at; on leaving without an exception it becomes `target`.
-
-    Args:
-        target: must not exist. Missing parents are made.
-        overwrite: replace an existing file.
-
-    Raises:
-        ArtifactError: the target exists, or cannot be written; nothing is left behind.
-    """
-    target = Path(target)
-    require_free(target, overwrite=overwrite)
-    if target.is_dir():
-        raise ArtifactError(f"{target} is a directory, and a file is to be written there. Choose another name.")
-    with _scratch(target) as scratch:
+    """Yield a path to write a file at; on leaving without an exception it becomes `target`. As `atomic_directory`."""
+    with _atomic(Path(target), overwrite, "file", "directory") as scratch:
         yield scratch
-        with _errors_explained(target):
-            _flush(scratch)
-            _rename_file(scratch, target, overwrite)
-            _flush(target.parent)
-
-
-def _sibling(target: Path, suffix: str) -> Path:
-    return target.with_name(f".{target.name}-{secrets.token_hex(4)}.{suffix}")
 
 
 @contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """A temporary name beside the target, whose parents are made; after an exception, both are gone."""
+def _atomic(target: Path, overwrite: bool, kind: str, other: str) -> Iterator[Path]:
+    require_free(target, overwrite=overwrite)
+    if target.is_file() if kind == "directory" else target.is_dir():
+        raise ArtifactError(f"{target} is a {other}, and a {kind} is to be written there. Choose another name.")
     scratch = _sibling(target, "partial")
     missing = [parent for parent in target.absolute().parents if not os.path.lexists(parent)]
     try:
         with _errors_explained(target):
             target.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "directory":
+                scratch.mkdir()
         with _errors_explained(target, _ABOUT_THE_DISK):  # another error, a missing input say, is not about the target
             yield scratch
+        with _errors_explained(target):
+            for path in (*(scratch.rglob("*") if kind == "directory" else ()), scratch):
+                _flush(path)
+            _rename(scratch, target, overwrite)
+            _flush(target.parent)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         with suppress(OSError):
@@ -142,6 +126,10 @@ def _scratch(target: Path) -> Iterator[Path]:
             with suppress(OSError):  # another process may have put something there meanwhile
                 parent.rmdir()
         raise
+
+
+def _sibling(target: Path, suffix: str) -> Path:
+    return target.with_name(f".{target.name}-{secrets.token_hex(4)}.{suffix}")
 
 
 @contextmanager
@@ -169,42 +157,21 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _rename_file(scratch: Path, target: Path, overwrite: bool) -> None:
-    if overwrite:
-        scratch.replace(target)
-        return
+def _rename(scratch: Path, target: Path, overwrite: bool) -> None:
+    """Put what was written in the target's place, while no other process of this package renames beside it."""
+    descriptor, retired = os.open(target.parent, os.O_RDONLY), _sibling(target, "replaced")
     try:
-        try:
-            os.link(scratch, target)  # unlike a rename, it never replaces
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links: take the name before another process can
-            target.touch(exist_ok=False)
-            scratch.replace(target)
-    except FileExistsError:
+        with suppress(OSError):  # a file system without locks: of two at the same instant, the second replaces
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         _require_replaceable(target, overwrite)
-        raise
-    scratch.unlink(missing_ok=True)
-
-
-def _rename_directory(scratch: Path, target: Path, overwrite: bool) -> None:
-    """A rename never replaces a directory that holds something, so of several processes one is the first."""
-    retired = _sibling(target, "replaced")
-    if os.path.lexists(target):
-        _require_replaceable(target, overwrite)
-        with suppress(FileNotFoundError):  # another process is replacing it as well
+        if scratch.is_dir() and os.path.lexists(target):
             target.rename(retired)
-    try:
-        scratch.rename(target)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            # another process was first; that its directory may be gone again by now changes nothing
-            shutil.rmtree(retired, ignore_errors=True)
-            return _rename_directory(scratch, target, overwrite)
-        if os.path.lexists(target):
-            shutil.rmtree(retired, ignore_errors=True)
-        with suppress(OSError):
-            retired.rename(target)
-        raise
+        try:
+            scratch.rename(target)
+        except BaseException:
+            with suppress(OSError):
+                retired.rename(target)
+            raise
+    finally:
+        os.close(descriptor)  # which gives the lock back
     shutil.rmtree(retired, ignore_errors=True)
-    return None

@@ -2,41 +2,122 @@
 
 import json
 import re
+from collections.abc import Mapping
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts.edits.peft_files import base_reference
+import torch
+from jinja2 import Template
+from pydantic import ValidationError
+
+from steer2edit.artifacts.edits.lora import base_reference
+from steer2edit.artifacts.left_out import LeftOut
+from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord, first_fault
+from steer2edit.core import WeightEdit
+from steer2edit.core.expert_edits import expert_edits
+from steer2edit.errors import InvalidValueError
+from steer2edit.estimates import NOT_SCORED, NUMBER
 from steer2edit.models import LanguageModel
-from steer2edit.models.smollm2 import HUB_ID
+from steer2edit.models.smollm2 import HUB_ID, embedded_file
 
 CARD_FILE = "README.md"
 _TEMPLATES = Path(__file__).with_name("card_templates")
 _TAGS = ["steer2edit", "lora", "activation-steering", "model-editing"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TOP_COMPONENTS = 10
+_MOST_LEFT_OUT = 16
+_BLOCK_NAMES = {"attn": ("attention", "heads"), "ssm": ("state-space mixer", "heads"), "mlp": ("MLP", "neurons")}
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A text from its template: a line with nothing but a statement is no line of it."""
+    text = (_TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    return str(Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(values))
 
 
 def write_card(
     template: str, directory: Path, *, library: str = "peft", base_model: str | None = None, **values: Any
 ) -> None:
-    """Write `README.md` into a directory.
-
-    Args:
-        template: its name.
-        directory: of the artifact.
-        library: that loads it.
-        base_model: id of the base on the Hub.
-        values: what the template names.
-    """
+    """Write an artifact's `README.md`, with the `values` that its template names, for the `library` that loads it."""
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(base_model=base_model, library_name=library, pipeline_tag="text-generation", tags=_TAGS)
-    card = ModelCard.from_template(data, str(_TEMPLATES / f"{template}.md.jinja"), cell=cell, quoted=_quoted, **values)
+    card = ModelCard.from_template(data, str(_TEMPLATES / f"{template}.md.jinja"), cell=cell, **values)
     (directory / CARD_FILE).write_text(f"{card}\n", encoding="utf-8", errors="backslashreplace")
 
 
-def _quoted(text: str) -> str:
-    """A literal that Python reads."""
-    return json.dumps(text, ensure_ascii=False)
+def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, directory: Path) -> None:
+    """Write an edit's card: how to load it, what was edited, what was measured.
+
+    Raises:
+        InvalidValueError: the evaluation has another form than `EvaluationRecord`.
+        ArtifactError: the edit's metadata has what was left out in another form than `LeftOut`.
+    """
+    try:
+        evaluation = None if manifest.evaluation is None else EvaluationRecord.model_validate(manifest.evaluation)
+    except ValidationError as error:
+        raise InvalidValueError(
+            f"the evaluation does not fit: {first_fault(error)}. Give `conditions`, a list of objects with `label` "
+            "and `metrics` (by name: value, low, high, n, unscored); see docs/formats.md."
+        ) from error
+    left_out, vectors = LeftOut.of(edit.metadata), edit.metadata.get("vectors")
+    write_card(
+        "edit",
+        directory,
+        base_model=base_on_the_hub(model),
+        manifest=manifest,
+        base=base_to_load(model),
+        base_name=portable(edit.metadata["model"]["name"]),
+        made_on=edit.metadata["model"],
+        embedded=embedded_file(model.name) is not None,
+        vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
+        blocks=_blocks(edit),
+        mixtures=_mixtures(edit, left_out),
+        left_out=left_out,
+        settings=_settings(edit.metadata),
+        top=edit.top_components(_TOP_COMPONENTS),
+        evaluation=evaluation,
+        metrics=list(
+            dict.fromkeys(name for one in (evaluation.conditions if evaluation else ()) for name in one.metrics)
+        ),
+        estimate=lambda found: NOT_SCORED if found is None else NUMBER.text(found, n=True),
+    )
+
+
+def _blocks(edit: WeightEdit) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for block, (name, unit) in _BLOCK_NAMES.items():
+        if magnitudes := [e.magnitude for site, e in edit.sites.items() if site.block == block]:
+            every = torch.cat(magnitudes)
+            row = {"name": name, "unit": unit, "sites": len(magnitudes), "components": every.numel()}
+            signs = {"promoted": int((every > 0).sum()), "suppressed": int((every < 0).sum())}
+            rows.append({**row, **signs, "edited": sum(signs.values())})
+    return rows
+
+
+def _mixtures(edit: WeightEdit, left_out: LeftOut) -> list[dict[str, object]]:
+    """A row per mixture of experts: how many of its experts are edited, and which are left out."""
+    by_site = [(site, list(experts)) for site, experts in groupby(expert_edits(edit), key=lambda expert: expert.site)]
+    return [
+        {
+            "layer": site.layer,
+            "edited": sum(expert.edited > 0 for expert in experts),
+            "experts": len(experts),
+            "neurons": sum(expert.edited for expert in experts),
+            "left_out": left_out.experts_of(site, _MOST_LEFT_OUT) or "none",
+        }
+        for site, experts in by_site
+    ]
+
+
+def _settings(metadata: Mapping[str, Any]) -> list[tuple[str, object]]:
+    rows = [("method", metadata["method"])] if "method" in metadata else []
+    for group, suffix in (("hyperparameters", ""), ("rules", " rule")):
+        if isinstance(values := metadata.get(group), dict):
+            rows += [(name + suffix, "off" if value is None else value) for name, value in values.items()]
+    return rows
 
 
 def cell(value: object) -> str:
@@ -46,19 +127,17 @@ def cell(value: object) -> str:
 
 def base_on_the_hub(model: LanguageModel) -> str | None:
     """The base's Hub id; a local path would not be a valid `base_model` there."""
-    if model.name.lower() == "smollm2":
-        return HUB_ID
-    reference = base_reference(model)
+    reference = HUB_ID if model.name.lower() == "smollm2" else base_reference(model)
     return reference if _HUB_ID.fullmatch(reference) else None
 
 
 def base_to_load(model: LanguageModel) -> str:
     """The arguments a card's example loads the base by: its Hub id, or where its folder or its GGUF file would be."""
-    reference, known = base_reference(model), base_on_the_hub(model)
+    reference, known, quoted = base_reference(model), base_on_the_hub(model), partial(json.dumps, ensure_ascii=False)
     if model.gguf_sha256 and known is None:
-        return f'"path/to", gguf_file={_quoted(portable(model.name))}'
+        return f'"path/to", gguf_file={quoted(portable(model.name))}'
     where = known or (f"path/to/{portable(reference)}" if Path(reference).is_dir() else reference)
-    return _quoted(where) + (f", revision={_quoted(model.revision)}" if model.revision else "")
+    return quoted(where) + (f", revision={quoted(model.revision)}" if model.revision else "")
 
 
 def portable(name: str) -> str:

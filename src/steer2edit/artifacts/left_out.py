@@ -18,7 +18,6 @@ from steer2edit.steering.diagnosis import listed
 _Tokens = Annotated[int, Field(ge=0)]
 _MixtureName = Annotated[str, Field(pattern=r"^L[0-9]{1,6}\.mlp$")]
 _ExpertName = Annotated[str, Field(pattern=r"^(E[0-9]{1,6}|shared)$")]
-_LAYER = re.compile(r"(.*?\.)(\d+)(\..*)")
 
 
 class LeftOutExperts(Record):
@@ -44,10 +43,8 @@ class LeftOut(Record):
         Raises:
             ArtifactError: it says so in another form.
         """
-        names = [field.alias for field in cls.model_fields.values() if field.alias]
-        known = {name: metadata[name] for name in names if metadata.get(name) is not None}
         try:
-            return cls.model_validate(known)
+            return cls.model_validate({name: value for name, value in metadata.items() if value is not None})
         except ValidationError as error:
             raise ArtifactError(
                 f"the metadata does not say in a known form what was left out: {first_fault(error)}. Make it again."
@@ -95,21 +92,15 @@ def counted(count: int, noun: str) -> str:
 
 def grouped(names: Iterable[str]) -> list[str]:
     """Names that differ in their layer only as one: `model.layers.N.conv.out_proj (layers 0-5, 7)`."""
-    layers: dict[tuple[str, str], list[int]] = {}
-    alone = []
+    layers: dict[str, set[int]] = {}
     for name in names:
-        match = _LAYER.fullmatch(name)
-        if match is None:
-            alone.append(name)
-        else:
-            layers.setdefault((match[1], match[3]), []).append(int(match[2]))
-    return [f"{before}N{after} ({_ranges(found)})" for (before, after), found in layers.items()] + alone
-
-
-def _ranges(numbers: list[int]) -> str:
-    ordered = sorted(set(numbers))
-    runs = []
-    for _, run in groupby(enumerate(ordered), key=lambda pair: pair[1] - pair[0]):
-        members = [number for _, number in run]
-        runs.append(f"{members[0]}" if len(members) == 1 else f"{members[0]}-{members[-1]}")
-    return f"{'layer' if len(ordered) == 1 else 'layers'} {', '.join(runs)}"
+        before, number, after = re.fullmatch(r"(.*?\.)(\d+)(\..*)|.*", name).groups()  # type: ignore[union-attr]
+        layers.setdefault(f"{before}N{after}" if number else name, set()).update([int(number)] if number else [])
+    shown = []
+    for name, numbers in sorted(layers.items(), key=lambda item: not item[1]):
+        runs = [
+            [n for _, n in run] for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
+        ]
+        ranges = ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+        shown.append(f"{name} ({'layer' if len(numbers) == 1 else 'layers'} {ranges})" if numbers else name)
+    return shown

@@ -1,25 +1,25 @@
 """`steer2edit.json`: what an artifact is, what it was made from, and with which versions. See docs/formats.md."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
-from steer2edit.artifacts.strict_json import read_json as read_json
 from steer2edit.core import Experts, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.estimates import Condition
 
 SCHEMA_VERSION: Literal[1] = 1
-CHECKPOINT_SCHEMA_VERSION: Literal[2] = 2
 _PACKAGES = ("steer2edit", "torch", "transformers", "peft", "safetensors")
 
+Count = Annotated[int, Field(gt=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -29,14 +29,32 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class BaseModelRecord(Record):
-    """The model an edit was made on: `LanguageModel.describe()`."""
+class Manifest(Record):
+    """What `steer2edit.json` says of every artifact; each kind has a `schema_version` and a `kind` besides."""
+
+    created: datetime
+    versions: dict[str, str]
+
+    @classmethod
+    def made_now(cls, **fields: Any) -> Self:
+        """A manifest of what is being written."""
+        return cls(created=now(), versions=package_versions(), **fields)
+
+
+class BaseCheckpointRecord(Record):
+    """The model that was edited; its fingerprint is unknown where some of its projections are quantised."""
 
     name: str
-    fingerprint: Sha256
+    fingerprint: Sha256 | None
     revision: str | None = None
     model_type: str | None = None
     gguf_sha256: Sha256 | None = None
+
+
+class BaseModelRecord(BaseCheckpointRecord):
+    """The model an edit was made on: `LanguageModel.describe()`."""
+
+    fingerprint: Sha256
     chat: dict[str, Any] | None = None
 
 
@@ -49,9 +67,6 @@ EditMetadata = Annotated[dict[str, Any], AfterValidator(_names_its_model)]
 """An edit's metadata as it is; its key `model` says which model the edit is for."""
 
 
-Count = Annotated[int, Field(gt=0)]
-
-
 class TargetRecord(Record):
     """One target of an adapter: the module as the file calls it, the weight if that does not follow, shapes."""
 
@@ -59,11 +74,6 @@ class TargetRecord(Record):
     parameter: str | None = None
     a: tuple[Count, Count]
     b: tuple[Count, Count]
-
-    @property
-    def weight(self) -> str:
-        """The parameter that is edited."""
-        return self.parameter or f"{self.name}.weight"
 
 
 class SiteRecord(Record):
@@ -77,16 +87,16 @@ class SiteRecord(Record):
     experts: Experts | None = None
     targets: list[TargetRecord] | None = None
 
-    def adapter_targets(self) -> list[TargetRecord]:
-        """What the adapter must hold of this site."""
-        d, m = self.shape
-        return self.targets or [TargetRecord(name=self.module, a=(1, m), b=(d, 1))]
+    @property
+    def module_in_file(self) -> str:
+        """What the adapter's file calls the module."""
+        return self.targets[0].name if self.targets else self.module
 
-    @model_validator(mode="after")
-    def _components_are_equal_groups(self) -> "SiteRecord":
-        if self.shape[1] % self.components:
-            raise ValueError(f"{self.shape[1]} columns do not divide into {self.components} components")
-        return self
+    @property
+    def weights(self) -> list[str]:
+        """The parameters that the adapter edits."""
+        targets = [target.parameter or f"{target.name}.weight" for target in self.targets or ()]
+        return (targets or [f"{self.module}.weight"]) if self.in_adapter else []
 
 
 class EvaluationRecord(Record):
@@ -97,27 +107,15 @@ class EvaluationRecord(Record):
     beyond_budget: str = ""
 
 
-class EditManifest(Record):
+class EditManifest(Manifest):
     """`steer2edit.json` of an adapter directory."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     kind: Literal["weight-edit"] = "weight-edit"
-    created: datetime
     edit: EditMetadata
     sites: Annotated[dict[str, SiteRecord], Field(min_length=1)]
     files: dict[str, Sha256]
     evaluation: dict[str, Any] | None = None
-    versions: dict[str, str]
-
-
-class BaseCheckpointRecord(Record):
-    """The model that was edited; its fingerprint is unknown where some of its projections are quantised."""
-
-    name: str
-    fingerprint: Sha256 | None
-    revision: str | None = None
-    model_type: str | None = None
-    gguf_sha256: Sha256 | None = None
 
 
 class AppliedEditRecord(Record):
@@ -141,18 +139,16 @@ class EditedTensorRecord(Record):
     projections: list[str]
 
 
-class CheckpointManifest(Record):
+class CheckpointManifest(Manifest):
     """`steer2edit.json` of an edited checkpoint."""
 
-    schema_version: Literal[1, 2] = CHECKPOINT_SCHEMA_VERSION
+    schema_version: Literal[1, 2] = 2
     kind: Literal["edited-checkpoint"] = "edited-checkpoint"
-    created: datetime
     base: BaseCheckpointRecord
     edits: Annotated[list[AppliedEditRecord], Field(min_length=1)]
     source: Literal["files", "memory"]
     edited_tensors: dict[str, EditedTensorRecord]
     not_copied: list[str]
-    versions: dict[str, str]
     earlier_edits: tuple[AppliedEditRecord, ...] = ()
 
     @model_validator(mode="before")
@@ -168,7 +164,7 @@ class CheckpointManifest(Record):
         return {**raw, "edits": [applied], "edited_tensors": tensors}
 
 
-_M = TypeVar("_M", bound=Record)
+_M = TypeVar("_M", bound=Manifest)
 _version = cache(packages.version)  # each is a file to read
 
 
@@ -203,16 +199,13 @@ def _as_dictionary(value: object) -> dict[Any, Any]:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def write_manifest(manifest: Record, directory: Path) -> None:
+def write_manifest(manifest: Manifest | Mapping[str, Any], directory: Path) -> None:
     """Write `steer2edit.json` into a directory."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    content = manifest.model_dump(mode="json") if isinstance(manifest, Manifest) else dict(manifest)
+    content = {"schema_version": None, "kind": None} | content  # what it is comes first, and the versions last
+    content["versions"] = content.pop("versions")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-
-
-_REMEDIES = {
-    "combined-edit": " `apply`, `export` and `push` take a combined edit; elsewhere use its members, in members/, or "
-    "the checkpoint that `apply` makes of it."
-}
 
 
 def read_manifest(directory: Path, kind: type[_M]) -> _M:
@@ -225,7 +218,9 @@ def read_manifest(directory: Path, kind: type[_M]) -> _M:
     raw = read_json(path)
     expected = kind.model_fields["kind"].default
     if raw.get("kind", expected) != expected:  # before the version: each kind counts its own
-        remedy = _REMEDIES.get(str(raw["kind"]), "")
+        remedy = " `apply`, `export` and `push` take a combined edit; elsewhere use its members, in members/." * (
+            raw["kind"] == "combined-edit"
+        )
         raise ArtifactError(f"{path} describes a {raw['kind']!r}, but a {expected!r} is needed here.{remedy}")
     require_version(raw.get("schema_version"), str(path), kind.model_fields["schema_version"].default)
     if "kind" not in raw:
@@ -245,10 +240,43 @@ def first_fault(error: ValidationError) -> str:
 
 def kind_of(directory: Path) -> str | None:
     """What a directory of this package holds; `None` if it is none."""
-    if not (directory / MANIFEST_FILE).is_file():
-        return None
-    kind = read_json(directory / MANIFEST_FILE).get("kind")
+    path = directory / MANIFEST_FILE
+    kind = read_json(path).get("kind") if path.is_file() else None
     return kind if isinstance(kind, str) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object; if it is missing or holds something else, raises as `parse_object`."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}. Check the path.") from error
+    return parse_object(raw, str(path))
+
+
+def parse_object(raw: bytes, what: str) -> dict[str, Any]:
+    """A JSON object of a file that is not trusted.
+
+    Raises:
+        ArtifactError: the bytes are not JSON in UTF-8, hold something else, or name a key twice (readers would
+            disagree on which one counts); `what` they are is in the message.
+    """
+    try:
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{what} is not sound JSON ({error}): it is truncated, damaged, or another file. Get it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{what} must hold a JSON object, but holds a {type(content).__name__}. Get it again.")
+    return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
+    return content
 
 
 def require_version(version: object, what: str, newest: int = SCHEMA_VERSION) -> None:

@@ -32,22 +32,16 @@ class RunKind:
 
 
 class RunFolder:
-    """A folder that one run works in: its manifest says which, and its files keep what was found already.
-
-    Args:
-        path: of the folder; made if it is not there.
-        kind: of run.
-    """
+    """A folder that one run works in: its manifest says which, and its files keep what was found already."""
 
     def __init__(self, path: Path, kind: RunKind) -> None:
         self.path, self.kind = path, kind
 
     @contextmanager
     def opened(self, identity: Mapping[str, Any]) -> Iterator[Self]:
-        """Work in the folder within the context, alone.
+        """Work in the folder within the context, alone; make it if it is not there.
 
-        Args:
-            identity: JSON-able: what makes this run this one.
+        `identity` is JSON-able: what makes this run this one.
 
         Raises:
             ArtifactError: it is not of this kind, another process works in it, or it cannot be written.
@@ -56,7 +50,9 @@ class RunFolder:
         path = self.path
         if path.exists() and not path.is_dir():
             raise ArtifactError(f"{path} is a file, and a run folder is to be there. Choose another --out.")
-        if path.is_dir() and _foreign(path) and not (path / MANIFEST_FILE).is_file():
+        names = [found.name for found in path.iterdir()] if path.is_dir() else []
+        # what a run leaves that was killed before it wrote its manifest is the run's own
+        if MANIFEST_FILE not in names and any(n != _LOCK_FILE and not _LEFTOVER.fullmatch(n) for n in names):
             raise ArtifactError(f"{path} holds something that is no {self.kind.name}. Choose another --out.")
         lock = FileLock(path / _LOCK_FILE)  # the system gives it back when the process dies
         try:
@@ -71,19 +67,16 @@ class RunFolder:
             reason = getattr(error, "strerror", None) or error
             raise ArtifactError(f"cannot write in {path}: {reason}. Choose another --out.") from error
         try:
-            _clear(path)
-            _settle(path, self.kind, identity)
+            for found in [*path.iterdir(), *path.glob("*/.*")]:  # of killed processes: who holds the lock is alone
+                if _LEFTOVER.fullmatch(found.name):
+                    shutil.rmtree(found) if found.is_dir() else found.unlink()
+            self._settle(identity)
             yield self
         finally:
             lock.release()
 
     def once(self, name: str, make: Callable[[], Any], *, key: str | None = None) -> Any:
-        """What `NAME.json` holds: made and written down if it is not there.
-
-        Args:
-            name: of the file.
-            make: the JSON value.
-            key: of several values that are kept side by side in the file, which; all of it if not given.
+        """What `NAME.json` holds, or holds under a key: the JSON value is made and written down if it is not there.
 
         Raises:
             ArtifactError: the file is damaged.
@@ -97,11 +90,7 @@ class RunFolder:
             return json.loads(path.read_text(encoding="utf-8"))
 
     def once_each(self, name: str, keys: Sequence[str], make: Callable[[list[str]], Sequence[Any]]) -> list[Any]:
-        """The values that `NAME.json` holds by key; those that it has not are made together, and written down.
-
-        Raises:
-            ArtifactError: the file is damaged.
-        """
+        """The values that `NAME.json` holds by key; those that it has not are made together, and written down."""
         path = self.path / f"{name}.json"
         with damage_explained(path):
             stored = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
@@ -114,23 +103,37 @@ class RunFolder:
         """The conditions that `NAME.json` holds under a key; measured and written down if it has none.
 
         The file keeps the conditions of all keys side by side, in the order they were measured, so that it can be seen
-        how often held-out items were looked at.
-
-        Raises:
-            ArtifactError: the file is damaged.
+        how often held-out items were looked at. Raises as `once`.
         """
         found = self.once(name, lambda: [condition.to_json() for condition in measure()], key=key)
         with damage_explained(self.path / f"{name}.json"):
             return [Condition.from_json(one) for one in found]
 
+    def _settle(self, identity: Mapping[str, Any]) -> None:
+        """Write down what the run is about, or require that it is what is written there."""
+        path, kind, manifest = self.path, self.kind, self.path / MANIFEST_FILE
+        if not manifest.exists():
+            content = {"kind": kind.name, "schema_version": kind.schema_version, "identity": dict(identity)}
+            return write_json(manifest, content)
+        try:
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            known = found["kind"] == kind.name and found["schema_version"] == kind.schema_version
+            differing = different_keys(found["identity"], identity) if known else []
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{manifest} cannot be read: {error}. Choose another --out.") from error
+        if not known:
+            raise ArtifactError(f"{path} is not the folder of a {kind.name} of this version. Choose another --out.")
+        if differing:
+            raise MismatchError(
+                f"{path} belongs to another {kind.name}. It differs in: {'; '.join(differing)}. Choose another --out, "
+                f"or give the {kind.made_with} it was begun with."
+            )
+        return None
+
 
 @contextmanager
 def damage_explained(path: Path, remedy: str = _MEASURED_AGAIN) -> Iterator[None]:
-    """Say of a file that holds something else than a run writes what to do about it.
-
-    Raises:
-        ArtifactError: the body raised what unexpected JSON leads to.
-    """
+    """An ArtifactError for what unexpected JSON of a file leads to, with what to do about it."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -142,18 +145,16 @@ def damage_explained(path: Path, remedy: str = _MEASURED_AGAIN) -> Iterator[None
 def begun_with(path: Path) -> Mapping[str, Any]:
     """What makes the run of a folder this run; nothing if there is no run, or it cannot be read."""
     try:
-        identity = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["identity"]
+        return dict(json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["identity"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return identity if isinstance(identity, dict) else {}
 
 
 def different_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What two identities differ in, with both values."""
     plain = json.loads(json.dumps(dict(wanted), default=str))
-    keys = sorted(set(found) | set(plain))
-    return [f"{key} ({_shown(found.get(key))}, now {_shown(plain.get(key))})" for key in keys
-            if found.get(key) != plain.get(key)]  # fmt: skip
+    pairs = {key: (found.get(key), plain.get(key)) for key in sorted({*found, *plain})}
+    return [f"{key} ({_shown(then)}, now {_shown(now)})" for key, (then, now) in pairs.items() if then != now]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -165,38 +166,3 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def _shown(value: object) -> str:
     text = json.dumps(value) if not isinstance(value, str) else value
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _foreign(path: Path) -> bool:
-    """Whether there is anything but what a run leaves that was killed before it wrote its manifest."""
-    return any(p.name != _LOCK_FILE and not _LEFTOVER.fullmatch(p.name) for p in path.iterdir())
-
-
-def _clear(path: Path) -> None:
-    """Remove the half-written files of killed processes; whoever holds the lock is the only one alive."""
-    for found in [*path.iterdir(), *path.glob("*/.*")]:
-        if _LEFTOVER.fullmatch(found.name):
-            shutil.rmtree(found) if found.is_dir() else found.unlink()
-
-
-def _settle(path: Path, kind: RunKind, identity: Mapping[str, Any]) -> None:
-    """Write down what the run is about, or require that it is what is written there."""
-    manifest = path / MANIFEST_FILE
-    if not manifest.exists():
-        write_json(
-            manifest, {"kind": kind.name, "schema_version": kind.schema_version, "identity": dict(identity)}
-        )  # fmt: skip
-        return
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        known = found["kind"] == kind.name and found["schema_version"] == kind.schema_version
-        differing = different_keys(found["identity"], identity) if known else []
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{manifest} cannot be read: {error}. Choose another --out.") from error
-    if not known:
-        raise ArtifactError(f"{path} is not the folder of a {kind.name} of this version. Choose another --out.")
-    if differing:
-        raise MismatchError(
-            f"{path} belongs to another {kind.name}. It differs in: {'; '.join(differing)}. Choose another --out, or "
-            f"give the {kind.made_with} it was begun with."
-        )

@@ -1,7 +1,9 @@
-"""Reading and writing safetensors files: float tensors by name, text by name in the header."""
+"""Files of tensors: safetensors, with text in the header, and `.pt`, which is only read and of which nothing is run."""
 
 import hashlib
 import json
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from steer2edit.artifacts.atomic import require_read_back
 from steer2edit.errors import ArtifactError
 
 DTYPES = {
@@ -24,12 +27,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
-    """Write tensors with text in the header, and read them back; the same content gives the same bytes.
-
-    Args:
-        tensors: by name; copied to the CPU, each into memory of its own.
-        path: of the file.
-        header: the safetensors header's `__metadata__`.
+    """Write tensors with text in the header's `__metadata__`, and read them back; the same content, the same bytes.
 
     Raises:
         ArtifactError: what is there is not what was written, bit for bit.
@@ -42,11 +40,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str
             file.write(bytes_of(owned[name]))
     read, read_header = read_tensors(path, "tensors")
     same = read.keys() == owned.keys() and all(same_bits(read[name], owned[name]) for name in owned)
-    if not same or read_header != header:
-        raise ArtifactError(
-            f"{path} reads back differently from what was written: the disk may be failing. Nothing was kept; write to "
-            "another place."
-        )
+    require_read_back(same and read_header == header, path)
 
 
 def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:
@@ -68,11 +62,7 @@ def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tupl
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors by name, and the header's texts.
-
-    Args:
-        path: of the file.
-        what: what it should be, for messages.
+    """All tensors by name, and the header's texts; `what` it should be is for messages.
 
     Raises:
         ArtifactError: it is missing, truncated, damaged, or no safetensors file.
@@ -86,6 +76,40 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
         raise ArtifactError(
             f"{path} is not a readable safetensors file ({error}): it is truncated, damaged, or of another format. "
             f"Get the {what} again from where they were made."
+        ) from error
+
+
+def read_pt(path: Path, *, mapped: bool = False) -> Any:
+    """The content of a file that `torch.save` wrote, read with `weights_only=True`: nothing in it is run.
+
+    Args:
+        path: of the file.
+        mapped: leave tensors in the file until they are used, unless it is of the format before torch 1.6.
+
+    Raises:
+        ArtifactError: it is damaged, of another format, or holds Python objects.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch advises to load what is refused here
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
+    except Exception as error:  # a hostile or damaged pickle can raise anything; whatever it is, the file is refused
+        reason = " ".join(str(error).split())
+        if "GLOBAL" in reason or "REDUCE" in reason:
+            remedy = "Save only tensors, best as safetensors."
+            if "steering_vectors" in reason or "SteeringVector" in reason:
+                remedy = (
+                    "It seems to be an object of the steering-vectors library. In Python, where you have that object: "
+                    "steer2edit.save_vectors(steer2edit.as_vectors(vector), 'vectors.safetensors'), with use_at='mlp' "
+                    "in as_vectors for a vector of decoder blocks."
+                )
+            raise ArtifactError(
+                f"{path} is refused: besides tensors it holds pickled Python objects, which can run code when they "
+                f"are loaded. Nothing in it was run. {remedy}"
+            ) from error
+        shown = reason.split("This file can still be loaded")[0][:200]  # torch goes on with how to load it unchecked
+        raise ArtifactError(
+            f"{path} is not a readable .pt file ({shown.strip()}): it is truncated, damaged, or of another format."
         ) from error
 
 

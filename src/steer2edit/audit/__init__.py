@@ -3,21 +3,8 @@
 docs/audit.md says how it decides, and what it cannot tell.
 """
 
-from steer2edit.audit.applied import require_not_applied
-from steer2edit.audit.audit import audit
+from steer2edit.audit.audit import Audit, audit
 from steer2edit.audit.change import TensorChange
-from steer2edit.audit.classify import Classification
-from steer2edit.audit.match import EditMatch
-from steer2edit.audit.result import Audit
-from steer2edit.audit.verification import Verification, verify_checkpoint
+from steer2edit.audit.verification import require_not_applied, verify_checkpoint
 
-__all__ = [
-    "Audit",
-    "Classification",
-    "EditMatch",
-    "TensorChange",
-    "Verification",
-    "audit",
-    "require_not_applied",
-    "verify_checkpoint",
-]
+__all__ = ["Audit", "TensorChange", "audit", "require_not_applied", "verify_checkpoint"]

@@ -5,18 +5,18 @@ with biases, trained token rows and whole modules beside the factors. Whatever o
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
-from steer2edit.artifacts.tensors import read_tensors
-from steer2edit.artifacts.vector_files.pt_files import read_pt
+from steer2edit.artifacts.checkpoints.stored_tensor import Change, StoredTensor
+from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE
+from steer2edit.artifacts.tensors import read_pt, read_tensors
 from steer2edit.audit.adapter_config import AdapterConfig, read_adapter_config
-from steer2edit.audit.matrices import TensorView
+from steer2edit.audit.matrices import float_dtype
 from steer2edit.audit.places import Places
 from steer2edit.errors import ArtifactError, MismatchError
 from steer2edit.models import StoredMatrix
@@ -37,8 +37,8 @@ def is_adapter(directory: Path) -> bool:
 
 
 def adapter_views(
-    directory: Path, base: dict[str, TensorView], places: Places
-) -> tuple[dict[str, TensorView], dict[str, str]]:
+    directory: Path, base: dict[str, StoredTensor], places: Places
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The base's tensors with the adapter's changes on top, and why others of the adapter's tensors were not read.
 
     Where the base's output head is its embedding and the adapter changes it, the base is given it as a tensor.
@@ -99,7 +99,7 @@ def _by_name(directory: Path, unread: dict[str, str]) -> dict[str, Tensor]:
 class _Reading:
     config: AdapterConfig
     places: Places
-    views: dict[str, TensorView]
+    views: dict[str, StoredTensor]
     unread: dict[str, str] = field(default_factory=dict)
 
     def read_module(self, module: str, parts: Mapping[str, Tensor]) -> None:
@@ -130,7 +130,7 @@ class _Reading:
         elif (_WRAPPER in name) != (plain.rpartition(".")[0] in wrapped):
             self.unread[_PREFIX + name] = "PEFT ignores it, for it loads this module under another name"
         else:
-            self.views[target] = TensorView.of(tensor)
+            self.views[target] = StoredTensor.of(tensor)
 
     def _leave(self, module: str, parts: set[str], why: str) -> None:
         self.unread.update({f"{_PREFIX}{module}.{part}": why for part in sorted(parts)})
@@ -141,7 +141,7 @@ class _Reading:
         if known in self.views:
             return known
         ends = [n for n in self.views if n.endswith(f".{parameter}") or parameter.endswith(f".{n}")]
-        return ends[0] if len(ends) == 1 and self.places.network is None else None
+        return ends[0] if len(ends) == 1 and self.places.model is None else None
 
     def _read_factors(self, module: str, parts: Mapping[str, Tensor], sides: tuple[str, str]) -> str | None:
         """Add one pair of factors; why not, where they have no place."""
@@ -149,9 +149,11 @@ class _Reading:
         if a.ndim != 2 or b.ndim != 2:
             return "it is no matrix, and other factors are not read"
         plain, is_embedding = module.replace(_WRAPPER, ""), sides[0] != "lora_A.weight"
-        wrapped = self.config.wrapped(self.places.parameters(plain))
-        experts = [p for p in self.places.by_key.values() if p.projection.expert is not None]
-        experts = [place for place in experts if place.projection.name == plain]
+        structure = self.places.module(plain)
+        own = () if structure is None else structure.named_parameters(recurse=False)
+        wrapped = self.config.wrapped([f"{plain}.{name}" for name, _ in own])
+        projections = ((place, place.projection) for place in self.places.by_key.values())
+        experts = [place for place, own in projections if own.expert is not None and own.name == plain]
         if (wrapped or experts) and not is_embedding:
             return self._read_wrapped(module, wrapped, experts, a, b)
         place = self.places.by_key.get(plain)
@@ -162,7 +164,7 @@ class _Reading:
             return "PEFT ignores it, for the settings do not name this module"
         if place is not None:
             transposed = place.transposed
-        elif (structure := self.places.module(plain)) is not None:
+        elif structure is not None:
             transposed = type(structure).__name__ == "Conv1D"
         else:
             transposed = self.config.fan_in_fan_out
@@ -208,56 +210,49 @@ class _Reading:
         """Add left [p, r] right [r, q] to a tensor, or to one expert's matrix in it."""
         left, right, base = left.double(), right.double(), self.views[name]
         rows = base.shape[-2] if len(base.shape) > 1 else 0
-        first = 0 if expert is None else expert * rows
-        if len(base.shape) != (2 if expert is None else 3) or (left.shape[0], right.shape[1]) != (rows, base.columns):
-            raise _misfit(name, base, [left.shape[0], right.shape[1]])
+        first, shape = (0 if expert is None else expert * rows), (left.shape[0], right.shape[1])
 
         def add(values: Tensor, start: int, stop: int) -> None:
             low, high = max(start, first), min(stop, first + rows)
             if low < high:
                 values[low - start : high - start] += left[low - first : high - first] @ right
 
-        self._change(name, add)
+        fits = len(base.shape) == (2 if expert is None else 3) and shape == (rows, base.columns)
+        self._change(name, add, fits, shape)
 
     def _read_bias(self, module: str, bias: Tensor) -> None:
         """lora_bias: s times the bias of B adds to the module's own; a module without one gets one."""
         name = self._tensor(f"{module}.bias")
         if name is None:
-            self.views[f"{module}.bias"] = replace(TensorView.of(bias.float()), computed=True)
+            self.views[f"{module}.bias"] = StoredTensor.of(bias.float(), computed=True)
             return
-        if self.views[name].shape != bias.shape:
-            raise _misfit(name, self.views[name], list(bias.shape))
 
         def add(values: Tensor, start: int, stop: int) -> None:
             values += bias
 
-        self._change(name, add)
+        self._change(name, add, self.views[name].shape == bias.shape, bias.shape)
 
     def _read_token_rows(self, module: str, rows: Tensor) -> str | None:
         """trainable_token_indices: some rows of an embedding are replaced."""
         name, chosen = self._tensor(f"{module}.weight"), self.config.token_rows(module)
         if name is None or not chosen:
             return "trainable_token_indices does not name this embedding" if name else "the base has no such module"
-        base = self.views[name]
-        if rows.shape != (len(chosen), base.columns) or max(chosen) >= base.rows:
-            raise _misfit(name, base, list(rows.shape))
 
         def put(values: Tensor, start: int, stop: int) -> None:
             for index, row in zip(chosen, rows, strict=True):
                 if start <= index < stop:
                     values[index - start] = row.double()
 
-        self._change(name, put)
+        base = self.views[name]
+        fits = rows.shape == (len(chosen), base.columns) and max(chosen) < base.rows
+        self._change(name, put, fits, rows.shape)
         return None
 
-    def _change(self, name: str, change: Callable[[Tensor, int, int], None]) -> None:
-        if self.views[name].dtype is None:
-            raise _misfit(name, self.views[name], list(self.views[name].shape))
-        self.views[name] = self.views[name].changed(change)
-
-
-def _misfit(name: str, base: TensorView, shape: list[int]) -> MismatchError:
-    return MismatchError(
-        f"{name} has shape {list(base.shape)} and dtype {base.dtype_name}, and the adapter changes it by a tensor of "
-        f"shape {shape}: it was made for another model, or the weight is quantised."
-    )
+    def _change(self, name: str, change: Change, fits: bool, shape: Sequence[int]) -> None:
+        base = self.views[name]
+        if not fits or float_dtype(base) is None:
+            raise MismatchError(
+                f"{name} has shape {list(base.shape)} and dtype {base.dtype_name}, and the adapter changes it by a "
+                f"tensor of shape {list(shape)}: it was made for another model, or the weight is quantised."
+            )
+        self.views[name] = base.changed(change)

@@ -1,8 +1,7 @@
 """What `adapter_config.json` says of a PEFT LoRA adapter, as far as it decides which numbers the adapter amounts to.
 
-Every field of PEFT's `LoraConfig` is in one of three places: a field of `AdapterConfig`, `WITHOUT_EFFECT` or
-`ONLY_EMPTY`. What is in the last or in none, and not empty, may change the meaning of the factors: it is refused by
-name.
+A field of PEFT's `LoraConfig` is one of `AdapterConfig`, or is in `WITHOUT_EFFECT`; what is in neither, and not empty,
+may change the meaning of the factors: it is refused by name.
 """
 
 import re
@@ -12,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from steer2edit.artifacts.edits.peft_files import CONFIG_FILE
+from steer2edit.artifacts.edits.lora import CONFIG_FILE
 from steer2edit.artifacts.manifest import Record, read_json
 from steer2edit.errors import ArtifactError
 
@@ -26,12 +25,6 @@ WITHOUT_EFFECT = frozenset({
     "runtime_config",  # PEFT ignores it in a file
 })  # fmt: skip
 """Fields that change nothing of what the file's tensors mean."""
-
-ONLY_EMPTY = frozenset({
-    "use_dora", "layer_replication", "megatron_config", "velora_config", "alora_invocation_tokens", "use_qalora",
-    "monteclora_config", "use_bdlora", "arrow_config", "kasa_config", "ensure_weight_tying",
-})  # fmt: skip
-"""Fields with which an adapter is something else than W + s B A."""
 
 _KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights with which PEFT leaves the base's own weights as they are."""
@@ -48,30 +41,29 @@ def _are_patterns(patterns: Any) -> Any:
 
 
 _N = TypeVar("_N", int, float)
-Rank = Annotated[int, Field(strict=True, gt=0)]
-Alpha = Annotated[float, Field(strict=True)]
-Rows = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(min_length=1)]
-Names = list[str] | None
-NamesOrPattern = Annotated[list[str] | str | None, AfterValidator(_are_patterns)]
+_Rank = Annotated[int, Field(strict=True, gt=0)]
+_Alpha = Annotated[float, Field(strict=True)]
+_Rows = Annotated[list[Annotated[int, Field(strict=True, ge=0)]], Field(min_length=1)]
+_NamesOrPattern = Annotated[list[str] | str | None, AfterValidator(_are_patterns)]
 
 
 class AdapterConfig(Record):
     """The fields that are understood, with PEFT's defaults."""
 
-    r: Rank = 8
-    lora_alpha: Alpha = 8
+    r: _Rank = 8
+    lora_alpha: _Alpha = 8
     use_rslora: bool = False
-    rank_pattern: Annotated[dict[str, Rank] | None, AfterValidator(_are_patterns)] = None
-    alpha_pattern: Annotated[dict[str, Alpha] | None, AfterValidator(_are_patterns)] = None
+    rank_pattern: Annotated[dict[str, _Rank] | None, AfterValidator(_are_patterns)] = None
+    alpha_pattern: Annotated[dict[str, _Alpha] | None, AfterValidator(_are_patterns)] = None
     fan_in_fan_out: bool = False
     init_lora_weights: bool | str | None = True
-    target_modules: NamesOrPattern = None
-    exclude_modules: NamesOrPattern = None
+    target_modules: _NamesOrPattern = None
+    exclude_modules: _NamesOrPattern = None
     layers_to_transform: list[int] | int | None = None
-    layers_pattern: NamesOrPattern = None
-    modules_to_save: Annotated[Names, AfterValidator(_are_patterns)] = None
-    target_parameters: Names = None
-    trainable_token_indices: Rows | dict[str, Rows] | None = None
+    layers_pattern: _NamesOrPattern = None
+    modules_to_save: Annotated[list[str] | None, AfterValidator(_are_patterns)] = None
+    target_parameters: list[str] | None = None
+    trainable_token_indices: _Rows | dict[str, _Rows] | None = None
 
     def rank(self, name: str) -> int:
         """r of a module or parameter."""
@@ -127,8 +119,9 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     known = AdapterConfig.model_fields.keys() | WITHOUT_EFFECT | {"peft_type"}
     for field, value in raw.items():
         if field not in known and value not in (None, False, {}, [], ""):
-            why = "is not W + s B A" if field in ONLY_EMPTY else "may be something else than W + s B A"
-            raise ArtifactError(f"{path}: with {field} = {str(value)[:80]} the adapter {why}. {_WAY_OUT}")
+            raise ArtifactError(
+                f"{path}: with {field} = {str(value)[:80]} the adapter may be something else than W + s B A. {_WAY_OUT}"
+            )
     try:
         config = AdapterConfig.model_validate(raw)
     except ValidationError as error:

@@ -1,16 +1,25 @@
-"""What became of one tensor: nothing, a few entries, a rank-1 or low-rank change, rounding, or everything."""
+"""What became of one tensor: nothing, a few entries, a rank-1 or low-rank change, rounding, or everything.
+
+A rank-1 change of a projection is read back as the heads and neurons that carry it:
+
+    ΔW = u aᵀ,   k_i = W_iᵀu / ‖W_iᵀu‖,   λ_i = a_i · k_i
+
+λ does not depend on the sign of u, which a change alone cannot tell: with −u, both a and k turn round. Nothing but
+W and W' is needed: no vectors, no hyper-parameters.
+
+Shapes: d = width of the projection's output, m = of its input, n = its components.
+"""
 
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from steer2edit.audit.matrices import MatrixPair
-from steer2edit.audit.rank_one import fit_rank_one
-from steer2edit.audit.recovered import Recovered, recover
-from steer2edit.audit.spectrum import spectrum
-from steer2edit.audit.totals import SHOWN_ENTRIES, Totals, total
+from steer2edit.audit.matrices import SHOWN_ENTRIES, MatrixPair, Totals
+from steer2edit.audit.rank import RankOne, fit_rank_one, spectrum
 from steer2edit.models import StoredMatrix
 
 Kind = Literal[
@@ -21,6 +30,90 @@ most eight; rounding: within one spacing of the dtype; rounded: exactly the base
 is the rounded one); same-values: only stored in another dtype; bits: integers and packed formats, not compared."""
 
 _TRY_RANK_ONE = 8
+_SIGMAS = 4.0
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A projection's rank-1 change by component."""
+
+    place: StoredMatrix  # the projection
+    direction: Float[Tensor, " d"]  # u [d], of unit length; its sign is arbitrary
+    row: Float[Tensor, " m"]  # a [m]
+    magnitude: Float[Tensor, " n"]  # λ [n], 0 where a component is not found to be edited
+    norm: Float[Tensor, " n"]  # ‖a_i‖ [n]
+    error: Float[Tensor, " n"]  # standard error of λ [n] from rounding
+    sensitivity: Float[Tensor, " m"]  # Wᵀu [m]
+
+    @property
+    def edited(self) -> Bool[Tensor, " n"]:
+        """Which components carry the change: ‖a_i‖ is more than four standard errors."""
+        return self.norm > 0
+
+    @property
+    def along(self) -> float | None:
+        """Share of ‖a‖² along W_iᵀu: 1 for the paper's rule; `None` for neurons, which have one column only."""
+        width = self.row.numel() // self.magnitude.numel()
+        if width == 1 or not bool(self.edited.any()):
+            return None
+        noise = (self.error.square() * width)[self.edited].sum()
+        whole = self.norm.square()[self.edited].sum() - noise
+        return float(self.magnitude.square()[self.edited].sum() / whole.clamp_min(1e-30))
+
+    @property
+    def ablation(self) -> tuple[float, float]:
+        """(s, cosine) of the fit a = −s Wᵀu: with cosine 1, directional ablation ΔW = −s u uᵀW; s = 1 removes u."""
+        energy = self.sensitivity.square().sum().clamp_min(1e-30)
+        product = -(self.row @ self.sensitivity)
+        return float(product / energy), float(product / (energy.sqrt() * self.row.norm()).clamp_min(1e-30))
+
+    @property
+    def components(self) -> list[dict[str, Any]]:
+        """The heads or neurons that carry the change, strongest first."""
+        order = self.magnitude.abs().argsort(descending=True, stable=True).tolist()
+        values = {"magnitude": self.magnitude, "error": self.error, "norm": self.norm}
+        return [
+            {"component": str(self.place.component(i)), **{name: float(of[i]) for name, of in values.items()}}
+            for i in order
+            if bool(self.edited[i])
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON (docs/audit.md)."""
+        strength, cosine = self.ablation
+        return {
+            "norm": float(self.row.norm()),
+            "along_sensitivity": self.along,
+            "ablation": {"strength": strength, "cosine": cosine},
+            "components": self.components,
+        }
+
+
+def recover(pair: MatrixPair, fit: RankOne, place: StoredMatrix) -> Recovered:
+    """Heads or neurons of a projection's rank-1 change, from the fit of its stored matrix."""
+    u, a = (fit.right, fit.left) if place.transposed else (fit.left, fit.right)
+    length = u.norm()
+    u, a = (u / length).double(), (a * length).double()
+    sensitivity, variance = torch.zeros_like(a), torch.zeros_like(a)
+    for block in pair.blocks():
+        before, noise = block.before.double(), block.halfwidth.double().square() / 3
+        if place.transposed:
+            sensitivity[block.rows], variance[block.rows] = before @ u, noise @ u.square()
+        else:
+            sensitivity += u[block.rows] @ before
+            variance += u[block.rows].square() @ noise
+    a_i, s_i, variance_i = (values.view(-1, place.module.component_width) for values in (a, sensitivity, variance))
+    k = s_i / s_i.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    found = a_i.norm(dim=1) > _SIGMAS * variance_i.sum(1).sqrt()
+    return Recovered(
+        place=place,
+        direction=u,
+        row=a,
+        magnitude=torch.where(found, (a_i * k).sum(1), 0),
+        norm=torch.where(found, a_i.norm(dim=1), 0),
+        error=(k.square() * variance_i).sum(1).sqrt(),
+        sensitivity=sensitivity,
+    )
 
 
 @dataclass(frozen=True)
@@ -63,29 +156,22 @@ class TensorChange:
 
     def as_json(self) -> dict[str, Any]:
         """As JSON (docs/audit.md)."""
+        same = ("kind", "rank", "shape", "dtypes", "size", "singular_values", "noise_edge", "entries", "rounded_to")
         return {
             "tensor": self.name,
             "site": None if self.place is None else str(self.place.site),
-            "kind": self.kind,
-            "rank": self.rank,
-            "shape": self.shape,
-            "dtypes": self.dtypes,
+            **{name: getattr(self, name) for name in same},
             "changed_entries": self.changed,
-            "size": self.size,
             "relative_size": self.relative_size if math.isfinite(self.relative_size) else None,
-            "singular_values": self.singular_values,
-            "noise_edge": self.noise_edge,
-            "entries": self.entries,
             "unexplained_entries": self.unexplained,
             "exceptions": [{"row": row, "column": column, "remains": rest} for row, column, rest in self.exceptions],
-            "rounded_to": self.rounded_to,
             **(self.recovered.as_json() if self.recovered is not None else {}),
         }
 
 
 def describe_change(tensor: str, pair: MatrixPair, place: StoredMatrix | None = None) -> TensorChange | None:
     """Say what changed between the two matrices of a pair, or `None` if every entry is equal and so are the dtypes."""
-    totals = total(pair)
+    totals = Totals.of(pair)
     kind = _simple_kind(pair, totals)
     if kind is None and not totals.changed:
         return None
@@ -101,7 +187,19 @@ def describe_change(tensor: str, pair: MatrixPair, place: StoredMatrix | None = 
         relative_size=(totals.energy / totals.before_energy) ** 0.5 if totals.before_energy else math.inf,
         rounded_to=_rounded_to(pair, totals) if kind == "rounded" else None,
     )
-    return change if kind is not None else _matrix_change(change, pair, totals)
+    if kind is not None:
+        return change
+    values, right, rank, noise_edge = spectrum(pair, totals)
+    change = replace(change, singular_values=tuple(values[:SHOWN_ENTRIES].tolist()), noise_edge=noise_edge)
+    if rank is None:
+        return change
+    if rank <= _TRY_RANK_ONE:
+        fit = fit_rank_one(pair, totals, right[:, 0], thorough=rank <= 1)
+        if fit.accepted:
+            recovered = None if place is None else recover(pair, fit, place)
+            fitted = {"exceptions": fit.exceptions, "unexplained": fit.outside, "recovered": recovered}
+            return replace(change, kind="rank-1", rank=1, **fitted)  # type: ignore[arg-type]
+    return replace(change, kind="low-rank", rank=rank) if rank else replace(change, kind="rounding")
 
 
 def _simple_kind(pair: MatrixPair, totals: Totals) -> Kind | None:
@@ -122,21 +220,6 @@ def _rounded_to(pair: MatrixPair, totals: Totals) -> str | None:
     if totals.rounded_to:
         return _name(min(totals.rounded_to, key=lambda dtype: torch.finfo(dtype).eps))
     return _name(pair.dtypes[0]) if totals.rounded_from else None
-
-
-def _matrix_change(change: TensorChange, pair: MatrixPair, totals: Totals) -> TensorChange:
-    found = spectrum(pair, totals)
-    leading = tuple(float(value) for value in found.values[:SHOWN_ENTRIES])
-    change = replace(change, singular_values=leading, noise_edge=found.noise_edge)
-    if found.rank is None:
-        return change
-    if found.rank <= _TRY_RANK_ONE:
-        fit = fit_rank_one(pair, totals, found.right[:, 0], thorough=found.rank <= 1)
-        if fit.accepted:
-            recovered = None if change.place is None else recover(pair, fit, change.place)
-            fitted = {"exceptions": fit.exceptions, "unexplained": fit.outside, "recovered": recovered}
-            return replace(change, kind="rank-1", rank=1, **fitted)  # type: ignore[arg-type]
-    return replace(change, kind="low-rank", rank=found.rank) if found.rank else replace(change, kind="rounding")
 
 
 def _name(dtype: torch.dtype) -> str:

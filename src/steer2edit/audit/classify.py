@@ -15,11 +15,7 @@ Label = Literal[
 ALONG = 0.9
 """Share of a rank-1 change's energy along W_iᵀu above which it follows the rule λ_i k_i; chance gives 1 / head_dim."""
 _ABLATION_COSINE = 0.99
-_MATRIX_CHANGES = {
-    "edit": "a rank-1 change",
-    "low-rank": "a low-rank change",
-    "full-rank": "a full-rank change",
-}
+_MATRIX_CHANGES = {"edit": "a rank-1 change", "low-rank": "a low-rank change", "full-rank": "a full-rank change"}
 _OTHER_CHANGES = {
     "vector": "a change of a norm or bias",
     "entries": "single entries changed",
@@ -58,52 +54,38 @@ def classify(
     groups: dict[str, list[TensorChange]] = {}
     for change in changes:
         if not change.is_tiny:
-            groups.setdefault(_group(change), []).append(change)
+            group = "low-rank" if change.recovered is None else "edit"
+            groups.setdefault(group if change.kind == "rank-1" else change.kind, []).append(change)
     matrices = [name for name in groups if name in _MATRIX_CHANGES]
     main = max(matrices, key=lambda name: len(groups[name]), default="")
-    text_of = {"edit": _edit, "low-rank": _low_rank, "full-rank": _full_rank}
-    label, text = text_of[main](groups[main], compared) if main else _without_matrices(changes, compared)
+    label, text = _main(main, groups[main], compared) if main else _without_matrices(changes, compared)
     rest = [_phrase(name, group) for name, group in groups.items() if name != main]
     rest += [
         f"{change.unexplained} entries of {change.name} that no rank-1 change explains"
         for change in groups.get(main, ())
         if change.unexplained
     ]
-    if label in ("identical", "rounded-copy") and structure:
-        label, text = "other", f"Not the same model: {'; '.join(structure)}. The tensors that both have: {_small(text)}"
-    else:
-        rest += structure
+    same_tensors = label in ("identical", "rounded-copy")
+    rest += [*(() if same_tensors else structure), *besides]
+    if same_tensors and structure:
+        text = f"Not the same model: {'; '.join(structure)}. The tensors that both have: {text[0].lower()}{text[1:]}"
+        label = "other"
     if unread:
-        label, text = "partly-read", f"Read in part: {'; '.join(unread)}. The rest: {_small(text)}"
-    rest += besides
+        label, text = "partly-read", f"Read in part: {'; '.join(unread)}. The rest: {text[0].lower()}{text[1:]}"
     return Classification(label, f"{text}. Besides: {'; '.join(rest)}." if rest else f"{text}.")
 
 
-def _small(text: str) -> str:
-    return text[0].lower() + text[1:]
-
-
-def _group(change: TensorChange) -> str:
-    if change.kind == "rank-1":
-        return "edit" if change.recovered is not None else "low-rank"
-    return change.kind
-
-
-def _full_rank(group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
+def _main(name: str, group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
     tensors = len({change.tensor for change in group})
-    return "full-rank", (
-        f"A full fine-tune or another dense change: full-rank change in {tensors} of {compared} tensors"
-    )
-
-
-def _low_rank(group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
-    ranks = {change.rank or 0 for change in group}
-    most = f"rank {max(ranks)}" if len(ranks) == 1 else f"ranks up to {max(ranks)}"
-    return "low-rank", f"A merged LoRA, or another low-rank change, of {most} in {_modules(group)}"
-
-
-def _edit(group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
-    tensors = len({change.tensor for change in group})
+    if name == "full-rank":
+        return (
+            "full-rank",
+            f"A full fine-tune or another dense change: full-rank change in {tensors} of {compared} tensors",
+        )
+    if name == "low-rank":
+        ranks = {change.rank or 0 for change in group}
+        most = f"rank {max(ranks)}" if len(ranks) == 1 else f"ranks up to {max(ranks)}"
+        return "low-rank", f"A merged LoRA, or another low-rank change, of {most} in {_modules(group)}"
     recovered = [change.recovered for change in group if change.recovered is not None]
     where = f"in {tensors} output projection{'s' * (tensors != 1)} ({_modules(group)})"
     ablations = [r.ablation for r in recovered]

@@ -9,12 +9,9 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from steer2edit.audit.change import TensorChange
+from steer2edit.audit.change import Recovered, TensorChange
 from steer2edit.audit.matrices import MatrixPair
-from steer2edit.audit.recovered import Recovered
 from steer2edit.audit.structure import counted
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.models import StoredMatrix
@@ -92,14 +89,10 @@ def match_edit(
     pair_of: PairOf,
     besides: Sequence[str] = (),
 ) -> EditMatch:
-    """Compare what was found with a given edit.
+    """Compare the changes of all tensors that are not identical with a given edit.
 
-    Args:
-        edit: the edit.
-        changes: of all tensors that are not identical.
-        places: the projections of each site.
-        pair_of: a projection before and after; `None` where it cannot be compared.
-        besides: what else is to be said of the two.
+    `places` are the projections of each site, `pair_of` gives one before and after, or `None` where it cannot be
+    compared; `besides` is what else is to be said of the two.
     """
     found = {c.recovered.place.projection.key: c.recovered for c in changes if c.recovered is not None}
     edited = {site: e for site, e in edit.sites.items() if bool(e.row.any())}
@@ -168,13 +161,9 @@ def _check(
         left, right = (a, u) if place.transposed else (u, a)
         for block in pair.blocks():
             expected = torch.outer(left[block.rows], right)
-            outside += int(_beyond(block.change, expected, block.halfwidth).sum())
+            floor = 1e-6 * expected.abs().max()  # factors are kept in float32
+            outside += int(((block.change - expected).abs() > _HALFWIDTHS * block.halfwidth + floor).sum())
             wide = torch.promote_types(pair.dtypes[1], torch.float32)
             merged = (block.before.to(wide) + expected.to(wide)).to(pair.dtypes[1])
             same += int((merged.to(block.after.dtype) == block.after).sum())
     return (outside / entries, same / entries) if entries else (1.0, 0.0)
-
-
-def _beyond(change: Float[Tensor, "r q"], expected: Float[Tensor, "r q"], halfwidth: Float[Tensor, "r q"]) -> Tensor:
-    floor = 1e-6 * expected.abs().max()  # factors are kept in float32
-    return (change - expected).abs() > _HALFWIDTHS * halfwidth + floor

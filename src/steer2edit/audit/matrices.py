@@ -1,88 +1,46 @@
-"""Stored tensors as matrices whose rows are read on demand, so that they may be larger than memory.
+"""A floating-point matrix before and after, by blocks of rows: what changed, and how far rounding can move a number.
 
-Shapes: p × q = the matrix as it is stored; r rows of a block.
+A checkpoint holds `W' = round(W + ΔW)`. What is read back, `W' − W`, is therefore ΔW up to half the distance between
+two neighbouring numbers of the dtype, entry by entry: a large weight hides more than a small one.
+
+Shapes: p × q = the matrix as it is stored, which may be larger than memory; r rows of a block.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
-from steer2edit.artifacts.tensors import DTYPE_NAMES, same_bits
-from steer2edit.audit.rounding import coarser, halfwidth, working_dtype
+
+ROUNDED_TO = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Dtypes that a checkpoint may have been rounded through."""
+SHOWN_ENTRIES = 8
 
 _BLOCK_ENTRIES = 1 << 19  # small enough for a processor's cache
 _CACHED_ENTRIES = 1 << 22  # most matrices are read several times
-_COMPARED_ENTRIES = 1 << 21
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_EXPONENT = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
+_SLACK = 1 + 2**-10  # sums of our own and others' arithmetic in float32
 
 
-@dataclass(frozen=True)
-class TensorView:
-    """One tensor as a matrix [product of all axes but the last, last axis]."""
+def spacing(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """Distance between a number of `dtype` and the next larger in magnitude: 2^⌊log₂|x|⌋ · ε, or the subnormals'.
 
-    shape: tuple[int, ...]  # of the tensor
-    dtype_name: str  # as safetensors names it
-    dtype: torch.dtype | None  # a floating dtype, or `None` for integers and packed formats
-    read_rows: Callable[[int, int], Tensor]  # rows `start` to `stop`
-    computed: bool = False  # whether it is computed when read, so that nothing in it was rounded for storage
-    # all of a stored tensor, some bytes at a time, whatever its dtype
-    read_bytes: Callable[[], Iterator[bytes]] | None = None
-
-    @classmethod
-    def stored(cls, tensor: StoredTensor) -> "TensorView":
-        """Of a checkpoint's file."""
-        dtype = tensor.dtype if tensor.is_plain_float else None
-        return cls(tensor.shape, tensor.dtype_name, dtype, tensor.read_rows, read_bytes=tensor.blocks)
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "TensorView":
-        """Of a tensor that is in memory."""
-        shape = tuple(tensor.shape)
-        rows = tensor.contiguous().reshape(-1, shape[-1] if shape else 1)
-        dtype = tensor.dtype if tensor.dtype in _FLOATS else None
-        return cls(shape, DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), dtype, lambda a, b: rows[a:b])
-
-    @property
-    def rows(self) -> int:
-        """Rows as a matrix."""
-        return math.prod(self.shape[:-1])
-
-    @property
-    def columns(self) -> int:
-        """Columns as a matrix."""
-        return self.shape[-1] if self.shape else 1
-
-    def equals(self, other: "TensorView") -> bool:
-        """Whether two tensors are equal bit for bit."""
-        if self is other:
-            return True
-        if (self.shape, self.dtype_name) != (other.shape, other.dtype_name):
-            return False
-        if self.dtype is None and self.read_bytes and other.read_bytes:  # of some packed formats torch has no dtype
-            return all(one == two for one, two in zip(self.read_bytes(), other.read_bytes(), strict=True))
-        step = max(1, _COMPARED_ENTRIES // max(1, self.columns))
-        ranges = [(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
-        return all(same_bits(self.read_rows(*rows), other.read_rows(*rows)) for rows in ranges)
-
-    def changed(self, change: Callable[[Tensor, int, int], None]) -> "TensorView":
-        """The tensor with rows changed, in float64, whenever they are read: `change(values, start, stop)`, in place."""
-
-        def read(start: int, stop: int) -> Tensor:
-            values = self.read_rows(start, stop).double()
-            change(values, start, stop)
-            return values
-
-        return TensorView(self.shape, "F32", torch.float32, read, computed=True)
+    The values are numbers that `dtype` holds, in float32 or float64.
+    """
+    integer, mask = _EXPONENT[values.dtype]
+    info = torch.finfo(dtype)
+    power = (values.view(integer) & mask).view(values.dtype)
+    return power.clamp_min(info.tiny) * info.eps
 
 
-Views = Mapping[str, TensorView]
-"""The tensors of a checkpoint by name."""
+def float_dtype(tensor: StoredTensor) -> torch.dtype | None:
+    """The dtype that a tensor's numbers are compared in, or `None` for integers and packed formats."""
+    return torch.float32 if tensor.computed else tensor.dtype if tensor.is_plain_float else None
 
 
 @dataclass(frozen=True)
@@ -101,8 +59,11 @@ class Block:
 
     @cached_property
     def halfwidth(self) -> Float[Tensor, "r q"]:
-        """How far the change may be from what was meant."""
-        return halfwidth(self.after, self.change, self.dtype)
+        """Largest distance between a change as it was meant and as it is read: ½ (spacing(W') + spacing(W' − W)).
+
+        The sum W + ΔW is rounded once; tools that merge in the weights' dtype round ΔW itself before.
+        """
+        return (0.5 * _SLACK) * (spacing(self.after, self.dtype) + spacing(self.change, self.dtype))
 
     @property
     def rows(self) -> slice:
@@ -114,32 +75,34 @@ class Block:
 class MatrixPair:
     """A floating-point matrix before and after."""
 
-    before: TensorView  # the tensor that holds W
-    after: TensorView  # W', in the same shape
+    before: StoredTensor  # the tensor that holds W
+    after: StoredTensor  # W', in the same shape
     expert: int | None = None  # index on the tensor's first axis, where experts are fused in it
+    chosen: Tensor | None = None  # which rows of the matrix these are, where not all
 
     @property
     def shape(self) -> tuple[int, int]:
         """(p, q)."""
-        return self.before.rows if self.expert is None else self.before.shape[-2], self.before.columns
+        rows = self.before.rows if self.expert is None else self.before.shape[-2]
+        return rows if self.chosen is None else len(self.chosen), self.before.columns
 
     @property
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
         """Of W and W' as they are stored."""
-        before, after = self.before.dtype, self.after.dtype
+        before, after = float_dtype(self.before), float_dtype(self.after)
         assert before is not None
         assert after is not None
         return (after if self.after.computed else before, after)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The coarser of the two dtypes: its rounding hides changes."""
-        return coarser(*self.dtypes)
+        """The one of the two with fewer digits: its rounding hides changes."""
+        return max(self.dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def working(self) -> torch.dtype:
-        """The dtype of the blocks."""
-        return working_dtype(self.dtype)
+        """The dtype of the blocks: our own arithmetic is far finer than the rounding that is measured."""
+        return torch.float32 if torch.finfo(self.dtype).eps >= torch.finfo(torch.bfloat16).eps else torch.float64
 
     @property
     def is_small(self) -> bool:
@@ -155,21 +118,79 @@ class MatrixPair:
         return tuple(self._read())
 
     def _read(self) -> Iterator[Block]:
-        rows, columns = self.shape
-        first, step = (self.expert or 0) * rows, max(1, _BLOCK_ENTRIES // max(1, columns))
+        rows, columns = replace(self, chosen=None).shape
+        first, step, done = (self.expert or 0) * rows, max(1, _BLOCK_ENTRIES // max(1, columns)), 0
         for start in range(0, rows, step):
-            span = first + start, first + min(start + step, rows)
-            before, after = (view.read_rows(*span).to(self.working) for view in (self.before, self.after))
-            yield Block(start, before, after, self.dtype)
+            stop = min(start + step, rows)
+            inside: slice | Tensor = slice(None)
+            if self.chosen is not None:
+                inside = self.chosen[(self.chosen >= start) & (self.chosen < stop)] - start
+                if not inside.numel():
+                    continue
+            sides = (side.read_rows(first + start, first + stop)[inside] for side in (self.before, self.after))
+            before, after = (side.to(self.working) for side in sides)
+            yield Block(done, before, after, self.dtype)
+            done += len(before)
 
     def strongest(self, energy: Float[Tensor, " p"]) -> "MatrixPair":
         """The rows that changed most, as a small matrix of their own."""
         count = max(1, _CACHED_ENTRIES // (2 * max(1, self.shape[1])))
-        chosen = energy.argsort(descending=True)[:count].sort().values
-        parts = [
-            (block.before[inside], block.after[inside])
-            for block in self._read()
-            if (inside := chosen[(chosen >= block.start) & (chosen < block.rows.stop)] - block.start).numel()
-        ]
-        before, after = (TensorView.of(torch.cat(rows)) for rows in zip(*parts, strict=True))
-        return MatrixPair(replace(before, dtype=self.dtypes[0]), replace(after, dtype=self.dtypes[1]))
+        return replace(self, chosen=energy.argsort(descending=True)[:count].sort().values)
+
+
+@dataclass
+class Totals:
+    """What changed in a pair, entry by entry: how many, how much, and whether one side is the other rounded."""
+
+    row_energy: Float[Tensor, " p"]  # squared norms of the change's rows
+    row_changed: Bool[Tensor, " p"]  # in which rows anything changed
+    column_changed: Bool[Tensor, " q"]  # in which columns
+    rounded_to: set[torch.dtype]  # dtypes to which W' may be W rounded
+    rounded_from: bool = True  # whether W may be W' rounded
+    changed: int = 0  # entries that differ
+    not_finite: int = 0  # entries of either side that are NaN or infinite
+    entries: list[tuple[int, int]] = field(default_factory=list)  # (row, column) of the first that differ
+    most_spacings: float = 0.0  # the largest change, in spacings of the dtype
+    before_energy: float = 0.0  # ‖W‖²
+
+    @classmethod
+    def of(cls, pair: MatrixPair) -> "Totals":
+        """Read a pair once, and sum up what changed."""
+        p, q = pair.shape
+        empty = (
+            torch.zeros(p, dtype=torch.float64),
+            torch.zeros(p, dtype=torch.bool),
+            torch.zeros(q, dtype=torch.bool),
+        )
+        totals = cls(*empty, {*ROUNDED_TO, pair.dtypes[1]})
+        for block in pair.blocks():
+            totals.rounded_to = {to for to in totals.rounded_to if _is_rounded(block.before, block.after, to)}
+            totals.rounded_from = totals.rounded_from and _is_rounded(block.after, block.before, pair.dtypes[0])
+            totals.not_finite += int((~block.after.isfinite()).sum()) + int((~block.before.isfinite()).sum())
+            if not totals.not_finite:
+                totals._add(block)
+        return totals
+
+    @property
+    def energy(self) -> float:
+        """‖W' − W‖²."""
+        return float(self.row_energy.sum())
+
+    def _add(self, block: Block) -> None:
+        change, nonzero = block.change, block.change != 0
+        self.changed += int(nonzero.sum())
+        found = nonzero.nonzero()[: SHOWN_ENTRIES - len(self.entries)].tolist()
+        self.entries += [(row + block.start, column) for row, column in found]
+        self.row_energy[block.rows] = change.double().square().sum(1)
+        self.row_changed[block.rows] = nonzero.any(1)
+        self.column_changed |= nonzero.any(0)
+        self.before_energy += float(block.before.double().square().sum())
+        if change.numel():
+            spacings = change.abs() / spacing(torch.maximum(block.before.abs(), block.after.abs()), block.dtype)
+            self.most_spacings = max(self.most_spacings, float(spacings.max()))
+
+
+def _is_rounded(before: Float[Tensor, "r q"], after: Float[Tensor, "r q"], dtype: torch.dtype) -> bool:
+    """Whether `after` is `before` rounded to `dtype`, in every entry. NaN equals NaN."""
+    rounded = before.to(dtype).to(after.dtype)
+    return bool(((rounded == after) | (rounded.isnan() & after.isnan())).all())

@@ -1,35 +1,55 @@
-"""Whether two checkpoints are of one model: tensors and layers that only one has, other shapes, and other settings."""
+"""Whether two checkpoints are of one model: tensors, layers and files that only one has or that differ; settings."""
 
+import filecmp
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from steer2edit.audit.matrices import TensorView, Views
-from steer2edit.audit.other_files import Differences
+from steer2edit.artifacts.atomic import MANIFEST_FILE
+from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles
+from steer2edit.artifacts.checkpoints.side_files import find_side_files
+from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
+from steer2edit.artifacts.manifest import read_json
 from steer2edit.audit.places import Places
+from steer2edit.errors import ArtifactError, ModelError
+from steer2edit.models import read_settings
+from steer2edit.models.model_path import INDEX_FILE
+
+WITHOUT_EFFECT = frozenset({
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "_attn_implementation",
+    "_attn_implementation_autoset", "attn_implementation", "initializer_range", "gradient_checkpointing",
+    "output_attentions", "output_hidden_states", "return_dict", "torchscript", "id2label", "label2id", "problem_type",
+    "attention_dropout", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "embd_pdrop",
+    "resid_pdrop", "attn_pdrop", "classifier_dropout", "router_aux_loss_coef", "pretraining_tp",
+})  # fmt: skip
+"""Settings of config.json that change nothing of what the model computes: provenance, storage, training."""
+_TOKENS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})  # they change no number that is computed
+_PROVENANCE = {"README.md", "LICENSE", "LICENSE.txt", ".gitattributes", MANIFEST_FILE}
 
 _TYING = "tie_word_embeddings"
 _LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.(?P<part>.+)")
 _MOST_NAMES = 3
+
+Views = Mapping[str, StoredTensor]
+"""The tensors of a checkpoint by name."""
+Differences = dict[str, tuple[Any, Any]]
+"""(before, after) by key."""
 
 
 @dataclass(frozen=True)
 class Structure:
     """What differs between two models besides the values of tensors that both have."""
 
-    # tensors that only the edited one has, with the tensor they are a copy of, if any
-    added: Mapping[str, str | None] = field(default_factory=dict)
-    missing: Mapping[str, str | None] = field(default_factory=dict)  # tensors that only the base has, in the same way
-    # (shape before, shape after) by tensor
-    other_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    # (before, after) by the name of a setting that changes what is computed
-    settings: Differences = field(default_factory=dict)
-    code: tuple[str, ...] = ()  # Python files that differ
-    # layers that only the edited one has, with the base's layer they are a copy of, if any
-    added_layers: Mapping[str, str | None] = field(default_factory=dict)
-    missing_layers: tuple[str, ...] = ()  # layers that only the base has
-    # layers of both, with the base's other layer that the edited one has there
-    moved_layers: Mapping[str, str] = field(default_factory=dict)
+    added: Mapping[str, str | None]  # tensors that only the edited one has, with the tensor they are a copy of, if any
+    missing: Mapping[str, str | None]  # tensors that only the base has, in the same way
+    other_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # (shape before, shape after) by tensor
+    settings: Differences  # of config.json that change what is computed
+    code: tuple[str, ...]  # Python files that differ
+    added_layers: Mapping[str, str | None]  # layers that only the edited one has, with the base's they are a copy of
+    missing_layers: tuple[str, ...]  # layers that only the base has
+    moved_layers: Mapping[str, str]  # layers of both, with the base's other layer that the edited one has there
 
     @property
     def phrases(self) -> list[str]:
@@ -59,11 +79,11 @@ def counted(names: Collection[str], noun: str, what: str, several: str | None = 
     if not names:
         return []
     shown = "; ".join(list(names)[:_MOST_NAMES]) + ("; ..." if len(names) > _MOST_NAMES else "")
-    is_one = len(names) == 1
-    return [f"{len(names)} {noun}{'' if is_one else 's'} {what if is_one else several or what} ({shown})"]
+    number = f"1 {noun} {what}" if len(names) == 1 else f"{len(names)} {noun}s {several or what}"
+    return [f"{number} ({shown})"]
 
 
-def compare_structure(before: Views, after: Views, settings: Differences, code: tuple[str, ...] = ()) -> Structure:
+def compare_structure(before: Views, after: Views, settings: Differences, code: tuple[str, ...]) -> Structure:
     """Compare two models' tensors by name and shape, and their layers by content where their number differs."""
     ours, theirs = _layers(before), _layers(after)
     stacks = {layer.rpartition(".")[0] for layer in ours}
@@ -93,8 +113,8 @@ def _copy_of(name: str, views: Views) -> str | None:
     return next((n for n, v in views.items() if n != name and v.shape == own.shape and v.equals(own)), None)
 
 
-def _layers(views: Views) -> dict[str, dict[str, TensorView]]:
-    found: dict[str, dict[str, TensorView]] = {}
+def _layers(views: Views) -> dict[str, dict[str, StoredTensor]]:
+    found: dict[str, dict[str, StoredTensor]] = {}
     for name, view in views.items():
         if match := _LAYER.fullmatch(name):
             found.setdefault(match["layer"], {})[match["part"]] = view
@@ -102,8 +122,7 @@ def _layers(views: Views) -> dict[str, dict[str, TensorView]]:
 
 
 def _layer_of(tensor: str) -> str | None:
-    match = _LAYER.fullmatch(tensor)
-    return match["layer"] if match else None
+    return match["layer"] if (match := _LAYER.fullmatch(tensor)) else None
 
 
 def _copied(layer: Views, ours: Mapping[str, Views]) -> str | None:
@@ -115,7 +134,7 @@ def _same(one: Views, other: Views) -> bool:
 
 
 def tie_heads(
-    before: dict[str, TensorView], after: dict[str, TensorView], places: Places, settings: Differences
+    before: dict[str, StoredTensor], after: dict[str, StoredTensor], places: Places, settings: Differences
 ) -> None:
     """Give a side whose output head is tied to its embedding that head, where the other has it as a tensor of its own.
 
@@ -130,3 +149,71 @@ def tie_heads(
             views[head] = views[embedding]
     if head in before and head in after:
         settings.pop(_TYING, None)
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """One file that is not the same in both directories."""
+
+    name: str  # path within the directories
+    what: str  # `added`, `missing` or `differs`
+    settings: Differences  # of a JSON file that differs: (before, after) by key, of keys at the top
+
+    @property
+    def matters(self) -> bool:
+        """Whether it is read when the model runs, and says something else: not a licence, a card or a version."""
+        return self.name not in _PROVENANCE and not (self.settings and self.settings.keys() <= WITHOUT_EFFECT)
+
+
+def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> list[FileChange]:
+    """Files besides the weights that were added, are missing or differ, by `find_side_files`."""
+    sides = [find_side_files(f.directory, f.shards) for f in (base, other)]
+    ours, theirs = ({str(path) for path in side.own} for side in sides)
+    # weights in other formats and hidden entries: `apply` leaves them out, so only what is more or other counts
+    our_rest, their_rest = ({str(path) for path in side.left_out} for side in sides)
+    found = [FileChange(name, "added", {}) for name in sorted((theirs - ours) | (their_rest - our_rest))]
+    found += [FileChange(name, "differs", {}) for name in sorted(our_rest & their_rest) if _differ(base, other, name)]
+    found += [FileChange(name, "missing", {}) for name in sorted(ours - theirs)]
+    for name in (name for name in sorted(ours & theirs) if _differ(base, other, name)):
+        if (settings := _json_differences(base.directory / name, other.directory / name)) != {}:
+            found.append(FileChange(name, "differs", settings or {}))
+    # which shard holds which tensor is no difference: the tensors themselves are compared
+    return [change for change in found if change.name != INDEX_FILE]
+
+
+def _differ(base: CheckpointFiles, other: CheckpointFiles, name: str) -> bool:
+    one, two = base.directory / name, other.directory / name
+    return one.is_file() and two.is_file() and not filecmp.cmp(one, two, shallow=False)
+
+
+def _json_differences(one: Path, two: Path) -> Differences | None:
+    """What differs between two JSON objects, nothing where only their layout does; `None` for other files."""
+    if one.suffix != ".json":
+        return None
+    try:
+        return _differences(read_json(one), read_json(two))
+    except ArtifactError:
+        return None  # that the files differ is said; what a damaged one holds cannot be
+
+
+def differing_settings(base: Path, other: Path) -> Differences:
+    """(before, after) of each setting in config.json that changes what is computed, as the architecture reads it."""
+    try:
+        one, two = (read_settings(path) for path in (base, other))
+    except ModelError:  # an unknown architecture: as they are written
+        one, two = (read_json(p) if p.is_file() else {} for p in (base / "config.json", other / "config.json"))
+    return _differences(_computing(one), _computing(two))
+
+
+def _differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> Differences:
+    return {k: (one.get(k), two.get(k)) for k in sorted({*one, *two}) if one.get(k) != two.get(k)}
+
+
+def _computing(settings: Any) -> Any:
+    """Settings without those that change nothing; those of a part, such as text_config, as well."""
+    if not isinstance(settings, dict):
+        return settings
+    found = {k: _computing(v) for k, v in settings.items() if k not in WITHOUT_EFFECT | _TOKENS}
+    if isinstance(found.get("architectures"), list):
+        found["architectures"] = sorted(found["architectures"], key=str)
+    return found

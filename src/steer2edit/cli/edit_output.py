@@ -12,7 +12,7 @@ from steer2edit.cli.late import artifacts, core, editing, models
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from steer2edit.audit.other_files import FileChange
+    from steer2edit.audit.structure import FileChange
 
 _MOST_SETTINGS = 6
 _LONGEST_VALUE = 60

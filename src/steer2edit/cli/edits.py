@@ -1,5 +1,6 @@
 """Commands that make edits: `convert`, `combine`, `import-edit`, `refit`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from steer2edit.settings import Accepting, ConvertOptions, Loading, PlainLoading
 from steer2edit.settings.declared import read_numbers
 
 if TYPE_CHECKING:
-    from steer2edit.artifacts.edits.interference import Interference
+    from steer2edit.artifacts.edits.low_rank import Interference
 
 
 def convert(
@@ -87,7 +88,7 @@ def combine(
     names = [str(member.directory) for member in members]
     if json_output:
         shown = [{"edit": name, "weight": member.weight} for name, member in zip(names, members, strict=True)]
-        return print_json({"out": str(out), "members": shown, **interference.to_json()})
+        return print_json({"out": str(out), "members": shown, **asdict(interference)})
     print_interference(interference, names, top)
     say(f"Combined edit: {out}. PEFT and vLLM load it like any other adapter; `steer2edit export` takes it too.")
     return None
@@ -95,7 +96,7 @@ def combine(
 
 def print_interference(interference: "Interference", names: list[str], top: int) -> None:
     """The sites where edits meet, the most interfering first, and the total."""
-    rows = [(site.site, pair) for site in interference.sites for pair in site.pairs]
+    rows = [(site, pair) for site, own in interference.sites.items() for pair in own.pairs]
     rows.sort(key=lambda row: -abs(row[1].cosine))
     columns = ["site", "edits", "cos u", "cos a", "cos ΔW", "edited by both", "of these opposed"]
     table = [
@@ -114,7 +115,7 @@ def print_interference(interference: "Interference", names: list[str], top: int)
             say(f"{index + 1}: {name}")
     else:
         say("The edits share no site.")
-    say(f"Interference ‖Σ ΔW‖² / Σ ‖ΔW‖² − 1: {interference.overall:+.3f}")
+    say(f"Interference ‖Σ ΔW‖² / Σ ‖ΔW‖² − 1: {interference.interference:+.3f}")
 
 
 def import_edit(

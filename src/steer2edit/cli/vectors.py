@@ -126,7 +126,7 @@ def vectors(
     if (file is None) == (from_sae is None) or (from_sae is None) != (feature is None):
         raise typer.BadParameter("give a file of vectors, or --from-sae DIR with --feature NUMBER.")
 
-    from steer2edit.artifacts.vector_files.features import read_sae_feature
+    from steer2edit.artifacts.vector_files.foreign import read_sae_feature
 
     source = file or from_sae
     assert source is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steer2edit.artifacts.edits.lora_layout import lora_targets, write_lora
+from steer2edit.artifacts.edits.lora import lora_targets, write_lora
 from steer2edit.artifacts.edits.low_rank import LowRank
 from steer2edit.core import Combined, Editing, Intervention, Steering
 from steer2edit.errors import InvalidValueError
@@ -76,7 +76,7 @@ def write_adapter(model: LanguageModel, editing: Editing, directory: Path) -> No
     """Write the adapter's two files: per site `lora_A = strength · aᵀ`, `lora_B = u`, in float32."""
     edits = editing.edit.scaled(editing.strength).sites
     factors = {site: LowRank.of(edit) for site, edit in edits.items() if bool(edit.row.any())}
-    write_lora(model, lora_targets(model, factors, rank=1), 1, directory)
+    write_lora(model, lora_targets(model, factors), directory)
 
 
 def as_edit(intervention: Intervention) -> Editing | None:

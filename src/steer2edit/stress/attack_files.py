@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts.strict_json import parse_object
+from steer2edit.artifacts.manifest import parse_object
 from steer2edit.errors import DataError
 from steer2edit.steering.data_files import decoded
 from steer2edit.steering.rows import Row, read_table

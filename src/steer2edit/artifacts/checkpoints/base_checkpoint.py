@@ -17,6 +17,7 @@ from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.checkpoints.quantised import quantised_error, quantised_tensors
 from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
 from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
+from steer2edit.artifacts.edits.low_rank import ScaledEdits
 from steer2edit.artifacts.manifest import AppliedEditRecord, CheckpointManifest, read_manifest
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing.weights import add_outer
@@ -31,9 +32,6 @@ from steer2edit.models import (
     sampled_fingerprint,
     stored_matrices,
 )
-
-ScaledEdits = Sequence[tuple[WeightEdit, float]]
-"""Edits with their strengths: what is added is the sum of `strength · u aᵀ` over them."""
 
 EDIT_THE_BASE = "Always edit the base itself: it keeps the exact weights, and one rounding."
 
@@ -91,13 +89,7 @@ class Addition:
     strength: float
 
     def add_to(self, wide: Float[Tensor, "r c"], start: int, product: Tensor) -> None:
-        """Add it to what of the matrix is among rows of its tensor, in place.
-
-        Args:
-            wide: rows of the tensor, float32 or float64.
-            start: which is the first.
-            product: float32 memory of at least the same shape.
-        """
+        """Add it in place to rows of its tensor from `start` on, in float32 or float64; `product` is memory to use."""
         own = self.projection.rows
         first, stop = max(start, own.start), min(start + len(wide), own.stop)
         if first >= stop:
@@ -115,27 +107,16 @@ Plan = Mapping[StoredTensor, Sequence[Addition]]
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
-    """A checkpoint's files and the model they hold.
+    """A checkpoint's files and the model they hold."""
 
-    Args:
-        model: its structure; no weight of it is read.
-        files: its safetensors files.
-        stored: where each projection is in them, by key.
-        quantised: tensors that are stored quantised, by the name they would have as plain weights.
-    """
-
-    model: LanguageModel
+    model: LanguageModel  # its structure; no weight of it is read
     files: CheckpointFiles
-    stored: Mapping[str, StoredMatrix]
-    quantised: Mapping[str, str]
+    stored: Mapping[str, StoredMatrix]  # where each projection is in them, by key
+    quantised: Mapping[str, str]  # tensors that are stored quantised, by the name they would have as plain weights
 
     @classmethod
     def of(cls, model: LanguageModel, files: CheckpointFiles) -> "BaseCheckpoint":
-        """The checkpoint of a model whose structure is known.
-
-        Raises:
-            ModelError: a projection of the model is in no file.
-        """
+        """The checkpoint of a model whose structure is known; raises as `stored_matrices`."""
         quantised = quantised_tensors(files)
         shapes = {**{name: tensor.shape for name, tensor in files.tensors.items()}, **dict.fromkeys(quantised)}
         return cls(model, files, stored_matrices(model, shapes), quantised)
@@ -185,16 +166,12 @@ class BaseCheckpoint:
         return StoredProjection(projection.key, tensor, stored.expert, stored.transposed, projection.shape)
 
     def additions(self, site: Site, edit: WeightEdit, strength: float = 1.0) -> list[Addition]:
-        """What an edit adds to the matrices of a site. One whose part of the row a is zero is left alone.
-
-        Raises:
-            ArtifactError: a matrix is quantised, or stored in another shape.
-        """
+        """What an edit adds to the matrices of a site; one whose part of a is zero is left alone. Raises as `find`."""
         parts = [(p, edit.sites[site].part(p.columns)) for p in self.model.sites[site].projections]
         return [Addition(site, self.find(p), part, strength) for p, part in parts if strength and bool(part.row.any())]
 
     def plan(self, edits: ScaledEdits) -> Plan:
-        """What edits add to which tensor; raises as `additions`."""
+        """What edits add to which tensor; raises as `find`."""
         plan: dict[StoredTensor, list[Addition]] = {}
         for edit, strength in edits:
             for site in edit.sites:
@@ -205,12 +182,8 @@ class BaseCheckpoint:
     def require_fit(self, edits: ScaledEdits, *, allow_mismatch: bool = False) -> None:
         """Refuse edits of other shapes, edits of another model, and edits that the manifest says are in it already.
 
-        Args:
-            edits: with their strengths.
-            allow_mismatch: accept those of another model. One that is there already is never added twice.
-
         Raises:
-            MismatchError: as said.
+            MismatchError: as said. `allow_mismatch` accepts those of another model, never one that is there already.
         """
         for edit, _ in edits:
             self.model.require_shapes(edit.shapes, "edits")
@@ -263,16 +236,6 @@ class BaseCheckpoint:
 
 
 def open_base(name: str, *, layout: Path | None = None, trust_remote_code: bool = False) -> BaseCheckpoint:
-    """Open a model's checkpoint without loading it.
-
-    Args:
-        name: a Hub id (its local snapshot), a local directory, a GGUF file, or `smollm2`.
-        layout: a layout file for an architecture that is not known.
-        trust_remote_code: run the Python code that the checkpoint brings, to know its structure.
-
-    Raises:
-        ModelError: there is no such model, or a projection of it is in no file.
-        ArtifactError: its files are no sound safetensors checkpoint.
-    """
+    """Open a model's checkpoint without loading it; arguments and errors as of `apply_to_files`."""
     files = open_checkpoint(checkpoint_directory(name))
     return BaseCheckpoint.of(load_skeleton(name, layout=layout, trust_remote_code=trust_remote_code), files)

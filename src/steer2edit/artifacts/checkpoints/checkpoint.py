@@ -8,18 +8,16 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from steer2edit.artifacts.atomic import atomic_directory, require_free
-from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, Plan, ScaledEdits, open_base
+from steer2edit.artifacts.atomic import atomic_directory, require_free, require_read_back
+from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, Plan, open_base
 from steer2edit.artifacts.checkpoints.patching import patched_copy, written_anew
 from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
 from steer2edit.artifacts.checkpoints.side_files import find_side_files
+from steer2edit.artifacts.edits.low_rank import ScaledEdits
 from steer2edit.artifacts.manifest import (
     AppliedEditRecord,
-    BaseCheckpointRecord,
     CheckpointManifest,
     EditedTensorRecord,
-    now,
-    package_versions,
     plain_json,
     write_manifest,
 )
@@ -102,9 +100,7 @@ def save_checkpoint(
         overwrite: replace an existing artifact of this package.
 
     Raises:
-        MismatchError: the edit is for another model or shape.
-        InvalidValueError: strength is not finite, or an edited weight would not be.
-        ArtifactError: the directory exists or cannot be written, or reads back differently.
+        As `apply_to_files`.
     """
     edits = [(edit, strength)]
     model.require_fit(edit, allow_mismatch=allow_mismatch)
@@ -130,29 +126,22 @@ def _base_of_loaded(model: LanguageModel) -> BaseCheckpoint | None:
     A local directory or the Hub cache is accepted only if every projection, and every other tensor that is loaded as it
     is, is in the model's dtype bit for bit the model's.
     """
-    directory = _directory(model)
-    if directory is None or not has_weights(directory):
-        return None
-    try:
-        base = BaseCheckpoint.of(model, open_checkpoint(directory))
-    except (ArtifactError, ModelError):  # damaged or incomplete by now; the model in memory is whole
-        return None
-    same = not base.quantised and all(same_bits(stored.to(own.dtype), own) for stored, own in _pairs(base))
-    return base if same else None
-
-
-def _directory(model: LanguageModel) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    for name in (model.network.name_or_path, model.name):
-        if name and Path(name).is_dir():
-            return Path(name)
+    names = (model.network.name_or_path, model.name)
+    directory = next((Path(name) for name in names if name and Path(name).is_dir()), None)
     try:
-        config = try_to_load_from_cache(str(model.network.name_or_path), "config.json", revision=model.revision)
-    except HFValidationError:  # no Hub id at all
+        if directory is None:
+            config = try_to_load_from_cache(str(model.network.name_or_path), "config.json", revision=model.revision)
+            directory = Path(config).parent if isinstance(config, str) else None
+        if directory is None or not has_weights(directory):
+            return None
+        base = BaseCheckpoint.of(model, open_checkpoint(directory))
+    except (HFValidationError, ArtifactError, ModelError):  # no Hub id; or damaged by now, unlike the model in memory
         return None
-    return Path(config).parent if isinstance(config, str) else None
+    same = not base.quantised and all(same_bits(stored.to(own.dtype), own) for stored, own in _pairs(base))
+    return base if same else None
 
 
 def _pairs(base: BaseCheckpoint) -> Iterator[tuple[Tensor, Tensor]]:
@@ -188,11 +177,11 @@ def _write(
     hashes = _write_files(base, plan, side.own, scratch)
     if base.files.headers and SINGLE_FILE not in base.files.shards:
         (scratch / INDEX_FILE).write_text(base.files.index(), encoding="utf-8")
-    if open_checkpoint(scratch).places != base.files.places:
-        raise ArtifactError(
-            f"the copy of {base.directory} reads back differently from what was written: the disk may be failing, or "
-            "the base was changed meanwhile. Nothing was kept; try again somewhere else."
-        )
+    places = [
+        {name: (t.file.name, t.dtype_name, t.shape, t.begin) for name, t in files.tensors.items()}
+        for files in (open_checkpoint(scratch), base.files)
+    ]
+    require_read_back(places[0] == places[1], f"the copy of {base.directory}")
     edited = {
         tensor.name: EditedTensorRecord(
             file=tensor.file.name,
@@ -202,9 +191,8 @@ def _write(
         )
         for tensor, additions in sorted(plan.items(), key=lambda item: item[0].name)
     }
-    manifest = CheckpointManifest(
-        created=now(),
-        base=BaseCheckpointRecord(**described),
+    manifest = CheckpointManifest.made_now(
+        base=described,
         edits=[
             AppliedEditRecord(edit=_with_model(edit, described), strength=strength, sha256=edit.digest())
             for edit, strength in edits
@@ -212,7 +200,6 @@ def _write(
         source=source,
         edited_tensors=edited,
         not_copied=[path.as_posix().encode("utf-8", "backslashreplace").decode() for path in side.left_out],
-        versions=package_versions(),
         earlier_edits=base.earlier_edits,
     )
     write_manifest(manifest, scratch)

@@ -10,9 +10,8 @@ Shapes: r, c = rows and columns of a stored tensor.
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -36,14 +35,9 @@ _Piece = Callable[[int], tuple[int, dict[str, str]]]
 
 
 def patched_copy(source: Path, target: Path, plan: Plan) -> Written:
-    """Copy a file with edits in some of its tensors; every other byte is the source's.
+    """Copy a file with edits in some of its tensors; every other byte is the source's. The target must not exist.
 
     Several edits of one matrix are added in float32 (float64 if it is), one after the other, and rounded once.
-
-    Args:
-        source: the file. It is only read.
-        target: must not exist.
-        plan: what is added to which tensors of the file.
 
     Raises:
         ArtifactError: the source cannot be read, or is truncated meanwhile.
@@ -65,18 +59,15 @@ def patched_copy(source: Path, target: Path, plan: Plan) -> Written:
 def written_anew(files: CheckpointFiles, shard: str, target: Path, plan: Plan) -> Written:
     """Write a file of tensors that are in no safetensors file yet; as `patched_copy` otherwise."""
     tensors = [tensor for tensor in files.tensors.values() if tensor.file.name == shard]
-    pieces: list[_Piece] = [lambda file: (_write_all(file, memoryview(files.headers[shard]), 0), {})]
-    pieces += [partial(_patch, t, plan[t]) if t in plan else partial(_write_blocks, t) for t in tensors]
+    pieces: list[_Piece] = [lambda file: (_write_all(file, [files.headers[shard]], 0), {})]
+    pieces += [partial(_patch, t, plan.get(t)) for t in tensors]
     yield from _write(target, pieces)
 
 
 def edited_chunks(tensor: StoredTensor, additions: Sequence[Addition]) -> Iterator[tuple[int, Float[Tensor, "r c"]]]:
     """(first row, rows with the edits) of a stored tensor, by chunks, in the tensor's dtype.
 
-    Memory is used again: what was yielded holds until the next chunk is asked for.
-
-    Raises:
-        InvalidValueError: an edited weight would not be finite in its dtype.
+    Memory is used again: what was yielded holds until the next chunk is asked for. Raises as `patched_copy`.
     """
     most = next((stop - start for start, stop in tensor.chunks()), 0)  # the first chunk is the largest
     dtypes = (tensor.dtype, tensor.dtype, torch.promote_types(tensor.dtype, torch.float32), torch.float32)
@@ -87,32 +78,23 @@ def edited_chunks(tensor: StoredTensor, additions: Sequence[Addition]) -> Iterat
         for addition in additions:
             addition.add_to(rows, start, product)
         edited = result[: len(values)].copy_(rows)
-        if not _is_finite(edited) and _is_finite(values):
+        # as `isfinite().all()`, which takes longer than everything else here together
+        if not all(map(math.isfinite, edited.aminmax())) and all(map(math.isfinite, values.aminmax())):
             raise InvalidValueError(
                 f"{tensor.name}: the edited weight is too large for {tensor.dtype_name}. Use a smaller --strength."
             )
         yield start, edited
 
 
-def _is_finite(values: Tensor) -> bool:
-    """As `isfinite().all()`, which takes longer than everything else here together."""
-    return all(math.isfinite(end) for end in values.aminmax())
-
-
 def _write(target: Path, pieces: list[_Piece]) -> Written:
     """Let two threads write a new file; one thread of torch's in each, since sums this small are not worth more."""
-    with target.open("xb", buffering=0) as file, _one_thread(), ThreadPoolExecutor(2) as pool:
-        yield from pool.map(lambda piece: piece(file.fileno()), pieces)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with target.open("xb", buffering=0) as file, ThreadPoolExecutor(2) as pool:
+        torch.set_num_threads(1)
+        try:
+            yield from pool.map(lambda piece: piece(file.fileno()), pieces)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _copies(before: FileIO, begin: int, end: int) -> list[_Piece]:
@@ -133,29 +115,27 @@ def _copy(before: FileIO, begin: int, end: int, file: int) -> tuple[int, dict[st
             block = os.pread(before.fileno(), min(_BUFFER, end - at), at)
             if not block:
                 raise ArtifactError(f"{before.name} ends before byte {end}: it was truncated meanwhile.")
-            count = _write_all(file, memoryview(block), at)
+            count = _write_all(file, [block], at)
         at += count
     return end - begin, {}
 
 
-def _patch(tensor: StoredTensor, additions: Sequence[Addition], file: int) -> tuple[int, dict[str, str]]:
+def _patch(tensor: StoredTensor, additions: Sequence[Addition] | None, file: int) -> tuple[int, dict[str, str]]:
+    if additions is None:
+        return _write_all(file, tensor.blocks(), tensor.begin), {}
     digest = hashlib.sha256()
     for start, values in edited_chunks(tensor, additions):
-        _write_all(file, bytes_of(values), tensor.begin + tensor.row_offset(start))
+        _write_all(file, [bytes_of(values)], tensor.begin + tensor.row_offset(start))
         digest.update(bytes_of(values))
     return tensor.size, {tensor.name: digest.hexdigest()}
 
 
-def _write_blocks(tensor: StoredTensor, file: int) -> tuple[int, dict[str, str]]:
-    at = tensor.begin
-    for block in tensor.blocks():
-        at += _write_all(file, memoryview(block), at)
-    return tensor.size, {}
-
-
-def _write_all(file: int, values: memoryview, at: int) -> int:
-    """Write every byte at its place; the system may take fewer at once."""
-    done = 0
-    while done < len(values):
-        done += os.pwrite(file, values[done:], at + done)
-    return done
+def _write_all(file: int, blocks: Iterable[bytes | memoryview], at: int) -> int:
+    """Write every byte, one block after the other, from a place on; the system may take fewer at once."""
+    begin = at
+    for block in blocks:
+        rest = memoryview(block)
+        while rest:
+            count = os.pwrite(file, rest, at)
+            at, rest = at + count, rest[count:]
+    return at - begin

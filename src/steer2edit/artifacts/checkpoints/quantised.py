@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles
-from steer2edit.artifacts.strict_json import read_json
+from steer2edit.artifacts.manifest import read_json
 from steer2edit.errors import ArtifactError
 
 # what the tensors of a quantised weight W are called instead of, or beside, `W.weight` (fused experts: `W`)

@@ -19,9 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor, unreadable
-from steer2edit.artifacts.strict_json import parse_object
-from steer2edit.artifacts.tensors import DTYPE_NAMES, laid_out
-from steer2edit.artifacts.vector_files.pt_files import read_pt
+from steer2edit.artifacts.manifest import parse_object
+from steer2edit.artifacts.tensors import DTYPE_NAMES, laid_out, read_pt
 from steer2edit.errors import ArtifactError
 from steer2edit.models.model_path import INDEX_FILE, PICKLE_FILE, PICKLE_INDEX_FILE, SINGLE_FILE
 
@@ -31,31 +30,19 @@ _LONGEST_INDEX = 100_000_000
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint directory's tensors.
-
-    Args:
-        directory: of the checkpoint.
-        shards: names of the files with its tensors.
-        tensors: by name.
-        headers: by file, what a safetensors file begins with that is not there yet: its tensors are in a `.bin` file.
-    """
+    """A checkpoint directory's tensors."""
 
     directory: Path
-    shards: tuple[str, ...]
-    tensors: Mapping[str, StoredTensor]
+    shards: tuple[str, ...]  # names of the files with its tensors
+    tensors: Mapping[str, StoredTensor]  # by name
+    # by file, what a safetensors file begins with that is not there yet: its tensors are in a `.bin` file
     headers: Mapping[str, bytes] = field(default_factory=dict)
-
-    @property
-    def places(self) -> dict[str, tuple[object, ...]]:
-        """File, dtype, shape and offset by tensor."""
-        return {n: (t.file.name, t.dtype_name, t.shape, t.begin) for n, t in self.tensors.items()}
 
     def index(self) -> str:
         """The text of an index of these files."""
-        size = sum(tensor.size for tensor in self.tensors.values())
+        metadata = {"total_size": sum(tensor.size for tensor in self.tensors.values())}
         weight_map = {name: tensor.file.name for name, tensor in self.tensors.items()}
-        content = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+        return json.dumps({"metadata": metadata, "weight_map": weight_map}, ensure_ascii=False, indent=2) + "\n"
 
 
 def open_checkpoint(directory: Path | str) -> CheckpointFiles:
@@ -131,8 +118,7 @@ def _placed(
 def _open_pickled(source: Path, target: Path) -> tuple[dict[str, StoredTensor], bytes]:
     """The tensors of a `.bin` file, each with its place in a safetensors file, and what that file begins with.
 
-    Nothing in the file is run, and where torch can map it into memory, it is not read as a whole. Tensors that share
-    memory are each written: which of them the model ties is the config's to say.
+    Tensors that share memory are each written: which of them the model ties is the config's to say.
     """
     content = read_pt(source, mapped=True)
     if not isinstance(content, Mapping) or not all(isinstance(n, str) and _is_plain(t) for n, t in content.items()):
@@ -195,8 +181,7 @@ def _require_as_indexed(
     wrong = sorted({name for name, where in weight_map.items() if where == shard} ^ tensors.keys())
     if wrong:
         holds = f"{shard} holds it" if wrong[0] in tensors else f"{shard} does not hold it"
-        place = weight_map.get(wrong[0], "no file")
         raise ArtifactError(
-            f"{index.name} says that {wrong[0]!r} is in {place}, but {holds} ({len(wrong)} such tensors). The files in "
-            f"{index.parent} do not belong together: get them again."
+            f"{index.name} says that {wrong[0]!r} is in {weight_map.get(wrong[0], 'no file')}, but {holds} "
+            f"({len(wrong)} such tensors). The files in {index.parent} do not belong together: get them again."
         )

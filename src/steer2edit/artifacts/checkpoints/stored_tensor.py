@@ -1,42 +1,44 @@
 """One tensor of a checkpoint: where its bytes are in a safetensors file, and any rows of it, read by offset."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from steer2edit.artifacts.tensors import DTYPES, bytes_of
+from steer2edit.artifacts.tensors import DTYPE_NAMES, DTYPES, bytes_of, same_bits
 from steer2edit.errors import ArtifactError, InvalidValueError
 
 CHUNK = 2**18
 """Numbers that are worked on at a time."""
 
+Change = Callable[[Tensor, int, int], None]
+"""`change(values, start, stop)` changes rows `start` to `stop`, which are given in float64, in place."""
+
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a safetensors file, or of a `.bin` file, for a place in a safetensors file that is to be written.
-
-    Args:
-        file: of the tensor.
-        name: in the file.
-        dtype_name: the header's, e.g. `BF16`.
-        shape: of the tensor.
-        begin: offset of its first byte from the beginning of the file.
-        end: offset after its last byte.
-        values: the tensor itself where it is not read from that file.
-    """
+    """One tensor in a safetensors file, as a matrix [product of all axes but the last, last axis] read by rows."""
 
     file: Path
-    name: str
-    dtype_name: str
+    name: str  # in the file
+    dtype_name: str  # the header's, e.g. `BF16`
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    begin: int  # offset of its first byte from the beginning of the file
+    end: int  # offset after its last byte
+    # the tensor itself where it is not read from that file: of a `.bin` file, or one that is in memory
     values: Tensor | None = field(default=None, compare=False, repr=False)
+    changes: tuple[Change, ...] = field(default=(), compare=False, repr=False)  # done to its rows when they are read
+    computed: bool = False  # whether it is computed when read, so that nothing in it was rounded for storage
+
+    @classmethod
+    def of(cls, tensor: Tensor, *, computed: bool = False) -> "StoredTensor":
+        """Of a tensor that is in memory."""
+        dtype_name, own = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.detach().contiguous()
+        return cls(Path(), "", dtype_name, tuple(tensor.shape), 0, tensor.nbytes, own, computed=computed)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,12 +61,12 @@ class StoredTensor:
 
     @property
     def rows(self) -> int:
-        """Rows of the tensor as a matrix: the product of all axes but the last."""
+        """Rows of the matrix."""
         return math.prod(self.shape[:-1])
 
     @property
     def columns(self) -> int:
-        """Columns of the tensor as a matrix: its last axis."""
+        """Columns of the matrix."""
         return self.shape[-1] if self.shape else 1
 
     @property
@@ -86,12 +88,9 @@ class StoredTensor:
     def read_rows(
         self, start: int, stop: int, into: Shaped[Tensor, "_ columns"] | None = None
     ) -> Shaped[Tensor, "rows columns"]:
-        """Rows `start` to `stop` of the tensor as a matrix [product of all axes but the last, last axis].
+        """Rows from `start` to before `stop`, in float64 where the tensor is changed.
 
-        Args:
-            start: the first.
-            stop: the one after the last.
-            into: memory of at least as many rows, in the tensor's dtype, whose first rows are filled and returned.
+        `into` is memory of at least as many rows, in the tensor's dtype, whose first rows are filled and returned.
 
         Raises:
             InvalidValueError: there are no such rows.
@@ -102,14 +101,30 @@ class StoredTensor:
         found = torch.empty((stop - start, self.columns), dtype=self.dtype) if into is None else into[: stop - start]
         if found.numel():
             self._read(self.row_offset(start), bytes_of(found))
+        for change in self.changes:
+            found = found.double()
+            change(found, start, stop)
         return found
 
+    def changed(self, change: Change) -> "StoredTensor":
+        """The tensor with rows changed, in float64, whenever they are read."""
+        return replace(self, changes=(*self.changes, change), computed=True)
+
     def blocks(self) -> Iterator[bytes]:
-        """The tensor's bytes, some at a time, whatever its dtype."""
+        """The tensor's bytes as they are stored, some at a time, whatever its dtype."""
         for start in range(0, self.size, CHUNK):
             block = bytearray(min(CHUNK, self.size - start))
             self._read(start, memoryview(block))
             yield bytes(block)
+
+    def equals(self, other: "StoredTensor") -> bool:
+        """Whether two tensors are equal bit for bit."""
+        one, two = ((t.shape, t.dtype_name, t.computed) for t in (self, other))
+        if self is other or one != two:
+            return self is other
+        if self.changes or other.changes:
+            return all(same_bits(self.read_rows(*rows), other.read_rows(*rows)) for rows in self.chunks())
+        return all(mine == theirs for mine, theirs in zip(self.blocks(), other.blocks(), strict=True))
 
     def _read(self, start: int, target: memoryview) -> None:
         """Fill a buffer with the tensor's bytes from one on."""

@@ -1,47 +1,22 @@
 """The edit as a directory: a plain PEFT adapter, plus what the edit was made from. See docs/formats.md.
 
-    adapter_config.json         PEFT's own
-    adapter_model.safetensors   lora_A = aᵀ [1, m], lora_B = u [d, 1], for every site that changes anything
-    steer2edit.json             the manifest
-    steer2edit.safetensors      λ and g of every site; u and a of mixtures of experts, and of the sites that the
-                                adapter leaves out
-    README.md                   the model card
-
-PEFT reads the first two and ignores the rest.
+The adapter is lora_A = aᵀ [1, m], lora_B = u [d, 1] for every site that changes anything; beside it are λ and g of
+every site, and u and a of mixtures of experts and of the sites that the adapter leaves out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
-from steer2edit.artifacts.edits.card import write_edit_card
-from steer2edit.artifacts.edits.lora_layout import LoraTarget, lora_targets, write_lora
+from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, require_read_back
+from steer2edit.artifacts.cards import write_edit_card
+from steer2edit.artifacts.edits import lora
+from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE, LoraTarget, check_loads_through_peft
 from steer2edit.artifacts.edits.low_rank import LowRank
-from steer2edit.artifacts.edits.peft_files import (
-    ADAPTER_FILE,
-    CONFIG_FILE,
-    Pair,
-    adapter_keys,
-    check_adapter_config,
-    check_loads_through_peft,
-    names_in_file,
-)
-from steer2edit.artifacts.manifest import (
-    SCHEMA_VERSION,
-    EditManifest,
-    SiteRecord,
-    TargetRecord,
-    now,
-    package_versions,
-    plain_json,
-    read_manifest,
-    write_manifest,
-)
+from steer2edit.artifacts.manifest import EditManifest, SiteRecord, plain_json, read_manifest, write_manifest
 from steer2edit.artifacts.tensors import file_sha256, read_tensors, write_tensors
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError
@@ -86,30 +61,26 @@ def save_edit(
             "a smaller ρ, or from other vectors."
         )
     edit = _with_plain_metadata(model, edit)
-    targets = lora_targets(model, {s: LowRank.of(e) for s, e in edit.sites.items()}, rank=1)
-    sites = _site_records(model, edit, targets)
+    targets = lora.lora_targets(model, {s: LowRank.of(e) for s, e in edit.sites.items()})
+    names = lora.names_in_file(model, [target.name for target in targets])
+    own = {s: [target for target in targets if target.site == s] for s in edit.sites}
+    sites = {str(s): _site_record(model, s, e, own[s], names) for s, e in edit.sites.items()}
     targets = [target for target in targets if sites[str(target.site)].in_adapter]
     with atomic_directory(directory, overwrite=overwrite) as scratch:
-        write_lora(model, targets, 1, scratch)
-        beside = [(s, e, field) for s, e in edit.sites.items() for field, _ in _component_shapes(sites[str(s)])]
-        header = {"format": "pt", "kind": "weight-edit-components", "schema_version": str(SCHEMA_VERSION)}
-        write_tensors({f"{s}.{field}": getattr(e, field) for s, e, field in beside}, scratch / COMPONENTS_FILE, header)
-        manifest = EditManifest(
-            created=now(),
+        lora.write_lora(model, targets, scratch)
+        beside = {f"{s}.{name}": getattr(e, name) for s, e in edit.sites.items() for name in _beside(sites[str(s)])}
+        header = {"format": "pt", "kind": "weight-edit-components", "schema_version": "1"}
+        write_tensors(beside, scratch / COMPONENTS_FILE, header)
+        manifest = EditManifest.made_now(
             edit=dict(edit.metadata),
             sites=sites,
             files={name: file_sha256(scratch / name) for name in (ADAPTER_FILE, COMPONENTS_FILE)},
             evaluation=None if evaluation is None else plain_json(evaluation, "evaluation"),
-            versions=package_versions(),
         )
         write_manifest(manifest, scratch)
         write_edit_card(model, edit, manifest, scratch)
         read = load_edit(scratch)
-        if (read.metadata, read.digest()) != (edit.metadata, edit.digest()):
-            raise ArtifactError(
-                "the edit reads back differently from what was written: the disk may be failing. Nothing was kept; "
-                "save it somewhere else."
-            )
+        require_read_back((read.metadata, read.digest()) == (edit.metadata, edit.digest()), "the edit")
         check_loads_through_peft(model.network, scratch, {t.name: t.pair for t in targets})
 
 
@@ -122,20 +93,25 @@ def load_edit(directory: Path | str) -> WeightEdit:
     directory = Path(directory)
     _require_edit_directory(directory)
     manifest = read_manifest(directory, EditManifest)
-    records = {_parse_site(name, directory): record for name, record in manifest.sites.items()}
-    targets = [target for record in records.values() if record.in_adapter for target in record.adapter_targets()]
-    check_adapter_config(directory, 1, [target.weight for target in targets])
-    adapter = {key: shape for t in targets for key, shape in zip(adapter_keys(t.name), (t.a, t.b), strict=True)}
-    components = {f"{site}.{field}": shape for site, r in records.items() for field, shape in _component_shapes(r)}
+    try:
+        records = {Site.parse(name): record for name, record in manifest.sites.items()}
+    except InvalidValueError as error:
+        raise ArtifactError(f"{directory / MANIFEST_FILE} is damaged: sites: {error}") from error
+    lora.check_adapter_config(directory, 1, [weight for record in records.values() for weight in record.weights])
     tensors: dict[str, Tensor] = {}
-    for name, shapes in ((ADAPTER_FILE, adapter), (COMPONENTS_FILE, components)):
-        tensors |= _read(directory / name, shapes)
+    for name in (ADAPTER_FILE, COMPONENTS_FILE):
+        tensors |= read_tensors(directory / name, "tensors of an edit")[0]
         if manifest.files.get(name) != file_sha256(directory / name):
             raise ArtifactError(
                 f"{directory / name} is not the file that {MANIFEST_FILE} describes (another SHA-256): it was changed "
                 "or mixed up with another edit's. Make the edit again."
             )
-    return WeightEdit({site: _site_edit(site, record, tensors) for site, record in records.items()}, manifest.edit)
+    try:
+        return WeightEdit({site: _site_edit(site, record, tensors) for site, record in records.items()}, manifest.edit)
+    except (KeyError, IndexError, InvalidValueError) as error:
+        raise ArtifactError(
+            f"{directory} does not hold what its {MANIFEST_FILE} says ({error}): the edit is damaged. Make it again."
+        ) from error
 
 
 def _with_plain_metadata(model: LanguageModel, edit: WeightEdit) -> WeightEdit:
@@ -152,41 +128,29 @@ def _with_plain_metadata(model: LanguageModel, edit: WeightEdit) -> WeightEdit:
     return WeightEdit(sites, metadata)
 
 
-def _site_records(model: LanguageModel, edit: WeightEdit, targets: list[LoraTarget]) -> dict[str, SiteRecord]:
-    names = names_in_file(model, [target.name for target in targets])
-    return {
-        str(site): SiteRecord(
-            module=model.sites[site].name,
-            shape=model.sites[site].shape,
-            components=e.magnitude.numel(),
-            edited_components=int(e.magnitude.count_nonzero()),
-            in_adapter=bool(e.row.any()),
-            experts=e.experts,
-            targets=_target_records([target for target in targets if target.site == site], names),
-        )
-        for site, e in edit.sites.items()
-    }
-
-
-def _target_records(targets: list[LoraTarget], names: Mapping[str, str]) -> list[TargetRecord] | None:
-    """The targets of a site that is not one module of its own name, which its record would tell."""
-    if not any(t.by_parameter or names[t.name] != t.name for t in targets):
-        return None
-    return [
-        TargetRecord.model_validate({"name": names[t.name], "parameter": t.parameter, **_shapes(t.pair)})
-        for t in targets
+def _site_record(
+    model: LanguageModel, site: Site, edit: SiteEdit, targets: Sequence[LoraTarget], names: Mapping[str, str]
+) -> SiteRecord:
+    """What the manifest says of a site; its targets where it is not one module of its own name, told to PEFT by it."""
+    own: list[dict[str, Any]] = [
+        {"name": names[t.name], "parameter": t.parameter, "a": a.shape, "b": b.shape}
+        for t, (a, b) in ((target, target.pair) for target in targets)
     ]
+    record = {
+        "module": model.sites[site].name,
+        "shape": model.sites[site].shape,
+        "components": edit.magnitude.numel(),
+        "edited_components": int(edit.magnitude.count_nonzero()),
+        "in_adapter": bool(edit.row.any()),
+        "experts": edit.experts,
+        "targets": own if any(t.by_parameter or names[t.name] != t.name for t in targets) else None,
+    }
+    return SiteRecord.model_validate(record)
 
 
-def _shapes(pair: Pair) -> dict[str, tuple[int, ...]]:
-    return {"a": tuple(pair.a.shape), "b": tuple(pair.b.shape)}
-
-
-def _component_shapes(record: SiteRecord) -> list[tuple[str, tuple[int, ...]]]:
+def _beside(record: SiteRecord) -> tuple[str, ...]:
     """What is beside the adapter of a site: all four where the adapter does not hold u and a, or not as they are."""
-    sizes = zip(_FIELDS, (*record.shape, record.components, record.components), strict=True)
-    from_adapter = record.in_adapter and record.experts is None
-    return [(field, (size,)) for field, size in sizes if not from_adapter or field in ("magnitude", "importance")]
+    return _FIELDS[2:] if record.in_adapter and record.experts is None else _FIELDS
 
 
 def _require_edit_directory(directory: Path) -> None:
@@ -203,39 +167,12 @@ def _require_edit_directory(directory: Path) -> None:
     raise ArtifactError(f"{directory} holds no edit (no {MANIFEST_FILE}). Give the directory that convert wrote.")
 
 
-def _parse_site(name: str, directory: Path) -> Site:
-    try:
-        return Site.parse(name)
-    except InvalidValueError as error:
-        raise ArtifactError(f"{directory / MANIFEST_FILE} is damaged: sites: {error}") from error
-
-
-def _read(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    tensors, _ = read_tensors(path, "tensors of an edit")
-    missing, foreign = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or foreign:
-        found = [*(f"{key} is missing" for key in missing[:1]), *(f"{key} is not expected" for key in foreign[:1])]
-        raise ArtifactError(
-            f"{path} does not hold what {MANIFEST_FILE} says: {', '.join(found)} ({len(missing) + len(foreign)} such "
-            "tensors). It belongs to another edit, or is damaged."
-        )
-    for key, shape in expected.items():
-        tensor = tensors[key]
-        if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape:
-            raise ArtifactError(
-                f"{path}: {key} must be float32 of shape {list(shape)}, but is {str(tensor.dtype)[6:]} of shape "
-                f"{list(tensor.shape)}."
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(f"{path}: {key} has NaN or infinite entries: the edit cannot be applied.")
-    return tensors
-
-
 def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Tensor]) -> SiteEdit:
-    u, a, magnitude, importance = (tensors.get(f"{site}.{field}") for field in _FIELDS)
-    if u is None or a is None:
-        key_a, key_b = adapter_keys(record.adapter_targets()[0].name)
-        u, a = tensors[key_b][:, 0].contiguous(), tensors[key_a][0]
-    assert magnitude is not None
-    assert importance is not None
-    return SiteEdit(u, a, magnitude, importance, record.experts)
+    found = {field: tensors[f"{site}.{field}"] for field in _beside(record)}
+    if "row" not in found:
+        key_a, key_b = lora.adapter_keys(record.module_in_file)
+        found |= {"output_direction": tensors[key_b][:, 0].contiguous(), "row": tensors[key_a][0]}
+    edit = SiteEdit(**found, experts=record.experts)
+    if (edit.output_direction.numel(), edit.row.numel(), edit.magnitude.numel()) != (*record.shape, record.components):
+        raise InvalidValueError(f"{site} has other shapes than {list(record.shape)}")
+    return edit

@@ -1,16 +1,10 @@
-"""Several edits of one base as one adapter. See docs/formats.md.
-
-adapter_config.json, adapter_model.safetensors   the sum, as one LoRA of rank ≤ the number of edits
-steer2edit.json                                  the manifest: members, weights, how they interfere
-members/<name>/                                  the edits themselves, as convert wrote them
-README.md                                        the model card
-"""
+"""Several edits of one base as one adapter, with the edits themselves beside it. See docs/formats.md."""
 
 import math
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,19 +12,17 @@ from pydantic import Field
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
 from steer2edit.artifacts.cards import base_on_the_hub, base_to_load, portable, write_card
+from steer2edit.artifacts.edits import lora
 from steer2edit.artifacts.edits.adapter import load_edit
-from steer2edit.artifacts.edits.interference import Interference, measure_interference
-from steer2edit.artifacts.edits.lora_layout import lora_targets, write_lora
-from steer2edit.artifacts.edits.low_rank import combined_factors, common_rank
-from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, check_adapter_config, check_loads_through_peft
+from steer2edit.artifacts.edits.lora import ADAPTER_FILE
+from steer2edit.artifacts.edits.low_rank import Interference, combined_factors, measure_interference
 from steer2edit.artifacts.manifest import (
-    SCHEMA_VERSION,
     BaseModelRecord,
+    Count,
+    Manifest,
     Record,
     Sha256,
     kind_of,
-    now,
-    package_versions,
     read_manifest,
     write_manifest,
 )
@@ -51,19 +43,17 @@ class MemberRecord(Record):
     sha256: Sha256
 
 
-class CombinedManifest(Record):
+class CombinedManifest(Manifest):
     """What a combined edit consists of."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["combined-edit"] = COMBINED_KIND
-    created: datetime
     base: BaseModelRecord
     members: Annotated[list[MemberRecord], Field(min_length=1)]
-    rank: Annotated[int, Field(gt=0)]
+    rank: Count
     modules: list[str]
     interference: dict[str, Any]
     files: dict[str, Sha256]
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,37 +80,33 @@ def read_members(directories: Sequence[Path], weights: Sequence[float]) -> list[
             raise InvalidValueError(
                 f"a weight must be a finite number other than 0, got {weight}. Leave that edit out."
             )
-    members = [m for directory, weight in zip(directories, weights, strict=True) for m in _members(directory, weight)]
+    members = []
+    for directory, weight in zip(directories, weights, strict=True):
+        manifest = read_manifest(directory, CombinedManifest) if _is_combined(directory) else None
+        names = [Path()] if manifest is None else [Path(MEMBERS, record.name) for record in manifest.members]
+        found = zip(names, load_members(directory), strict=True)
+        members += [Member(directory / name, edit, own * weight) for name, (edit, own) in found]
     for member in members[1:]:
-        _require_same_base(members[0], member)
+        one, two = (m.edit.metadata["model"] for m in (members[0], member))
+        if one["fingerprint"] != two["fingerprint"]:
+            raise MismatchError(
+                f"{members[0].directory} is an edit of {one['name']!r} (fingerprint {one['fingerprint'][:12]}), but "
+                f"{member.directory} is one of {two['name']!r} (fingerprint {two['fingerprint'][:12]}): edits of "
+                "different weights cannot be combined. Make both on the same base."
+            )
     return members
 
 
-def read_combined(directory: Path) -> CombinedManifest:
-    """A combined edit's manifest.
-
-    Raises:
-        ArtifactError: it is missing, damaged, of a newer version, or of another kind.
-    """
-    if not directory.is_dir():
-        raise ArtifactError(f"there is no edit directory {directory}. Give the directory that combine wrote.")
-    return read_manifest(directory, CombinedManifest)
-
-
 def load_combined(directory: Path | str) -> list[tuple[WeightEdit, float]]:
-    """The members of a combined edit with their weights; the sum of `weight · ΔW` is what its adapter holds.
-
-    Raises:
-        ArtifactError: it is not there, not ours, of a newer version, incomplete, damaged, or was changed since.
-    """
+    """The members of a combined edit with their weights, `Σ weight · ΔW` in its adapter; raises as `load_edit`."""
     directory = Path(directory)
-    manifest = read_combined(directory)
+    manifest = read_manifest(directory, CombinedManifest)
     if manifest.files.get(ADAPTER_FILE) != file_sha256(directory / ADAPTER_FILE):
         raise ArtifactError(
             f"{directory / ADAPTER_FILE} is not the file that {MANIFEST_FILE} describes: it was changed or mixed up "
             "with another one. Combine the edits again."
         )
-    check_adapter_config(directory, manifest.rank, manifest.modules)
+    lora.check_adapter_config(directory, manifest.rank, manifest.modules)
     members = []
     for record in manifest.members:
         member = directory / MEMBERS / record.name
@@ -133,8 +119,11 @@ def load_combined(directory: Path | str) -> list[tuple[WeightEdit, float]]:
 
 def load_members(directory: Path | str) -> list[tuple[WeightEdit, float]]:
     """The edits of a directory with their weights, whether it holds one edit (weight 1) or a combined one."""
-    directory = Path(directory)
-    return load_combined(directory) if kind_of(directory) == COMBINED_KIND else [(load_edit(directory), 1.0)]
+    return load_combined(directory) if _is_combined(Path(directory)) else [(load_edit(directory), 1.0)]
+
+
+def _is_combined(directory: Path) -> bool:
+    return kind_of(directory) == COMBINED_KIND
 
 
 def save_combined(
@@ -145,8 +134,7 @@ def save_combined(
     Args:
         model: the base, or its structure alone (`load_skeleton`); only names and shapes are read.
         members: the edits with their weights, all of this base.
-        directory: must not exist.
-        overwrite: replace an existing artifact of this package.
+        directory: as of `save_edit`, and `overwrite` likewise.
 
     Returns:
         How the edits interfere.
@@ -163,21 +151,17 @@ def save_combined(
             "the sum of these edits changes nothing: they are empty, or cancel each other exactly. Give other "
             "edits or weights."
         )
-    rank = common_rank(factors)
-    targets = lora_targets(model, factors, rank)
+    targets = lora.lora_targets(model, factors)
     interference = measure_interference(weighted)
     with atomic_directory(directory, overwrite=overwrite) as scratch:
-        write_lora(model, targets, rank, scratch)
-        records = [_copy_member(m, f"{i + 1}-{_plain(m.directory.name)}", scratch) for i, m in enumerate(members)]
-        manifest = CombinedManifest(
-            created=now(),
-            base=BaseModelRecord.model_validate(members[0].edit.metadata["model"]),
-            members=records,
-            rank=rank,
+        lora.write_lora(model, targets, scratch)
+        manifest = CombinedManifest.made_now(
+            base=members[0].edit.metadata["model"],
+            members=[_copy_member(member, number, scratch) for number, member in enumerate(members, 1)],
+            rank=targets[0].rank,
             modules=sorted(t.parameter for t in targets),
-            interference=interference.to_json(),
+            interference=asdict(interference),
             files={ADAPTER_FILE: file_sha256(scratch / ADAPTER_FILE)},
-            versions=package_versions(),
         )
         write_manifest(manifest, scratch)
         write_card(
@@ -185,36 +169,13 @@ def save_combined(
             base_name=portable(manifest.base.name), manifest=manifest,
         )  # fmt: skip
         load_combined(scratch)
-        check_loads_through_peft(model.network, scratch, {t.name: t.pair for t in targets})
+        lora.check_loads_through_peft(model.network, scratch, {t.name: t.pair for t in targets})
     return interference
 
 
-def _members(directory: Path, weight: float) -> list[Member]:
-    if kind_of(directory) != COMBINED_KIND:
-        return [Member(directory, load_edit(directory), weight)]
-    names = [record.name for record in read_combined(directory).members]
-    return [
-        Member(directory / MEMBERS / name, edit, own * weight)
-        for name, (edit, own) in zip(names, load_combined(directory), strict=True)
-    ]
-
-
-def _require_same_base(first: Member, other: Member) -> None:
-    one, two = (m.edit.metadata["model"] for m in (first, other))
-    if one["fingerprint"] != two["fingerprint"]:
-        raise MismatchError(
-            f"{first.directory} is an edit of {one['name']!r} (fingerprint {one['fingerprint'][:12]}), but "
-            f"{other.directory} is one of {two['name']!r} (fingerprint {two['fingerprint'][:12]}): edits of different "
-            "weights cannot be combined. Make both on the same base."
-        )
-
-
-def _plain(name: str) -> str:
-    """A directory's name as one that every file system and the Hub take."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name).strip(".-") or "edit"
-
-
-def _copy_member(member: Member, name: str, scratch: Path) -> MemberRecord:
+def _copy_member(member: Member, number: int, scratch: Path) -> MemberRecord:
+    """Copy an edit's files, under a name that every file system and the Hub take."""
+    name = f"{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', member.directory.name).strip('.-') or 'edit'}"
     target = scratch / MEMBERS / name
     target.mkdir(parents=True)
     for path in sorted(member.directory.iterdir()):

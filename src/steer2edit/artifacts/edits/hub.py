@@ -13,12 +13,11 @@ import yaml
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.cards import CARD_FILE
 from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, load_edit
-from steer2edit.artifacts.edits.combined import COMBINED_KIND, MEMBERS, load_combined, read_combined
-from steer2edit.artifacts.edits.peft_files import ADAPTER_FILE, CONFIG_FILE
+from steer2edit.artifacts.edits.combined import COMBINED_KIND, MEMBERS, CombinedManifest, load_combined
+from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.edits.scorecard_section import has_contract
 from steer2edit.artifacts.exports.export import EXPORT_KIND, portable_usage, read_export
-from steer2edit.artifacts.manifest import kind_of
-from steer2edit.artifacts.strict_json import read_json
+from steer2edit.artifacts.manifest import kind_of, read_json, read_manifest
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.errors import ArtifactError
 from steer2edit.progress import step
@@ -105,7 +104,7 @@ def pushed_files(directory: Path) -> tuple[str, ...]:
             files += _EDIT_FILES
         case kind if kind == COMBINED_KIND:
             load_combined(directory)
-            members = [f"{MEMBERS}/{member.name}" for member in read_combined(directory).members]
+            members = [f"{MEMBERS}/{member.name}" for member in read_manifest(directory, CombinedManifest).members]
             files += [*_COMBINED_FILES, *(f"{name}/{file}" for name in members for file in _EDIT_FILES)]
         case kind if kind == EXPORT_KIND:
             adapters = read_export(directory).adapters

@@ -1,12 +1,20 @@
-"""Several edits of one projection as one factorisation of low rank.
+"""Several edits of one projection: their sum as one factorisation of low rank, and how they meet.
 
     Σ_i s_i u_i a_iᵀ = B A,   B = [u_1 … u_n] ∈ R^{d×n},   A = [s_1 a_1; …; s_n a_n] ∈ R^{n×m}
+
+Per site and pair of edits, with ΔW_i = s_i u_i a_iᵀ:
+
+    cos(u_1, u_2),   cos(a_1, a_2),   cos(ΔW_1, ΔW_2) = cos(u_1, u_2) · cos(a_1, a_2) · sign(s_1 s_2)
+    interference = ‖Σ ΔW_i‖² / Σ ‖ΔW_i‖² − 1
+
+Interference is 0 for edits that do not touch, 1 for two equal ones, −1 for two that cancel.
 
 Shapes: d, m = width of a site's output and input, n = edits, r ≤ n = rank of the factors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
@@ -15,8 +23,8 @@ from torch import Tensor
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
 
-Members = Sequence[tuple[WeightEdit, float]]
-"""Edits with their weights: what a combined edit consists of."""
+ScaledEdits = Sequence[tuple[WeightEdit, float]]
+"""Edits with their strengths: what is added is the sum of `strength · u aᵀ` over them."""
 
 _ROUNDING = 4 * torch.finfo(torch.float32).eps
 
@@ -38,26 +46,15 @@ class LowRank:
         """r: how many pairs of factors there are."""
         return self.a.shape[0]
 
-    def columns(self, columns: slice) -> "LowRank":
-        """The part that acts on these input columns, with the same B."""
-        return LowRank(self.a[:, columns], self.b)
-
     def padded(self, rank: int) -> "LowRank":
         """The same product with zero pairs added up to this rank."""
         missing = rank - self.rank
         a = torch.cat([self.a, self.a.new_zeros(missing, self.a.shape[1])])
         return LowRank(a, torch.cat([self.b, self.b.new_zeros(self.b.shape[0], missing)], dim=1))
 
-    def dense(self) -> Float[Tensor, "d m"]:
-        """ΔW, materialised."""
-        return self.b @ self.a
 
-
-def combined_factors(members: Members) -> dict[Site, LowRank]:
-    """The factors of every site that the sum of the edits changes, of the smallest rank; if it changes none, of all.
-
-    Args:
-        members: edits and the weights they are added with.
+def combined_factors(edits: ScaledEdits) -> dict[Site, LowRank]:
+    """The factors of every site that the sum of the edits changes, of the smallest rank.
 
     Returns:
         By site; one rank-1 zero per site where the sum changes nothing at all (an adapter needs some module).
@@ -65,8 +62,8 @@ def combined_factors(members: Members) -> dict[Site, LowRank]:
     Raises:
         InvalidValueError: a factor is not finite with these weights.
     """
-    sites = sorted({site for edit, _ in members for site in edit.sites})
-    factors = {s: factorise([(edit.sites[s], weight) for edit, weight in members if s in edit.sites]) for s in sites}
+    sites = sorted({site for edit, _ in edits for site in edit.sites})
+    factors = {s: factorise([(edit.sites[s], weight) for edit, weight in edits if s in edit.sites]) for s in sites}
     for site, f in factors.items():
         if not bool(torch.isfinite(f.a).all()):
             raise InvalidValueError(f"{site}: the edits are not finite with these weights. 1 is an edit as it is.")
@@ -75,32 +72,14 @@ def combined_factors(members: Members) -> dict[Site, LowRank]:
 
 
 def factorise(terms: Sequence[tuple[SiteEdit, float]]) -> LowRank:
-    """The factors of `Σ s_i u_i a_iᵀ`, of its numerical rank in float32.
+    """The factors of `Σ s_i u_i a_iᵀ` from one site's edits and their weights, of its numerical rank in float32.
 
     Edits with the same direction (u_i = ±u_j, bit for bit) are added up in a. What is left is kept as it is if it has
     full rank; otherwise it is replaced by the leading singular pairs, which is exact up to float32 rounding.
 
-    Args:
-        terms: edits of one site and their weights.
-
     Returns:
         Factors in float32; of rank 0 if nothing is changed.
     """
-    U, A = _distinct_directions(terms)
-    Q, R = torch.linalg.qr(U)
-    P, sizes, V = torch.linalg.svd(R @ A, full_matrices=False)
-    rank = int((sizes > _ROUNDING * sizes[:1]).sum())
-    if rank < len(A):
-        B = Q @ P[:, :rank]
-        signs = torch.where((U[:, :1] * B).sum(dim=0) < 0, -1.0, 1.0)
-        U, A = B * signs, (sizes[:rank] * signs)[:, None] * V[:rank]
-    return LowRank(A.float(), U.float())
-
-
-def _distinct_directions(
-    terms: Sequence[tuple[SiteEdit, float]],
-) -> tuple[Float[Tensor, "d n"], Float[Tensor, "n m"]]:
-    """(U, A) in float64, with the rows of edits that share their direction added up."""
     directions: list[Tensor] = []
     rows: list[Tensor] = []
     for edit, weight in terms:
@@ -112,9 +91,82 @@ def _distinct_directions(
         else:
             directions.append(u)
             rows.append(row)
-    return torch.stack(directions, dim=1).double(), torch.stack(rows)
+    U, A = torch.stack(directions, dim=1).double(), torch.stack(rows)
+    Q, R = torch.linalg.qr(U)
+    P, sizes, V = torch.linalg.svd(R @ A, full_matrices=False)
+    rank = int((sizes > _ROUNDING * sizes[:1]).sum())
+    if rank < len(A):
+        B = Q @ P[:, :rank]
+        sign = torch.where((U[:, :1] * B).sum(dim=0) < 0, -1.0, 1.0)
+        U, A = B * sign, (sizes[:rank] * sign)[:, None] * V[:rank]
+    return LowRank(A.float(), U.float())
 
 
-def common_rank(factors: Mapping[Site, LowRank]) -> int:
-    """The largest rank: that of an adapter which holds them all."""
-    return max(f.rank for f in factors.values())
+@dataclass(frozen=True)
+class PairAtSite:
+    """Two edits at one site."""
+
+    first: int  # positions of the edits in the list
+    second: int
+    output_cosine: float  # cos(u_1, u_2)
+    row_cosine: float  # cos(a_1, a_2); 0 where one of them is zero
+    cosine: float  # of the two changes as matrices (Frobenius), signs of the weights included
+    shared: float  # components that both edit, as a share of those that either edits
+    opposed: float | None  # of the shared ones, the share whose λ (times its weight) has opposite signs
+
+
+@dataclass(frozen=True)
+class SiteInterference:
+    """All edits of one site together; without interference, ‖Σ ΔW_i‖² is Σ ‖ΔW_i‖²."""
+
+    interference: float  # ‖Σ‖² / Σ‖·‖² − 1; 0 where nothing is changed
+    norm: float  # ‖Σ ΔW_i‖ (Frobenius)
+    pairs: tuple[PairAtSite, ...]  # every two of them
+
+
+@dataclass(frozen=True)
+class Interference:
+    """All edits over all sites."""
+
+    interference: float  # ‖Σ‖² / Σ‖·‖² − 1 over all sites
+    sites: dict[str, SiteInterference]  # where more than one edit acts, or only one
+
+
+def measure_interference(edits: ScaledEdits) -> Interference:
+    """Compare every two edits at every site, with the weights they are combined with."""
+    grams, sites = [], {}
+    for site in sorted({site for edit, _ in edits for site in edit.sites}):
+        gram, pairs = _at_site(edits, site)
+        grams.append((float(gram.sum()), float(gram.diagonal().sum())))
+        sites[str(site)] = SiteInterference(_interference(*grams[-1]), max(grams[-1][0], 0.0) ** 0.5, tuple(pairs))
+    return Interference(_interference(*map(sum, zip(*grams, strict=True))), sites)
+
+
+def _interference(whole: float, separate: float) -> float:
+    # rounding can take an exact cancellation below zero
+    return max(whole, 0.0) / separate - 1 if separate else 0.0
+
+
+def _at_site(edits: ScaledEdits, site: Site) -> tuple[Float[Tensor, "n n"], list[PairAtSite]]:
+    """(⟨ΔW_i, ΔW_j⟩, every two edits)."""
+    own = [i for i, (edit, _) in enumerate(edits) if site in edit.sites]
+    parts, weights = [edits[i][0].sites[site] for i in own], [edits[i][1] for i in own]
+    U = torch.stack([edit.output_direction for edit in parts]).double()
+    rows = torch.stack([edit.row for edit in parts]).double()
+    lam = torch.stack([weight * edit.magnitude for edit, weight in zip(parts, weights, strict=True)])
+    s = torch.tensor(weights, dtype=torch.float64)
+    directions, gram_rows = U @ U.T, rows @ rows.T
+    gram = directions * gram_rows * s[:, None] * s  # ⟨ΔW_i, ΔW_j⟩ = s_i s_j (u_i · u_j) (a_i · a_j)
+    pairs = []
+    for i, j in combinations(range(len(own)), 2):
+        both, either = int(((lam[i] != 0) & (lam[j] != 0)).sum()), int(((lam[i] != 0) | (lam[j] != 0)).sum())
+        opposed = int((lam[i].sign() * lam[j].sign() < 0).sum())
+        u, a, whole = (_cosine(products, i, j) for products in (directions, gram_rows, gram))
+        shared = both / max(either, 1)
+        pairs.append(PairAtSite(own[i], own[j], u, a, whole, shared, opposed / both if both else None))
+    return gram, pairs
+
+
+def _cosine(products: Float[Tensor, "n n"], i: int, j: int) -> float:
+    norms = float((products[i, i] * products[j, j]).sqrt())
+    return float(products[i, j]) / norms if norms else 0.0

@@ -5,58 +5,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steer2edit.artifacts.atomic import atomic_file
-from steer2edit.artifacts.cards import CARD_FILE, cell
+from steer2edit.artifacts.cards import CARD_FILE, cell, rendered
 from steer2edit.artifacts.edits.adapter import load_edit
 from steer2edit.errors import ArtifactError, MismatchError
 
 _BEGIN, _END = "<!-- steer2edit scorecard -->", "<!-- end of the scorecard -->"
-_CAVEAT = "What was not tested is not known: a scorecard says how far these tests got, not that an edit is safe."
 _CONTRACT = "### Contract"
 _NEXT_SECTION = "## Where it comes from"
 
 
 @dataclass(frozen=True)
 class ScorecardSection:
-    """What the card says of the stress tests.
+    """What the card says of the stress tests."""
 
-    Args:
-        edit_sha256: of the edit that was tested.
-        created: when, ISO 8601.
-        suite: quick or full.
-        verdict: a sentence, and what it rests on.
-        claim: what the contract does not claim.
-        contract: (condition, what became of the edit's gain in it).
-        counts: (group of tests, its lines by outcome in words).
-        sentences: findings in plain sentences, by heading.
-    """
-
-    edit_sha256: str
-    created: str
-    suite: str
-    verdict: Sequence[str]
-    claim: str
-    contract: Sequence[tuple[str, str]]
-    counts: Sequence[tuple[str, str]]
-    sentences: Mapping[str, Sequence[str]]
+    edit_sha256: str  # of the edit that was tested
+    created: str  # when, ISO 8601
+    suite: str  # quick or full
+    verdict: Sequence[str]  # a sentence, and what it rests on
+    claim: str  # what the contract does not claim
+    contract: Sequence[tuple[str, str]]  # (condition, what became of the edit's gain in it)
+    counts: Sequence[tuple[str, str]]  # (group of tests, its lines by outcome in words)
+    sentences: Mapping[str, Sequence[str]]  # findings in plain sentences, by heading
 
     def markdown(self) -> str:
         """The section, between comments by which it is found again."""
-        sentence, *reasons = map(_line, self.verdict)
-        lines = [_BEGIN, "## Stress tests", "", f"**{sentence}** {' '.join(reasons)}".strip(), ""]
-        lines += [f"`steer2edit stress`, {self.suite} suite, {self.created}. Intervals are 95 %.", ""]
-        lines += [_CONTRACT, "", _line(self.claim), "", "| condition | the edit's gain |", "| --- | --- |"]
-        lines += [*(f"| {_line(condition)} | {_line(ending)} |" for condition, ending in self.contract), ""]
-        if self.counts:
-            lines += [
-                "| group | lines |",
-                "| --- | --- |",
-                *(f"| {_line(g)} | {_line(c)} |" for g, c in self.counts),
-                "",
-            ]
-        for heading, sentences in self.sentences.items():
-            if sentences:
-                lines += [f"### {_line(heading)}", "", *(f"- {_line(one)}" for one in sentences), ""]
-        return "\n".join([*lines, _CAVEAT, _END, ""])
+        return rendered("scorecard.md", **vars(self), line=_line, heading=_CONTRACT, begin=_BEGIN, end=_END)
 
 
 def has_contract(directory: Path) -> bool:
@@ -79,11 +52,7 @@ def require_card(directory: Path) -> None:
 
 
 def write_scorecard_section(directory: Path, section: ScorecardSection) -> None:
-    """Put the section into the model card of an edit, in place of the one that is there.
-
-    Args:
-        directory: of the edit.
-        section: of a run on this very edit.
+    """Put the section of a run on this very edit into its model card, in place of the one that is there.
 
     Raises:
         MismatchError: the section is about another edit.
@@ -95,21 +64,17 @@ def write_scorecard_section(directory: Path, section: ScorecardSection) -> None:
             f"the scorecard is about another edit than the one in {directory}: it is not written into its model card. "
             "Run the stress tests on this edit."
         )
-    path = directory / CARD_FILE
-    text = _with_section(path.read_text(encoding="utf-8"), section.markdown())
-    with atomic_file(path, overwrite=True) as scratch:
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def _with_section(card: str, section: str) -> str:
+    path, text = directory / CARD_FILE, section.markdown()
+    card = path.read_text(encoding="utf-8")
     before, begin, rest = card.partition(_BEGIN)
+    head, next_section, tail = card.partition(f"\n{_NEXT_SECTION}")
     if begin:
         _, end, after = rest.partition(f"{_END}\n")
-        return before + section + after if end else before + section + rest
-    head, next_section, tail = card.partition(f"\n{_NEXT_SECTION}")
-    if next_section:
-        return f"{head}\n{section}{next_section}{tail}"
-    return f"{card.rstrip()}\n\n{section}"
+        card = before + text + (after if end else rest)
+    else:
+        card = f"{head}\n{text}{next_section}{tail}" if next_section else f"{card.rstrip()}\n\n{text}"
+    with atomic_file(path, overwrite=True) as scratch:
+        scratch.write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def _line(text: str) -> str:

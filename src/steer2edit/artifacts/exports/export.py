@@ -1,45 +1,43 @@
-"""An edit for other engines: one adapter per strength, with the strength folded in. See docs/serving.md.
+"""An edit for other engines: one adapter per strength, with the strength folded in. See docs/serving.md."""
 
-<out>/steer2edit.json                    what was exported, and how to serve it
-<out>/strength-0.5/                      peft: an edit directory of its own; vllm: a PEFT adapter
-<out>/<name>-strength-0.5.gguf           gguf-lora
-"""
-
+import math
+import re
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+import torch
 from pydantic import Field
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
-from steer2edit.artifacts.cards import portable, write_card
-from steer2edit.artifacts.edits.combined import load_members
-from steer2edit.artifacts.edits.lora_layout import lora_targets
-from steer2edit.artifacts.edits.low_rank import Members, combined_factors, common_rank
-from steer2edit.artifacts.exports.gguf_lora import write_gguf_lora
-from steer2edit.artifacts.exports.scaled_copy import require_strength, write_scaled_copy
-from steer2edit.artifacts.exports.vllm_lora import max_lora_rank, write_vllm_lora
+from steer2edit.artifacts.cards import CARD_FILE, portable, rendered, write_card
+from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE
+from steer2edit.artifacts.edits.combined import COMBINED_KIND, load_members
+from steer2edit.artifacts.edits.lora import ADAPTER_FILE, lora_targets
+from steer2edit.artifacts.edits.low_rank import ScaledEdits, combined_factors
+from steer2edit.artifacts.exports.engines import max_lora_rank, write_gguf_lora, write_vllm_lora
 from steer2edit.artifacts.manifest import (
-    SCHEMA_VERSION,
     BaseModelRecord,
+    Count,
+    Manifest,
     Record,
     Sha256,
-    now,
-    package_versions,
+    read_json,
     read_manifest,
     write_manifest,
 )
-from steer2edit.artifacts.tensors import file_sha256
+from steer2edit.artifacts.tensors import file_sha256, read_tensors, write_tensors
 from steer2edit.errors import ArtifactError, InvalidValueError, did_you_mean
 from steer2edit.models import LanguageModel
 from steer2edit.models.model_path import gguf_file
 from steer2edit.progress import step
 
 Format = Literal["peft", "gguf-lora", "vllm"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 EXPORT_KIND: Literal["export"] = "export"
+_SCALED = {ADAPTER_FILE: re.compile(r".*\.lora_A\.weight"), COMPONENTS_FILE: re.compile(r".*\.(row|magnitude)")}
+_TITLE = re.compile(r"^# .+$", re.MULTILINE)
 
 
 class ExportedAdapter(Record):
@@ -50,22 +48,20 @@ class ExportedAdapter(Record):
     files: dict[str, Sha256]
 
 
-class ExportManifest(Record):
+class ExportManifest(Manifest):
     """`steer2edit.json` of an export."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kind: Literal["export"] = EXPORT_KIND
-    created: datetime
     format: Format
     base: BaseModelRecord
     source_sha256: Sha256
-    rank: Annotated[int, Field(gt=0)]
+    rank: Count
     adapters: Annotated[list[ExportedAdapter], Field(min_length=1)]
     usage: list[str]
-    versions: dict[str, str]
 
 
-def needs_model(members: Members, format: str) -> bool:
+def needs_model(members: ScaledEdits, format: str) -> bool:
     """Whether an export needs the base's structure: PEFT's own layout is the edit's already."""
     experts = any(e.experts is not None for edit, _ in members for e in edit.sites.values())
     return format == "gguf-lora" or (format == "vllm" and experts)
@@ -99,34 +95,29 @@ def export_edit(
         ModelError: the format cannot hold an edit of this architecture.
         ArtifactError: the source is no edit, or the directory exists or cannot be written.
     """
-    if format not in FORMATS:
-        raise InvalidValueError(f"unknown format {format!r}. {did_you_mean(format, FORMATS)}")
-    known: Format = format  # type: ignore[assignment]
-    names = _names(strengths)
-    members = load_members(source)
-    rank = common_rank(combined_factors(members))
+    if format not in get_args(Format):
+        raise InvalidValueError(f"unknown format {format!r}. {did_you_mean(format, get_args(Format))}")
+    names, members = _names(strengths), load_members(source)
     with atomic_directory(directory, overwrite=overwrite) as scratch, step("Exporting", len(names)) as advance:
         adapters = []
         for name, strength in names.items():
-            path = _write(source, members, known, strength, name, scratch, model)
+            path = _write(source, members, format, strength, name, scratch, model)
             files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
             hashes = {str(p.relative_to(scratch)): file_sha256(p) for p in files}
             adapters.append(ExportedAdapter(strength=strength, path=path.name, files=hashes))
             advance(1)
-        manifest = ExportManifest(
-            created=now(),
-            format=known,
-            base=BaseModelRecord.model_validate(members[0][0].metadata["model"]),
+        manifest = ExportManifest.made_now(
+            format=format,
+            base=members[0][0].metadata["model"],
             source_sha256=file_sha256(source / MANIFEST_FILE),
-            rank=rank,
+            rank=max(factors.rank for factors in combined_factors(members).values()),
             adapters=adapters,
             usage=[],
-            versions=package_versions(),
         )
         manifest = manifest.model_copy(update={"usage": _usage(manifest, str, directory)})
         write_manifest(manifest, scratch)
         write_card(
-            "export", scratch, library="gguf" if known == "gguf-lora" else "peft", manifest=manifest,
+            "export", scratch, library="gguf" if format == "gguf-lora" else "peft", manifest=manifest,
             base_name=portable(manifest.base.name), usage=portable_usage(manifest),
         )  # fmt: skip
     return manifest
@@ -158,7 +149,10 @@ def _names(strengths: Sequence[float]) -> dict[str, float]:
     """Strengths by the name of their adapter, `strength-0.5`."""
     names: dict[str, float] = {}
     for strength in strengths:
-        require_strength(strength)
+        if not math.isfinite(strength) or strength == 0:
+            raise InvalidValueError(
+                f"a strength must be a finite number other than 0, got {strength}: 1 is the edit as it is, 0 the base."
+            )
         shown = f"{abs(strength):g}" if float(f"{strength:g}") == strength else repr(abs(strength))
         name = f"strength-{'minus-' if strength < 0 else ''}{shown}"
         if name in names:
@@ -171,70 +165,93 @@ def _names(strengths: Sequence[float]) -> dict[str, float]:
 
 def _write(
     source: Path,
-    members: Members,
-    format: Format,
+    members: ScaledEdits,
+    format: str,
     strength: float,
     name: str,
     scratch: Path,
     model: LanguageModel | None,
 ) -> Path:
     """Write one adapter; returns its file or directory."""
+    path = scratch / (f"{source.resolve().name}-{name}.gguf" if format == "gguf-lora" else name)
     if not needs_model(members, format):
-        path = scratch / name
         path.mkdir()
-        write_scaled_copy(source, strength, path)
+        _write_scaled_copy(source, strength, path)
         load_members(path)
         return path
     if model is None:
         raise InvalidValueError(f"the format {format} needs the base model's structure: pass model=load_skeleton(...).")
-    factors = combined_factors([(edit, weight * strength) for edit, weight in members])
-    rank = common_rank(factors)
-    targets = lora_targets(model, factors, rank)
-    if format == "gguf-lora":
-        path = scratch / f"{source.resolve().name}-{name}.gguf"
-        notes = {
-            "strength": repr(strength),
-            "base_model.name": portable(str(members[0][0].metadata["model"]["name"])),
-            "base_model.fingerprint": str(members[0][0].metadata["model"]["fingerprint"]),
-            "edit.sha256": file_sha256(source / MANIFEST_FILE),
-            **({"base_model.gguf_sha256": model.gguf_sha256} if model.gguf_sha256 else {}),
-        }
-        write_gguf_lora(model, targets, rank, notes, path)
+    targets = lora_targets(model, combined_factors([(edit, weight * strength) for edit, weight in members]))
+    if format == "vllm":
+        path.mkdir()
+        write_vllm_lora(model, targets, path)
         return path
-    path = scratch / name
-    path.mkdir()
-    write_vllm_lora(model, targets, rank, path)
+    made_on = members[0][0].metadata["model"]
+    notes = {
+        "strength": repr(strength),
+        "base_model.name": portable(str(made_on["name"])),
+        "base_model.fingerprint": str(made_on["fingerprint"]),
+        "edit.sha256": file_sha256(source / MANIFEST_FILE),
+        **({"base_model.gguf_sha256": model.gguf_sha256} if model.gguf_sha256 else {}),
+    }
+    write_gguf_lora(model, targets, notes, path)
     return path
+
+
+def _write_scaled_copy(source: Path, strength: float, target: Path) -> None:
+    """Fill an empty directory with the edit `strength · ΔW`: the same files, with a and λ multiplied.
+
+    No model is needed for it. A combined edit keeps its members as they are, and its weights are multiplied.
+    """
+    if strength == 1:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        return
+    changed = (*_SCALED, MANIFEST_FILE, CARD_FILE)
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=lambda at, _: changed if Path(at) == source else ())
+    for name, scaled in _SCALED.items():
+        if not (source / name).is_file():
+            continue
+        tensors, header = read_tensors(source / name, "tensors of an edit")
+        for key in filter(scaled.fullmatch, tensors):
+            tensors[key] = tensors[key] * strength
+            if not bool(torch.isfinite(tensors[key]).all()):
+                raise InvalidValueError(f"{key} is not finite at strength {strength:g}. 1 is the edit as it is.")
+        write_tensors(tensors, target / name, header)
+    manifest = read_json(source / MANIFEST_FILE)
+    manifest["files"] = {name: file_sha256(target / name) for name in manifest["files"]}
+    write_manifest(_scaled_manifest(manifest, strength), target)
+    if (source / CARD_FILE).is_file():
+        remark = (
+            f"\n\n**This copy has strength {strength:g} folded in.** Every λ below, and every measured value, is that "
+            "of the edit at strength 1."
+        )
+        card = (source / CARD_FILE).read_text(encoding="utf-8")
+        card = _TITLE.sub(lambda title: title[0] + remark, card, count=1)
+        (target / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
+
+
+def _scaled_manifest(manifest: dict[str, Any], strength: float) -> dict[str, Any]:
+    if manifest["kind"] == COMBINED_KIND:
+        return manifest | {"members": [one | {"weight": one["weight"] * strength} for one in manifest["members"]]}
+    edit = manifest["edit"]  # its evaluation was of strength 1
+    return manifest | {"edit": edit | {"strength": strength * edit.get("strength", 1.0)}, "evaluation": None}
 
 
 def _usage(manifest: ExportManifest, naming: Callable[[str], str], directory: Path) -> list[str]:
     """Commands and remarks: how to serve adapters that are in a directory, with the base named in a way."""
-    base, paths = naming(manifest.base.name), [directory / adapter.path for adapter in manifest.adapters]
-    first, every = shlex.quote(str(paths[0])), ",".join(map(str, paths))
-    if manifest.format == "peft":
-        return [
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            f"model = AutoModelForCausalLM.from_pretrained({base!r})",
-            f"model = PeftModel.from_pretrained(model, {str(paths[0])!r})",
-        ]
-    if manifest.format == "vllm":
-        modules = " ".join(shlex.quote(f"{path.name}={path}") for path in paths)
-        flags = f"--enable-lora --max-lora-rank {max_lora_rank(manifest.rank)} --max-loras {len(paths) + 1}"
-        return [
-            f"vllm serve {shlex.quote(base)} {flags} --lora-modules {modules}",
-            f'A request picks an adapter by "model": "{paths[0].name}"; the base keeps its own name.',
-            f"--max-loras {len(paths) + 1}: every adapter and one slot more. vLLM's build for CPUs gives requests for "
-            "the base the last slot's adapter when all slots are taken.",
-        ]
+    names = [adapter.path for adapter in manifest.adapters]
+    paths = [str(directory / name) for name in names]
     file = gguf_file(manifest.base.name) if manifest.base.gguf_sha256 else None
-    gguf = "BASE.gguf" if file is None else shlex.quote(naming(str(file)))
-    converted = "BASE.gguf is the same model converted by llama.cpp, in any precision."
-    return [
-        f"llama-cli -m {gguf} --lora {first}",
-        f"llama-cli -m {gguf} --lora-scaled {first}:0.5   # half of it",
-        f"llama-server -m {gguf} --lora {shlex.quote(every)}   # all of them add up unless a request says otherwise",
-        'llama-server, per request: "lora": [{"id": 0, "scale": 0.5}]; adapters that are not listed are off.',
-        converted if file is None else f"{gguf} is the file that the edit was made on; the adapter fits it.",
-        f"Ollama up to 0.34.0, in a Modelfile: FROM {gguf}, then ADAPTER {first}",
-    ]
+    text = rendered(
+        "usage.txt",
+        format=manifest.format,
+        base=naming(manifest.base.name),
+        names=names,
+        paths=paths,
+        modules=[shlex.quote(f"{Path(name).name}={path}") for name, path in zip(names, paths, strict=True)],
+        max_rank=max_lora_rank(manifest.rank),
+        file=file and naming(str(file)),
+        quote=shlex.quote,
+        repr=repr,
+    )
+    return text.splitlines()

@@ -1,19 +1,25 @@
-"""Vectors as other tools hold them, by the places of ours: a site, or a layer for what the whole block puts out."""
+"""Vectors as other tools hold them, by the places of ours: a site, or a layer for what the whole block puts out.
+
+Objects of the steering-vectors library, files of lm-eval's model `steered`, and features of sparse autoencoders: a
+SAELens folder, whose `W_dec` [d_sae, d] writes feature i along row i, or an export of Neuronpedia. See docs/formats.md.
+"""
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steer2edit.artifacts.checkpoints.safetensors_files import open_tensors
+from steer2edit.artifacts.manifest import read_json
 from steer2edit.core import Block, BlockVectors, Site, SteeringVectors
-from steer2edit.errors import InvalidValueError
+from steer2edit.errors import ArtifactError, InvalidValueError
 
-_OFFICIAL = re.compile(r"model\.layers\[(\d+)\]\.(self_attn\.o_proj|mlp\.down_proj)")
+_WEIGHTS = "sae_weights.safetensors"
 _HOOKPOINT = re.compile(r"(?:[A-Za-z_]+\.)*?(?:layers|h|blocks)\.(0|[1-9][0-9]{0,8})(?:\.([A-Za-z0-9_.]+))?")
-_MEANS = {"pos_mean": "positive", "neg_mean": "negative"}
 
 
 @runtime_checkable
@@ -50,72 +56,10 @@ def from_object(vector: LayerActivations) -> SteeringVectors | BlockVectors:
     return SteeringVectors.from_mapping({Site(layer, block): tensor for layer, tensor in rows.items()}, **made)
 
 
-def is_official(content: object) -> bool:
-    """Whether this is meant to be a directions file of the official Steer2Edit code."""
-    return isinstance(content, dict) and bool({"pre", "post"} & content.keys())
-
-
-def official_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a directions file of the official code by our names; v itself where it has only the direction.
-
-        {"pre" | "post": {"pos_mean" | "neg_mean" | "direction": {module: tensor}}}
-
-    "post" is a projection's output y, "pre" its input x; modules are named `model.layers[{i}].self_attn.o_proj` and
-    `model.layers[{i}].mlp.down_proj`; direction = pos_mean − neg_mean.
-
-    Raises:
-        InvalidValueError: there are no outputs, or something is not as described above.
-    """
-    groups = {name: _groups(content, where) for where, name in (("post", "output"), ("pre", "input"))}
-    means = {
-        f"{site}.{side}_{_MEANS[group]}": tensor
-        for side, found in groups.items()
-        for group in _MEANS.keys() & found.keys()
-        for site, tensor in found[group].items()
-    }
-    if _MEANS.keys() & groups["output"].keys():
-        return means
-    if "direction" not in groups["output"]:
-        raise InvalidValueError(
-            "these directions of the official code have no 'post' (projection outputs) with pos_mean and neg_mean, or "
-            "direction: there is nothing to steer along."
-        )
-    return means | groups["output"]["direction"]
-
-
-def _groups(content: Mapping[str, Any], where: str) -> dict[str, dict[str, Tensor]]:
-    groups = dictionary(content.get(where, {}), repr(where))
-    return {name: _by_site(groups[name], f"{where}.{name}") for name in (*_MEANS, "direction") if groups.get(name)}
-
-
-def _by_site(tensors: object, where: str) -> dict[str, Tensor]:
-    sites = {}
-    for key, tensor in dictionary(tensors, where).items():
-        match = _OFFICIAL.fullmatch(str(key))
-        if match is None or not isinstance(tensor, Tensor):
-            raise InvalidValueError(
-                f"{where}: {key!r} is not a tensor named model.layers[<i>].self_attn.o_proj or "
-                "model.layers[<i>].mlp.down_proj."
-            )
-        sites[f"L{int(match[1])}.{'mlp' if match[2].startswith('mlp') else 'attn'}"] = tensor
-    return sites
-
-
-def dictionary(value: object, what: str) -> dict[Any, Any]:
-    """The value, if it is a dictionary."""
-    if not isinstance(value, dict):
-        raise InvalidValueError(f"{what} must be a dictionary, got {type(value).__name__}.")
-    return value
-
-
 def is_steered(content: object) -> bool:
     """Whether this is meant to be a file of lm-eval's model `steered`."""
-    entries = list(content.values()) if isinstance(content, dict) else content
-    return (
-        isinstance(entries, list)
-        and bool(entries)
-        and all(isinstance(e, dict) and "steering_vector" in e for e in entries)
-    )
+    entries = list(content.values()) if isinstance(content, dict) else content if isinstance(content, list) else []
+    return bool(entries) and all(isinstance(e, dict) and "steering_vector" in e for e in entries)
 
 
 def steered_vectors(content: Any, **metadata: Any) -> SteeringVectors | BlockVectors:
@@ -140,13 +84,12 @@ def steered_vectors(content: Any, **metadata: Any) -> SteeringVectors | BlockVec
             raise InvalidValueError(f"{hookpoint!r}: {place} is there twice, under two names.")
         found[place] = _shift(hookpoint, entry)
     metadata["coefficients"] = {str(name): float(entry["steering_coefficient"]) for name, entry in entries.items()}
-    kinds = {type(place) for place in found}
-    if len(kinds) > 1:
+    if len({type(place) for place in found}) > 1:
         raise InvalidValueError(
             "it has hookpoints of projections and of whole layers, which are different quantities. Put them into two "
             "files."
         )
-    return (BlockVectors if int in kinds else SteeringVectors).from_mapping(found, **metadata)
+    return _vectors(found, **metadata)
 
 
 def hooked_place(hook: object) -> Site | int:
@@ -215,3 +158,63 @@ def _one_row(tensor: Tensor, what: str) -> Float[Tensor, " d"]:
             f"{list(tensor.shape)}."
         )
     return tensor.reshape(-1)
+
+
+def read_sae_feature(folder: Path, feature: int) -> SteeringVectors | BlockVectors:
+    """The decoder row of a feature, counted from 0, as v of the place that the SAE reads, or writes to.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, the feature is out of range, the widths of the two files differ,
+            or the hook is no place that can be written to.
+    """
+    config, path = read_json(folder / "cfg.json"), folder / _WEIGHTS
+    known: Mapping[str, Any] = {**config, **(config["metadata"] if isinstance(config.get("metadata"), dict) else {})}
+    decoder = open_tensors(path).get("W_dec")
+    if decoder is None:
+        raise ArtifactError(f"{path} has no W_dec, which a SAE's features are the rows of.")
+    if len(decoder.shape) != 2 or not 0 <= feature < decoder.rows:
+        raise ArtifactError(
+            f"{path} has W_dec of shape {list(decoder.shape)}: give a --feature from 0 to {decoder.rows - 1}."
+        )
+    width = known.get("d_out", known.get("d_in"))
+    if width != decoder.columns:
+        raise ArtifactError(
+            f"{folder}: cfg.json says a width of {width}, and W_dec of {_WEIGHTS} has {decoder.columns}: the two files "
+            "are not of one SAE. Get both from the same place."
+        )
+    row = decoder.read_rows(feature, feature + 1)[0].float()
+    hook = known.get("hook_name_out") or known.get("hook_name") or known.get("hook_point")
+    made = {"format": "SAELens", "file": folder.name, "feature": feature, "model": known.get("model_name")}
+    return _at(hook, row, str(folder / "cfg.json"), made)
+
+
+def read_neuronpedia(path: Path) -> SteeringVectors | BlockVectors:
+    """The vector of a Neuronpedia export; raises as `read_sae_feature`, and where it has no vector."""
+    content = read_json(path)
+    values = content.get("vector") or content.get("steeringVector")
+    if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise ArtifactError(
+            f"{path} has no vector: an export of Neuronpedia has a list of numbers under 'vector', and 'hookName' and "
+            f"'modelId'; found {', '.join(map(repr, list(content)[:8])) or 'nothing'}."
+        )
+    hook = content.get("hookName") or content.get("hook")
+    if hook is None and {"layerNumber", "hookType"} <= content.keys():
+        hook = f"blocks.{content['layerNumber']}.{content['hookType']}"
+    made = {"format": "Neuronpedia", "file": path.name, "model": content.get("modelId")}
+    made |= {key: content.get(key) for key in ("index", "vectorLabel", "layer")}
+    return _at(hook, torch.tensor(values, dtype=torch.float32), str(path), made)
+
+
+def _at(hook: object, vector: Tensor, where: str, made: Mapping[str, Any]) -> SteeringVectors | BlockVectors:
+    if not bool(torch.isfinite(vector).all()) or not vector.any():
+        raise ArtifactError(f"{where}: the vector is zero or not finite, so it has no direction.")
+    known = {key: value for key, value in {**made, "hook": hook}.items() if value is not None}
+    try:
+        return _vectors({hooked_place(hook): vector}, **known)
+    except InvalidValueError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+
+
+def _vectors(found: Mapping[Any, Tensor], **metadata: Any) -> SteeringVectors | BlockVectors:
+    """Vectors of sites, or of block outputs where places are layers."""
+    return (BlockVectors if int in map(type, found) else SteeringVectors).from_mapping(found, **metadata)

@@ -1,34 +1,56 @@
 """Steering vectors in one safetensors file, and the files of others that are read in its place. See docs/formats.md."""
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.manifest import SCHEMA_VERSION, plain_json, require_version
-from steer2edit.artifacts.tensors import read_tensors, require_file, write_tensors
+from steer2edit.artifacts.official import is_official, is_official_edit, official_tensors
+from steer2edit.artifacts.tensors import read_pt, read_tensors, require_file, write_tensors
 from steer2edit.artifacts.vector_files.block_files import read_control_vectors, read_svec
-from steer2edit.artifacts.vector_files.features import read_neuronpedia
 from steer2edit.artifacts.vector_files.foreign import (
     LayerActivations,
     from_object,
-    is_official,
     is_steered,
-    official_tensors,
+    read_neuronpedia,
     steered_vectors,
 )
-from steer2edit.artifacts.vector_files.pt_files import is_official_edit, read_pt
-from steer2edit.artifacts.vector_files.vector_tensors import assemble, named_tensors, plain_tensors
-from steer2edit.core import BlockVectors, Site, SteeringVectors, UseAt, site_vectors
+from steer2edit.core import (
+    BLOCKS,
+    BlockVectors,
+    ClassMeans,
+    RoutingMeans,
+    Site,
+    SiteEffects,
+    SiteMeans,
+    SteeringVectors,
+    UseAt,
+    site_vectors,
+)
 from steer2edit.errors import ArtifactError, InvalidValueError
-
-KIND = "steering-vectors"
 
 VectorSource = (
     SteeringVectors | BlockVectors | LayerActivations | Path | str | Mapping[Site, Tensor] | Mapping[str, Tensor]
+)
+
+_KIND = "steering-vectors"
+_PLAIN = "v"  # a key that is a site's or a layer's name alone is v itself
+_OUTPUT = (_PLAIN, "output_positive", "output_negative")
+_INPUT = ("input_mean", "input_positive", "input_negative")
+_ROUTING = ("tokens_positive", "tokens_negative", "usage_positive", "usage_negative")
+_EFFECTS = ("effect", "drift", "gated", "agreement")
+_LAYER = "0|[1-9][0-9]{0,8}"
+_SITE_PARTS = "|".join((*_OUTPUT[1:], *_INPUT, *_ROUTING, *_EFFECTS))
+_NAME = re.compile(
+    rf"(?P<site>L(?:{_LAYER})\.(?:{'|'.join(BLOCKS)}))(?:\.(?P<part>{_SITE_PARTS}))?"
+    rf"|B(?P<layer>{_LAYER})(?:\.(?P<mean>{'|'.join(_OUTPUT[1:])}))?"
 )
 
 
@@ -48,25 +70,30 @@ def save_vectors(vectors: SteeringVectors, path: Path | str, *, overwrite: bool 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ArtifactError(f"vectors are written as safetensors, got {path.name!r}: name it {path.stem}.safetensors.")
-    tensors = plain_tensors(vectors) if plain else named_tensors(vectors)
-    header = {"format": "pt"} if plain else _header(vectors)
+    if plain:
+        header = {"format": "pt"}
+        tensors = {str(site): means.steering_vector for site, means in vectors.sites.items()}
+        tensors |= {f"{s}.input_mean": m.input.midpoint for s, m in vectors.sites.items() if m.input is not None}
+        tensors |= {f"B{layer}": means.difference for layer, means in (vectors.block_outputs or {}).items()}
+    else:
+        tensors = _named_tensors(vectors)
+        header = {"schema_version": str(SCHEMA_VERSION), "kind": _KIND}
+        for name, value in (("metadata", vectors.metadata), ("diagnosis", vectors.diagnosis)):
+            text = json.dumps(plain_json(value, f"vectors' {name}"), ensure_ascii=False)
+            header[name] = text.encode(errors="backslashreplace").decode()  # half of a surrogate pair, of a file's name
     with atomic_file(path, overwrite=overwrite) as scratch:
-        write_tensors(tensors, scratch, header)
+        write_tensors({name: tensor.float() for name, tensor in tensors.items()}, scratch, header)
 
 
-def _json(value: Any, what: str) -> str:
-    """JSON that is text: half of a surrogate pair, as in a file name that is not UTF-8, is escaped."""
-    text = json.dumps(plain_json(value, what), ensure_ascii=False)
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _header(vectors: SteeringVectors) -> dict[str, str]:
-    return {
-        "schema_version": str(SCHEMA_VERSION),
-        "kind": KIND,
-        "metadata": _json(vectors.metadata, "vectors' metadata"),
-        "diagnosis": _json(vectors.diagnosis, "vectors' diagnosis"),
-    }
+def _named_tensors(vectors: SteeringVectors) -> dict[str, Tensor]:
+    pairs = {f"{site}.{name}": pair for site, means in vectors.sites.items() for name, pair in means.named.items()}
+    pairs |= {f"B{layer}.output": means for layer, means in (vectors.block_outputs or {}).items()}
+    tensors = {f"{k}_{side}": getattr(pair, side) for k, pair in pairs.items() for side in ("positive", "negative")}
+    for site, means in vectors.sites.items():
+        if means.effects is not None:
+            values = (*means.effects.tensors, torch.tensor([means.effects.agreement]))
+            tensors |= zip((f"{site}.{name}" for name in _EFFECTS), values, strict=True)
+    return tensors
 
 
 def load_vectors(path: Path | str, use_at: UseAt | None = None) -> SteeringVectors:
@@ -81,16 +108,7 @@ def load_vectors(path: Path | str, use_at: UseAt | None = None) -> SteeringVecto
         ArtifactError: see `read_vectors`; or it holds directions of block outputs and `use_at` was not given, or the
             other way round.
     """
-    path = Path(path)
-    found = read_vectors(path)
-    if isinstance(found, BlockVectors) and use_at is None:
-        raise ArtifactError(
-            f"{path} holds {found.metadata.get('format', 'vectors')}: one direction per block output, not one per "
-            "projection. They are other quantities and are not converted silently. Extract vectors with steer2edit "
-            f"extract; or say at which projections to use them: steer2edit vectors {path.name} --use-at mlp|attn|both "
-            f"--to {path.stem}.safetensors (use_at)."
-        )
-    return _used_at(found, use_at, str(path))
+    return as_vectors(Path(path), use_at)
 
 
 def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
@@ -138,15 +156,25 @@ def as_vectors(source: VectorSource, use_at: UseAt | None = None) -> SteeringVec
         ArtifactError: see `load_vectors`.
         InvalidValueError: a key is no site, or a tensor has another form.
     """
-    if isinstance(source, Path | str):
-        return load_vectors(source, use_at)
-    found = _in_memory(source)
-    if isinstance(found, BlockVectors) and use_at is None:
+    found, is_file = _read(source), isinstance(source, Path | str)
+    if not isinstance(found, BlockVectors):
+        if use_at is not None:
+            where = source if is_file else "the source"
+            raise ArtifactError(f"{where} holds vectors of projections already: leave out --use-at (use_at).")
+        return found
+    if use_at is not None:
+        return site_vectors(found, use_at)
+    if not is_file:
         raise InvalidValueError(
             "these are directions of block outputs, not of projections, and are not converted silently. Say where to "
             "use them: use_at='mlp', 'attn' or 'both'."
         )
-    return _used_at(found, use_at, "the source")
+    raise ArtifactError(
+        f"{source} holds {found.metadata.get('format', 'vectors')}: one direction per block output, not one per "
+        "projection. They are other quantities and are not converted silently. Extract vectors with steer2edit "
+        f"extract; or say at which projections to use them: steer2edit vectors {Path(str(source)).name} --use-at "
+        f"mlp|attn|both --to {Path(str(source)).stem}.safetensors (use_at)."
+    )
 
 
 def as_block_vectors(source: VectorSource) -> BlockVectors:
@@ -156,60 +184,51 @@ def as_block_vectors(source: VectorSource) -> BlockVectors:
         ArtifactError: see `read_vectors`.
         MismatchError: there are only vectors of projections.
     """
-    found = read_vectors(source) if isinstance(source, Path | str) else _in_memory(source)
+    found = _read(source)
     return found if isinstance(found, BlockVectors) else BlockVectors.of(found)
 
 
-def _in_memory(source: VectorSource) -> SteeringVectors | BlockVectors:
+def _read(source: VectorSource) -> SteeringVectors | BlockVectors:
+    if isinstance(source, Path | str):
+        return read_vectors(source)
     if isinstance(source, SteeringVectors | BlockVectors):
         return source
     if isinstance(source, LayerActivations):
         return from_object(source)
     if not isinstance(source, Mapping):
         raise InvalidValueError(f"vectors are given by site (L3.mlp), as a file or as an object, got {source!r:.80}.")
-    sites, layers = assemble({str(key): tensor for key, tensor in source.items()})
-    return SteeringVectors(sites, {"origin": "imported"}, block_outputs=layers)
-
-
-def _used_at(found: SteeringVectors | BlockVectors, use_at: UseAt | None, where: str) -> SteeringVectors:
-    if isinstance(found, BlockVectors):
-        assert use_at is not None
-        return site_vectors(found, use_at)
-    if use_at is not None:
-        raise ArtifactError(f"{where} holds vectors of projections already: leave out --use-at (use_at).")
-    return found
+    return _assembled({str(key): tensor for key, tensor in source.items()}, {"origin": "imported"})
 
 
 def _load_safetensors(path: Path) -> SteeringVectors:
     tensors, header = read_tensors(path, "steering vectors")
     if "kind" not in header:
-        return _imported(tensors, path, "safetensors")
-    if header["kind"] != KIND:
+        return _assembled(tensors, {"origin": "imported", "format": "safetensors", "file": path.name})
+    if header["kind"] != _KIND:
         raise ArtifactError(f"{path} holds {header['kind']!r}, but steering vectors are needed here.")
     version = header.get("schema_version", "")
     require_version(int(version) if version.isdecimal() else version, str(path))
-    metadata, diagnosis = (_json_field(header, name, path) for name in ("metadata", "diagnosis"))
-    if not isinstance(metadata, dict) or not isinstance(diagnosis, dict | None):
+    found = {}
+    for name in ("metadata", "diagnosis"):
+        try:
+            found[name] = json.loads(header[name])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise ArtifactError(
+                f"{path} is damaged: its header has no readable JSON for {name!r} ({error})."
+            ) from error
+    if not isinstance(found["metadata"], dict) or not isinstance(found["diagnosis"], dict | None):
         raise ArtifactError(f"{path} is damaged: metadata and diagnosis in its header must be JSON objects.")
-    sites, layers = assemble(tensors)
-    return SteeringVectors(sites, metadata, diagnosis, layers)
-
-
-def _json_field(header: Mapping[str, str], name: str, path: Path) -> Any:
-    try:
-        return json.loads(header[name])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: its header has no readable JSON for {name!r} ({error}).") from error
+    return _assembled(tensors, found["metadata"], found["diagnosis"])
 
 
 def _load_pt(path: Path) -> SteeringVectors | BlockVectors:
-    content = read_pt(path)
+    content, made = read_pt(path), {"origin": "imported", "file": path.name}
     if is_official(content):
-        return _imported(official_tensors(content), path, "official Steer2Edit directions")
+        return _assembled(official_tensors(content), {**made, "format": "official Steer2Edit directions"})
     if is_steered(content):
         return steered_vectors(content, format="lm-eval steered", file=path.name)
     if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
-        return _imported({str(key): value for key, value in content.items()}, path, "torch")
+        return _assembled({str(key): value for key, value in content.items()}, {**made, "format": "torch"})
     found = f"keys {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
     edit = " It is an edit of the official code: steer2edit import-edit reads it." if is_official_edit(content) else ""
     raise ArtifactError(
@@ -218,7 +237,64 @@ def _load_pt(path: Path) -> SteeringVectors | BlockVectors:
     )
 
 
-def _imported(tensors: Mapping[str, Tensor], path: Path, file_format: str) -> SteeringVectors:
-    sites, layers = assemble(tensors)
-    made = {"origin": "imported", "format": file_format, "file": path.name}
-    return SteeringVectors(sites, made, block_outputs=layers)
+def _assembled(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], diagnosis: Mapping[str, Any] | None = None
+) -> SteeringVectors:
+    """Vectors from tensors by name."""
+    sites: dict[str, dict[str, Tensor]] = {}
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise InvalidValueError(
+                f"{name!r} is not the name of a steering vector. Name v L<layer>.attn or L<layer>.mlp (L3.attn), and "
+                "its input mean L3.attn.input_mean."
+            )
+        if not isinstance(tensor, Tensor):
+            raise InvalidValueError(f"{name} must be a torch tensor, got {type(tensor).__name__}.")
+        if tensor.ndim != 1 or not tensor.is_floating_point() or not tensor.numel():
+            raise InvalidValueError(
+                f"{name} must be a vector of floating-point numbers, got {str(tensor.dtype)[6:]} of shape "
+                f"{list(tensor.shape)}."
+            )
+        own = sites.setdefault(match["site"], {}) if match["site"] else layers.setdefault(int(match["layer"]), {})
+        own[match["part"] or match["mean"] or _PLAIN] = tensor.detach().to("cpu", torch.float32)
+    by_site = {Site.parse(site): _site_means(site, parts) for site, parts in sites.items()}
+    blocks = {layer: _class_means(f"B{layer}", parts, _OUTPUT) for layer, parts in layers.items()}
+    return SteeringVectors(by_site, metadata, diagnosis, blocks or None)
+
+
+def _site_means(site: str, parts: Mapping[str, Tensor]) -> SiteMeans:
+    groups = (_OUTPUT, _INPUT, _ROUTING, _EFFECTS)
+    outputs, inputs, routing, effects = ({p: parts[p] for p in group if p in parts} for group in groups)
+    means = SiteMeans(_class_means(site, outputs, _OUTPUT), _class_means(site, inputs, _INPUT) if inputs else None)
+    if routing:
+        if set(_ROUTING) - routing.keys() or len({tensor.numel() for tensor in routing.values()}) != 1:
+            needed = ", ".join(_ROUTING)
+            raise InvalidValueError(f"{site}: of its experts it needs {needed}, one entry per expert in each.")
+        tokens, usage = (ClassMeans(*(routing[name] for name in pair)) for pair in (_ROUTING[:2], _ROUTING[2:]))
+        means = replace(means, routing=RoutingMeans(tokens, usage))
+    if effects:
+        if set(_EFFECTS) - effects.keys() or effects["agreement"].numel() != 1:
+            raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS)}, the last one number.")
+        effect, drift, gated, agreement = (effects[name] for name in _EFFECTS)
+        means = replace(means, effects=SiteEffects(effect, drift, gated, agreement.item()))
+    return means
+
+
+def _class_means(name: str, parts: Mapping[str, Tensor], group: tuple[str, str, str]) -> ClassMeans:
+    """From a pair, or from one tensor: v, which is a difference, or μ, which is the middle."""
+    single, *pair = group
+    if parts.keys() == {single}:
+        tensor = parts[single]
+        return ClassMeans(tensor, torch.zeros_like(tensor) if single == _PLAIN else tensor)
+    if parts.keys() != set(pair):
+        only = f"only {', '.join(parts)}" if parts else f"no {single}"
+        raise InvalidValueError(f"{name} has {only}: it needs {single}, or {' and '.join(pair)}.")
+    positive, negative = (parts[part] for part in pair)
+    if positive.shape != negative.shape:
+        raise InvalidValueError(
+            f"{name}: the positive mean has {positive.numel()} entries and the negative {negative.numel()}: they "
+            "cannot belong to one projection."
+        )
+    return ClassMeans(positive, negative)

@@ -1,12 +1,9 @@
-"""The edit file of the official Steer2Edit code. It is read and never written: it is a pickle.
+"""Files of the official Steer2Edit code: directions, and edits. They are read and never written: they are pickles.
 
-    attn: {(layer, head): {"lambda": λ, "k_hat": k̂ [head_dim]}}     ΔW_head   = λ v̂ k̂ᵀ
-    mlp:  {(layer, neuron): {"lambda": λ}}                            ΔW_neuron = λ v̂      (the sign of k is in λ)
-    meta: {"vhat_attn" | "vhat_mlp": {layer: v̂ [d]}, "rho_attn", "rho_mlp", "alpha"}
-
-A ρ that is not positive is the official "off". The file does not say which model it is for: only shapes can be checked.
+docs/formats.md describes them. An edit does not say which model it is for: only shapes can be checked.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +12,77 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.tensors import require_file
-from steer2edit.artifacts.vector_files.foreign import dictionary
-from steer2edit.artifacts.vector_files.pt_files import is_official_edit, read_pt
+from steer2edit.artifacts.tensors import read_pt, require_file
 from steer2edit.core import Block, Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
 
 _BLOCKS: tuple[Block, ...] = ("attn", "mlp")
+_MODULE = re.compile(r"model\.layers\[(\d+)\]\.(self_attn\.o_proj|mlp\.down_proj)")
+_MEANS = {"pos_mean": "positive", "neg_mean": "negative"}
 _UNIT_TOLERANCE = 0.02  # the official code stores unit vectors in bfloat16
-_Factors = Mapping[int, tuple[float, Tensor]]  # λ and k̂ by component; a neuron's k̂ is 1, its sign is in λ
+_Factors = dict[int, tuple[float, Tensor]]  # λ and k̂ by component; a neuron's k̂ is 1, its sign is in λ
+
+
+def is_official(content: object) -> bool:
+    """Whether this is meant to be a directions file of the official Steer2Edit code."""
+    return isinstance(content, dict) and bool({"pre", "post"} & content.keys())
+
+
+def is_official_edit(content: object) -> bool:
+    """Whether this is meant to be an edit of the official code."""
+    return isinstance(content, dict) and {"attn", "mlp", "meta"} <= content.keys()
+
+
+def official_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a directions file of the official code by our names; v itself where it has only the direction.
+
+        {"pre" | "post": {"pos_mean" | "neg_mean" | "direction": {module: tensor}}}
+
+    "post" is a projection's output y, "pre" its input x; modules are named `model.layers[{i}].self_attn.o_proj` and
+    `model.layers[{i}].mlp.down_proj`; direction = pos_mean − neg_mean.
+
+    Raises:
+        InvalidValueError: there are no outputs, or something is not as described above.
+    """
+    means: dict[str, Tensor] = {}
+    directions: dict[str, Tensor] = {}
+    for where, side in (("post", "output"), ("pre", "input")):
+        groups = _dictionary(content.get(where, {}), repr(where))
+        for group in (*_MEANS, "direction"):
+            found = _named_by_site(groups[group], f"{where}.{group}") if groups.get(group) else {}
+            if group in _MEANS:
+                means |= {f"{site}.{side}_{_MEANS[group]}": tensor for site, tensor in found.items()}
+            elif side == "output":
+                directions = found
+    if any(".output_" in name for name in means):
+        return means
+    if not directions:
+        raise InvalidValueError(
+            "these directions of the official code have no 'post' (projection outputs) with pos_mean and neg_mean, or "
+            "direction: there is nothing to steer along."
+        )
+    return means | directions
+
+
+def _named_by_site(tensors: object, where: str) -> dict[str, Tensor]:
+    sites = {}
+    for key, tensor in _dictionary(tensors, where).items():
+        match = _MODULE.fullmatch(str(key))
+        if match is None or not isinstance(tensor, Tensor):
+            raise InvalidValueError(
+                f"{where}: {key!r} is not a tensor named model.layers[<i>].self_attn.o_proj or "
+                "model.layers[<i>].mlp.down_proj."
+            )
+        sites[f"L{int(match[1])}.{'mlp' if match[2].startswith('mlp') else 'attn'}"] = tensor
+    return sites
+
+
+def _dictionary(value: object, what: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise InvalidValueError(f"{what} must be a dictionary, got {type(value).__name__}.")
+    return value
 
 
 def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
@@ -50,11 +107,11 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         found = f"keys {list(content)[:5]}" if isinstance(content, dict) else type(content).__name__
         raise ArtifactError(f"{path} is no edit of the official code ('attn', 'mlp' and 'meta'), but holds {found}.")
     try:
-        meta = dictionary(content["meta"], "meta")
+        meta = _dictionary(content["meta"], "meta")
         hyperparameters = _hyperparameters(meta)
         sites: dict[Site, SiteEdit] = {}
         for block in _BLOCKS:
-            directions = dictionary(meta.get(f"vhat_{block}", {}), f"meta.vhat_{block}")
+            directions = _dictionary(meta.get(f"vhat_{block}", {}), f"meta.vhat_{block}")
             for site, factors in _by_site(content[block], block).items():
                 u = _unit_vector(directions.get(site.layer), f"meta.vhat_{block}[{site.layer}]")
                 sites[site] = _site_edit(model, site, u, factors, hyperparameters)
@@ -80,13 +137,13 @@ def _hyperparameters(meta: Mapping[Any, Any]) -> Hyperparameters:
     return Hyperparameters(rho_attn, rho_mlp, found["alpha"])
 
 
-def _by_site(entries: Any, block: Block) -> dict[Site, dict[int, tuple[float, Tensor]]]:
-    sites: dict[Site, dict[int, tuple[float, Tensor]]] = {}
-    for key, entry in dictionary(entries, block).items():
+def _by_site(entries: Any, block: Block) -> dict[Site, _Factors]:
+    sites: dict[Site, _Factors] = {}
+    for key, entry in _dictionary(entries, block).items():
         if not (isinstance(key, tuple) and len(key) == 2 and all(type(part) is int and part >= 0 for part in key)):
             raise InvalidValueError(f"{block}: {key!r} is not a pair (layer, component), both counted from 0.")
         name = f"{block}[{key[0]}, {key[1]}]"
-        magnitude = _number(dictionary(entry, name).get("lambda"), f"{name}: lambda")
+        magnitude = _number(_dictionary(entry, name).get("lambda"), f"{name}: lambda")
         k = _unit_vector(entry.get("k_hat"), f"{name}.k_hat") if block == "attn" else torch.ones(1)
         sites.setdefault(Site(key[0], block), {})[key[1]] = magnitude, k
     return sites
