@@ -1,5 +1,8 @@
 """Layers on the disk: vectors and edits of the model in memory, bit for bit; each layer read once for all prompts."""
 
+import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -103,6 +106,29 @@ def test_what_goes_wrong_in_a_batch_is_said_and_ends_the_others(
     handle.remove()
     assert not any(type(thread).__name__ == "_Pass" for thread in threading.enumerate())
     assert len(list(span_means(disk, encoded, batch_tokens=64))) > 3
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)")])
+def test_a_model_that_memory_does_not_hold(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_network("llama").save_pretrained(tmp_path)
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", fails)
+    with pytest.raises(ModelError, match=r"memory does not suffice for the weights of .*--device disk"):
+        load_model(str(tmp_path), device="cpu")
+
+
+@pytest.mark.slow
+def test_a_model_of_twice_the_memory_that_the_process_is_given() -> None:
+    """2 GB; the benchmark ends with an error where vectors or edits differ, or the limit does not hold in memory."""
+    script = Path(__file__).parents[2] / "benchmarks" / "disk.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["equal"]
+    assert found["peak_bytes"]["disk"] < found["limit_bytes"] < 0.51 * found["weights_bytes"]
 
 
 def test_no_place_to_offload_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,8 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
-        sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory")
+        sign in str(error)
+        for sign in ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
     )
 
 

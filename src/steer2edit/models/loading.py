@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
+from steer2edit.models.batching import out_of_memory
 from steer2edit.models.chat_format import ChatFormat
 from steer2edit.models.gguf_checkpoint import cache_directory, gguf_sha256, require_complete
 from steer2edit.models.language_model import LanguageModel
@@ -78,6 +79,11 @@ def load_model(
     except Steer2EditError:
         raise
     except Exception as error:  # the readers of configs, tokenizers and weights raise what they like
+        if out_of_memory(error):
+            raise ModelError(
+                f"memory does not suffice for the weights of {name!r}. Use a smaller dtype (--dtype bfloat16), or "
+                "leave its layers on the disk (--device disk) to extract and convert."
+            ) from error
         raise not_readable(f"load the model {name!r}", error, GIVE_A_MODEL) from error
     chat = ChatFormat.going_on(template_args or {}, like, None if chat_template == "none" else chat_template, system)
     chat.require_used(tokenizer)
