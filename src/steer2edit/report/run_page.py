@@ -70,7 +70,11 @@ def _content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
         "panels": panels,
         "figures": {panel.name: panel.data for panel in [*chain(*tradeoffs), *panels.values()]},
         "chosen": _chosen(run),
-        "limits": _limits(run),
+        "limits": ", ".join(
+            f"{metric_name(name).running} {words} {metric_name(name).bound(value)}"
+            for words, own in (("at most", run.chosen.limits), ("at least", run.chosen.floors))
+            for name, value in own.items()
+        ),
         "measured_effects": edit.metadata.get("rules", {}).get("importance") == "effect",
         "blocks": [(one, panels.get(block)) for block, one in blocks.items()],
         "largest": [table for table in largest if table.rows],
@@ -96,12 +100,6 @@ def _chosen(run: RunResults) -> str:
     if run.chosen.steering_strength is not None and not run.is_search:
         values.append(f"steering strength = {run.chosen.steering_strength:g}")
     return ", ".join(values)
-
-
-def _limits(run: RunResults) -> str:
-    kinds = {"at most": run.chosen.limits, "at least": run.chosen.floors}
-    bounds = [(metric_name(name), words, value) for words, own in kinds.items() for name, value in own.items()]
-    return ", ".join(f"{metric.running} {words} {metric.bound(value)}" for metric, words, value in bounds)
 
 
 def trial_rows(run: RunResults) -> list[tuple[str, str]]:
