@@ -16,7 +16,6 @@ from steer2edit.errors import ArtifactError, MismatchError
 from steer2edit.estimates import Condition
 
 _LOCK_FILE = ".lock"
-_MEASURED_AGAIN = "Restore it, or remove it and run the command again: it is then measured again."
 _LEFTOVER = re.compile(r"\..+-[0-9a-f]{8}\.(partial|replaced)")  # of a process that was killed
 
 
@@ -132,13 +131,14 @@ class RunFolder:
 
 
 @contextmanager
-def damage_explained(path: Path, remedy: str = _MEASURED_AGAIN) -> Iterator[None]:
+def damage_explained(path: Path) -> Iterator[None]:
     """An ArtifactError for what unexpected JSON of a file leads to, with what to do about it."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{path} does not hold what a run writes there: {' '.join(str(error).split())}. {remedy}"
+            f"{path} does not hold what a run writes there: {' '.join(str(error).split())}. Restore it, or remove it "
+            "and run the command again: it is then measured again."
         ) from error
 
 

@@ -17,7 +17,7 @@ from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.tensors import read_pt, read_tensors
 from steer2edit.audit.adapter_config import AdapterConfig, read_adapter_config
 from steer2edit.audit.matrices import float_dtype
-from steer2edit.audit.places import Places
+from steer2edit.audit.structure import Places
 from steer2edit.errors import ArtifactError, MismatchError
 from steer2edit.models import StoredMatrix
 

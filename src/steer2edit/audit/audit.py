@@ -17,10 +17,10 @@ from steer2edit.audit.change import Recovered, TensorChange, describe_change
 from steer2edit.audit.classify import Classification, classify, mean_along
 from steer2edit.audit.match import EditMatch, match_edit
 from steer2edit.audit.matrices import MatrixPair, float_dtype
-from steer2edit.audit.places import Places
 from steer2edit.audit.structure import (
     Differences,
     FileChange,
+    Places,
     Structure,
     Views,
     changed_files,

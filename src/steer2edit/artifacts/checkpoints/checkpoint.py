@@ -1,5 +1,6 @@
 """The edited checkpoint: the base's files with `W + strength · u aᵀ` in place of W, and nothing else changed."""
 
+import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,7 +177,10 @@ def _write(
     plan, side = base.plan(edits), find_side_files(base.directory, base.files.shards)
     hashes = _write_files(base, plan, side.own, scratch)
     if base.files.headers and SINGLE_FILE not in base.files.shards:
-        (scratch / INDEX_FILE).write_text(base.files.index(), encoding="utf-8")
+        total = sum(tensor.size for tensor in base.files.tensors.values())
+        names = {name: tensor.file.name for name, tensor in base.files.tensors.items()}
+        index = json.dumps({"metadata": {"total_size": total}, "weight_map": names}, ensure_ascii=False, indent=2)
+        (scratch / INDEX_FILE).write_text(f"{index}\n", encoding="utf-8")
     places = [
         {name: (t.file.name, t.dtype_name, t.shape, t.begin) for name, t in files.tensors.items()}
         for files in (open_checkpoint(scratch), base.files)

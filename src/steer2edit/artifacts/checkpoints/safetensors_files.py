@@ -5,7 +5,6 @@ is added here are the offsets themselves, that index and files agree and lie in 
 places that tensors of a `.bin` file have in the safetensors file that they are written as.
 """
 
-import json
 import os
 import reprlib
 from collections.abc import Mapping
@@ -37,12 +36,6 @@ class CheckpointFiles:
     tensors: Mapping[str, StoredTensor]  # by name
     # by file, what a safetensors file begins with that is not there yet: its tensors are in a `.bin` file
     headers: Mapping[str, bytes] = field(default_factory=dict)
-
-    def index(self) -> str:
-        """The text of an index of these files."""
-        metadata = {"total_size": sum(tensor.size for tensor in self.tensors.values())}
-        weight_map = {name: tensor.file.name for name, tensor in self.tensors.items()}
-        return json.dumps({"metadata": metadata, "weight_map": weight_map}, ensure_ascii=False, indent=2) + "\n"
 
 
 def open_checkpoint(directory: Path | str) -> CheckpointFiles:

@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from steer2edit.artifacts.tensors import DTYPE_NAMES, DTYPES, bytes_of, same_bits
-from steer2edit.errors import ArtifactError, InvalidValueError
+from steer2edit.errors import ArtifactError
 
 CHUNK = 2**18
 """Numbers that are worked on at a time."""
@@ -93,11 +93,8 @@ class StoredTensor:
         `into` is memory of at least as many rows, in the tensor's dtype, whose first rows are filled and returned.
 
         Raises:
-            InvalidValueError: there are no such rows.
             ArtifactError: torch has no such dtype, or the file cannot be read.
         """
-        if not 0 <= start <= stop <= self.rows:
-            raise InvalidValueError(f"{self.name} has rows 0 to {self.rows}, and {start} to {stop} are asked for.")
         found = torch.empty((stop - start, self.columns), dtype=self.dtype) if into is None else into[: stop - start]
         if found.numel():
             self._read(self.row_offset(start), bytes_of(found))
