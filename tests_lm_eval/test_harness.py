@@ -15,7 +15,7 @@ from oracle import TASKS, choices_right, continuation, rows
 from editing.edit_models import hook_count, random_vectors, weight_bytes
 from steer2edit.core import Editing, Steering, WeightEdit
 from steer2edit.editing import convert, merged
-from steer2edit.errors import DataError, MismatchError
+from steer2edit.errors import DataError
 from steer2edit.evaluation.harness import harness_results
 from steer2edit.evaluation.statistics import rate
 from steer2edit.method import Hyperparameters
@@ -155,10 +155,6 @@ class TestBadInput:
         (tmp_path / "own.yaml").write_text((TASKS / "sequences.yaml").read_text() + "unsafe_code: true\n")
         with pytest.raises(DataError, match=rf"{TEXT}' runs code that the model writes.*sandbox"):
             harness_results(tiny, [str(tmp_path / "own.yaml")])
-
-    def test_edit_of_another_model(self, edit: WeightEdit) -> None:
-        with pytest.raises(MismatchError, match="fingerprint"):
-            harness_results(tiny_chat_model(seed=1), ["tasks/capitals.yaml"], [Editing(edit)])
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def harness_results(
         model: with its tokenizer; its weights are not touched.
         tasks: names the harness knows (tasks, groups, tags), or YAML task files. A task file may name Python functions
             that the harness then runs: only use files that you trust.
-        interventions: `None` is the base.
+        interventions: `None` is the base; that they fit the model is the caller's to see to (`require_fit`).
         limit: use at most this many documents of every task.
         num_fewshot: examples in the prompt, instead of the task's own number.
         apply_chat_template: put prompts into the model's chat format; off by default, as in the harness.
@@ -120,7 +120,6 @@ def harness_results(
     Raises:
         DataError: an unknown task, one whose data cannot be had, or one that runs code of the model or shows images.
         InvalidValueError: a setting is outside its range, or `lm_eval` is not installed.
-        MismatchError: an edit or vectors are for another model or another shape.
         ModelError: the model has no tokenizer.
     """
     _require_settings(model, tasks, limit, apply_chat_template)

@@ -41,6 +41,12 @@ class Budget:
             if not math.isfinite(limit):
                 raise InvalidValueError(f"the limit of {name} must be a number, got {limit}.")
 
+    @property
+    def limits(self) -> dict[str, str]:
+        """By metric, its limit as text: `<= 0.15`."""
+        most = {name: f"<= {limit:g}" for name, limit in self.at_most.items()}
+        return most | {name: f">= {limit:g}" for name, limit in self.at_least.items()}
+
     def excess(self, metrics: Mapping[str, Estimate], at: At = "value") -> dict[str, float]:
         """By metric, how far beyond its limit it is (≤ 0: within); a metric that is not scored is beyond any limit.
 
@@ -75,8 +81,7 @@ class Budget:
 
     def broken(self, held_out: Mapping[str, Estimate]) -> str:
         """One sentence on the limits that a chosen edit breaks on held-out items; empty if it keeps them all."""
-        limits = {name: f"<= {limit:g}" for name, limit in self.at_most.items()}
-        limits |= {name: f">= {limit:g}" for name, limit in self.at_least.items()}
+        limits = self.limits
         beyond = [name for name, excess in self.excess(held_out).items() if excess > 0]
         found = [f"{n} {NUMBER.text(held_out[n]) if n in held_out else NOT_SCORED}, budget {limits[n]}" for n in beyond]
         return f"BEYOND ITS BUDGET on held-out items: {'; '.join(found)}." if found else ""

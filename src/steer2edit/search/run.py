@@ -190,12 +190,11 @@ def _nothing_allowed(search: Search, trials: Sequence[Trial]) -> BudgetError:
             f"none of {len(trials)} trials passed the sanity filter and the rungs. Widen the space or ask for more "
             "--trials."
         )
-    limits = [f"{name} <= {value:g}" for name, value in budget.at_most.items()]
-    limits += [f"{name} >= {value:g}" for name, value in budget.at_least.items()]
+    limits = [f"{name} {limit}" for name, limit in budget.limits.items()]
     closest = min(complete, key=lambda t: budget.violation(t.metrics))
     values = ", ".join(
         f"{name} {closest.metrics[name].value:.3f}"
-        for name in (search.goal.attribute, *budget.at_most, *budget.at_least)
+        for name in (search.goal.attribute, *budget.limits)
         if name in closest.metrics and closest.metrics[name].value is not None
     )
     return BudgetError(
