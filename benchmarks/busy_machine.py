@@ -35,7 +35,7 @@ _SPIN = "while True: pass"
 
 def work(model: str, tokens: int) -> None:
     """Reply whenever a line comes, and say with what."""
-    from steer2edit import Sampling, generate, load_model
+    from steer2edit.models import Sampling, generate, load_model
 
     loaded = load_model(model)
     print("ready", flush=True)
