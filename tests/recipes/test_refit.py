@@ -1,7 +1,6 @@
 """An edit made anew: on the same weights it is the same edit, on others the one that its recipe gives there."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.cli import app
 from steer2edit.core import WeightEdit
-from steer2edit.errors import DataError, InvalidValueError, MismatchError
+from steer2edit.errors import DataError, MismatchError
 from steer2edit.models import LanguageModel
 from steer2edit.recipes import make_edit, make_vectors, refit
 from steer2edit.recipes.making import NOW, recipe_of
@@ -56,26 +55,6 @@ def test_on_the_same_weights_it_is_the_same_edit_and_on_tuned_ones_what_the_reci
     assert same(again, made(tuned))
     assert not same(again, found)
     assert again.metadata["refit_of"]["vectors"] == old.metadata["vectors"]["sha256"]
-
-
-def test_a_robust_edit_is_made_of_copies_and_its_recipe_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, plain = tiny(), replace(MADE, effects=True)
-    before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
-    robust = replace(plain, robust="nf4,tuned")
-    vectors = make_vectors(model, robust)
-    assert vectors.metadata["effects"]["copies"] == ["nf4", "tuned"]
-    effects = [
-        torch.cat([means.effects.attribute for means in found.sites.values() if means.effects])
-        for found in (vectors, make_vectors(model, plain))
-    ]
-    assert torch.nn.functional.cosine_similarity(*effects, dim=0) < 0.9999
-    assert all(torch.equal(before[name], parameter) for name, parameter in model.network.named_parameters())
-    edit = make_edit(model, vectors, ConvertOptions(kl=0.01), Accepting(force=True))
-    metadata = json.loads(json.dumps(edit.metadata))
-    assert recipe_of(WeightEdit(edit.sites, metadata)) == replace(robust, decided_by="end")
-    monkeypatch.setattr("steer2edit.recipes.making.extract", lambda *_, **__: pytest.fail("extracted first"))
-    with pytest.raises(InvalidValueError, match=r"no copy 'int5' to be robust in. Did you mean 'int8'"):
-        make_vectors(model, replace(plain, robust=("int5",)))
 
 
 def test_the_recipe_is_what_was_asked_for() -> None:

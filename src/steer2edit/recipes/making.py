@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import convert, recommended
 from steer2edit.editing.convert import MIN_TOKENS, PREVIEW_ROWS
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.errors import DataError, InvalidValueError, did_you_mean
+from steer2edit.errors import DataError
 from steer2edit.estimates import CHANGE, NUMBER, Condition, Estimate
 from steer2edit.evaluation import BASE_ARM, at_drift, behaviour, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.statistics import mean, paired_difference
@@ -29,9 +28,6 @@ from steer2edit.steering import (
     require_no_overlap,
 )
 from steer2edit.steering.source import IN_MEMORY, Source
-from steer2edit.stress.fine_tuning import FineTune, fine_tuned
-from steer2edit.stress.quantisation import FORMATS, quantised
-from steer2edit.stress.treatments import helpful_answers
 
 STRENGTH = 0.3
 """Of the steering beside the edit: strong enough to show what the vectors are of."""
@@ -150,7 +146,6 @@ def preview(
 NOW = "as it is now"
 RECIPE = "recipe"
 """Key of the metadata of vectors: the settings that are not the usual ones, from which `refit` extracts again."""
-_LIGHT_TUNE = FineTune(steps=16, batch=4, learning_rate=5e-4)
 EFFECT_KL = 0.03
 """Nats per token that an edit made of effects spends: its own scale has no meaning."""
 
@@ -175,7 +170,6 @@ def make_vectors(
         options: what the user decided.
         source: what they are made from, in place of what the options name.
     """
-    copies = {name: _copy(model, name, options.seed) for name in options.robust}  # a wrong name is told at once
     contrast = make_contrast(model, options.source if source is None else source, options)
     found = extract(
         model, contrast, block_outputs=options.block_outputs, direction=options.direction, span=options.span
@@ -184,21 +178,11 @@ def make_vectors(
     if source is None or isinstance(source, str | Path):
         made = options if source is None else replace(options, contrast=str(source))
         vectors = replace(vectors, metadata={**vectors.metadata, RECIPE: _recipe(made)})
-    if options.effects or options.decided_by or options.silent_on or options.robust:
+    if options.effects or options.decided_by or options.silent_on:
         vectors = measure_effects(
-            model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on,
-            copies=copies, seed=options.seed,
-        )  # fmt: skip
+            model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on, seed=options.seed
+        )
     return vectors
-
-
-def _copy(model: LanguageModel, name: str, seed: int) -> AbstractContextManager[object]:
-    """The model with its weights stored in a format, or after a light fine-tune on harmless answers, for a while."""
-    if name == "tuned":
-        return fine_tuned(model, helpful_answers(model), replace(_LIGHT_TUNE, seed=seed))
-    if name not in FORMATS:
-        raise InvalidValueError(f"there is no copy {name!r} to be robust in. {did_you_mean(name, ['tuned', *FORMATS])}")
-    return quantised(model, FORMATS[name])
 
 
 def _recipe(options: ExtractOptions) -> dict[str, Any]:
@@ -268,7 +252,7 @@ def recipe_of(edit: WeightEdit, contrast: str | None = None) -> ExtractOptions:
     known = {name: value for name, value in known.items() if name not in ("positive", "negative")}
     if "effects" in vectors:
         known = {"effects": True, "decided_by": vectors["effects"]["decided_by"], **known}
-    return ExtractOptions(**{**known, "contrast": source, "robust": tuple(known.get("robust", ()))})
+    return ExtractOptions(**{**known, "contrast": source})
 
 
 def refit(

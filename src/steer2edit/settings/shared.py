@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from steer2edit.settings.declared import SETS, VALUES, Checked, Text, read_names
+from steer2edit.settings.declared import SETS, VALUES, Checked
 
 Behaviour = Annotated[
     str | None,
@@ -53,7 +53,6 @@ Device = Annotated[
     str,
     typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, balanced (all devices), or disk."),
 ]
-Robust = Annotated[tuple[str, ...], Text(read_names)]
 Force = Annotated[bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")]
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.settings.declared import Checked, Text, read_names, read_number_or_off
-from steer2edit.settings.shared import Force, Labeller, Limit, Robust, Seed
+from steer2edit.settings.declared import Checked, Text, read_number_or_off
+from steer2edit.settings.shared import Force, Labeller, Limit, Seed
 
 OFF = Text(read_number_or_off, default="off")
 
@@ -35,9 +35,6 @@ class ExtractOptions(Checked):
             end. By default what suits the behaviour; first for a file.
         silent_on: Requests on which edits made of --effects are to do nothing (convert --input-direction gated):
             `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
-        robust: With --effects: pool them over the model as it is and copies of it, so that the edit holds better
-            there and does less elsewhere: int8, fp8, int4, nf4, mxfp4 (weights stored so), tuned (a light fine-tune on
-            harmless answers), with commas between.
 
     Raises:
         InvalidValueError: a value is out of range.
@@ -56,13 +53,7 @@ class ExtractOptions(Checked):
     effects: bool = False
     decided_by: str | None = None
     silent_on: str | None = None
-    robust: Robust = ()
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.robust, str):
-            object.__setattr__(self, "robust", read_names("robust", self.robust))
-        super().__post_init__()
 
     @property
     def source(self) -> str | tuple[Path, Path]:
