@@ -1,5 +1,7 @@
 """Settings are declared once: options, recipe keys and messages follow from the class."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -91,3 +93,9 @@ def test_numbers() -> None:
 def test_the_earlier_name_of_a_flag_still_works() -> None:
     parsed = COMMANDS["search"].make_context("search", ["m", "v", "--out", "run", "--max-shift"]).params
     assert (parsed["max_shift"], parsed["limit_shift"]) == (True, False)
+
+
+def test_without_docstrings_it_is_said_what_is_missing() -> None:
+    """Help texts stand in docstrings: options would be gone without a word."""
+    done = subprocess.run([sys.executable, "-OO", "-c", "import steer2edit.cli"], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("run it without -OO.")

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import MISSING, dataclass, fields
@@ -20,6 +21,8 @@ from typer.models import OptionInfo
 
 from steer2edit.errors import InvalidValueError, did_you_mean
 
+if sys.flags.optimize > 1:
+    raise ImportError("python -OO takes docstrings away, where settings have their help texts: run it without -OO.")
 _HELP = re.compile(r"^    (\w+): (.+(?:\n        .+)*)", re.MULTILINE)
 
 
