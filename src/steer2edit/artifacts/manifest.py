@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata as packages
@@ -91,6 +91,15 @@ class SiteRecord(Record):
     def module_in_file(self) -> str:
         """What the adapter's file calls the module."""
         return self.targets[0].name if self.targets else self.module
+
+    def shapes_in_file(self, keys: Callable[[str], tuple[str, str]]) -> dict[str, tuple[int, int]]:
+        """Shapes of what the adapter's file holds of it, by the names that `keys` makes of a module's."""
+        targets = self.targets or [TargetRecord(name=self.module, a=(1, self.shape[1]), b=(self.shape[0], 1))]
+        return {
+            key: shape
+            for target in (targets if self.in_adapter else ())
+            for key, shape in zip(keys(target.name), (target.a, target.b), strict=True)
+        }
 
     @property
     def weights(self) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, require_read_back
@@ -98,9 +99,17 @@ def load_edit(directory: Path | str) -> WeightEdit:
     except InvalidValueError as error:
         raise ArtifactError(f"{directory / MANIFEST_FILE} is damaged: sites: {error}") from error
     lora.check_adapter_config(directory, 1, [weight for record in records.values() for weight in record.weights])
+    in_adapter: dict[str, tuple[int, ...]] = {}
+    beside: dict[str, tuple[int, ...]] = {}
+    for site, record in records.items():
+        in_adapter |= record.shapes_in_file(lora.adapter_keys)
+        sizes = zip(_FIELDS, (*record.shape, record.components, record.components), strict=True)
+        beside |= {f"{site}.{field}": (size,) for field, size in sizes if field in _beside(record)}
     tensors: dict[str, Tensor] = {}
-    for name in (ADAPTER_FILE, COMPONENTS_FILE):
-        tensors |= read_tensors(directory / name, "tensors of an edit")[0]
+    for name, shapes in ((ADAPTER_FILE, in_adapter), (COMPONENTS_FILE, beside)):
+        found = read_tensors(directory / name, "tensors of an edit")[0]
+        _require_shapes(directory / name, found, shapes)
+        tensors |= found
         if manifest.files.get(name) != file_sha256(directory / name):
             raise ArtifactError(
                 f"{directory / name} is not the file that {MANIFEST_FILE} describes (another SHA-256): it was changed "
@@ -108,7 +117,7 @@ def load_edit(directory: Path | str) -> WeightEdit:
             )
     try:
         return WeightEdit({site: _site_edit(site, record, tensors) for site, record in records.items()}, manifest.edit)
-    except (KeyError, IndexError, InvalidValueError) as error:
+    except InvalidValueError as error:
         raise ArtifactError(
             f"{directory} does not hold what its {MANIFEST_FILE} says ({error}): the edit is damaged. Make it again."
         ) from error
@@ -167,12 +176,21 @@ def _require_edit_directory(directory: Path) -> None:
     raise ArtifactError(f"{directory} holds no edit (no {MANIFEST_FILE}). Give the directory that convert wrote.")
 
 
+def _require_shapes(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a tensor more or less than the manifest says, or another: PEFT would do more than the components tell."""
+    float32 = {key: (torch.float32, shape) for key, shape in shapes.items()}
+    found = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
+    if wrong := sorted(key for key in float32.keys() | found.keys() if float32.get(key) != found.get(key)):
+        key, shown = wrong[0], [" ".join(map(str, one.get(wrong[0], ("nothing",)))) for one in (found, float32)]
+        raise ArtifactError(
+            f"{path} does not hold what its {MANIFEST_FILE} says: {key} is {shown[0]}, not {shown[1]} ({len(wrong)} "
+            "such tensors). It belongs to another edit, or is damaged."
+        )
+
+
 def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Tensor]) -> SiteEdit:
     found = {field: tensors[f"{site}.{field}"] for field in _beside(record)}
     if "row" not in found:
         key_a, key_b = lora.adapter_keys(record.module_in_file)
         found |= {"output_direction": tensors[key_b][:, 0].contiguous(), "row": tensors[key_a][0]}
-    edit = SiteEdit(**found, experts=record.experts)
-    if (edit.output_direction.numel(), edit.row.numel(), edit.magnitude.numel()) != (*record.shape, record.components):
-        raise InvalidValueError(f"{site} has other shapes than {list(record.shape)}")
-    return edit
+    return SiteEdit(**found, experts=record.experts)
