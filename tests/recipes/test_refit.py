@@ -1,6 +1,7 @@
 """An edit made anew: on the same weights it is the same edit, on others the one that its recipe gives there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ from typer.testing import CliRunner
 from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.cli import app
 from steer2edit.core import WeightEdit
+from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, MismatchError
+from steer2edit.estimates import Condition
+from steer2edit.evaluation import Arm, behaviour
+from steer2edit.evaluation.task import Task
 from steer2edit.models import LanguageModel
 from steer2edit.recipes import make_edit, make_vectors, refit
-from steer2edit.recipes.making import NOW, recipe_of
+from steer2edit.recipes.making import NOW, _at_best_drift, recipe_of
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
 from tiny_chat import tiny_chat_model
 
@@ -55,6 +60,30 @@ def test_on_the_same_weights_it_is_the_same_edit_and_on_tuned_ones_what_the_reci
     assert same(again, made(tuned))
     assert not same(again, found)
     assert again.metadata["refit_of"]["vectors"] == old.metadata["vectors"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "direction", "share"),
+    [((0.9, 0.5, 0.9), 1, 1.0), ((0.1, 0.9, 0.5), 1, 0.3), ((0.1, None, 0.5), 1, 0.1), ((9.0, 4.0, 6.0), -1, 0.3)],
+)
+def test_a_refitted_edit_drifts_no_further_than_helps(
+    monkeypatch: pytest.MonkeyPatch, shown: tuple[float | None, ...], direction: int, share: float
+) -> None:
+    model = tiny()
+    part = replace(behaviour("safety", "validation", limit=4), direction=direction)
+    edit = make_edit(model, make_vectors(model, MADE), BUDGET, Accepting(force=True))
+    asked = []
+
+    def measured(engine: TransformersEngine, tasks: list[Task], arms: list[Arm]) -> list[Condition]:
+        asked.extend(arm.parameters["strength"] for arm in arms)
+        assert [part.attribute] == [name for task in tasks for name in task.metric_names]
+        return [Condition(arm.label, {}, values={part.attribute: [v]}) for arm, v in zip(arms, shown, strict=True)]
+
+    monkeypatch.setattr("steer2edit.recipes.making.evaluate", measured)
+    found = _at_best_drift(TransformersEngine(model), edit, 0.01, part)
+    assert asked == [pytest.approx(one**0.5) for one in (1.0, 0.3, 0.1)]
+    assert found.metadata["drift"]["kl"] == pytest.approx(0.01 * share, rel=0.06)
+    assert found.metadata["drift"]["asked"] == 0.01
 
 
 def test_the_recipe_is_what_was_asked_for() -> None:

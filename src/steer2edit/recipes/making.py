@@ -1,6 +1,7 @@
 """Vectors and edits as the settings ask for them, a first look at an edit, in seconds, and an edit made anew."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from steer2edit.editing.convert import MIN_TOKENS, PREVIEW_ROWS
 from steer2edit.engines import Request, TransformersEngine
 from steer2edit.errors import DataError
 from steer2edit.estimates import CHANGE, NUMBER, Condition, Estimate
-from steer2edit.evaluation import BASE_ARM, at_drift, behaviour, edit_arm, evaluate, steering_arm
-from steer2edit.evaluation.statistics import mean, paired_difference
+from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit_arm, evaluate, steering_arm
+from steer2edit.evaluation.statistics import estimate, mean, paired_difference
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.report.text import visible
@@ -144,6 +145,8 @@ def preview(
 
 
 NOW = "as it is now"
+_SHARES = (1.0, 0.3, 0.1)
+"""Of its drift, at which a refitted edit is tried; the first of those that show as much."""
 RECIPE = "recipe"
 """Key of the metadata of vectors: the settings that are not the usual ones, from which `refit` extracts again."""
 EFFECT_KL = 0.03
@@ -260,8 +263,8 @@ def refit(
 ) -> tuple[WeightEdit, list[Condition], Mapping[str, Sequence[str]]]:
     """Extract and convert again with an edit's own settings, on a model whose weights have changed since.
 
-    Nothing is searched: rules, budgets and drift are those of the edit. A model that was tuned with the edit in its
-    weights is measured with what is left of it.
+    Nothing is searched: rules and budgets are those of the edit, and its drift is the most that is spent. A model that
+    was tuned with the edit in its weights is measured with what is left of it.
 
     Args:
         model: the changed model, of the same architecture.
@@ -295,8 +298,24 @@ def refit(
     )
     engine = TransformersEngine(model)
     if drift := facts.get("drift"):
-        made = at_drift(engine, made, drift.get("asked", drift["kl"]))
+        validation = behaviour(str(options.contrast), "validation", limit=changed.limit, seed=options.seed)
+        made = _at_best_drift(engine, made, drift.get("asked", drift["kl"]), validation)
     old = {"model": facts.get("model"), "vectors": facts.get("vectors", {}).get("sha256")}
     made = replace(made, metadata={**made.metadata, "refit_of": old})
     arms = [replace(BASE_ARM, label=NOW), edit_arm(edit, "old edit on top"), edit_arm(made, "refitted edit")]
     return made, evaluate(engine, part.tasks, arms), part.prompts
+
+
+def _at_best_drift(engine: TransformersEngine, edit: WeightEdit, kl: float, part: Behaviour) -> WeightEdit:
+    """The edit at that of a few drifts, up to one, with most of the behaviour on validation items.
+
+    An old edit that is still in the weights adds to the new one: together they may begin a refusal and go past it.
+    """
+    tasks = [task for task in part.tasks if part.attribute in task.metric_names]
+    edit = at_drift(engine, edit, kl)
+    arms = [edit_arm(edit, f"{share:g} of the drift", share**0.5) for share in _SHARES]
+    shown = [estimate(found.values[part.attribute]).value for found in evaluate(engine, tasks, arms)]
+    best = max(range(len(shown)), key=lambda i: -math.inf if shown[i] is None else part.direction * shown[i])  # type: ignore[operator]
+    if best:
+        edit = at_drift(engine, edit, kl * _SHARES[best])
+    return replace(edit, metadata={**edit.metadata, "drift": {**edit.metadata["drift"], "asked": kl}})
