@@ -72,8 +72,8 @@ def require_read_back(same: bool, what: object) -> None:
     """
     if not same:
         raise ArtifactError(
-            f"{what} reads back differently from what was written: the disk may be failing. Nothing was kept; write to "
-            "another place."
+            f"{what} reads back differently from what was written: the disk may be failing, or the source was changed "
+            "meanwhile. Nothing was kept; write to another place."
         )
 
 
