@@ -12,7 +12,7 @@ from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.cli import app
 from steer2edit.core import WeightEdit
 from steer2edit.engines import TransformersEngine
-from steer2edit.errors import DataError, MismatchError
+from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition
 from steer2edit.evaluation import Arm, behaviour
 from steer2edit.evaluation.task import Task
@@ -84,6 +84,25 @@ def test_a_refitted_edit_drifts_no_further_than_helps(
     assert asked == [pytest.approx(one**0.5) for one in (1.0, 0.3, 0.1)]
     assert found.metadata["drift"]["kl"] == pytest.approx(0.01 * share, rel=0.06)
     assert found.metadata["drift"]["asked"] == 0.01
+
+
+def test_a_robust_edit_is_made_of_copies_and_its_recipe_says_so() -> None:
+    model, plain = tiny(), replace(MADE, effects=True)
+    before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
+    robust = replace(plain, robust="tuned")
+    vectors = make_vectors(model, robust)
+    assert vectors.metadata["effects"]["copies"] == ["tuned"]
+    effects = [
+        torch.cat([means.effects.attribute for means in found.sites.values() if means.effects])
+        for found in (vectors, make_vectors(model, plain))
+    ]
+    assert torch.nn.functional.cosine_similarity(*effects, dim=0) < 0.9999
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.network.named_parameters())
+    edit = make_edit(model, vectors, ConvertOptions(kl=0.01), Accepting(force=True))
+    metadata = json.loads(json.dumps(edit.metadata))
+    assert recipe_of(WeightEdit(edit.sites, metadata)) == replace(robust, decided_by="end")
+    with pytest.raises(InvalidValueError, match="unknown robust 'int4'"):
+        replace(plain, robust="int4")  # type: ignore[arg-type]
 
 
 def test_the_recipe_is_what_was_asked_for() -> None:

@@ -1,5 +1,6 @@
 """Measured effects: from responses to vectors, file, edit and what the edit does."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from steer2edit.models.reply import turn_end
 from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, prompt_digests, safety_prompts
 from steer2edit.steering.benign import own_answers
 from steer2edit.steering.effects import DECIDING_TOKENS, _Measurement
+from steer2edit.stress.quantisation import FORMATS, quantised
 from tiny_chat import tiny_chat_model
 
 EFFECT = Rules(importance="effect")
@@ -214,10 +216,38 @@ def test_replies_that_are_known_are_not_asked_for_again(model: LanguageModel, co
     prompts = [f"Name {n} colours." for n in range(1, 9)]
     directions = {site: torch.ones(module.shape[0]) for site, module in model.sites.items()}
     measure = _Measurement(model, directions, "first", 64)
-    asked = measure.silent(contrast.train, prompts, ())
-    known = measure.silent(contrast.train, prompts, own_answers(model, prompts[:5]))
+    asked = measure.silent(contrast.train, measure.own_replies(prompts, ()))
+    known = measure.silent(contrast.train, measure.own_replies(prompts, own_answers(model, prompts[:5])))
     for site, rows in asked.items():
         assert torch.allclose(known[site], rows, rtol=1e-3, atol=1e-5)
+
+
+def test_copies_are_pooled(model: LanguageModel, contrast: ContrastSet, benign: str) -> None:
+    """A copy that is the model changes nothing; of another, effects are averaged, and drift is of both."""
+
+    def measured(**copies: AbstractContextManager[object]) -> SteeringVectors:
+        return measure_effects(model, plain, contrast, benign=benign, copies=copies)
+
+    plain = extract(model, contrast)
+    alone, same, pooled = measured(), measured(same=nullcontext()), measured(coarse=quantised(model, FORMATS["int4"]))
+    directions = {site: output_direction(means.steering_vector) for site, means in plain.sites.items()}
+    with quantised(model, FORMATS["int4"]):
+        coarse = _Measurement(model, directions, "first", 64)
+        more = coarse.decisions(encode_responses(model, PAIRS.positive), "positive")
+        less = coarse.decisions(encode_responses(model, PAIRS.negative), "negative", positive=False)
+    for site in plain.sites:
+        one, two, both = (found.sites[site].effects for found in (alone, same, pooled))
+        assert one is not None
+        assert two is not None
+        assert both is not None
+        for name in ("attribute", "drift", "gated"):
+            assert torch.allclose(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-6)
+        own = (more[site] - less[site]).mean(dim=0)
+        assert (own - one.attribute).norm() > 0.01 * own.norm()
+        assert torch.allclose(both.attribute, (one.attribute + own) / 2, rtol=1e-3, atol=1e-5)
+        assert not torch.allclose(both.drift, one.drift, rtol=1e-3)
+    assert pooled.metadata["effects"]["copies"] == ["coarse"]
+    assert "copies" not in alone.metadata["effects"]
 
 
 def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(

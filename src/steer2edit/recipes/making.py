@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from steer2edit.steering import (
     require_no_overlap,
 )
 from steer2edit.steering.source import IN_MEMORY, Source
+from steer2edit.stress.fine_tuning import FineTune, fine_tuned
+from steer2edit.stress.treatments import helpful_answers
 
 STRENGTH = 0.3
 """Of the steering beside the edit: strong enough to show what the vectors are of."""
@@ -149,6 +152,7 @@ _SHARES = (1.0, 0.3, 0.1)
 """Of its drift, at which a refitted edit is tried; the first of those that show as much."""
 RECIPE = "recipe"
 """Key of the metadata of vectors: the settings that are not the usual ones, from which `refit` extracts again."""
+_LIGHT_TUNE = FineTune(steps=16, batch=4, learning_rate=5e-4)
 EFFECT_KL = 0.03
 """Nats per token that an edit made of effects spends: its own scale has no meaning."""
 
@@ -181,11 +185,17 @@ def make_vectors(
     if source is None or isinstance(source, str | Path):
         made = options if source is None else replace(options, contrast=str(source))
         vectors = replace(vectors, metadata={**vectors.metadata, RECIPE: _recipe(made)})
-    if options.effects or options.decided_by or options.silent_on:
+    if options.effects or options.decided_by or options.silent_on or options.robust:
         vectors = measure_effects(
-            model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on, seed=options.seed
-        )
+            model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on,
+            seed=options.seed, copies={options.robust: _tuned(model, options.seed)} if options.robust else None,
+        )  # fmt: skip
     return vectors
+
+
+def _tuned(model: LanguageModel, seed: int) -> AbstractContextManager[object]:
+    """The model after a light fine-tune on every other harmless answer, for a while."""
+    return fine_tuned(model, helpful_answers(model)[::2], replace(_LIGHT_TUNE, seed=seed + 1))
 
 
 def _recipe(options: ExtractOptions) -> dict[str, Any]:

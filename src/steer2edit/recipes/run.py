@@ -122,7 +122,7 @@ def run_behaviour(
         what, "held_out", limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed
     )
     source = ExtractOptions(
-        options.contrast or what, limit=options.limit, seed=options.seed, effects=True,
+        options.contrast or what, limit=options.limit, seed=options.seed, effects=True, robust=options.robust,
         max_new_tokens=options.max_new_tokens or ExtractOptions.max_new_tokens,
     )  # fmt: skip
     about = {**identity(what, model, source), "kl": options.kl, "search": options.search}

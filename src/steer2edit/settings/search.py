@@ -8,7 +8,7 @@ import typer
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.settings.declared import NUMBERS, Above, Checked, Text, read_names
-from steer2edit.settings.shared import Behaviour, Data, Limit, MaxNewTokens, Scorer, Seed
+from steer2edit.settings.shared import Behaviour, Data, Limit, MaxNewTokens, Robust, Scorer, Seed
 
 Strategy = Literal["grid", "tpe", "nsga2", "random"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -133,6 +133,7 @@ class RunOptions(Checked):
         strategy: Of a search: grid, tpe, nsga2 or random, instead of the recipe's.
         trials: Of a search: configurations to try in all; ask for more later to extend a run.
         contrast: Preset or data file to make the vectors from, instead of the behaviour's.
+        robust: tuned: an edit of which more survives a fine-tune: see extract.
         strengths: Of a search: steering strengths; by default 10 to 100 % of the largest KL.
         max_kl: Of a search: largest KL to the base, nats per token.
         published: Of a recipe: measure the published data sets, from the Hub.
@@ -147,6 +148,7 @@ class RunOptions(Checked):
     strategy: Strategy | None = None
     trials: Annotated[int | None, typer.Option(min=1)] = None
     contrast: str | None = None
+    robust: Robust = None
     strengths: Annotated[tuple[float, ...], NUMBERS] = ()
     max_kl: Annotated[float | None, typer.Option(min=0)] = None
     published: bool = False

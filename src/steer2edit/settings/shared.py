@@ -53,6 +53,7 @@ Device = Annotated[
     str,
     typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, balanced (all devices), or disk."),
 ]
+Robust = Literal["tuned"] | None
 Force = Annotated[bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")]
 
 

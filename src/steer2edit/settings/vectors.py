@@ -8,7 +8,7 @@ import typer
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.settings.declared import Checked, Text, read_number_or_off
-from steer2edit.settings.shared import Force, Labeller, Limit, Seed
+from steer2edit.settings.shared import Force, Labeller, Limit, Robust, Seed
 
 OFF = Text(read_number_or_off, default="off")
 
@@ -35,6 +35,8 @@ class ExtractOptions(Checked):
             end. By default what suits the behaviour; first for a file.
         silent_on: Requests on which edits made of --effects are to do nothing (convert --input-direction gated):
             `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
+        robust: tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
+            more of the edit survives another fine-tune, and a little less is done without one.
 
     Raises:
         InvalidValueError: a value is out of range.
@@ -53,6 +55,7 @@ class ExtractOptions(Checked):
     effects: bool = False
     decided_by: str | None = None
     silent_on: str | None = None
+    robust: Robust = None
     seed: Seed = 0
 
     @property

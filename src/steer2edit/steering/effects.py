@@ -10,7 +10,8 @@ C = mean square of the effects on the score of tokens drawn from the model, over
     wanted, and of a positive one less the model's own where it is not
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from steer2edit.steering.presets import borderline_prompts, safety_prompts
 
 Features = dict[Site, Float[Tensor, "n m"]]
 """Effects of n responses by site."""
+Answers = Sequence[tuple[Prompt, EncodedResponse]]
+"""Requests with the model's own replies."""
 
 DECIDING_TOKENS = 4
 """First tokens of a response that decide what kind of reply it is."""
@@ -62,6 +65,7 @@ def measure_effects(
     decided_by: str | None = None,
     silent_on: str | Path | None = None,
     benign: str = BUILT_IN,
+    copies: Mapping[str, AbstractContextManager[object]] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
 ) -> SteeringVectors:
@@ -79,6 +83,9 @@ def measure_effects(
             built-in benign requests and safe ones that sound alarming, or a file of prompts. By default what
             the behaviour says (`benign` for safety), else none: gated rows spare drift alone then.
         benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
+        copies: contexts by name in which the model is another, that the edit is to hold in too: tuned, say. Effects are
+            measured in each as well: wanted ones are averaged, and it is to be silent and not to drift in all. How well
+            the gate tells requests apart is said of the model as it is.
         batch_tokens: rows × longest row of a batch stays within this.
         seed: of the tokens that are drawn.
 
@@ -100,16 +107,19 @@ def measure_effects(
         )
     directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
     measure = _Measurement(model, directions, decided_by, batch_tokens)
-    positive = measure.decisions(encode_responses(model, contrast.train.positive), "positive responses")
-    negative = measure.decisions(encode_responses(model, contrast.train.negative), "negative responses", positive=False)
     answered = benign_answers(model, benign)
-    answers = [reply for _, reply in answered]
-    draws = measure.draws(answers, torch.Generator().manual_seed(seed))
-    drift = {site: psi.double().square().mean(dim=0).float() for site, psi in draws.items()}
-    wanted = _paired(contrast.train, positive, negative)
     prompts = _silent_prompts(silent_on)
-    silent = measure.silent(contrast.train, prompts, answered) if prompts else {site: draws[site][:0] for site in draws}
-    gate = gated_effects(wanted, silent, draws)
+    stays = measure.own_replies(prompts, answered)
+    contexts: list[AbstractContextManager[object]] = [nullcontext(), *(copies or {}).values()]
+    parts = []
+    for context in contexts:
+        with context:
+            parts.append(measure.all(contrast.train, answered, stays, torch.Generator().manual_seed(seed)))
+    positive, negative = (_mean([part[i] for part in parts]) for i in (0, 1))
+    silent, draws = ({site: torch.cat([part[i][site] for part in parts]) for site in positive} for i in (2, 3))
+    drift = {site: psi.double().square().mean(dim=0).float() for site, psi in draws.items()}
+    gate = gated_effects(_paired(contrast.train, positive, negative), silent, draws)
+    told = gated_effects(_paired(contrast.train, *parts[0][:2]), *parts[0][2:]) if copies else gate
     sites = {}
     for site, means in vectors.sites.items():
         more, less = positive[site], negative[site]
@@ -121,14 +131,15 @@ def measure_effects(
     made: dict[str, Any] = {
         "decided_by": decided_by,
         "benign": benign,
-        "benign_replies": len(answers),
+        "benign_replies": len(answered),
         "draws": _DRAWS,
     }
+    if copies:
+        made["copies"] = list(copies)
     if prompts:
-        value, low, high = auroc(gate.wanted.tolist(), gate.silent.tolist())
-        told = {"auroc": value, "auroc_low": low, "auroc_high": high}
-        counts = {"requests": len(gate.wanted), "silent": len(gate.silent)}
-        made["gate"] = {"silent_on": str(silent_on), **counts, **told}
+        value, low, high = auroc(told.wanted.tolist(), told.silent.tolist())
+        counts = {"requests": len(told.wanted), "silent": len(told.silent)}
+        made["gate"] = {"silent_on": str(silent_on), **counts, "auroc": value, "auroc_low": low, "auroc_high": high}
     seen = {*vectors.metadata.get("prompts", ()), *prompt_digests([*(prompt for prompt, _ in answered), *prompts])}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "prompts": sorted(seen), "effects": made})
 
@@ -150,6 +161,10 @@ def _paired(train: Contrast, positive: Features, negative: Features) -> Features
     return {site: positive[site][first] - negative[site][second] for site in positive}
 
 
+def _mean(parts: Sequence[Features]) -> Features:
+    return {site: torch.stack([part[site] for part in parts]).mean(dim=0) for site in parts[0]}
+
+
 class _Measurement:
     """Effects on what decides the behaviour, and on what drifts."""
 
@@ -158,6 +173,16 @@ class _Measurement:
     ) -> None:
         self.model, self.directions, self._batch_tokens = model, directions, batch_tokens
         self._decided_by = decided_by
+
+    def all(
+        self, train: Contrast, answered: Answers, stays: Answers, generator: torch.Generator
+    ) -> tuple[Features, Features, Features, Features]:
+        """Effects on positive and on negative responses, on what to stay silent on, and on tokens drawn."""
+        positive = self.decisions(encode_responses(self.model, train.positive), "positive responses")
+        negative = self.decisions(encode_responses(self.model, train.negative), "negative responses", positive=False)
+        draws = self.draws([reply for _, reply in answered], generator)
+        none = {site: rows[:0] for site, rows in draws.items()}
+        return positive, negative, self.silent(train, stays) if stays else none, draws
 
     def decisions(self, responses: Sequence[EncodedResponse], of: str, *, positive: bool = True) -> Features:
         """Effects of every response on its own decision; a negative one that its end decides, in its middle."""
@@ -168,19 +193,19 @@ class _Measurement:
             responses = [ended(r, self._end(), 1.0 if positive else 0.5) for r in responses]
         return self._rows(responses, score, f"Effects on {of}")
 
-    def silent(
-        self, train: Contrast, prompts: Sequence[Prompt], known: Sequence[tuple[Prompt, EncodedResponse]]
-    ) -> Features:
-        """Effects on positive responses, in turn, to other requests, less those on the model's own replies to them,
-        of which some are known."""
+    def own_replies(self, prompts: Sequence[Prompt], known: Answers) -> Answers:
+        """The model's own replies to requests, of which some are known: as much of them as decides."""
         there = {prompt_key(prompt): reply for prompt, reply in known}
         sampling = replace(REPLIES, max_new_tokens=DECIDING_TOKENS) if self._decided_by == "first" else REPLIES
         answered = [(prompt, there[prompt_key(prompt)]) for prompt in prompts if prompt_key(prompt) in there]
-        if others := [prompt for prompt in prompts if prompt_key(prompt) not in there]:
-            answered += own_answers(self.model, others, sampling)
-        scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(answered)]
+        others = [prompt for prompt in prompts if prompt_key(prompt) not in there]
+        return answered + own_answers(self.model, others, sampling) if others else answered
+
+    def silent(self, train: Contrast, stays: Answers) -> Features:
+        """Effects on positive responses, in turn, to other requests, less those on the model's own replies to them."""
+        scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(stays)]
         found = self.decisions(encode_responses(self.model, scripted), "what to stay silent on")
-        own = self.decisions([answer for _, answer in answered], "replies to stay with", positive=False)
+        own = self.decisions([reply for _, reply in stays], "replies to stay with", positive=False)
         for site, rows in own.items():
             found[site] -= rows
         return found
