@@ -12,13 +12,15 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from families import tiny_network
 from steer2edit.artifacts import apply_to_files, save_edit
-from steer2edit.core import SiteEdit, WeightEdit
+from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing import convert, edited, merged
-from steer2edit.errors import ArtifactError, InvalidValueError, ModelError
+from steer2edit.errors import ArtifactError, ModelError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.models.chat import EncodedResponse
-from steer2edit.models.effects import _require_gradients, response_effects, whole_response
+from steer2edit.models.effects import response_effects, whole_response
+from steer2edit.models.gradients import without_gradients
+from steer2edit.models.site_module import Projection
 from steer2edit.models.wrapping import wrap_model
 from steer2edit.steering import ContrastSet, extract
 from steer2edit.steering.contrast import Contrast
@@ -112,15 +114,30 @@ def test_the_hook_is_the_edit_of_the_dequantised_weights(packed: LanguageModel) 
         pass
 
 
-def test_gradients_are_asked_for_before_effects_are_measured() -> None:
-    u, response = torch.ones(32), EncodedResponse((1, 5, 6), 1)
-    for differentiable in (True, False):
-        model = LanguageModel(packed_network(differentiable=differentiable).eval())
-        if differentiable:
-            _require_gradients(model)
-        else:
-            with pytest.raises(InvalidValueError, match=r"quantised weights of .* \(Packed\) pass none"):
-                next(response_effects(model, [response], dict.fromkeys(model.sites, u), whole_response))
+def effects(model: LanguageModel) -> dict[Site, torch.Tensor]:
+    u, response = torch.ones(32) / 32**0.5, EncodedResponse((1, 5, 6, 9, 4), 2)
+    return next(response_effects(model, [response], dict.fromkeys(model.sites, u), whole_response)).sites
+
+
+@pytest.mark.parametrize("family", ["llama", "starcoder2", "qwen3_moe"])
+def test_effects_where_kernels_pass_no_gradient(family: str) -> None:
+    """Against the same matrices differentiated by torch; and all modules are as they were."""
+    expected = effects(LanguageModel(packed_network(family).eval()))
+    model = LanguageModel(packed_network(family, differentiable=False).eval())
+    without = without_gradients(model)
+    assert len(without) > len(model.sites)
+    assert all(isinstance(p.module, Packed) for p in without)
+    base = logits(model.network)
+    found = effects(model)
+    for site, e in expected.items():
+        assert e.norm() > 0
+        assert torch.allclose(found[site], e, rtol=1e-4, atol=1e-6)
+    assert not any("forward" in vars(module) for module in model.network.modules())
+    assert torch.equal(logits(model.network), base)
+
+
+def test_own_gradients_are_used_where_they_are_right() -> None:
+    assert without_gradients(LanguageModel(packed_network().eval())) == []
 
 
 def test_a_format_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +159,17 @@ def test_a_format_that_cannot_be_loaded(tmp_path: Path) -> None:
     wrong = r"are quantised \(gptq\), and cannot be loaded on this machine: .* Install what it asks for, or use the unq"
     with pytest.raises(ModelError, match=wrong):
         load_model(str(tmp_path), device="cpu")
+
+
+def dequantised(model: LanguageModel) -> LanguageModel:
+    """The model with every packed matrix replaced by the one that it applies."""
+    network = tiny_network("llama", hidden_size=128, intermediate_size=256, vocab_size=len(tiny_tokenizer()))
+    network.load_state_dict({k: v for k, v in model.network.state_dict().items() if "_proj." not in k}, strict=False)
+    for name, module in model.network.named_modules():
+        if name.endswith("_proj"):
+            packed = Projection(name, module, slice(0), False, quantised=torch.float32)
+            network.get_submodule(name).weight.data = packed.weight
+    return LanguageModel(network.eval())
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -167,6 +195,12 @@ def test_bitsandbytes(tmp_path: Path, bits: int) -> None:
         x = torch.randn(3, module.shape[1], generator=torch.Generator().manual_seed(0))
         wanted = x @ module.weight.T  # 8 bit rounds its input as well
         assert (module.module(x) - wanted).norm() < {4: 1e-2, 8: 3e-2}[bits] * wanted.norm()
+    u = torch.ones(128) / 128**0.5
+    responses, directions = [EncodedResponse((1, 5, 6, 9, 4), 2)], dict.fromkeys(model.sites, u)
+    dense = dequantised(model)
+    found, expected = (next(response_effects(m, responses, directions, whole_response)).sites for m in (model, dense))
+    for site, e in expected.items():
+        assert (found[site] - e).norm() < 0.1 * e.norm(), site  # kernels that round
     pairs = [tuple((p, r) for p in ("How do I", "one two")) for r in ("I'm sorry", "Mix the flour")]
     contrast = ContrastSet("tiny", {"train": Contrast(*pairs)}, {})
     vectors = extract(model, contrast)

@@ -10,20 +10,19 @@ gives e at every site; nothing but a batch is ever held. Of an expert, x_t count
 Shapes: b = rows of a batch, t = tokens, s = pairs of a token and an expert, d, m = width of a site's output and input.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from steer2edit.core import Site
-from steer2edit.errors import InvalidValueError
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches
 from steer2edit.models.chat import EncodedResponse
 from steer2edit.models.experts import RoutedTokens
+from steer2edit.models.gradients import activation_gradients, backward, without_gradients
 from steer2edit.models.hooks import hooked
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.scoring import span_distributions, token_log_probabilities
@@ -125,11 +124,11 @@ def response_effects(
     Raises:
         InvalidValueError: gradients cannot be taken of the model.
     """
-    _require_gradients(model)
     lengths = [len(response.ids) for response in responses]
+    without = without_gradients(model)
     with step(description, len(responses)) as advance:
         for rows in length_batches(lengths, batch_tokens):
-            found = _batch_effects(model, [responses[i] for i in rows], directions, score, times)
+            found = _batch_effects(model, [responses[i] for i in rows], directions, score, times, without)
             for time, sites in enumerate(found):
                 yield BatchEffects(rows, sites, time)
             advance(len(rows))
@@ -141,11 +140,12 @@ def _batch_effects(
     directions: Mapping[Site, Tensor],
     score: Score,
     times: int,
+    without: Sequence[Projection],
 ) -> list[dict[Site, Tensor]]:
     recorders = {site: _Recorder(model.sites[site], u, len(responses)) for site, u in directions.items()}
     found = []
     with ExitStack() as stack:
-        stack.enter_context(_only_activations(model.network))
+        stack.enter_context(activation_gradients(model, without))
         for recorder in recorders.values():
             stack.enter_context(
                 hooked(recorder.site, matrix=recorder.matrix, routed=recorder.experts, output=recorder.output)
@@ -153,55 +153,9 @@ def _batch_effects(
         spans = span_distributions(model, responses)
         for time in range(times):
             total = torch.stack([score(span, r) for span, r in zip(spans, responses, strict=True)]).sum()
-            _backward(model, total, retain_graph=time + 1 < times)
+            backward(model, total, retain_graph=time + 1 < times)
             found.append({site: recorder.take() for site, recorder in recorders.items()})
     return found
-
-
-def _backward(model: LanguageModel, total: Tensor, *, retain_graph: bool) -> None:
-    try:
-        torch.autograd.backward(total, retain_graph=retain_graph)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError) as error:  # a kernel without a backward pass, weights without a graph
-        raise InvalidValueError(
-            f"effects need gradients, and {model.name!r} gives none ({' '.join(str(error).split())[:150]}). Load it "
-            "unquantised, or convert with --importance cosine."
-        ) from error
-
-
-def _require_gradients(model: LanguageModel) -> None:
-    """Refuse quantised modules that pass no gradient, or a wrong one: some kernels do so without a word."""
-    kinds = {type(p.module): p for site in model.sites.values() for p in site.projections if p.quantised}
-    for projection in kinds.values():
-        x = torch.ones(1, projection.shape[1], dtype=projection.dtype, device=projection.device, requires_grad=True)
-        with torch.enable_grad(), warnings.catch_warnings(), suppress(RuntimeError):  # of outputs without a graph
-            warnings.simplefilter("ignore")
-            torch.autograd.backward(projection.module.forward(x).sum())
-        expected = projection.weight.float().sum(dim=0)
-        if x.grad is None or (x.grad[0].float() - expected).norm() > 0.05 * expected.norm():
-            kind = type(projection.module).__name__
-            raise InvalidValueError(
-                f"effects need gradients, and the quantised weights of {model.name!r} ({kind}) pass none on this "
-                "machine. Load it unquantised, or convert with --importance cosine."
-            )
-
-
-@contextmanager
-def _only_activations(network: nn.Module) -> Iterator[None]:
-    """Gradients of activations, from the embedding on, and of no parameter; all is as before on leaving."""
-    wanted = [p for p in network.parameters() if p.requires_grad]
-    embedding: nn.Module = network.get_input_embeddings()  # type: ignore[operator]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    handle = embedding.register_forward_hook(lambda module, inputs, output: output.detach().requires_grad_(True))
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        handle.remove()
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 class _Recorder:
