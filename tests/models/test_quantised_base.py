@@ -164,11 +164,10 @@ def test_a_format_that_cannot_be_loaded(tmp_path: Path) -> None:
 def dequantised(model: LanguageModel) -> LanguageModel:
     """The model with every packed matrix replaced by the one that it applies."""
     network = tiny_network("llama", hidden_size=128, intermediate_size=256, vocab_size=len(tiny_tokenizer()))
-    network.load_state_dict({k: v for k, v in model.network.state_dict().items() if "_proj." not in k}, strict=False)
-    for name, module in model.network.named_modules():
-        if name.endswith("_proj"):
-            packed = Projection(name, module, slice(0), False, quantised=torch.float32)
-            network.get_submodule(name).weight.data = packed.weight
+    for name, parameter in network.named_parameters():
+        module = model.network.get_submodule(name.rpartition(".")[0])
+        packed = Projection(name, module, slice(0), False, quantised=torch.float32)
+        parameter.data = packed.weight if "_proj" in name else module.weight.detach()
     return LanguageModel(network.eval())
 
 
