@@ -46,6 +46,17 @@ def test_some_are_found_and_proven(model_type: str) -> None:
     assert any(site.block != "mlp" for site in found.sites)
 
 
+def test_weights_do_not_decide_what_is_found() -> None:
+    """With all numbers the same, attention is a mean over tokens that are alike: nothing is seen of it or its heads."""
+    network = tiny_architecture("llama")
+    expected = find_sites(network)
+    for parameter in network.parameters():
+        parameter.data.fill_(0.125)
+    found = find_sites(network)
+    assert found.layout == expected.layout
+    assert found.proof is not None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", [name for name in architectures() if name not in REASONS])
 def test_all_are_found_and_proven(model_type: str) -> None:

@@ -1,7 +1,7 @@
 """The sites of a model: what its layout says, or what is found, as modules."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,8 @@ class ModelSites:
 def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelSites:
     """The sites of a model, found where no layout is given, and proven.
 
-    Where weights are not in memory, a tiny twin of the model is looked at instead.
+    They are found on a tiny twin of the model, whose random weights hide nothing, and proven on the model itself, or on
+    the twin where weights are not in memory. A model whose twin cannot be made, or is another, is looked at itself.
 
     Args:
         network: a causal language model, or a multimodal one with a language model in it.
@@ -54,23 +55,32 @@ def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelS
     Raises:
         LayoutError: nothing that can be edited is found, or something that is not named changes the residual stream.
     """
-    watched, why = network, ""
-    if any(parameter.is_meta for parameter in network.parameters()):
-        watched, why = tiny_twin(network)
-    if watched is None:
-        if layout is None:
-            raise LayoutError(
-                f"the weights are not in memory, and no small model of the type {network.config.model_type!r} can be "
-                f"made to find its sites on ({why}). Find them where the weights fit (steer2edit models MODEL --out "
-                "layout.toml), and pass the file with --layout."
-            )
+    in_memory = not any(parameter.is_meta for parameter in network.parameters())
+    twin, why = (None, "") if layout and in_memory else tiny_twin(network)
+    if in_memory and twin is not None:
+        with suppress(LayoutError):
+            return _proven(network, _proven(twin, None).layout)
+    if in_memory:
+        return _proven(network, layout)
+    if twin is not None:
+        found = _proven(twin, layout)
+        return replace(_structure(network, found.layout), proof=found.proof)
+    if layout is not None:
         return _structure(network, layout)
-    given = _structure(watched, layout) if layout else None
-    with _nothing_zero(watched):
-        layers = run_layers(watched, given.path if given else None)
-        seen = given or _structure(watched, find_layout(watched, layers))
-        proof = prove(watched, layers, seen.sites, seen.left_out)
-    return replace(seen if watched is network else _structure(network, seen.layout), proof=proof)
+    raise LayoutError(
+        f"the weights are not in memory, and no small model of the type {network.config.model_type!r} can be "
+        f"made to find its sites on ({why}). Find them where the weights fit (steer2edit models MODEL --out "
+        "layout.toml), and pass the file with --layout."
+    )
+
+
+def _proven(network: PreTrainedModel, layout: Layout | None) -> ModelSites:
+    """The sites of a layout, or of the one that is found, with their proof."""
+    given = _structure(network, layout) if layout else None
+    with _nothing_zero(network):
+        layers = run_layers(network, given.path if given else None)
+        found = given or _structure(network, find_layout(network, layers))
+        return replace(found, proof=prove(network, layers, found.sites, found.left_out))
 
 
 @contextmanager
