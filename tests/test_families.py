@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from architectures import REASONS, architectures, tiny_architecture
 from families import ALL_FAMILIES, MIXTURES, random_site_means, tiny_network
 from steer2edit.artifacts import (
     CheckpointManifest,
@@ -31,7 +32,6 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import convert, edited, merged
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.models.architectures import REASONS, architectures, tiny_architecture
 from steer2edit.models.loading import model_class
 
 IDS = torch.arange(3, 3 + 24).view(2, 12)

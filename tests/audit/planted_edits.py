@@ -13,10 +13,10 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for families.py
 
+from architectures import tiny_architecture
 from families import ALL_FAMILIES, tiny_network
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.models import LanguageModel
-from steer2edit.models.architectures import tiny_architecture
 
 logging.disable_progress_bar()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from architectures import OTHERS, REASONS, architectures, tiny_architecture
 from steer2edit.models import find_sites
-from steer2edit.models.architectures import OTHERS, REASONS, architectures, tiny_architecture
 
 DOCS = Path(__file__).parents[2] / "docs" / "architectures.md"
 SOME = (
@@ -30,7 +30,7 @@ def named_in_docs() -> list[str]:
 
 
 def test_every_architecture_resolves_or_has_a_reason() -> None:
-    """If transformers has a new one: python -m steer2edit.models.architectures, and put the tables into the page."""
+    """If transformers has a new one: python tests/architectures.py, and put the tables into the page."""
     named = named_in_docs()
     assert len(named) == len(set(named))
     assert set(named) == {*architectures(), *OTHERS}

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from architectures import tiny_architecture
 from families import DENSE, tiny_model
 from naive_capture import activations, naive_means
 from steer2edit.core import Site
 from steer2edit.errors import ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, mean_output, span_means
-from steer2edit.models.architectures import tiny_architecture
 
 # Lengths differ, so that batches are padded; spans begin at different places; one response has a single token.
 RESPONSES = [
@@ -45,7 +45,7 @@ def hook_count(model: LanguageModel) -> int:
 @pytest.mark.parametrize("family", DENSE)
 def test_means_equal_the_naive_reference(family: str) -> None:
     model = tiny_model(family)
-    has_bias = model.sites[Site(0, "mlp")].bias is not None
+    has_bias = model.sites[Site(0, "mlp")].only.bias is not None
     assert has_bias == (family in WITH_BIASES)
     for response, means in zip(RESPONSES, captured(model, RESPONSES, batch_tokens=1000), strict=True):
         inputs, outputs = naive_means(model, response)

@@ -12,11 +12,11 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.pytorch_utils import Conv1D
 
+from architectures import tiny_architecture
 from families import ALL_FAMILIES, DENSE, FAMILIES, tiny_model, tiny_network
 from steer2edit.core import Site
 from steer2edit.errors import LayoutError, ModelError
 from steer2edit.models import LanguageModel, Layout, find_sites, sites
-from steer2edit.models.architectures import tiny_architecture
 
 IDS = torch.arange(3, 3 + 24).view(2, 12)
 LLAMA_LIKE = ("model.layers.{}.self_attn.o_proj", "model.layers.{}.mlp.down_proj")
@@ -78,8 +78,8 @@ class TestFamilies:
             assert tuple(projection.weight.shape) == projection.shape
             assert projection.component_width == (head_columns if attention else 1)
             assert projection.component_count == (4 if attention else mlp_columns)
-            assert projection.transposed == (family == "gpt2")
-            assert (projection.bias is not None) == (family in WITH_BIAS)
+            assert projection.only.transposed == (family == "gpt2")
+            assert (projection.only.bias is not None) == (family in WITH_BIAS)
 
     @pytest.mark.parametrize("family", ALL_FAMILIES)
     def test_a_site_computes_w_x_plus_b(self, family: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from families import MIXTURES, tiny_model, tiny_network
 from steer2edit.models import LanguageModel, SiteModule
-from steer2edit.models.experts import RoutedTokens, routed_tokens
+from steer2edit.models.hooks import RoutedTokens, routed_tokens
 
 IDS = torch.arange(3, 3 + 24).view(2, 12)
 THROUGH_INTERFACE = [family for family in MIXTURES if family != "llama4_text"]

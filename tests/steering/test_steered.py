@@ -34,7 +34,7 @@ def test_equals_the_vector_in_the_bias(family: str, strength: float) -> None:
     base = logits(model)
     for site, projection in other.sites.items():
         v = strength * vectors.sites[site].steering_vector
-        bias = projection.bias
+        bias = projection.only.bias
         projection.module.bias = nn.Parameter(v if bias is None else bias + v)
     with steered(model, vectors, strength):
         found = logits(model)

@@ -17,9 +17,9 @@ from steer2edit.models.rendering import (
     render_turns,
     tokenizer_of,
     turn_ids,
-)
-from steer2edit.models.thoughts import decoded, find_thought
-from steer2edit.models.tokenizer import renders_tokens
+)  # fmt: skip
+from steer2edit.models.thoughts import find_thought
+from steer2edit.models.tokenizer import decoded, renders_tokens
 
 PARTS = ("response", "thought", "answer")
 SPAN_RULE = "positions whose next token belongs to the response: [start-1, end-1)"
@@ -76,27 +76,6 @@ def encode_prompts(model: LanguageModel, prompts: Sequence[Prompt], room: int = 
     return encoded
 
 
-def embedding_rows(model: LanguageModel) -> int:
-    """How many tokens the input embedding has a row for."""
-    return int(model.network.get_input_embeddings().weight.shape[0])
-
-
-def require_rows(model: LanguageModel, ids: Sequence[int], where: str) -> None:
-    """Refuse a token that the embedding has no row for.
-
-    Raises:
-        DataError: as said.
-    """
-    rows = embedding_rows(model)
-    if (highest := max(ids, default=0)) >= rows:
-        token = tokenizer_of(model).convert_ids_to_tokens(highest)
-        raise DataError(
-            f"{token!r} (in {where}) is token {highest}, and the embedding of {model.name!r} has {rows} rows: its "
-            "tokenizer was given tokens that its weights do not know. Use the tokenizer that belongs to the weights, "
-            "or leave the token out."
-        )
-
-
 def encode_responses(
     model: LanguageModel, pairs: Sequence[tuple[Prompt, str]], part: str = "response"
 ) -> list[EncodedResponse]:
@@ -104,7 +83,8 @@ def encode_responses(
 
     The text is that of `render_turns`, up to the response's end. The boundary comes from the tokenizer's character
     offsets, so it is exact even where a token would be split or merged differently by tokenising the two apart: a token
-    that straddles the boundary belongs to the response.
+    that straddles the boundary belongs to the response. Without offsets, what stands before the response is tokenised
+    alone too, and compared.
 
     Args:
         model: whose template and tokenizer are used.
@@ -125,15 +105,11 @@ def encode_responses(
     tokenizer = tokenizer_of(model)
     if renders_tokens(tokenizer):
         given = [(messages_of(model, prompt), response) for prompt, response in pairs]
-        tokens = [(prompt_ids(model, own), turn_ids(model, own, response)) for own, response in given]
-        encoded = [_encode_behind(tokenizer, head, whole) for head, whole in tokens]
-    elif getattr(tokenizer, "is_fast", False):
-        encoded = _encode_by_offsets(tokenizer, render_turns(model, pairs, thoughts=part == "thought"))
-    else:  # no offsets: what stands before the response is tokenised alone too, and compared
+        encoded = [_behind(tokenizer, prompt_ids(model, own), turn_ids(model, own, reply)) for own, reply in given]
+    else:
         turns = render_turns(model, pairs, thoughts=part == "thought")
-        heads = tokenizer([turn.text[: turn.start] for turn in turns], add_special_tokens=False)["input_ids"]
-        wholes = tokenizer([turn.text[: turn.end] for turn in turns], add_special_tokens=False)["input_ids"]
-        encoded = [_encode_behind(tokenizer, head, whole) for head, whole in zip(heads, wholes, strict=True)]
+        fast = getattr(tokenizer, "is_fast", False)
+        encoded = _encode_by_offsets(tokenizer, turns) if fast else _encode_twice(tokenizer, turns)
     for (prompt, response), item in zip(pairs, encoded, strict=True):
         if not 0 < item.start < len(item.ids):
             raise DataError(f"the response {response!r} to {prompt!r} has no tokens of its own.")
@@ -170,10 +146,9 @@ def _part(tokenizer: PreTrainedTokenizerBase, item: EncodedResponse, part: str) 
 
 
 def _encode_by_offsets(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[EncodedResponse]:
+    texts = [turn.text[: turn.end] for turn in turns]
     with _whole_offsets(tokenizer):
-        encoded = tokenizer(
-            [turn.text[: turn.end] for turn in turns], add_special_tokens=False, return_offsets_mapping=True
-        )
+        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     return [
         EncodedResponse(tuple(ids), next((i for i, (_, end) in enumerate(offsets) if end > turn.start), len(offsets)))
         for turn, ids, offsets in zip(turns, encoded["input_ids"], encoded["offset_mapping"], strict=True)
@@ -192,7 +167,13 @@ def _whole_offsets(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         backend.post_processor = post_processor
 
 
-def _encode_behind(tokenizer: PreTrainedTokenizerBase, head: list[int], whole: list[int]) -> EncodedResponse:
+def _encode_twice(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[EncodedResponse]:
+    heads = tokenizer([turn.text[: turn.start] for turn in turns], add_special_tokens=False)["input_ids"]
+    wholes = tokenizer([turn.text[: turn.end] for turn in turns], add_special_tokens=False)["input_ids"]
+    return [_behind(tokenizer, head, whole) for head, whole in zip(heads, wholes, strict=True)]
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, head: list[int], whole: list[int]) -> EncodedResponse:
     """The response begins where the whole says more than the head, which may be split into other tokens there."""
     count = next((i for i, (a, b) in enumerate(zip(head, whole, strict=False)) if a != b), min(len(head), len(whole)))
     if count < len(head):
@@ -204,6 +185,27 @@ def _encode_behind(tokenizer: PreTrainedTokenizerBase, head: list[int], whole: l
             if said.startswith(text):
                 count = longer
     return EncodedResponse(tuple(whole), count)
+
+
+def embedding_rows(model: LanguageModel) -> int:
+    """How many tokens the input embedding has a row for."""
+    return int(model.network.get_input_embeddings().weight.shape[0])
+
+
+def require_rows(model: LanguageModel, ids: Sequence[int], where: str) -> None:
+    """Refuse a token that the embedding has no row for.
+
+    Raises:
+        DataError: as said.
+    """
+    rows = embedding_rows(model)
+    if (highest := max(ids, default=0)) >= rows:
+        token = tokenizer_of(model).convert_ids_to_tokens(highest)
+        raise DataError(
+            f"{token!r} (in {where}) is token {highest}, and the embedding of {model.name!r} has {rows} rows: its "
+            "tokenizer was given tokens that its weights do not know. Use the tokenizer that belongs to the weights, "
+            "or leave the token out."
+        )
 
 
 def _require_fit(model: LanguageModel, prompt: Prompt, length: int) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from steer2edit.errors import InvalidValueError
+from steer2edit.models.tokenizer import template_of
 
 _SETTINGS = {
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
@@ -119,12 +120,6 @@ class ChatFormat:
             yield
         finally:
             chat_template_utils.datetime = actual
-
-
-def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of a tokenizer's chat template, or of its named ones; empty if it has none."""
-    template = getattr(tokenizer, "chat_template", None)
-    return str(template) if template else ""
 
 
 def _variables(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -21,9 +21,8 @@ from torch import Tensor
 from steer2edit.core import Site
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches
 from steer2edit.models.chat import EncodedResponse
-from steer2edit.models.experts import RoutedTokens
 from steer2edit.models.gradients import activation_gradients, backward, without_gradients
-from steer2edit.models.hooks import hooked
+from steer2edit.models.hooks import RoutedTokens, hooked
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.scoring import span_distributions, token_log_probabilities
 from steer2edit.models.site_module import Projection, SiteModule

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from steer2edit.core import Block
 from steer2edit.errors import LayoutError
-from steer2edit.models.decoder_layers import LayerRuns
 from steer2edit.models.heads import heads_of
-from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, silenced
+from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, LayerRuns, silenced
 from steer2edit.models.layout import ExpertLayout, Layout
-from steer2edit.models.site_module import is_linear
+from steer2edit.models.site_module import is_linear, is_mixture
 
 _NO_ADAPTER = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Model types of which PEFT refuses an adapter on `out_proj`, because a fused kernel may bypass the module."""
@@ -31,31 +31,45 @@ _NO_ADAPTER = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 class _Findings:
     """What one kind of layer has."""
 
-    attn: str | None = None
-    ssm: str | None = None
-    mlp: str | None = None
+    sites: dict[Block, str] = field(default_factory=dict)
     experts: ExpertLayout | None = None
     heads: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
 def find_layout(network: PreTrainedModel, layers: LayerRuns) -> Layout:
-    """The layout of a model.
-
-    Args:
-        network: the model.
-        layers: its layers, as they ran.
+    """The layout of a model by its layers, as they ran.
 
     Raises:
         LayoutError: something changes the residual stream that is no module.
     """
-    config = network.config.get_text_config()
-    kinds: dict[Any, _Findings] = {}
-    for run in layers.runs:
-        kind = kind_of(run.module)
-        if kind not in kinds:
-            kinds[kind] = _find(run, config, network.config.model_type)
-    return _merged(network.config.model_type, layers.path, list(kinds.values()))
+    model_type, config = network.config.model_type, network.config.get_text_config()
+    kinds = {kind_of(run.module): run for run in reversed(layers.runs)}  # the first of each
+    found = [_find(run, config, model_type) for run in layers.runs if run is kinds[kind_of(run.module)]]
+    left_out = {path: why for kind in found for path, why in kind.left_out.items()}
+    dense = {kind.sites.get("mlp") for kind in found}
+    sites: dict[Block, tuple[str, ...]] = {
+        block: tuple(dict.fromkeys(p for f in found if (p := f.sites.get(block)) and (p not in left_out or p in dense)))
+        for block in ("attn", "ssm", "mlp")
+    }
+    heads = {path: name for kind in found for path, name in kind.heads.items()}
+    return Layout(
+        model_type,
+        (layers.path,),
+        **sites,
+        heads={p: name for p, name in heads.items() if name != "num_attention_heads" and p not in left_out},
+        experts=_merged([kind.experts for kind in found if kind.experts]),
+        left_out=tuple(left_out),
+        reasons=left_out,
+    )
+
+
+def _merged(experts: list[ExpertLayout]) -> ExpertLayout | None:
+    if not experts:
+        return None
+    first, outputs = experts[0], dict.fromkeys(path for one in experts for path in one.outputs)
+    shared = next((one.shared for one in experts if one.shared), None)
+    return ExpertLayout(first.module, tuple(outputs), shared, first.transposed, first.scaled_inputs)
 
 
 def kind_of(layer: nn.Module) -> tuple[Any, ...]:
@@ -66,33 +80,28 @@ def kind_of(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def _find(run: LayerRun, config: PreTrainedConfig, model_type: str) -> _Findings:
-    writers = find_writers(run)
-    modules = {path: run.module.get_submodule(path) for path in writers}
-    mixing = mixers(run, modules.values())
+    writers = {path: run.module.get_submodule(path) for path in find_writers(run)}
+    mixing = _mixers(run, writers.values())
     found = _Findings()
-    others = []
-    for path, module in modules.items():
+    for path, module in writers.items():
         if module not in mixing:
-            others.append(path)
             continue
-        block = "ssm" if re.search("mamba|ssm", f"{path} {_owner(run, path)}".lower()) else "attn"
+        owner = type(run.module.get_submodule(path.rpartition(".")[0])).__name__
+        block: Block = "ssm" if re.search("mamba|ssm", f"{path} {owner}".lower()) else "attn"
         heads, why = "", "it is no linear module"
         if is_linear(module):
-            heads, why = heads_of(run, path, module, modules.values(), config)
-            why = _refused(found, block, path, model_type) or why
+            heads, why = heads_of(run, path, module, writers.values(), config)
+            if model_type in _NO_ADAPTER and path.endswith("out_proj"):
+                why = "PEFT refuses an adapter on it"
+            elif block in found.sites:
+                why = "the layer has another mixer"
         if why:
             found.left_out[path] = why
         else:
-            setattr(found, block, path)
+            found.sites[block] = path
             found.heads[path] = heads
-    _place_others(run, found, others, modules)
+    _place_others(run, found, {p: module for p, module in writers.items() if module not in mixing}, writers)
     return found
-
-
-def _refused(found: _Findings, block: str, path: str, model_type: str) -> str:
-    if model_type in _NO_ADAPTER and path.endswith("out_proj"):
-        return "PEFT refuses an adapter on it"
-    return "the layer has another mixer" if getattr(found, block) else ""
 
 
 def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
@@ -109,17 +118,15 @@ def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
     Raises:
         LayoutError: the layer is never silent.
     """
-    d = run.width
-    given = [run.module.get_submodule(path) for path in known]
-    writing = [path for path, output in run.called.items() if output.shape[-1:] == (d,) and path not in set(known)]
+    d, known = run.width, set(known)
+    writing = [path for path, output in run.called.items() if output.shape[-1:] == (d,) and path not in known]
     owners = [path for path in writing if _has_matrix(run.module.get_submodule(path), d)]
     fine = [path for path in owners if not any(other.startswith(f"{path}.") for other in owners)]
-    coarse = [
-        path for path in writing if path not in fine and any(True for _ in run.module.get_submodule(path).parameters())
-    ]
+    coarse = [p for p in writing if p not in fine and any(True for _ in run.module.get_submodule(p).parameters())]
+
     for without_norms in (False, True):
         for candidates in (fine, [*fine, *coarse]):
-            chosen = _greedy(run, candidates, given, without_norms=without_norms)
+            chosen = _fewest(run, candidates, known, without_norms)
             if chosen is not None:
                 return chosen
     raise LayoutError(
@@ -128,18 +135,21 @@ def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
     )
 
 
-def _greedy(run: LayerRun, candidates: list[str], given: list[nn.Module], *, without_norms: bool) -> list[str] | None:
-    modules = {path: run.module.get_submodule(path) for path in candidates}
-    if not run.silent([*given, *modules.values()], without_norms=without_norms):
+def _fewest(run: LayerRun, candidates: list[str], known: set[str], without_norms: bool) -> list[str] | None:
+    def silent(paths: list[str]) -> bool:
+        modules = [run.module.get_submodule(path) for path in (*known, *paths)]
+        return run.silent(modules, without_norms=without_norms)
+
+    if not silent(candidates):
         return None
     chosen: list[str] = []
     for path in reversed(candidates):
-        if run.silent([*given, *(modules[p] for p in chosen)], without_norms=without_norms):
+        if silent(chosen):
             break
         chosen.insert(0, path)
     for path in list(chosen):
         rest = [p for p in chosen if p != path]
-        if run.silent([*given, *(modules[p] for p in rest)], without_norms=without_norms):
+        if silent(rest):
             chosen = rest
     return chosen
 
@@ -150,12 +160,11 @@ def _has_matrix(module: nn.Module, d: int) -> bool:
     return any(parameter.ndim >= 2 and d in parameter.shape for parameter in module.parameters(recurse=False))
 
 
-def mixers(run: LayerRun, writers: Iterable[nn.Module]) -> set[nn.Module]:
+def _mixers(run: LayerRun, writers: Iterable[nn.Module]) -> set[nn.Module]:
     """The writers whose input depends on earlier tokens, with every writer silent."""
-    writers = list(writers)
     changed = run.hidden.clone()
     changed[:, 0] = changed[:, 0].flip(-1) + changed[:, 1]
-    before, after = (run.inputs(writers, silenced(writers), hidden) for hidden in (None, changed))
+    before, after = (run.inputs(list(writers), silenced(writers), hidden) for hidden in (None, changed))
     found = set()
     for module, x in before.items():
         y = after.get(module)
@@ -167,69 +176,57 @@ def mixers(run: LayerRun, writers: Iterable[nn.Module]) -> set[nn.Module]:
     return found
 
 
-def _owner(run: LayerRun, path: str) -> str:
-    return type(run.module.get_submodule(path.rpartition(".")[0])).__name__
-
-
-def _place_others(run: LayerRun, found: _Findings, paths: list[str], modules: Mapping[str, nn.Module]) -> None:
+def _place_others(
+    run: LayerRun, found: _Findings, others: Mapping[str, nn.Module], writers: Mapping[str, nn.Module]
+) -> None:
     """The writers that see one token alone: the experts with a shared one, or the widest MLP; the rest is left out."""
-    mixtures = [path for path in paths if is_mixture(modules[path])]
-    dense = [path for path in paths if path not in mixtures and is_linear(modules[path])]
-    for path in paths:
+    mixtures = [path for path, module in others.items() if is_mixture(module)]
+    dense = [path for path, module in others.items() if path not in mixtures and is_linear(module)]
+    for path in others:
         if path not in (*mixtures, *dense):
             found.left_out[path] = "it is neither a linear module nor a mixture of experts that can be watched"
     for path in mixtures:
-        why = _unwatched(run, path, modules[path]) or ("the layer has another mixture" if found.experts else "")
+        why = _unwatched(run, others[path]) or ("the layer has another mixture" if found.experts else "")
         if why:
             found.left_out[path] = why
         else:
-            _place_experts(run, found, path, dense, modules)
+            found.experts = _experts(run, path, dense, writers)
     for path in dense:
         if found.experts:
             if path != found.experts.shared:
                 found.left_out[path] = "it is not added to the experts' sum as it is"
-        elif found.mlp is None:
-            found.mlp = path
-        else:
+        elif "mlp" in found.sites:
             found.left_out[path] = "the layer has another MLP"
+        else:
+            found.sites["mlp"] = path
 
 
-def _place_experts(
-    run: LayerRun, found: _Findings, path: str, dense: list[str], modules: Mapping[str, nn.Module]
-) -> None:
-    """The experts as the layer's MLP, with the first dense writer whose output is added to theirs as it is."""
-    module = modules[path]
-    shared = next((p for p in dense if not _own_norm(run, module, modules[p], modules.values())), None)
-    outputs = tuple(dict.fromkeys(_output_of(run, p, modules) for p in (path, shared) if p))
-    scaled = not hasattr(module, "has_gate")
-    transposed = scaled or bool(getattr(module, "is_transposed", False))
-    found.experts = ExpertLayout(path, outputs, shared, transposed, scaled)
-
-
-def is_mixture(module: nn.Module) -> bool:
-    """Whether a module holds the fused down-projections of experts."""
-    down = dict(module.named_parameters(recurse=False)).get("down_proj")
-    return down is not None and down.ndim == 3
-
-
-def _unwatched(run: LayerRun, path: str, module: nn.Module) -> str:
+def _unwatched(run: LayerRun, module: nn.Module) -> str:
+    """Why the experts of a mixture cannot be watched; empty if they can."""
     if getattr(module, "has_post_expert_norm", False):
         return "each expert's output passes through a norm before it is added"
     if hasattr(module, "has_gate"):
         return ""
-    experts = module.get_parameter("down_proj").shape[0]
-    given = run.inputs([module])[module]
-    rows = given.numel() // given.shape[-1]
-    return "" if rows == experts * ROWS * TOKENS else "its experts do not run through transformers' experts interface"
+    experts, given = module.get_parameter("down_proj").shape[0], run.inputs([module])[module]
+    watched = given.numel() // given.shape[-1] == experts * ROWS * TOKENS
+    return "" if watched else "its experts do not run through transformers' experts interface"
+
+
+def _experts(run: LayerRun, path: str, dense: list[str], writers: Mapping[str, nn.Module]) -> ExpertLayout:
+    """The experts, with the first dense writer whose output is added to theirs as it is."""
+    module = writers[path]
+    shared = next((p for p in dense if not _own_norm(run, module, writers[p], writers.values())), None)
+    outputs = tuple(dict.fromkeys(_output_of(run, p, writers) for p in (path, shared) if p))
+    scaled = not hasattr(module, "has_gate")
+    return ExpertLayout(path, outputs, shared, scaled or bool(getattr(module, "is_transposed", False)), scaled)
 
 
 def _own_norm(run: LayerRun, experts: nn.Module, dense: nn.Module, writers: Iterable[nn.Module]) -> bool:
     """Whether the experts' sum passes through a norm before the dense output is added: then its size is nothing."""
-    outputs = []
-    for factor in (1.0, 1000.0):
-        changes: dict[nn.Module, Any] = {**silenced(writers), experts: _Fixed(factor, 0), dense: _Fixed(1.0, 1)}
-        outputs.append(run.output(changes) - run.hidden)
-    one, other = outputs
+    one, other = (
+        run.output({**silenced(writers), experts: _Fixed(factor, 0), dense: _Fixed(1.0, 1)}) - run.hidden
+        for factor in (1.0, 1000.0)
+    )
     return bool(torch.allclose(one, other, rtol=1e-2, atol=1e-2 * float(one.abs().max())))
 
 
@@ -257,38 +254,12 @@ class _Kept:
         return output
 
 
-def _output_of(run: LayerRun, path: str, modules: Mapping[str, nn.Module]) -> str:
+def _output_of(run: LayerRun, path: str, writers: Mapping[str, nn.Module]) -> str:
     """The outermost module around a writer that puts out nothing when all writers are silent, and d columns."""
     parts = path.split(".")
-    around = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+    around = [name for i in range(1, len(parts)) if (name := ".".join(parts[:i])) in run.called]
     outputs: dict[str, Tensor] = {}
-    d = run.width
-    watched = {
-        run.module.get_submodule(name): _Kept(name, outputs) for name in around if name in run.called and name != path
-    }
-    run.output({**silenced(modules.values()), **watched})
-    quiet = [name for name in around if name in outputs and outputs[name].shape[-1] == d and not outputs[name].any()]
-    return quiet[0] if quiet else path
-
-
-def _merged(name: str, path: str, kinds: list[_Findings]) -> Layout:
-    left_out = {p: why for kind in kinds for p, why in kind.left_out.items()}
-    with_experts = [kind.experts for kind in kinds if kind.experts]
-    dense = {kind.mlp for kind in kinds if kind.mlp}
-    sites = {}
-    for block in ("attn", "ssm", "mlp"):
-        own = [getattr(kind, block) for kind in kinds if getattr(kind, block)]
-        sites[block] = tuple(dict.fromkeys(p for p in own if p not in left_out or p in dense))
-    counted = {p: attribute for kind in kinds for p, attribute in kind.heads.items()}
-    heads = {p: name for p, name in counted.items() if name != "num_attention_heads" and p not in left_out}
-    experts = None
-    if with_experts:
-        outputs = tuple(dict.fromkeys(p for one in with_experts for p in one.outputs))
-        shared = next((one.shared for one in with_experts if one.shared), None)
-        experts = ExpertLayout(
-            with_experts[0].module, outputs, shared, with_experts[0].transposed, with_experts[0].scaled_inputs
-        )
-    return Layout(
-        name, (path,), heads=heads, experts=experts, left_out=tuple(left_out),
-        reasons=left_out, **sites,
-    )  # fmt: skip
+    watched = {run.module.get_submodule(name): _Kept(name, outputs) for name in around}
+    run.output({**silenced(writers.values()), **watched})
+    quiet = (n for n in around if n in outputs and outputs[n].shape[-1] == run.width and not outputs[n].any())
+    return next(quiet, path)

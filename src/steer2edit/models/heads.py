@@ -24,7 +24,10 @@ def heads_of(
 ) -> tuple[str, str]:
     """(the config's attribute with the number of heads of a mixer, why there is none)."""
     columns = run.inputs([module], stop=True)[module].shape[-1]
-    counts = {name: count for name, count in _head_counts(config, run).items() if columns % count == 0}
+    layer = int(run.name.rpartition(".")[2])
+    names = ["num_attention_heads", *(name for name in vars(config) if "head" in name)]
+    counted = {name: head_count(config, name, layer) for name in names}
+    counts = {name: count for name, count in counted.items() if count is not None and columns % count == 0}
     spans = head_spans(run, module, writers)
     if spans:
         good = [name for name, count in counts.items() if fits(spans[0], columns // count)]
@@ -33,16 +36,6 @@ def heads_of(
     if counts.get("num_attention_heads") == 1:
         return "num_attention_heads", ""
     return "", "it has no heads that can be told apart"
-
-
-def _head_counts(config: PreTrainedConfig, run: LayerRun) -> dict[str, int]:
-    names = ["num_attention_heads", *(name for name in vars(config) if "head" in name)]
-    found = {}
-    for name in names:
-        value = head_count(config, name, int(run.name.rpartition(".")[2]))
-        if value is not None:
-            found[name] = value
-    return found
 
 
 def head_count(config: PreTrainedConfig, name: str, layer: int) -> int | None:
@@ -77,7 +70,7 @@ def head_spans(run: LayerRun, writer: nn.Module, silent: Iterable[nn.Module]) ->
         silent: all writers of the layer.
     """
     quiet: dict[nn.Module, Any] = {**run.frozen_norms, **silenced(silent)}
-    base = _rows(run.inputs([writer], quiet, stop=True)[writer])
+    base = run.inputs([writer], quiet, stop=True)[writer].reshape(ROWS, TOKENS, -1)
     spans = []
     for path, output in run.called.items():
         module = run.module.get_submodule(path)
@@ -88,7 +81,7 @@ def head_spans(run: LayerRun, writer: nn.Module, silent: Iterable[nn.Module]) ->
         columns = torch.linspace(0, output.shape[-1] - 1, _PROBES).round().int().tolist()
         for start in range(0, _PROBES, ROWS):
             seen = run.inputs([writer], {**quiet, module: _Probe(columns[start : start + ROWS])}, stop=True)[writer]
-            spans += [span for row in _reached(base, _rows(seen)) if (span := _span(row)) is not None]
+            spans += [span for row in _reached(base, seen.reshape(base.shape)) if (span := _span(row)) is not None]
     return sorted(spans, key=lambda span: span[1] - span[0])
 
 
@@ -109,17 +102,10 @@ class _Probe:
 
 
 def _is_matrix(module: nn.Module, output: Tensor) -> bool:
+    if isinstance(module, nn.Embedding) or output.numel() != ROWS * TOKENS * output.shape[-1]:
+        return False
     weight = getattr(module, "weight", None)
-    matrix = isinstance(weight, Tensor) and weight.ndim == 2 and output.shape[-1] in weight.shape
-    return (
-        (matrix or is_linear(module))
-        and output.numel() == ROWS * TOKENS * output.shape[-1]
-        and not isinstance(module, nn.Embedding)
-    )
-
-
-def _rows(values: Tensor) -> Float[Tensor, "b t m"]:
-    return values.reshape(ROWS, TOKENS, -1)
+    return is_linear(module) or (isinstance(weight, Tensor) and weight.ndim == 2 and output.shape[-1] in weight.shape)
 
 
 def _reached(before: Float[Tensor, "b t m"], after: Float[Tensor, "b t m"]) -> Bool[Tensor, "b m"]:

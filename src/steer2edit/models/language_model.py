@@ -12,11 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer2edit.core import Site, SteeringVectors, WeightEdit
 from steer2edit.errors import MismatchError
-from steer2edit.models.chat_format import ChatFormat, recorded_chat, template_of
+from steer2edit.models.chat_format import ChatFormat, recorded_chat
 from steer2edit.models.fingerprint import sample_step, sampled_fingerprint
 from steer2edit.models.layout import Layout
 from steer2edit.models.site_module import SiteModule
 from steer2edit.models.sites import ModelSites, find_sites
+from steer2edit.models.tokenizer import template_of
 
 
 @dataclass(frozen=True)

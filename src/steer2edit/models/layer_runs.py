@@ -1,96 +1,79 @@
-"""A decoder layer run alone, on what it was given in a short forward pass, with the outputs of modules changed.
+"""The decoder layers of a model, found by a short forward pass, and run alone with the outputs of modules changed.
 
 Shapes: b, t = rows and tokens of the short pass, n = residual streams (1, or several that layers mix),
 d = width of one.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from steer2edit.errors import LayoutError
 
 ROWS, TOKENS = 4, 6
 Change = Callable[[Tensor], Tensor]
 """What becomes of a module's output (of its first tensor, where it returns several)."""
 
 
-class _Bypass:
-    """Gives a norm's input instead of its output, times fixed factors (by shape: some norms are called twice)."""
-
-    def __init__(self, factors: dict[torch.Size, Tensor] | None = None) -> None:
-        self.factors = factors
-
-    def __call__(self, given: Tensor, output: Tensor) -> Tensor:
-        if given.shape != output.shape:
-            return output
-        return (given if self.factors is None else given * self.factors.get(given.shape, 1.0)).to(output.dtype)
-
-
-# Hooks are objects, not nested functions: a type checker that decorates functions does so whenever one is made.
-
-
-class _Changed:
-    """A hook that changes a module's output, or the first of its outputs."""
-
-    def __init__(self, change: Change | _Bypass) -> None:
-        self.change = change
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(self.change, _Bypass):
-            return self.change(inputs[0], output) if inputs and _both_tensors(inputs[0], output) else output
-        if isinstance(output, tuple | list):
-            return type(output)([self.change(output[0]), *output[1:]])
-        return self.change(output)
-
-
-class _Inputs:
-    """A hook that notes what modules are given, and ends the run when it has seen so many."""
-
-    def __init__(self, enough: int | None) -> None:
-        self.enough = enough
-        self.by_module: dict[nn.Module, Tensor] = {}
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.by_module[module] = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).clone()
-        if len(self.by_module) == self.enough:
-            raise _SeenAll
-
-
-class _Output:
-    """A hook that notes a module's first tensor."""
-
-    def __init__(self, path: str, into: dict[str, Tensor]) -> None:
-        self.path, self.into = path, into
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        tensor = next(tensors_in(output), None)
-        if tensor is not None:
-            self.into.setdefault(self.path, tensor)
-
-
-class _Factors:
-    """A hook that notes what norms multiply each number by."""
-
-    def __init__(self) -> None:
-        self.by_module: dict[nn.Module, dict[torch.Size, Tensor]] = {}
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs and _both_tensors(inputs[0], output) and inputs[0].shape == output.shape:
-            factor = output / inputs[0]
-            self.by_module.setdefault(module, {})[factor.shape] = torch.where(factor.isfinite(), factor, 1.0)
-
-
-def _both_tensors(one: Any, other: Any) -> bool:
-    return isinstance(one, Tensor) and isinstance(other, Tensor)
-
-
 class _SeenAll(Exception):  # noqa: N818
     """Ends a run early."""
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """Gives a norm's input instead of its output, times fixed factors (by shape: some norms are called twice)."""
+
+    factors: Mapping[torch.Size, Tensor] = field(default_factory=dict)
+
+
+# Hooks are functions of the module, not nested ones: a type checker that decorates functions does so whenever one is
+# made.
+
+
+def _change(change: Change | Bypass, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(change, Bypass):
+        if not _are_alike(inputs, output):
+            return output
+        return (inputs[0] * change.factors.get(output.shape, 1.0)).to(output.dtype)
+    if isinstance(output, tuple | list):
+        return type(output)([change(output[0]), *output[1:]])
+    return change(output)
+
+
+def _are_alike(inputs: tuple[Any, ...], output: Any) -> bool:
+    """Whether a module was given a tensor, and returns one of the same shape."""
+    given = inputs[0] if inputs else None
+    return isinstance(given, Tensor) and isinstance(output, Tensor) and given.shape == output.shape
+
+
+def _note_input(
+    into: dict[nn.Module, Tensor], enough: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    into[module] = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).clone()
+    if len(into) == enough:
+        raise _SeenAll
+
+
+def _note_output(path: str, into: dict[str, Tensor], module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    tensor = next(_tensors_in(output), None)
+    if tensor is not None:
+        into.setdefault(path, tensor)
+
+
+def _note_factors(
+    into: dict[nn.Module, dict[torch.Size, Tensor]], module: nn.Module, inputs: tuple[Any, ...], output: Any
+) -> None:
+    if _are_alike(inputs, output):
+        factor = output / inputs[0]
+        into.setdefault(module, {})[factor.shape] = torch.where(factor.isfinite(), factor, 1.0)
 
 
 @dataclass(frozen=True)
@@ -100,27 +83,25 @@ class LayerRun:
     Args:
         name: full name, e.g. `model.layers.3`.
         module: the layer.
-        args: positional arguments.
-        kwargs: named arguments.
-        place: which of them is the hidden state.
+        arguments: by place or by name.
+        stream: which of them is the hidden state.
         width: d.
     """
 
     name: str
     module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    place: int | str
+    arguments: Mapping[int | str, Any]
+    stream: int | str
     width: int
 
     @property
     def hidden(self) -> Float[Tensor, "b t nd"]:
         """The residual streams that the layer was given, side by side."""
-        return self._side_by_side(self._given)
+        return _streams(self.arguments[self.stream], self.width).flatten(2)
 
     @torch.inference_mode()
     def output(
-        self, changes: Mapping[nn.Module, Change | _Bypass] | None = None, hidden: Tensor | None = None
+        self, changes: Mapping[nn.Module, Change | Bypass] | None = None, hidden: Tensor | None = None
     ) -> Float[Tensor, "b t nd"]:
         """The residual streams that the layer hands on, side by side, with the outputs of modules changed.
 
@@ -128,44 +109,35 @@ class LayerRun:
             changes: by module.
             hidden: given to the layer instead.
         """
-        given = self._given.clone()  # some layers add to it in place
+        given = self.arguments[self.stream].clone()  # some layers add to it in place
         if hidden is not None:
-            streams(given, self.width).copy_(streams(hidden, self.width))
-        args, kwargs = list(self.args), dict(self.kwargs)
-        if isinstance(self.place, int):
-            args[self.place] = given
-        else:
-            kwargs[self.place] = given
+            streams = _streams(given, self.width)
+            streams.copy_(hidden.reshape(streams.shape))
+        arguments = {**self.arguments, self.stream: given}
         with ExitStack() as stack:
             for module, change in (changes or {}).items():
-                stack.callback(module.register_forward_hook(_Changed(change)).remove)
-            result = self.module(*args, **kwargs)
-        return self._side_by_side(next(t for t in tensors_in(result) if t.shape == given.shape))
-
-    @property
-    def _given(self) -> Tensor:
-        given: Tensor = self.args[self.place] if isinstance(self.place, int) else self.kwargs[self.place]
-        return given
-
-    def _side_by_side(self, value: Tensor) -> Float[Tensor, "b t nd"]:
-        return streams(value, self.width).flatten(2)
+                stack.callback(module.register_forward_hook(partial(_change, change)).remove)
+            args = [value for place, value in arguments.items() if isinstance(place, int)]
+            result = self.module(*args, **{name: v for name, v in arguments.items() if isinstance(name, str)})
+        return _streams(next(t for t in _tensors_in(result) if t.shape == given.shape), self.width).flatten(2)
 
     def inputs(
         self,
         watched: Collection[nn.Module],
-        changes: Mapping[nn.Module, Change | _Bypass] | None = None,
+        changes: Mapping[nn.Module, Change | Bypass] | None = None,
         hidden: Tensor | None = None,
         *,
         stop: bool = False,
     ) -> dict[nn.Module, Tensor]:
         """What modules are given, by module, if they are called. `stop` ends the run with the last of them."""
-        seen = _Inputs(len(watched) if stop else None)
+        seen: dict[nn.Module, Tensor] = {}
+        note = partial(_note_input, seen, len(watched) if stop else None)
         with ExitStack() as stack:
             stack.enter_context(suppress(_SeenAll))
             for module in watched:
-                stack.callback(module.register_forward_pre_hook(seen, with_kwargs=True).remove)
+                stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
             self.output(changes, hidden)
-        return seen.by_module
+        return seen
 
     @cached_property
     def called(self) -> dict[str, Tensor]:
@@ -174,25 +146,25 @@ class LayerRun:
         with ExitStack() as stack:
             for path, module in self.module.named_modules():
                 if path:
-                    stack.callback(module.register_forward_hook(_Output(path, outputs)).remove)
+                    stack.callback(module.register_forward_hook(partial(_note_output, path, outputs)).remove)
             self.output()
         return outputs
 
     @cached_property
-    def norms(self) -> dict[nn.Module, _Bypass]:
+    def norms(self) -> dict[nn.Module, Bypass]:
         """Changes under which every norm in the layer hands its input on."""
         modules = [self.module.get_submodule(path) for path in self.called]
-        return {m: _Bypass() for m in modules if "norm" in type(m).__name__.lower() and not list(m.children())}
+        return {m: Bypass() for m in modules if "norm" in type(m).__name__.lower() and not list(m.children())}
 
     @cached_property
-    def frozen_norms(self) -> dict[nn.Module, _Bypass]:
+    def frozen_norms(self) -> dict[nn.Module, Bypass]:
         """Changes under which every norm multiplies each number by what it multiplied it by without any change."""
-        factors = _Factors()
+        factors: dict[nn.Module, dict[torch.Size, Tensor]] = {}
         with ExitStack() as stack:
             for module in self.norms:
-                stack.callback(module.register_forward_hook(factors).remove)
+                stack.callback(module.register_forward_hook(partial(_note_factors, factors)).remove)
             self.output()
-        return {module: _Bypass(by_shape) for module, by_shape in factors.by_module.items()}
+        return {module: Bypass(by_shape) for module, by_shape in factors.items()}
 
     def silent(self, modules: Iterable[nn.Module], *, without_norms: bool = False) -> bool:
         """Whether the layer hands its input on when these modules put out zeros.
@@ -204,13 +176,7 @@ class LayerRun:
         changes: dict[nn.Module, Any] = {**(self.norms if without_norms else {}), **silenced(modules)}
         given, out = (x.cpu().double().flatten(0, 1) for x in (self.hidden, self.output(changes)))
         rounding = 16 * torch.finfo(self.hidden.dtype).eps * given.abs().amax(dim=0)
-        return torch.equal(given, out) or _scaled(given, out, rounding) or self._mixed(given, out, rounding)
-
-    def _mixed(self, given: Tensor, out: Tensor, rounding: Tensor) -> bool:
-        given, out = (x.view(len(x), -1, self.width).transpose(1, 2) for x in (given, out))  # [bt, d, n]
-        factors = torch.linalg.lstsq(given, out).solution
-        rounding = rounding.view(-1, self.width).amax(dim=0)[:, None] * factors.abs().max().clamp(min=1)
-        return bool(factors.abs().max() > 1e-4) and bool(((out - given @ factors).abs() <= rounding).all())
+        return torch.equal(given, out) or _scaled(given, out, rounding) or _mixed(given, out, rounding, self.width)
 
 
 def _scaled(given: Float[Tensor, "bt nd"], out: Float[Tensor, "bt nd"], rounding: Float[Tensor, " nd"]) -> bool:
@@ -220,41 +186,148 @@ def _scaled(given: Float[Tensor, "bt nd"], out: Float[Tensor, "bt nd"], rounding
     return bool(factor.abs().median() > 1e-4) and bool(fits.all())
 
 
+def _mixed(
+    given: Float[Tensor, "bt nd"], out: Float[Tensor, "bt nd"], rounding: Float[Tensor, " nd"], width: int
+) -> bool:
+    given, out = (x.view(len(x), -1, width).transpose(1, 2) for x in (given, out))  # [bt, d, n]
+    factors = torch.linalg.lstsq(given, out).solution
+    rounding = rounding.view(-1, width).amax(dim=0)[:, None] * factors.abs().max().clamp(min=1)
+    return bool(factors.abs().max() > 1e-4) and bool(((out - given @ factors).abs() <= rounding).all())
+
+
 def silenced(modules: Iterable[nn.Module]) -> dict[nn.Module, Change]:
     """Changes under which modules put out zeros."""
     return dict.fromkeys(modules, torch.zeros_like)
 
 
 @dataclass(frozen=True)
-class AllRowsBut:
-    """Zeros for every row of the batch but one; `None` for every row."""
+class LayerRuns:
+    """All decoder layers of a model, in order, and the path of their list."""
 
-    row: int | None
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """The output with the other rows zero."""
-        silent = torch.zeros_like(output)
-        if self.row is not None:  # the batch may be flattened, and given to every expert
-            by_row = (-1, ROWS, TOKENS * output.shape[-1])
-            silent.view(by_row)[:, self.row] = output.reshape(by_row)[:, self.row]
-        return silent
+    path: str
+    runs: tuple[LayerRun, ...]
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in what a module is given or returns."""
+def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
+    """The decoder layers: the longest list of modules with parts that all are given hidden states and return such.
+
+    Hidden states are one residual stream [b, t, d]; only where no list has that, several ([b, t, n, d] or the like).
+
+    Args:
+        network: the model, with its weights in memory.
+        path: where the list is, if that is known.
+
+    Raises:
+        LayoutError: the model does not run on a few tokens, or has no such list.
+    """
+    config, embedding = network.config.get_text_config(), network.get_input_embeddings()
+    width = getattr(config, "hidden_size", None)
+    d = width if isinstance(width, int) else int(embedding.weight.shape[-1])
+    lists = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and path in (None, name)
+    }
+    given: dict[nn.Module, dict[int | str, Any]] = {}
+    returned: dict[nn.Module, Any] = {}
+    with ExitStack() as stack, torch.inference_mode():
+        for module in dict.fromkeys(member for one in lists.values() for member in one):
+            stack.callback(module.register_forward_pre_hook(partial(_note_call, given), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(partial(_note_return, returned)).remove)
+        _short_pass(network)
+    for several in (False, True):
+        found: list[LayerRuns] = []
+        for name, members in lists.items():
+            runs = [
+                _layer_run(f"{name}.{i}", member, given.get(member), returned.get(member), d, several)
+                for i, member in enumerate(members)
+            ]
+            if all(runs):
+                found.append(LayerRuns(name, tuple(run for run in runs if run is not None)))
+        if found:
+            return max(found, key=lambda one: len(one.runs))
+    raise LayoutError(
+        f"no decoder layers are found in the model type {network.config.model_type!r}: no list of modules is given "
+        f"hidden states of width {d} and hands on such."
+    )
+
+
+def _note_call(
+    into: dict[nn.Module, dict[int | str, Any]], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """The arguments of a module's first call, as they are before it."""
+    if module not in into:
+        arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        into[module] = {
+            key: value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for key, value in arguments.items()
+        }
+
+
+def _note_return(into: dict[nn.Module, Any], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    into.setdefault(module, output)
+
+
+def _short_pass(network: PreTrainedModel) -> None:
+    """A forward pass on a few tokens of ordinary text, which are no image's or padding."""
+    embedding = network.get_input_embeddings().weight
+    settings = [pair for part in _configs(network.config) for pair in vars(part).items()]
+    special = {value for name, value in settings if re.search(r"token_(id|index)", name) and isinstance(value, int)}
+    usual = [i for i in range(min(embedding.shape[0], 4096)) if i not in special] or [0]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor(usual)[torch.randint(len(usual), (ROWS, TOKENS), generator=generator)].to(embedding.device)
+    own = {name: p for name, p in network.named_parameters() if not p.is_inference()}  # those count no writes
+    before = {name: parameter._version for name, parameter in own.items()}
+    try:
+        network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except Exception as error:  # models raise what they like
+        raise LayoutError(
+            f"the model type {network.config.model_type!r} does not run on a few tokens of text alone: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    changed = [name for name, parameter in own.items() if parameter._version != before[name]]
+    if changed:
+        raise LayoutError(
+            f"the model type {network.config.model_type!r} writes to its own weights as it runs ({changed[0]}), so an "
+            "edit of them would be another one in the files. This architecture cannot be edited."
+        )
+
+
+def _configs(config: Any) -> Iterator[Any]:
+    yield config
+    for value in vars(config).values():
+        if hasattr(value, "model_type"):
+            yield from _configs(value)
+
+
+def _layer_run(
+    name: str, module: nn.Module, given: Mapping[int | str, Any] | None, returned: Any, d: int, several: bool
+) -> LayerRun | None:
+    """A layer with noise of its own size on its hidden state, so that no two tokens are alike; `None` if it is none."""
+    out = next((t for t in _tensors_in(returned) if _is_stream(t, d, several=several)), None)
+    if out is None or given is None or not any(True for _ in module.children()):
+        return None
+    for place in sorted(given, key=lambda key: (isinstance(key, str), key != "hidden_states")):
+        value = given[place]
+        if isinstance(value, Tensor) and value.shape == out.shape and value.is_floating_point():
+            size = float(value.float().square().mean().sqrt()) or 1.0
+            noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+            return LayerRun(name, module, {**given, place: value + size * noise.to(value)}, place, d)
+    return None
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in what a module returns."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(item)
 
 
-def is_stream(value: Any, d: int, *, several: bool) -> bool:
+def _is_stream(value: Tensor, d: int, *, several: bool) -> bool:
     """Whether a value can be the residual stream of the short pass; with `several`, or several of them."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[-1:].numel() % d:
+    if not value.is_floating_point() or value.shape[-1:].numel() % d:
         return False
     if not several:
         return value.shape == (ROWS, TOKENS, d)
@@ -262,7 +335,7 @@ def is_stream(value: Any, d: int, *, several: bool) -> bool:
     return own == (ROWS, TOKENS) and (value.ndim == 3 or (value.ndim == 4 and value.shape[-1] == d))
 
 
-def streams(value: Tensor, d: int) -> Float[Tensor, "b t n d"]:
+def _streams(value: Tensor, d: int) -> Float[Tensor, "b t n d"]:
     """A view of residual streams that are [b, t, n · d], [b, t, n, d] or [n, b, t, d]."""
     if value.ndim == 3:
         return value.view(ROWS, TOKENS, -1, d)

@@ -7,10 +7,11 @@ from typing import Any, TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from steer2edit.errors import DataError, ModelError
-from steer2edit.models.chat_format import template_of
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.thoughts import begun_thought
-from steer2edit.models.tokenizer import renders_tokens
+from steer2edit.models.tokenizer import renders_tokens, template_of
+
+_MARK = "\ue000"  # of Unicode's private use: in no text, and no whitespace that a template would strip
 
 
 class Message(TypedDict):
@@ -22,6 +23,22 @@ class Message(TypedDict):
 
 Prompt = str | Sequence[Message]
 """A user's request, or a whole conversation that ends with it."""
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A rendered conversation that ends with a given response.
+
+    Args:
+        text: of the whole.
+        start: of the response, in characters.
+        end: of the response; what follows is what the template writes behind it.
+    """
+
+    text: str
+    start: int
+    end: int
 
 
 def tokenizer_of(model: LanguageModel) -> PreTrainedTokenizerBase:
@@ -47,21 +64,6 @@ def render(model: LanguageModel, prompt: Prompt) -> str:
         DataError: the prompt is empty, or the template rejects it.
     """
     return _rendered(model, messages_of(model, prompt), reply=True)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A rendered conversation that ends with a given response.
-
-    Args:
-        text: of the whole.
-        start: of the response, in characters.
-        end: of the response; what follows is what the template writes behind it.
-    """
-
-    text: str
-    start: int
-    end: int
 
 
 def render_turns(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]], *, thoughts: bool = False) -> list[Turn]:
@@ -92,20 +94,14 @@ def render_turns(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]], *, t
         frame, asked = frames[key]
         begun = begun_thought(asked)
         inside = begun is not None and (thoughts or begun.closes in response)
-        turns.append((None if inside else _framed(model, messages, response, frame)) or _behind(asked, response))
+        turn = None if inside else _framed(model, messages, response, frame)
+        turns.append(turn or Turn(asked + response, len(asked), len(asked + response)))
     return turns
 
 
-_MARK = "\ue000"  # of Unicode's private use: in no text, and no whitespace that a template would strip
-
-
-def _framed(
-    model: LanguageModel, messages: Sequence[Mapping[str, str]], response: str, frame: Sequence[str]
-) -> Turn | None:
+def _framed(model: LanguageModel, messages: Messages, response: str, frame: Sequence[str]) -> Turn | None:
     """The turn, if the template writes the response between the same texts as the mark."""
-    if len(frame) != 2:
-        return None
-    text = _assistant_turn(model, messages, response)
+    text = _assistant_turn(model, messages, response) if len(frame) == 2 else None
     if text is None:
         return None
     before, behind = frame
@@ -114,11 +110,7 @@ def _framed(
     return Turn(text, start, end) if whole else None
 
 
-def _behind(prompt: str, response: str) -> Turn:
-    return Turn(prompt + response, len(prompt), len(prompt + response))
-
-
-def _assistant_turn(model: LanguageModel, messages: Sequence[Mapping[str, str]], content: str) -> str | None:
+def _assistant_turn(model: LanguageModel, messages: Messages, content: str) -> str | None:
     """The conversation with a last turn of the assistant; `None` if the template takes none."""
     try:
         return _rendered(model, [*messages, {"role": "assistant", "content": content}], reply=False)
@@ -127,11 +119,7 @@ def _assistant_turn(model: LanguageModel, messages: Sequence[Mapping[str, str]],
 
 
 def messages_of(model: LanguageModel, prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as a conversation, which begins with the model's system message unless it has one of its own.
-
-    Raises:
-        DataError: it is empty.
-    """
+    """The prompt as a conversation, which begins with the model's system message unless it has one of its own."""
     messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [{**m} for m in prompt]
     if not messages or not str(messages[-1].get("content", "")).strip():
         raise DataError(f"a prompt must not be empty, got {prompt!r}.")
@@ -140,18 +128,18 @@ def messages_of(model: LanguageModel, prompt: Prompt) -> list[dict[str, str]]:
     return [{"role": "system", "content": model.chat.system}, *messages]
 
 
-def prompt_ids(model: LanguageModel, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def prompt_ids(model: LanguageModel, messages: Messages) -> list[int]:
     """Tokens of a conversation by a tokenizer that renders tokens, not text, up to where the next reply begins."""
     return list(_apply(model, messages, tokenize=True, return_dict=False, add_generation_prompt=True))
 
 
-def turn_ids(model: LanguageModel, messages: Sequence[Mapping[str, str]], response: str) -> list[int]:
+def turn_ids(model: LanguageModel, messages: Messages, response: str) -> list[int]:
     """Tokens of a conversation with a response, by such a tokenizer, up to the response's end."""
     turns = [*messages, {"role": "assistant", "content": response}]
     return list(_apply(model, turns, tokenize=True, return_dict=False, continue_final_message=True))
 
 
-def _rendered(model: LanguageModel, messages: Sequence[Mapping[str, str]], *, reply: bool) -> str:
+def _rendered(model: LanguageModel, messages: Messages, *, reply: bool) -> str:
     """The conversation as text; with `reply`, up to where the assistant's next reply begins.
 
     Raises:
@@ -159,7 +147,9 @@ def _rendered(model: LanguageModel, messages: Sequence[Mapping[str, str]], *, re
     """
     text = str(_apply(model, messages, tokenize=False, add_generation_prompt=reply))
     for message in messages:
-        if message.get("role") != "assistant" and not _says(text, str(message.get("content", ""))):
+        said = str(message.get("content", ""))
+        written = said.strip() in text or "".join(said.split()) in "".join(text.split())  # templates strip white space
+        if message.get("role") != "assistant" and not written:
             raise DataError(
                 f"{_source(model)} renders the {message.get('role')}'s message {message['content'][:60]!r} without its "
                 f"text, as {text[:60]!r}. Give a template that writes every message (--chat-template), or leave out "
@@ -168,12 +158,7 @@ def _rendered(model: LanguageModel, messages: Sequence[Mapping[str, str]], *, re
     return text
 
 
-def _says(text: str, said: str) -> bool:
-    """Whether a text has another, white space aside: templates strip it."""
-    return said.strip() in text or "".join(said.split()) in "".join(text.split())
-
-
-def _apply(model: LanguageModel, messages: Sequence[Mapping[str, str]], **settings: Any) -> Any:
+def _apply(model: LanguageModel, messages: Messages, **settings: Any) -> Any:
     tokenizer = tokenizer_of(model)
     try:
         with model.chat.clock():

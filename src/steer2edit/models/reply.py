@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from steer2edit.errors import DataError
 from steer2edit.models.chat import embedding_rows, require_rows
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.rendering import render, render_turns, tokenizer_of
-from steer2edit.models.thoughts import decoded, find_thought
-from steer2edit.models.tokenizer import added_tokens
+from steer2edit.models.thoughts import find_thought
+from steer2edit.models.tokenizer import added_tokens, decoded
 
 CUT = " […]"
 """Follows a reply that was cut off, wherever it is shown or kept."""
@@ -86,24 +84,23 @@ def reply_of(model: LanguageModel, prompt: Sequence[int], row: Sequence[int], en
     if found is None:
         return Reply(str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(), ids, finished)
     raw, form = decoded(tokenizer, ids), found.form
+    special = {token.content for token in added_tokens(tokenizer).values() if token.special}
+    special |= {*tokenizer.all_special_tokens}
     written, _, behind = raw.partition(form.closes)
-    thought = written.strip().removeprefix(form.opens)
-    for label in form.labels:
-        thought = thought.replace(label, "")
-    thought, thought_ids = _without_special(tokenizer, thought), ids[found.thought.start : found.thought.stop]
+    thought = _without(_without(written.strip().removeprefix(form.opens), form.labels), special).strip()
+    thought_ids = ids[found.thought.start : found.thought.stop]
     if found.answer is None:
         return Reply(raw.strip(), ids, finished, thought, thought_ids=thought_ids)
-    answer = _without_special(tokenizer, behind)
+    answer = _without(behind, special).strip()
     for before, after in _AROUND_ANSWERS:
         answer = answer.removeprefix(before).removesuffix(after).strip()
     return Reply(raw.strip(), ids, finished, thought, answer, ids[found.answer.start :], thought_ids)
 
 
-def _without_special(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    added = (token.content for token in added_tokens(tokenizer).values() if token.special)
-    for token in {*tokenizer.all_special_tokens, *added}:
-        text = text.replace(token, "")
-    return text.strip()
+def _without(text: str, marks: Iterable[str]) -> str:
+    for mark in marks:
+        text = text.replace(mark, "")
+    return text
 
 
 def end_ids(model: LanguageModel) -> list[int]:
@@ -119,8 +116,8 @@ def end_ids(model: LanguageModel) -> list[int]:
     if tokenizer is None:
         return declared
     configs = (network.config, network.config.get_text_config())
-    others = [token for config in configs for token in _listed(getattr(config, "eos_token_id", None))]
-    others += [*_listed(tokenizer.eos_token_id), *_listed(turn_end(model))]
+    named = [getattr(config, "eos_token_id", None) for config in configs]
+    others = [token for one in (*named, tokenizer.eos_token_id, turn_end(model)) for token in _listed(one)]
     marks, rows = _marks(tokenizer), embedding_rows(model)
     declared = [token for token in declared if token < rows or token in marks]
     ends = list(dict.fromkeys([*declared, *(token for token in others if token in marks)]))

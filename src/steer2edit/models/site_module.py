@@ -30,6 +30,12 @@ def is_quantised(module: nn.Module) -> bool:
     return not (type(weight) in (Tensor, nn.Parameter) and weight is not None and weight.dtype in PLAIN)
 
 
+def is_mixture(module: nn.Module) -> bool:
+    """Whether a module holds the fused down-projections of experts."""
+    down = dict(module.named_parameters(recurse=False)).get("down_proj")
+    return down is not None and down.ndim == 3
+
+
 @dataclass(frozen=True)
 class Projection:
     """One output projection `y = W x + b`, `W ∈ R^{d×m}`: a dense site's only one, or one expert of a mixture.
@@ -69,11 +75,11 @@ class Projection:
         Raises:
             ModelError: the weight is on no device, or its quantised format cannot be read here.
         """
-        if self._stored_elsewhere:
+        if self._is_elsewhere:
             with in_memory([self.module]):
                 return self.weight.clone()
         if self.quantised is not None:
-            return self._dequantised()
+            return self._dequantised(self.quantised)
         stored = self._stored
         if not stored.is_floating_point() or stored.itemsize < 2 or stored.is_meta:
             raise ModelError(
@@ -118,7 +124,7 @@ class Projection:
         Raises:
             ModelError: it is.
         """
-        if self._stored_elsewhere:
+        if self._is_elsewhere:
             raise ModelError(
                 f"{self.key} is on the disk (--device disk), and {doing} would be lost. Write the edited checkpoint "
                 "(steer2edit apply), or use the edit at run time."
@@ -130,17 +136,17 @@ class Projection:
             )
 
     @torch.no_grad()
-    def _dequantised(self) -> Float[Tensor, "d m"]:
+    def _dequantised(self, dtype: torch.dtype) -> Float[Tensor, "d m"]:
         """W as the module itself applies it: what it makes of the rows of the identity, without its bias."""
-        columns = range(self.shape[1])
+        _, m = self.shape
         bias = getattr(self.module, "bias", None)
         parts = []
         try:
             if bias is not None:
                 self.module.register_parameter("bias", None)
-            for at in (columns[i : i + _ROWS] for i in columns[::_ROWS]):
-                rows = torch.zeros(len(at), len(columns), dtype=self.quantised, device=self.device)
-                rows[torch.arange(len(at)), torch.tensor(at)] = 1
+            for first in range(0, m, _ROWS):
+                rows = torch.zeros(min(_ROWS, m - first), m, dtype=dtype, device=self.device)
+                rows.diagonal(first).fill_(1)
                 parts.append(self.module.forward(rows))
         except Exception as error:  # kernels raise what they like
             raise ModelError(
@@ -153,7 +159,7 @@ class Projection:
         return torch.cat(parts).T
 
     @property
-    def _stored_elsewhere(self) -> bool:
+    def _is_elsewhere(self) -> bool:
         return any(module is self.module for _, module in offload_hooks(self.module))
 
     @property
@@ -247,16 +253,6 @@ class SiteModule:
     def weight(self) -> Float[Tensor, "d m"]:
         """W [d, m] of a dense site: a view of the parameter, so that writing to it edits the model."""
         return self.only.weight
-
-    @property
-    def bias(self) -> Float[Tensor, " d"] | None:
-        """b [d] of a dense site's `y = W x + b`, or `None`."""
-        return self.only.bias
-
-    @property
-    def transposed(self) -> bool:
-        """Whether a dense site's weight is stored as [m, d]."""
-        return self.only.transposed
 
     @property
     def dtype(self) -> torch.dtype:

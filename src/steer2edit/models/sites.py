@@ -1,26 +1,40 @@
-"""The sites of a model: what its layout says, or what is found, as modules."""
+"""The sites of a model: what its layout says, or what is found, as modules; proven before their first use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from steer2edit.core import BLOCKS, Block, Experts, Site
 from steer2edit.errors import LayoutError
-from steer2edit.models.decoder_layers import run_layers
-from steer2edit.models.finding import find_layout
-from steer2edit.models.heads import head_count
+from steer2edit.models.finding import find_layout, find_writers, kind_of
+from steer2edit.models.heads import fits, head_count, head_spans
+from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, LayerRuns, run_layers, silenced
 from steer2edit.models.layout import ExpertLayout, Layout
-from steer2edit.models.proof import Proof, prove
 from steer2edit.models.site_module import PLAIN, ExpertBlock, Projection, SiteModule, is_linear, is_quantised
 from steer2edit.models.twin import tiny_twin
 
 _FUSED = "down_proj"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was proven of a model's sites, on a few tokens.
+
+    Args:
+        layers: how many layers hand the residual stream on unchanged when all that writes to it is silent.
+        sites: how many sites reach the residual stream.
+        heads: sites whose heads' columns were seen to carry one head each; layers that are alike are looked at once.
+    """
+
+    layers: int
+    sites: int
+    heads: tuple[Site, ...]
 
 
 @dataclass(frozen=True)
@@ -80,14 +94,14 @@ def _proven(network: PreTrainedModel, layout: Layout | None) -> ModelSites:
     with _nothing_zero(network):
         layers = run_layers(network, given.path if given else None)
         found = given or _structure(network, find_layout(network, layers))
-        return replace(found, proof=prove(network, layers, found.sites, found.left_out))
+        return replace(found, proof=_prove(network, layers, found.sites, found.left_out))
 
 
 @contextmanager
 def _nothing_zero(network: nn.Module) -> Iterator[None]:
     """For a while matrices that are all zeros, as those of layers that were put in between, are random numbers."""
     plain = (p for p in network.parameters() if type(p) is nn.Parameter and p.ndim >= 2 and p.dtype in PLAIN)
-    zero = [p for p in plain if _is_zero(p)]
+    zero = [p for p in plain if not p[:1].any() and not p.any()]  # nearly every first row has a number
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for parameter in zero:
@@ -98,11 +112,6 @@ def _nothing_zero(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for parameter in zero:
                 parameter.zero_()
-
-
-def _is_zero(parameter: nn.Parameter) -> bool:
-    """By its first row first: nearly every matrix has a number there."""
-    return not bool(parameter[:1].any()) and not bool(parameter.any())
 
 
 def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:
@@ -206,3 +215,77 @@ def _width(site: Site, block: Block, projection: Projection, heads: str, config:
     if columns % count:
         raise LayoutError(f"{site}: {columns} input columns do not divide into the config's {count} attention heads.")
     return int(columns // count)
+
+
+def _prove(
+    network: PreTrainedModel, layers: LayerRuns, sites: Mapping[Site, SiteModule], left_out: Iterable[str]
+) -> Proof:
+    """Prove a model's sites.
+
+    *Silence*: with the outputs of all named writers zero, every layer hands the residual stream on unchanged.
+    *Effect*: the output of each site reaches the residual stream. *Components*: a number before a mixer's projection
+    that belongs to one head changes that head's columns alone, where that can be seen.
+
+    Raises:
+        LayoutError: one of them fails; the message says in which layer and module.
+    """
+    seen: set[object] = set()
+    heads = []
+    for index, run in enumerate(layers.runs):
+        own = {site: module for site, module in sites.items() if site.layer == index}
+        others = [network.get_submodule(name) for name in left_out if name.startswith(f"{run.name}.")]
+        writers = list(dict.fromkeys([*(p.module for m in own.values() for p in m.projections), *others]))
+        _prove_silence(run, writers)
+        _prove_effects(run, own, writers)
+        if (kind := kind_of(run.module)) not in seen:
+            seen.add(kind)
+            heads += [s for s, module in own.items() if s.block != "mlp" and _prove_components(run, s, module, writers)]
+    return Proof(len(layers.runs), len(sites), tuple(heads))
+
+
+def _prove_silence(run: LayerRun, writers: list[nn.Module]) -> None:
+    if run.silent(writers) or run.silent(writers, without_norms=True):
+        return
+    names = {module: name for name, module in run.module.named_modules()}
+    extra = find_writers(run, [names[writer] for writer in writers])
+    raise LayoutError(
+        f"{run.name}: with all that is named as writing to the residual stream silent, {' and '.join(extra)} still "
+        f"{'writes' if len(extra) == 1 else 'write'} to it. Name it in the layout, as a site or in left_out "
+        "(docs/add-a-model.md)."
+    )
+
+
+@dataclass(frozen=True)
+class _AllRowsBut:
+    """Zeros for every row of the batch but one; `None` for every row."""
+
+    row: int | None
+
+    def __call__(self, output: Tensor) -> Tensor:
+        silent = torch.zeros_like(output)
+        if self.row is not None:  # the batch may be flattened, and given to every expert
+            by_row = (-1, ROWS, TOKENS * output.shape[-1])
+            silent.view(by_row)[:, self.row] = output.reshape(by_row)[:, self.row]
+        return silent
+
+
+def _prove_effects(run: LayerRun, sites: Mapping[Site, SiteModule], writers: list[nn.Module]) -> None:
+    """In one run: each row of the batch has another site that is not silent, and the last has none."""
+    parts = [{p.module for p in module.projections} for module in sites.values()]
+    out = run.output({w: _AllRowsBut(next((i for i, own in enumerate(parts) if w in own), None)) for w in writers})
+    quiet = run.output(silenced(writers))
+    for row, (site, module) in enumerate(sites.items()):
+        if torch.equal(out[row], quiet[row]) and any(projection.weight.any() for projection in module.projections):
+            raise LayoutError(f"{site}: what {module.name} puts out does not reach the residual stream.")
+
+
+def _prove_components(run: LayerRun, site: Site, module: SiteModule, writers: list[nn.Module]) -> bool:
+    spans = head_spans(run, module.module, writers)
+    if spans and not fits(spans[0], module.component_width):
+        first, last = spans[0]
+        raise LayoutError(
+            f"{site}: the input columns {first} to {last} of {module.name} carry one head together, but with "
+            f"{module.component_count} heads each would have {module.component_width}. The number of heads is wrong: "
+            "name the config's attribute with the right one in the layout's heads (docs/add-a-model.md)."
+        )
+    return bool(spans)

@@ -10,22 +10,18 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from steer2edit.models.tokenizer import decoded
+
 _TAIL = 32  # tokens of a prompt that show whether the template has begun a thought
 
 
 @dataclass(frozen=True)
 class ThoughtForm:
-    """How a family marks a thought.
+    """How a family marks a thought."""
 
-    Args:
-        opens: what a thought begins with.
-        closes: what the answer begins behind.
-        labels: what stands within a thought and is no part of it.
-    """
-
-    opens: str
-    closes: str
-    labels: tuple[str, ...] = ()
+    opens: str  # what it begins with
+    closes: str  # what the answer begins behind
+    labels: tuple[str, ...] = ()  # what stands within it and is no part of it
 
 
 FORMS = (
@@ -52,17 +48,16 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Thought:
-    """Where a reply's thought is.
-
-    Args:
-        form: how it is marked.
-        thought: its tokens among the reply's, without the marks.
-        answer: the tokens of the answer; `None` where the thought did not end.
-    """
+    """Where a reply's thought is."""
 
     form: ThoughtForm
-    thought: range
-    answer: range | None
+    thought: range  # its tokens among the reply's, without the marks
+    answer: range | None  # the tokens of the answer; `None` where the thought did not end
+
+
+def begun_thought(prompt: str) -> ThoughtForm | None:
+    """How the thought is marked that a rendered prompt ends with the beginning of."""
+    return next((form for form in FORMS if prompt.rstrip().endswith(form.opens)), None)
 
 
 def find_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]) -> Thought | None:
@@ -85,11 +80,6 @@ def find_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids:
     return Thought(form, range(min(begin, mark), mark), range(behind, len(ids)))
 
 
-def begun_thought(prompt: str) -> ThoughtForm | None:
-    """How the thought is marked that a rendered prompt ends with the beginning of."""
-    return next((form for form in FORMS if prompt.rstrip().endswith(form.opens)), None)
-
-
 def _behind(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], mark: str) -> int:
     """The first token behind a mark that is there."""
     return bisect_left(range(len(ids)), True, key=lambda i: mark in decoded(tokenizer, ids[:i]))
@@ -99,7 +89,8 @@ def _form(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: str) -> ThoughtF
     """How the thought of a reply is marked; `None` where it has none.
 
     A reply has one if it begins with one, whatever the model; if the template has begun one; and, in a model that is
-    known to think, if one ends in it or its mark is all that there was room for.
+    known to think (the end of such thoughts is in the vocabulary, or the chat template speaks of it), if one ends in it
+    or its mark is all that there was room for.
     """
     begin = raw.lstrip()
     for form in FORMS:
@@ -107,19 +98,8 @@ def _form(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: str) -> ThoughtF
         if prompt.endswith(form.opens) or (begin.startswith(form.opens) and not spoken):
             return form
         hinted = begin.startswith(form.opens) or form.closes in raw or (begin and form.opens.startswith(begin))
-        if hinted and not prompt.endswith(form.closes) and _knows(tokenizer, form):
-            return form
+        if hinted and not prompt.endswith(form.closes):
+            token = tokenizer.convert_tokens_to_ids(form.closes)
+            if form.closes in str(tokenizer.chat_template) or token not in (None, tokenizer.unk_token_id):
+                return form
     return None
-
-
-def _knows(tokenizer: PreTrainedTokenizerBase, form: ThoughtForm) -> bool:
-    """Whether the end of such thoughts is a token of the vocabulary, or the chat template speaks of it."""
-    if form.closes in str(tokenizer.chat_template):
-        return True
-    token = tokenizer.convert_tokens_to_ids(form.closes)
-    return token is not None and token != tokenizer.unk_token_id
-
-
-def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of tokens, with special ones."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False))

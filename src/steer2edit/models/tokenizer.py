@@ -1,6 +1,7 @@
 """Loading a tokenizer, with the chat template that prompts are rendered by."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def renders_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
     """Tokens that were added to the vocabulary, by id; mistral-common's tokenizer cannot say which."""
     return {} if renders_tokens(tokenizer) else dict(tokenizer.added_tokens_decoder)
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of tokens, with special ones."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a tokenizer's chat template, or of its named ones; empty if it has none."""
+    template = getattr(tokenizer, "chat_template", None)
+    return str(template) if template else ""
 
 
 def _set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:

@@ -46,32 +46,27 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r".*position.*|n_ctx|n_positions|max_seq_len.*|.*max_length", 256),
     (r"depth|.*vision.*layers|.*encoder_layers", 1),
 )  # fmt: skip
-_LAYERS = r"num_hidden_layers|n_layers?|num_layers|decoder_layers|num_blocks"
+LAYER_COUNTS = r"num_hidden_layers|n_layers?|num_layers|decoder_layers|num_blocks"
 
 
-def tiny_config(config: PreTrainedConfig, layers: int | None = None) -> PreTrainedConfig:
-    """A copy of a config with small sizes; those of one kind are the same wherever they stand.
+def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a config of any architecture with small sizes; those of one kind are the same wherever they stand.
 
-    Args:
-        config: of any architecture; its other settings (which layers are of which kind, norms, biases) stay.
-        layers: how many decoder layers are left, such that every kind is among them; `None` leaves all.
+    Its other settings (how many layers there are, which of them are of which kind, norms, biases) stay.
     """
     tiny = copy.deepcopy(config)
-    for part in _parts(tiny):
+    for part in config_parts(tiny):
         own = copy.deepcopy(vars(part).get("_heterogeneity_spec"))
         if own is not None:
             part.per_layer_config = None
-        picked = None if layers is None else _fewer_layers(part, layers)
         for name, small in _all_small(vars(part)).items():
             setattr(part, name, small)
         if hasattr(part, "qk_rope_head_dim") and (rotated := _rotated(vars(part).get("rope_parameters"))):
             part.head_dim = int(HEAD_WIDTH / rotated)
         if own is not None:
-            places = {old: new for new, old in enumerate(picked)} if picked else {i: i for i in own.per_layer_overrides}
             part.per_layer_config = {
-                places[i]: {name: _unlike(vars(part).get(name), value) for name, value in _all_small(settings).items()}
+                i: {name: _unlike(vars(part).get(name), value) for name, value in _all_small(settings).items()}
                 for i, settings in own.per_layer_overrides.items()
-                if i in places
             }
     return tiny
 
@@ -108,9 +103,10 @@ def tiny_twin(network: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
         return None, " ".join(str(error).split())[:200]
 
 
-def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+def config_parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """A config with those in it."""
     inner = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
-    return [config, *(part for one in inner for part in _parts(one))]
+    return [config, *(part for one in inner for part in config_parts(one))]
 
 
 def _rotated(rope: Any) -> float | None:
@@ -126,13 +122,11 @@ def _all_small(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: min(value or HEADS, HEADS) if name == "num_key_value_heads" and value in heads else _small(name, value)
         for name, value in settings.items()
-        if not name.startswith("_") and not isinstance(value, bool) and not re.fullmatch(_LAYERS, name)
+        if not name.startswith("_") and not isinstance(value, bool) and not re.fullmatch(LAYER_COUNTS, name)
     }
 
 
 def _small(name: str, value: Any) -> Any:
-    if isinstance(value, bool):
-        return value
     if isinstance(value, dict):
         small = {key: _small(str(key), item) for key, item in value.items()}
         half = int(HEAD_WIDTH / 2 * value.get("partial_rotary_factor", 1))
@@ -140,13 +134,9 @@ def _small(name: str, value: Any) -> Any:
             small["mrope_section"] = [half // 4, half // 2 - half // 8, half - half // 4 - half // 2 + half // 8]
         return small
     limit = next((limit for rule, limit in _RULES if re.fullmatch(rule, name)), -1)
-    if limit == -1:
+    if limit == -1 or isinstance(value, bool):
         return value
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
-    ):
+    if isinstance(value, list) and all(type(item) is int for item in value):
         return value if limit == 0 else [min(item, limit) for item in value]
     if not isinstance(value, int):
         return value
@@ -156,23 +146,3 @@ def _small(name: str, value: Any) -> Any:
 def _unlike(usual: Any, own: Any) -> Any:
     """A layer's own number, which stays another than the usual one."""
     return 2 * own if own == usual and isinstance(own, int) else own
-
-
-def _fewer_layers(part: PreTrainedConfig, layers: int) -> list[int] | None:
-    """Leave so many layers, the first of every kind among them; lists with one entry per layer follow.
-
-    Returns:
-        The layers that are left; `None` for all.
-    """
-    left = None
-    for name, count in list(vars(part).items()):
-        if not re.fullmatch(_LAYERS, name) or not isinstance(count, int) or count <= layers:
-            continue
-        lists = {key: item for key, item in vars(part).items() if isinstance(item, list) and len(item) == count}
-        kinds = [str([item[i] for item in lists.values()]) for i in range(count)]
-        first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
-        left = sorted(sorted(range(count), key=lambda i: (first[kinds[i]] != i, i))[: max(layers, len(first))])
-        for key, item in lists.items():
-            setattr(part, key, [item[i] for i in left])
-        setattr(part, name, len(left))
-    return left

@@ -4,14 +4,19 @@ Shapes: b = rows of a batch, r = interventions (1 for all rows, or b), t = token
 input, p = width of one of its matrices, s = pairs of a token and an expert.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from steer2edit.core import Site
 from steer2edit.errors import InvalidValueError
-from steer2edit.models.experts import RoutedTokens
+from steer2edit.models.hooks import RoutedTokens, hooked
+from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.site_module import SiteModule
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,18 @@ class SiteUpdate:
     def apply(self, x: Tensor, y: Tensor) -> Tensor:
         """(x [..., m], y [..., d]) → y + (x · a) u + c, computed in float32 and rounded once to the dtype of y."""
         x_rows, y_rows = _by_row(x, self.rows), _by_row(y, self.rows)
-        u = None if self.u is None else self.u[:, None]
-        c = None if self.shift is None else self.shift[:, None]
         if y.device.type != "cpu" or x_rows.shape[1] == 1:
-            return _changed(x_rows, y_rows, self.a, u, c).view(y.shape)
+            return self._changed(x_rows, y_rows).view(y.shape)
         # row by row, what is in float32 for a moment stays in a CPU's cache: several times faster over a prompt
         changed = torch.empty_like(y_rows)
         for i in range(len(y_rows)):
-            at = slice(i, i + 1)
-            changed[at] = _changed(x_rows[at], y_rows[at], _own(self.a, i), _own(u, i), _own(c, i))
+            own = [v if v is None or len(v) == 1 else v[i : i + 1] for v in (self.a, self.u, self.shift)]
+            changed[i : i + 1] = SiteUpdate(1, *own)._changed(x_rows[i : i + 1], y_rows[i : i + 1])
         return changed.view(y.shape)
+
+    def _changed(self, x: Float[Tensor, "b t m"], y: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        edited = y if self.a is None or self.u is None else torch.addcmul(y, along(x, self.a), self.u[:, None])
+        return (edited if self.shift is None else edited + self.shift[:, None]).to(y.dtype)
 
     def apply_shift(self, y: Tensor) -> Tensor:
         """y [..., d] → y + c."""
@@ -61,8 +68,10 @@ class SiteUpdate:
         """
         assert self.a is not None
         assert self.u is not None
+        if routed.tokens % self.rows:
+            raise InvalidValueError(_MISFIT.format(batch=routed.tokens, rows=self.rows))
+        row = routed.token // (routed.tokens // self.rows)  # tokens are flattened row by row
         a = self.a.view(len(self.a), -1, routed.inputs.shape[-1])  # [r, experts, p]
-        row = self._batch_row(routed)
         own = a[row if len(a) > 1 else 0, routed.expert]
         along = (routed.inputs.float() * own).sum(dim=-1) * routed.weight.float()
         flat = y.reshape(-1, y.shape[-1])
@@ -70,30 +79,8 @@ class SiteUpdate:
         change = total.view(-1, self.rows, routed.tokens // self.rows, 1) * self.u[:, None]
         return (flat + change.view(flat.shape)).to(y.dtype).view(y.shape)
 
-    def _batch_row(self, routed: RoutedTokens) -> Int[Tensor, " s"]:
-        """Which row of the batch each routed token is in: tokens are flattened row by row."""
-        if routed.tokens % self.rows:
-            raise InvalidValueError(_MISFIT.format(batch=routed.tokens, rows=self.rows))
-        return routed.token // (routed.tokens // self.rows)
-
 
 _MISFIT = "a batch of {batch} rows cannot run under {rows} interventions: give one, or one for every row."
-
-
-def _changed(
-    x: Float[Tensor, "b t m"],
-    y: Float[Tensor, "b t d"],
-    a: Float[Tensor, "_a m"] | None,
-    u: Float[Tensor, "_u 1 d"] | None,
-    c: Float[Tensor, "_c 1 d"] | None,
-) -> Float[Tensor, "b t d"]:
-    wide = y if a is None or u is None else torch.addcmul(y, along(x, a), u)
-    return (wide if c is None else wide + c).to(y.dtype)
-
-
-def _own(values: Tensor | None, row: int) -> Tensor | None:
-    """What one row has of values that are its own, or the same for all."""
-    return values if values is None or len(values) == 1 else values[row : row + 1]
 
 
 def _by_row(values: Float[Tensor, "... n"], rows: int) -> Float[Tensor, "b t n"]:
@@ -119,3 +106,30 @@ def along(x: Float[Tensor, "b t m"], a: Float[Tensor, "_a m"]) -> Float[Tensor, 
     if x.shape[1] == 1:
         return (x * a[:, None]).sum(dim=-1, keepdim=True)
     return torch.bmm(x.float(), a[:, :, None])
+
+
+@contextmanager
+def updated_outputs(model: LanguageModel, updates: Mapping[Site, SiteUpdate]) -> Iterator[None]:
+    """Add each update to what its site writes within the context.
+
+    Args:
+        model: the model; its weights are not touched.
+        updates: by site; a site that is not in the mapping is left alone.
+    """
+    with ExitStack() as stack:
+        for site, update in updates.items():
+            stack.enter_context(_updated(model.sites[site], update))
+        yield
+
+
+def _updated(site: SiteModule, update: SiteUpdate) -> AbstractContextManager[None]:
+    """The edits at every matrix; the shift of a mixture once, at the block's output."""
+    if site.experts is None:
+        return hooked(site, matrix=lambda projection, x, y: update.apply(x, y))
+    edits = None if update.a is None else update.part(slice(0, site.routed[-1].columns.stop))
+    return hooked(
+        site,
+        matrix=None if update.a is None else lambda projection, x, y: update.part(projection.columns).apply(x, y),
+        routed=None if edits is None else edits.apply_routed,
+        output=None if update.shift is None else lambda index, y: None if index else update.apply_shift(y),
+    )

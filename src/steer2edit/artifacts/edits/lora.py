@@ -25,8 +25,7 @@ from steer2edit.artifacts.tensors import same_bits, write_tensors
 from steer2edit.core import Site
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
-from steer2edit.models.finding import is_mixture
-from steer2edit.models.site_module import is_linear, is_quantised
+from steer2edit.models.site_module import is_linear, is_mixture, is_quantised
 from steer2edit.models.stored import renamed
 
 ADAPTER_FILE = "adapter_model.safetensors"

@@ -1,8 +1,10 @@
 """Every text-generation architecture of the installed transformers, tried on a tiny model; the table in the docs.
 
-`python -m steer2edit.models.architectures` prints the table of docs/architectures.md.
+`python tests/architectures.py` prints the table of docs/architectures.md.
 """
 
+import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
@@ -18,7 +20,7 @@ from steer2edit.core import BLOCKS
 from steer2edit.models.layout import Layout
 from steer2edit.models.loading import model_class
 from steer2edit.models.sites import find_sites
-from steer2edit.models.twin import tiny_config, tiny_network
+from steer2edit.models.twin import LAYER_COUNTS, config_parts, tiny_config, tiny_network
 
 _LAYERS = {"zamba": 8, "zamba2": 13}  # the weights of their attention are shared by the layers that have one
 _INDEXER = {
@@ -130,12 +132,39 @@ def tiny_architecture(model_type: str, seed: int = 0) -> PreTrainedModel:
         Exception: of any kind, where transformers cannot make one.
     """
     config: PreTrainedConfig = CONFIG_MAPPING[model_type](**_ARGUMENTS.get(model_type, {}))
-    config = tiny_config(config, _LAYERS.get(model_type, 3))
+    for part in config_parts(config):
+        _leave_layers(part, _LAYERS.get(model_type, 3))
+    config = tiny_config(config)
     for path, value in _SETTINGS.get(model_type, {}).items():
         *parents, name = path.split(".")
         setattr(reduce(getattr, parents, config), name, value)
     config = type(config).from_dict(config.to_dict())  # as it comes back from a file: what follows from sizes does
     return tiny_network(config, model_class(config).from_config, seed)
+
+
+def _leave_layers(part: PreTrainedConfig, layers: int) -> None:
+    """Leave so many layers of a config, the first of every kind among them; what there is for each layer follows."""
+    own = copy.deepcopy(vars(part).get("_heterogeneity_spec"))
+    if own is not None:
+        part.per_layer_config = None
+    places: dict[int, int] | None = None
+    for name, count in list(vars(part).items()):
+        if not re.fullmatch(LAYER_COUNTS, name) or not isinstance(count, int) or count <= layers:
+            continue
+        lists = {key: item for key, item in vars(part).items() if isinstance(item, list) and len(item) == count}
+        kinds = [str([item[i] for item in lists.values()]) for i in range(count)]
+        first = {kind: i for i, kind in reversed(list(enumerate(kinds)))}
+        left = sorted(sorted(range(count), key=lambda i: (first[kinds[i]] != i, i))[: max(layers, len(first))])
+        for key, item in lists.items():
+            setattr(part, key, [item[i] for i in left])
+        setattr(part, name, len(left))
+        places = {old: new for new, old in enumerate(left)}
+    if own is not None:
+        part.per_layer_config = {
+            i if places is None else places[i]: settings
+            for i, settings in own.per_layer_overrides.items()
+            if places is None or i in places
+        }
 
 
 def architecture_table() -> str:
