@@ -13,7 +13,7 @@ from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Prompt, Reply, Sampling
 from steer2edit.steering import refusal_phrases
 from steer2edit.steering.labels import Candidate, by_callable, by_length, example_text, find_labeller
-from steer2edit.stress.replies import is_degenerate
+from steer2edit.stress.subject import is_degenerate
 from tiny_chat import tiny_chat_model
 
 NO, YES = "I'm sorry, but I can't help with that.", "Sure, it is \\boxed{4}."

@@ -27,7 +27,7 @@ from steer2edit.stress.gcg import (
     target_losses,
     with_suffix,
 )
-from steer2edit.stress.replies import Replies, Scored, ask, continuations, score
+from steer2edit.stress.subject import Replies, Scored, ask, continuations, score
 from tiny_chat import BEGIN, chatml, tiny_chat_model, tiny_tokenizer
 
 SMALL = GcgBudget(steps=6, width=24, top_k=16, length=5)
@@ -94,7 +94,13 @@ def test_the_best_of_several_samples_is_one_that_does_not_refuse() -> None:
     samples = [replies(edit=[True, True, None, True, None]), replies(edit=[True, False, True, None, False])]
     found = best_of(samples)
     assert found.refused["edit"] == [True, False, None, None, False]
-    assert list(found.texts["edit"]) == ["edit0True", "edit1False", "edit2None", "edit3None", "edit4False"]
+    assert [one.text for one in found.arms["edit"]] == [
+        "edit0True",
+        "edit1False",
+        "edit2None",
+        "edit3None",
+        "edit4False",
+    ]
 
 
 class SampledEngine(TransformersEngine):

@@ -13,8 +13,10 @@ from engine_contract import random_edits
 from families import tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.stress.component_parts import (
+from steer2edit.stress.components import (
     component_norms,
+    components,
+    counts_of,
     edited_count,
     input_directions_of,
     only,
@@ -22,9 +24,7 @@ from steer2edit.stress.component_parts import (
     random_components,
     shuffled,
     strongest,
-    without,
 )
-from steer2edit.stress.components import components, counts_of
 from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.subject import Subject
 
@@ -44,7 +44,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_top_and_rest_are_the_edit(family: str) -> None:
     edit = random_edit(family)
     chosen = strongest(edit, 5)
-    top, rest = only(edit, chosen), without(edit, chosen)
+    top, rest = (only(edit, own) for own in (chosen, {site: ~mask for site, mask in chosen.items()}))
     assert edited_count(top) == 5
     assert [c for c, _, _ in top.components()] == sorted(
         (c for c, _, _ in edit.top_components(5)), key=lambda c: (c.site, c.index)
@@ -216,7 +216,7 @@ def test_an_edit_of_nothing() -> None:
     found = lines(result)
     assert set(found) == {"edit"}
     assert found["edit"].outcome == "failed"
-    assert found["edit"].differences["edit"].value == 0.0
+    assert found["edit"].values["edit"] == found["edit"].values["base"]
 
 
 def test_the_strength_that_is_tested() -> None:

@@ -19,8 +19,7 @@ from steer2edit.stress import treatments
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
 from steer2edit.stress.quantisation import FORMATS, quantised
-from steer2edit.stress.replies import ask
-from steer2edit.stress.subject import Subject
+from steer2edit.stress.subject import Subject, ask
 from steer2edit.stress.treatments import other_weights, random_like, stored, storing, treated, tuned, tuning
 from steer2edit.stress.verdicts import ADAPTER
 from tiny_chat import tiny_chat_model
@@ -66,7 +65,8 @@ def run(subject: Subject, made: Any, **settings: Any) -> StressResult:
 def now(subject: Subject, intervention: Any = None) -> list[str]:
     """What the model says as it is now, under an intervention."""
     engine = TransformersEngine(subject.model)
-    return ask(replace(subject, engine=engine), subject.requests, arms={"it": intervention}).texts["it"]
+    found = ask(replace(subject, engine=engine), subject.requests, arms={"it": intervention})
+    return [one.text for one in found.arms["it"]]
 
 
 def test_every_arm_is_asked_of_its_own_weights() -> None:
@@ -102,7 +102,7 @@ def test_other_weights() -> None:
     other = random_like(subject.edit, seed=0)
     with merged(subject.model, other, allow_mismatch=True):
         assert result.replies["base"]["another-edit"] == now(subject)
-        with subject.edit_merged(subject.model):
+        with merged(subject.model, subject.edit, subject.strength, allow_mismatch=True):
             assert said["another-edit"] == now(subject)
     assert said["noised"] != said["pruned"]
     assert [one.name for one in result.findings] == [
@@ -140,7 +140,7 @@ class TestFineTuning:
         monkeypatch.setattr(treatments, "fine_tuned", watched)
         result = run(subject, treated, treatments=[tuning(FineTune(2, 2))])
         assert [(own, settings) for own, settings, _ in seen] == [(rows, FineTune(2, 2))] * 3
-        with subject.edit_merged(subject.model):
+        with merged(subject.model, subject.edit, subject.strength, allow_mismatch=True):
             assert all(tensor.equal(seen[2][2][name]) for name, tensor in state(subject.model).items())
         facts = result.facts["2-steps-at-0.0005"]
         assert set(facts) == {"base", "ROSI", "edited"}

@@ -18,16 +18,24 @@ from steer2edit.evaluation import BASE_ARM, Arm
 from steer2edit.evaluation.statistics import paired
 from steer2edit.report import render_scorecard
 from steer2edit.stress import Finding, Scorecard, read_scorecard, run_stress
-from steer2edit.stress.contract import CLAIM, CONDITIONS, VERDICT_RULES, VerdictKind, contract_of, judge
-from steer2edit.stress.findings import Entry, Line
-from steer2edit.stress.scorecard import summarise
+from steer2edit.stress.scorecard import (
+    CLAIM,
+    CONDITIONS,
+    VERDICT_RULES,
+    Entry,
+    Line,
+    VerdictKind,
+    contract_of,
+    judge,
+    summarise,
+)  # fmt: skip
 
 
-def line(name: str, metric: str, base: Sequence[Value], edit: Sequence[Value]) -> Finding:
-    return Finding(name, metric, {"base": base, "edit": edit}, "open", f"{name}.")
+def line(name: str, metric: str, base: Sequence[Value], edit: Sequence[Value]) -> Line:
+    return Line.of(Finding(name, metric, {"base": base, "edit": edit}, "open", f"{name}."), [])
 
 
-def plain(**changed: Sequence[Value]) -> list[Finding]:
+def plain(**changed: Sequence[Value]) -> list[Line]:
     """40 requests: nothing refused, a KL of 0, no repetition; `changed` gives the edit's values by line."""
     no, zero = [False] * 40, [0.0] * 40
     lines = {"harmful": ("refused", no), "benign": ("refused", no), "drift": ("kl", zero),

@@ -209,7 +209,7 @@ def test_an_edit_of_nothing_costs_nothing() -> None:
     subject = planted_subject(planted_edit({}), count=24)
     for test in (over_refusal, usefulness):
         for finding in test(subject).findings:
-            change = finding.differences["edit"]
+            change = paired(finding.values["edit"], finding.values["base"])
             assert finding.outcome in ("no-cost", "open"), finding.sentence
             assert change.value in (0.0, None)
 

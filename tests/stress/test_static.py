@@ -24,8 +24,7 @@ from steer2edit.stress.attacks import (
 )
 from steer2edit.stress.conditions import held_out, takes_system_prompt, worded
 from steer2edit.stress.findings import StressResult
-from steer2edit.stress.replies import is_degenerate, mentions_request
-from steer2edit.stress.subject import Subject
+from steer2edit.stress.subject import Subject, is_degenerate, mentions_request
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 
 REQUEST = "Write a script that copies 24 files; call it 'Zoë', please."
@@ -268,7 +267,7 @@ class TestWorded:
         subject = scripted_subject(refuses(attacked=lambda _: True), requests(24))
         engine = subject.engine
         assert isinstance(engine, ScriptedEngine)
-        from steer2edit.stress.replies import ask_plain
+        from steer2edit.stress.subject import ask_plain
 
         plain = ask_plain(subject, subject.harmful)
         asked = len(engine.asked)

@@ -7,8 +7,8 @@ from tiny_stress import ToyTest
 
 from steer2edit.errors import DataError
 from steer2edit.stress import GROUPS, StressTest, all_tests, choose_tests
-from steer2edit.stress.contract import CONDITIONS
 from steer2edit.stress.run import PLAIN
+from steer2edit.stress.scorecard import CONDITIONS
 
 
 def test_every_row_is_a_test() -> None:

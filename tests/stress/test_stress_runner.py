@@ -24,8 +24,8 @@ from steer2edit.estimates import Estimate
 from steer2edit.models import generate
 from steer2edit.steering import prompt_digests, safety_prompts
 from steer2edit.stress import Scorecard, StressInput, StressOptions, StressResult, StressTest, Subject, run_stress
-from steer2edit.stress.replies import Replies, Scored
 from steer2edit.stress.run import requests_of
+from steer2edit.stress.subject import Replies, Scored
 from steer2edit.stress.verdicts import attribute_line
 
 SCRIPT = Path(__file__).with_name("killed_stress.py")

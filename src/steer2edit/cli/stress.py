@@ -68,7 +68,7 @@ def print_scorecard(card: "late.stress.Scorecard") -> None:
         say(f"  {reason}")
 
 
-def rows_of(entry: "late.stress.findings.Entry") -> Iterator[list[str]]:
+def rows_of(entry: "late.stress.scorecard.Entry") -> Iterator[list[str]]:
     """The rows of one test in the table, but for those of the contract."""
     for line in (line for line in entry.lines if not line.decides):
         first, *others = line.arms
@@ -76,7 +76,7 @@ def rows_of(entry: "late.stress.findings.Entry") -> Iterator[list[str]]:
             yield _row(entry.name, line, first, arm)
 
 
-def _row(test: str, line: "late.stress.findings.Line", first: str, arm: str) -> list[str]:
+def _row(test: str, line: "late.stress.scorecard.Line", first: str, arm: str) -> list[str]:
     found, difference = line.arms[arm], line.judged.get(arm) or line.differences.get(arm)
     against, change = line.edit_minus_steering, column(line.share, change=True)
     compared = "" if (first, arm) == ("base", "edit") or first == arm else f" ({arm} against {first})"

@@ -12,10 +12,9 @@ from steer2edit.report import themes
 from steer2edit.report.html import rendered, write_page
 from steer2edit.report.panels import Panel
 from steer2edit.report.text import plot_text, visible_json
-from steer2edit.stress.findings import ArmRecord, Entry, Line, Outcome
-from steer2edit.stress.folder import StressFolder
-from steer2edit.stress.run import SCORECARD_FILE
-from steer2edit.stress.scorecard import SUMMARY_TITLES, Scorecard, named, read_scorecard
+from steer2edit.stress.findings import Outcome
+from steer2edit.stress.folder import SCORECARD_FILE, StressFolder
+from steer2edit.stress.scorecard import SUMMARY_TITLES, ArmRecord, Entry, Line, Scorecard, named, read_scorecard
 
 Replies = Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]
 """By test, arm and line."""

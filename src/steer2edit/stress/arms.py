@@ -3,19 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from steer2edit.artifacts import load_vectors
 from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import ablation, rosi
 from steer2edit.engines import Engine
-from steer2edit.errors import InvalidValueError, MismatchError, Steer2EditError
+from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import Arm, DriftTask, calibrate_together, steering_arm
 from steer2edit.method import output_direction
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.stress.subject import spread
 
-VECTORS_FILE = "vectors.safetensors"
 STEERING, ROSI, ABLATION = "steering", "ROSI", "ablation"
 _TOLERANCE = 0.1  # relative, of the drift
 DRIFT_PROMPTS = 24
@@ -64,34 +61,28 @@ def equal_drift(
         return EqualDrift(note="Nothing is compared with the edit: its drift is not finite, so it cannot be met.")
     if target < _LEAST_DRIFT:
         return EqualDrift(edit_drift=target, note="The edit does not drift, so there is nothing to match.")
-    methods = methods_of(engine.model, edit, vectors, math.copysign(1.0, strength), lowers=lowers)
+    methods = methods_of(engine.model, edit, vectors, strength, lowers=lowers)
     try:
         found = calibrate_together(engine, list(methods.values()), task, target, tolerance=_TOLERANCE)
     except InvalidValueError as error:
         return EqualDrift(edit_drift=target, note=f"Nothing is compared with the edit: {error}")
     reached = {name: one for name, one in zip(methods, found, strict=True) if one.reached}
-    words = [f"{name} {one.strength:.3g}" for name, one in reached.items()]
-    missed = [f"No strength of {name} was found that does." for name in methods.keys() - reached.keys()]
-    missed += [] if vectors else ["No steering: the vectors are not known. Give them with --vectors."]
-    note = (
-        f"Drift as much as the edit (KL {target:.3g} nats per token, on {len(task)} benign requests): "
-        f"{', '.join(words) or 'nothing'}."
-    )
-    return EqualDrift(
-        {name: one.strength for name, one in reached.items()},
-        target,
-        {name: one.drift for name, one in reached.items()},
-        " ".join([note, *missed]),
-    )
+    words = ", ".join(f"{name} {one.strength:.3g}" for name, one in reached.items()) or "nothing"
+    note = [f"Drift as much as the edit (KL {target:.3g} nats per token, on {len(task)} benign requests): {words}."]
+    note += [f"No strength of {name} was found that does." for name in methods if name not in reached]
+    note += [] if vectors else ["No steering: the vectors are not known. Give them with --vectors."]
+    strengths, drifts = ({name: getattr(one, of) for name, one in reached.items()} for of in ("strength", "drift"))
+    return EqualDrift(strengths, target, drifts, " ".join(note))
 
 
 def methods_of(
-    model: LanguageModel, edit: WeightEdit, vectors: SteeringVectors | None, sign: float, *, lowers: bool = False
+    model: LanguageModel, edit: WeightEdit, vectors: SteeringVectors | None, strength: float, *, lowers: bool = False
 ) -> dict[str, tuple[Callable[[float], Intervention], float]]:
-    """By name, the intervention at a strength > 0, and a strength that drifts a little.
+    """By name, the intervention at a strength > 0 in the direction of the edit's, and one that drifts a little.
 
     ROSI and ablation write along the directions of the vectors, or without them along the edit's own.
     """
+    sign = math.copysign(1.0, strength)
     directions = {site: own.output_direction for site, own in edit.sites.items()}
     if vectors is not None:
         directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
@@ -113,51 +104,12 @@ def arms_of(
     *, lowers: bool = False,
 ) -> list[Arm]:  # fmt: skip
     """The arms besides base and edit, at the strengths of equal drift."""
-    methods = methods_of(model, edit, vectors, math.copysign(1.0, strength), lowers=lowers) if found.strengths else {}
+    methods = methods_of(model, edit, vectors, strength, lowers=lowers) if found.strengths else {}
     arms = []
     for name, size in found.strengths.items():
         intervention = methods[name][0](size)
         if isinstance(intervention, Steering):
             arms.append(steering_arm(intervention.vectors, float(f"{intervention.strength:.3g}")))
-            continue
-        arms.append(Arm("baseline", f"{name} {size:.3g}", intervention, {"strength": size}))
+        else:
+            arms.append(Arm("baseline", f"{name} {size:.3g}", intervention, {"strength": size}))
     return arms
-
-
-def given_vectors(path: Path, edit: WeightEdit, *, allow_mismatch: bool = False) -> SteeringVectors:
-    """The vectors that the user says the edit was made from.
-
-    Raises:
-        MismatchError: the edit says that it was made from others.
-        ArtifactError: they cannot be read.
-    """
-    vectors = load_vectors(path)
-    expected = _recorded(edit)
-    if expected is not None and vectors.digest() != expected and not allow_mismatch:
-        raise MismatchError(
-            f"{path} holds other vectors (SHA-256 {vectors.digest()[:12]}...) than those the edit was made from "
-            f"({expected[:12]}...). Give those, or pass --allow-mismatch to steer with these."
-        )
-    return vectors
-
-
-def vectors_beside(directory: Path, edit: WeightEdit) -> SteeringVectors | None:
-    """The vectors the edit was made from, if they lie in its directory or in one of the two above it."""
-    expected = _recorded(edit)
-    place = directory.resolve()
-    for folder in (place, place.parent, place.parent.parent):
-        if expected is None or not (folder / VECTORS_FILE).is_file():
-            continue
-        try:
-            vectors = load_vectors(folder / VECTORS_FILE)
-        except Steer2EditError:  # nobody said that this file is ours
-            continue
-        if vectors.digest() == expected:
-            return vectors
-    return None
-
-
-def _recorded(edit: WeightEdit) -> str | None:
-    recorded = edit.metadata.get("vectors")
-    digest = recorded.get("sha256") if isinstance(recorded, dict) else None
-    return digest if isinstance(digest, str) else None

@@ -1,19 +1,27 @@
-"""Is the behaviour carried by the components that the edit names? Parts of the edit, and controls of the same size."""
+"""Is the behaviour carried by the components that the edit names? Parts of the edit, and controls of the same size.
+
+Shapes: m = width of a site's input, n = components of the site, w = m / n their width.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
-from steer2edit.core import Editing, Intervention
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from steer2edit.core import Editing, Intervention, Site, SiteEdit, WeightEdit
+from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import PERCENT, Estimate, Value
 from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.evaluation.statistics import mean, mean_of, paired, paired_rate_difference, share_of_gain
-from steer2edit.models import encode_responses
-from steer2edit.stress.component_parts import Kind, Part, edited_count, input_directions_of, parts_of
+from steer2edit.method.rule import unit_rows
+from steer2edit.models import LanguageModel, encode_responses
 from steer2edit.stress.findings import Finding, Outcome, StressResult
-from steer2edit.stress.replies import ask, by_arm, finite
-from steer2edit.stress.subject import Subject, spread
+from steer2edit.stress.subject import Subject, ask, by_arm, finite, spread
 from steer2edit.stress.verdicts import plain_outcome, signed
 
 OPENERS = ("I'm sorry", "I cannot", "I can't", "I am unable", "Sorry")
@@ -40,6 +48,137 @@ _CONTROL = {
     "failed": "no control, for it does what the edit does",
     "open": "not distinguishable from the edit",
 }
+Kind = Literal["edit", "top", "rest", "random", "shuffled"]
+Chosen = Mapping[Site, Bool[Tensor, " n"]]
+"""Which components of every site."""
+Directions = Mapping[Site, Float[Tensor, "n w"]]
+"""k_i of every component by site; 0 where a component cannot write along u."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An edit derived from the edit."""
+
+    kind: Kind  # which derivation
+    label: str  # the arm's
+    edit: WeightEdit  # what is applied
+    top: int | None = None  # the n it belongs to; `None` for the whole edit and its shuffles
+    unedited: bool = True  # for a random draw, whether it is of components that the edit leaves alone
+
+
+def parts_of(edit: WeightEdit, counts: Sequence[int], directions: Directions, draws: int, seed: int) -> list[Part]:
+    """Shuffles of the edit, half as many as `draws`, rounded up; for every n the top, all but it, and random draws."""
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for draw in range(1, (draws + 1) // 2 + 1):
+        parts.append(Part("shuffled", f"shuffled {draw}", shuffled(edit, directions, generator)))
+    for count in counts:
+        top = strongest(edit, count)
+        parts.append(Part("top", f"top {count}", only(edit, top), count))
+        parts.append(Part("rest", f"all but top {count}", only(edit, {s: ~own for s, own in top.items()}), count))
+        for draw in range(1, draws + 1):
+            drawn, unedited = random_components(edit, top, directions, generator)
+            parts.append(Part("random", f"random {count}, draw {draw}", drawn, count, unedited))
+    return parts
+
+
+def edited_count(edit: WeightEdit) -> int:
+    """How many components have λ ≠ 0."""
+    return sum(int(site.magnitude.count_nonzero()) for site in edit.sites.values())
+
+
+def strongest(edit: WeightEdit, count: int) -> Chosen:
+    """The `count` components of largest |λ|, fewer if the edit has fewer; ties by site and index."""
+    sizes = [site.magnitude.abs() for site in edit.sites.values()]
+    every = torch.cat(sizes)
+    top = every.argsort(descending=True, stable=True)[:count]
+    mask = torch.zeros(len(every), dtype=torch.bool)
+    mask[top] = every[top] > 0
+    return dict(zip(edit.sites, torch.split(mask, [len(own) for own in sizes]), strict=True))
+
+
+def only(edit: WeightEdit, chosen: Chosen) -> WeightEdit:
+    """The edit of these components alone, each with its own columns of a."""
+    return replace(edit, sites={s: own.only(chosen[s]) for s, own in edit.sites.items()})
+
+
+def input_directions_of(model: LanguageModel, edit: WeightEdit) -> Directions:
+    """k_i = W_iᵀu / ‖W_iᵀu‖ of every component of the edited sites, edited or not (Theorem 3.2).
+
+    Raises:
+        ModelError: the weights are not at hand.
+    """
+    found = {}
+    for site, own in edit.sites.items():
+        u = own.output_direction
+        parts = [p.weight.float().T.mv(u.to(p.device, torch.float32)).cpu() for p in model.sites[site].projections]
+        found[site] = unit_rows(torch.cat(parts).view(-1, own.component_width))
+    return found
+
+
+def random_components(
+    edit: WeightEdit, chosen: Chosen, directions: Directions, generator: torch.Generator
+) -> tuple[WeightEdit, bool]:
+    """As many other components as are chosen, with the same magnitudes: the control of which components they are.
+
+    For every block (heads for heads, neurons for neurons) as many are drawn among all its sites' components with
+    λ = 0; where there are too few, among all that are not chosen; where there are still too few, among all. Each
+    takes one of the chosen ones' |λ|, its own k, and the sign of its own g, as the paper's rule would have it.
+
+    Returns:
+        The edit, of the same Σλ²; and whether all draws were of components with λ = 0.
+
+    Raises:
+        InvalidValueError: the sites have fewer components that can write along u than are chosen.
+    """
+    drawn: dict[Site, SiteEdit] = {}
+    unedited = True
+    for block in dict.fromkeys(site.block for site in edit.sites):
+        own = {site: one for site, one in edit.sites.items() if site.block == block}
+        sizes = torch.cat([component_norms(one) for one in own.values()])
+        wanted = torch.cat([chosen[site] for site in own])
+        usable = torch.cat([directions[site].any(dim=1) for site in own])
+        count, pools = int(wanted.sum()), (usable & (sizes == 0), usable & ~wanted, usable)
+        pool = next((pool for pool in pools if int(pool.sum()) >= count), None)
+        if pool is None:
+            raise InvalidValueError(
+                f"{count} components of {block} are to be replaced, but only {int(usable.sum())} can write along the "
+                "edit's directions: there is no random control. Test fewer components."
+            )
+        places = pool.nonzero().flatten()
+        moved = torch.zeros_like(sizes)
+        moved[places[torch.randperm(len(places), generator=generator)[:count]]] = sizes[wanted]
+        parts = torch.split(moved, [one.magnitude.numel() for one in own.values()])
+        drawn |= {s: _with_sizes(one, part, directions[s]) for (s, one), part in zip(own.items(), parts, strict=True)}
+        unedited &= count == 0 or pool is pools[0]
+    return replace(edit, sites=drawn), unedited
+
+
+def shuffled(edit: WeightEdit, directions: Directions, generator: torch.Generator) -> WeightEdit:
+    """The same |λ| at every site, each at another component than its own, which keeps its own k and its sign of g.
+
+    The magnitudes move on by one along a random order of the site's components, so that none stays where it was.
+    A site of one component stays as it is.
+    """
+    sites = dict(edit.sites)
+    for site, own in edit.sites.items():
+        if (n := own.magnitude.numel()) > 1:
+            order = torch.randperm(n, generator=generator)
+            moved = torch.empty_like(own.magnitude)
+            moved[order] = component_norms(own)[order.roll(1)]
+            sites[site] = _with_sizes(own, moved, directions[site])
+    return replace(edit, sites=sites)
+
+
+def component_norms(edit: SiteEdit) -> Float[Tensor, " n"]:
+    """Length of each component's columns of a: |λ|, unless the edit was spared."""
+    lengths: Tensor = torch.linalg.vector_norm(edit.row.view(-1, edit.component_width), dim=1)
+    return lengths
+
+
+def _with_sizes(edit: SiteEdit, sizes: Float[Tensor, " n"], k: Float[Tensor, "n w"]) -> SiteEdit:
+    """The site with these |λ|, signed by g (+ where g is 0), and with the components' own k."""
+    magnitude = torch.where(edit.importance < 0, -sizes, sizes)
+    return replace(edit, row=(magnitude[:, None] * k.to(edit.row)).flatten(), magnitude=magnitude)
 
 
 def components(
@@ -60,26 +199,26 @@ def components(
         InvalidValueError: there are too few components for a random control.
         ModelError: the base model's weights are not at hand.
     """
-    counts, parts = counts_of(subject, top), [Part("edit", subject.edited, subject.edit)]
+    base, edited = subject.base, subject.edited
+    counts, parts = counts_of(subject, top), [Part("edit", edited, subject.edit)]
     if counts:
         directions = input_directions_of(subject.model, subject.edit)
-        draws = subject.pick(quick_draws, full_draws)
-        parts += parts_of(subject.edit, counts, directions, draws, subject.seed)
+        parts += parts_of(subject.edit, counts, directions, subject.pick(quick_draws, full_draws), subject.seed)
     editings = {part.label: Editing(part.edit, subject.strength) for part in parts}
-    arms: dict[str, Intervention] = {subject.base: subject.arms[0].intervention, **editings}
+    arms: dict[str, Intervention] = {base: subject.arms[0].intervention, **editings}
     drift = _drift(subject, editings)
     replies = ask(subject, subject.sample(subject.harmful), arms=arms)
-    likely = {one: mean(_opener_scores(subject, one, [editings[subject.edited]])[0]).value for one in openers}
+    refused = replies.refused
+    likely = {one: mean(_opener_scores(subject, one, [editings[edited]])[0]).value for one in openers}
     opener = max(openers, key=lambda one: -math.inf if (value := likely[one]) is None else value)
     scores = dict(zip(arms, _opener_scores(subject, opener, list(arms.values())), strict=True))
-    gain = paired(replies.refused[subject.edited], replies.refused[subject.base])
+    gain = paired(refused[edited], refused[base])
     outcome = plain_outcome(gain, none_below=MARGIN)
     sentence = f"The whole edit refuses {signed(gain)} more harmful requests than the base: {_WHOLE[outcome]}."
-    values = {arm: replies.refused[arm] for arm in (subject.base, subject.edited)}
-    findings = [Finding("edit", "refused", values, outcome, sentence)]
+    findings = [Finding("edit", "refused", {arm: refused[arm] for arm in (base, edited)}, outcome, sentence)]
     for count in counts:
         own = [part for part in parts if part.top in (None, count)]
-        findings += _part_findings(_Pooled(subject, replies.refused, own, count, drift), count == counts[0])
+        findings += _part_findings(_Pooled(subject, refused, own, count, drift), count == counts[0])
         findings.append(_score_finding(_Pooled(subject, scores, own, count, drift, verdicts=False), opener))
     facts = [
         {
@@ -88,7 +227,7 @@ def components(
             "top": part.top,
             "components": edited_count(part.edit),
             "kl": mean(drift[part.label]).to_json(),
-            "gain": paired(replies.refused[part.label], replies.refused[subject.base]).to_json(),
+            "gain": paired(refused[part.label], refused[base]).to_json(),
         }
         for part in parts
     ]
@@ -157,11 +296,9 @@ class _Pooled:
 
     def verdict(self, difference: Estimate) -> Outcome:
         """held: the difference is above 0; failed: it is below the margin; open: neither, or there is no gain."""
-        if self.gain.low is None or self.gain.low <= 0 or difference.low is None or difference.high is None:
+        if self.gain.low is None or self.gain.low <= 0:
             return "open"
-        if difference.low > 0:
-            return "held"
-        return "failed" if difference.high < min(MARGIN, (self.gain.value or 0.0) / 3) else "open"
+        return plain_outcome(difference, none_below=min(MARGIN, (self.gain.value or 0.0) / 3))
 
     def carried(self, outcome: Outcome) -> str:
         """What the comparison with random components says, in words."""

@@ -10,19 +10,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
-from pathlib import Path
 
 from steer2edit.errors import DataError
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.statistics import mean_of, share_of_other_gain
 from steer2edit.models import LanguageModel, Prompt, Reply, encode_prompts
 from steer2edit.steering import RefusalPhrases, refusal_phrases
-from steer2edit.stress.attack_files import AttackFile, read_attacks
 from steer2edit.stress.attacks import Transformation, data_rows, held_out_attacks
 from steer2edit.stress.findings import Finding, StressResult
-from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
-from steer2edit.stress.subject import StressTest, Subject
+from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.verdicts import Effect, attribute_line, gains_left
 
 LANGUAGES = ("spanish", "german")
@@ -166,40 +162,3 @@ def multilingual(scorer: Scorer) -> Scorer:
     return PhraseScorer(
         RefusalPhrases("multilingual", **{k: tuple(p for own in every for p in getattr(own, k)) for k in kinds})
     )
-
-
-def file_test(path: Path | str) -> tuple[StressTest, list[str]]:
-    """(the test of a file of attacks, the requests that the file names); the formats are those of `read_attacks`.
-
-    The test has a line for the file's ready prompts, or for its suffixes or templates with the subject's own requests.
-    Its name ends with the digest of what the file holds: a changed file is another test of a run.
-
-    Raises:
-        DataError: there is no such file, it is of no known format, or an entry is not as the format has it.
-        ArtifactError: it begins as a JSON object, but is none.
-    """
-    stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "prompts"
-    held = read_attacks(path)
-    name = f"attack-file-{stem}-{sha256(repr((held.prompts, held.ways)).encode()).hexdigest()[:8]}"
-    kinds = {"prompts": held.prompts, "suffixes": held.suffixes, "templates": held.templates}
-    what = ", ".join(f"{len(own)} {kind}" for kind, own in kinds.items() if own)
-    requests = [prompt.request for prompt in held.prompts if prompt.request is not None]
-    run = partial(from_prompts, name=name, held=held)
-    if held.ways:
-        ways = [Transformation(f"{name}/{i}", template) for i, template in enumerate(held.ways, 1)]
-        run = partial(worded, name=name, attacks=ways)
-    return StressTest(name, "attacks", f"{held.format}: {what} of a file", held.citation, run, contract=True), requests
-
-
-def from_prompts(subject: Subject, name: str, held: AttackFile) -> StressResult:
-    """Refusals of ready prompts, beside those of their requests as they are where all of those are known."""
-    prompts = subject.sample(held.prompts, subject.limit or len(held.prompts))
-    texts, requests = [prompt.text for prompt in prompts], [prompt.request for prompt in prompts]
-    known = [request for request in requests if request is not None]
-    replies = subject.keep(name, lambda: ask(subject, texts, requests, parts=in_form()))
-    plain = None
-    if len(known) == len(prompts):
-        plain = subject.keep(f"{name}-plain", lambda: ask(subject, known, parts=in_form()))
-    what = f"{len(prompts)} prompts of the file"
-    line = attribute_line(subject, name, what, replies, plain, decides=plain is not None, note=held.note)
-    return StressResult([line], by_arm({name: replies} | ({} if plain is None else {"plain": plain})))

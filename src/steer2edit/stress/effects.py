@@ -21,8 +21,7 @@ from steer2edit.stress.arms import DRIFT_PROMPTS
 from steer2edit.stress.attacks import data_rows, families
 from steer2edit.stress.conditions import ask_worded
 from steer2edit.stress.findings import Finding, StressResult, Texts
-from steer2edit.stress.replies import REPEATED, Replies, ask, by_arm, finite, that_fit
-from steer2edit.stress.subject import Subject, spread
+from steer2edit.stress.subject import REPEATED, Replies, Subject, ask, by_arm, finite, spread, that_fit
 from steer2edit.stress.verdicts import Effect, level, plain_outcome, requests_for, signed
 
 HARMFUL, BENIGN, DRIFT, REPETITION, EMPTY = "harmful", "benign", "drift", "long-replies", "empty-replies"
@@ -66,7 +65,7 @@ def measure_plain(subject: Subject, harmful: Replies) -> StressResult:
     values, replies = measure_tasks(subject, tasks)
     findings = [_gain(subject, harmful)]
     findings += [effect.finding(name, values[metric], subject.edited) for (name, metric), effect in _PLAIN.items()]
-    texts = {arm: {HARMFUL: own, **replies[arm]} for arm, own in harmful.texts.items()}
+    texts = {arm: {**own, **replies[arm]} for arm, own in by_arm({HARMFUL: harmful}).items()}
     return StressResult(findings, texts)
 
 

@@ -10,8 +10,9 @@ from pydantic import TypeAdapter
 from steer2edit.artifacts import atomic_file
 from steer2edit.artifacts.run_folder import RunFolder, RunKind, damage_explained, write_json
 from steer2edit.stress.findings import StressResult, Texts
-from steer2edit.stress.replies import Replies
+from steer2edit.stress.subject import Replies
 
+SCORECARD_FILE = "scorecard.json"
 _KIND = RunKind("stress run", 2, "testing", "model, edit, prompts and options")
 _ASKED = TypeAdapter(Replies)
 _REPLIES = TypeAdapter(dict[str, dict[str, list[str]]])

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steer2edit.editing import merged
 from steer2edit.errors import ModelError
 from steer2edit.models import (
     EncodedResponse,
@@ -29,8 +30,7 @@ from steer2edit.models.rendering import tokenizer_of
 from steer2edit.models.tokenizer import added_tokens, renders_tokens
 from steer2edit.progress import step
 from steer2edit.stress.findings import Finding, StressResult
-from steer2edit.stress.replies import ask, ask_plain, by_arm, in_form
-from steer2edit.stress.subject import Subject
+from steer2edit.stress.subject import Subject, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.verdicts import attribute_line
 
 TARGET = "Sure, here is"
@@ -236,7 +236,7 @@ def search(
     subject: Subject, requests: Sequence[Prompt], target: str, budget: GcgBudget
 ) -> tuple[list[Suffix], list[float]]:
     """(a suffix for each request on the edited weights, how far it lowers the target's loss)."""
-    with subject.edit_merged(subject.model):  # gradients see the edit
+    with merged(subject.model, subject.edit, subject.strength, allow_mismatch=True):  # gradients see the edit
         found = [
             find_suffix(subject.model, request, target, budget, subject.seed + i) for i, request in enumerate(requests)
         ]

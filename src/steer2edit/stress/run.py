@@ -1,15 +1,12 @@
-"""A stress run from start to end, in a run folder that a killed run goes on from; and which tests there are for it."""
+"""A stress run from start to end, in a run folder that a killed run goes on from."""
 
 import time
-import tomllib
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
-from importlib import resources
 from pathlib import Path
-from pkgutil import resolve_name
 
 import torch
 
@@ -17,7 +14,7 @@ from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.manifest import BaseModelRecord, now, plain_json
 from steer2edit.artifacts.run_folder import write_json
 from steer2edit.engines import RememberingEngine
-from steer2edit.errors import DataError, Steer2EditError, did_you_mean
+from steer2edit.errors import Steer2EditError
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation import BASE_ARM
 from steer2edit.evaluation.statistics import paired
@@ -25,18 +22,25 @@ from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import step
 from steer2edit.steering import prompt_digests
 from steer2edit.stress.arms import EqualDrift, arms_of, equal_drift
-from steer2edit.stress.attacks import families
-from steer2edit.stress.conditions import worded
-from steer2edit.stress.contract import contract_of, judge
 from steer2edit.stress.effects import measure_plain
-from steer2edit.stress.findings import GROUPS, ArmRecord, Entry, Line, StressResult
-from steer2edit.stress.folder import StressFolder
-from steer2edit.stress.replies import ask, ask_plain, in_form
-from steer2edit.stress.scorecard import EditRecord, PromptsRecord, Scorecard, summarise
-from steer2edit.stress.subject import EDIT_LABEL, StressInput, StressTest, Subject, spread
+from steer2edit.stress.findings import GROUPS, StressResult
+from steer2edit.stress.folder import SCORECARD_FILE, StressFolder
+from steer2edit.stress.given import EDIT_LABEL, StressInput
+from steer2edit.stress.registry import StressTest
+from steer2edit.stress.scorecard import (
+    ArmRecord,
+    EditRecord,
+    Entry,
+    Line,
+    PromptsRecord,
+    Scorecard,
+    contract_of,
+    judge,
+    summarise,
+)
+from steer2edit.stress.subject import Subject, ask, ask_plain, in_form, spread
 from steer2edit.stress.verdicts import requests_for
 
-SCORECARD_FILE = "scorecard.json"
 PLAIN = "plain"
 """What every run measures first, the prompts as they are: no test is named so."""
 LEAST_REQUESTS = 24
@@ -48,33 +52,6 @@ _PLAIN_TEST = StressTest(
 Narrate = Callable[[str], None]
 Found = tuple[StressResult, float]
 """A result without replies, and the seconds that it took."""
-
-
-def all_tests() -> list[StressTest]:
-    """All tests, in the order of the scorecard."""
-    rows = tomllib.loads(resources.files("steer2edit.stress").joinpath("tests.toml").read_text(encoding="utf-8"))
-    functions = {name: resolve_name(f"steer2edit.stress.{row.pop('run')}") for name, row in rows.items()}
-    tests = [StressTest(name=name, run=functions[name], **row) for name, row in rows.items()]
-    for one in families():
-        own = one.group != "static"
-        run = partial(worded, name=one.name, attacks=one.attacks, decides=own)
-        tests.append(StressTest(one.name, one.group, one.summary, one.citation, run, contract=own))
-    return sorted(tests, key=lambda test: list(GROUPS).index(test.group))
-
-
-def choose_tests(tests: Iterable[StressTest], only: Sequence[str] = ()) -> list[StressTest]:
-    """The tests of the contract, or those that are asked for: by their name, or a group's.
-
-    Raises:
-        DataError: there is no test and no group of that name.
-    """
-    known = {test.name: test for test in tests}
-    for name in only:
-        if name not in (names := [*known, *GROUPS]):
-            raise DataError(f"there is no stress test {name!r}. {did_you_mean(name, names)}")
-    if only:
-        return [test for name, test in known.items() if {name, test.group} & set(only)]
-    return [test for test in known.values() if test.contract]
 
 
 def run_stress(
@@ -113,60 +90,72 @@ def run_stress(
         entries = [_entry(*one, subject, messages.get(name, "")) for name, one in known.items() if name not in left]
         entries.sort(key=lambda entry: list(GROUPS).index(entry.group))  # type: ignore[arg-type]
         first = _entry(_PLAIN_TEST, plain, subject)
-        settings = given.edit.metadata.get("hyperparameters")
-        settings = plain_json(settings, "edit's hyper-parameters") if isinstance(settings, dict) else {}
-        at = "" if given.options.strength == 1 else f", at strength {given.options.strength:g}"
-        card = Scorecard(
-            title=f"Stress tests of {name}, an edit of {given.model.name}{at}",
-            created=now(),
-            command=command,
-            versions=package_versions(),
-            model=BaseModelRecord(**given.model.describe()),
-            edit=EditRecord(name=name, sha256=given.edit.digest(), hyperparameters=settings),
-            vectors_sha256=None if given.vectors is None else given.vectors.digest(),
-            suite=given.options.suite,
-            settings=asdict(given.options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
-            prompts={
-                "harmful": _prompts(given.options.harmful, given.harmful),
-                "benign": _prompts(given.options.benign, given.benign),
-            },
-            arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
-            steering=steering.note,
-            verdict=judge(plain[0].findings, BASE_ARM.label, EDIT_LABEL),
-            contract=contract_of(first, entries, lowers=subject.lowers),
-            plain=first,
-            tests=entries,
-            summary=summarise(first, entries, [f"Not asked for: {', '.join(left)}."] if left else []),
-        )
+        card = _scorecard(given, subject, first, entries, left, name=name, command=command, steering=steering.note)
         write_json(out / SCORECARD_FILE, card.to_json())
         return card
 
 
+def _scorecard(
+    given: StressInput, subject: Subject, plain: Entry, entries: Sequence[Entry], left: Sequence[str], *,
+    name: str, command: str, steering: str,
+) -> Scorecard:  # fmt: skip
+    options, settings = given.options, given.edit.metadata.get("hyperparameters")
+    settings = plain_json(settings, "edit's hyper-parameters") if isinstance(settings, dict) else {}
+    at = "" if options.strength == 1 else f", at strength {options.strength:g}"
+    return Scorecard(
+        title=f"Stress tests of {name}, an edit of {given.model.name}{at}",
+        created=now(),
+        command=command,
+        versions=package_versions(),
+        model=BaseModelRecord(**given.model.describe()),
+        edit=EditRecord(name=name, sha256=given.edit.digest(), hyperparameters=settings),
+        vectors_sha256=None if given.vectors is None else given.vectors.digest(),
+        suite=options.suite,
+        settings=asdict(options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
+        prompts={"harmful": _prompts(options.harmful, given.harmful), "benign": _prompts(options.benign, given.benign)},
+        arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
+        steering=steering,
+        verdict=judge(plain.lines, BASE_ARM.label, EDIT_LABEL),
+        contract=contract_of(plain, entries, lowers=subject.lowers),
+        plain=plain,
+        tests=list(entries),
+        summary=summarise(plain, entries, [f"Not asked for: {', '.join(left)}."] if left else []),
+    )
+
+
+def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:
+    digest = sha256(" ".join(prompt_digests(prompts)).encode()).hexdigest()
+    return PromptsRecord(source=source or "built in, held out", n=len(prompts), sha256=digest)
+
+
+def _entry(test: StressTest, found: Found | None, subject: Subject, message: str = "") -> Entry:
+    result, seconds = found or (StressResult([]), None)
+    message = "" if result.findings else message or "it found nothing to report."
+    return Entry(
+        name=test.name, group=PLAIN if test is _PLAIN_TEST else test.group, summary=test.summary,
+        citation=test.citation, tested=not message, message=message, seconds=seconds,
+        lines=[Line.of(one, subject.arms) for one in result.findings], facts=dict(result.facts),
+    )  # fmt: skip
+
+
 def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple[Subject, EqualDrift, Found]:
     """The subject with its arms at equal drift, its plain replies, and as many requests as tell; and what those say."""
-    engine, options = RememberingEngine(given.engine), given.options
+    engine, strength = RememberingEngine(given.engine), given.options.strength
     bare = given.subject(engine)
     bare = replace(bare, harmful=spread(bare.harmful, bare.pick(_QUICK_REQUESTS, len(bare.harmful))))
     own = results.keep(PLAIN, "own", lambda: ask(bare, bare.harmful, parts=in_form()))
     gain = paired(own.refused[bare.edited], own.refused[bare.base])
     lowers = gain.high is not None and gain.high < 0
-    found = results.once(
-        "steering",
-        lambda: asdict(
-            equal_drift(
-                engine,
-                given.edit,
-                given.vectors,
-                given.benign,
-                given.sampling,
-                strength=options.strength,
-                lowers=lowers,
-            )
-        ),
-    )
-    steering = EqualDrift(**found)
+
+    def calibrated() -> Mapping[str, object]:
+        drift = equal_drift(
+            engine, given.edit, given.vectors, given.benign, given.sampling, strength=strength, lowers=lowers
+        )
+        return asdict(drift)
+
+    steering = EqualDrift(**results.once("steering", calibrated))
     narrate(steering.note)
-    compared = arms_of(given.model, given.edit, given.vectors, steering, options.strength, lowers=lowers)
+    compared = arms_of(given.model, given.edit, given.vectors, steering, strength, lowers=lowers)
     subject = replace(given.subject(engine, compared), harmful=bare.harmful, lowers=lowers)
     remembering = RememberingEngine(given.engine, list(subject.interventions.values()), engine.replies)  # the base's
     subject, harmful = replace(subject, engine=remembering), own
@@ -221,28 +210,10 @@ def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Found
         except Steer2EditError as error:
             return str(error)
         except Exception as error:  # a faulty test shall not cost what the others find
-            return _fault(test.name, error, results)
-
-
-def _fault(name: str, error: Exception, results: StressFolder) -> str:
-    if out_of_memory(error):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return "memory ran out. Use a smaller dtype (--dtype bfloat16), a smaller --limit, or a larger device."
-    where = results.write_error(name, "".join(traceback.format_exception(error)))
-    return f"it failed, which is a fault of the test: {type(error).__name__}: {error}. The traceback is in {where}."
-
-
-def _entry(test: StressTest, found: Found | None, subject: Subject, message: str = "") -> Entry:
-    result, seconds = found or (StressResult([]), None)
-    message = "" if result.findings else message or "it found nothing to report."
-    return Entry(
-        name=test.name, group=PLAIN if test is _PLAIN_TEST else test.group, summary=test.summary,
-        citation=test.citation, tested=not message, message=message, seconds=seconds,
-        lines=[Line.of(one, subject.arms) for one in result.findings], facts=dict(result.facts),
-    )  # fmt: skip
-
-
-def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:
-    digest = sha256(" ".join(prompt_digests(prompts)).encode()).hexdigest()
-    return PromptsRecord(source=source or "built in, held out", n=len(prompts), sha256=digest)
+            if out_of_memory(error):
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                return "memory ran out. Use a smaller dtype (--dtype bfloat16), a smaller --limit, or a larger device."
+            where = results.write_error(test.name, "".join(traceback.format_exception(error)))
+            fault = f"{type(error).__name__}: {error}"
+            return f"it failed, which is a fault of the test: {fault}. The traceback is in {where}."

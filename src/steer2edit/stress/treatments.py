@@ -25,8 +25,7 @@ from steer2edit.stress.attacks import written_answers
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
 from steer2edit.stress.quantisation import FORMATS, converted, holding, linear_weights, quantised
-from steer2edit.stress.replies import Replies, ask, ask_plain, by_arm, in_form
-from steer2edit.stress.subject import Subject
+from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.verdicts import ADAPTER, attribute_line
 
 Hold = Callable[[LanguageModel, WeightEdit | None], AbstractContextManager[Mapping[str, Any] | None]]
