@@ -182,7 +182,7 @@ def verify(base: Path, edit: Any, out: Path) -> dict[str, int]:
     import torch
 
     from steer2edit.artifacts import CheckpointManifest, read_manifest
-    from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
+    from steer2edit.artifacts.checkpoints.files import open_checkpoint
 
     before, after = open_checkpoint(base), open_checkpoint(out)
     names = read_manifest(out, CheckpointManifest).edited_tensors

@@ -10,7 +10,7 @@ from llama_cpp import Llama
 
 from engine_contract import random_edits
 from steer2edit.artifacts import save_edit
-from steer2edit.artifacts.edits.combined import load_combined, read_members, save_combined
+from steer2edit.artifacts.edits.adapter import load_members, read_members, save_combined
 from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.core import Editing, Intervention
 from steer2edit.editing import intervened
@@ -109,7 +109,7 @@ def test_a_combined_edit(tmp_path: Path, model: LanguageModel, base_gguf: Path) 
     save_combined(model, read_members([tmp_path / "edit0", tmp_path / "edit1"], [1.0, -0.5]), tmp_path / "both")
     export_edit(tmp_path / "both", "gguf-lora", [1.0], tmp_path / "out", model=model)
     engine = llama(base_gguf, tmp_path / "out" / "both-strength-1.gguf")
-    (one, w1), (two, w2) = load_combined(tmp_path / "both")
+    (one, w1), (two, w2) = load_members(tmp_path / "both")
     for ids in encode_prompts(model, PROMPTS):
         found, reply = by_llamacpp(engine, list(ids))
         with intervened(model, [Editing(one, w1)]):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from families import tiny_model, tiny_network
 from steer2edit.artifacts import load_edit, save_edit
-from steer2edit.artifacts.edits.combined import load_combined, load_members, read_members, save_combined
+from steer2edit.artifacts.edits.adapter import load_members, read_members, save_combined
 from steer2edit.core import WeightEdit
 from steer2edit.editing import edited, merged
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
@@ -55,7 +55,7 @@ def test_the_adapter_is_the_sum(tmp_path: Path, family: str) -> None:
     """PEFT with the combined adapter = both edits' hooks = W + Σ w ΔW."""
     model = tiny_model(family)
     save_combined(model, read_members(save_two(model, tmp_path), WEIGHTS), tmp_path / "both")
-    (one, w1), (two, w2) = load_combined(tmp_path / "both")
+    (one, w1), (two, w2) = load_members(tmp_path / "both")
     base = logits(model.network)
     with merged(model, one, w1), merged(model, two, w2, allow_mismatch=True):
         expected = logits(model.network)
@@ -83,7 +83,7 @@ def test_files_and_manifest(combined: Path, directories: list[Path], model: Lang
     assert (config["r"], config["lora_alpha"], len(config["target_modules"])) == (2, 2, 6)
     adapter = load_file(combined / "adapter_model.safetensors")
     key = "base_model.model.model.layers.1.mlp.down_proj.lora_{}.weight"
-    (one, w1), (two, w2) = load_combined(combined)
+    (one, w1), (two, w2) = load_members(combined)
     for edit, weight, row in ((one, w1, 0), (two, w2, 1)):
         site = next(e for s, e in edit.sites.items() if str(s) == "L1.mlp")
         assert torch.equal(adapter[key.format("A")][row], site.row * weight)
@@ -91,7 +91,7 @@ def test_files_and_manifest(combined: Path, directories: list[Path], model: Lang
 
 
 def test_members_are_the_edits_that_were_given(combined: Path, directories: list[Path]) -> None:
-    for (member, weight), directory, expected in zip(load_combined(combined), directories, WEIGHTS, strict=True):
+    for (member, weight), directory, expected in zip(load_members(combined), directories, WEIGHTS, strict=True):
         assert weight == expected
         assert member.metadata == load_edit(directory).metadata
     assert [weight for _, weight in load_members(directories[0])] == [1.0]
@@ -127,7 +127,7 @@ def test_a_combined_edit_among_the_edits(tmp_path: Path, model: LanguageModel, c
     members = read_members([combined, tmp_path / "three"], [2.0, 1.0])
     assert [member.weight for member in members] == [2.0, -1.0, 1.0]
     save_combined(model, members, tmp_path / "all")
-    assert [weight for _, weight in load_combined(tmp_path / "all")] == [2.0, -1.0, 1.0]
+    assert [weight for _, weight in load_members(tmp_path / "all")] == [2.0, -1.0, 1.0]
 
 
 class TestRefused:
@@ -169,18 +169,18 @@ class TestRefused:
         path = combined / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + b"\x01")
         with pytest.raises(ArtifactError, match=r"is not the file that steer2edit\.json describes"):
-            load_combined(combined)
+            load_members(combined)
 
     def test_another_rank(self, combined: Path) -> None:
         change_json(combined / CONFIG, r=4)
         with pytest.raises(ArtifactError, match="r is 4, but this edit needs 2"):
-            load_combined(combined)
+            load_members(combined)
 
     def test_another_member(self, combined: Path, directories: list[Path]) -> None:
         for path in directories[1].iterdir():
             (combined / "members" / "1-one" / path.name).write_bytes(path.read_bytes())
         with pytest.raises(ArtifactError, match="is another edit than the one that was combined"):
-            load_combined(combined)
+            load_members(combined)
 
     @pytest.mark.parametrize("name", ["../one", "/etc", "a/b", ".hidden", ""])
     def test_a_member_outside_of_the_directory(self, combined: Path, name: str) -> None:
@@ -188,13 +188,13 @@ class TestRefused:
         raw["members"][0]["name"] = name
         change_json(combined / "steer2edit.json", members=raw["members"])
         with pytest.raises(ArtifactError, match=r"is damaged: members\.0\.name"):
-            load_combined(combined)
+            load_members(combined)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
             ({"schema_version": 2}, "Upgrade"),
-            ({"kind": "weight-edit"}, "describes a 'weight-edit', but a 'combined-edit' is needed"),
+            ({"kind": "weight-edit"}, "is damaged: edit"),
             ({"members": []}, "is damaged: members"),
             ({"rank": 0}, "is damaged: rank"),
         ],
@@ -202,4 +202,4 @@ class TestRefused:
     def test_a_changed_manifest(self, combined: Path, changes: dict[str, object], message: str) -> None:
         change_json(combined / "steer2edit.json", **changes)
         with pytest.raises(ArtifactError, match=message):
-            load_combined(combined)
+            load_members(combined)

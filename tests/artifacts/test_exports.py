@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from families import tiny_model, tiny_network
 from steer2edit.artifacts import load_edit, save_edit
-from steer2edit.artifacts.edits.combined import load_members, read_members, save_combined
+from steer2edit.artifacts.edits.adapter import load_members, read_members, save_combined
 from steer2edit.artifacts.exports.engines import max_lora_rank
 from steer2edit.artifacts.exports.export import export_edit, needs_model, read_export
 from steer2edit.core import Site

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from families import tiny_network
 from steer2edit.artifacts import CheckpointManifest, apply_to_files, open_base, read_manifest
-from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint, open_tensors
+from steer2edit.artifacts.checkpoints.files import open_checkpoint, open_tensors
 from steer2edit.audit.verification import require_files
 from steer2edit.core import WeightEdit
 from steer2edit.errors import Steer2EditError

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from steer2edit.artifacts.checkpoints.base_checkpoint import Addition, Plan, StoredProjection
-from steer2edit.artifacts.checkpoints.patching import patched_copy
-from steer2edit.artifacts.checkpoints.safetensors_files import open_tensors
+from steer2edit.artifacts.checkpoints.base import Addition, Plan, StoredProjection
+from steer2edit.artifacts.checkpoints.checkpoint import patched_copy
+from steer2edit.artifacts.checkpoints.files import open_tensors
 from steer2edit.core import Site, SiteEdit
 from steer2edit.editing import merged_weight
 from steer2edit.errors import ArtifactError
@@ -35,7 +35,7 @@ def copied(source: Path, target: Path, plan: Plan | None = None) -> tuple[int, d
 
 @pytest.fixture(params=[1, 64, 2**18], ids=lambda count: f"chunk={count}")
 def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steer2edit.artifacts.checkpoints.stored_tensor.CHUNK", request.param)
+    monkeypatch.setattr("steer2edit.artifacts.checkpoints.files.CHUNK", request.param)
 
 
 @pytest.mark.usefixtures("_chunk")

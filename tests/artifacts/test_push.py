@@ -15,7 +15,7 @@ from hub_server import TOKEN, Hub, running_hub
 
 from families import tiny_model
 from steer2edit.artifacts import load_edit, save_edit
-from steer2edit.artifacts.edits.combined import read_members, save_combined
+from steer2edit.artifacts.edits.adapter import read_members, save_combined
 from steer2edit.artifacts.edits.hub import push as push_with_contract
 from steer2edit.artifacts.edits.hub import pushed_files
 from steer2edit.artifacts.edits.scorecard_section import ScorecardSection, write_scorecard_section
@@ -181,7 +181,7 @@ class TestRefused:
         for path in (folder / "export").iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
         (tmp_path / "edit-strength-1.gguf").write_bytes(b"GGUF")
-        with pytest.raises(ArtifactError, match=r"edit-strength-1\.gguf is missing or was changed"):
+        with pytest.raises(ArtifactError, match=r"edit-strength-1\.gguf is missing, or is not the file"):
             push(tmp_path, "me/edit")
 
     def test_an_export_that_points_outside(self, hub: Hub, folder: Path, tmp_path: Path) -> None:

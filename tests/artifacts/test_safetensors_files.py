@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint, open_tensors
+from steer2edit.artifacts.checkpoints.files import open_checkpoint, open_tensors
 from steer2edit.errors import ArtifactError
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steer2edit.artifacts import CheckpointManifest, load_edit, read_manifest, save_edit
-from steer2edit.artifacts.edits.combined import read_members, save_combined
+from steer2edit.artifacts.edits.adapter import read_members, save_combined
 from steer2edit.cli import app, main
 from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.editing import merged

@@ -4,10 +4,9 @@ docs/formats.md specifies them. Everything is written completely or not at all, 
 """
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, atomic_file, require_free
-from steer2edit.artifacts.checkpoints.base_checkpoint import BaseCheckpoint, open_base
+from steer2edit.artifacts.checkpoints.base import BaseCheckpoint, open_base
 from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files, save_checkpoint
-from steer2edit.artifacts.edits.adapter import load_edit, save_edit
-from steer2edit.artifacts.edits.combined import load_members, read_members, save_combined
+from steer2edit.artifacts.edits.adapter import load_edit, load_members, read_members, save_combined, save_edit
 from steer2edit.artifacts.edits.hub import push
 from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.artifacts.manifest import CheckpointManifest, EditManifest, package_versions, read_manifest

@@ -9,14 +9,17 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
+from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.core import Experts, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.estimates import Condition
 
 SCHEMA_VERSION: Literal[1] = 1
+Format = Literal["peft", "gguf-lora", "vllm"]
+"""Layouts that an edit is exported in."""
 _PACKAGES = ("steer2edit", "torch", "transformers", "peft", "safetensors")
 
 Count = Annotated[int, Field(gt=0)]
@@ -131,7 +134,7 @@ class AppliedEditRecord(Record):
     """One of the edits that were added, and its strength. `sha256` is `WeightEdit.digest`; version 1 had none."""
 
     edit: EditMetadata
-    strength: Annotated[float, Field(allow_inf_nan=False)]
+    strength: FiniteFloat
     sha256: Sha256 | None
 
     def is_of(self, edit: WeightEdit) -> bool:
@@ -173,6 +176,48 @@ class CheckpointManifest(Manifest):
         return {**raw, "edits": [applied], "edited_tensors": tensors}
 
 
+class MemberRecord(Record):
+    """One edit of a combined one; `sha256` is its manifest's."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    weight: FiniteFloat
+    sha256: Sha256
+
+
+class CombinedManifest(Manifest):
+    """`steer2edit.json` of several edits as one adapter."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["combined-edit"] = "combined-edit"
+    base: BaseModelRecord
+    members: Annotated[list[MemberRecord], Field(min_length=1)]
+    rank: Count
+    modules: list[str]
+    interference: dict[str, Any]
+    files: dict[str, Sha256]
+
+
+class ExportedAdapter(Record):
+    """One adapter of an export: a file or a folder, and its files."""
+
+    strength: FiniteFloat
+    path: str
+    files: dict[str, Sha256]
+
+
+class ExportManifest(Manifest):
+    """`steer2edit.json` of an export."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["export"] = "export"
+    format: Format
+    base: BaseModelRecord
+    source_sha256: Sha256
+    rank: Count
+    adapters: Annotated[list[ExportedAdapter], Field(min_length=1)]
+    usage: list[str]
+
+
 _M = TypeVar("_M", bound=Manifest)
 _version = cache(packages.version)  # each is a file to read
 
@@ -190,11 +235,16 @@ def package_versions() -> dict[str, str]:
 def plain_json(value: Any, what: str) -> Any:
     """The value as JSON would give it back: mappings as dictionaries, tuples as lists, text keys.
 
-    Raises:
-        InvalidValueError: something in it is not JSON: NaN, an infinity, a tensor, ...
+    An InvalidValueError where something in it is not JSON: NaN, an infinity, a tensor, ...
     """
+
+    def as_dictionary(value: object) -> dict[Any, Any]:
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise TypeError(f"{type(value).__name__} is not JSON")
+
     try:
-        return json.loads(json.dumps(value, default=_as_dictionary, allow_nan=False))
+        return json.loads(json.dumps(value, default=as_dictionary, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InvalidValueError(
             f"the {what} cannot be written as JSON: {error}. Use text, finite numbers, true/false, null, lists and "
@@ -202,10 +252,17 @@ def plain_json(value: Any, what: str) -> Any:
         ) from error
 
 
-def _as_dictionary(value: object) -> dict[Any, Any]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def require_unchanged(directory: Path, files: Mapping[str, str | None], remedy: str) -> None:
+    """Refuse, with an ArtifactError, files that are outside of a directory, missing, or without the SHA-256 given."""
+    for name, sha256 in files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise ArtifactError(f"{directory / MANIFEST_FILE} names {name}, which is outside of its directory.")
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise ArtifactError(
+                f"{path} is missing, or is not the file that {MANIFEST_FILE} describes (another SHA-256): it was "
+                f"changed or mixed up with another edit's. {remedy}"
+            )
 
 
 def write_manifest(manifest: Manifest | Mapping[str, Any], directory: Path) -> None:
@@ -218,11 +275,7 @@ def write_manifest(manifest: Manifest | Mapping[str, Any], directory: Path) -> N
 
 
 def read_manifest(directory: Path, kind: type[_M]) -> _M:
-    """Read and validate a directory's `steer2edit.json`.
-
-    Raises:
-        ArtifactError: it is missing, no JSON, of a newer schema version, of another kind, or lacks something.
-    """
+    """Read a directory's `steer2edit.json`; an ArtifactError where it is missing, damaged, newer or of another kind."""
     path = directory / MANIFEST_FILE
     raw = read_json(path)
     expected = kind.model_fields["kind"].default
@@ -264,14 +317,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_object(raw: bytes, what: str) -> dict[str, Any]:
-    """A JSON object of a file that is not trusted.
+    """A JSON object of a file that is not trusted, `what` in messages.
 
-    Raises:
-        ArtifactError: the bytes are not JSON in UTF-8, hold something else, or name a key twice (readers would
-            disagree on which one counts); `what` they are is in the message.
+    An ArtifactError where the bytes are not JSON in UTF-8, hold something else, or name a key twice: readers would
+    disagree on which one counts.
     """
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) != len(pairs):
+            raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
+        return content
+
     try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{what} is not sound JSON ({error}): it is truncated, damaged, or another file. Get it again."
@@ -281,19 +340,8 @@ def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     return content
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
-    return content
-
-
 def require_version(version: object, what: str, newest: int = SCHEMA_VERSION) -> None:
-    """Refuse a schema version that this version of the package does not read: one after `newest`.
-
-    Raises:
-        ArtifactError: it is newer, or no version at all.
-    """
+    """Refuse, with an ArtifactError, a schema version after `newest`, or what is no version."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ArtifactError(f"{what} has no valid schema version (got {version!r}): steer2edit did not write it.")
     if version > newest:

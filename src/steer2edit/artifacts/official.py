@@ -20,7 +20,7 @@ from steer2edit.models import LanguageModel
 
 _BLOCKS: tuple[Block, ...] = ("attn", "mlp")
 _MODULE = re.compile(r"model\.layers\[(\d+)\]\.(self_attn\.o_proj|mlp\.down_proj)")
-_MEANS = {"pos_mean": "positive", "neg_mean": "negative"}
+_SETTINGS = ("rho_attn", "rho_mlp", "alpha")
 _UNIT_TOLERANCE = 0.02  # the official code stores unit vectors in bfloat16
 _Factors = dict[int, tuple[float, Tensor]]  # λ and k̂ by component; a neuron's k̂ is 1, its sign is in λ
 
@@ -36,26 +36,29 @@ def is_official_edit(content: object) -> bool:
 
 
 def official_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a directions file of the official code by our names; v itself where it has only the direction.
+    """The tensors of a directions file by our names, v itself where it has only that; an InvalidValueError if unsound.
 
         {"pre" | "post": {"pos_mean" | "neg_mean" | "direction": {module: tensor}}}
 
-    "post" is a projection's output y, "pre" its input x; modules are named `model.layers[{i}].self_attn.o_proj` and
-    `model.layers[{i}].mlp.down_proj`; direction = pos_mean − neg_mean.
-
-    Raises:
-        InvalidValueError: there are no outputs, or something is not as described above.
+    "post" is a projection's output y, "pre" its input x; direction = pos_mean − neg_mean.
     """
     means: dict[str, Tensor] = {}
     directions: dict[str, Tensor] = {}
     for where, side in (("post", "output"), ("pre", "input")):
         groups = _dictionary(content.get(where, {}), repr(where))
-        for group in (*_MEANS, "direction"):
-            found = _named_by_site(groups[group], f"{where}.{group}") if groups.get(group) else {}
-            if group in _MEANS:
-                means |= {f"{site}.{side}_{_MEANS[group]}": tensor for site, tensor in found.items()}
-            elif side == "output":
-                directions = found
+        for group, name in (("pos_mean", "positive"), ("neg_mean", "negative"), ("direction", "")):
+            for key, tensor in _dictionary(groups.get(group) or {}, f"{where}.{group}").items():
+                match = _MODULE.fullmatch(str(key))
+                if match is None or not isinstance(tensor, Tensor):
+                    raise InvalidValueError(
+                        f"{where}.{group}: {key!r} is not a tensor named model.layers[<i>].self_attn.o_proj or "
+                        "model.layers[<i>].mlp.down_proj."
+                    )
+                site = f"L{int(match[1])}.{'mlp' if match[2].startswith('mlp') else 'attn'}"
+                if name:
+                    means[f"{site}.{side}_{name}"] = tensor
+                elif side == "output":
+                    directions[site] = tensor
     if any(".output_" in name for name in means):
         return means
     if not directions:
@@ -64,19 +67,6 @@ def official_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
             "direction: there is nothing to steer along."
         )
     return means | directions
-
-
-def _named_by_site(tensors: object, where: str) -> dict[str, Tensor]:
-    sites = {}
-    for key, tensor in _dictionary(tensors, where).items():
-        match = _MODULE.fullmatch(str(key))
-        if match is None or not isinstance(tensor, Tensor):
-            raise InvalidValueError(
-                f"{where}: {key!r} is not a tensor named model.layers[<i>].self_attn.o_proj or "
-                "model.layers[<i>].mlp.down_proj."
-            )
-        sites[f"L{int(match[1])}.{'mlp' if match[2].startswith('mlp') else 'attn'}"] = tensor
-    return sites
 
 
 def _dictionary(value: object, what: str) -> dict[Any, Any]:
@@ -108,7 +98,11 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         raise ArtifactError(f"{path} is no edit of the official code ('attn', 'mlp' and 'meta'), but holds {found}.")
     try:
         meta = _dictionary(content["meta"], "meta")
-        hyperparameters = _hyperparameters(meta)
+        settings = {name: _number(meta[name], f"meta.{name}") for name in _SETTINGS if meta.get(name) is not None}
+        if "alpha" not in settings:
+            raise InvalidValueError("meta has no alpha: the file is damaged.")
+        rho_attn, rho_mlp = (rho if (rho := settings.get(name, 0.0)) > 0 else None for name in _SETTINGS[:2])
+        hyperparameters = Hyperparameters(rho_attn, rho_mlp, settings["alpha"])
         sites: dict[Site, SiteEdit] = {}
         for block in _BLOCKS:
             directions = _dictionary(meta.get(f"vhat_{block}", {}), f"meta.vhat_{block}")
@@ -126,15 +120,6 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         return edit
     except InvalidValueError as error:
         raise ArtifactError(f"{path}: {error}") from error
-
-
-def _hyperparameters(meta: Mapping[Any, Any]) -> Hyperparameters:
-    names = ("rho_attn", "rho_mlp", "alpha")
-    found = {name: _number(meta[name], f"meta.{name}") for name in names if meta.get(name) is not None}
-    if "alpha" not in found:
-        raise InvalidValueError("meta has no alpha: the file is damaged.")
-    rho_attn, rho_mlp = (rho if (rho := found.get(name, 0.0)) > 0 else None for name in names[:2])
-    return Hyperparameters(rho_attn, rho_mlp, found["alpha"])
 
 
 def _by_site(entries: Any, block: Block) -> dict[Site, _Factors]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.stored_tensor import Change, StoredTensor
+from steer2edit.artifacts.checkpoints.files import Change, StoredTensor
 from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.tensors import read_pt, read_tensors
 from steer2edit.audit.adapter_config import AdapterConfig, read_adapter_config

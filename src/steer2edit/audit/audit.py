@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from steer2edit.artifacts import atomic_file
-from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
+from steer2edit.artifacts.checkpoints.files import CheckpointFiles, open_checkpoint
 from steer2edit.artifacts.tensors import write_tensors
 from steer2edit.audit.adapter import adapter_views, is_adapter
 from steer2edit.audit.change import Recovered, TensorChange, describe_change

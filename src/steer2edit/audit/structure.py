@@ -12,9 +12,7 @@ from typing import Any
 from torch import nn
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
-from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles
-from steer2edit.artifacts.checkpoints.side_files import find_side_files
-from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
+from steer2edit.artifacts.checkpoints.files import CheckpointFiles, StoredTensor, find_side_files
 from steer2edit.artifacts.manifest import read_json
 from steer2edit.core import Site
 from steer2edit.errors import ArtifactError, ModelError
@@ -236,7 +234,7 @@ class FileChange:
 
 def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> list[FileChange]:
     """Files besides the weights that were added, are missing or differ, by `find_side_files`."""
-    sides = [find_side_files(f.directory, f.shards) for f in (base, other)]
+    sides = [find_side_files(files) for files in (base, other)]
     ours, theirs = ({str(path) for path in side.own} for side in sides)
     # weights in other formats and hidden entries: `apply` leaves them out, so only what is more or other counts
     our_rest, their_rest = ({str(path) for path in side.left_out} for side in sides)

@@ -25,11 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.base_checkpoint import EDIT_THE_BASE, Addition, BaseCheckpoint, Plan
-from steer2edit.artifacts.checkpoints.patching import edited_chunks
-from steer2edit.artifacts.checkpoints.safetensors_files import open_checkpoint
-from steer2edit.artifacts.checkpoints.side_files import find_side_files
-from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
+from steer2edit.artifacts.checkpoints.base import EDIT_THE_BASE, Addition, BaseCheckpoint, Plan
+from steer2edit.artifacts.checkpoints.checkpoint import edited_chunks
+from steer2edit.artifacts.checkpoints.files import StoredTensor, find_side_files, open_checkpoint
 from steer2edit.artifacts.edits.low_rank import ScaledEdits
 from steer2edit.artifacts.tensors import same_bits
 from steer2edit.core import WeightEdit
@@ -175,7 +173,7 @@ def require_files(base: BaseCheckpoint, plan: Plan, written: Path) -> int:
                 what = "the edit" if tensor in plan else "the base's bytes"
                 raise ArtifactError(f"{written}: {name} does not hold {what}. The checkpoint was changed or damaged.")
             advance(1)
-    for path in find_side_files(base.directory, base.files.shards).own:
+    for path in find_side_files(base.files).own:
         if not (written / path).is_file() or not filecmp.cmp(base.directory / path, written / path, shallow=False):
             raise ArtifactError(
                 f"{written}: {path} is not the base's. The checkpoint was changed since it was written."

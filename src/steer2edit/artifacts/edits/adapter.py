@@ -1,11 +1,15 @@
-"""The edit as a directory: a plain PEFT adapter, plus what the edit was made from. See docs/formats.md.
+"""The edit, or several as one, as a directory: a plain PEFT adapter, plus what it was made from. See docs/formats.md.
 
 The adapter is lora_A = aᵀ [1, m], lora_B = u [d, 1] for every site that changes anything; beside it are λ and g of
-every site, and u and a of mixtures of experts and of the sites that the adapter leaves out.
+every site, and u and a of mixtures of experts and of the sites that the adapter leaves out. A combined edit has the
+factors of the sum, and the edits themselves beside it.
 """
 
+import math
+import re
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,27 @@ import torch
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, require_read_back
-from steer2edit.artifacts.cards import write_edit_card
+from steer2edit.artifacts.cards import base_on_the_hub, base_to_load, portable, write_card, write_edit_card
 from steer2edit.artifacts.edits import lora
 from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE, LoraTarget, check_loads_through_peft
-from steer2edit.artifacts.edits.low_rank import LowRank
-from steer2edit.artifacts.manifest import EditManifest, SiteRecord, plain_json, read_manifest, write_manifest
+from steer2edit.artifacts.edits.low_rank import Interference, LowRank, combined_factors, measure_interference
+from steer2edit.artifacts.manifest import (
+    CombinedManifest,
+    EditManifest,
+    MemberRecord,
+    SiteRecord,
+    kind_of,
+    plain_json,
+    read_manifest,
+    require_unchanged,
+    write_manifest,
+)
 from steer2edit.artifacts.tensors import file_sha256, read_tensors, write_tensors
 from steer2edit.core import Site, SiteEdit, WeightEdit
-from steer2edit.errors import ArtifactError, InvalidValueError
+from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.models import LanguageModel
 
+MEMBERS = "members"
 COMPONENTS_FILE = "steer2edit.safetensors"
 _FIELDS = ("output_direction", "row", "magnitude", "importance")
 
@@ -110,11 +125,8 @@ def load_edit(directory: Path | str) -> WeightEdit:
         found = read_tensors(directory / name, "tensors of an edit")[0]
         _require_shapes(directory / name, found, shapes)
         tensors |= found
-        if manifest.files.get(name) != file_sha256(directory / name):
-            raise ArtifactError(
-                f"{directory / name} is not the file that {MANIFEST_FILE} describes (another SHA-256): it was changed "
-                "or mixed up with another edit's. Make the edit again."
-            )
+    hashes = {name: manifest.files.get(name) for name in (ADAPTER_FILE, COMPONENTS_FILE)}
+    require_unchanged(directory, hashes, "Make the edit again.")
     try:
         return WeightEdit({site: _site_edit(site, record, tensors) for site, record in records.items()}, manifest.edit)
     except InvalidValueError as error:
@@ -194,3 +206,122 @@ def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Tensor]) ->
         key_a, key_b = lora.adapter_keys(record.module_in_file)
         found |= {"output_direction": tensors[key_b][:, 0].contiguous(), "row": tensors[key_a][0]}
     return SiteEdit(**found, experts=record.experts)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One edit of several."""
+
+    directory: Path  # where the edit is
+    edit: WeightEdit  # what it holds
+    weight: float  # what it is multiplied by
+
+
+def load_members(directory: Path | str) -> list[tuple[WeightEdit, float]]:
+    """The edits of a directory with their weights, whether it holds one edit (weight 1) or a combined one."""
+    return [(member.edit, member.weight) for member in _members(Path(directory))]
+
+
+def _members(directory: Path) -> list[Member]:
+    """What a directory holds; of a combined edit, `Σ weight · ΔW` is in its adapter. Raises as `load_edit`."""
+    if kind_of(directory) != CombinedManifest.model_fields["kind"].default:
+        return [Member(directory, load_edit(directory), 1.0)]
+    manifest = read_manifest(directory, CombinedManifest)
+    require_unchanged(directory, {ADAPTER_FILE: manifest.files.get(ADAPTER_FILE)}, "Combine the edits again.")
+    lora.check_adapter_config(directory, manifest.rank, manifest.modules)
+    members = [Member(path := directory / MEMBERS / r.name, load_edit(path), r.weight) for r in manifest.members]
+    for member, record in zip(members, manifest.members, strict=True):
+        if file_sha256(member.directory / MANIFEST_FILE) != record.sha256:
+            raise ArtifactError(
+                f"{member.directory} is another edit than the one that was combined. Combine the edits again."
+            )
+    return members
+
+
+def read_members(directories: Sequence[Path], weights: Sequence[float]) -> list[Member]:
+    """The edits of several directories; a combined one gives its members, their weights multiplied by its own.
+
+    Raises:
+        InvalidValueError: not one weight for every directory, or one that is not finite.
+        MismatchError: they were made on different models.
+        ArtifactError: a directory holds no edit, or is damaged.
+    """
+    if len(weights) != len(directories):
+        raise InvalidValueError(f"got {len(weights)} weights for {len(directories)} edits. Give one weight for each.")
+    for weight in weights:
+        if not math.isfinite(weight) or weight == 0:
+            raise InvalidValueError(
+                f"a weight must be a finite number other than 0, got {weight}. Leave that edit out."
+            )
+    members = [
+        replace(member, weight=member.weight * weight)
+        for directory, weight in zip(directories, weights, strict=True)
+        for member in _members(directory)
+    ]
+    for member in members[1:]:
+        one, two = (m.edit.metadata["model"] for m in (members[0], member))
+        if one["fingerprint"] != two["fingerprint"]:
+            raise MismatchError(
+                f"{members[0].directory} is an edit of {one['name']!r} (fingerprint {one['fingerprint'][:12]}), but "
+                f"{member.directory} is one of {two['name']!r} (fingerprint {two['fingerprint'][:12]}): edits of "
+                "different weights cannot be combined. Make both on the same base."
+            )
+    return members
+
+
+def save_combined(
+    model: LanguageModel, members: Sequence[Member], directory: Path | str, *, overwrite: bool = False
+) -> Interference:
+    """Write several edits as one adapter directory, complete or not at all, and load it through PEFT to check it.
+
+    Args:
+        model: the base, or its structure alone (`load_skeleton`); only names and shapes are read.
+        members: the edits with their weights, all of this base.
+        directory: as of `save_edit`, and `overwrite` likewise.
+
+    Returns:
+        How the edits interfere.
+
+    Raises:
+        InvalidValueError: the edits are empty or cancel each other.
+        MismatchError: the edits are for other shapes than the model's.
+        ArtifactError: the directory exists or cannot be written, or PEFT does not load what was written.
+    """
+    weighted = [(m.edit, m.weight) for m in members]
+    factors = combined_factors(weighted)
+    if not any(bool(f.a.any()) for f in factors.values()):
+        raise InvalidValueError(
+            "the sum of these edits changes nothing: they are empty, or cancel each other exactly. Give other "
+            "edits or weights."
+        )
+    targets = lora.lora_targets(model, factors)
+    interference = measure_interference(weighted)
+    with atomic_directory(directory, overwrite=overwrite) as scratch:
+        lora.write_lora(model, targets, scratch)
+        manifest = CombinedManifest.made_now(
+            base=members[0].edit.metadata["model"],
+            members=[_copy_member(member, number, scratch) for number, member in enumerate(members, 1)],
+            rank=targets[0].rank,
+            modules=sorted(t.parameter for t in targets),
+            interference=asdict(interference),
+            files={ADAPTER_FILE: file_sha256(scratch / ADAPTER_FILE)},
+        )
+        write_manifest(manifest, scratch)
+        write_card(
+            "combined", scratch, base_model=base_on_the_hub(model), base=base_to_load(model),
+            base_name=portable(manifest.base.name), manifest=manifest,
+        )  # fmt: skip
+        load_members(scratch)
+        check_loads_through_peft(model.network, scratch, {t.name: t.pair for t in targets})
+    return interference
+
+
+def _copy_member(member: Member, number: int, scratch: Path) -> MemberRecord:
+    """Copy an edit's files, under a name that every file system and the Hub take."""
+    name = f"{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', member.directory.name).strip('.-') or 'edit'}"
+    target = scratch / MEMBERS / name
+    target.mkdir(parents=True)
+    for path in sorted(member.directory.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+    return MemberRecord(name=name, weight=member.weight, sha256=file_sha256(target / MANIFEST_FILE))

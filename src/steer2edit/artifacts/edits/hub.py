@@ -12,12 +12,11 @@ import yaml
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.cards import CARD_FILE
-from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, load_edit
-from steer2edit.artifacts.edits.combined import COMBINED_KIND, MEMBERS, CombinedManifest, load_combined
+from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, MEMBERS, load_members
 from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.edits.scorecard_section import has_contract
-from steer2edit.artifacts.exports.export import EXPORT_KIND, portable_usage, read_export
-from steer2edit.artifacts.manifest import kind_of, read_json, read_manifest
+from steer2edit.artifacts.exports.export import portable_usage, read_export
+from steer2edit.artifacts.manifest import CombinedManifest, kind_of, read_json, read_manifest
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.errors import ArtifactError
 from steer2edit.progress import step
@@ -92,23 +91,18 @@ def push(
 
 
 def pushed_files(directory: Path) -> tuple[str, ...]:
-    """The files of an artifact of this package, relative to it, checked by reading them.
-
-    Raises:
-        ArtifactError: the directory is not ours, is damaged, or has no model card.
-    """
-    files: list[str] = []
+    """The files of an artifact, relative to it, checked by reading them; an ArtifactError unless it is ours, whole."""
     match kind_of(directory):
         case "weight-edit":
-            load_edit(directory)
-            files += _EDIT_FILES
-        case kind if kind == COMBINED_KIND:
-            load_combined(directory)
+            load_members(directory)
+            files = [*_EDIT_FILES]
+        case "combined-edit":
+            load_members(directory)
             members = [f"{MEMBERS}/{member.name}" for member in read_manifest(directory, CombinedManifest).members]
-            files += [*_COMBINED_FILES, *(f"{name}/{file}" for name in members for file in _EDIT_FILES)]
-        case kind if kind == EXPORT_KIND:
+            files = [*_COMBINED_FILES, *(f"{name}/{file}" for name in members for file in _EDIT_FILES)]
+        case "export":
             adapters = read_export(directory).adapters
-            files += [CARD_FILE, MANIFEST_FILE, *(name for adapter in adapters for name in adapter.files)]
+            files = [CARD_FILE, MANIFEST_FILE, *(name for adapter in adapters for name in adapter.files)]
         case kind:
             what = f"holds a {kind}" if kind else f"has no {MANIFEST_FILE}: steer2edit did not write it"
             raise ArtifactError(
@@ -135,7 +129,7 @@ def _operations(directory: Path, files: tuple[str, ...]) -> tuple[list["CommitOp
             hub_id = _base_of_card((directory / name).with_name(CARD_FILE))
             local_base = local_base or (None if hub_id else str(before[_BASE]))
             after[_BASE] = hub_id or after[_BASE]
-        if name == MANIFEST_FILE and before.get("kind") == EXPORT_KIND:
+        if name == MANIFEST_FILE and before.get("kind") == "export":
             after["usage"] = portable_usage(read_export(directory))
         if after != before or (name == MANIFEST_FILE and hashes):
             text = json.dumps(after, ensure_ascii=False, indent=2)

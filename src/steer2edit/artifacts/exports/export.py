@@ -6,59 +6,33 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import get_args
 
 import torch
-from pydantic import Field
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
 from steer2edit.artifacts.cards import CARD_FILE, portable, rendered, write_card
-from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE
-from steer2edit.artifacts.edits.combined import COMBINED_KIND, load_members
+from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, load_members
 from steer2edit.artifacts.edits.lora import ADAPTER_FILE, lora_targets
 from steer2edit.artifacts.edits.low_rank import ScaledEdits, combined_factors
 from steer2edit.artifacts.exports.engines import max_lora_rank, write_gguf_lora, write_vllm_lora
 from steer2edit.artifacts.manifest import (
-    BaseModelRecord,
-    Count,
-    Manifest,
-    Record,
-    Sha256,
+    ExportedAdapter,
+    ExportManifest,
+    Format,
     read_json,
     read_manifest,
+    require_unchanged,
     write_manifest,
 )
 from steer2edit.artifacts.tensors import file_sha256, read_tensors, write_tensors
-from steer2edit.errors import ArtifactError, InvalidValueError, did_you_mean
+from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import LanguageModel
 from steer2edit.models.model_path import gguf_file
 from steer2edit.progress import step
 
-Format = Literal["peft", "gguf-lora", "vllm"]
-EXPORT_KIND: Literal["export"] = "export"
 _SCALED = {ADAPTER_FILE: re.compile(r".*\.lora_A\.weight"), COMPONENTS_FILE: re.compile(r".*\.(row|magnitude)")}
 _TITLE = re.compile(r"^# .+$", re.MULTILINE)
-
-
-class ExportedAdapter(Record):
-    """One adapter of an export."""
-
-    strength: Annotated[float, Field(allow_inf_nan=False)]
-    path: str
-    files: dict[str, Sha256]
-
-
-class ExportManifest(Manifest):
-    """`steer2edit.json` of an export."""
-
-    schema_version: Literal[1] = 1
-    kind: Literal["export"] = EXPORT_KIND
-    format: Format
-    base: BaseModelRecord
-    source_sha256: Sha256
-    rank: Count
-    adapters: Annotated[list[ExportedAdapter], Field(min_length=1)]
-    usage: list[str]
 
 
 def needs_model(members: ScaledEdits, format: str) -> bool:
@@ -129,19 +103,10 @@ def portable_usage(manifest: ExportManifest) -> list[str]:
 
 
 def read_export(directory: Path) -> ExportManifest:
-    """Read an export's manifest and compare the hash of every file that it lists.
-
-    Raises:
-        ArtifactError: it is missing, damaged, of a newer version, or a file was changed or is gone.
-    """
+    """An export's manifest; an ArtifactError where it is damaged, or a file that it lists was changed or is gone."""
     manifest = read_manifest(directory, ExportManifest)
     for adapter in manifest.adapters:
-        for name, sha256 in adapter.files.items():
-            path = directory / name
-            if not path.resolve().is_relative_to(directory.resolve()):
-                raise ArtifactError(f"{directory / MANIFEST_FILE} names {name}, which is outside of its directory.")
-            if not path.is_file() or file_sha256(path) != sha256:
-                raise ArtifactError(f"{path} is missing or was changed since it was exported. Export again.")
+        require_unchanged(directory, adapter.files, "Export again.")
     return manifest
 
 
@@ -175,7 +140,6 @@ def _write(
     """Write one adapter; returns its file or directory."""
     path = scratch / (f"{source.resolve().name}-{name}.gguf" if format == "gguf-lora" else name)
     if not needs_model(members, format):
-        path.mkdir()
         _write_scaled_copy(source, strength, path)
         load_members(path)
         return path
@@ -199,15 +163,13 @@ def _write(
 
 
 def _write_scaled_copy(source: Path, strength: float, target: Path) -> None:
-    """Fill an empty directory with the edit `strength · ΔW`: the same files, with a and λ multiplied.
+    """Copy an edit as `strength · ΔW`: the same files, with a and λ multiplied.
 
     No model is needed for it. A combined edit keeps its members as they are, and its weights are multiplied.
     """
+    shutil.copytree(source, target)
     if strength == 1:
-        shutil.copytree(source, target, dirs_exist_ok=True)
         return
-    changed = (*_SCALED, MANIFEST_FILE, CARD_FILE)
-    shutil.copytree(source, target, dirs_exist_ok=True, ignore=lambda at, _: changed if Path(at) == source else ())
     for name, scaled in _SCALED.items():
         if not (source / name).is_file():
             continue
@@ -219,7 +181,12 @@ def _write_scaled_copy(source: Path, strength: float, target: Path) -> None:
         write_tensors(tensors, target / name, header)
     manifest = read_json(source / MANIFEST_FILE)
     manifest["files"] = {name: file_sha256(target / name) for name in manifest["files"]}
-    write_manifest(_scaled_manifest(manifest, strength), target)
+    if "members" in manifest:
+        manifest["members"] = [one | {"weight": one["weight"] * strength} for one in manifest["members"]]
+    else:
+        manifest["edit"]["strength"] = strength * manifest["edit"].get("strength", 1.0)
+        manifest["evaluation"] = None  # it was of strength 1
+    write_manifest(manifest, target)
     if (source / CARD_FILE).is_file():
         remark = (
             f"\n\n**This copy has strength {strength:g} folded in.** Every λ below, and every measured value, is that "
@@ -228,13 +195,6 @@ def _write_scaled_copy(source: Path, strength: float, target: Path) -> None:
         card = (source / CARD_FILE).read_text(encoding="utf-8")
         card = _TITLE.sub(lambda title: title[0] + remark, card, count=1)
         (target / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
-
-
-def _scaled_manifest(manifest: dict[str, Any], strength: float) -> dict[str, Any]:
-    if manifest["kind"] == COMBINED_KIND:
-        return manifest | {"members": [one | {"weight": one["weight"] * strength} for one in manifest["members"]]}
-    edit = manifest["edit"]  # its evaluation was of strength 1
-    return manifest | {"edit": edit | {"strength": strength * edit.get("strength", 1.0)}, "evaluation": None}
 
 
 def _usage(manifest: ExportManifest, naming: Callable[[str], str], directory: Path) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.artifacts.checkpoints.safetensors_files import open_tensors
+from steer2edit.artifacts.checkpoints.files import open_tensors
 from steer2edit.artifacts.manifest import read_json
 from steer2edit.core import Block, BlockVectors, Site, SteeringVectors
 from steer2edit.errors import ArtifactError, InvalidValueError
@@ -33,27 +33,24 @@ class LayerActivations(Protocol):
 def from_object(vector: LayerActivations) -> SteeringVectors | BlockVectors:
     """Vectors of sites (`self_attn`, `mlp`: what these put out is what their projection puts out) or of block outputs.
 
-    Raises:
-        InvalidValueError: another layer type, no layer, or a tensor that is no vector.
+    An InvalidValueError where it is of another layer type, has no layer, or a tensor that is no vector.
     """
-    rows = {}
-    for layer, tensor in vector.layer_activations.items():
-        if not isinstance(layer, int) or isinstance(layer, bool) or not isinstance(tensor, Tensor):
-            raise InvalidValueError(
-                f"layer_activations must be tensors by layer number, got {layer!r}: {type(tensor).__name__}."
-            )
-        rows[layer] = _one_row(tensor, f"layer {layer}: an activation")
-    made = {"format": "steering-vectors", "layer_type": vector.layer_type}
-    blocks: dict[str, Block] = {"self_attn": "attn", "mlp": "mlp"}
-    if vector.layer_type == "decoder_block":
-        return BlockVectors.from_mapping(rows, **made)
+    blocks: dict[str, Block | None] = {"decoder_block": None, "self_attn": "attn", "mlp": "mlp"}
     if vector.layer_type not in blocks:
         raise InvalidValueError(
             f"layer_type {vector.layer_type!r} is no place that writes to the residual stream: train the vector on "
             "decoder_block, self_attn or mlp."
         )
-    block = blocks[vector.layer_type]
-    return SteeringVectors.from_mapping({Site(layer, block): tensor for layer, tensor in rows.items()}, **made)
+    block, found = blocks[vector.layer_type], {}
+    for layer, tensor in vector.layer_activations.items():
+        if not isinstance(layer, int) or isinstance(layer, bool) or not isinstance(tensor, Tensor):
+            raise InvalidValueError(
+                f"layer_activations must be tensors by layer number, got {layer!r}: {type(tensor).__name__}."
+            )
+        row = _one_row(tensor, f"layer {layer}: an activation")
+        found[layer if block is None else Site(layer, block)] = row
+    kind = BlockVectors if block is None else SteeringVectors
+    return kind.from_mapping(found, format="steering-vectors", layer_type=vector.layer_type)  # type: ignore[arg-type]
 
 
 def is_steered(content: object) -> bool:
@@ -67,19 +64,16 @@ def steered_vectors(content: Any, **metadata: Any) -> SteeringVectors | BlockVec
 
         {"layers.7.self_attn.o_proj": {"steering_vector": v, "steering_coefficient": c, "action": "add", "bias": None}}
 
-    `add` adds c·v to what the named module puts out, so the steering vector here is c·v. A projection, or the whole
-    attention or MLP around it, is one of our sites; a whole layer (`layers.7`) is a block output. The documentation of
-    lm-eval shows a list with `hookpoint` in each entry, its code reads the mapping: both are read here.
-
-    Raises:
-        InvalidValueError: an unknown hookpoint or action, hookpoints of both kinds, or an entry that is incomplete.
+    `add` adds c·v to what the named module puts out, so the steering vector here is c·v. The documentation of lm-eval
+    shows a list with `hookpoint` in each entry, its code reads the mapping: both are read here. An InvalidValueError
+    where a hookpoint or action is unknown, an entry incomplete, or hookpoints are of both kinds.
     """
     entries = content if isinstance(content, dict) else {entry.get("hookpoint"): entry for entry in content}
     if len(entries) != len(content):
         raise InvalidValueError("a hookpoint is missing or there twice: name every one once.")
     found: dict[Any, Tensor] = {}
     for hookpoint, entry in entries.items():
-        place = _place(hookpoint)
+        place = hooked_place(hookpoint)
         if place in found:
             raise InvalidValueError(f"{hookpoint!r}: {place} is there twice, under two names.")
         found[place] = _shift(hookpoint, entry)
@@ -98,24 +92,18 @@ def hooked_place(hook: object) -> Site | int:
         blocks.7.hook_attn_out, blocks.7.hook_mlp_out    what the attention, the MLP puts out: a site
         blocks.7.hook_resid_post, blocks.8.hook_resid_pre    the output of layer 7
 
-    Raises:
-        InvalidValueError: it is another place.
+    An InvalidValueError where it is another place.
     """
-    residual = re.fullmatch(r"blocks\.(\d{1,9})\.hook_resid_(pre|post)", str(hook))
-    if residual is None:
-        return _place(hook)
-    layer = int(residual[1]) - (residual[2] == "pre")
-    if layer < 0:
-        raise InvalidValueError(f"{hook!r} is what the embedding puts out, which no projection writes.")
-    return layer
-
-
-def _place(hookpoint: object) -> Site | int:
-    match = _HOOKPOINT.fullmatch(hookpoint) if isinstance(hookpoint, str) else None
+    if residual := re.fullmatch(r"blocks\.(\d{1,9})\.hook_resid_(pre|post)", str(hook)):
+        layer = int(residual[1]) - (residual[2] == "pre")
+        if layer < 0:
+            raise InvalidValueError(f"{hook!r} is what the embedding puts out, which no projection writes.")
+        return layer
+    match = _HOOKPOINT.fullmatch(hook) if isinstance(hook, str) else None
     block = _block(match[2]) if match and match[2] else None
     if match is None or (match[2] and block is None):
         raise InvalidValueError(
-            f"{hookpoint!r} is no place that can be used: name a layer (layers.7), its attention or MLP "
+            f"{hook!r} is no place that can be used: name a layer (layers.7), its attention or MLP "
             "(layers.7.mlp), or the output projection of one (layers.7.mlp.down_proj); or "
             "hook_attn_out, hook_mlp_out or hook_resid_post of TransformerLens."
         )
@@ -163,9 +151,8 @@ def _one_row(tensor: Tensor, what: str) -> Float[Tensor, " d"]:
 def read_sae_feature(folder: Path, feature: int) -> SteeringVectors | BlockVectors:
     """The decoder row of a feature, counted from 0, as v of the place that the SAE reads, or writes to.
 
-    Raises:
-        ArtifactError: a file is missing or damaged, the feature is out of range, the widths of the two files differ,
-            or the hook is no place that can be written to.
+    An ArtifactError where a file is missing or damaged, the feature is out of range, the widths of the two files
+    differ, or the hook is no place that can be written to.
     """
     config, path = read_json(folder / "cfg.json"), folder / _WEIGHTS
     known: Mapping[str, Any] = {**config, **(config["metadata"] if isinstance(config.get("metadata"), dict) else {})}

@@ -3,6 +3,8 @@
 Shapes: d, m = width of a projection's output and input; r, c = rows and columns as stored, [d, m] or [m, d].
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
-from steer2edit.artifacts.checkpoints.quantised import quantised_error, quantised_tensors
-from steer2edit.artifacts.checkpoints.safetensors_files import CheckpointFiles, open_checkpoint
-from steer2edit.artifacts.checkpoints.stored_tensor import StoredTensor
+from steer2edit.artifacts.checkpoints.files import CheckpointFiles, StoredTensor, open_checkpoint
 from steer2edit.artifacts.edits.low_rank import ScaledEdits
-from steer2edit.artifacts.manifest import AppliedEditRecord, CheckpointManifest, read_manifest
+from steer2edit.artifacts.manifest import AppliedEditRecord, CheckpointManifest, read_json, read_manifest
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing.weights import add_outer
 from steer2edit.errors import ArtifactError, MismatchError
@@ -35,14 +35,19 @@ from steer2edit.models import (
 
 EDIT_THE_BASE = "Always edit the base itself: it keeps the exact weights, and one rounding."
 
+# what the tensors of a quantised weight W are called instead of, or beside, `W.weight` (fused experts: `W`)
+_INSTEAD = {".qweight": ".weight", ".weight_packed": ".weight", "_blocks": "", "_packed": ""}
+_BESIDE = dict.fromkeys(
+    (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".weight.quant_map", ".SCB", ".weight_format"), ".weight"
+) | {"_scale_inv": "", "_scale": ""}
+_LOSSES = {"4-bit integers": (1.01, 0.10), "8-bit integers": (0.18, 1.0), "MXFP4": (1.19, 0.34), "FP8": (0.44, 0.94)}
+"""Error of an edit whose columns have 5 % of the weight's norm after requantising, relative to ‖ΔW‖, and how much of
+its strength along u is left (docs/precision.md)."""
+
 
 @dataclass(frozen=True)
 class StoredProjection:
-    """A projection's weight W [d, m], and where it is stored.
-
-    Raises:
-        ArtifactError: the tensor has another shape.
-    """
+    """A projection's weight W [d, m], and where it is stored; an ArtifactError where the tensor has another shape."""
 
     key: str  # of the projection
     tensor: StoredTensor  # that holds it
@@ -117,7 +122,7 @@ class BaseCheckpoint:
     @classmethod
     def of(cls, model: LanguageModel, files: CheckpointFiles) -> "BaseCheckpoint":
         """The checkpoint of a model whose structure is known; raises as `stored_matrices`."""
-        quantised = quantised_tensors(files)
+        quantised = _quantised_tensors(files)
         shapes = {**{name: tensor.shape for name, tensor in files.tensors.items()}, **dict.fromkeys(quantised)}
         return cls(model, files, stored_matrices(model, shapes), quantised)
 
@@ -154,14 +159,10 @@ class BaseCheckpoint:
         return () if self.manifest is None else (*self.manifest.earlier_edits, *self.manifest.edits)
 
     def find(self, projection: Projection) -> StoredProjection:
-        """Where a projection's weight is.
-
-        Raises:
-            ArtifactError: it is quantised (the message says what an edit would lose), or of another shape.
-        """
+        """Where a weight is; an ArtifactError where it is of another shape, or quantised: what an edit would lose."""
         stored = self.stored[projection.key]
         if self._is_quantised(projection):
-            raise quantised_error(self.files, stored.tensor, self.quantised.get(stored.tensor, stored.tensor))
+            raise _quantised_error(self.files, stored.tensor, self.quantised.get(stored.tensor, stored.tensor))
         tensor = self.files.tensors[stored.tensor]
         return StoredProjection(projection.key, tensor, stored.expert, stored.transposed, projection.shape)
 
@@ -239,3 +240,57 @@ def open_base(name: str, *, layout: Path | None = None, trust_remote_code: bool 
     """Open a model's checkpoint without loading it; arguments and errors as of `apply_to_files`."""
     files = open_checkpoint(checkpoint_directory(name))
     return BaseCheckpoint.of(load_skeleton(name, layout=layout, trust_remote_code=trust_remote_code), files)
+
+
+def _quantised_tensors(files: CheckpointFiles) -> dict[str, str]:
+    """Names that a checkpoint's quantised weights would have as plain ones, and the tensor that each is stored as."""
+    found: dict[str, str] = {}
+    for name, tensor in files.tensors.items():
+        found |= dict.fromkeys(_plain_names(name, _INSTEAD), name)
+        found |= {plain: plain for plain in _plain_names(name, _BESIDE) if plain in files.tensors}
+        if name.endswith(".weight") and not tensor.is_plain_float:
+            found[name] = name
+    return found
+
+
+def _plain_names(name: str, endings: Mapping[str, str]) -> list[str]:
+    return [name.removesuffix(suffix) + plain for suffix, plain in endings.items() if name.endswith(suffix)]
+
+
+def _quantised_error(files: CheckpointFiles, weight: str, stored: str) -> ArtifactError:
+    """The error for an edit of a quantised weight: what would be lost, and what to do instead."""
+    config = read_json(files.directory / "config.json")
+    text = config.get("text_config")
+    parts = [part for part in (config, text) if isinstance(part, dict)]
+    settings = [part.get("quantization_config") or part.get("compression_config") for part in parts]
+    config = next((found for found in settings if isinstance(found, dict)), {})
+    method = str(config.get("quant_method") or "a quantised format")
+    loss = "Rounding it again could lose most of the edit"
+    if format := _format(config, files, stored):
+        error, strength = _LOSSES[format]
+        loss = (
+            f"{format}: rounded to it again, an edit of 5 % of the weight's norm is off by {error:.0%} of its own size "
+            f"and keeps {strength:.0%} of its strength"
+        )
+    return ArtifactError(
+        f"{weight} is quantised in {files.directory} ({method}, stored as {stored}), so that the edit cannot be added "
+        f"to it. {loss}. Use the edit as an adapter on this checkpoint, which rounds nothing of it (its directory "
+        "loads with PEFT; see steer2edit export), or apply it to the unquantised checkpoint and quantise afterwards, "
+        "to 8-bit integers at the least. Measure what will be served, either way: a 4-bit base may not act on an edit "
+        "as the exact one does."
+    )
+
+
+def _format(config: Mapping[str, Any], files: CheckpointFiles, stored: str) -> str | None:
+    method = str(config.get("quant_method", "")).lower()
+    dtype = files.tensors[stored].dtype_name if stored in files.tensors else ""
+    if method == "mxfp4" or stored.endswith("_blocks"):
+        return "MXFP4"
+    if "fp8" in method or dtype.startswith("F8"):
+        return "FP8"
+    # GPTQ and AWQ say their bits at the top, compressed-tensors in the first of its groups
+    said = re.search(r'"(?:bits|w_bit|num_bits)": (\d+)', json.dumps(config))
+    bits = int(said[1]) if said else 8 if config.get("load_in_8bit") or dtype in ("I8", "U8") else None
+    if method == "bitsandbytes":
+        bits = 8 if config.get("load_in_8bit") else 4
+    return None if bits is None else "8-bit integers" if bits >= 8 else "4-bit integers"
