@@ -15,8 +15,8 @@ from torch import Tensor
 
 from families import tiny_network
 from steer2edit.audit import Audit, audit
-from steer2edit.audit.adapter_config import WITHOUT_EFFECT, AdapterConfig
-from steer2edit.errors import ArtifactError, ModelError
+from steer2edit.audit.adapter import WITHOUT_EFFECT, AdapterConfig
+from steer2edit.errors import ArtifactError, MismatchError, ModelError
 
 TARGETS = ["o_proj", "down_proj"]
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -180,7 +180,6 @@ def test_every_field_of_peft_is_known() -> None:
         ({"use_new_scaling": True}, "use_new_scaling"),
         ({"lora_alpha": None}, "lora_alpha"),
         ({"r": 0}, "r is 0"),
-        ({"r": 3}, "not of the rank"),
         ({"alpha_pattern": {"o_proj": "4"}}, "alpha_pattern.o_proj"),
         ({"rank_pattern": {"(": 4}}, "no regular expression"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
@@ -193,6 +192,14 @@ def test_what_is_not_understood_is_refused_by_name(settings: dict[str, object], 
     with pytest.raises(ArtifactError, match=named.replace("(", r"\(")) as error:
         audited(tmp_path)
     assert any(way_out in str(error.value) for way_out in ("merge", "Merge", "Get the adapter again"))
+
+
+def test_another_rank_and_targets_that_are_not_there(tmp_path: Path) -> None:
+    trained(tmp_path)
+    for settings in ({"r": 3}, {"r": 2, "target_modules": ["wo"]}):
+        reset(tmp_path, **settings)
+        with pytest.raises(MismatchError, match=r"PEFT cannot load .*made for another model.*Get the adapter again"):
+            audited(tmp_path)
 
 
 @pytest.mark.parametrize("settings", [{"use_new_scaling": False, "other": {}}, {"init_lora_weights": "gaussian"}])

@@ -9,8 +9,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.checkpoints.files import CheckpointFiles, StoredTensor, find_side_files
 from steer2edit.artifacts.manifest import read_json
@@ -18,7 +16,6 @@ from steer2edit.core import Site
 from steer2edit.errors import ArtifactError, ModelError
 from steer2edit.models import LanguageModel, StoredMatrix, read_settings, stored_matrices, stored_parameters
 from steer2edit.models.model_path import INDEX_FILE
-from steer2edit.models.stored import renamed
 
 WITHOUT_EFFECT = frozenset({
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "_attn_implementation",
@@ -82,20 +79,6 @@ class Places:
         if self.model is None or self.head is None or self.embedding is None:
             return False
         return self.model.network.get_output_embeddings().weight is self.model.network.get_input_embeddings().weight  # type: ignore[operator]
-
-    def named(self, module: str) -> str:
-        """A module's name in the model, where a file has that of an old checkpoint."""
-        if self.model is None or self.module(module) is not None:
-            return module
-        new = renamed(self.model.network, f"{module}.lora_A").removesuffix(".lora_A")
-        return module if self.module(new) is None else new
-
-    def module(self, name: str) -> nn.Module | None:
-        """The module of this name, if the structure is known and has one."""
-        try:
-            return None if self.model is None else self.model.network.get_submodule(name)
-        except AttributeError:
-            return None
 
     def _weight(self, getter: str) -> str | None:
         wanted = None if self.model is None else getattr(self.model.network, getter)()

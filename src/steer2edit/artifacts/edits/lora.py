@@ -200,7 +200,7 @@ def check_loads_through_peft(network: nn.Module, directory: Path, pairs: Mapping
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    skeleton = _without_weights(network)
+    skeleton = without_weights(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever PEFT warns about shows in the comparison below
         PeftModel.from_pretrained(skeleton, str(directory), torch_device="cpu")
@@ -217,7 +217,7 @@ def check_loads_through_peft(network: nn.Module, directory: Path, pairs: Mapping
         )
 
 
-def _without_weights(network: nn.Module) -> nn.Module:
+def without_weights(network: nn.Module) -> nn.Module:
     """A copy of the module tree in which every tensor is one zero seen at its shape: it takes no memory.
 
     Quantised modules are plain ones in it: an adapter beside them has the same factors.
