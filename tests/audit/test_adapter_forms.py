@@ -76,6 +76,7 @@ def assert_right(found: Audit, right: dict[str, float]) -> None:
         ("starcoder2", {"target_modules": ["o_proj", "c_proj"], "lora_bias": True}, 12),
         ("starcoder2", {"target_modules": ["o_proj"], "bias": "all"}, None),
         ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}, 9),
+        ("gpt_oss", {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj"]}, None),
     ],
 )  # fmt: skip
 def test_everything_that_an_adapter_changes(family: str, settings: dict, count: int | None, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def _loaded(directory: Path, network: nn.Module) -> tuple[nn.Module, dict[str, T
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise MismatchError(
             f"PEFT cannot load {directory} into its base: {' '.join(str(error).split())[:300]}. It was made for "
-            f"another model, or with other settings than {CONFIG_FILE} says (such as r, its rank). Get the adapter again."
+            f"another model, or with another rank or other targets than {CONFIG_FILE} says. Get the adapter again."
         ) from error
     found = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p is not before[n]}
     unread = {_OF_THE_ADAPTER.sub(r"\1", name): "PEFT ignores it: its settings name no such place" for name in ignored}
