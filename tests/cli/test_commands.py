@@ -140,7 +140,7 @@ def test_vectors_made_elsewhere_get_input_means_in_the_same_call(
         (("--rho-attn", "0.2", "--alpha", "-0.1"), "alpha must be in [0, 1), got -0.1"),
         (("--rho-attn", "0"), "rho_attn must be > 0, got 0.0"),
         (("--rho-mlp", "-1"), "rho_mlp must be > 0, got -1.0"),
-        ((), "rho_attn and rho_mlp are both off"),
+        ((), "have no measured effects, and the paper's rule needs a budget: extract with --effects"),
         (("--rho-attn", "0.2", "--importance", "cosin"), "Did you mean 'cosine'?"),
         (("--rho-attn", "0.2", "--max-shift", "0"), "max_shift must be > 0"),
     ],

@@ -12,7 +12,7 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import convert, recommended
 from steer2edit.editing.convert import MIN_TOKENS, PREVIEW_ROWS
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.errors import DataError
+from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.estimates import CHANGE, NUMBER, Condition, Estimate
 from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.statistics import estimate, mean, paired_difference
@@ -236,7 +236,12 @@ def rules_of(options: ConvertOptions, vectors: SteeringVectors) -> tuple[Rules, 
     if rho == (None, None) and rules == PAPER_RULES and (found := recommended(vectors)):
         rules = found[0]
     by_effect = rules.importance == "effect"
-    if by_effect and rho == (None, None):
+    if rho == (None, None) and not by_effect:
+        raise InvalidValueError(
+            "these vectors have no measured effects, and the paper's rule needs a budget: extract with --effects "
+            "(effects=True), or give --rho-attn or --rho-mlp, e.g. 0.2 and 0.9."
+        )
+    if rho == (None, None):
         rho = (1.0, 1.0)
     default = 0.0 if by_effect else 0.5
     alpha = default if options.alpha is None else options.alpha
