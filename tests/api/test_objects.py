@@ -57,7 +57,7 @@ def test_the_recommended_edit_where_there_are_effects_and_the_papers_with_a_budg
     assert recommended.metadata["rules"]["importance"] == "effect"
     assert abs(recommended.metadata["drift"]["kl"] - 0.03) <= 0.0015  # within 5 %
     assert edit.metadata["rules"]["importance"] == "cosine"
-    with pytest.raises(s2e.Steer2EditError, match="no measured effects, and the paper.s rule needs a budget"):
+    with pytest.raises(s2e.Steer2EditError, match=r"no measured effects, and the paper.s rule needs a budget"):
         s2e.convert(model, s2e.extract(model, PAIRS))
 
 
