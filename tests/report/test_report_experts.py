@@ -14,10 +14,17 @@ from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Experts, Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError
 from steer2edit.report import render_report, write_report
-from steer2edit.report.figures import block_extent, diagnosis_figure, expert_figure, head_figure, neuron_figure
-from steer2edit.report.panels import edit_panels, figure_json
-from steer2edit.report.run_results import RunResults, read_results
-from steer2edit.report.tables import largest_components, largest_experts
+from steer2edit.report.figures import (
+    block_extent,
+    diagnosis_figure,
+    edit_figures,
+    expert_figure,
+    head_figure,
+    neuron_figure,
+)
+from steer2edit.report.html import figure_json
+from steer2edit.report.run_page import largest_components, largest_experts
+from steer2edit.report.run_results import read_results
 
 Json = dict[str, Any]
 NOTHING = LeftOut.of({})
@@ -61,7 +68,7 @@ def test_experts_that_are_left_out_are_crossed_and_not_called_unedited(mixture: 
 
 
 def test_the_strongest_experts_as_a_table(mixture: WeightEdit) -> None:
-    assert list(map(tuple, largest_experts(mixture).rows)) == [
+    assert list(map(tuple, largest_experts(mixture))) == [
         ("L2.E3", "3.000", "+3.000", "+0.000", "1 of 24"),
         ("L1.E1", "2.000", "+0.000", "−2.000", "1 of 24"),
         ("L1.E0", "1.250", "+1.000", "−0.250", "2 of 24"),
@@ -71,7 +78,7 @@ def test_the_strongest_experts_as_a_table(mixture: WeightEdit) -> None:
 
 
 def test_neurons_are_named_by_their_expert_beside_dense_layers(mixture: WeightEdit) -> None:
-    assert [row[0] for row in largest_components(mixture, block_extent(mixture, "mlp")).rows] == [
+    assert [row[0] for row in largest_components(mixture, block_extent(mixture, "mlp"))] == [
         "L2.E3.N23", "L1.E1.N0", "L1.E0.N0", "L1.shared.N0", "L0.N31", "L2.shared.N23", "L1.E0.N23",
     ]  # fmt: skip
 
@@ -113,20 +120,21 @@ def figure_ticks(page: Page) -> list[str]:
     return ticks
 
 
-def test_a_dense_edit_has_no_expert_panel(run: RunResults, edit: WeightEdit, results: Json) -> None:
-    assert edit_panels(run, edit).keys() == {"attn", "mlp"}
+def test_a_dense_edit_has_no_expert_map(edit: WeightEdit, results: Json) -> None:
+    assert edit_figures(edit, 3).keys() == {"heads", "neurons"}
     page = Page(render_report(results, edit))
     assert "xpert" not in page.text
     assert "state-space" not in page.text
 
 
-def test_heads_of_state_space_mixers(run: RunResults, hybrid: WeightEdit) -> None:
+def test_heads_of_state_space_mixers(results: Json, hybrid: WeightEdit) -> None:
     (heat,) = figure_json(head_figure(hybrid, 3, "ssm"))["data"]
     assert heat["z"] == [[0.0, None, 0.0], [0.0, None, 0.0], [-1.0, None, 0.0], [0.0, None, 0.0]]
     assert heat["text"][2][0].startswith("<b>L0.S2</b>")
-    panel = edit_panels(run, hybrid)["ssm"]
-    assert "These heads take the ρ of the attention." in panel.caption
-    assert panel.alternative == "Heat map of λ by layer and head: 1 of 8 heads are edited."
+    page = Page(render_report(results, hybrid))
+    assert page.text.count("These heads take the ρ of the attention.") == 1
+    (plot,) = (attrs for _, attrs in page.tags if attrs.get("data-figure") == "mixer-heads")
+    assert plot["aria-label"] == "Heat map of λ by layer and head: 1 of 8 heads are edited."
 
 
 def test_the_page_of_a_hybrid(results: Json, hybrid: WeightEdit) -> None:
@@ -203,22 +211,21 @@ def test_names_of_modules_are_escaped(results: Json, edit: WeightEdit) -> None:
     assert "<script>alert(1)</script>⟨U+001B⟩[31m" in Page(page).text
 
 
-def test_a_large_mixture(run: RunResults) -> None:
+def test_a_large_mixture() -> None:
     # 256 experts of 400 neurons: 102 400 neurons a site
     sizes = Experts(256, 400, 400)
     lam = torch.randn(sizes.neurons, generator=torch.Generator().manual_seed(0))
     site = SiteEdit(torch.ones(1), lam, lam, lam, sizes)
     edit = WeightEdit({Site(layer, "mlp"): site for layer in range(6)})
-    panel = edit_panels(run, edit)["experts"]
-    figure_json(neuron_figure(edit, 6))
-    assert len(largest_components(edit, block_extent(edit, "mlp")).rows) == 20
-    heat = panel.data["data"][0]
+    found = figure_json(edit_figures(edit, 6)["experts"])
+    assert len(largest_components(edit, block_extent(edit, "mlp"))) == 20
+    heat = found["data"][0]
     assert len(heat["z"]) == 257
     assert heat["z"][255][3] == pytest.approx(
         lam[-800:-400].abs().sum().item() * lam[-800:-400].sum().sign().item(), rel=1e-5
     )
     assert heat["ygap"] == 0
-    ticks = panel.data["layout"]["yaxis"]["ticktext"]
+    ticks = found["layout"]["yaxis"]["ticktext"]
     assert len(ticks) <= 17
     assert ticks[-1] == "shared"
-    assert len(str(panel.data)) < 1_000_000
+    assert len(str(found)) < 1_000_000

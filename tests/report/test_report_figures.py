@@ -1,14 +1,17 @@
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from steer2edit.core import Block, Head, WeightEdit
-from steer2edit.report.figures import block_extent, diagnosis_figure, head_figure, neuron_figure
-from steer2edit.report.panels import diagnosis_panel, edit_panels, figure_json, tradeoff_panels
+from steer2edit.report import render_report
+from steer2edit.report.figures import block_extent, diagnosis_figure, edit_figures, head_figure, neuron_figure
+from steer2edit.report.html import figure_json
+from steer2edit.report.planes import Plane
+from steer2edit.report.run_page import largest_components
 from steer2edit.report.run_results import RunResults, read_results
-from steer2edit.report.tables import largest_components
-from steer2edit.report.tradeoff import run_figure
+from steer2edit.report.tradeoff import held_out_figure, tradeoff_figures, validation_figure
 
 Json = dict[str, Any]
 
@@ -17,8 +20,12 @@ def traces(figure: Any) -> dict[str, Json]:
     return {trace["name"]: trace for trace in figure_json(figure)["data"]}
 
 
+def plane(run: RunResults, damage: str = "kl") -> Plane:
+    return Plane(damage, *run.goal)
+
+
 def largest(edit: WeightEdit, block: Block) -> list[list[str]]:
-    return [list(row) for row in largest_components(edit, block_extent(edit, block)).rows]
+    return largest_components(edit, block_extent(edit, block))
 
 
 def test_the_heat_map_holds_lambda_by_head_and_layer(edit: WeightEdit) -> None:
@@ -72,10 +79,10 @@ def test_top_components_stop_at_twenty(make_edit: Callable[..., WeightEdit]) -> 
     assert [row[0] for row in largest(edit, "mlp")] == [f"L0.N{i}" for i in range(49, 29, -1)]
 
 
-def test_a_block_that_is_off_has_no_panel(run: RunResults, make_edit: Callable[..., WeightEdit]) -> None:
+def test_a_block_that_is_off_has_no_figure(make_edit: Callable[..., WeightEdit]) -> None:
     only_mlp, only_attn = make_edit(1, L0_mlp=[1.0]), make_edit(2, L0_attn=[1.0])
-    assert edit_panels(run, only_mlp).keys() == {"mlp"}
-    assert edit_panels(run, only_attn).keys() == {"attn"}
+    assert edit_figures(only_mlp, 1).keys() == {"neurons"}
+    assert edit_figures(only_attn, 1).keys() == {"heads"}
 
 
 def test_the_diagnosis_crosses_noise_and_leaves_gaps_for_the_unscored(run: RunResults) -> None:
@@ -94,35 +101,31 @@ def test_the_diagnosis_crosses_noise_and_leaves_gaps_for_the_unscored(run: RunRe
     assert "AUROC not scored" in mlp["hovertext"][0]
 
 
-def test_a_run_without_diagnosis_has_no_panel(results: Json, edit: WeightEdit) -> None:
-    del results["diagnosis"]
-    assert diagnosis_panel(read_results(results), edit) is None
-
-
 def test_steering_is_a_line_from_the_base_through_the_strengths(run: RunResults) -> None:
-    curve = traces(run_figure(run, "nll_increase"))["steering, by strength"]
+    curve = traces(validation_figure(run, plane(run, "nll_increase")))["steering, by strength"]
     assert curve["mode"] == "lines+markers"
     assert curve["x"] == [0.0, 0.125, 0.25]
     assert curve["y"] == [0.125, 0.25, 0.75]
 
 
 def test_edits_are_grouped_by_limits_and_the_choice_is_ringed(run: RunResults) -> None:
-    groups = traces(run_figure(run, "kl"))
-    assert groups["edit, within limits"]["x"] == [0.125, 0.0625]
-    assert groups["edit, beyond a limit"]["x"] == [0.375]
-    assert groups["edit, not scored against a limit"]["x"] == [0.25]
-    assert sorted(groups["chosen on validation"]["y"]) == [0.5, 0.75]
+    groups = traces(validation_figure(run, plane(run)))
+    assert groups["edit, within the budget"]["x"] == [0.125, 0.0625]
+    assert groups["edit, beyond the budget"]["x"] == [0.375]
+    assert groups["edit"]["x"] == [0.25]
+    assert sorted(groups["recommended"]["y"]) == [0.5, 0.75]
 
 
 def test_without_limits_no_edit_is_judged(results: Json) -> None:
     del results["chosen"]["limits"]
-    groups = traces(run_figure(read_results(results), "kl"))
+    run = read_results(results)
+    groups = traces(validation_figure(run, plane(run)))
     assert len(groups["edit"]["x"]) == 4
-    assert not any("limit" in name for name in groups)
+    assert not any("budget" in name for name in groups)
 
 
 def test_held_out_points_have_error_bars_on_both_axes(run: RunResults) -> None:
-    point = traces(run_figure(run, "nll_increase"))["edited, held-out"]
+    point = traces(held_out_figure(run, plane(run, "nll_increase")))["edited, held-out"]
     assert (point["x"], point["y"]) == ([0.1875], [0.5])
     for axis in ("error_x", "error_y"):
         assert point[axis]["array"] == [0.125]
@@ -131,43 +134,50 @@ def test_held_out_points_have_error_bars_on_both_axes(run: RunResults) -> None:
 
 def test_an_estimate_without_interval_has_no_error_bar(results: Json) -> None:
     results["held_out"]["conditions"][2]["metrics"]["kl"].update(low=None, high=None, n=1)
-    point = traces(run_figure(read_results(results), "kl"))["edited, held-out"]
+    run = read_results(results)
+    point = traces(held_out_figure(run, plane(run)))["edited, held-out"]
     assert point["error_x"] == {"visible": False}
 
 
-def test_what_is_not_scored_is_left_out_and_counted(run: RunResults) -> None:
-    figure = run_figure(run, "nll_increase")
-    drawn = sum(len(trace["x"]) for name, trace in traces(figure).items() if name != "chosen on validation")
-    assert drawn == len(run.validation.conditions) + len(run.held_out.conditions) - 1
-    captions = {panel.name: panel.caption for (panel,) in tradeoff_panels(run)}
-    assert "not scored: 1." in captions["tradeoff-nll_increase"]
-    assert "not scored" not in captions["tradeoff-kl"]
+def test_what_is_not_scored_is_left_out_and_counted(results: Json, edit: WeightEdit) -> None:
+    run = read_results(results)
+    drawn = traces(validation_figure(run, plane(run, "nll_increase")))
+    assert sum(len(t["x"]) for name, t in drawn.items() if name != "recommended") == len(run.validation.conditions) - 1
+    results["held_out"]["conditions"][1]["metrics"]["nll_increase"]["value"] = None
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", render_report(results, edit), flags=re.DOTALL)
+    assert ["Not drawn, because a metric was not scored: 1." in caption for caption in captions[:3]] == [
+        True,
+        False,
+        False,
+    ]
 
 
-def test_a_destroyed_model_does_not_squeeze_the_plot(results: Json) -> None:
+def test_a_destroyed_model_does_not_squeeze_the_plot(results: Json, edit: WeightEdit) -> None:
     too_much = results["validation"]["conditions"][5]["metrics"]["nll_increase"]
     too_much.update(value=9.0, low=8.0, high=10.0)
     run = read_results(results)
     # landmarks: steering 0.25, twice the limit 0.4, held-out steering's upper end 0.375
-    low, high = figure_json(run_figure(run, "nll_increase"))["layout"]["xaxis"]["range"]
+    low, high = figure_json(validation_figure(run, plane(run, "nll_increase")))["layout"]["xaxis"]["range"]
     assert high == pytest.approx(1.05 * 0.4)
     assert low < 0
-    assert "Beyond 0.420 nats per token lie 1 more" in tradeoff_panels(run)[0][0].caption
-    assert "range" not in figure_json(run_figure(run, "kl"))["layout"]["xaxis"]
+    assert "Beyond 0.420 nats per token lie 1 more" in render_report(results, edit)
+    assert "range" not in figure_json(validation_figure(run, plane(run)))["layout"]["xaxis"]
 
 
-def test_conciseness_is_better_downwards(results: Json) -> None:
+def test_conciseness_is_better_downwards(results: Json, edit: WeightEdit) -> None:
     for part in ("validation", "held_out"):
         for entry in results[part]["conditions"]:
             entry["metrics"]["reply_tokens"] = {"value": 30.0, "low": 20.0, "high": 40.0, "n": 20}
-    panel = tradeoff_panels(read_results({**results, "behaviour": "conciseness"}))[0][0]
-    assert panel.caption.startswith("Down and to the left")
-    assert panel.data["layout"]["yaxis"]["title"]["text"] == "Reply length (tokens)  ↓ less is better"
-    assert "range" not in panel.data["layout"]["yaxis"]
+    results["behaviour"] = "conciseness"
+    run = read_results(results)
+    axis = figure_json(held_out_figure(run, plane(run)))["layout"]["yaxis"]
+    assert axis["title"]["text"] == "Reply length (tokens)  ↓ less is better"
+    assert "range" not in axis
+    assert "Down and to the left is better" in render_report(results, edit)
 
 
 def test_nothing_scored_means_no_plot(results: Json) -> None:
     for part in ("validation", "held_out"):
         for entry in results[part]["conditions"]:
             entry["metrics"]["harmful_refused"].update(value=None, low=None, high=None, n=0, unscored=20)
-    assert tradeoff_panels(read_results(results)) == []
+    assert tradeoff_figures(read_results(results)) == {}

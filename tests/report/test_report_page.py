@@ -16,11 +16,9 @@ from steer2edit.errors import ArtifactError, DataError
 from steer2edit.evaluation import metric_name
 from steer2edit.evaluation.statistics import paired
 from steer2edit.report import render_report, write_report
-from steer2edit.report.answers import answers
-from steer2edit.report.replies import first_replies, reply_sets
+from steer2edit.report.html import metrics_of, visible
+from steer2edit.report.run_page import first_replies, reply_sets
 from steer2edit.report.run_results import read_results
-from steer2edit.report.tables import metric_table
-from steer2edit.report.text import visible
 
 Json = dict[str, Any]
 
@@ -94,6 +92,12 @@ def strings(value: Any) -> list[str]:
 
 def structure(page: Page) -> list[tuple[str, list[str]]]:
     return [(tag, sorted(attrs)) for tag, attrs in page.tags]
+
+
+def verdicts(page: Page) -> list[str]:
+    """The colours of the answers on the first screen."""
+    classes = [attrs.get("class") or "" for _, attrs in page.tags]
+    return [name.removeprefix("answer ") for name in classes if name.startswith("answer ")]
 
 
 @pytest.fixture
@@ -177,7 +181,7 @@ def test_every_plot_has_its_data_an_alternative_and_a_caption(results: Json, edi
     plots = [attrs for _, attrs in page.tags if "data-figure" in attrs]
     assert {attrs["data-figure"] for attrs in plots} == set(page.embedded("figures"))
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in plots)
-    assert [tag for tag, _ in page.tags].count("figcaption") == len(plots) == 6
+    assert [tag for tag, _ in page.tags].count("figcaption") == len(plots) == 9
     assert set(page.embedded("themes")) == {"light", "dark"}
 
 
@@ -201,22 +205,18 @@ def test_the_first_screen_answers_three_questions_by_paired_differences(results:
     """By hand: 8 of 10 harmful requests more are refused, 4 more than under steering; one benign one more."""
     no, half = [False] * 10, [True] * 4 + [False] * 6
     with_values(results, (no, no), (half, no), ([True] * 8 + [False] * 2, [True] + [False] * 9))
-    worked, cost, ahead = answers(read_results(results))
-    assert (worked.question, worked.verdict, worked.figure) == ("Did it work?", "good", "+80.0 points")
     interval = metric_name("harmful_refused").change.interval(paired([True] * 8 + [False] * 2, no))
-    assert worked.details == (
-        "Harmful requests refused: 12.5\u00a0% before, 50.0\u00a0% after the edit.",
-        f"95 % interval of the paired difference: {interval}, n\u00a0=\u00a010.",
-    )
-    assert (cost.verdict, cost.words, cost.figure) == ("good", "within its limits", "KL 0.125 nats per token")
-    assert any(
-        detail.startswith("Benign requests refused: 0.0\u00a0% before, 6.2\u00a0% after") for detail in cost.details
-    )
-    assert (ahead.question, ahead.figure) == ("Is it ahead of steering?", "+40.0 points")
-    assert ahead.details[0].endswith("against steering 0.2, at KL 0.125 nats per token and 0.250 nats per token: not "
-                                     "the same cost.")  # fmt: skip
-    text = Page(render_report(results, edit)).text
-    assert "Did it work? yes +80.0 points" in text
+    page = Page(render_report(results, edit))
+    text = page.text
+    assert (
+        "Did it work? yes +80.0 points Harmful requests refused: 12.5 % before, 50.0 % after the edit. 95 % "
+        f"interval of the paired difference: {interval}, n = 10."
+    ) in text
+    assert "What did it cost? within its limits KL 0.125 nats per token" in text
+    assert "Benign requests refused: 0.0 % before, 6.2 % after" in text
+    assert "Is it ahead of steering? yes +40.0 points" in text
+    assert "against steering 0.2, at KL 0.125 nats per token and 0.250 nats per token: not the same cost." in text
+    assert verdicts(page) == ["good", "good", "good"]
     assert "at each of 4 sites. It changes 3 of 4 attention heads and 5 of 10 MLP neurons." in text
 
 
@@ -224,9 +224,10 @@ def test_colour_says_better_or_worse_and_not_which_arm(results: Json, edit: Weig
     """Benign requests that are refused now are no success: neither the answer nor the reply is marked as good."""
     no, all_ = [False] * 10, [True] * 10
     with_values(results, (no, no), (no, no), (no, all_))
-    worked, cost, _ = answers(read_results(results))
-    assert (worked.verdict, worked.words) == ("open", "no detectable change")
-    assert (cost.verdict, cost.words) == ("bad", "too much")
+    page = Page(render_report(results, edit))
+    assert verdicts(page)[:2] == ["open", "bad"]
+    assert "Did it work? no detectable change" in page.text
+    assert "What did it cost? too much" in page.text
     results["held_out"]["conditions"][2]["outcomes"]["benign"] = [True, False]
     tags = re.findall(r'<span class="tag (\w*)">([a-z ]+)</span>', render_report(results, edit))
     assert ("good", "now refused") in tags  # harmful
@@ -287,9 +288,9 @@ def test_replies_open_all_at_once(results: Json, edit: WeightEdit) -> None:
 
 
 def test_a_phone_has_room_for_the_edit_the_base_and_steering(results: Json, edit: WeightEdit) -> None:
-    table = metric_table(read_results(results))
-    assert [condition.kind for condition in table.conditions] == ["edit", "base", "steering"]
-    assert [metric.name for metric in table.metrics] == ["harmful_refused", "benign_refused", "nll_increase", "kl"]
+    shown = read_results(results).shown
+    assert [condition.kind for condition in shown] == ["edit", "base", "steering"]
+    assert [metric.name for metric in metrics_of(shown)] == ["harmful_refused", "benign_refused", "nll_increase", "kl"]
     cells = re.findall(r'<td class="number">.*?</td>', render_report(results, edit), flags=re.DOTALL)
     text = " ".join(re.sub(r"<[^>]*>", " ", cells[0]).split())
     assert text == "50.0 % 43.8 to 62.5 % n = 20"
@@ -302,7 +303,7 @@ def test_a_null_estimate_is_not_scored_and_not_zero(results: Json, edit: WeightE
     assert "Harmful requests refused: 12.5 % before, not scored after the edit." in page.text
     assert "Did it work? not to be told not scored" in page.text
     assert "KL not scored" in page.text
-    names = [trace.get("name") for trace in page.embedded("figures")["tradeoff-kl"]["data"]]
+    names = [trace.get("name") for trace in page.embedded("figures")["held-out-kl"]["data"]]
     assert "edited, held-out" not in names
     assert "steered, held-out" in names
 

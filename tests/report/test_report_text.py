@@ -2,7 +2,7 @@ import html
 
 import pytest
 
-from steer2edit.report.text import plot_text, visible, visible_json
+from steer2edit.report.html import plot_text, visible, visible_json
 
 
 @pytest.mark.parametrize(

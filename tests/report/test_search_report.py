@@ -1,5 +1,6 @@
 """What the page says and draws of a search."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,11 +10,18 @@ from test_report_page import HOSTILE, Page, structure, with_strings
 from steer2edit.core import WeightEdit
 from steer2edit.errors import DataError
 from steer2edit.report import render_report
-from steer2edit.report.answers import Verdict, answers, tradeoff_sentences
-from steer2edit.report.panels import complete_trials, figure_json, searched, sensitivity_panel, tradeoff_panels
+from steer2edit.report.html import figure_json
+from steer2edit.report.planes import Plane
 from steer2edit.report.run_page import trial_rows
 from steer2edit.report.run_results import read_results
-from steer2edit.report.tradeoff import held_out_figure, validation_figure
+from steer2edit.report.tradeoff import (
+    complete_trials,
+    held_out_figure,
+    searched,
+    sensitivity_figure,
+    tradeoff_figures,
+    validation_figure,
+)
 
 Json = dict[str, Any]
 
@@ -23,7 +31,8 @@ def traces(figure: Any) -> dict[str, Json]:
 
 
 def test_every_trial_is_drawn_solid_or_faint_with_what_it_was_measured_on() -> None:
-    drawn = traces(validation_figure(read_results(search_results()), "kl"))
+    run = read_results(search_results())
+    drawn = traces(validation_figure(run, Plane("kl", *run.goal)))
     assert drawn["edit, within the budget"]["x"] == [0.0625, 0.125, 0.1875]
     assert drawn["edit, beyond the budget"]["x"] == [0.5]
     faint = drawn["edit, stopped early"]
@@ -41,16 +50,17 @@ def test_the_front_is_a_staircase_in_the_plane_it_was_made_in_and_rings_elsewher
     for entry in results["validation"]["conditions"]:
         entry["metrics"]["nll_increase"] = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
     run = read_results(results)
-    front = traces(validation_figure(run, "kl"))["front"]
+    front = traces(validation_figure(run, Plane("kl", *run.goal)))["front"]
     assert (front["x"], front["y"]) == ([0.0625, 0.125], [0.25, 0.5])
     assert (front["mode"], front["line"]["shape"]) == ("lines", "hv")
-    elsewhere = traces(validation_figure(run, "nll_increase"))
+    elsewhere = traces(validation_figure(run, Plane("nll_increase", *run.goal)))
     assert "front" not in elsewhere
     assert elsewhere["front by KL"]["y"] == [0.25, 0.5]
 
 
 def test_steering_recommendation_and_budget_are_marked() -> None:
-    figure = validation_figure(read_results(search_results()), "kl")
+    run = read_results(search_results())
+    figure = validation_figure(run, Plane("kl", *run.goal))
     drawn = traces(figure)
     assert drawn["steering, by strength"]["y"] == [0.0, 0.125, 0.25, 0.5]
     assert (drawn["recommended"]["x"], drawn["recommended"]["y"]) == ([0.125], [0.5])
@@ -59,7 +69,8 @@ def test_steering_recommendation_and_budget_are_marked() -> None:
 
 
 def test_held_out_points_have_intervals_and_equal_drift_is_apart() -> None:
-    drawn = traces(held_out_figure(read_results(search_results()), "kl"))
+    run = read_results(search_results())
+    drawn = traces(held_out_figure(run, Plane("kl", *run.goal)))
     assert drawn["steering, by strength"]["x"] == [0.0, 0.0625, 0.125, 0.375]
     assert drawn["front of edits"]["x"] == [0.0625, 0.1875]
     assert drawn["edit, at equal drift"]["x"] == [0.125]
@@ -75,30 +86,32 @@ def test_the_filters_own_metric_has_no_axis_no_card_and_no_column(edit: WeightEd
     assert not any("sanity" in name for name in page.embedded("figures"))
 
 
-def test_what_the_filter_stopped_is_counted_and_not_called_unscored() -> None:
-    panels = tradeoff_panels(read_results(search_results()))
-    assert [[panel.name for panel in pair] for pair in panels] == [
+def test_what_the_filter_stopped_is_counted_and_not_called_unscored(edit: WeightEdit) -> None:
+    assert [list(own) for own in tradeoff_figures(read_results(search_results())).values()] == [
         ["tradeoff-kl", "held-out-kl"],
         ["held-out-benign_refused"],
     ]
+    text = Page(render_report(search_results(), edit)).text
     # 9 tried; 4 complete and 3 stopped are drawn
-    assert "Not drawn: 2 trials that were thrown out before they were measured." in panels[0][0].caption
-    assert "not scored" not in panels[0][0].caption
+    assert "Not drawn: 2 trials that were thrown out before they were measured." in text
+    assert "a metric was not scored" not in text
 
 
-def test_sensitivity_shows_complete_trials_against_what_was_searched() -> None:
+def test_sensitivity_shows_complete_trials_against_what_was_searched(edit: WeightEdit) -> None:
     run = read_results(search_results())
     trials = complete_trials(run)
     assert [t.parameters["trial"] for t in trials] == ["a", "b", "c", "d"]
     assert list(searched(trials)) == ["rho_attn", "rho_mlp", "alpha"]
-    panel = sensitivity_panel(run)
-    assert panel is not None
-    points = [t for t in panel.data["data"] if t["marker"]["symbol" if "symbol" in t["marker"] else "size"] == 6]
+    points = [
+        t
+        for t in figure_json(sensitivity_figure(run))["data"]
+        if t["marker"]["symbol" if "symbol" in t["marker"] else "size"] == 6
+    ]
     by_axes = {(t["xaxis"], t["yaxis"]): (t["x"], t["y"]) for t in points}
     assert by_axes["x", "y"] == ([0.2, 0.4, 0.1], [0.25, 0.5, 0.625])  # without c, whose attention is off
     assert by_axes["x3", "y3"] == ([0.5, 0.25, 0.75, 0.5], [0.25, 0.5, 0.375, 0.625])
     assert by_axes["x4", "y4"] == ([0.2, 0.4, 0.1], [0.0625, 0.125, 0.5])  # cost below
-    assert "The 4 edits that were measured on all validation items" in panel.caption
+    assert "The 4 edits that were measured on all validation items" in render_report(search_results(), edit)
 
 
 def test_searched_limits_and_gains_get_a_column() -> None:
@@ -113,51 +126,49 @@ def test_without_a_complete_trial_there_is_no_sensitivity(edit: WeightEdit) -> N
     results = search_results()
     for entry in results["validation"]["conditions"]:
         entry["parameters"] |= {"stopped": "early"} if entry["kind"] == "edit" else {}
-    assert sensitivity_panel(read_results(results)) is None
+    assert sensitivity_figure(read_results(results)) is None
     assert "Too few edits were measured on all items" in Page(render_report(results, edit)).text
 
 
-def test_the_comparison_is_told_in_sentences() -> None:
-    run = read_results(search_results())
-    ahead = answers(run)[2]
-    assert (ahead.verdict, ahead.words, ahead.figure) == ("good", "yes", "+12.5 points")
-    assert ahead.details == (
-        "Harmful requests refused, against steering at the edit's own drift; positive is better (more of it), +50.0 % "
-        "(+43.8 to +62.5 %) of steering's own value there.",
-        "95 % interval of the paired difference: +6.2 to +25.0 points, n\u00a0=\u00a020.",
-    )
-    area, drift = tradeoff_sentences(run)
-    assert "2.00 times (1.94 to 2.12) (0.2500 against 0.1250)" in area
-    assert "steering at strength 0.15 (KL 0.100), the edit at strength 0.7 (KL 0.125, as near as it came)" in drift
+def test_the_comparison_is_told_in_sentences(edit: WeightEdit) -> None:
+    text = Page(render_report(search_results(), edit)).text
+    assert (
+        "Is it ahead of steering? yes +12.5 points Harmful requests refused, against steering at the edit's own drift; "
+        "positive is better (more of it), +50.0 % (+43.8 to +62.5 %) of steering's own value there. 95 % interval of "
+        "the paired difference: +6.2 to +25.0 points, n = 20."
+    ) in text
+    assert "2.00 times (1.94 to 2.12) (0.2500 against 0.1250)" in text
+    assert "steering at strength 0.15 (KL 0.100), the edit at strength 0.7 (KL 0.125, as near as it came)" in text
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "verdict", "words"),
     [
-        (-0.1, 0.2, ("open", "no detectable difference")),
-        (-0.3, -0.1, ("bad", "no, steering is")),
-        (0.1, None, ("good", "yes")),
-        (None, None, ("open", "not to be told")),
+        (-0.1, 0.2, "open", "no detectable difference"),
+        (-0.3, -0.1, "bad", "no, steering is"),
+        (0.1, None, "good", "yes"),
+        (None, None, "open", "not to be told"),
     ],
 )
 def test_a_comparison_is_never_said_to_be_clearer_than_it_is(
-    low: float | None, high: float | None, said: tuple[Verdict, str]
+    edit: WeightEdit, low: float | None, high: float | None, verdict: str, words: str
 ) -> None:
     results = search_results()
     results["comparison"]["at_equal_cost"] |= {"low": low, "high": high}
-    ahead = answers(read_results(results))[2]
-    assert (ahead.verdict, ahead.words) == said
+    page = render_report(results, edit)
+    (said,) = re.findall(
+        r'<div class="answer (\w+)">\s*<h3>Is it ahead of steering\?</h3>\s*<p class="words">(.*?)<', page
+    )
+    assert said == (verdict, words)
 
 
-def test_what_could_not_be_compared_is_said_to_be_so() -> None:
+def test_what_could_not_be_compared_is_said_to_be_so(edit: WeightEdit) -> None:
     results = search_results()
     nothing = {"value": None, "low": None, "high": None, "n": 20}
     results["comparison"] |= {"ratio": nothing, "at_equal_cost": nothing, "relative": nothing}
-    run = read_results(results)
-    ahead = answers(run)[2]
-    assert (ahead.verdict, ahead.words, ahead.figure) == ("open", "not to be told", "not scored")
-    area, _ = tradeoff_sentences(run)
-    assert "no ratio, because steering gains nothing there" in area
+    text = Page(render_report(results, edit)).text
+    assert "Is it ahead of steering? not to be told not scored" in text
+    assert "no ratio, because steering gains nothing there" in text
 
 
 def test_trials_are_counted_by_how_they_ended() -> None:
@@ -221,7 +232,8 @@ def test_each_behaviour_shows_its_own_direction(
 def test_a_limit_from_below_counts_too() -> None:
     results = search_results()
     results["chosen"]["floors"] = {"harmful_refused": 0.4}
-    drawn = traces(validation_figure(read_results(results), "kl"))
+    run = read_results(results)
+    drawn = traces(validation_figure(run, Plane("kl", *run.goal)))
     assert drawn["edit, within the budget"]["x"] == [0.125]  # b alone; a and c refuse less, d drifts more
 
 

@@ -111,12 +111,9 @@ class Edit(WeightEdit):
         )
 
     def _repr_html_(self) -> str:
-        from steer2edit.report.figures import head_figure, neuron_figure
+        from steer2edit.report.figures import edit_figures
 
-        layers = 1 + max(site.layer for site in self.sites)
-        blocks = {site.block for site in self.sites}
-        figures = [head_figure(self, layers, block) for block in ("attn", "ssm") if block in blocks]
-        figures += [neuron_figure(self, layers)] if "mlp" in blocks else []
+        figures = edit_figures(self, 1 + max(site.layer for site in self.sites)).values()
         return showing.page(repr(self), *map(showing.plot, figures))
 
 

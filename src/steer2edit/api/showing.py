@@ -39,7 +39,7 @@ def page(text: str, *parts: str) -> str:
 
 def escaped(text: object) -> str:
     """A text of whatever origin as HTML."""
-    from steer2edit.report.text import visible
+    from steer2edit.report.html import visible
 
     return html.escape(visible(str(text)))
 

@@ -236,10 +236,9 @@ def compare(
     if json_output:
         return print_json(results)
     found = late.report.run_results.read_results(results, late.report.run_results.ComparisonResults)
-    for table in late.report.comparison_page.figure_tables(found):
+    for caption, columns, rows in late.report.comparison_page.figure_tables(found):
         say()
-        columns = ["", *(column.replace(", ", ",\n") for column in table.columns[1:])]
-        print_table(columns, table.rows, table.caption)
+        print_table(["", *(column.replace(", ", ",\n") for column in columns[1:])], rows, caption)
     for line in ("", *late.report.comparison_page.reasons(found), "", *results["summary"]):
         say(line)
     say(f"\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")

@@ -18,7 +18,7 @@ from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit
 from steer2edit.evaluation.statistics import estimate, mean, paired_difference
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
-from steer2edit.report.text import visible
+from steer2edit.report.html import visible
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
 from steer2edit.steering import (
     ContrastSet,

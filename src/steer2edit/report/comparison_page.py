@@ -1,19 +1,22 @@
 """The page of a comparison of methods: their curves in every plane, and the figures, without a model."""
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from steer2edit.evaluation import COST, metric_name
+import plotly.graph_objects as go
+
+from steer2edit.evaluation import COST
 from steer2edit.report import themes
 from steer2edit.report.html import rendered, write_page
-from steer2edit.report.panels import Panel
+from steer2edit.report.planes import Marks, Plane, plane_figure
 from steer2edit.report.run_page import flat, provenance
 from steer2edit.report.run_results import ComparisonResults, read_results
-from steer2edit.report.tables import ConditionTable, Table
-from steer2edit.report.tradeoff import Marks, Plane, plane_figure
 from steer2edit.search.curves import figure_text
 
+Table = tuple[str, list[str], list[list[str]]]
+"""Caption, titles of columns, and rows, whose first text is their head."""
 _COLOURS = (
     themes.STEERING, themes.EDIT, themes.ATTN, themes.MLP, themes.CHOSEN, themes.SSM, themes.BEYOND, themes.BASE,
 )  # fmt: skip
@@ -31,8 +34,8 @@ def figure_tables(found: ComparisonResults) -> tuple[Table, Table]:
         values.append([name, *(c if area else s for c, s, area in zip(compared, shown, areas, strict=True))])
         against += [[name, *compared]] if name != "steering" else []
     return (
-        Table("Held-out items: figures of every method, 95 % bootstrap intervals", columns, values),
-        Table("Against steering: differences and ratios, paired", columns, against),
+        ("Held-out items: figures of every method, 95 % bootstrap intervals", columns, values),
+        ("Against steering: differences and ratios, paired", columns, against),
     )
 
 
@@ -55,35 +58,22 @@ def write_comparison_page(results: Mapping[str, Any], path: Path) -> None:
         ArtifactError: the file cannot be written.
     """
     found = read_results(results, ComparisonResults)
-    panels = [_panel(found, damage) for damage in (COST, *found.plan.second)]
-    every = [found.base, *(condition for own in found.methods.values() for condition in own)]
-    measured = (
-        "Held-out items, every method at every strength, with 95 % intervals. Strengths were found on validation items."
-    )
+    planes = {name: Plane(name, found.plan.attribute, found.plan.direction) for name in (COST, *found.plan.second)}
     content = {
         "run": found,
-        "panels": panels,
+        "planes": planes.values(),
         "tables": figure_tables(found),
         "reasons": reasons(found),
-        "measured": ConditionTable(measured, every),
+        "conditions": [found.base, *(condition for own in found.methods.values() for condition in own)],
         "provenance": [*provenance(found), *flat(found.settings)],
-        "figures": {panel.name: panel.data for panel in panels},
     }
-    write_page(rendered("comparison", content), path, overwrite=True)
+    figures = {f"curves-{name}": _curves(found, plane) for name, plane in planes.items()}
+    write_page(rendered("comparison", figures, content), path, overwrite=True)
 
 
-def _panel(found: ComparisonResults, damage: str) -> Panel:
-    plane = Plane(damage, found.plan.attribute, found.plan.direction)
-    x, y = metric_name(damage), metric_name(plane.attribute)
+def _curves(found: ComparisonResults, plane: Plane) -> go.Figure:
     marks = []
-    for place, (name, own) in enumerate(found.methods.items()):
-        colour = _COLOURS[place % len(_COLOURS)]
-        marks.append(
-            Marks(name, [found.base, *own], {"size": 8, "color": colour}, {"color": colour, "width": 2}, band=True)
-        )
-    return Panel(
-        f"curves-{damage}", x.short, plane_figure(plane, marks),
-        f"{plane.better}. Held-out items; bands are 95 % intervals of {y.running}, point by point. Differences between "
-        "methods are paired, and surer than overlapping bands suggest.",
-        f"Curves of {y.short} against {x.short}: {', '.join(found.methods)}. The tables have the numbers.",
-    )  # fmt: skip
+    for colour, (name, own) in zip(cycle(_COLOURS), found.methods.items(), strict=False):
+        line = {"color": colour, "width": 2}
+        marks.append(Marks(name, [found.base, *own], {"size": 8, "color": colour}, line, band=True))
+    return plane_figure(plane, marks)

@@ -1,10 +1,11 @@
-"""The blocks of a layer in words and marks, and figures of an edit and of a diagnosis, each by layer along x."""
+"""How much an edit touches of every block; figures of an edit and of a diagnosis, each by layer along x."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
 
 from steer2edit.artifacts.left_out import LeftOut
@@ -12,8 +13,8 @@ from steer2edit.core import BLOCKS, TUNED_BLOCKS, Block, Site, WeightEdit
 from steer2edit.core.expert_edits import expert_edits
 from steer2edit.estimates import Notation
 from steer2edit.report import themes
+from steer2edit.report.html import plot_text
 from steer2edit.report.run_results import Diagnosis
-from steer2edit.report.text import plot_text
 from steer2edit.steering.diagnosis import SiteDiagnosis
 
 _MARGIN = {"l": 60, "r": 20, "t": 30, "b": 50}
@@ -26,38 +27,18 @@ _HOVER = "%{hovertext}<extra></extra>"
 _NUMBER = Notation(".3f", typeset=True)
 
 
-@dataclass(frozen=True)
-class BlockStyle:
-    """One block in words and marks."""
-
-    name: str  # as in "the attention block"
-    unit: str  # a component
-    title: str  # of a figure or a table
-    example: str  # what a component's name means
-    colour: str  # of its marks
-    symbol: str  # of its marks
-    offset: float  # by how much its marks stand beside the layer, so that intervals do not cover each other
-
-
-STYLES: Mapping[Block, BlockStyle] = {
-    "attn": BlockStyle(
-        "attention", "head", "Attention heads", "L12.H5 is attention head 5 of layer 12", themes.ATTN, "circle", -0.12
-    ),
-    "ssm": BlockStyle(
-        "state-space mixer", "head", "State-space mixer heads",
-        "L12.S2 is head 2 of the state-space mixer of layer 12", themes.SSM, "diamond", 0.0,
-    ),
-    "mlp": BlockStyle(
-        "MLP", "neuron", "MLP neurons", "L12.N801 is MLP neuron 801 of layer 12", themes.MLP, "square", 0.12
-    ),
-}  # fmt: skip
+_STYLES: Mapping[Block, tuple[str, str, str, float]] = {
+    "attn": ("attention", themes.ATTN, "circle", -0.12),
+    "ssm": ("state-space mixer", themes.SSM, "diamond", 0.0),
+    "mlp": ("MLP", themes.MLP, "square", 0.12),
+}
+"""In a diagnosis: name, colour, symbol, and how far marks stand beside the layer, so that intervals do not overlap."""
 
 
 @dataclass(frozen=True)
 class BlockExtent:
     """How much of one block an edit touches; without a site the block is off."""
 
-    style: BlockStyle
     sites: tuple[Site, ...]
     edited: int
     total: int
@@ -67,14 +48,8 @@ class BlockExtent:
 def block_extent(edit: WeightEdit, block: Block) -> BlockExtent:
     """The edited sites of one block and counts of its edited components."""
     sites = tuple(site for site in edit.sites if site.block == block)
-    magnitudes = [edit.sites[site].magnitude for site in sites]
-    return BlockExtent(
-        STYLES[block],
-        sites,
-        edited=sum(int(magnitude.count_nonzero()) for magnitude in magnitudes),
-        total=sum(magnitude.numel() for magnitude in magnitudes),
-        strengthened=sum(int((magnitude > 0).sum()) for magnitude in magnitudes),
-    )
+    found = torch.cat([edit.sites[site].magnitude for site in sites]) if sites else torch.empty(0)
+    return BlockExtent(sites, int(found.count_nonzero()), found.numel(), int((found > 0).sum()))
 
 
 def shown_blocks(edit: WeightEdit) -> dict[Block, BlockExtent]:
@@ -83,9 +58,17 @@ def shown_blocks(edit: WeightEdit) -> dict[Block, BlockExtent]:
     return {block: extent for block, extent in found.items() if block in TUNED_BLOCKS or extent.sites}
 
 
-def layer_count(edit: WeightEdit, diagnosis: Diagnosis) -> int:
-    """Layers of the model, as far as the edit and the diagnosis know of them."""
-    return 1 + max(site.layer for site in {*edit.sites, *diagnosis.sites})
+def edit_figures(edit: WeightEdit, layers: int) -> dict[str, go.Figure]:
+    """What the edit does by layer: heads, neurons, experts; a block that is off has none."""
+    figures = {}
+    for block, name in (("attn", "heads"), ("ssm", "mixer-heads")):
+        if any(site.block == block for site in edit.sites):
+            figures[name] = head_figure(edit, layers, block)  # type: ignore[arg-type]
+    if any(site.block == "mlp" for site in edit.sites):
+        figures["neurons"] = neuron_figure(edit, layers)
+    if expert_edits(edit):
+        figures["experts"] = expert_figure(edit, LeftOut.of(edit.metadata), layers)
+    return figures
 
 
 def _heat_map(
@@ -198,16 +181,17 @@ def neuron_figure(edit: WeightEdit, layers: int) -> go.Figure:
 def diagnosis_figure(diagnosis: Diagnosis, layers: int) -> go.Figure:
     """Split-half cosine (above) and AUROC with interval (below) by layer, one line per block; noise is crossed."""
     figure = _two_rows(layers, 480, ("split-half cosine", "AUROC"))
-    for block, style in STYLES.items():
+    for block in _STYLES:
         found = {site: entry for site, entry in sorted(diagnosis.sites.items()) if site.block == block}
         if found:
-            _add_diagnosis(figure, found, style)
+            _add_diagnosis(figure, found, block)
     figure.add_hline(y=0.5, row=2, col=1, line={"dash": "dot", "width": 1}, annotation_text="chance")
     figure.update_xaxes(showgrid=True)
     return figure.update_yaxes(rangemode="tozero", row=1)
 
 
-def _add_diagnosis(figure: go.Figure, found: Mapping[Site, SiteDiagnosis], style: BlockStyle) -> None:
+def _add_diagnosis(figure: go.Figure, found: Mapping[Site, SiteDiagnosis], block: Block) -> None:
+    name, colour, symbol, offset = _STYLES[block]
     entries = list(found.values())
     hovers = [
         f"<b>{site}</b>{' (noise)' if e.noise else ''}<br>split-half cosine {_NUMBER.value(e.split_half_cosine)}<br>"
@@ -215,14 +199,14 @@ def _add_diagnosis(figure: go.Figure, found: Mapping[Site, SiteDiagnosis], style
         f"norm of v {_NUMBER.value(e.norm)}"
         for site, e in found.items()
     ]
-    shared = {"x": [site.layer + style.offset for site in found], "hovertext": hovers, "hovertemplate": _HOVER}
-    bars = themes.error_bars([(e.auroc_low, e.auroc, e.auroc_high) for e in entries], style.colour, width=2)
+    shared = {"x": [site.layer + offset for site in found], "hovertext": hovers, "hovertemplate": _HOVER}
+    bars = themes.error_bars([(e.auroc_low, e.auroc, e.auroc_high) for e in entries], colour, width=2)
     rows = ([entry.split_half_cosine for entry in entries], None), ([entry.auroc for entry in entries], bars)
     for row, (values, error) in enumerate(rows, start=1):
         place: dict[str, Any] = {"row": row, "col": 1, "showlegend": row == 1, **shared}
         figure.add_scatter(
-            y=values, error_y=error, name=style.name, legendgroup=style.name, mode="lines+markers",
-            line={"color": style.colour, "width": 1.5}, marker={"symbol": style.symbol, "size": 6}, **place,
+            y=values, error_y=error, name=name, legendgroup=name, mode="lines+markers",
+            line={"color": colour, "width": 1.5}, marker={"symbol": symbol, "size": 6}, **place,
         )  # fmt: skip
         crossed = [value if entry.noise else None for value, entry in zip(values, entries, strict=True)]
         if any(value is not None for value in crossed):

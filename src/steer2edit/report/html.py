@@ -1,25 +1,80 @@
-"""A page: one file with everything inline, which loads nothing and runs only its own scripts."""
+"""A page: one file with everything inline, which loads nothing and runs only its own scripts.
+
+Untrusted text is made harmless: what a model wrote may hold markup, terminal escapes, or invisible controls.
+"""
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from steer2edit.artifacts import atomic_file
+from steer2edit.estimates import Condition, Notation
+from steer2edit.evaluation import COST, Metric, metric_name
 from steer2edit.report.themes import themes
 
+# C0 without tab and newline, DEL, C1, zero-width space, line separators, bidirectional overrides and isolates, lone
+# surrogates. Zero-width joiners stay: Persian, Hindi and emoji need them.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
+_NOTATIONS = {
+    "ratio": Notation(".2f", " times", typeset=True),
+    "percent": Notation(".1f", "\u00a0%", 100.0, typeset=True),
+    "percent_change": Notation(".1f", " %", 100.0, signed=True, typeset=True),
+    "points": Notation(".1f", " points", 100.0, signed=True, typeset=True),
+    "number": Notation(typeset=True),
+    "change": Notation(".3f", signed=True, typeset=True),
+}
+"""How templates write estimates, by name."""
 
-def rendered(template: str, content: Mapping[str, Any]) -> str:
-    """A page of this package's templates that works offline, with its scripts, themes and security policy."""
-    page, scripts = _environment().get_template(f"{template}.html.jinja"), page_scripts()
-    kinds = {"base": "base", "steering": "steered", "edit": "edited"}
-    return page.render(content, scripts=scripts, policy=_security_policy(scripts), themes=themes(), kinds=kinds)
+
+def visible(text: str) -> str:
+    """The text with every control character written as its code point, `⟨U+001B⟩`, so that it can be read and stored.
+
+    Tabs and newlines stay; a Windows line end counts as a newline.
+    """
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text.replace("\r\n", "\n"))
+
+
+def visible_json(value: Any) -> Any:
+    """A JSON value with every string in it, keys included, made visible."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list):
+        return [visible_json(entry) for entry in value]
+    if isinstance(value, dict):
+        return {visible(key): visible_json(entry) for key, entry in value.items()}
+    return value
+
+
+def plot_text(text: str) -> str:
+    """The text for a plotly label: escaped, because plotly reads `<b>`, `<a>` and entities as markup."""
+    return html.escape(visible(text))
+
+
+def figure_json(figure: go.Figure) -> dict[str, Any]:
+    """Data and layout of a figure as JSON values; the page adds the light or the dark template."""
+    content = json.loads(figure.to_json())
+    content["layout"].pop("template", None)
+    return {"data": content["data"], "layout": content["layout"]}
+
+
+def rendered(template: str, figures: Mapping[str, go.Figure], content: Mapping[str, Any]) -> str:
+    """A page of this package's templates, with figures by their id, scripts, themes and security policy."""
+    scripts = _scripts()
+    embedded = {name: figure_json(figure) for name, figure in figures.items()}
+    return _environment().get_template(f"{template}.html.jinja").render(
+        content, figures=embedded, scripts=scripts, policy=_security_policy(scripts), themes=themes()
+    )  # fmt: skip
 
 
 def write_page(page: str, path: str | Path, *, overwrite: bool) -> None:
@@ -34,14 +89,22 @@ def write_page(page: str, path: str | Path, *, overwrite: bool) -> None:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("steer2edit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals |= {"metric_name": metric_name, "metrics_of": metrics_of, "COST": COST, "notations": _NOTATIONS}
+    return environment
+
+
+def metrics_of(conditions: Sequence[Condition]) -> list[Metric]:
+    """The metrics that any of the conditions has, but for the one on a few short requests that throws them out."""
+    names = dict.fromkeys(name for condition in conditions for name in condition.metrics)
+    return [metric_name(name) for name in names if name != "sanity_kl"]
 
 
 @cache
-def page_scripts() -> tuple[Markup, ...]:
+def _scripts() -> tuple[Markup, ...]:
     """What the page runs: plotly.js, and our own."""
     return _inline(get_plotlyjs()), _inline(_environment().get_template("report.js.jinja").render())
 

@@ -1,23 +1,39 @@
 """The page of a run: results and the weight edit that the run chose, as the variables of its template."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import WeightEdit
-from steer2edit.core.expert_edits import expert_edits
+from steer2edit.core.expert_edits import expert_edits, top_experts
+from steer2edit.estimates import NOT_SCORED, Condition, Notation
 from steer2edit.evaluation import metric_name
-from steer2edit.report.answers import answers, extent, tradeoff_sentences
-from steer2edit.report.figures import shown_blocks
-from steer2edit.report.html import rendered, write_page
-from steer2edit.report.panels import SYMBOLS, diagnosis_panel, edit_panels, sensitivity_panel, tradeoff_panels
-from steer2edit.report.replies import first_replies, reply_sets
-from steer2edit.report.run_results import ComparisonResults, RunResults, read_results
-from steer2edit.report.tables import diagnosis_table, largest_components, largest_experts, metric_table, run_tables
-from steer2edit.report.text import visible
+from steer2edit.report.answers import ahead, change, costs, verdict
+from steer2edit.report.figures import BlockExtent, diagnosis_figure, edit_figures, shown_blocks
+from steer2edit.report.html import rendered, visible, write_page
+from steer2edit.report.run_results import ComparisonResults, Diagnosis, RunResults, read_results
+from steer2edit.report.tradeoff import (
+    SYMBOLS,
+    beyond_edge,
+    complete_trials,
+    searched,
+    sensitivity_figure,
+    tradeoff_figures,
+)
+
+_TOP = 20
+_PLAIN, _SIGNED = Notation(".3f", typeset=True), Notation(".3f", signed=True, typeset=True)
+_SIGNED_4 = Notation(".4f", signed=True, typeset=True)
+_WORDS = {"refused": ("refused", "answered"), "shown": ("shown", "not shown")}
+"""By what a set's verdicts are of, the last word of its metric: what a reply is that has it, and one that has not."""
+_FIRST = 3
+"""Exchanges on the first screen."""
+
+Rows = list[list[str]]
 
 
 def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
@@ -33,7 +49,54 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
     Raises:
         DataError: the results are malformed, or of another schema version.
     """
-    return rendered("report", _content(read_results(results), edit))
+    run = read_results(results)
+    planes, layers = tradeoff_figures(run), 1 + max(site.layer for site in {*edit.sites, *run.diagnosis.sites})
+    figures = {**dict(chain.from_iterable(own.items() for own in planes.values())), **edit_figures(edit, layers)}
+    if run.is_search and (sensitivity := sensitivity_figure(run)):
+        figures["sensitivity"] = sensitivity
+    if run.diagnosis.sites:
+        figures["diagnosis"] = diagnosis_figure(run.diagnosis, layers)
+    tabs = {plane: list(own) for plane, own in planes.items()}
+    shown = next(((plane, names.pop()) for plane, names in tabs.items()), None)  # the last figure of the first plane
+    sets, left_out, edited, blocks = reply_sets(run), LeftOut.of(edit.metadata), run.edited, shown_blocks(edit)
+    trials, experts = complete_trials(run), expert_edits(edit)
+    content = {
+        "run": run,
+        "edited": edited,
+        "worked": edited and change(run, edited, run.base, run.goal[0]),
+        "cost": edited and costs(run, edited),
+        "ahead": edited and ahead(run, edited),
+        "verdict": verdict,
+        "first_replies": first_replies(sets),
+        "shown": shown,
+        "tabs": {plane: names for plane, names in tabs.items() if names},
+        "beyond_edge": beyond_edge,
+        "trials": len(trials),
+        "searched": list(searched(trials).values()),
+        "trial_rows": trial_rows(run),
+        "chosen": _chosen(run),
+        "limits": [
+            f"{metric_name(name).running} {words} {metric_name(name).bound(value)}"
+            for words, own in (("at most", run.chosen.limits), ("at least", run.chosen.floors))
+            for name, value in own.items()
+        ],
+        "edit": edit,
+        "measured_effects": edit.metadata.get("rules", {}).get("importance") == "effect",
+        "blocks": blocks,
+        "largest": {block: largest_components(edit, extent) for block, extent in blocks.items()},
+        "experts": experts,
+        "mixtures": len({expert.site for expert in experts}),
+        "largest_experts": largest_experts(edit),
+        "left_out": [visible(sentence) for sentence in left_out.sentences],
+        "left_out_rows": [(str(s), left_out.experts_of(s)) for s in dict.fromkeys(s for s, _ in left_out.tokens)],
+        "diagnosis": diagnosis_rows(run.diagnosis),
+        "judged": any(e.split_half_cosine is not None or e.auroc is not None for e in run.diagnosis.sites.values()),
+        "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
+        "reply_sets": sets,
+        "provenance": provenance(run),
+        "settings": flat(run.settings),
+    }
+    return rendered("report", figures, content)
 
 
 def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
@@ -44,51 +107,6 @@ def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path,
         ArtifactError: the file exists and is not to be overwritten, or it cannot be written.
     """
     write_page(render_report(results, edit), path, overwrite=overwrite)
-
-
-def _content(run: RunResults, edit: WeightEdit) -> dict[str, Any]:
-    """All strings are plain text; the template escapes them."""
-    tradeoffs, panels = tradeoff_panels(run), edit_panels(run, edit)
-    found = {"sensitivity": sensitivity_panel(run) if run.is_search else None, "diagnosis": diagnosis_panel(run, edit)}
-    panels |= {name: panel for name, panel in found.items() if panel is not None}
-    blocks, left_out = shown_blocks(edit), LeftOut.of(edit.metadata)
-    largest = [largest_components(edit, one) for one in blocks.values()]
-    shown, sets = tradeoffs[0][-1] if tradeoffs else None, reply_sets(run)
-    others = [tuple(panel for panel in own if panel is not shown) for own in tradeoffs]
-    examples = [one.style.example for one in blocks.values()]
-    return {
-        "run": run,
-        "answers": answers(run),
-        "first_replies": first_replies(sets),
-        "measured": metric_table(run),
-        "shown": shown,
-        "extent": extent(edit),
-        "tables": run_tables(run),
-        "tradeoff_sentences": tradeoff_sentences(run),
-        "trial_rows": trial_rows(run),
-        "tradeoffs": [own for own in others if own],
-        "panels": panels,
-        "figures": {panel.name: panel.data for panel in [*chain(*tradeoffs), *panels.values()]},
-        "chosen": _chosen(run),
-        "limits": ", ".join(
-            f"{metric_name(name).running} {words} {metric_name(name).bound(value)}"
-            for words, own in (("at most", run.chosen.limits), ("at least", run.chosen.floors))
-            for name, value in own.items()
-        ),
-        "measured_effects": edit.metadata.get("rules", {}).get("importance") == "effect",
-        "blocks": [(one, panels.get(block)) for block, one in blocks.items()],
-        "largest": [table for table in largest if table.rows],
-        "name_examples": examples + ["L12.E5.N801 is neuron 801 of expert 5 of layer 12"] * bool(expert_edits(edit)),
-        "experts": largest_experts(edit),
-        "left_out": [visible(sentence) for sentence in left_out.sentences],
-        "left_out_rows": [(str(s), left_out.experts_of(s)) for s in dict.fromkeys(s for s, _ in left_out.tokens)],
-        "diagnosis": diagnosis_table(run.diagnosis),
-        "judged": any(e.split_half_cosine is not None or e.auroc is not None for e in run.diagnosis.sites.values()),
-        "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
-        "reply_sets": sets,
-        "provenance": provenance(run),
-        "settings": flat(run.settings),
-    }
 
 
 def _chosen(run: RunResults) -> str:
@@ -112,15 +130,12 @@ def trial_rows(run: RunResults) -> list[tuple[str, str]]:
 
 def provenance(run: RunResults | ComparisonResults) -> list[tuple[str, str]]:
     """What was run, when, and with which versions."""
+    model = run.model
     rows = {
-        "model": run.model.name,
-        "revision": run.model.revision,
-        "architecture": run.model.model_type,
-        "fingerprint": run.model.fingerprint,
-        "behaviour": run.behaviour,
-        "created": run.created,
+        "model": model.name, "revision": model.revision, "architecture": model.model_type,
+        "fingerprint": model.fingerprint, "behaviour": run.behaviour, "created": run.created,
         "result schema": str(run.schema_version),
-    }
+    }  # fmt: skip
     return [(name, value) for name, value in [*rows.items(), *run.versions.items()] if value]
 
 
@@ -133,3 +148,108 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
         else:
             rows.append((prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return rows
+
+
+def largest_components(edit: WeightEdit, extent: BlockExtent) -> Rows:
+    """λ and g of one block's components with the largest |λ|.
+
+    By block, because each block has its own ρ: a head's λ and a neuron's are not on one scale.
+    """
+    found = WeightEdit({site: edit.sites[site] for site in extent.sites}).top_components(_TOP) if extent.sites else []
+    return [[str(name), _SIGNED_4.number(magnitude), _SIGNED_4.number(g)] for name, magnitude, g in found]
+
+
+def largest_experts(edit: WeightEdit) -> Rows:
+    """The experts with the largest Σ|λ|: that sum, those of the positive and the negative λ, and edited neurons."""
+    return [
+        [str(e), _PLAIN.number(e.mass), _SIGNED.number(e.raised), _SIGNED.number(e.lowered),
+         f"{e.edited:,} of {e.neurons:,}"]
+        for e in top_experts(edit, _TOP)
+    ]  # fmt: skip
+
+
+def diagnosis_rows(diagnosis: Diagnosis) -> Rows:
+    """Split-half cosine, AUROC, its interval, norm and verdict of every site."""
+    rows = []
+    for site, entry in sorted(diagnosis.sites.items()):
+        ends = (entry.auroc_low, entry.auroc_high)
+        interval = "no interval" if None in ends else " to ".join(map(_PLAIN.number, ends))
+        cosine, auroc, norm = map(_PLAIN.value, (entry.split_half_cosine, entry.auroc, entry.norm))
+        rows.append([str(site), cosine, auroc, interval, norm, "noise" if entry.noise else ""])
+    return rows
+
+
+@dataclass(frozen=True)
+class ShownReply:
+    """One reply."""
+
+    condition: Condition
+    text: str
+    outcome: str  # such as `refused`, `answered` or `not scored`; empty if the run did not record any
+    mark: str  # `good` or `bad`, by what is wanted of this set; empty where that is not known
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A held-out prompt, and the replies to it side by side."""
+
+    prompt: str
+    replies: tuple[ShownReply, ...]
+    before_and_after: tuple[ShownReply, ...]  # the base's and the edit's
+    verdict: str  # what a reply is told to be: `refused`, or `shown`
+    changed: bool  # whether the edited reply differs from the base's
+    refused: bool | None  # whether the edited reply is that; `None` if unknown
+    flip: str  # `now refused` or `no longer refused`; empty where neither is so, or nothing is known
+    mark: str  # whether the flip is `good` or `bad`
+
+
+def reply_sets(run: RunResults) -> dict[str, list[Exchange]]:
+    """By name of the set, the exchanges for which some held-out condition has replies."""
+    return {
+        name: [_exchange(run, name, i, prompt) for i, prompt in enumerate(prompts)]
+        for name, prompts in run.prompts.items()
+        if any(condition.replies.get(name) for condition in run.side_by_side)
+    }
+
+
+def first_replies(sets: Mapping[str, Sequence[Exchange]]) -> list[Exchange]:
+    """What to show first of the replies that changed: one flip for the better, one for the worse, and more."""
+    changed = [exchange for exchange in chain(*sets.values()) if exchange.changed]
+    ordered = sorted(changed, key=lambda exchange: not exchange.flip)
+    first = [next((e for e in ordered if e.mark == mark), None) for mark in ("good", "bad")]
+    return [e for e in [*first, *(e for e in ordered if e not in first)] if e is not None][:_FIRST]
+
+
+def _exchange(run: RunResults, name: str, index: int, prompt: str) -> Exchange:
+    conditions = [condition for condition in run.side_by_side if condition.replies.get(name)]
+    verdict = next((word for word in _WORDS if any(f"{name}_{word}" in c.metrics for c in conditions)), "refused")
+    wanted = run.wanted(f"{name}_{verdict}") > 0
+    outcomes = [condition.outcomes[name][index] if condition.outcomes.get(name) else None for condition in conditions]
+    shown = [
+        ShownReply(one, one.replies[name][index], _said(verdict, one, name, outcome), _mark(outcome, wanted))
+        for one, outcome in zip(conditions, outcomes, strict=True)
+    ]
+    compared = [conditions.index(one) for one in (run.base, run.edited) if one in conditions]
+    both = len(compared) == 2
+    before, after = (outcomes[i] for i in compared) if both else (None, None)
+    flipped = before is not None and after is not None and before != after
+    return Exchange(
+        prompt,
+        tuple(shown),
+        tuple(shown[i] for i in compared),
+        verdict,
+        changed=both and len({shown[i].text for i in compared}) == 2,
+        refused=after,
+        flip=f"{'now' if after else 'no longer'} {verdict}" if flipped else "",
+        mark=_mark(after, wanted) if flipped else "",
+    )
+
+
+def _said(verdict: str, condition: Condition, name: str, outcome: bool | None) -> str:
+    if not condition.outcomes.get(name):
+        return ""
+    return NOT_SCORED if outcome is None else _WORDS[verdict][0 if outcome else 1]
+
+
+def _mark(outcome: bool | None, wanted: bool) -> str:
+    return "" if outcome is None else "good" if outcome == wanted else "bad"

@@ -12,7 +12,7 @@ from steer2edit.errors import DataError
 from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
 from steer2edit.evaluation import COST, Calibration, attribute_of
 from steer2edit.evaluation.judge import prompt_text
-from steer2edit.report.text import visible_json
+from steer2edit.report.html import visible_json
 from steer2edit.search.curves import Figure, Plan
 from steer2edit.search.goal import TradeoffComparison
 from steer2edit.steering.diagnosis import SiteDiagnosis
@@ -191,6 +191,11 @@ class RunResults(_Run):
         return [by_key[key] for key in self.front if key in by_key]
 
     @property
+    def base(self) -> Condition | None:
+        """The base model on held-out prompts."""
+        return self.held_out.first("base")
+
+    @property
     def edited(self) -> Condition | None:
         """The chosen edit on held-out prompts; the first edit there if none is marked as chosen."""
         edits = self.held_out.of("edit")
@@ -211,11 +216,21 @@ class RunResults(_Run):
         return min(steering, key=away, default=None)
 
     @property
+    def shown(self) -> list[Condition]:
+        """The edit, the base and the nearest steering on held-out items: few enough for a phone."""
+        return [c for c in (self.edited, self.base, self.steered) if c is not None]
+
+    @property
+    def others(self) -> list[Condition]:
+        """What was measured on held-out items besides."""
+        return [c for c in self.held_out.conditions if c not in self.shown]
+
+    @property
     def side_by_side(self) -> list[Condition]:
         """The held-out conditions whose replies are set side by side: of a search, one of each kind."""
         if not self.is_search:
             return list(self.held_out.conditions)
-        return [c for c in (self.held_out.first("base"), self.steered, self.edited) if c is not None]
+        return [c for c in (self.base, self.steered, self.edited) if c is not None]
 
     @model_validator(mode="after")
     def _aligned(self) -> "RunResults":

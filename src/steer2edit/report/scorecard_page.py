@@ -7,11 +7,8 @@ from typing import Any, get_args
 import plotly.graph_objects as go
 
 from steer2edit.artifacts.manifest import read_json
-from steer2edit.estimates import Estimate, Notation
 from steer2edit.report import themes
-from steer2edit.report.html import rendered, write_page
-from steer2edit.report.panels import Panel
-from steer2edit.report.text import plot_text, visible_json
+from steer2edit.report.html import plot_text, rendered, visible_json, write_page
 from steer2edit.stress.findings import Outcome
 from steer2edit.stress.folder import SCORECARD_FILE, StressFolder
 from steer2edit.stress.scorecard import SUMMARY_TITLES, ArmRecord, Entry, Line, Scorecard, named, read_scorecard
@@ -27,9 +24,6 @@ _KINDS = {
     "edit": (themes.EDIT, "square"),
     "baseline": (themes.BEYOND, "cross"),
 }
-_PERCENT = Notation(".1f", "\u00a0%", 100.0, typeset=True)
-_POINTS = Notation(".1f", " points", 100.0, signed=True, typeset=True)
-_NUMBER, _CHANGE = Notation(typeset=True), Notation(".3f", signed=True, typeset=True)
 
 
 def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_replies: bool = False) -> str:
@@ -45,22 +39,20 @@ def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_re
     """
     card = Scorecard.model_validate(visible_json(card.to_json()))
     groups = [("Plain prompts", [card.plain]), *card.groups()]
-    panels = [rates_panel(f"rates-{i}", title, tests, card) for i, (title, tests) in enumerate(groups)]
+    lines = [rate_lines(tests, card) for _, tests in groups]
     content = {
         "card": card,
         "titles": SUMMARY_TITLES,
         "outcomes": [*get_args(Outcome), "not tested"],
-        "groups": [(title, panel, tests) for (title, tests), panel in zip(groups, panels, strict=True)],
+        "groups": [(title, len(own), tests) for (title, tests), own in zip(groups, lines, strict=True)],
+        "most_lines": _MOST_LINES,
         "replies": {name: _shown(visible_json(own), full_replies) for name, own in (replies or {}).items()},
         "full_replies": full_replies,
         "arms_of": lambda lines: list(dict.fromkeys(arm for line in lines for arm in line.arms)),
-        "notation": lambda line: _PERCENT if line.share else _NUMBER,
-        "percent": _PERCENT,
-        "difference": _difference,
         "provenance": _provenance(card),
-        "figures": {panel.name: panel.data for panel in panels if panel is not None},
     }
-    return rendered("scorecard", content)
+    figures = {f"rates-{i}": _rates_figure(own[:_MOST_LINES], card.arms) for i, own in enumerate(lines) if own}
+    return rendered("scorecard", figures, content)
 
 
 def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool = False) -> Path:
@@ -79,14 +71,6 @@ def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool
     page = page or run / "report.html"
     write_page(render_scorecard(card, replies, full_replies=full_replies), page, overwrite=True)
     return page
-
-
-def _difference(found: Estimate | None, line: Line) -> str:
-    """`+12.5 points (+3.1 to +22.0 points)`, `+0.148 (+0.120 to +0.176)`."""
-    if found is None:
-        return ""
-    notation = _POINTS if line.share else _CHANGE
-    return notation.value(found) + (f" ({notation.interval(found)})" if found.has_interval else "")
 
 
 def _shown(
@@ -121,22 +105,10 @@ def _provenance(card: Scorecard) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows.items() if value not in (None, "")]
 
 
-def rates_panel(name: str, title: str, tests: Sequence[Entry], card: Scorecard) -> Panel | None:
-    """The rates of every arm in every line of some tests, line below line; `None` where there are none."""
-    every = [(named(test.name, line.name), line) for test in tests for line in test.lines]
-    lines = [
-        (of, line) for of, line in every if line.share and any(_label(line, arm) in line.arms for arm in card.arms)
-    ]
-    if not lines:
-        return None
-    cut = "" if len(lines) <= _MOST_LINES else f" The first {_MOST_LINES} of {len(lines)} lines; the tables have all."
-    return Panel(
-        name, title, _rates_figure(lines[:_MOST_LINES], card.arms),
-        "Rates in percent with 95 % intervals; every line compares the arms on the same prompts. Where a line is about "
-        "a treated model or a part of the edit, that stands for the edit, and what it is compared with for the base."
-        f"{cut}",
-        f"{title}: rates by line and arm; the tables below hold the same numbers.",
-    )  # fmt: skip
+def rate_lines(tests: Sequence[Entry], card: Scorecard) -> list[tuple[str, Line]]:
+    """The rates of some tests that some arm has, by name."""
+    every = [(named(test.name, line.name), line) for test in tests for line in test.lines if line.share]
+    return [(name, line) for name, line in every if any(_label(line, arm) in line.arms for arm in card.arms)]
 
 
 def _label(line: Line, arm: ArmRecord) -> str:

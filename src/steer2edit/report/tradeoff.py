@@ -1,172 +1,42 @@
-"""Trade-off plots: what an intervention achieves against what it damages, of a run, of a search and of methods."""
+"""Trade-off plots of a run: what its conditions achieve against what they damage, and against what was searched."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from textwrap import wrap
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import COST, Metric, metric_name
+from steer2edit.evaluation import COST, metric_name
 from steer2edit.report import themes
+from steer2edit.report.html import plot_text
+from steer2edit.report.planes import Marks, Plane, plane_figure, set_axis
 from steer2edit.report.run_results import RunResults
-from steer2edit.report.text import plot_text
 
-DAMAGE = ("nll_increase", "kl", "benign_refused")
+_DAMAGE = ("nll_increase", "kl", "benign_refused")
 _OUTLIER_FACTOR = 1.5
+_TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
+_TITLE_WIDTH = 20  # characters that fit beside one row
+_WIDE = 8  # a ratio of largest to smallest value from which a logarithmic axis reads better
+SYMBOLS = {
+    "rho_attn": "ρ_attn", "rho_mlp": "ρ_mlp", "alpha": "α", "alpha_mlp": "α_mlp", "max_shift": "κ",
+    "spare": "gain of sparing",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Plane:
-    """What is plotted against what."""
-
-    damage: str  # name of the metric along x
-    attribute: str  # name of the metric along y
-    direction: int  # +1 if more of the attribute is wanted, −1 if less
-
-    @property
-    def better(self) -> str:
-        """Where better conditions lie, as a sentence begins."""
-        return f"{'Up' if self.direction > 0 else 'Down'} and to the left is better"
-
-    def drawable(self, conditions: Iterable[Condition]) -> list[Condition]:
-        """Those of the conditions that have a value on both axes."""
-        return [condition for condition in conditions if condition.scored(self.damage, self.attribute)]
-
-    def x(self, condition: Condition) -> float:
-        """The damage of a drawable condition."""
-        return condition.value(self.damage) or 0.0
-
-    def y(self, condition: Condition) -> float:
-        """The attribute of a drawable condition."""
-        return condition.value(self.attribute) or 0.0
-
-    def hover_text(self, condition: Condition) -> str:
-        """Label, both metrics with intervals, and parameters, as plotly pseudo-HTML."""
-        lines = [f"<b>{plot_text(condition.label)}</b>"]
-        for metric in map(metric_name, (self.attribute, self.damage)):
-            lines.append(plot_text(f"{metric.short}: {metric.in_words.sentence(condition.metrics[metric.name])}"))
-        return "<br>".join(lines + [plot_text(line) for line in _parameter_lines(condition)])
-
-    def in_words(self, conditions: Iterable[Condition]) -> str:
-        """The drawable conditions with both values, for a text alternative."""
-        x, y = metric_name(self.damage), metric_name(self.attribute)
-        return "; ".join(
-            f"{c.label}: {y.in_cells.value(self.y(c))} at {x.short} {x.in_cells.value(self.x(c))}"
-            for c in self.drawable(conditions)
-        )
-
-
-def _parameter_lines(condition: Condition) -> list[str]:
-    """The settings of a condition, a line each; what is beyond the paper and off is left out."""
-    lines = []
-    for name, value in condition.parameters.items():
-        if name == "share" and isinstance(value, int | float):
-            lines.append(f"measured on {value:.0%} of the items")
-        elif value is None and name in ("rho_attn", "rho_mlp"):
-            lines.append(f"{name} = off")
-        elif value is not None:
-            lines.append(f"{name} = {f'{value:.4g}' if isinstance(value, float) else value}")
-    return lines
-
-
-@dataclass(frozen=True)
-class Marks:
-    """One trace of a trade-off plot."""
-
-    name: str  # in the legend
-    conditions: Sequence[Condition]  # what it draws; those that are not scored on both axes are left out
-    marker: Mapping[str, Any] | None  # plotly's properties of the marks; none are drawn without
-    line: Mapping[str, Any] | None = None  # of the line through them, if there is one
-    bars: bool = False  # whether both intervals are drawn
-    band: bool = False  # whether the attribute's intervals are drawn as one area
-
-    def draw(self, figure: go.Figure, plane: Plane) -> None:
-        """Add the trace; nothing without a condition that has a place."""
-        shown = plane.drawable(self.conditions)
-        if not shown:
-            return
-        modes = (["lines"] if self.line else []) + (["markers"] if self.marker else [])
-        place: dict[str, Any] = {"x": list(map(plane.x, shown)), "y": list(map(plane.y, shown))}
-        if self.marker is None:
-            place["hoverinfo"] = "skip"
-        else:
-            place |= {
-                "marker": self.marker,
-                "hovertext": list(map(plane.hover_text, shown)),
-                "hovertemplate": "%{hovertext}<extra></extra>",
-            }
-        for axis, metric in (("error_x", plane.damage), ("error_y", plane.attribute)) if self.bars else ():
-            found = [condition.metrics[metric] for condition in shown]
-            place[axis] = themes.error_bars([(e.low, e.value, e.high) for e in found], (self.marker or {}).get("color"))
-        name = plot_text(self.name)
-        if self.band:
-            _add_band(figure, plane, shown, name, str((self.line or {})["color"]))
-        figure.add_scatter(name=name, mode="+".join(modes), line=self.line, legendgroup=name, **place)
-
-
-def _add_band(figure: go.Figure, plane: Plane, conditions: Sequence[Condition], name: str, colour: str) -> None:
-    ends = [(plane.x(c), c.metrics[plane.attribute].low, c.metrics[plane.attribute].high) for c in conditions]
-    known = [(x, low, high) for x, low, high in ends if low is not None and high is not None]
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    figure.add_scatter(
-        x=[x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
-        y=[low for _, low, _ in known] + [high for _, _, high in reversed(known)],
-        fill="toself", fillcolor=f"rgba({red}, {green}, {blue}, 0.15)", mode="lines", line={"width": 0},
-        legendgroup=name, showlegend=False, hoverinfo="skip",
-    )  # fmt: skip
-
-
-def plane_figure(plane: Plane, marks: Sequence[Marks], limit: float | None = None) -> go.Figure:
-    """The traces on axes with titles, and the limit of the damage as a vertical line."""
-    figure = go.Figure()
-    for one in marks:
-        one.draw(figure, plane)
-    set_axis(figure.layout.xaxis, metric_name(plane.damage))
-    set_axis(figure.layout.yaxis, metric_name(plane.attribute))
-    figure.layout.yaxis.title.text += "  ↑ more is better" if plane.direction > 0 else "  ↓ less is better"
-    figure.update_layout(
-        height=480,
-        margin={"l": 60, "r": 20, "t": 30, "b": 60},
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
-        hovermode="closest",
-    )
-    if limit is not None:
-        text = f"limit {metric_name(plane.damage).bound(limit).removesuffix(' nats per token')}"
-        figure.add_vline(x=limit, line={"dash": "dot", "width": 1.5}, annotation={"text": text, "yanchor": "bottom"})
-    return figure
-
-
-def set_axis(axis: go.layout.XAxis | go.layout.YAxis, metric: Metric) -> None:
-    """Title and number format of an axis."""
-    axis.title.text = plot_text(metric.axis)
-    if metric.scale == "share":
-        axis.tickformat = ".0%"
-
-
-_LIMITED: tuple[tuple[bool | None, str, str, str], ...] = (
-    (False, "edit, beyond a limit", themes.BEYOND, "x-thin-open"),
-    (None, "edit, not scored against a limit", themes.BASE, "circle-open"),
-    (True, "edit, within limits", themes.EDIT, "circle"),
-)
-_UNLIMITED = ((None, "edit", themes.EDIT, "circle"),)
-_HELD_OUT = {
-    "base": ("base, held-out", themes.BASE, "square"),
-    "steering": ("steered, held-out", themes.STEERING, "diamond"),
-    "edit": ("edited, held-out", themes.EDIT, "diamond"),
-}
-
-
-def run_figure(run: RunResults, damage: str) -> go.Figure:
-    """Attribute (y) against one damage metric (x), for every validation and held-out condition scored in both."""
-    plane = Plane(damage, *run.goal)
-    marks = [_steering_curve(run, plane), *_edits(run, _LIMITED), _ring("chosen on validation", _chosen(run), 17)]
-    for condition in run.held_out.conditions:
-        name, colour, symbol = _HELD_OUT[condition.kind]
-        several = len(run.held_out.of(condition.kind)) > 1
-        marker = {"color": colour, "symbol": symbol, "size": 13, "line": {"width": 1, "color": "#ffffff"}}
-        marks.append(Marks(f"{condition.label}, held-out" if several else name, [condition], marker, bars=True))
-    return _cut(plane_figure(plane, marks, run.chosen.limits.get(damage)), run, plane)
+def tradeoff_figures(run: RunResults) -> dict[Plane, dict[str, go.Figure]]:
+    """By plane, the figures in which some condition has a place: validation items, then held-out ones."""
+    found = {}
+    for damage in sorted(_DAMAGE, key=lambda name: name != COST) if run.is_search else _DAMAGE:
+        plane = Plane(damage, *run.goal)
+        figures = {}
+        if plane.drawable(run.validation.conditions):
+            figures[f"tradeoff-{damage}"] = validation_figure(run, plane)
+        if plane.drawable(run.held_out.conditions):
+            figures[f"held-out-{damage}"] = held_out_figure(run, plane)
+        if figures:
+            found[plane] = figures
+    return found
 
 
 _BUDGETED: tuple[tuple[bool | None, str, str, str], ...] = (
@@ -174,16 +44,17 @@ _BUDGETED: tuple[tuple[bool | None, str, str, str], ...] = (
     (None, "edit", themes.EDIT, "circle"),
     (False, "edit, beyond the budget", themes.BEYOND, "x-thin-open"),
 )
+_UNLIMITED = ((None, "edit", themes.EDIT, "circle"),)
 _STAIRS = {"width": 2, "color": themes.EDIT, "shape": "hv"}
 """Right, then up: the region that a front dominates, as the hypervolume counts it."""
 
 
-def validation_figure(run: RunResults, damage: str) -> go.Figure:
+def validation_figure(run: RunResults, plane: Plane) -> go.Figure:
     """The steering sweep and every trial of a search: trials on all items are solid, stopped ones faint.
 
     The front is a line in the plane it was made in, and ringed in others.
     """
-    plane = Plane(damage, *run.goal)
+    damage = plane.damage
     stopped = [trial for trial in run.validation.of("edit") if not trial.is_complete]
     if damage == COST:
         front = Marks("front", run.front_trials, None, _STAIRS)
@@ -191,36 +62,60 @@ def validation_figure(run: RunResults, damage: str) -> go.Figure:
         front = _ring(f"front by {COST.upper()}", run.front_trials, 13, themes.EDIT, 1.5)
     marks = [
         Marks("edit, stopped early", stopped, {"color": themes.EDIT, "symbol": "circle", "size": 6, "opacity": 0.25}),
-        *_edits(run, _BUDGETED),
+        *_edits(run),
         _steering_curve(run, plane),
         front,
         _ring("recommended", _chosen(run), 17),
     ]
-    return _cut(plane_figure(plane, marks, run.chosen.limits.get(damage)), run, plane)
+    figure = plane_figure(plane, marks, run.chosen.limits.get(damage))
+    if beyond := beyond_edge(run, plane):
+        left = min(0.0, *map(plane.x, plane.drawable(run.validation.conditions)))
+        figure.update_xaxes(range=[left - 0.03 * beyond[0], beyond[0]])
+    return figure
 
 
-def held_out_figure(run: RunResults, damage: str) -> go.Figure:
-    """Base, steering and the front of a search on held-out items, with 95 % intervals on both axes."""
-    plane = Plane(damage, *run.goal)
+_HELD_OUT = {
+    "base": ("base", themes.BASE, "square"),
+    "steering": ("steered", themes.STEERING, "diamond"),
+    "edit": ("edited", themes.EDIT, "diamond"),
+}
+
+
+def held_out_figure(run: RunResults, plane: Plane) -> go.Figure:
+    """Conditions on held-out items, with 95 % intervals on both axes; of a search, steering and the front as lines."""
     conditions = plane.drawable(run.held_out.conditions)
+    marks = _front_and_steering(run, plane, conditions) if run.is_search else _single_conditions(run)
+    return plane_figure(plane, marks, run.chosen.limits.get(plane.damage))
+
+
+def _single_conditions(run: RunResults) -> list[Marks]:
+    marks = []
+    for condition in run.held_out.conditions:
+        name, colour, symbol = _HELD_OUT[condition.kind]
+        name = condition.label if len(run.held_out.of(condition.kind)) > 1 else name
+        marker = {"color": colour, "symbol": symbol, "size": 13, "line": {"width": 1, "color": "#ffffff"}}
+        marks.append(Marks(f"{name}, held-out", [condition], marker, bars=True))
+    return marks
+
+
+def _front_and_steering(run: RunResults, plane: Plane, conditions: Sequence[Condition]) -> list[Marks]:
     swept = [c for c in conditions if not c.is_equal_drift]
     steering = [c for c in swept if c.kind == "base"] + _by_strength(c for c in swept if c.kind == "steering")
     edits = sorted((c for c in swept if c.kind == "edit"), key=plane.x)
 
-    def measured(name: str, own: Sequence[Condition], symbol: str, colour: str, joined: bool) -> Marks:
+    def measured(name: str, own: Sequence[Condition], symbol: str, colour: str, joined: bool = False) -> Marks:
         line = {"color": colour, "width": 2} if joined else None
         return Marks(name, own, {"color": colour, "symbol": symbol, "size": 10}, line, bars=True)
 
     marks = [
-        measured("steering, by strength", steering, "circle", themes.STEERING, True),
+        measured("steering, by strength", steering, "circle", themes.STEERING, joined=True),
         # straight lines: what was a front on validation items need not be one here
-        measured("front of edits", edits, "diamond", themes.EDIT, damage == COST),
+        measured("front of edits", edits, "diamond", themes.EDIT, joined=plane.damage == COST),
     ]
     for kind, colour in (("steering", themes.STEERING), ("edit", themes.EDIT)):
         equal = [c for c in conditions if c.is_equal_drift and c.kind == kind]
-        marks.append(measured(f"{kind}, at equal drift", equal, "star", colour, False))
-    marks.append(_ring("recommended", [run.edited] if run.edited else [], 19))
-    return plane_figure(plane, marks, run.chosen.limits.get(damage))
+        marks.append(measured(f"{kind}, at equal drift", equal, "star", colour))
+    return [*marks, _ring("recommended", [run.edited] if run.edited else [], 19)]
 
 
 def _steering_curve(run: RunResults, plane: Plane) -> Marks:
@@ -231,11 +126,11 @@ def _steering_curve(run: RunResults, plane: Plane) -> Marks:
     return Marks("steering, by strength" if steering else "base", curve, {"size": 9, "opacity": 1}, line)
 
 
-def _edits(run: RunResults, verdicts: Sequence[tuple[bool | None, str, str, str]]) -> list[Marks]:
+def _edits(run: RunResults) -> list[Marks]:
     """The edits of validation that were measured in full, by what the limits say of them."""
     edits = [edit for edit in run.validation.of("edit") if edit.is_complete]
     marks = []
-    for verdict, name, colour, symbol in verdicts if run.chosen.limits else _UNLIMITED:
+    for verdict, name, colour, symbol in _BUDGETED if run.chosen.limits else _UNLIMITED:
         marker = {"color": colour, "symbol": symbol, "size": 8, "line": {"width": 1.5, "color": colour}}
         marks.append(Marks(name, [edit for edit in edits if run.chosen.within_limits(edit) is verdict], marker))
     return marks
@@ -255,8 +150,8 @@ def _by_strength(steering: Iterable[Condition]) -> list[Condition]:
     return sorted(steering, key=lambda condition: float(condition.parameters.get("strength") or 0))
 
 
-def right_edge(run: RunResults, plane: Plane) -> float | None:
-    """Where the x axis ends at first, if some configurations lie so far off that they would squeeze all others.
+def beyond_edge(run: RunResults, plane: Plane) -> tuple[float, int] | None:
+    """Where the x axis ends at first, and how many configurations lie beyond; `None` where none lies far off.
 
     One destroyed model must not hide the trade-off. The axis reaches to the worst of the landmarks (steering, the
     chosen edit, held-out intervals, twice the limit).
@@ -265,28 +160,69 @@ def right_edge(run: RunResults, plane: Plane) -> float | None:
     landmarks = [c for c in validation if c.kind != "edit" or run.chosen.is_choice(c)] + held_out
     if not landmarks:
         return None
-    right = 1.05 * max(
+    edge = 1.05 * max(
         2 * run.chosen.limits.get(plane.damage, 0.0),
         *map(plane.x, landmarks),
         *(condition.metrics[plane.damage].high or 0.0 for condition in held_out),
     )
-    worst = max(map(plane.x, validation), default=0.0)
-    return right if 0 < _OUTLIER_FACTOR * right < worst else None
+    costs = list(map(plane.x, validation))
+    return (edge, sum(x > edge for x in costs)) if 0 < _OUTLIER_FACTOR * edge < max(costs, default=0.0) else None
 
 
-def beyond_edge(run: RunResults, plane: Plane) -> str:
-    """A sentence on what lies beyond the right edge, if there is one."""
-    edge = right_edge(run, plane)
-    if edge is None:
-        return ""
-    count = sum(plane.x(condition) > edge for condition in plane.drawable(run.validation.conditions))
-    bound = metric_name(plane.damage).bound(edge)
-    return f" Beyond {bound} lie {count} more: double-click the plot to see all."
+def complete_trials(run: RunResults) -> list[Condition]:
+    """The trials that were measured on all items and have a value of attribute and cost."""
+    return [trial for trial in Plane(COST, *run.goal).drawable(run.validation.of("edit")) if trial.is_complete]
 
 
-def _cut(figure: go.Figure, run: RunResults, plane: Plane) -> go.Figure:
-    edge = right_edge(run, plane)
-    if edge is not None:
-        left = min(0.0, *map(plane.x, plane.drawable(run.validation.conditions)))
-        figure.update_xaxes(range=[left - 0.03 * edge, edge])
-    return figure
+def searched(trials: Sequence[Condition]) -> dict[str, str]:
+    """The parameters that some trial has, and that are not the same in all of them, with their symbols."""
+    different = (name for name in SYMBOLS if len({t.parameters.get(name) for t in trials}) > 1)
+    return {name: SYMBOLS[name] for name in different if _known(trials, name)}
+
+
+def sensitivity_figure(run: RunResults) -> go.Figure | None:
+    """Attribute (above) and cost (below) against every searched parameter; `None` where nothing was varied."""
+    trials = complete_trials(run)
+    parameters, plane = searched(trials), Plane(COST, *run.goal)
+    if not parameters:
+        return None
+    figure = make_subplots(
+        rows=2, cols=len(parameters), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
+        horizontal_spacing=0.03,
+    )  # fmt: skip
+    for column, (name, symbol) in enumerate(parameters.items(), start=1):
+        _add_parameter(figure, run, plane, name, _known(trials, name), column)
+        figure.update_xaxes(title_text=symbol, row=2, col=column)
+    titles = ((plane.attribute, "↑ better" if plane.direction > 0 else "↓ better"), (COST, "↓ better"))
+    for row, (name, better) in enumerate(titles, start=1):
+        metric, axis = metric_name(name), next(figure.select_yaxes(row=row, col=1))
+        set_axis(axis, metric)
+        axis.title.text = "<br>".join(map(plot_text, [*wrap(metric.short, _TITLE_WIDTH), better]))
+    if (limit := run.chosen.limits.get(COST)) is not None:
+        figure.add_hline(y=limit, row=2, col="all", line={"dash": "dot", "width": 1})
+    return figure.update_layout(height=460, margin={"l": 60, "r": 20, "t": 20, "b": 50}, hovermode="closest")
+
+
+def _add_parameter(
+    figure: go.Figure, run: RunResults, plane: Plane, name: str, trials: Sequence[Condition], column: int
+) -> None:
+    """One column: a trial is left out where the parameter is off."""
+    values = [float(trial.parameters[name]) for trial in trials]
+    chosen = [i for i, trial in enumerate(trials) if run.chosen.is_choice(trial)]
+    colours = [themes.BEYOND if run.chosen.within_limits(trial) is False else themes.EDIT for trial in trials]
+    ring = {"color": themes.CHOSEN, "symbol": "circle-open", "size": 14, "line": {"width": 2}}
+    for row, read in ((1, plane.y), (2, plane.x)):
+        y = list(map(read, trials))
+        place = {"mode": "markers", "row": row, "col": column, "showlegend": False}
+        hover = {"hovertext": list(map(plane.hover_text, trials)), "hovertemplate": "%{hovertext}<extra></extra>"}
+        figure.add_scatter(x=values, y=y, marker={"color": colours, "size": 6, "opacity": 0.8}, **hover, **place)
+        if chosen:
+            at = {"x": [values[i] for i in chosen], "y": [y[i] for i in chosen]}
+            figure.add_scatter(marker=ring, hoverinfo="skip", **at, **place)
+    if not name.startswith("alpha") and max(values) > _WIDE * min(values) > 0:
+        figure.update_xaxes(type="log", tickvals=_TICKS, ticktext=[f"{t:g}" for t in _TICKS], col=column)
+
+
+def _known(trials: Sequence[Condition], name: str) -> list[Condition]:
+    """The trials in which the parameter is on."""
+    return [trial for trial in trials if isinstance(trial.parameters.get(name), int | float)]
