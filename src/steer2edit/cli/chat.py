@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from steer2edit.cli.console import OUT, columns_of_text, print_json
+from steer2edit.cli.console import OUT, columns_of_text
 from steer2edit.cli.late import editing, evaluation, models
 from steer2edit.cli.measure import Interventions
-from steer2edit.cli.options import JsonOption, ModelArgument, load
+from steer2edit.cli.options import ModelArgument, load
 from steer2edit.progress import show_progress
 from steer2edit.settings import Loading, shared
 
@@ -23,8 +23,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 for the likeliest words.")] = 0.0,
     seed: shared.Seed = 0,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any] | None:
     """Talk to the base, steered and edited model, side by side.
 
     In a talk every one of them goes on from its own replies; /new begins another, Ctrl+D ends.
@@ -34,7 +33,7 @@ def chat(
     steer2edit chat smollm2 "Write a letter to my bank." --edit edit \\
       --steer vectors.safetensors:0.2
     """
-    if prompt is None and (json_output or not sys.stdin.isatty()):
+    if prompt is None and (OUT.quiet or not sys.stdin.isatty()):
         raise typer.BadParameter("give a PROMPT: a talk needs a terminal to type into, and has no --json.")
 
     sampling = models.Sampling(max_new_tokens, temperature, seed=seed)
@@ -43,15 +42,13 @@ def chat(
         loaded = load(model, loading, *given.metadata)
     arms = given.arms(loaded)
     if prompt is None:
-        return _talk(loaded, arms, sampling)
-    replies = _answer(loaded, arms, [[_said("user", prompt)] for _ in arms], sampling, show=not json_output)
-    if json_output:
-        found = [
-            {"label": arm.label, "reply": r.answer, "thought": r.thought, "finished": r.finished, "tokens": len(r.ids)}
-            for arm, r in zip(arms, replies, strict=True)
-        ]
-        print_json({"schema_version": 1, "model": loaded.describe(), "prompt": prompt, "replies": found})
-    return None
+        _talk(loaded, arms, sampling)
+        return None
+    found = [
+        {"label": arm.label, "reply": r.answer, "thought": r.thought, "finished": r.finished, "tokens": len(r.ids)}
+        for arm, r in zip(arms, _answer(loaded, arms, [[_said("user", prompt)] for _ in arms], sampling), strict=True)
+    ]
+    return {"schema_version": 1, "model": loaded.describe(), "prompt": prompt, "replies": found}
 
 
 def _talk(model: "models.LanguageModel", arms: "list[evaluation.Arm]", sampling: "models.Sampling") -> None:
@@ -66,7 +63,7 @@ def _talk(model: "models.LanguageModel", arms: "list[evaluation.Arm]", sampling:
             turns = [[] for _ in arms]
         elif text:
             asked = [[*own, _said("user", text)] for own in turns]
-            replies = _answer(model, arms, asked, sampling, show=True)
+            replies = _answer(model, arms, asked, sampling)
             turns = [[*own, _said("assistant", r.answer or r.text)] for own, r in zip(asked, replies, strict=True)]
 
 
@@ -75,10 +72,8 @@ def _answer(
     arms: "list[evaluation.Arm]",
     turns: "list[list[models.Message]]",
     sampling: "models.Sampling",
-    *,
-    show: bool,
 ) -> "list[models.Reply]":
-    """The reply of every arm to its own turns; shown as they grow, if that is wanted."""
+    """The reply of every arm to its own turns, shown as they grow."""
     from rich.live import Live
 
     encoded = models.encode_prompts(model, turns, room=sampling.max_new_tokens)
@@ -88,7 +83,7 @@ def _answer(
         return columns_of_text(labels, [reply.shown for reply in replies])
 
     with editing.intervened(model, [arm.intervention for arm in arms]):
-        if not show:
+        if OUT.quiet:
             return models.generate_batch(model, encoded, sampling)
         with Live(console=OUT, refresh_per_second=8, transient=OUT.is_terminal) as live:
             growing = (lambda replies: live.update(shown(replies))) if OUT.is_terminal else None

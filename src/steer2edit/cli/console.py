@@ -8,7 +8,8 @@ import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -47,6 +48,16 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(_IN_ASCII.get(character, "?") for character in lacking), error.end
 
 
+@contextmanager
+def saying(on: bool) -> Iterator[None]:
+    """Within the context, what is said to people is printed, or nothing of it."""
+    OUT.quiet = not on
+    try:
+        yield
+    finally:
+        OUT.quiet = False
+
+
 def say(text: str = "", style: str = "") -> None:
     """One line for people."""
     out().print(Text(visible(text), style=style), soft_wrap=True)
@@ -54,7 +65,8 @@ def say(text: str = "", style: str = "") -> None:
 
 def out() -> Console:
     """What prints to stdout without getting into the bars of a step that is under way."""
-    return (console_of_bars() if sys.stdout.isatty() else None) or OUT
+    bars = console_of_bars() if sys.stdout.isatty() and not OUT.quiet else None
+    return bars or OUT
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -69,12 +81,10 @@ def visible(text: str) -> str:
     )
 
 
-def narrator(silent: bool, begun: float | None = None) -> "Callable[[str, Sequence[Condition]], None]":
+def narrator(begun: float | None = None) -> "Callable[[str, Sequence[Condition]], None]":
     """Prints what a run has found, and conditions side by side; with the time since `begun`, if that is given."""
 
     def narrate(text: str, conditions: "Sequence[Condition]") -> None:
-        if silent:
-            return
         passed = "" if begun is None else f"[{time.perf_counter() - begun:4.0f} s] "
         say(f"\n{passed}{text}", style="bold")
         if conditions:

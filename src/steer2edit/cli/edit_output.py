@@ -1,29 +1,87 @@
 """How edits, their heads and experts, and audits are printed."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from steer2edit.cli import late
 from steer2edit.cli.console import out, print_table, say
-from steer2edit.cli.late import artifacts, core, editing, models
+from steer2edit.cli.late import artifacts, core, editing, evaluation, models
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from steer2edit.audit.structure import FileChange
 
+UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
 _MOST_SETTINGS = 6
 _LONGEST_VALUE = 60
 
 
-def print_heat_map(magnitudes: Mapping["core.Site", "Tensor"]) -> None:
-    """λ by layer and head: red raises, blue lowers, one cell a head.
+def print_first(told: "evaluation.RefusalDirection | None") -> None:
+    """What is to be said before anything else: that an edit lowers refusals."""
+    if told is not None and told.sentence:
+        say(told.sentence, style="bold red" if told.direction == "lowers" else "bold")
 
-    Args:
-        magnitudes: λ [n] of every site with heads.
-    """
+
+def print_edit(
+    edit: "core.WeightEdit",
+    where: Path,
+    told: "evaluation.RefusalDirection | None" = None,
+    *,
+    top: int,
+) -> dict[str, Any]:
+    """Say which way it moves refusals, and show heads, counts by layer and top components; the same as an object."""
+    summary = summarise(edit, top)
+    print_first(told)
+    print_heat_map({site: e.magnitude for site, e in edit.sites.items() if site.block != "mlp"})
+    blocks = [block for block in UNITS if block in summary["layers"][0]]
+    rows = [
+        [str(layer["layer"]), *(f"{layer[block][key]}" for block in blocks for key in ("up", "down"))]
+        for layer in summary["layers"]
+        if any(layer[block][key] for block in blocks for key in ("up", "down"))
+    ]
+    print_table(["layer", *(f"{UNITS[block]} {sign}" for block in blocks for sign in "+−")], rows, "Edited components")
+    print_experts(summary.get("experts", []), top)
+    entries = [[c["component"], f"{c['magnitude']:+.3g}", f"{c['importance']:+.3g}"] for c in summary["top"]]
+    print_table(["component", "λ", "g"], entries, "Strongest components")
+    print_left_out(edit.metadata)
+    say(f"{summary['components']} components of {summary['sites']} sites edited. Edit: {where}")
+    refusals = {} if told is None else {"refusals": told.to_json()}
+    return {**refusals, "edit": str(where), **summary, "metadata": dict(edit.metadata)}
+
+
+def summarise(edit: "core.WeightEdit", top: int) -> dict[str, Any]:
+    """JSON-able summary: counts by layer and sign, by expert if there are any, and the top components."""
+    present = {*core.TUNED_BLOCKS, *(site.block for site in edit.sites)}
+    none: dict[str, Any] = {
+        block: {"up": 0, "down": 0, "sum_of_magnitudes": 0.0} for block in UNITS if block in present
+    }
+    layers: dict[int, dict[str, Any]] = {}
+    for site, site_edit in edit.sites.items():
+        lam = site_edit.magnitude
+        layers.setdefault(site.layer, {"layer": site.layer, **none})[site.block] = {
+            "up": int((lam > 0).sum()), "down": int((lam < 0).sum()), "sum_of_magnitudes": float(lam.abs().sum())
+        }  # fmt: skip
+    edited = [int(site_edit.magnitude.count_nonzero()) for site_edit in edit.sites.values()]
+    experts = experts_json(edit)
+    return {
+        "hyperparameters": dict(edit.metadata.get("hyperparameters", {})),
+        "components": sum(edited),
+        "sites": sum(count > 0 for count in edited),
+        "layers": [layers[layer] for layer in sorted(layers)],
+        **({"experts": experts} if experts else {}),
+        "top": [
+            {"component": str(component), "magnitude": magnitude, "importance": importance}
+            for component, magnitude, importance in edit.top_components(top)
+        ],
+    }
+
+
+def print_heat_map(magnitudes: Mapping["core.Site", "Tensor"]) -> None:
+    """λ [n] by layer and head of every site with heads: red raises, blue lowers, one cell a head."""
     largest = max((float(lam.abs().max()) for lam in magnitudes.values()), default=0.0)
     if not largest:
         return say("No attention head is edited.")

@@ -2,14 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer2edit.cli.console import print_conditions, print_json, print_table, say
-from steer2edit.cli.inspect import print_edit
+from steer2edit.cli.console import OUT, print_conditions, print_table, say
+from steer2edit.cli.edit_output import print_edit
 from steer2edit.cli.late import artifacts, evaluation, models, recipes
-from steer2edit.cli.options import EditArgument, JsonOption, ModelArgument, OverwriteOption, VectorsArgument, load
+from steer2edit.cli.options import EditArgument, ModelArgument, OverwriteOption, VectorsArgument, load
 from steer2edit.progress import show_progress
 from steer2edit.settings import Accepting, ConvertOptions, Loading, PlainLoading, Reading, RefitOptions
 from steer2edit.settings.declared import read_numbers
@@ -26,8 +26,7 @@ def convert(
     loading: Loading,
     accepting: Accepting,
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Turn vectors into a rank-1 weight edit of heads and neurons, saved as a PEFT adapter.
 
     Of vectors with measured effects (extract --effects) an edit of these is made unless a budget rho is given.
@@ -40,18 +39,16 @@ def convert(
     """
     artifacts.require_free(out, overwrite=overwrite)
     loaded_vectors = artifacts.load_vectors(vectors)
-    recipes.making.rules_of(
-        options, loaded_vectors
-    )  # what is wrong with the settings shall show before a model is loaded
+    recipes.making.rules_of(options, loaded_vectors)  # what is wrong with them shall show before a model is loaded
     with show_progress():
         loaded = load(model, loading, loaded_vectors.metadata)
         edit = recipes.make_edit(loaded, loaded_vectors, options, accepting)
         artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
-        seen = None if json_output else recipes.preview(loaded, loaded_vectors, edit)
-    print_edit(edit, out, top=10, as_json=json_output)
-    if not json_output:
-        say("\nPreview", style="bold")
-        say(repr(seen) if seen else "There is none: these vectors bring no validation rows to look at the edit with.")
+        seen = None if OUT.quiet else recipes.preview(loaded, loaded_vectors, edit)
+    found = print_edit(edit, out, top=10)
+    say("\nPreview", style="bold")
+    say(repr(seen) if seen else "There is none: these vectors bring no validation rows to look at the edit with.")
+    return found
 
 
 def combine(
@@ -64,8 +61,7 @@ def combine(
     top: Annotated[int, typer.Option(min=0, help="How many sites to list, by how much they interfere.")] = 10,
     model: str | None = None,
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Make one adapter of several edits of the same base, and show how they overlap and interfere.
 
     \b
@@ -85,13 +81,10 @@ def combine(
         name = model or str(members[0].edit.metadata["model"]["name"])
         base = models.load_skeleton(name, **vars(reading))
         interference = artifacts.save_combined(base, members, out, overwrite=overwrite)
-    names = [str(member.directory) for member in members]
-    if json_output:
-        shown = [{"edit": name, "weight": member.weight} for name, member in zip(names, members, strict=True)]
-        return print_json({"out": str(out), "members": shown, **asdict(interference)})
-    print_interference(interference, names, top)
+    print_interference(interference, [str(member.directory) for member in members], top)
     say(f"Combined edit: {out}. PEFT and vLLM load it like any other adapter; `steer2edit export` takes it too.")
-    return None
+    shown = [{"edit": str(member.directory), "weight": member.weight} for member in members]
+    return {"out": str(out), "members": shown, **asdict(interference)}
 
 
 def print_interference(interference: "Interference", names: list[str], top: int) -> None:
@@ -126,8 +119,7 @@ def import_edit(
     out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
     loading: PlainLoading,
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Turn an edit of the official Steer2Edit code into an edit directory (a PEFT adapter).
 
     \b
@@ -143,7 +135,7 @@ def import_edit(
         loaded = load(model, loading)
         edit = artifacts.load_official_edit(file, loaded)
         artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
-    print_edit(edit, out, top=10, as_json=json_output)
+    return print_edit(edit, out, top=10)
 
 
 def refit(
@@ -153,8 +145,7 @@ def refit(
     loading: Loading,
     out: Path | None = None,
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Make an edit anew for changed weights, after a fine-tune, a merge or a new quantisation, from its own recipe.
 
     Measured on held-out items: the model as it is now, with the old edit on top, and with the new one.
@@ -174,7 +165,6 @@ def refit(
         loaded = load(model, loading, old.metadata)
         new, conditions, _ = recipes.refit(loaded, old, options)
         artifacts.save_edit(loaded, new, out, evaluation=evaluation.for_card(conditions), overwrite=overwrite)
-    if json_output:
-        return print_json({"out": str(out), "conditions": [c.to_json() for c in conditions]})
     print_conditions(conditions)
-    return say(f"Edit: {out}")
+    say(f"Edit: {out}")
+    return {"out": str(out), "conditions": [c.to_json() for c in conditions]}

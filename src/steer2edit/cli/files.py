@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from steer2edit.cli.console import print_json, print_table, say
+from steer2edit.cli.console import print_table, say
 from steer2edit.cli.late import artifacts, audit, models
-from steer2edit.cli.options import EditArgument, JsonOption, ModelArgument, OverwriteOption
+from steer2edit.cli.options import EditArgument, ModelArgument, OverwriteOption
 from steer2edit.errors import Steer2EditError
 from steer2edit.progress import show_progress
 from steer2edit.settings import Reading, shared
@@ -26,8 +26,7 @@ def apply(
     device: shared.Device = "auto",
     allow_mismatch: shared.AllowMismatch = False,
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Write the edited checkpoint: the base's files, names and dtypes; only the edited tensors differ.
 
     It is made from the files, without loading the model, so its size does not matter. Weights in pytorch_model.bin
@@ -47,32 +46,6 @@ def apply(
         audit.require_not_applied(base, [edit for edit, _ in edits])
         manifest = artifacts.apply_to_files(base, edits, out, allow_mismatch=allow_mismatch, overwrite=overwrite)
         verification = _verified(base, edits, out, {"device": device, **vars(reading)}) if verify else None
-    if json_output:
-        tensors = {name: record.model_dump() for name, record in manifest.edited_tensors.items()}
-        return print_json(
-            {
-                "out": str(out),
-                "strength": strength,
-                "source": manifest.source,
-                "base": manifest.base.model_dump(),
-                "edited": tensors,
-                "not_copied": manifest.not_copied,
-                "verification": verification,
-            }
-        )
-    _print_applied(out, manifest, verification)
-    return None
-
-
-def _verified(base: "artifacts.BaseCheckpoint", edits: Any, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return asdict(audit.verify_checkpoint(base, edits, out, **settings))
-    except Steer2EditError:
-        shutil.rmtree(out)  # what is not what it should be must not lie there as if it were
-        raise
-
-
-def _print_applied(out: Path, manifest: "artifacts.CheckpointManifest", verification: dict[str, Any] | None) -> None:
     left_out = f" Not copied: {', '.join(manifest.not_copied)}." if manifest.not_copied else ""
     say(
         f"Edited checkpoint: {out} ({len(manifest.edited_tensors)} tensors changed). It loads like any other model."
@@ -85,6 +58,23 @@ def _print_applied(out: Path, manifest: "artifacts.CheckpointManifest", verifica
             f"{verification['largest_kl']:g}; the edit itself {verification['edit_kl']:.2g}), largest logit difference "
             f"{verification['max_logit_difference']:.2g}, same greedy token at {verification['greedy_agreement']:.0%}."
         )
+    return {
+        "out": str(out),
+        "strength": strength,
+        "source": manifest.source,
+        "base": manifest.base.model_dump(),
+        "edited": {name: record.model_dump() for name, record in manifest.edited_tensors.items()},
+        "not_copied": manifest.not_copied,
+        "verification": verification,
+    }
+
+
+def _verified(base: "artifacts.BaseCheckpoint", edits: Any, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return asdict(audit.verify_checkpoint(base, edits, out, **settings))
+    except Steer2EditError:
+        shutil.rmtree(out)  # what is not what it should be must not lie there as if it were
+        raise
 
 
 def export(
@@ -97,8 +87,7 @@ def export(
     strength: str = "1",
     model: str | None = None,
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Write adapters for other engines, one per strength, and say how to serve them.
 
     \b
@@ -120,16 +109,12 @@ def export(
             name = model or str(members[0][0].metadata["model"]["name"])
             base = models.load_skeleton(name, **vars(reading))
         manifest = artifacts.export_edit(edit_dir, format, strengths, out, model=base, overwrite=overwrite)
-    if json_output:
-        adapters = [{"strength": a.strength, "path": str(out / a.path)} for a in manifest.adapters]
-        return print_json(
-            {"out": str(out), "format": format, "rank": manifest.rank, "adapters": adapters, "usage": manifest.usage}
-        )
     print_table(["adapter", "strength"], [[str(out / a.path), f"{a.strength:g}"] for a in manifest.adapters])
     say()
     for line in manifest.usage:
         say(line)
-    return None
+    adapters = [{"strength": a.strength, "path": str(out / a.path)} for a in manifest.adapters]
+    return {"out": str(out), "format": format, "rank": manifest.rank, "adapters": adapters, "usage": manifest.usage}
 
 
 def push(
@@ -138,8 +123,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch; made if it does not exist. main by default.")] = None,
     without_contract: bool = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Push an edit with its model card to the Hugging Face Hub: our files only, in one commit.
 
     The card must state the edit's contract (`stress --card`), unless --without-contract is given.
@@ -155,11 +139,6 @@ def push(
         pushed = artifacts.push(
             edit_dir, repo_id, private=private, revision=revision, without_contract=without_contract
         )
-    if json_output:
-        return print_json(
-            {"repository": pushed.repository, "url": pushed.url, "files": list(pushed.files)}
-            | ({"local_base": pushed.local_base} if pushed.local_base else {})
-        )
     say(f"Pushed {len(pushed.files)} files: {pushed.url}")
     if pushed.local_base:
         say(
@@ -167,4 +146,5 @@ def push(
             "Write the base's Hub id as base_model_name_or_path into adapter_config.json, and as base_model into "
             "README.md."
         )
-    return None
+    found = {"repository": pushed.repository, "url": pushed.url, "files": list(pushed.files)}
+    return {**found, "local_base": pushed.local_base} if pushed.local_base else found

@@ -28,13 +28,7 @@ class Given:
 
 
 def load_given(texts: Sequence[str], load: Callable[[Path], Any], strengths: tuple[float, ...] = ()) -> list[Given]:
-    """The artifacts of every PATH:STRENGTH (or several, PATH:0.5,1).
-
-    Args:
-        texts: as they were typed.
-        load: reads an artifact.
-        strengths: where none is given; one must be given if there are none here.
-    """
+    """The artifacts of every PATH:STRENGTH (or several, PATH:0.5,1); `strengths` are those where none is given."""
     found = []
     for text in texts:
         path, own = _split(text)
@@ -70,11 +64,7 @@ class Loaded:
         return [*(one.artifact.metadata for one in self.edits), *(one.artifact.metadata for one in self.steering)]
 
     def arms(self, model: "models.LanguageModel") -> "list[evaluation.Arm]":
-        """The base, then steering, then edits.
-
-        Raises:
-            MismatchError: an artifact is for another model or another shape.
-        """
+        """The base, then steering, then edits; a MismatchError for an artifact of another model or shape."""
         arms = [evaluation.BASE_ARM]
         several = len({one.path for one in self.steering}) > 1
         for one, name in zip(self.steering, _names(self.steering), strict=True):
@@ -137,7 +127,7 @@ def evaluate(
     shuffle: int | None = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     lm_eval: list[str] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Measure a model, and edits and steering of it, side by side on the same items, with paired differences.
 
     \b
@@ -194,14 +184,13 @@ def evaluate(
         "unscored": evaluation.unscored_reasons(tasks),
     }
 
-    def show() -> None:
-        print_conditions(conditions, "95 % intervals")
-        if any(one["differences"] for one in comparisons):
-            say()
-            print_table(*api.showing.difference_rows(comparisons), api.showing.LESS_BASE)
-        print_unscored(evaluation.unscored_reasons(tasks))
-
-    measuring.hand_out(results, show)
+    print_conditions(conditions, "95 % intervals")
+    if any(one["differences"] for one in comparisons):
+        say()
+        print_table(*api.showing.difference_rows(comparisons), api.showing.LESS_BASE)
+    print_unscored(evaluation.unscored_reasons(tasks))
+    measuring.write(results)
+    return results
 
 
 def _described(scorer: str, judge: "evaluation.judge.Judge | None") -> dict[str, Any]:
@@ -227,7 +216,7 @@ def steer(
     evaluate: shared.Behaviour = None,
     max_new_tokens: shared.MaxNewTokens = None,
     allow_mismatch: shared.AllowMismatch = False,
-) -> None:
+) -> dict[str, Any]:
     """Validate vectors by activation steering: how the attribute and the damage grow with strength.
 
     \b
@@ -257,10 +246,7 @@ def steer(
         "conditions": [condition.to_json() for condition in conditions],
         "unscored": chosen.unscored,
     }
-    title = f"{chosen.name}, {split} prompts, 95 % intervals"
-
-    def show() -> None:
-        print_conditions(conditions, title)
-        print_unscored(chosen.unscored)
-
-    measuring.hand_out(results, show)
+    print_conditions(conditions, f"{chosen.name}, {split} prompts, 95 % intervals")
+    print_unscored(chosen.unscored)
+    measuring.write(results)
+    return results

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from steer2edit.cli.console import print_json, say
+from steer2edit.cli.console import print_json, say, saying
 from steer2edit.cli.late import artifacts, engines, evaluation, models
 from steer2edit.errors import InvalidValueError
 from steer2edit.settings import PlainLoading, shared
@@ -40,22 +40,13 @@ class EngineOptions(Checked):
             raise InvalidValueError(f"--engine-arg is for --engine vllm, got {given} with {self.engine}.")
 
     def require(self, *, steering: bool) -> None:
-        """Refuse to steer in an engine that cannot.
-
-        Raises:
-            InvalidValueError: as said.
-        """
+        """Refuse to steer in an engine that cannot."""
         if steering and self.engine == "vllm":
             raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
 
     @contextmanager
     def running(self, model: "models.LanguageModel", *, steering: bool = True) -> "Iterator[engines.Engine]":
-        """The engine; vLLM's processes end with the context.
-
-        Args:
-            model: that it runs.
-            steering: whether steering has to run as well, for which vLLM needs the transformers engine beside it.
-        """
+        """The engine, beside which vLLM needs another for `steering`; vLLM's processes end with the context."""
         if self.engine == "transformers":
             yield engines.TransformersEngine(model)
             return
@@ -80,7 +71,6 @@ VectorsArgument = Annotated[
     ),
 ]  # fmt: skip
 EditArgument = Annotated[Path, typer.Argument(metavar="EDIT_DIR", help="An edit directory written by `convert`.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 FullRepliesOption = Annotated[
     bool,
@@ -106,25 +96,19 @@ class Measuring(Checked):
     limit: shared.Limit = None
     out: Path | None = None
     overwrite: OverwriteOption = False
-    json_output: JsonOption = False
 
     def require_free(self) -> None:
         """Refuse a file that is there already, before anything is measured."""
         if self.out is not None:
             artifacts.require_free(self.out, overwrite=self.overwrite)
 
-    def hand_out(self, results: Mapping[str, Any], show: Callable[[], None]) -> None:
-        """Write the results to the file, if there is one, and print them as JSON or by `show`."""
+    def write(self, results: Mapping[str, Any]) -> None:
+        """Write the results to the file, if there is one."""
         if self.out is not None:
             with artifacts.atomic_file(self.out, overwrite=self.overwrite) as scratch:
                 text = json.dumps(results, indent=2, ensure_ascii=False)
                 scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-        if self.json_output:
-            return print_json(results)
-        show()
-        if self.out is not None:
             say(f"Results: {self.out}")
-        return None
 
 
 @dataclass(frozen=True)
@@ -145,12 +129,7 @@ class Judging(Checked):
     judge_key_env: str | None = None
 
     def judge(self) -> "evaluation.judge.Judge | None":
-        """The judge that the options describe; `None` if none of them is given.
-
-        Raises:
-            InvalidValueError: options of a judge without that scorer, or without endpoint or model.
-            DataError: the file of the question cannot be read.
-        """
+        """The judge that the options describe, which belong together; `None` if none of them is given."""
         if not any((self.judge_url, self.judge_model, self.judge_prompt, self.judge_key_env)):
             return None
         if self.scorer != "judge":
@@ -184,10 +163,17 @@ def listing(show: Callable[[], None], help: str, flag: str = "--list") -> Any:
     return typer.Option(flag, is_eager=True, callback=callback, help=help)
 
 
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
+_JSON = inspect.Parameter(
+    "json_output", inspect.Parameter.KEYWORD_ONLY, default=False,
+    annotation=Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else there.")],
+)  # fmt: skip
+
+
+def expanded(command: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
     """The command with the fields of its settings as options, in place of each parameter that takes settings.
 
-    What its docstring has among its `Args` is the help of options, and is left out of its own.
+    What its docstring has among its `Args` is the help of options, and is left out of its own. A command says what it
+    found, and returns it as an object for --json, with which nothing is said.
     """
     hints, helps = get_type_hints(command, include_extras=True), help_texts(command.__doc__)
     given = inspect.signature(command).parameters
@@ -202,13 +188,20 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         )
     }
 
+    if hints["return"] is not type(None):
+        parameters[_JSON.name] = _JSON
+
     def call(**values: Any) -> None:
+        as_json = values.pop(_JSON.name, False)
         own = {name: _made(kind, values) for name, kind in groups.items()}
         try:
-            command(**{**{name: value for name, value in values.items() if name in given}, **own})
+            with saying(not as_json):
+                found = command(**{**{name: value for name, value in values.items() if name in given}, **own})
         except KeyboardInterrupt as error:
             sys.stderr.write(_interrupted(command.__name__, values.get("out")))
             raise typer.Exit(130) from error
+        if as_json and found is not None:
+            print_json(found)
 
     call.__name__, call.__doc__ = command.__name__, _ARGS.sub("", inspect.cleandoc(command.__doc__ or ""))
     call.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]

@@ -59,12 +59,8 @@ def open_page(
 ) -> Any:
     """The page, which is served until its `close`, or for good by its `block_thread`.
 
-    Args:
-        model: as every command's; so are the others.
-        host: the address to serve at; `None` for what Gradio's environment variables say.
-
-    Raises:
-        InvalidValueError: Gradio is not installed, or the port is in use.
+    With `host=None` Gradio's environment variables say where. An InvalidValueError if Gradio is not installed, or the
+    port is in use.
     """
     try:
         from steer2edit.play.page import serve

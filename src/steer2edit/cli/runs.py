@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from steer2edit.cli import late
-from steer2edit.cli.console import narrator, print_json, print_table, say, typed
+from steer2edit.cli.console import narrator, print_table, say, typed
 from steer2edit.cli.late import artifacts, engines, evaluation, recipes
 from steer2edit.cli.options import (
     EngineOptions,
     FullRepliesOption,
-    JsonOption,
     ModelArgument,
     OverwriteOption,
     VectorsArgument,
@@ -58,8 +57,7 @@ def run(
     ] = None,
     list_recipes: Annotated[bool, listing(_list_recipes, "Show the recipes.")] = False,
     force: shared.Force = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Make an edit for a behaviour and test it: vectors, edit, preview, held-out figures, report; resumable.
 
     Base, steering and edit are compared on held-out items, at the same drift.
@@ -70,28 +68,23 @@ def run(
     steer2edit run smollm2 llama2-safety --limit 16 --out recipe
     """  # fmt: skip
     if recipes.is_recipe(what or model):
-        return _run_recipe(model, what, out, options, loading, force, json_output)
+        return _run_recipe(model, what, out, options, loading, force)
     if what is None:
         raise typer.BadParameter(f"say what the edit is for, as in `steer2edit run {model} safety --out {out}`.")
-    return make_and_test(model, what, out, options, loading, force=force, json_output=json_output)
+    return make_and_test(model, what, out, options, loading, force=force)
 
 
 def make_and_test(
-    model: str, what: str, out: Path, options: RunOptions, loading: Any, *, force: bool = False, json_output: bool,
-    **extras: Any,
-) -> None:  # fmt: skip
+    model: str, what: str, out: Path, options: RunOptions, loading: Any, *, force: bool = False, **extras: Any
+) -> dict[str, Any]:
     """Run for a behaviour or a contrast file, and say what came out."""
-    evaluation.behaviour(
-        what, "held_out", limit=options.limit
-    )  # what is wrong with it shall show before a model is loaded
+    evaluation.behaviour(what, "held_out", limit=options.limit)  # bad data shall show before a model is loaded
     begun = time.perf_counter()
-    narrate = narrator(json_output, begun)
+    narrate = narrator(begun)
     with show_progress():
         loaded = load(model, loading, artifacts.run_folder.begun_with(out))
         narrate(f"Loaded {loaded.name}: {len(loaded.sites)} sites.", [])
         results = recipes.run_behaviour(loaded, what, out, narrate, options, force=force, command=typed(), **extras)
-    if json_output:
-        return print_json(results)
     if options.search:
         return _end_of_search(results, out)
     _print_replies(results)
@@ -99,31 +92,30 @@ def make_and_test(
     for name, text in _WRITTEN.items():
         if (out / name).exists():
             say(f"  {out / name}  {text}")
-    return None
+    return results
 
 
 def _run_recipe(
-    model: str, what: str | None, out: Path, options: RunOptions, loading: Loading, force: bool, json_output: bool
-) -> None:
+    model: str, what: str | None, out: Path, options: RunOptions, loading: Loading, force: bool
+) -> dict[str, Any]:
     options = replace(options, other_model=what is not None)
     wanted = recipes.read_recipe(what or model)
     recipes.search_options(wanted, options)  # what cannot be asked for shall not cost loading a model
-    name, narrate = wanted.model.id if what is None else model, narrator(json_output)
+    name, narrate = wanted.model.id if what is None else model, narrator()
     narrate(f"{wanted.title}, on {name}.", [])
     with show_progress():
         arguments = recipes.template_args(wanted, options, loading.template_args)
         loaded = load(name, loading, artifacts.run_folder.begun_with(out), template_args=arguments)
         results = recipes.run_recipe(wanted, loaded, out, narrate, options, force=force, command=typed())
-    if json_output:
-        return print_json(results)
     return _end_of_search(results, out)
 
 
-def _end_of_search(results: dict[str, Any], out: Path) -> None:
+def _end_of_search(results: dict[str, Any], out: Path) -> dict[str, Any]:
     for line in results["summary"]:
         say(line)
     search = out / "search"
     say(f"\nVectors: {out / 'vectors.safetensors'}\nAdapter: {search / 'edit'}\nReport: {search / 'report.html'}")
+    return results
 
 
 def _print_replies(results: dict[str, Any], count: int = 2) -> None:
@@ -146,8 +138,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory for everything the demo writes.")] = Path("steer2edit-demo"),
     seed: shared.Seed = 0,
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Make SmolLM2-135M refuse harmful requests more often, offline, in minutes, and show what it cost.
 
     It is `steer2edit run smollm2 safety`, with an edit by the paper's rule beside it, and the edited checkpoint. One
@@ -156,7 +147,7 @@ def demo(
     if overwrite and artifacts.run_folder.begun_with(out):
         shutil.rmtree(out)
     options, loading = RunOptions(max_new_tokens=28, seed=seed), Loading(**vars(placing))
-    make_and_test("smollm2", "safety", out, options, loading, json_output=json_output, paper=True, verified=8)
+    return make_and_test("smollm2", "safety", out, options, loading, paper=True, verified=8)
 
 
 def search(
@@ -168,8 +159,7 @@ def search(
     loading: Loading,
     accepting: Accepting,
     max_shift: Annotated[bool, typer.Option("--max-shift", hidden=True)] = False,  # its name before --limit-shift
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Find the edit with most of a behaviour within a utility budget; resumable, with steering in the same run.
 
     \b
@@ -186,13 +176,11 @@ def search(
             prepared = late.search.prepare_search(
                 loaded, loaded_vectors, options, engine=remembering, accepting=accepting
             )
-            results = recipes.search_and_report(prepared, out, narrator(json_output), typed())
-    if json_output:
-        return print_json(results)
+            results = recipes.search_and_report(prepared, out, narrator(), typed())
     for line in results["summary"]:
         say(line)
     say(f"\nAdapter: {out / 'edit'}\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")
-    return None
+    return results
 
 
 def compare(
@@ -203,8 +191,7 @@ def compare(
     loading: Loading,
     edit: Annotated[list[Path] | None, typer.Option(metavar="DIR")] = None,
     allow_mismatch: shared.AllowMismatch = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Compare steering, edits and baselines on the same held-out items, each as a curve over its strength; resumable.
 
     \b
@@ -229,12 +216,10 @@ def compare(
         )
         results = late.search.run_comparison(
             engines.RememberingEngine(engines.TransformersEngine(loaded)), loaded_vectors, methods, options, out,
-            narrator(json_output), left_out=left_out, command=typed(),
+            narrator(), left_out=left_out, command=typed(),
         )  # fmt: skip
     artifacts.run_folder.write_json(out / "results.json", results)
     late.report.write_comparison_page(results, out / "report.html")
-    if json_output:
-        return print_json(results)
     found = late.report.run_results.read_results(results, late.report.run_results.ComparisonResults)
     for caption, columns, rows in late.report.comparison_page.figure_tables(found):
         say()
@@ -242,7 +227,7 @@ def compare(
     for line in ("", *late.report.comparison_page.reasons(found), "", *results["summary"]):
         say(line)
     say(f"\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")
-    return None
+    return results
 
 
 def report(
@@ -252,8 +237,7 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder. Replaced.")] = None,
     full_replies: FullRepliesOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Make the HTML report of a run again: from its results.json and edit/, or from its scorecard.json.
 
     \b
@@ -264,7 +248,5 @@ def report(
         page = late.report.write_stress_page(run, out, full_replies=full_replies)
     else:
         page = recipes.render_again(run, out)
-    if json_output:
-        return print_json({"report": str(page)})
     say(f"Report: {page}")
-    return None
+    return {"report": str(page)}

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from steer2edit.cli import late
-from steer2edit.cli.console import print_json, print_table, say, typed
+from steer2edit.cli.console import print_table, say, typed
 from steer2edit.cli.late import artifacts, engines, evaluation
-from steer2edit.cli.options import FullRepliesOption, JsonOption, Judging, ModelArgument, listing, load
+from steer2edit.cli.options import FullRepliesOption, Judging, ModelArgument, listing, load
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import PERCENT, column
 from steer2edit.progress import show_progress
@@ -105,8 +105,7 @@ def stress(
     card: bool = False,
     full_replies: FullRepliesOption = False,
     allow_mismatch: shared.AllowMismatch = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """State the contract of an edit: what is left of its gain under attack, in 4 bits, after tuning; resumable.
 
     Base, steering and ROSI at equal drift and the edit are compared in every condition. --only has further tests:
@@ -153,16 +152,14 @@ def stress(
             engines.TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge
         )
         result = late.stress.run_stress(
-            given, tests, out, lambda text: None if json_output else say(text), name=edit.resolve().name,
+            given, tests, out, say, name=edit.resolve().name,
             others=[test for test in known.values() if test not in tests], command=typed(),
         )  # fmt: skip
     page = late.report.write_stress_page(out, full_replies=full_replies)
     if card:
         write_scorecard_section(edit, result.card_section())
-    if json_output:
-        return print_json(result.to_json())
     print_scorecard(result)
     say(f"\nScorecard: {out / 'scorecard.json'}\nReport: {page}\nReplies: {out / 'replies'}")
     if card:
         say(f"Model card: {edit / 'README.md'}")
-    return None
+    return result.to_json()

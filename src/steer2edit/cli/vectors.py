@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from steer2edit.cli.console import print_json, print_table, say
+from steer2edit.cli.console import print_table, say
 from steer2edit.cli.edit_output import print_expert_tokens, print_left_out, tokens_by_expert
 from steer2edit.cli.late import artifacts, core, recipes
-from steer2edit.cli.options import JsonOption, ModelArgument, OverwriteOption, load
+from steer2edit.cli.options import ModelArgument, OverwriteOption, load
 from steer2edit.progress import show_progress
 from steer2edit.settings import ExtractOptions, Loading
 
@@ -20,8 +20,7 @@ def extract(
     loading: Loading,
     out: Annotated[Path, typer.Option(help="Where the vectors go.")] = Path("vectors.safetensors"),
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Find a behaviour's steering vectors by contrasting responses, and say whether they are any good.
 
     \b
@@ -38,10 +37,9 @@ def extract(
         vectors = recipes.make_vectors(loaded, options)
     artifacts.save_vectors(vectors, out, overwrite=overwrite)
     tokens = tokens_by_expert(loaded, vectors)
-    if json_output:
-        found = {"metadata": dict(vectors.metadata), "diagnosis": dict(vectors.diagnosis or {})}
-        return print_json({"out": str(out), **found, **({"tokens_by_expert": dict(tokens)} if tokens else {})})
-    return _print_extracted(out, vectors, tokens)
+    _print_extracted(out, vectors, tokens)
+    found = {"out": str(out), "metadata": dict(vectors.metadata), "diagnosis": dict(vectors.diagnosis or {})}
+    return {**found, "tokens_by_expert": dict(tokens)} if tokens else found
 
 
 def _print_extracted(out: Path, vectors: "core.SteeringVectors", tokens: dict[str, int]) -> None:
@@ -99,8 +97,7 @@ def vectors(
     model_hint: str | None = None,
     plain: bool = False,
     overwrite: OverwriteOption = False,
-    json_output: JsonOption = False,
-) -> None:
+) -> dict[str, Any]:
     """Show what a file of steering vectors holds, and convert it between formats where they can hold the same.
 
     \b
@@ -134,7 +131,8 @@ def vectors(
     result = describe(found, source)
     if to is not None:
         result["written"] = _write(found, source, to, use_at, model_hint, plain, overwrite)
-    _print_vectors(result, json_output)
+    _print_vectors(result)
+    return result
 
 
 def describe(found: "core.SteeringVectors | core.BlockVectors", file: Path) -> dict[str, Any]:
@@ -186,9 +184,7 @@ def _write(
     return {"file": str(to), "layers_left_out": []}
 
 
-def _print_vectors(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        return print_json(result)
+def _print_vectors(result: dict[str, Any]) -> None:
     rows = [
         [name, f"{site['norm']:.3g}", str(site["outputs"]), "-" if site["inputs"] is None else str(site["inputs"])]
         for name, site in result["sites"].items()
@@ -205,4 +201,3 @@ def _print_vectors(result: dict[str, Any], as_json: bool) -> None:
         say(f"Written: {written['file']}")
         if written["layers_left_out"]:
             say(f"Left out, because the format has no place for it: layer {written['layers_left_out'][0]}.")
-    return None

@@ -210,11 +210,7 @@ def _choices(artifacts: Mapping[str, Any], chosen: str | None) -> dict[str, Any]
 
 
 def serve(stage: Stage, host: str | None, port: int | None) -> Any:
-    """Serve the page, in threads of its own; `close` ends it.
-
-    Raises:
-        InvalidValueError: the port is in use, or the address is not this machine's.
-    """
+    """Serve the page, in threads of its own, until `close`; an InvalidValueError if the port or address is no use."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks = Page(stage).blocks
     try:

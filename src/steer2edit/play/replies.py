@@ -82,12 +82,7 @@ class _StoppedError(Exception):
 
 
 def talk(stage: Stage, session: Session, prompt: str) -> Iterator[Turn]:
-    """A turn as it grows; the last one is finished. Closing the iterator stops the model.
-
-    Raises:
-        DataError: the prompt is empty, or the conversation does not fit into the context with its reply.
-        InvalidValueError: steering has no drift to match.
-    """
+    """A turn as it grows; the last one is finished. Closing the iterator stops the model."""
     arms = stage.arms(session)
     asked = [session.asked(arm, prompt) for arm in arms]
     replies: list[Reply] = []
@@ -161,14 +156,10 @@ def _pieces(model: LanguageModel, reply: Reply, drifts: Sequence[float]) -> list
 
 
 def ask_all(stage: Stage, session: Session, prompts: Sequence[str]) -> tuple[Table, Table]:
-    """Every prompt under every arm, in shared batches.
+    """Every prompt under every arm, in shared batches; an InvalidValueError for none, or more than a page waits for.
 
-    Returns:
-        For each arm the shares of refusals and answers with 95 % intervals, the difference to the base on the same
-        prompts, and the length of replies; for each prompt what every arm did.
-
-    Raises:
-        InvalidValueError: there is no prompt, or there are more than a page can wait for.
+    For each arm the shares of refusals and answers with 95 % intervals, the difference to the base on the same prompts,
+    and the length of replies; for each prompt what every arm did.
     """
     if not 1 <= len(prompts) <= _MOST:
         raise InvalidValueError(

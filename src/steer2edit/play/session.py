@@ -45,11 +45,7 @@ class Session:
         return replace(self, edit=edit, steering=steering, **others)
 
     def switched(self, name: str) -> "Session":
-        """With a component, a site or a layer switched off, or on again.
-
-        Raises:
-            InvalidValueError: the edit has nothing of that name.
-        """
+        """With a component, a site or a layer switched off, or on again."""
         if self.edit is not None:
             self.edits[self.edit].without(name)
         return replace(self, off=self.off ^ {name})

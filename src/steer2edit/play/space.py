@@ -33,12 +33,7 @@ heads and neurons carry it. Written by `steer2edit play --space`.
 
 
 def write_space(model: LanguageModel, artifacts: Sequence[Path], directory: Path, *, overwrite: bool = False) -> None:
-    """Write the folder, complete or not at all.
-
-    Raises:
-        InvalidValueError: the model is on this machine only, two artifacts have one name, or Gradio is not installed.
-        ArtifactError: the directory exists or cannot be written.
-    """
+    """Write the folder, complete or not at all, for a model that is on the Hub."""
     base, names = base_on_the_hub(model), [path.resolve().name for path in artifacts]
     if base is None:
         raise InvalidValueError(

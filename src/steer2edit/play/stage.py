@@ -33,16 +33,10 @@ def read_artifacts(paths: Sequence[Path]) -> Session:
 
 
 class Stage:
-    """What all sessions share.
+    """What all sessions share: the base model, what a new visitor finds, and where edits are saved.
 
-    Args:
-        model: the base model; its weights are never touched.
-        first: what a new visitor finds.
-        folder: where edits are saved; `None` for a page that others can reach, who download them instead.
-        loading: how the model was loaded, where that was not the default, by the keywords of `load`.
-
-    Raises:
-        MismatchError: an artifact is for another model.
+    The folder is `None` for a page that others can reach, who download edits instead; `loading` is how the model was
+    loaded, by the keywords of `load`. A MismatchError for an artifact of another model.
     """
 
     def __init__(
@@ -64,10 +58,7 @@ class Stage:
     def unit(self, session: Session) -> Calibration | None:
         """The strength at which steering spends the drift that was matched; `None` without vectors.
 
-        That is the edit's on benign requests, or KL .03 where there is no edit.
-
-        Raises:
-            InvalidValueError: there is no drift to match.
+        That is the edit's on benign requests, or KL .03 where there is no edit; an InvalidValueError if it is none.
         """
         if session.steering is None:
             return None
@@ -94,13 +85,7 @@ class Stage:
         return session.arms(0.0 if unit is None else float(f"{session.drift * unit.strength:.4g}"))
 
     def received(self, session: Session, files: Sequence[Path]) -> Session:
-        """The session with what was dropped on the page: the files of an edit's folder, or one file of vectors.
-
-        Raises:
-            InvalidValueError: a file of the edit is missing.
-            ArtifactError: a file is damaged, or something else.
-            MismatchError: it is for another model.
-        """
+        """The session with what was dropped on the page: the files of an edit's folder, or one file of vectors."""
         by_name = {path.name: path for path in files}
         if len(files) == 1 and files[0].name not in _EDIT_FILES:
             ((name, path),) = by_name.items()
@@ -120,12 +105,7 @@ class Stage:
         return replace(session, edits={**session.edits, name: edit}).choosing(name, session.steering)
 
     def save(self, session: Session, name: str) -> Path:
-        """Write the edit as it is set, at its strength and without what is switched off, into a folder.
-
-        Raises:
-            InvalidValueError: no edit is chosen, nothing of it is left, or the name is a path.
-            ArtifactError: the folder exists.
-        """
+        """Write the edit as it is set, at its strength and without what is switched off, into a new folder."""
         if (edit := session.chosen_edit()) is None:
             raise InvalidValueError("no edit is chosen, so there is none to save.")
         if Path(name).name != name or name in ("", ".", ".."):

@@ -118,14 +118,7 @@ def with_preview_rows(vectors: SteeringVectors, contrast: ContrastSet) -> Steeri
 def preview(
     model: LanguageModel, vectors: SteeringVectors, edit: WeightEdit, strength: float = STRENGTH
 ) -> Preview | None:
-    """A few replies of base, steered and edited model, and what became of the log-odds; `None` without rows for it.
-
-    Args:
-        model: the base model.
-        vectors: with validation rows, as `extract` gives them.
-        edit: what is looked at.
-        strength: of steering beside it.
-    """
+    """A few replies of base, steered and edited model, and what became of the log-odds; `None` without rows for it."""
     rows: Rows = vectors.metadata.get(PREVIEW_ROWS, ())
     if not rows:
         return None
@@ -170,13 +163,7 @@ def make_contrast(model: LanguageModel, source: Source | ContrastSet, options: E
 def make_vectors(
     model: LanguageModel, options: ExtractOptions, source: Source | ContrastSet | None = None
 ) -> SteeringVectors:
-    """The vectors that the options ask for, with effects if those are asked for.
-
-    Args:
-        model: the base model.
-        options: what the user decided.
-        source: what they are made from, in place of what the options name.
-    """
+    """The vectors that the options ask for, of `source` in place of what they name, with effects if wanted."""
     contrast = make_contrast(model, options.source if source is None else source, options)
     found = extract(
         model, contrast, block_outputs=options.block_outputs, direction=options.direction, span=options.span
@@ -249,15 +236,7 @@ def rules_of(options: ConvertOptions, vectors: SteeringVectors) -> tuple[Rules, 
 
 
 def recipe_of(edit: WeightEdit, contrast: str | None = None) -> ExtractOptions:
-    """What the vectors of an edit were extracted with.
-
-    Args:
-        edit: with the record of its vectors in its metadata.
-        contrast: what they are to be made from instead.
-
-    Raises:
-        DataError: the edit does not say what its vectors are made from, and no contrast is given.
-    """
+    """What the vectors of an edit were extracted with; a DataError if it does not say, and no contrast is given."""
     vectors = edit.metadata.get("vectors", {})
     known = dict(vectors.get(RECIPE) or {})
     named = known.pop("contrast", None) or vectors.get("contrast", {}).get("name")
@@ -279,21 +258,9 @@ def refit(
     """Extract and convert again with an edit's own settings, on a model whose weights have changed since.
 
     Nothing is searched: rules and budgets are those of the edit, and its drift is the most that is spent. A model that
-    was tuned with the edit in its weights is measured with what is left of it.
-
-    Args:
-        model: the changed model, of the same architecture.
-        edit: whose recipe is followed.
-        changed: of the recipe; the limit is of extraction and measurement alike.
-
-    Returns:
-        The new edit; on held-out items the model as it is now, with the old edit on top, and with the new one; and what
-        was asked, by set.
-
-    Raises:
-        DataError: the edit does not say what its vectors are made from.
-        MismatchError: the model has other sites or shapes than the edit.
-        NoiseError: the diagnosis calls the new vectors noise.
+    was tuned with the edit in its weights is measured with what is left of it. Returns the new edit; on held-out items
+    the model as it is now, with the old edit on top, and with the new one; and what was asked, by set. Raises
+    DataError, MismatchError and NoiseError as `recipe_of` and `convert` do.
     """
     model.require_fit(edit, allow_mismatch=True)
     options = recipe_of(edit, changed.contrast)

@@ -22,18 +22,9 @@ def write_run(results: dict[str, Any], edit: WeightEdit, out: Path) -> None:
 
 
 def render_again(run: Path, page: Path | None = None) -> Path:
-    """Make the report of a run folder again, from its `results.json` and `edit/`.
+    """Make the report of a run folder again, from its `results.json` and `edit/`: by default as its `report.html`.
 
-    Args:
-        run: folder of a search, of a comparison, of a recipe or of the demo.
-        page: where it goes; by default `report.html` in the folder.
-
-    Returns:
-        The file.
-
-    Raises:
-        ArtifactError: it is not the folder of a run that has ended.
-        DataError: the results are not those of a run.
+    Raises ArtifactError for a folder that is not of a run that has ended, and DataError for results that are none.
     """
     folder = run if (run / RESULTS_FILE).is_file() else run / "search"
     try:
@@ -56,17 +47,7 @@ def render_again(run: Path, page: Path | None = None) -> Path:
 
 
 def search_and_report(search: Search, out: Path, narrate: Narrate, command: str = "") -> dict[str, Any]:
-    """Search, and write `results.json`, `report.html` and the recommended `edit/` into the run folder.
-
-    Args:
-        search: what `prepare_search` made.
-        out: the run folder; a search that is there goes on.
-        narrate: told what was found, step by step.
-        command: what the user typed, for the record.
-
-    Returns:
-        What `results.json` holds.
-    """
+    """Search, and write `results.json`, `report.html` and the recommended `edit/` into the run folder."""
     result = run_search(search, out, narrate)
     results = search_results(search, result, command)
     write_run(results, result.edit, out)

@@ -199,14 +199,7 @@ def is_recipe(name: str) -> bool:
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe of a name, or in a YAML file.
-
-    Args:
-        name: of a recipe that comes with the package, or a path that ends in .yaml or .yml.
-
-    Raises:
-        DataError: there is none; it is not YAML; or a key or value is wrong. The message names file, key and value.
-    """
+    """The recipe of a name, or of a path that ends in .yaml or .yml; a DataError names file, key and value."""
     if name.endswith(_SUFFIXES):
         return _parsed(Path(name).expanduser(), name)
     names = recipe_names()

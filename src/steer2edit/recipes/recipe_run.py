@@ -43,11 +43,7 @@ def _longest_reply(recipe: Recipe, options: RunOptions) -> int | None:
 
 
 def search_options(recipe: Recipe, options: RunOptions) -> SearchOptions:
-    """The search that a recipe asks for.
-
-    Raises:
-        InvalidValueError: fewer trials than the grid has points; a grid is tried whole.
-    """
+    """The search that a recipe asks for; an InvalidValueError for fewer trials than its grid, which is tried whole."""
     stage = stage_of(options)
     grid = recipe.coarse if stage == "coarse" else recipe.model.refined
     asked = {**recipe.search.model_dump(), **recipe.budget.model_dump(), **options.of_search}
@@ -74,24 +70,10 @@ def run_recipe(
     force: bool = False,
     command: str = "",
 ) -> dict[str, Any]:
-    """Run a recipe into the folder `out`, going on where an earlier call was stopped.
+    """Run a recipe into the folder `out`, going on where an earlier call was stopped: its `search/results.json`.
 
-    Args:
-        recipe: what to do.
-        model: on which model.
-        out: holds `vectors.safetensors` and, in `search/`, what a search writes, with the data sets.
-        options: what is changed of the recipe.
-        force: search over vectors that the diagnosis calls noise.
-        narrate, command: as of `run_behaviour`.
-
-    Returns:
-        What `search/results.json` holds.
-
-    Raises:
-        DataError: bad data, or prompts with two uses.
-        MismatchError: the folder belongs to another run.
-        BudgetError: no trial keeps the budget.
-        NoiseError: the diagnosis calls the vectors noise.
+    The folder holds `vectors.safetensors` and, in `search/`, what a search writes, with the data sets. Raises
+    DataError, MismatchError, BudgetError and NoiseError as `run_behaviour` and `run_search` do.
     """
     wanted = search_options(recipe, options)
     source = ExtractOptions(

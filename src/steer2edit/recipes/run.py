@@ -36,14 +36,8 @@ def verify_artifacts(
 ) -> dict[str, dict[str, int]]:
     """How many greedy replies of each reloaded artifact equal those of the edit in this process, token by token.
 
-    The adapter is compared in float32 with the run-time edit; the checkpoint in its own dtype with the edit merged
-    into the weights.
-
-    Returns:
-        `{"adapter": {"identical", "n"}, "checkpoint": {"identical", "n"}}`.
-
-    Raises:
-        ArtifactError: an artifact does not load in a fresh process.
+    The adapter is compared in float32 with the run-time edit; the checkpoint in its own dtype with the edit merged into
+    the weights. An ArtifactError for one that does not load in a fresh process.
     """
     sampling = Sampling(max_new_tokens)
     exact = load_model(model.name, dtype="float32", device="cpu")
@@ -98,25 +92,12 @@ def run_behaviour(
 ) -> dict[str, Any]:
     """Make and test an edit for a behaviour in the folder `out`, going on where an earlier call was stopped.
 
-    Args:
-        model: the base model.
-        what: a behaviour, or a contrast file, whose held-out rows tell how far its positive responses are preferred.
-        out: holds `vectors.safetensors`, `edit/`, `results.json` and `report.html`; with a search, in `search/`.
-        narrate: told what was found, step by step.
-        options: what the user decided.
-        paper: compare with an edit by the paper's rule, at the same drift.
-        verified: prompts of each kind whose replies are compared after reloading adapter and checkpoint in a fresh
-            process; without any, no checkpoint is written.
-        force: edit with vectors that the diagnosis calls noise.
-        command: what the user typed, for the record.
-
-    Returns:
-        What `results.json` holds.
-
-    Raises:
-        DataError: there is no such behaviour or file, or it is malformed.
-        MismatchError: the folder belongs to another run.
-        NoiseError: the diagnosis calls the vectors noise.
+    The folder holds `vectors.safetensors`, `edit/`, `results.json`, which is returned, and `report.html`; with a
+    search, in `search/`. With `paper` an edit by the paper's rule is beside it, at the same drift; `verified` is how
+    many prompts of each kind are compared after reloading adapter and checkpoint in a fresh process: without any, no
+    checkpoint is written. Raises DataError for a behaviour or contrast file that is not there or malformed,
+    MismatchError for the folder of another run, and NoiseError for vectors that the diagnosis calls noise (unless
+    `force`).
     """
     part = behaviour(  # first: bad data shall not cost an extraction
         what, "held_out", limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed

@@ -78,11 +78,7 @@ def rendered(template: str, figures: Mapping[str, go.Figure], content: Mapping[s
 
 
 def write_page(page: str, path: str | Path, *, overwrite: bool) -> None:
-    """Write a page to a file, complete or not at all; missing parents are made.
-
-    Raises:
-        ArtifactError: the file exists or cannot be written.
-    """
+    """Write a page to a file, complete or not at all; missing parents are made."""
     with atomic_file(path, overwrite=overwrite) as scratch:
         scratch.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 

@@ -100,12 +100,7 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
 
 
 def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write the page of `render_report`, complete or not at all; missing parents are made.
-
-    Raises:
-        DataError: the results are malformed.
-        ArtifactError: the file exists and is not to be overwritten, or it cannot be written.
-    """
+    """Write the page of `render_report`, complete or not at all; an ArtifactError where one must not be replaced."""
     write_page(render_report(results, edit), path, overwrite=overwrite)
 
 

@@ -70,11 +70,7 @@ class Conditions(_Part):
 
 
 class Chosen(_Part):
-    """What was chosen on validation prompts.
-
-    `limits` and `floors` are optional: the largest and the smallest allowed value by metric name; without them no
-    configuration is called within or beyond a limit.
-    """
+    """What was chosen on validation prompts; without limits nothing is called within or beyond one."""
 
     hyperparameters: dict[str, float | None] = Field(default_factory=dict)
     steering_strength: float | None = None
@@ -261,12 +257,7 @@ _Results = TypeVar("_Results", RunResults, ComparisonResults)
 
 
 def read_results(results: Mapping[str, Any], kind: type[_Results] = RunResults) -> _Results:  # type: ignore[assignment]
-    """Check the JSON of a run or of a comparison, as its `results.json` holds it.
-
-    Raises:
-        DataError: another schema version, NaN or a value that JSON cannot hold, a missing or malformed field,
-            replies that are not aligned with the prompts.
-    """
+    """Check the JSON of a run or of a comparison, as its `results.json` holds it; a DataError names what is wrong."""
     version = results.get("schema_version")
     if version != SCHEMA_VERSION:
         raise DataError(

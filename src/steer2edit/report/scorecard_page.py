@@ -27,15 +27,10 @@ _KINDS = {
 
 
 def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_replies: bool = False) -> str:
-    """The scorecard as one HTML page that works offline.
+    """The scorecard as one HTML page that works offline, with what the models said, by test, arm and line.
 
-    Every text of it is untrusted: it is escaped, and the page's content security policy allows no request and no
-    script but its own.
-
-    Args:
-        card: the scorecard.
-        replies: what the models said, by test, arm and line; none are shown without them.
-        full_replies: show all replies as they are; otherwise a few of each line, shortened.
+    Every text of it is untrusted: it is escaped, and the page's content security policy allows no request and no script
+    but its own. Unless all replies are wanted, a few of each line are shown, shortened.
     """
     card = Scorecard.model_validate(visible_json(card.to_json()))
     groups = [("Plain prompts", [card.plain]), *card.groups()]
@@ -58,13 +53,7 @@ def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_re
 def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool = False) -> Path:
     """Make the page of a stress run from the `scorecard.json` and the replies in its folder; where it is.
 
-    Args:
-        run: the run folder.
-        page: where it goes; by default `report.html` in the folder. Replaced.
-        full_replies: show all replies as they are.
-
-    Raises:
-        ArtifactError: the folder holds no finished stress run, or the page cannot be written.
+    An ArtifactError if the folder holds no finished stress run, or the page cannot be written.
     """
     card, results = read_scorecard(read_json(run / SCORECARD_FILE)), StressFolder(run)
     replies = {entry.name: results.replies(entry.name) for entry in (card.plain, *card.tests) if entry.tested}

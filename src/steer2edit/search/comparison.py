@@ -49,22 +49,11 @@ def comparison_methods(
     suppress: bool = False,
     allow_mismatch: bool = False,
 ) -> tuple[dict[str, Method], dict[str, str]]:
-    """Steering, the edits that follow from the vectors, the baselines, and the edits given.
+    """Steering, edits of the vectors, baselines and given edits by name; and those left out, with the reason.
 
-    Args:
-        model: the base.
-        vectors: with input means; with effects for the edits made of them.
-        edits: further ones by name.
-        suppress: whether the behaviour is to be taken away: negative strengths, and directional ablation besides.
-        allow_mismatch: accept vectors and edits of another model.
-
-    Returns:
-        The methods by name, and those left out with the reason.
-
-    Raises:
-        MismatchError: an artifact is for another model or shape, or the vectors have no input means.
-        NoiseError: the vectors are all noise.
-        InvalidValueError: a given edit has the name of another method.
+    With `suppress` the behaviour is taken away: negative strengths, and directional ablation besides. Raises
+    MismatchError for an artifact of another model or vectors without input means, NoiseError for vectors that are all
+    noise, and InvalidValueError for a given edit with the name of another method.
     """
     sign = -1 if suppress else 1
     made, left_out = _made_edits(model, vectors, allow_mismatch)
@@ -131,26 +120,11 @@ def run_comparison(
     left_out: Mapping[str, str] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Compare methods in the run folder `out`, going on where an earlier call was stopped.
+    """Compare methods in the run folder `out`, going on where an earlier call was stopped: its `results.json`.
 
-    Args:
-        engine: runs the model; one that remembers the base's replies.
-        vectors: that the methods were made from.
-        methods: by name, `steering` among them.
-        options: what the user decided.
-        out: the run folder.
-        narrate: told what was found, step by step.
-        left_out: methods that could not be made, with the reason.
-        command: what the user typed, for the record.
-
-    Returns:
-        What `results.json` is to hold (docs/formats.md).
-
-    Raises:
-        DataError: vector, validation and held-out prompts overlap.
-        InvalidValueError: a method does not drift at any strength.
-        MismatchError: the folder holds another comparison.
-        ArtifactError: another process works in it, or it cannot be written.
+    The engine is one that remembers the base's replies; `steering` is among the methods. Raises DataError where prompts
+    have two uses, InvalidValueError for a method that does not drift, MismatchError for the folder of another
+    comparison, and ArtifactError for one that is in use or cannot be written.
     """
     options = options_for(vectors, options)
     validation, held_out = behaviours_of(options)

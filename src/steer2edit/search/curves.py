@@ -63,11 +63,7 @@ def interval(found: Float[Array, " r"], n: int) -> Estimate:
 def attribute_at(cost: float, gains: Sequence[float], costs: Sequence[float], *, beyond: bool = False) -> float:
     """Gain at a cost on the piecewise linear curve through the points; NaN where it has ended before.
 
-    Args:
-        cost: where to look.
-        gains: of the points, in any order.
-        costs: of the points.
-        beyond: let the last piece go on, if it rises, instead.
+    The points come in any order. With `beyond` the last piece goes on instead, if it rises.
     """
     order = np.argsort(costs, kind="stable")
     x, y = np.asarray(costs)[order], np.asarray(gains)[order]
@@ -176,16 +172,9 @@ def method_figures(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, Figure]]:
-    """Every figure of every method.
+    """Every figure of every method, of conditions by growing strength; `steering` is what others are compared with.
 
-    The bootstrap draws items with replacement, the same for all methods and for all metrics of the same items.
-
-    Args:
-        base: the base model, on the same items as the methods.
-        methods: conditions by growing strength; `steering` is what others are compared with.
-        plan: what is computed.
-        items: by metric, something that is equal where the items are.
-        resamples, seed: of the bootstrap.
+    The bootstrap draws items with replacement, the same for all methods and for all metrics whose `items` are equal.
     """
     counts: dict[object, Array] = {}
     generator = np.random.default_rng(seed)

@@ -48,11 +48,9 @@ class Budget:
         return most | {name: f">= {limit:g}" for name, limit in self.at_least.items()}
 
     def excess(self, metrics: Mapping[str, Estimate], at: At = "value") -> dict[str, float]:
-        """By metric, how far beyond its limit it is (≤ 0: within); a metric that is not scored is beyond any limit.
+        """By metric, how far beyond its limit it is (≤ 0: within), at the estimate or at an end of its 95 % interval.
 
-        Args:
-            metrics: estimates.
-            at: the estimates themselves, or the end of each 95 % interval that is better or worse for the budget.
+        A metric that is not scored is beyond any limit.
         """
         upper, lower = _ENDS[at]
         over = {name: _value(metrics, name, math.inf, upper) - limit for name, limit in self.at_most.items()}
@@ -71,9 +69,6 @@ class Budget:
         What is chosen is the best of many estimates, and so better on these items than on others. A limit must
         therefore hold for the worse end of the 95 % interval; where it does for none, those that keep the budget and
         come nearest are left.
-
-        Args:
-            measured: the metrics of every configuration.
         """
         within = {i: self.violation(m, "worse") for i, m in enumerate(measured) if self.violation(m) == 0}
         least = min(within.values(), default=0.0)
@@ -207,19 +202,11 @@ def compare_tradeoffs(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> TradeoffComparison:
-    """Compare two sets of conditions that were measured on the same items.
+    """Compare two sets of conditions that were measured on the same items; `chosen` is an index in `edits`.
 
     The bootstrap draws items with replacement, the same for all conditions, and computes everything again; which
-    conditions are compared was settled before, on validation items.
-
-    Args:
-        base: the base model.
-        steering: activation steering at several strengths.
-        edits: the front of edits.
-        chosen: index of the recommended edit in `edits`.
-        goal: names the two metrics and the direction.
-        largest_cost: where the area ends; by default the largest cost of any condition.
-        resamples, seed: of the bootstrap.
+    conditions are compared was settled before, on validation items. The area ends at the largest cost of any condition
+    unless one is given.
     """
     conditions = [base, *steering, *edits]
     gain_items, cost_items = (item_values(conditions, name) for name in (goal.attribute, goal.cost))

@@ -55,13 +55,10 @@ class SearchResult:
 def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
     """Search in the run folder `out`, going on where an earlier call was stopped.
 
-    Steering is swept and every configuration measured on validation items only; the front that comes of it is
-    measured once on held-out items; the recommended edit is saved as an adapter with its figures.
-
-    Raises:
-        MismatchError: the folder or storage holds another search.
-        BudgetError: no trial keeps the budget; the message says which came closest.
-        ArtifactError: another process works in the folder, or it cannot be written.
+    Steering is swept and every configuration measured on validation items only; the front that comes of it is measured
+    once on held-out items; the recommended edit is saved as an adapter with its figures. Raises BudgetError where no
+    trial keeps the budget, MismatchError for the folder or storage of another search, and ArtifactError for one that is
+    in use or cannot be written.
     """
     identity = search.identity()
     with RunFolder(out, _KIND).opened(identity) as folder:

@@ -23,22 +23,14 @@ Options = TypeVar("Options", SearchOptions, ComparisonOptions)
 
 
 def options_for(vectors: SteeringVectors, options: Options) -> Options:
-    """The options with a behaviour: by default the one that the vectors are of.
-
-    Raises:
-        DataError: the vectors do not say which.
-    """
+    """The options with a behaviour: by default the one that the vectors are of; a DataError if they do not say."""
     if options.behaviour is not None:
         return options
     return replace(options, behaviour=behaviour_of(vectors, "--behaviour"))
 
 
 def behaviours_of(options: SearchOptions | ComparisonOptions) -> tuple[Behaviour, Behaviour]:
-    """The validation and the held-out items that options ask for; a comparison's with borderline requests.
-
-    Raises:
-        DataError: unknown or malformed data, or a utility task that measures what the behaviour does.
-    """
+    """The validation and the held-out items that options ask for; a comparison's with borderline requests."""
     return _measured(options, "validation"), _measured(options, "held_out")
 
 
@@ -83,11 +75,7 @@ def utility_metric(chosen: Behaviour) -> str | None:
 def require_apart(
     vectors: SteeringVectors, benign: BenignMeans | None, validation: Behaviour, held_out: Behaviour
 ) -> None:
-    """Require that no prompt of the vectors, the spared ones, and the two parts has two uses.
-
-    Raises:
-        DataError: it names the uses.
-    """
+    """A DataError, with the uses, if a prompt of vectors, spared requests and the two parts has two of them."""
     used: Mapping[str, Behaviour] = {"validation": validation, "held-out": held_out}
     prompts = {name: [*part.digests, *prompt_digests(part.drift.items)] for name, part in used.items()}
     made_from = {"vector": vectors.metadata.get("prompts", ()), "spared": benign.metadata["prompts"] if benign else ()}
@@ -164,19 +152,10 @@ def prepare_search(
     engine: Engine | None = None,
     accepting: Accepting = Accepting(),
 ) -> Search:
-    """Everything a search needs.
+    """Everything a search needs, of vectors with input means; the engine is by default the transformers engine.
 
-    Args:
-        model: the base model, whose weights the factors are computed from.
-        vectors: with input means.
-        options: what the user decided.
-        engine: runs the model; by default the transformers engine.
-        accepting: what is accepted of the vectors all the same.
-
-    Raises:
-        DataError: vector, validation and held-out prompts overlap; an unknown behaviour or task.
-        MismatchError: vectors of another model or shape, or without input means.
-        NoiseError: the vectors of a block that may be edited are all noise.
+    Raises DataError for unknown data or prompts with two uses, MismatchError for vectors of another model or shape, and
+    NoiseError where those of a block that may be edited are all noise.
     """
     options = options_for(vectors, options)
     validation, held_out = behaviours_of(options)

@@ -31,11 +31,7 @@ _REFERENCE_GAIN = 10.0
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The configurations that a search may propose.
-
-    Raises:
-        InvalidValueError: unknown coordinates, no block, or a range that is none.
-    """
+    """The configurations that a search may propose."""
 
     # `paper` moves in (ρ_attn, ρ_mlp, α); `threshold` in a threshold τ = ρα and a gain c = 1/(ρ(1 − α)) per block,
     # which act apart where ρ and α act together; `drift` in the thresholds, the balance of the two gains, and the share
@@ -148,11 +144,7 @@ def range_values(low: float, high: float, step: float) -> list[float]:
 
 
 def check_range(name: str, low: float, high: float, step: float) -> None:
-    """Refuse a range that has no whole number of steps, or leaves its coordinate's bounds.
-
-    Raises:
-        InvalidValueError: as said, or there is no such coordinate.
-    """
+    """An InvalidValueError for a range that has no whole number of steps, or leaves its coordinate's bounds."""
     if name not in _BOUNDS:
         raise InvalidValueError(f"there is no coordinate {name!r} with a range. {did_you_mean(name, _BOUNDS)}")
     smallest, largest = _BOUNDS[name]
@@ -182,20 +174,12 @@ def propose(
     seed: int,
     worker: str = "main",
 ) -> list[Parameters]:
-    """The configurations of one generation, all different from those tried before.
+    """At most `size` configurations of one generation, all different from those tried before (`history`).
 
-    Deterministic: the same history, generation, seed and worker give the same proposals, so a search that was killed
-    within a generation proposes it again, and workers that share a history begin at different places.
-
-    Args:
-        strategy: `grid`: the paper's coarse grid, then grids of half the step around the best trial so far.
-            `tpe`, `nsga2`, `random`: a quasi-random first generation, then Optuna's multi-objective sampler.
-        space: of the configurations.
-        history: finished trials of earlier generations, by number; complete ones have the values (gain, cost).
-        generation: number of this one, from 0.
-        size: how many to propose at most.
-        seed: of the sampler.
-        worker: who asks.
+    `grid` is the paper's coarse grid, then grids of half the step around the best trial so far; the others are a
+    quasi-random first generation, then Optuna's multi-objective sampler, told of trials with the values (gain, cost).
+    The same history, generation, seed and worker give the same proposals, so a search that was killed within a
+    generation proposes it again, and workers that share a history begin at different places.
     """
     history = [trial for trial in history if trial.params]  # the edit of effects is no point of the space
     if strategy == "grid":

@@ -31,18 +31,9 @@ _POLL = 1.0  # seconds
 
 
 class Study:
-    """The finished trials of one search, whoever measured them.
+    """The finished trials of one search, whoever measured them: in the journal of the run folder, or in a storage.
 
-    Args:
-        run: the run folder, whose journal is used unless the options name a storage.
-        identity: what the search is about; a storage that holds another search is refused.
-        space: of the proposals.
-        goal: objectives and budget.
-        options: storage, name of the study in it, and the name of this worker.
-
-    Raises:
-        MismatchError: the storage belongs to another model, other vectors or another search.
-        ArtifactError: the storage cannot be opened.
+    Raises MismatchError for the storage of another search, and ArtifactError for one that cannot be opened.
     """
 
     def __init__(
@@ -73,14 +64,7 @@ class Study:
                     self._study.add_trial(self._record(trial))
 
     def require_own(self, trials: Sequence[Trial]) -> None:
-        """Refuse a worker's name that another process has used.
-
-        Args:
-            trials: all that the run folder keeps.
-
-        Raises:
-            MismatchError: the storage has trials of this name that are not among them.
-        """
+        """A MismatchError if another process has used this worker's name: trials of it are not among the folder's."""
         own = {_key(trial) for trial in trials}
         mine = [t.user_attrs["key"] for t in self.history() if t.user_attrs["worker"] == self._worker]
         if foreign := set(mine) - own:
@@ -103,11 +87,7 @@ class Study:
             self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
 
     def trials(self, before: int | None = None) -> list[Trial]:
-        """All finished trials, of all workers, by number; without replies.
-
-        Args:
-            before: only those whose number is smaller.
-        """
+        """All finished trials (or those with a smaller number), of all workers, by number; without replies."""
         with self._errors_explained():
             return [
                 Trial.from_json(
@@ -135,10 +115,7 @@ class Study:
     def once(self, name: str, make: Callable[[], Any], *, alone: bool = False) -> Any:
         """The JSON value that a shared storage has under a name, made if it has none; a journal keeps none.
 
-        Args:
-            name: of the value.
-            make: the value.
-            alone: whether no two workers may make it, also when they ask at once: then one waits for the other.
+        With `alone` no two workers make it, also when they ask at once: then one waits for the other.
         """
         if not self._shared:
             return make()

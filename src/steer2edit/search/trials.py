@@ -99,11 +99,7 @@ def write_generation(folder: Path, trials: Sequence[Trial]) -> None:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """The trials that were kept, by worker, generation and index.
-
-    Raises:
-        ArtifactError: a file there is not one of a search, or of another version.
-    """
+    """The trials that were kept, by worker, generation and index; an ArtifactError for a file that holds none."""
     trials = []
     for path in sorted(folder.glob("[!.]*-[0-9]*.json")):
         try:
@@ -158,23 +154,15 @@ class _Candidate:
 def measure_generation(
     search: Search, proposals: Sequence[Parameters], generation: int, *, drifts: tuple[float, float] | None = None
 ) -> list[Trial]:
-    """Trials of the proposals, in their order.
+    """Trials of the proposals, in their order; an empty one stands for the edit of effects in closed form.
 
-    0. In `drift` coordinates, every configuration gets the strength that spends its share of the drift budget on a
-       few short benign requests.
-    1. Sanity filter: KL on a few short benign requests; what drifts less than `drifts[0]`, further than
-       `drifts[1]` or not finitely, is stopped before it generates a single token.
-    2. Rungs: what is left is measured on a quarter of the validation items; the better half (see `goal.ranked`) on
-       the next quarter; the better half of those on the rest. Items are never measured twice.
+    0. In `drift` coordinates, every configuration gets the strength that spends its share of the drift budget on a few
+    short benign requests. 1. Sanity filter: KL on a few short benign requests; what drifts less than `drifts[0]`,
+    further than `drifts[1]` or not finitely, is stopped before it generates a single token. 2. Rungs: what is left is
+    measured on a quarter of the validation items; the better half (see `goal.ranked`) on the next quarter; the better
+    half of those on the rest. Items are never measured twice, and the edit of effects goes through all rungs.
 
     All configurations of a rung run in shared batches, each row under its own edit.
-
-    Args:
-        search: what is searched.
-        proposals: points of its space; an empty one stands for the edit of effects in closed form, which goes
-            through all rungs.
-        generation: number of this one.
-        drifts: least and largest drift of the sanity filter; by default the search's.
     """
     goal, sanity = search.goal, sanity_task(search.validation)
     attn, mlp = (1.0 if block in search.space.blocks else None for block in TUNED_BLOCKS)
@@ -210,15 +198,9 @@ def effect_scale(search: Search, shape: Hyperparameters) -> float:
 def spend(
     search: Search, shapes: Sequence[Hyperparameters], targets: Sequence[float], task: DriftTask
 ) -> list[Hyperparameters]:
-    """Every configuration at the strength that spends its target drift, all together in a few secant steps.
+    """Every configuration at the strength that spends its target KL, all together in a few secant steps.
 
     One that does not drift at all stays as it is.
-
-    Args:
-        search: of the engine and the factors.
-        shapes: configurations up to their strength.
-        targets: KL > 0 to spend by each, in nats per token.
-        task: benign requests that drift is measured on.
     """
     edits = search.factors.edits(shapes)
     secants = [Secant(target, tolerance=_SPENT_WITHIN) for target in targets]

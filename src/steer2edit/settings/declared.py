@@ -76,11 +76,7 @@ class Setting:
         return type(None) in get_args(self.kind)
 
     def check(self, value: Any) -> None:
-        """Refuse a value that is out of range.
-
-        Raises:
-            InvalidValueError: with value and constraint.
-        """
+        """Refuse a value that is out of range by an InvalidValueError with value and constraint."""
         if value is None:
             return
         kinds = {self.kind, *get_args(self.kind), *([str] if self.choices else [])}
@@ -142,11 +138,7 @@ class Checked:
 
 
 def read_numbers(option: str, text: str) -> tuple[float, ...]:
-    """`0.1,0.2` as numbers.
-
-    Raises:
-        InvalidValueError: something in it is no number, or there is none.
-    """
+    """`0.1,0.2` as numbers."""
     numbers = []
     for part in text.removesuffix(",").split(","):
         try:
@@ -164,11 +156,7 @@ def read_names(option: str, text: str) -> tuple[str, ...]:
 
 
 def read_number_or_off(option: str, text: str) -> float | None:
-    """A number, or `None` for `off`.
-
-    Raises:
-        InvalidValueError: it is neither.
-    """
+    """A number, or `None` for `off`."""
     if text.lower() == "off":
         return None
     try:
@@ -178,11 +166,7 @@ def read_number_or_off(option: str, text: str) -> float | None:
 
 
 def read_values(option: str, given: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` arguments by name, values as JSON where they are.
-
-    Raises:
-        InvalidValueError: one is something else.
-    """
+    """`NAME=VALUE` arguments by name, values as JSON where they are."""
     values: dict[str, Any] = {}
     for name, text in _pairs(option, given, "NAME=VALUE"):
         try:
@@ -193,11 +177,7 @@ def read_values(option: str, given: Sequence[str]) -> dict[str, Any]:
 
 
 def read_sets(option: str, given: Sequence[str]) -> Mapping[str, str]:
-    """`harmful=advbench.csv` → {"harmful": "advbench.csv"}.
-
-    Raises:
-        InvalidValueError: one is something else.
-    """
+    """`harmful=advbench.csv` → {"harmful": "advbench.csv"}."""
     pairs = dict(_pairs(option, given, "SET=FILE, as in harmful=advbench.csv"))
     if empty := [name for name, source in pairs.items() if not source]:
         raise InvalidValueError(f"{option} takes SET=FILE, as in harmful=advbench.csv, got '{empty[0]}='.")

@@ -60,11 +60,7 @@ class ExtractOptions(Checked):
 
     @property
     def source(self) -> str | tuple[Path, Path]:
-        """The preset or file, or the two files.
-
-        Raises:
-            InvalidValueError: there are two sources, or none.
-        """
+        """The preset or file, or the two files; an InvalidValueError for two sources, or none."""
         if self.contrast and not (self.positive or self.negative):
             return self.contrast
         if self.contrast or not (self.positive and self.negative):
