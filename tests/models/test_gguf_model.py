@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from steer2edit.errors import DataError, ModelError
-from steer2edit.models import checkpoint_directory, encode_prompts, gguf_checkpoint, load_model, load_skeleton
+from steer2edit.models import checkpoint_directory, encode_prompts, load_model, load_skeleton
+from steer2edit.models.gguf import cache_directory
 from tiny_chat import chatml, tiny_tokenizer
 from tiny_gguf import QUANT, tiny_llama, write_gguf
 
@@ -190,4 +191,4 @@ def test_an_empty_variable_is_not_set(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(tmp_path))
-    assert gguf_checkpoint.cache_directory() == tmp_path / place
+    assert cache_directory() == tmp_path / place

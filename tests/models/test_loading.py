@@ -1,5 +1,6 @@
 """Loading a model: what comes back, and one clear message for everything that can be wrong with a checkpoint."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from transformers.utils import logging
 
 from steer2edit.core import Site
 from steer2edit.errors import LayoutError, ModelError
-from steer2edit.models import load_model, loading, smollm2
+from steer2edit.models import load_model, loading
 from steer2edit.models.model_path import model_path
 from tiny_gguf import tiny_llama, write_gguf
 
@@ -149,12 +150,12 @@ class TestNames:
         assert "a Hub id that can be reached" in message
 
     def test_smollm2_without_its_package_is_its_hub_id(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert model_path("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
     def test_smollm2_is_the_file_of_its_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
-        monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: spec)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
         monkeypatch.setenv("STEER2EDIT_CACHE", str(tmp_path / "cache"))
         write_gguf(tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf", tiny_llama())
         first, second = load_model("smollm2", device="cpu"), load_model("SmolLM2", device="cpu")

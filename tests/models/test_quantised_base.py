@@ -20,8 +20,8 @@ from steer2edit.models import LanguageModel, load_model
 from steer2edit.models.chat import EncodedResponse
 from steer2edit.models.effects import response_effects, whole_response
 from steer2edit.models.gradients import without_gradients
+from steer2edit.models.loading import wrap_model
 from steer2edit.models.site_module import Projection
-from steer2edit.models.wrapping import wrap_model
 from steer2edit.steering import ContrastSet, extract
 from steer2edit.steering.contrast import Contrast
 from tiny_chat import tiny_tokenizer

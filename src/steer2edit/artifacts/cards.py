@@ -20,7 +20,7 @@ from steer2edit.core.expert_edits import expert_edits
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import NOT_SCORED, NUMBER
 from steer2edit.models import LanguageModel
-from steer2edit.models.smollm2 import HUB_ID, embedded_file
+from steer2edit.models.model_path import HUB_ID, embedded_file
 
 CARD_FILE = "README.md"
 _TEMPLATES = Path(__file__).with_name("card_templates")

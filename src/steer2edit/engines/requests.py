@@ -1,16 +1,27 @@
-"""What an engine is asked for: replies and drifts under interventions that may differ from request to request."""
+"""What an engine is asked for: replies and drifts under interventions that may differ from request to request.
+
+And engines around engines: one that remembers greedy replies, and one that runs steering on an engine of its own.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import Intervention
-from steer2edit.models import EncodedResponse, LanguageModel, Prompt, Reply, Sampling, token_log_probabilities
+from steer2edit.core import Editing, Intervention, Steering
+from steer2edit.models import (
+    EncodedResponse,
+    LanguageModel,
+    Prompt,
+    Reply,
+    Sampling,
+    encode_prompts,
+    token_log_probabilities,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,3 +82,108 @@ class Engine(Protocol):
 
     def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
         """Log-distribution of each reply's first token, float32, on the CPU, in the order of the requests."""
+
+
+Asked = tuple[int, tuple[int, ...], int]
+"""What a remembered reply answers: (place of the intervention, tokens of the prompt, longest reply)."""
+_Result = TypeVar("_Result")
+
+
+class RememberingEngine:
+    """Another engine, asked only once for each greedy reply under some interventions.
+
+    Besides the time saved, such replies cannot differ between two calls: in half precision they can, because a
+    batch's other rows change how its sums are rounded.
+
+    Args:
+        engine: the engine that does the work.
+        interventions: whose replies are remembered; by default the base model's. Others are the same if they hold the
+            same edit or vectors (the object, not an equal one) at the same strength.
+        replies: that are known, such as those of another process.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        interventions: Sequence[Intervention] = (None,),
+        replies: Mapping[Asked, Reply] | None = None,
+    ) -> None:
+        self.model, self._engine = engine.model, engine
+        self._interventions, self.replies = tuple(interventions), dict(replies or {})
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
+        """As the engine does; greedy replies that are remembered, from memory."""
+        if sampling.temperature > 0:
+            return self._engine.generate(requests, sampling)
+        encoded = encode_prompts(self.model, [request.prompt for request in requests], room=sampling.max_new_tokens)
+        keys: list[Asked | int] = []  # the request's index, where its reply is not to be remembered
+        for index, (ids, request) in enumerate(zip(encoded, requests, strict=True)):
+            place = next((i for i, known in enumerate(self._interventions) if _same(known, request.intervention)), None)
+            keys.append(index if place is None else (place, tuple(ids), sampling.max_new_tokens))
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.replies}
+        replies = self._engine.generate(list(missing.values()), sampling) if missing else []
+        made = dict(zip(missing, replies, strict=True))
+        self.replies |= {key: reply for key, reply in made.items() if not isinstance(key, int)}
+        return [made[key] if isinstance(key, int) else self.replies[key] for key in keys]
+
+    def score(
+        self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
+    ) -> list[list[ResponseScore]]:
+        """As the engine does."""
+        return self._engine.score(responses, interventions, kl=kl)
+
+    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
+        """As the engine does."""
+        return self._engine.next_token(requests)
+
+
+def _same(one: Intervention, other: Intervention) -> bool:
+    if isinstance(one, Editing) and isinstance(other, Editing):
+        return one.edit is other.edit and one.strength == other.strength
+    if isinstance(one, Steering) and isinstance(other, Steering):
+        return one.vectors is other.vectors and one.strength == other.strength
+    return one is None and other is None
+
+
+class RoutingEngine:
+    """Edits and the base on one engine, activation steering on another.
+
+    vLLM runs edits as adapters, but has nothing for a constant that is added to a site's output. Each engine compares
+    with its own base, so a KL does not mix the rounding of two.
+
+    Args:
+        edits: runs edits and the base model.
+        steering: runs activation steering, on the same model.
+    """
+
+    def __init__(self, edits: Engine, steering: Engine) -> None:
+        self.model, self._edits, self._steering = edits.model, edits, steering
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
+        """Each request on the engine that it belongs to."""
+        asked = [request.intervention for request in requests]
+        return self._routed(asked, lambda engine, own: engine.generate([requests[i] for i in own], sampling))
+
+    def score(
+        self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
+    ) -> list[list[ResponseScore]]:
+        """Each intervention on the engine that it belongs to."""
+        return self._routed(
+            interventions, lambda engine, own: engine.score(responses, [interventions[i] for i in own], kl=kl)
+        )
+
+    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
+        """Each request on the engine that it belongs to."""
+        asked = [request.intervention for request in requests]
+        return self._routed(asked, lambda engine, own: engine.next_token([requests[i] for i in own]))
+
+    def _routed(
+        self, interventions: Sequence[Intervention], run: Callable[[Engine, list[int]], list[_Result]]
+    ) -> list[_Result]:
+        """Results in their order, each from the engine it belongs to; an engine without work is not asked."""
+        found: dict[int, _Result] = {}
+        for engine, wanted in ((self._edits, False), (self._steering, True)):
+            own = [i for i, one in enumerate(interventions) if isinstance(one, Steering) == wanted]
+            if own:
+                found.update(zip(own, run(engine, own), strict=True))
+        return [found[i] for i in range(len(interventions))]

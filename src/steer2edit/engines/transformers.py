@@ -55,12 +55,10 @@ class TransformersEngine:
             DataError: an empty prompt, or one that does not fit into the context with its reply.
             ModelError: memory does not suffice for a single reply.
         """
-
-        def around(batch: list[int]) -> AbstractContextManager[None]:
-            return self._under([requests[i].intervention for i in batch])
-
-        prompts = [request.prompt for request in requests]
-        return generate(self.model, prompts, sampling, budget=self._generation, around=around)
+        prompts, asked = [r.prompt for r in requests], [r.intervention for r in requests]
+        return generate(
+            self.model, prompts, sampling, budget=self._generation, around=lambda batch: self._under(asked, batch)
+        )
 
     def score(
         self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
@@ -72,7 +70,6 @@ class TransformersEngine:
         """
         if not interventions:
             return []
-
         lengths = [len(response.ids) for response in responses]
         with step("Scoring", len(responses) * len(interventions)) as advance:
 
@@ -89,7 +86,7 @@ class TransformersEngine:
         with step("Predicting", len(requests)) as advance:
 
             def run(batch: list[int]) -> list[Float[Tensor, " v"]]:
-                with self._under([requests[i].intervention for i in batch]):
+                with self._under([request.intervention for request in requests], batch):
                     found = next_token_log_probabilities(self.model, [encoded[i] for i in batch])
                 advance(len(batch))
                 return list(found.cpu())
@@ -104,48 +101,45 @@ class TransformersEngine:
         advance: Callable[[int], None],
     ) -> list[list[ResponseScore]]:
         """Scores by response, then by intervention; as many interventions at a time as the budget has room for."""
-        before = span_log_probabilities(self.model, rows) if kl else None
+        before = span_log_probabilities(self.model, rows) if kl else [None] * len(rows)
+        asked = [i for i, intervention in enumerate(interventions) if intervention is not None or not kl]
         scores: list[dict[int, ResponseScore]] = [{} for _ in rows]
-        asked = [i for i, intervention in enumerate(interventions) if intervention is not None or before is None]
-        if before is not None:  # the base against itself needs no second pass
-            for response, known, own in zip(rows, before, scores, strict=True):
+        for response, known, own in zip(rows, before, scores, strict=True):
+            if known is not None and len(asked) < len(interventions):  # the base against itself needs no second pass
                 unchanged = response_score(response, known, known)
-                own.update({i: unchanged for i in range(len(interventions)) if i not in asked})
+                own.update(dict.fromkeys(set(range(len(interventions))) - set(asked), unchanged))
         advance(len(rows) * (len(interventions) - len(asked)))
         together = max(1, self._scoring.tokens // (len(rows) * max(len(row.ids) for row in rows)))
         for begin in range(0, len(asked), together):
             group = asked[begin : begin + together]
-            with self._under([interventions[i] for i in group for _ in rows]):
+            with self._under(interventions, [i for i in group for _ in rows]):
                 after = span_log_probabilities(self.model, list(rows) * len(group))
             advance(len(after))
             places = [(row, i) for i in group for row in range(len(rows))]
             for (row, i), distribution in zip(places, after, strict=True):
-                scores[row][i] = response_score(rows[row], None if before is None else before[row], distribution)
+                scores[row][i] = response_score(rows[row], before[row], distribution)
         return [[found[i] for i in range(len(interventions))] for found in scores]
 
-    def _under(self, interventions: Sequence[Intervention]) -> AbstractContextManager[None]:
+    def _under(self, interventions: Sequence[Intervention], batch: Sequence[int]) -> AbstractContextManager[None]:
         """One intervention for the whole batch where all rows share it: no per-row factors are needed then."""
-        first = interventions[0]
-        shared = all(row is first for row in interventions)
-        return intervened(self.model, [first] if shared else interventions)
+        rows = [interventions[i] for i in batch]
+        return intervened(self.model, rows[:1] if all(row is rows[0] for row in rows) else rows)
 
 
 def generation_budget(model: LanguageModel) -> TokenBudget:
     """Tokens of a generation batch: its key-value cache and one layer's activations stay within memory."""
     config = model.network.config.get_text_config()
-    width = int(config.hidden_size)
     layers = int(getattr(config, "num_hidden_layers", 1))
-    per_token = (2 * layers + 16) * width * model.dtype.itemsize
-    return TokenBudget(_tokens(model, per_token, GENERATION_TOKENS))
+    return _budget(model, (2 * layers + 16) * int(config.hidden_size) * model.dtype.itemsize, GENERATION_TOKENS)
 
 
 def scoring_budget(model: LanguageModel) -> TokenBudget:
     """Tokens of a scoring batch: the distributions over the vocabulary stay within memory."""
-    per_token = _WIDE_COPIES * 4 * int(model.network.config.get_text_config().vocab_size)
-    return TokenBudget(_tokens(model, per_token, _CPU_SCORING_TOKENS))
+    vocabulary = int(model.network.config.get_text_config().vocab_size)
+    return _budget(model, _WIDE_COPIES * 4 * vocabulary, _CPU_SCORING_TOKENS)
 
 
-def _tokens(model: LanguageModel, bytes_per_token: int, on_cpu: int) -> int:
+def _budget(model: LanguageModel, bytes_per_token: int, on_cpu: int) -> TokenBudget:
     """It goes by the memory that the weights' devices have, not what is free: the same run makes the same batches."""
     if model.device.type == "cuda":
         devices = {p.device for p in model.network.parameters() if p.device.type == "cuda"}
@@ -157,4 +151,4 @@ def _tokens(model: LanguageModel, bytes_per_token: int, on_cpu: int) -> int:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
     room = max(0.0, _SHARE * (memory - weights))
-    return int(min(most, max(1, room // bytes_per_token)))
+    return TokenBudget(int(min(most, max(1, room // bytes_per_token))))

@@ -4,11 +4,10 @@ from steer2edit.models.batching import TokenBudget, length_batches, run_batches
 from steer2edit.models.capture import BatchMeans, Routing, SpanMeans, mean_output, span_means
 from steer2edit.models.chat import SPAN_RULE, EncodedResponse, encode_prompts, encode_responses
 from steer2edit.models.chat_format import ChatFormat, recorded_chat
-from steer2edit.models.fingerprint import fingerprint, sample_step, sampled_fingerprint
 from steer2edit.models.generation import GENERATION_TOKENS, Sampling, generate, generate_batch
-from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.language_model import LanguageModel, sample_step, sampled_fingerprint
 from steer2edit.models.layout import Layout
-from steer2edit.models.loading import load_model, load_skeleton, read_settings
+from steer2edit.models.loading import load_model, load_skeleton, read_settings, wrap_model
 from steer2edit.models.model_path import checkpoint_directory
 from steer2edit.models.rendering import Message, Prompt
 from steer2edit.models.reply import Reply
@@ -17,7 +16,6 @@ from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.models.sites import ModelSites, Proof, find_sites
 from steer2edit.models.stored import StoredMatrix, stored_matrices, stored_parameters
 from steer2edit.models.updates import SiteUpdate, updated_outputs
-from steer2edit.models.wrapping import wrap_model
 
 __all__ = [
     "GENERATION_TOKENS",
@@ -44,7 +42,6 @@ __all__ = [
     "encode_prompts",
     "encode_responses",
     "find_sites",
-    "fingerprint",
     "generate",
     "generate_batch",
     "length_batches",

@@ -18,13 +18,9 @@ Result = TypeVar("Result")
 
 @dataclass
 class TokenBudget:
-    """How many tokens a batch may hold, rows × longest row. It shrinks when memory runs out, and stays shrunk.
+    """How many tokens a batch may hold, rows × longest row. It shrinks when memory runs out, and stays shrunk."""
 
-    Args:
-        tokens: the budget to begin with.
-    """
-
-    tokens: int = DEFAULT_BATCH_TOKENS
+    tokens: int = DEFAULT_BATCH_TOKENS  # the budget to begin with
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -65,12 +61,22 @@ def run_batches(
     results: dict[int, Result] = {}
     while len(results) < len(order):
         remaining = order[len(results) :]
-        batch = remaining[: _rows_within(budget.tokens, lengths[remaining[0]])]
-        made = _tried(run, batch)
-        if made is None:
-            _shrink(budget, len(batch), lengths[batch[0]])
-        else:
-            results.update(zip(batch, made, strict=True))
+        longest = lengths[remaining[0]]
+        batch = remaining[: _rows_within(budget.tokens, longest)]
+        try:
+            results.update(zip(batch, run(batch), strict=True))
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        if torch.cuda.is_available():  # what the failed attempt held is free again by now
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            raise ModelError(
+                f"memory does not suffice for a single sequence of {longest} tokens. Use shorter prompts or replies, "
+                "a smaller dtype (--dtype bfloat16), or a device with more memory."
+            )
+        budget.tokens = (len(batch) // 2) * longest
     return [results[i] for i in range(len(lengths))]
 
 
@@ -78,35 +84,12 @@ def _rows_within(tokens: int, longest: int) -> int:
     return max(1, tokens // max(1, longest))
 
 
-def _tried(run: Callable[[list[int]], Sequence[Result]], batch: list[int]) -> Sequence[Result] | None:
-    """The batch's results, or `None` if memory ran out. What the failed attempt held is free again by then."""
-    try:
-        return run(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out; on a CPU torch says so with a plain RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error)
-        for sign in ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
-    )
-
-
-def _shrink(budget: TokenBudget, rows: int, longest: int) -> None:
-    if rows == 1:
-        raise ModelError(
-            f"memory does not suffice for a single sequence of {longest} tokens. Use shorter prompts or replies, "
-            "a smaller dtype (--dtype bfloat16), or a device with more memory."
-        )
-    budget.tokens = (rows // 2) * longest
+    signs = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def pad(

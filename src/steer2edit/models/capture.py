@@ -29,44 +29,30 @@ from steer2edit.progress import step
 
 @dataclass(frozen=True)
 class Routing:
-    """How a mixture of experts treated each response's span.
+    """How a mixture of experts treated each response's span."""
 
-    Args:
-        tokens: how many of its tokens each expert was given, [b, e].
-        usage: mean over all its tokens of each expert's routing weight, 0 where it was not chosen, [b, e].
-    """
-
-    tokens: Float[Tensor, "b e"]
+    tokens: Float[Tensor, "b e"]  # how many of its tokens each expert was given, [b, e]
+    # mean over all its tokens of each expert's routing weight, 0 where it was not chosen, [b, e]
     usage: Float[Tensor, "b e"]
 
 
 @dataclass(frozen=True)
 class SpanMeans:
-    """One site's means over each response's span.
+    """One site's means over each response's span."""
 
-    Args:
-        input: x̄, [b, m]; of an expert, over the tokens that were routed to it (0 where none was).
-        output: ȳ, [b, d]. `None` for a dense site, where it follows from the input (`mean_output`).
-        routing: `None` for a dense site.
-    """
-
-    input: Float[Tensor, "b m"]
+    input: Float[Tensor, "b m"]  # x̄, [b, m]; of an expert, over the tokens that were routed to it (0 where none was)
+    # ȳ, [b, d]. `None` for a dense site, where it follows from the input (`mean_output`).
     output: Float[Tensor, "b d"] | None = None
-    routing: Routing | None = None
+    routing: Routing | None = None  # `None` for a dense site
 
 
 @dataclass(frozen=True)
 class BatchMeans:
-    """What one batch of responses gives.
+    """What one batch of responses gives."""
 
-    Args:
-        rows: indices of the batch's rows among the responses.
-        sites: by site.
-        blocks: mean output of each decoder layer, [b, d], by layer; empty unless asked for.
-    """
-
-    rows: list[int]
-    sites: dict[Site, SpanMeans]
+    rows: list[int]  # indices of the batch's rows among the responses
+    sites: dict[Site, SpanMeans]  # by site
+    # mean output of each decoder layer, [b, d], by layer; empty unless asked for
     blocks: dict[int, Float[Tensor, "b d"]]
 
 
@@ -82,13 +68,6 @@ def span_means(
 
     Of a model whose layers are on the disk, all batches go through a layer before any goes through the next, and what
     is yielded of a batch is one layer's means.
-
-    Args:
-        model: the model to run.
-        responses: what to run it on.
-        batch_tokens: rows × longest row of a batch stays within this.
-        description: of the progress bar.
-        block_outputs: measure the output of every decoder layer too, in the same pass.
 
     Yields:
         The batch's means, float32, on the sites' devices.
@@ -107,14 +86,10 @@ def span_means(
                             advance(len(batch.rows))
             return
         for batch in batches:
-            with _recorded(model, partial(_same, batch), block_outputs):
+            with _recorded(model, lambda batch=batch: batch, block_outputs):  # type: ignore[misc]
                 batch.run()
             yield batch.means()
             advance(len(batch.rows))
-
-
-def _same(batch: "_Batch") -> "_Batch":
-    return batch
 
 
 def mean_output(model: LanguageModel, site: Site, mean_input: Float[Tensor, "*b m"]) -> Float[Tensor, "*b d"]:
@@ -209,18 +184,12 @@ def _recorded_site(module: SiteModule, current: Callable[[], _Batch]) -> Abstrac
 
 @dataclass(frozen=True)
 class _Spans:
-    """The span positions of a batch of b rows of t tokens.
+    """The span positions of a batch of b rows of t tokens."""
 
-    Args:
-        ranges: the span within each row.
-        positions: flat positions of all spans, [s].
-        averaging: the matrix that averages them row by row, [b, s].
-        share: of each token of the batch in its row's mean, [b · t]: 1 / length within the span, 0 outside.
-    """
-
-    ranges: list[range]
-    positions: Int[Tensor, " s"]
-    averaging: Float[Tensor, "b s"]
+    ranges: list[range]  # the span within each row
+    positions: Int[Tensor, " s"]  # flat positions of all spans, [s]
+    averaging: Float[Tensor, "b s"]  # the matrix that averages them row by row, [b, s]
+    # of each token of the batch in its row's mean, [b · t]: 1 / length within the span, 0 outside
     share: Float[Tensor, " bt"]
 
     @classmethod

@@ -27,16 +27,11 @@ SPAN_RULE = "positions whose next token belongs to the response: [start-1, end-1
 
 @dataclass(frozen=True)
 class EncodedResponse:
-    """Tokens of prompt + response, and where the response starts.
+    """Tokens of prompt + response, and where the response starts."""
 
-    Args:
-        ids: token ids of the prompt followed by the response.
-        start: index of the response's first token.
-        part: (first, last + 1) of the tokens that are asked for, where that is not the whole response.
-    """
-
-    ids: tuple[int, ...]
-    start: int
+    ids: tuple[int, ...]  # token ids of the prompt followed by the response
+    start: int  # index of the response's first token
+    # (first, last + 1) of the tokens that are asked for, where that is not the whole response
     part: tuple[int, int] | None = None
 
     @property
@@ -52,12 +47,7 @@ class EncodedResponse:
 
 
 def encode_prompts(model: LanguageModel, prompts: Sequence[Prompt], room: int = 0) -> list[list[int]]:
-    """Token ids of rendered prompts.
-
-    Args:
-        model: whose template and tokenizer are used.
-        prompts: what to encode.
-        room: tokens that must still fit into the context behind the prompt.
+    """Token ids of rendered prompts, behind which so many tokens must still fit into the context.
 
     Raises:
         DataError: a prompt is empty, is longer than the context leaves room for, or has a token without a row.

@@ -30,21 +30,17 @@ _SETTINGS = {
 class ChatFormat:
     """How prompts are rendered: fixed for a model, written into what is made with it, and taken from there later.
 
-    Args:
-        arguments: handed to the template by name, such as `{"enable_thinking": False}`.
-        date: the day that templates which write the date are told, as YYYY-MM-DD; by default today.
-        source: the file that the template came from, for messages.
-        system: a system message that conversations begin with which have none of their own.
-
     Raises:
         InvalidValueError: an argument is not JSON, its name is not one or is what `steer2edit` itself hands to the
             template, the date is none, or the system message is empty.
     """
 
+    # handed to the template by name, such as `{"enable_thinking": False}`
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    # the day that templates which write the date are told, as YYYY-MM-DD; by default today
     date: str = field(default_factory=lambda: date.today().isoformat())
-    source: str | None = None
-    system: str | None = None
+    source: str | None = None  # the file that the template came from, for messages
+    system: str | None = None  # a system message that conversations begin with which have none of their own
 
     def __post_init__(self) -> None:
         try:
@@ -75,14 +71,7 @@ class ChatFormat:
         source: str | None,
         system: str | None = None,
     ) -> "ChatFormat":
-        """The format of what is gone on from, with arguments of one's own.
-
-        Args:
-            arguments: take precedence over recorded ones.
-            like: metadata of artifacts; the first that has a record counts.
-            source: of the template.
-            system: takes precedence over a recorded one.
-        """
+        """The format of what is gone on from, by the first metadata with a record; what is given takes precedence."""
         recorded = recorded_chat(*((like,) if isinstance(like, Mapping) else like))
         day = {"date": str(recorded["date"])} if recorded.get("date") else {}
         own = recorded.get("system") if system is None else system

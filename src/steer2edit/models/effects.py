@@ -34,25 +34,15 @@ Score = Callable[[Float[Tensor, "t v"], EncodedResponse], Float[Tensor, ""]]
 
 @dataclass(frozen=True)
 class BatchEffects:
-    """The effects of one batch of responses.
+    """The effects of one batch of responses."""
 
-    Args:
-        rows: indices of the batch's rows among the responses.
-        sites: e by site, [b, m], float32, on the CPU.
-        time: which scoring of these responses it is, from 0.
-    """
-
-    rows: list[int]
-    sites: dict[Site, Float[Tensor, "b m"]]
-    time: int = 0
+    rows: list[int]  # indices of the batch's rows among the responses
+    sites: dict[Site, Float[Tensor, "b m"]]  # e by site, [b, m], float32, on the CPU
+    time: int = 0  # which scoring of these responses it is, from 0
 
 
 def first_tokens(count: int) -> Score:
-    """log p of a response's first tokens: a decision such as a refusal falls there, and later tokens dilute it.
-
-    Args:
-        count: how many.
-    """
+    """log p of so many first tokens of a response: a refusal is decided there, and later tokens dilute it."""
 
     def score(log_probabilities: Tensor, response: EncodedResponse) -> Tensor:
         return token_log_probabilities(log_probabilities, response)[:count].sum()
@@ -85,13 +75,7 @@ def sampled_tokens(generator: torch.Generator) -> Score:
 
 
 def ended(response: EncodedResponse, end: int, share: float = 1.0) -> EncodedResponse:
-    """A response that is over after a share of its tokens: all that is scored of it is the token that ends it.
-
-    Args:
-        response: prompt and response.
-        end: the token.
-        share: of the response's tokens that stand before it; at least one does.
-    """
+    """A response that is over after a share of its tokens: all that is scored of it is the token that ends it."""
     length = response.start + max(round(share * len(response.response_ids)), 1)
     return EncodedResponse((*response.ids[:length], end), length)
 

@@ -105,15 +105,11 @@ def _find(run: LayerRun, config: PreTrainedConfig, model_type: str) -> _Findings
 
 
 def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
-    """Paths of the modules that write to the residual stream in a layer, in the order they are called.
+    """Paths of the modules, besides known ones, that write to the residual stream in a layer, as they are called.
 
     The innermost modules with a matrix of d outputs are silenced one after another, the last called first, until the
     layer is silent; then each that is not needed is taken out again, the first called first. Modules around them, or
     without such a matrix, stand in where that is not enough.
-
-    Args:
-        run: the layer.
-        known: paths that are silenced anyway, and not returned.
 
     Raises:
         LayoutError: the layer is never silent.

@@ -15,7 +15,7 @@ from steer2edit.models.chat import encode_prompts
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.rendering import Prompt
 from steer2edit.models.reply import Reply, end_ids, reply_of
-from steer2edit.progress import Advance, step
+from steer2edit.progress import step
 
 Growing = Callable[[list[Reply]], None]
 """(replies so far) → shows them."""
@@ -25,19 +25,12 @@ GENERATION_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are drawn.
+    """How replies are drawn."""
 
-    Args:
-        max_new_tokens: longest reply, in tokens.
-        temperature: 0 for greedy decoding.
-        top_p: nucleus; only used when sampling.
-        seed: of the sampler.
-    """
-
-    max_new_tokens: int = 32
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    max_new_tokens: int = 32  # longest reply, in tokens
+    temperature: float = 0.0  # 0 for greedy decoding
+    top_p: float = 1.0  # nucleus; only used when sampling
+    seed: int = 0  # of the sampler
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -77,59 +70,30 @@ def generate(
     with step(description, len(prompts)) as advance:
 
         def run(batch: list[int]) -> list[Reply]:
-            ticking = _Ticking(advance, len(batch), sampling.max_new_tokens)
+            share = len(batch) / sampling.max_new_tokens
+            watch = _EachToken(lambda tokens: advance(share))
             with around(batch) if around else nullcontext():
-                replies = generate_batch(model, [encoded[i] for i in batch], sampling, streamer=ticking)
-            ticking.finish()
+                replies = generate_batch(model, [encoded[i] for i in batch], sampling, streamer=watch)
+            advance(len(batch) - max(0, watch.steps) * share)  # also where its replies ended early
             return replies
 
         return run_batches(lengths, budget or TokenBudget(GENERATION_TOKENS), run)
 
 
-class _Ticking:
-    """A streamer of transformers that moves the progress on by a token of a whole batch."""
+class _EachToken:
+    """A streamer of transformers for a whole batch: calls a function with the next token of every row."""
 
-    def __init__(self, advance: Advance, rows: int, most: int) -> None:
-        self._advance, self._rows, self._each = advance, rows, rows / most
-        self._passed = -1  # the prompts come first
+    def __init__(self, then: Callable[[list[int]], object]) -> None:
+        self._then, self.steps = then, -1  # the prompts come first
 
     def put(self, value: Tensor) -> None:
         """The prompts, and then the next token of every row."""
-        self._passed += 1
-        if self._passed:
-            self._advance(self._each)
-
-    def end(self) -> None:
-        """Nothing: what is left of the batch is `finish`ed when its replies are there."""
-
-    def finish(self) -> None:
-        """Count the batch as done, also where its replies ended early."""
-        self._advance(self._rows - max(0, self._passed) * self._each)
-
-
-class _Growing:
-    """A streamer of transformers for a whole batch: hands on all replies whenever each has another token."""
-
-    def __init__(self, model: LanguageModel, encoded: Sequence[Sequence[int]], growing: Growing) -> None:
-        self._model, self._encoded, self._growing = model, encoded, growing
-        self._rows: list[list[int]] | None = None
-
-    def put(self, value: Tensor) -> None:
-        """First the prompts, then the next token of every row."""
-        if self._rows is None:
-            self._rows = [[] for _ in self._encoded]
-            return
-        for row, token in zip(self._rows, value.flatten().tolist(), strict=True):
-            row.append(token)
-        self._growing(_replies(self._model, self._encoded, self._rows))
+        self.steps += 1
+        if self.steps:
+            self._then(value.flatten().tolist())
 
     def end(self) -> None:
         """Nothing is left to hand on."""
-
-
-def _replies(model: LanguageModel, encoded: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[Reply]:
-    ends = end_ids(model)
-    return [reply_of(model, prompt, row, ends) for prompt, row in zip(encoded, rows, strict=True)]
 
 
 @torch.inference_mode()
@@ -151,6 +115,17 @@ def generate_batch(
         streamer: of transformers, told of every token.
     """
     ends = end_ids(model)
+    rows: list[list[int]] = [[] for _ in encoded]
+
+    def replies() -> list[Reply]:
+        return [reply_of(model, prompt, row, ends) for prompt, row in zip(encoded, rows, strict=True)]
+
+    def grow(tokens: list[int]) -> None:
+        for row, token in zip(rows, tokens, strict=True):
+            row.append(token)
+        if growing:
+            growing(replies())
+
     ids, mask = pad(encoded, pad_id=ends[0] if ends else 0, device=model.device, left=True)
     sampled = sampling.temperature > 0
     config = GenerationConfig(
@@ -164,11 +139,12 @@ def generate_batch(
     with generating(model, config), torch.random.fork_rng(enabled=sampled):
         if sampled:
             torch.manual_seed(sampling.seed)
-        streamer = _Growing(model, encoded, growing) if growing else streamer
+        streamer = _EachToken(grow) if growing else streamer
         output = model.network.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer
         )  # fmt: skip
-    return _replies(model, encoded, output[:, ids.shape[1] :].tolist())
+    rows = output[:, ids.shape[1] :].tolist()
+    return replies()
 
 
 @contextmanager

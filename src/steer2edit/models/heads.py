@@ -63,11 +63,6 @@ def head_spans(run: LayerRun, writer: nn.Module, silent: Iterable[nn.Module]) ->
     A number of a query, or of a decay, reaches its head's columns and no other; one of a value reaches one column of
     each head that shares it, which tells nothing and is not listed. Norms are left out, because one over all heads
     carries everything everywhere. Each row of the batch has another column changed.
-
-    Args:
-        run: the layer.
-        writer: the projection.
-        silent: all writers of the layer.
     """
     quiet: dict[nn.Module, Any] = {**run.frozen_norms, **silenced(silent)}
     base = run.inputs([writer], quiet, stop=True)[writer].reshape(ROWS, TOKENS, -1)

@@ -30,23 +30,14 @@ _THEIRS = ("grouped_mm", "batched_mm")  # those that call the experts' own gate,
 
 @dataclass(frozen=True)
 class RoutedTokens:
-    """Every pair of a token and an expert that it was routed to.
+    """Every pair of a token and an expert that it was routed to."""
 
-    Args:
-        inputs: x of the expert's down-projection, [s, m].
-        expert: which, [s].
-        token: flat position of the token in the batch, [s].
-        row: row of the experts' output that W x is added to, [s].
-        weight: routing weight that multiplies W x, [s].
-        tokens: t, how many tokens the batch has.
-    """
-
-    inputs: Float[Tensor, "s m"]
-    expert: Int[Tensor, " s"]
-    token: Int[Tensor, " s"]
-    row: Int[Tensor, " s"]
-    weight: Float[Tensor, " s"]
-    tokens: int
+    inputs: Float[Tensor, "s m"]  # x of the expert's down-projection, [s, m]
+    expert: Int[Tensor, " s"]  # which, [s]
+    token: Int[Tensor, " s"]  # flat position of the token in the batch, [s]
+    row: Int[Tensor, " s"]  # row of the experts' output that W x is added to, [s]
+    weight: Float[Tensor, " s"]  # routing weight that multiplies W x, [s]
+    tokens: int  # t, how many tokens the batch has
 
 
 AtMatrix = Callable[[Projection, Tensor, Tensor], Tensor | None]

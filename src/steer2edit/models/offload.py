@@ -3,24 +3,17 @@
 Several forward passes can go through them layer by layer, so that a layer is read once for all of them.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from greenlet import getcurrent, greenlet
 from torch import nn
-
-_STACK = 16 << 20  # bytes of a waiting pass; what is not used of it is not taken
 
 
 def disk_map(network: nn.Module, layers: str) -> dict[str, str]:
-    """accelerate's `device_map`: the layers on the disk, all else where they run.
-
-    Args:
-        network: the structure.
-        layers: path of their list.
-    """
+    """accelerate's `device_map`: the layers, of this path, on the disk, all else where they run."""
     rest = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, str] = {}
 
@@ -64,44 +57,8 @@ def _let_go(hook: Any, module: nn.Module) -> None:
     hook.post_forward(module, None)
 
 
-class _Pass(threading.Thread):
-    """A forward pass that waits before every layer."""
-
-    def __init__(self, run: Callable[[], object]) -> None:
-        super().__init__(daemon=True)
-        self._run_it, self._go, self._back = run, threading.Semaphore(0), threading.Semaphore(0)
-        self.error: BaseException | None = None
-        self.over = self.stopped = False
-
-    def run(self) -> None:
-        """In the thread."""
-        self._go.acquire()
-        try:
-            self._run_it()
-        except BaseException as error:  # raised again where the passes are led
-            self.error = error
-        self.over = True
-        self._back.release()
-
-    def wait(self) -> None:
-        """In the thread: let the others go on."""
-        self._back.release()
-        self._go.acquire()
-        if self.stopped:
-            raise InterruptedError
-
-    def go_on(self) -> None:
-        """Until it waits again, or is over."""
-        if self.over:
-            return
-        self._go.release()
-        self._back.acquire()
-        if self.error is not None and not self.stopped:
-            raise self.error
-
-
 class LayerByLayer:
-    """Forward passes that go through the layers of a model together; one of them runs at a time.
+    """Forward passes that go through the layers of a model together, each in a greenlet that waits before every layer.
 
     Args:
         layers: of the model, in the order that they run in.
@@ -109,37 +66,29 @@ class LayerByLayer:
     """
 
     def __init__(self, layers: nn.ModuleList, runs: Sequence[Callable[[], object]]) -> None:
-        self._layers, self._runs = layers, runs
+        self._layers, self._passes = layers, [greenlet(run) for run in runs]
         self.current = 0
 
     def __iter__(self) -> Iterator[int]:
         """Every layer's index, when all passes are through it, with its weights still in memory."""
-        before = threading.stack_size(_STACK)
-        passes = [_Pass(run) for run in self._runs]
         with ExitStack() as stack:
+            stack.callback(self._with_all, greenlet.throw)  # ends those that wait
             for layer in self._layers:
-                stack.callback(layer.register_forward_pre_hook(_wait).remove)
-            try:
-                for one in passes:
-                    one.start()
-                threading.stack_size(before)
-                self._all_go_on(passes)  # to the first layer
-                for index, layer in enumerate(self._layers):
-                    with in_memory([layer]):
-                        self._all_go_on(passes)
-                        yield index
-            finally:
-                for one in passes:
-                    one.stopped = True
-                    if one.is_alive():
-                        one.go_on()
+                stack.enter_context(layer.register_forward_pre_hook(self._wait))
+            self._with_all(greenlet.switch)  # to the first layer
+            for index, layer in enumerate(self._layers):
+                with in_memory([layer]):
+                    self._with_all(greenlet.switch)
+                    yield index
 
-    def _all_go_on(self, passes: Sequence[_Pass]) -> None:
-        for self.current, one in enumerate(passes):
-            one.go_on()
+    @torch.inference_mode()  # here too: the mode is the thread's, and would stay on where a pass is left
+    def _with_all(self, act: Callable[[greenlet], object]) -> None:
+        for index, one in enumerate(self._passes):
+            self.current = index
+            if not one.dead:
+                act(one)
 
-
-def _wait(module: nn.Module, inputs: Any) -> None:
-    thread = threading.current_thread()
-    if isinstance(thread, _Pass):
-        thread.wait()
+    def _wait(self, module: nn.Module, inputs: Any) -> None:
+        own = getcurrent()
+        if own in self._passes:
+            own.parent.switch()

@@ -28,17 +28,11 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Turn:
-    """A rendered conversation that ends with a given response.
+    """A rendered conversation that ends with a given response."""
 
-    Args:
-        text: of the whole.
-        start: of the response, in characters.
-        end: of the response; what follows is what the template writes behind it.
-    """
-
-    text: str
-    start: int
-    end: int
+    text: str  # of the whole
+    start: int  # of the response, in characters
+    end: int  # of the response; what follows is what the template writes behind it
 
 
 def tokenizer_of(model: LanguageModel) -> PreTrainedTokenizerBase:
@@ -73,12 +67,7 @@ def render_turns(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]], *, t
     response: what it puts there is what it writes in front of a mark that stands for the response. Where the template
     takes no turn of the assistant, or does not write the response as it is (most drop a thought that it begins with),
     the response stands where the model would write it: behind the rendered prompt. So it does where the template begins
-    a thought there, and the response ends it.
-
-    Args:
-        model: whose template is used.
-        pairs: prompts with their responses.
-        thoughts: the responses begin with thoughts, which need not end.
+    a thought there, and the response ends it, or begins with a thought that need not end (`thoughts`).
 
     Raises:
         DataError: a prompt is empty, or the template rejects it.

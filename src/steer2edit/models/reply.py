@@ -18,26 +18,17 @@ CUT = " […]"
 
 @dataclass(frozen=True)
 class Reply:
-    """A generated reply.
+    """A generated reply."""
 
-    Args:
-        text: all that was written; without special tokens, save where they mark a thought.
-        ids: its tokens, without the end token.
-        finished: whether it ended by itself; a reply that was cut off is not short.
-        thought: what the model wrote to itself before it answered; `None` where it wrote no thought.
-        answer: what it says to the user, without special tokens: the text itself where there is no thought, `None`
-            where the thought did not end. Such a reply cannot be scored.
-        answer_ids: the answer's tokens.
-        thought_ids: the thought's, without its marks.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    finished: bool
-    thought: str | None = None
+    text: str  # all that was written; without special tokens, save where they mark a thought
+    ids: tuple[int, ...]  # its tokens, without the end token
+    finished: bool  # whether it ended by itself; a reply that was cut off is not short
+    thought: str | None = None  # what the model wrote to itself before it answered; `None` where it wrote no thought
+    # what it says to the user, without special tokens: the text itself where there is no thought, `None` where the
+    # thought did not end. Such a reply cannot be scored.
     answer: str | None = None
-    answer_ids: tuple[int, ...] = ()
-    thought_ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()  # the answer's tokens
+    thought_ids: tuple[int, ...] = ()  # the thought's, without its marks
 
     def __post_init__(self) -> None:
         if self.thought is None:
@@ -69,14 +60,7 @@ _AROUND_ANSWERS = (
 
 
 def reply_of(model: LanguageModel, prompt: Sequence[int], row: Sequence[int], ends: Sequence[int]) -> Reply:
-    """The reply that generated tokens make, up to the first end token.
-
-    Args:
-        model: whose tokenizer is used.
-        prompt: tokens of the rendered prompt: the template may have begun the thought.
-        row: tokens generated after it.
-        ends: tokens that end a reply.
-    """
+    """The reply that generated tokens make, up to the first end token."""
     tokenizer = tokenizer_of(model)
     stop = next((i for i, token in enumerate(row) if token in ends), None)
     ids, finished = tuple(row if stop is None else row[:stop]), stop is not None

@@ -38,24 +38,15 @@ def is_mixture(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Projection:
-    """One output projection `y = W x + b`, `W ∈ R^{d×m}`: a dense site's only one, or one expert of a mixture.
+    """One output projection `y = W x + b`, `W ∈ R^{d×m}`: a dense site's only one, or one expert of a mixture."""
 
-    Args:
-        name: full name of the module, e.g. `model.layers.0.self_attn.o_proj`; of fused experts, `….mlp.experts`.
-        module: the `nn.Linear`, transformers' `Conv1D`, or the module of fused experts.
-        columns: which entries of the site's row a (and of its mean input μ) are this matrix's.
-        transposed: whether the weight is stored as [m, d].
-        parameter: name of the weight in the module.
-        expert: index on the parameter's first axis, where experts are fused.
-        quantised: the dtype that the module computes in, where its weight is not stored as plain numbers.
-    """
-
-    name: str
-    module: nn.Module
-    columns: slice
-    transposed: bool
-    parameter: str = "weight"
-    expert: int | None = None
+    name: str  # full name of the module, e.g. `model.layers.0.self_attn.o_proj`; of fused experts, `….mlp.experts`.
+    module: nn.Module  # the `nn.Linear`, transformers' `Conv1D`, or the module of fused experts
+    columns: slice  # which entries of the site's row a (and of its mean input μ) are this matrix's
+    transposed: bool  # whether the weight is stored as [m, d]
+    parameter: str = "weight"  # name of the weight in the module
+    expert: int | None = None  # index on the parameter's first axis, where experts are fused
+    # the dtype that the module computes in, where its weight is not stored as plain numbers
     quantised: torch.dtype | None = None
 
     @property
@@ -171,39 +162,27 @@ class Projection:
 
 @dataclass(frozen=True)
 class ExpertBlock:
-    """What a mixture of experts needs besides its matrices.
+    """What a mixture of experts needs besides its matrices."""
 
-    Args:
-        sizes: how the site's columns divide into experts.
-        module: of the routed experts, whose parameters are fused.
-        outputs: the modules whose outputs add up to what the block writes; the first takes what is added to it.
-        scaled_inputs: whether every expert is given every token, its input multiplied by its routing weight (Llama 4),
-            instead of its output.
-    """
-
-    sizes: Experts
-    module: nn.Module
+    sizes: Experts  # how the site's columns divide into experts
+    module: nn.Module  # of the routed experts, whose parameters are fused
+    # the modules whose outputs add up to what the block writes; the first takes what is added to it
     outputs: tuple[nn.Module, ...]
+    # whether every expert is given every token, its input multiplied by its routing weight (Llama 4), instead of its
+    # output
     scaled_inputs: bool = False
 
 
 @dataclass(frozen=True)
 class SiteModule:
-    """The output projection of one site; a mixture of experts has several, side by side.
+    """The output projection of one site; a mixture of experts has several, side by side."""
 
-    Args:
-        site: which site.
-        name: full name of the projection's module, e.g. `model.layers.0.self_attn.o_proj`; of the block, for experts.
-        projections: its matrices, in the order of the site's columns.
-        component_width: input columns per component.
-        experts: `None` for a dense site.
-    """
-
-    site: Site
+    site: Site  # which site
+    # full name of the projection's module, e.g. `model.layers.0.self_attn.o_proj`; of the block, for experts.
     name: str
-    projections: tuple[Projection, ...]
-    component_width: int
-    experts: ExpertBlock | None = None
+    projections: tuple[Projection, ...]  # its matrices, in the order of the site's columns
+    component_width: int  # input columns per component
+    experts: ExpertBlock | None = None  # `None` for a dense site
 
     def in_memory(self) -> AbstractContextManager[None]:
         """Hold weights that are on the disk in memory for a while, so that they are read once."""

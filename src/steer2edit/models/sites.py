@@ -24,36 +24,23 @@ _FUSED = "down_proj"
 
 @dataclass(frozen=True)
 class Proof:
-    """What was proven of a model's sites, on a few tokens.
+    """What was proven of a model's sites, on a few tokens."""
 
-    Args:
-        layers: how many layers hand the residual stream on unchanged when all that writes to it is silent.
-        sites: how many sites reach the residual stream.
-        heads: sites whose heads' columns were seen to carry one head each; layers that are alike are looked at once.
-    """
-
-    layers: int
-    sites: int
+    layers: int  # how many layers hand the residual stream on unchanged when all that writes to it is silent
+    sites: int  # how many sites reach the residual stream
+    # sites whose heads' columns were seen to carry one head each; layers that are alike are looked at once
     heads: tuple[Site, ...]
 
 
 @dataclass(frozen=True)
 class ModelSites:
-    """Where a model's sites are.
+    """Where a model's sites are."""
 
-    Args:
-        layout: given or found.
-        path: of the list of decoder layers.
-        sites: in order.
-        left_out: why each module that writes to the residual stream is not edited, by name.
-        proof: what was proven of them; `None` where nothing could be.
-    """
-
-    layout: Layout
-    path: str
-    sites: dict[Site, SiteModule]
-    left_out: dict[str, str]
-    proof: Proof | None = None
+    layout: Layout  # given or found
+    path: str  # of the list of decoder layers
+    sites: dict[Site, SiteModule]  # in order
+    left_out: dict[str, str]  # why each module that writes to the residual stream is not edited, by name
+    proof: Proof | None = None  # what was proven of them; `None` where nothing could be
 
 
 def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelSites:
@@ -61,10 +48,6 @@ def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelS
 
     They are found on a tiny twin of the model, whose random weights hide nothing, and proven on the model itself, or on
     the twin where weights are not in memory. A model whose twin cannot be made, or is another, is looked at itself.
-
-    Args:
-        network: a causal language model, or a multimodal one with a language model in it.
-        layout: the user's own.
 
     Raises:
         LayoutError: nothing that can be edited is found, or something that is not named changes the residual stream.

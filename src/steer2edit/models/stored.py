@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -28,20 +27,12 @@ _MERGES = (MergeModulelist, ErnieFuseAndSplitTextVisionExperts)
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """Where one projection's weight is in the files of a checkpoint.
+    """Where one projection's weight is in the files of a checkpoint."""
 
-    Args:
-        tensor: name of the tensor in the files.
-        expert: index on the tensor's first axis, where the file has the experts fused.
-        transposed: whether it is stored as [m, d].
-        module: the site that the projection is of.
-        projection: the projection.
-    """
-
-    tensor: str
-    expert: int | None
-    transposed: bool
-    module: SiteModule
+    tensor: str  # its name in the files
+    expert: int | None  # index on the tensor's first axis, where the file has the experts fused
+    transposed: bool  # whether it is stored as [m, d]
+    module: SiteModule  # the site that the projection is of
     projection: Projection
 
     @property
@@ -86,10 +77,6 @@ def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | 
     Files may name tensors otherwise than the model does, and hold experts one by one that the model has fused;
     transformers' own rules for loading say which is which.
 
-    Args:
-        model: the structure; its weights are not read.
-        tensors: shapes of all tensors in the files by name, `None` where a shape is not the weight's (packed ones).
-
     Returns:
         By `Projection.key`.
 
@@ -105,8 +92,10 @@ def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | 
     for name, target, converter in _renamed(model, tensors):
         if target not in wanted:
             continue
-        operations = () if converter is None else converter.operations
-        located = _located(name, wanted[target], _applied(operations, tensors[name], state[target].shape))
+        fits = tuple(tensors[name] or ()) == tuple(state[target].shape)  # some families transpose only what does not
+        operations = [] if converter is None else converter.operations
+        applied = [o for o in operations if not (isinstance(o, Transpose) and o.check_dims and fits)]
+        located = _located(name, wanted[target], applied)
         if twice := located.keys() & found.keys():
             key = min(twice)
             raise ModelError(
@@ -121,14 +110,6 @@ def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | 
             "Check that config.json and the weights belong together."
         )
     return found
-
-
-def _applied(
-    operations: Sequence[ConversionOps], shape: Sequence[int] | None, wanted: torch.Size
-) -> list[ConversionOps]:
-    """The operations that loading applies: some families transpose only tensors that do not have the right shape."""
-    fits = shape is not None and tuple(shape) == tuple(wanted)
-    return [o for o in operations if not (isinstance(o, Transpose) and o.check_dims and fits)]
 
 
 def _located(

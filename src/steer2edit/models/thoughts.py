@@ -61,13 +61,7 @@ def begun_thought(prompt: str) -> ThoughtForm | None:
 
 
 def find_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]) -> Thought | None:
-    """Where the thought of a reply is; `None` where it has none.
-
-    Args:
-        tokenizer: the model's.
-        prompt: tokens of the rendered prompt: the template may have begun the thought.
-        ids: tokens of the reply.
-    """
+    """Where the thought of a reply is; `None` where it has none."""
     raw = decoded(tokenizer, ids)
     form = _form(tokenizer, decoded(tokenizer, prompt[-_TAIL:]).rstrip(), raw)
     if form is None:

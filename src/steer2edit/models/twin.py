@@ -74,11 +74,6 @@ def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def tiny_network(config: PreTrainedConfig, build: Callable[..., Any], seed: int = 0) -> PreTrainedModel:
     """A model in float32 whose random weights and biases are large enough to matter, and whose gates are open.
 
-    Args:
-        config: a tiny one.
-        build: makes the model from it, given also a dtype.
-        seed: of the weights; PyTorch's own generator is left as it was.
-
     Raises:
         Exception: of any kind, as transformers raises where a config's sizes do not fit together.
     """

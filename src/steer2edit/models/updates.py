@@ -21,19 +21,12 @@ from steer2edit.models.site_module import SiteModule
 
 @dataclass(frozen=True)
 class SiteUpdate:
-    """The interventions of a batch at one site, in float32 on the site's device.
+    """The interventions of a batch at one site, in float32 on the site's device."""
 
-    Args:
-        rows: r, the number of interventions: 1 for all rows of a batch, or one for every row.
-        a: of the edits, [r, m] or [1, m]; `None` without any.
-        u: of the edits, [r, d] or [1, d]; `None` without any.
-        shift: c of activation steering, [r, d] or [1, d]; `None` without any.
-    """
-
-    rows: int
-    a: Float[Tensor, "_a m"] | None = None
-    u: Float[Tensor, "_u d"] | None = None
-    shift: Float[Tensor, "_c d"] | None = None
+    rows: int  # r, the number of interventions: 1 for all rows of a batch, or one for every row
+    a: Float[Tensor, "_a m"] | None = None  # of the edits, [r, m] or [1, m]; `None` without any
+    u: Float[Tensor, "_u d"] | None = None  # of the edits, [r, d] or [1, d]; `None` without any
+    shift: Float[Tensor, "_c d"] | None = None  # c of activation steering, [r, d] or [1, d]; `None` without any
 
     def part(self, columns: slice) -> "SiteUpdate":
         """The edits of one matrix of a wide site, without the shift, which is added once for the whole block."""
@@ -110,12 +103,7 @@ def along(x: Float[Tensor, "b t m"], a: Float[Tensor, "_a m"]) -> Float[Tensor, 
 
 @contextmanager
 def updated_outputs(model: LanguageModel, updates: Mapping[Site, SiteUpdate]) -> Iterator[None]:
-    """Add each update to what its site writes within the context.
-
-    Args:
-        model: the model; its weights are not touched.
-        updates: by site; a site that is not in the mapping is left alone.
-    """
+    """Add each update to what its site writes within the context."""
     with ExitStack() as stack:
         for site, update in updates.items():
             stack.enter_context(_updated(model.sites[site], update))

@@ -21,7 +21,7 @@ from steer2edit.artifacts.atomic import require_read_back
 from steer2edit.artifacts.edits.lora import LoraTarget, adapter_keys, write_adapter_files
 from steer2edit.errors import ModelError, did_you_mean
 from steer2edit.models import LanguageModel
-from steer2edit.models.gguf_checkpoint import read_header
+from steer2edit.models.gguf import read_header
 from steer2edit.models.model_path import gguf_file
 
 _T = gguf.MODEL_TENSOR

@@ -96,7 +96,7 @@ def _write_svec(path: Path, directions: dict[int, Tensor], hint: str, blocks: Bl
 
 def read_control_vectors(path: Path) -> BlockVectors:
     """Block directions from a GGUF file, without a direction.0 or another tensor; raises as `read_vectors`."""
-    from steer2edit.models.gguf_header import UnsoundError, gguf_bytes, gguf_header
+    from steer2edit.models.gguf import UnsoundError, gguf_bytes, gguf_header
 
     directions = {}
     try:
