@@ -9,7 +9,7 @@ from steer2edit.core import Editing
 from steer2edit.editing import convert, intervened
 from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters
-from steer2edit.models.updates import along
+from steer2edit.models.hooks import along
 
 
 def test_an_edit_that_is_not_finite_at_its_strength_is_refused() -> None:

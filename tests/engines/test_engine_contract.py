@@ -27,8 +27,8 @@ def test_the_checks_see_an_engine_that_ignores_its_interventions() -> None:
     reference = TransformersEngine(model)
 
     class Deaf(TransformersEngine):
-        def _under(self, interventions: object) -> object:
-            return super()._under([None])
+        def _under(self, interventions: object, batch: object) -> object:
+            return super()._under([None], [0])
 
     deaf = Deaf(model)
     with pytest.raises(AssertionError):

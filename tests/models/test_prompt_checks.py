@@ -20,8 +20,8 @@ from steer2edit.models import (
     generate,
     load_model,
 )
+from steer2edit.models.chat_format import load_tokenizer, read_template
 from steer2edit.models.rendering import render
-from steer2edit.models.tokenizer import load_tokenizer, read_template
 from tiny_chat import CHAT_TEMPLATE, END, tiny_chat_model, tiny_tokenizer
 
 ONLY_SYSTEM = "{% for m in messages if m['role'] == 'system' %}{{ m['content'] }}{% endfor %}:\n"

@@ -24,15 +24,10 @@ class Adapter:
 
 
 class AdapterCache:
-    """Adapters of the edits that were used last. An edit is recognised by its identity and strength.
-
-    Args:
-        model: the base model.
-        capacity: adapters that may exist at once.
-        drop: called with the number of an adapter that gives way, before its files are deleted.
-    """
+    """Adapters of the edits that were used last. An edit is recognised by its identity and strength."""
 
     def __init__(self, model: LanguageModel, capacity: int, drop: Callable[[int], object]) -> None:
+        # `drop` is called with the number of an adapter that gives way, before its files are deleted
         if capacity < 1:
             raise InvalidValueError(f"max_edits must be >= 1, got {capacity}.")
         self._model = model

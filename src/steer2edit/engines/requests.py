@@ -74,10 +74,7 @@ class Engine(Protocol):
     ) -> list[list[ResponseScore]]:
         """Score of every response under every intervention: `scores[intervention][response]`.
 
-        Args:
-            responses: what to score.
-            interventions: `None` is the base.
-            kl: whether to compare every distribution with the base's, which costs a pass of the base.
+        With `kl` every distribution is compared with the base's, which costs a pass of the base.
         """
 
     def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
@@ -93,13 +90,8 @@ class RememberingEngine:
     """Another engine, asked only once for each greedy reply under some interventions.
 
     Besides the time saved, such replies cannot differ between two calls: in half precision they can, because a
-    batch's other rows change how its sums are rounded.
-
-    Args:
-        engine: the engine that does the work.
-        interventions: whose replies are remembered; by default the base model's. Others are the same if they hold the
-            same edit or vectors (the object, not an equal one) at the same strength.
-        replies: that are known, such as those of another process.
+    batch's other rows change how its sums are rounded. Interventions are the same if they hold the same edit or vectors
+    (the object, not an equal one) at the same strength. `replies` are known already, such as those of another process.
     """
 
     def __init__(
@@ -150,10 +142,6 @@ class RoutingEngine:
 
     vLLM runs edits as adapters, but has nothing for a constant that is added to a site's output. Each engine compares
     with its own base, so a KL does not mix the rounding of two.
-
-    Args:
-        edits: runs edits and the base model.
-        steering: runs activation steering, on the same model.
     """
 
     def __init__(self, edits: Engine, steering: Engine) -> None:

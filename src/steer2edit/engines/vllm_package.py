@@ -20,11 +20,7 @@ from steer2edit.models import LanguageModel
 
 
 def import_vllm() -> ModuleType:
-    """The optional package.
-
-    Raises:
-        ModelError: it is not installed, or cannot be imported.
-    """
+    """The optional package. Raises ModelError: it is not installed, or cannot be imported."""
     try:
         import vllm
         import vllm.lora.request
@@ -87,11 +83,7 @@ def llm_settings(model: LanguageModel, max_edits: int, engine_args: Mapping[str,
 
 
 def start(vllm: ModuleType, checkpoint: str, settings: Mapping[str, Any]) -> Any:
-    """A running `vllm.LLM`.
-
-    Raises:
-        ModelError: vLLM refuses the checkpoint or a setting.
-    """
+    """A running `vllm.LLM`. Raises ModelError: vLLM refuses the checkpoint or a setting."""
     try:
         return vllm.LLM(checkpoint, **settings)
     except Exception as error:  # configuration, download, kernels and worker processes raise what they like

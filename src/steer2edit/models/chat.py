@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from steer2edit.errors import DataError, InvalidValueError
+from steer2edit.models.chat_format import decoded, renders_tokens
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.rendering import (
     Prompt,
@@ -19,7 +20,6 @@ from steer2edit.models.rendering import (
     turn_ids,
 )  # fmt: skip
 from steer2edit.models.thoughts import find_thought
-from steer2edit.models.tokenizer import decoded, renders_tokens
 
 PARTS = ("response", "thought", "answer")
 SPAN_RULE = "positions whose next token belongs to the response: [start-1, end-1)"
@@ -109,11 +109,7 @@ def encode_responses(
 
 
 def require_part(part: str) -> None:
-    """Refuse what is no part of a response.
-
-    Raises:
-        InvalidValueError: as said.
-    """
+    """Refuse what is no part of a response. Raises InvalidValueError."""
     if part not in PARTS and not (part.isdecimal() and int(part) > 0):
         raise InvalidValueError(f"a span must be response, thought, answer, or a number of tokens >= 1, got {part!r}.")
 
@@ -183,11 +179,7 @@ def embedding_rows(model: LanguageModel) -> int:
 
 
 def require_rows(model: LanguageModel, ids: Sequence[int], where: str) -> None:
-    """Refuse a token that the embedding has no row for.
-
-    Raises:
-        DataError: as said.
-    """
+    """Refuse a token that the embedding has no row for. Raises DataError."""
     rows = embedding_rows(model)
     if (highest := max(ids, default=0)) >= rows:
         token = tokenizer_of(model).convert_ids_to_tokens(highest)

@@ -201,11 +201,7 @@ def gguf_checkpoint(file: Path) -> Path:
 
 
 def read_header(file: Path) -> GgufHeader:
-    """Keys and tensors of a file.
-
-    Raises:
-        ModelError: it is truncated, damaged, or no GGUF.
-    """
+    """Keys and tensors of a file. Raises ModelError: it is truncated, damaged, or no GGUF."""
     try:
         with gguf_bytes(file) as data:
             return gguf_header(data)
@@ -276,11 +272,7 @@ def _dequantised(source: Path, header: GgufHeader) -> tuple[PreTrainedModel, Pre
 
 
 def require_complete(name: str, missing: Collection[str]) -> None:
-    """Refuse a model of which weights are not in its files: transformers would leave them random.
-
-    Raises:
-        ModelError: as said.
-    """
+    """Refuse a model of which weights are not in its files: transformers would leave them random. Raises ModelError."""
     if missing:
         raise ModelError(
             f"the checkpoint {name!r} lacks {len(missing)} weights that its config asks for: "

@@ -1,17 +1,20 @@
-"""Functions that are called where a site computes: at its matrices, at the experts of a mixture, at what it writes.
+"""Functions that are called where a site computes, and what they add to its output.
+
+They are called at a site's matrices, at the experts of a mixture, at what it writes. The output becomes
+`y ← y + (x · a_row) u + c_row`, for every row of a batch its own.
 
 Every hook is removed on leaving, also after an exception. Of experts nothing of a model's own code stands here.
 Architectures whose experts run through transformers' experts interface (`ExpertsInterface`) get an implementation that
 runs theirs and takes what their gate puts out, which is the input of the down-projection. Llama 4 has no such
 interface: its experts run once more with the identity as down-projection.
 
-Shapes: s = pairs of a token and an expert it is routed to, t = tokens of the batch, e = experts, d, m = width of an
-expert's output and input.
+Shapes: b = rows of a batch, r = interventions (1 for all rows, or b), t = tokens, d, m = width of a site's output and
+input (of experts, of one), p = width of one of its matrices, s = pairs of a token and an expert it is routed to.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from steer2edit.core import Site
+from steer2edit.errors import InvalidValueError
+from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.site_module import ExpertBlock, Projection, SiteModule
 
 _IMPLEMENTATION = "steer2edit"
@@ -170,3 +176,107 @@ def _scaled_inputs(update: AtExperts, module: nn.Module, inputs: tuple[Tensor, .
     row = hidden.any(dim=1).nonzero().flatten()  # a token that is not routed to an expert is given to it as zeros
     x = type(module).forward(other, *inputs).reshape(-1, padded)[row, :width]
     return update(RoutedTokens(x, row // tokens, row % tokens, row, torch.ones_like(x[:, 0]), tokens), output)
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """The interventions of a batch at one site, in float32 on the site's device."""
+
+    rows: int  # r, the number of interventions: 1 for all rows of a batch, or one for every row
+    a: Float[Tensor, "_a m"] | None = None  # of the edits, [r, m] or [1, m]; `None` without any
+    u: Float[Tensor, "_u d"] | None = None  # of the edits, [r, d] or [1, d]; `None` without any
+    shift: Float[Tensor, "_c d"] | None = None  # c of activation steering, [r, d] or [1, d]; `None` without any
+
+    def part(self, columns: slice) -> "SiteUpdate":
+        """The edits of one matrix of a wide site, without the shift, which is added once for the whole block."""
+        return SiteUpdate(self.rows, None if self.a is None else self.a[:, columns], self.u)
+
+    def apply(self, x: Tensor, y: Tensor) -> Tensor:
+        """(x [..., m], y [..., d]) → y + (x · a) u + c, computed in float32 and rounded once to the dtype of y."""
+        x_rows, y_rows = _by_row(x, self.rows), _by_row(y, self.rows)
+        if y.device.type != "cpu" or x_rows.shape[1] == 1:
+            return self._changed(x_rows, y_rows).view(y.shape)
+        # row by row, what is in float32 for a moment stays in a CPU's cache: several times faster over a prompt
+        changed = torch.empty_like(y_rows)
+        for i in range(len(y_rows)):
+            own = [v if v is None or len(v) == 1 else v[i : i + 1] for v in (self.a, self.u, self.shift)]
+            changed[i : i + 1] = SiteUpdate(1, *own)._changed(x_rows[i : i + 1], y_rows[i : i + 1])
+        return changed.view(y.shape)
+
+    def _changed(self, x: Float[Tensor, "b t m"], y: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        edited = y if self.a is None or self.u is None else torch.addcmul(y, along(x, self.a), self.u[:, None])
+        return (edited if self.shift is None else edited + self.shift[:, None]).to(y.dtype)
+
+    def apply_shift(self, y: Tensor) -> Tensor:
+        """y [..., d] → y + c."""
+        assert self.shift is not None
+        return (_by_row(y, self.rows) + self.shift[:, None]).to(y.dtype).view(y.shape)
+
+    def apply_routed(self, routed: RoutedTokens, y: Tensor) -> Tensor:
+        """The experts' output y [..., d] → y + Σ r_e (x_e · a_e) u over the experts e that a token is routed to.
+
+        r_e is the routing weight. u is one for all experts of a token, so the sum over them is a number, not a vector:
+        nothing of size d is made per expert, whether rows have one u or each its own.
+        """
+        assert self.a is not None
+        assert self.u is not None
+        if routed.tokens % self.rows:
+            raise InvalidValueError(_MISFIT.format(batch=routed.tokens, rows=self.rows))
+        row = routed.token // (routed.tokens // self.rows)  # tokens are flattened row by row
+        a = self.a.view(len(self.a), -1, routed.inputs.shape[-1])  # [r, experts, p]
+        own = a[row if len(a) > 1 else 0, routed.expert]
+        along = (routed.inputs.float() * own).sum(dim=-1) * routed.weight.float()
+        flat = y.reshape(-1, y.shape[-1])
+        total = torch.zeros(len(flat), device=y.device).index_add_(0, routed.row, along)
+        change = total.view(-1, self.rows, routed.tokens // self.rows, 1) * self.u[:, None]
+        return (flat + change.view(flat.shape)).to(y.dtype).view(y.shape)
+
+
+_MISFIT = "a batch of {batch} rows cannot run under {rows} interventions: give one, or one for every row."
+
+
+def _by_row(values: Float[Tensor, "... n"], rows: int) -> Float[Tensor, "b t n"]:
+    """Values as [b, t, n]; some projections (OPT's MLP) see the batch flattened to [b · t, n].
+
+    Raises:
+        InvalidValueError: there is more than one intervention, but not one for every row of the batch.
+    """
+    batch = len(values) if values.ndim > 2 else rows
+    if rows not in (1, batch) or len(values) % batch:
+        raise InvalidValueError(_MISFIT.format(batch=len(values), rows=rows))
+    return values.reshape(batch, -1, values.shape[-1])
+
+
+def along(x: Float[Tensor, "b t m"], a: Float[Tensor, "_a m"]) -> Float[Tensor, "b t 1"]:
+    """x · a of every position, accumulated in float32: with one a for all rows, or one for each.
+
+    The three ways are one sum; which is fast depends on the shape. A batched product of one column per row is slow
+    where a row has a single token, which is every step of generation but the first.
+    """
+    if len(a) == 1:
+        return (x.float() @ a[0])[..., None]
+    if x.shape[1] == 1:
+        return (x * a[:, None]).sum(dim=-1, keepdim=True)
+    return torch.bmm(x.float(), a[:, :, None])
+
+
+@contextmanager
+def updated_outputs(model: LanguageModel, updates: Mapping[Site, SiteUpdate]) -> Iterator[None]:
+    """Add each update to what its site writes within the context."""
+    with ExitStack() as stack:
+        for site, update in updates.items():
+            stack.enter_context(_updated(model.sites[site], update))
+        yield
+
+
+def _updated(site: SiteModule, update: SiteUpdate) -> AbstractContextManager[None]:
+    """The edits at every matrix; the shift of a mixture once, at the block's output."""
+    if site.experts is None:
+        return hooked(site, matrix=lambda projection, x, y: update.apply(x, y))
+    edits = None if update.a is None else update.part(slice(0, site.routed[-1].columns.stop))
+    return hooked(
+        site,
+        matrix=None if update.a is None else lambda projection, x, y: update.part(projection.columns).apply(x, y),
+        routed=None if edits is None else edits.apply_routed,
+        output=None if update.shift is None else lambda index, y: None if index else update.apply_shift(y),
+    )

@@ -13,11 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steer2edit.core import Site, SteeringVectors, WeightEdit
 from steer2edit.errors import MismatchError
-from steer2edit.models.chat_format import ChatFormat, recorded_chat
+from steer2edit.models.chat_format import ChatFormat, recorded_chat, template_of
 from steer2edit.models.layout import Layout
 from steer2edit.models.site_module import SiteModule
 from steer2edit.models.sites import ModelSites, find_sites
-from steer2edit.models.tokenizer import template_of
 
 _SAMPLED_ROWS = 16
 _EXACT_IN_EVERY_DTYPE = 2.0**-16  # a bf16 number at least this large is representable in fp16
@@ -106,12 +105,6 @@ class LanguageModel:
         """Refuse an artifact that was made on another model, or with another system message or
         other arguments of its chat template.
 
-        Args:
-            metadata: of the artifact; its key `model` is what `describe` gave. What is not there (in vectors made
-                elsewhere) is not compared.
-            what: the artifact's kind, for the message.
-            allow_mismatch: accept it all the same.
-
         Raises:
             MismatchError: something differs and `allow_mismatch` is not set.
         """
@@ -141,11 +134,6 @@ class LanguageModel:
         self, shapes: Mapping[Site, tuple[int, int | None]], what: str, *, complete: bool = False
     ) -> None:
         """Refuse an artifact whose sites or shapes are not the model's.
-
-        Args:
-            shapes: (d, m) by site, m `None` where unknown.
-            what: the artifact's kind, for the message.
-            complete: whether every site of the model must be there.
 
         Raises:
             MismatchError: a site the model lacks, another shape, or (if `complete`) missing sites.

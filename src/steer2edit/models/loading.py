@@ -22,14 +22,13 @@ from transformers.utils import logging as transformers_logging
 
 from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
 from steer2edit.models.batching import out_of_memory
-from steer2edit.models.chat_format import ChatFormat
+from steer2edit.models.chat_format import ChatFormat, load_tokenizer
 from steer2edit.models.gguf import cache_directory, gguf_sha256, require_complete
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
 from steer2edit.models.model_path import GIVE_A_MODEL, checkpoint_directory, gguf_file, model_path, not_readable
 from steer2edit.models.offload import disk_map
 from steer2edit.models.sites import find_sites
-from steer2edit.models.tokenizer import load_tokenizer
 from steer2edit.progress import step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

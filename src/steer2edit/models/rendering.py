@@ -7,9 +7,9 @@ from typing import Any, TypedDict
 from transformers import PreTrainedTokenizerBase
 
 from steer2edit.errors import DataError, ModelError
+from steer2edit.models.chat_format import renders_tokens, template_of
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.thoughts import begun_thought
-from steer2edit.models.tokenizer import renders_tokens, template_of
 
 _MARK = "\ue000"  # of Unicode's private use: in no text, and no whitespace that a template would strip
 

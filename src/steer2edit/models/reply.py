@@ -7,10 +7,10 @@ from typing import Any
 
 from steer2edit.errors import DataError
 from steer2edit.models.chat import embedding_rows, require_rows
+from steer2edit.models.chat_format import added_tokens, decoded
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.rendering import render, render_turns, tokenizer_of
 from steer2edit.models.thoughts import find_thought
-from steer2edit.models.tokenizer import added_tokens, decoded
 
 CUT = " […]"
 """Follows a reply that was cut off, wherever it is shown or kept."""

@@ -110,11 +110,7 @@ class Projection:
         return next(chain(self.module.parameters(), self.module.buffers())).device
 
     def require_plain(self, doing: str) -> None:
-        """Refuse to write to a weight that is quantised, or on the disk.
-
-        Raises:
-            ModelError: it is.
-        """
+        """Refuse to write to a weight that is quantised, or on the disk. Raises ModelError."""
         if self._is_elsewhere:
             raise ModelError(
                 f"{self.key} is on the disk (--device disk), and {doing} would be lost. Write the edited checkpoint "

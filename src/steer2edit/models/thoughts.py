@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from steer2edit.models.tokenizer import decoded
+from steer2edit.models.chat_format import decoded
 
 _TAIL = 32  # tokens of a prompt that show whether the template has begun a thought
 

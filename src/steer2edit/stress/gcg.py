@@ -26,8 +26,8 @@ from steer2edit.models import (
     span_log_probabilities,
     token_log_probabilities,
 )
+from steer2edit.models.chat_format import added_tokens, renders_tokens
 from steer2edit.models.rendering import tokenizer_of
-from steer2edit.models.tokenizer import added_tokens, renders_tokens
 from steer2edit.progress import step
 from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.subject import Subject, ask, ask_plain, by_arm, in_form
