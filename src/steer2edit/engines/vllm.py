@@ -131,13 +131,7 @@ class VllmEngine:
         return [scores[k * n : (k + 1) * n] for k in range(len(edits))]
 
     def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
-        """Log-distribution of each reply's first token, float32, on the CPU, in the order of the requests.
-
-        Raises:
-            DataError: an empty prompt, or one that does not fit into the context with one more token.
-            InvalidValueError: activation steering.
-            ModelError: vLLM returned incomplete distributions.
-        """
+        """Log-distribution of each reply's first token, float32, on the CPU; raises as `score`."""
         edits = [as_edit(request.intervention) for request in requests]
         params = self._params(logprobs=-1, flat_logprobs=True)
         encoded = self._encode(requests, room=1)

@@ -47,12 +47,8 @@ def run_batches(
 ) -> list[Result]:
     """Results of all items in their order, batch by batch, longest first.
 
-    A batch that runs out of memory is run again in halves, and the budget stays at what was found to fit.
-
-    Args:
-        lengths: tokens of every item.
-        budget: rows × longest of a batch stays within it; shrinks when memory runs out.
-        run: indices of a batch → its results, in that order.
+    `run` makes of the indices of a batch its results, in that order. A batch that runs out of memory is run again in
+    halves, and the budget stays at what was found to fit.
 
     Raises:
         ModelError: memory does not suffice for a single item.

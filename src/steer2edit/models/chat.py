@@ -77,8 +77,6 @@ def encode_responses(
     alone too, and compared.
 
     Args:
-        model: whose template and tokenizer are used.
-        pairs: prompts with their responses.
         part: what of a response is asked for: `response`, its `thought` or `answer`, or its first tokens (`16`).
 
     Raises:

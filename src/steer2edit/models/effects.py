@@ -69,9 +69,6 @@ def sampled_tokens(generator: torch.Generator) -> Score:
 
     The square of a column's effect is then, in the mean over draws, what the Fisher information of the next tokens
     says of it per token: twice what KL(base ‖ edited) costs per token, to second order, for a unit of that column.
-
-    Args:
-        generator: draws the tokens; on the CPU.
     """
 
     def score(log_probabilities: Tensor, response: EncodedResponse) -> Tensor:
@@ -103,12 +100,8 @@ def response_effects(
 
     Args:
         model: the model, as it is: hooks and edits in force apply. Its weights get no gradient.
-        responses: whose score is differentiated.
         directions: u by site; sites that are not there are not measured.
-        score: of a response.
         times: how often each response is scored, from one forward pass: for scores that draw.
-        batch_tokens: rows × longest row of a batch stays within this.
-        description: of the progress bar.
 
     Yields:
         The batch's effects, once for each time.

@@ -58,11 +58,8 @@ def generate(
 
     Args:
         model: runs as it is: hooks and edits in force when this is called apply.
-        prompts: strings or chat messages.
-        sampling: greedy by default.
         budget: rows × (longest prompt + reply) of a batch; shrinks when memory runs out.
         around: entered around each batch with the indices of its prompts, in the order of the batch's rows.
-        description: of the progress bar.
 
     Raises:
         DataError: an empty prompt, or one that does not fit into the context with its reply.
@@ -109,15 +106,7 @@ def generate_batch(
     *,
     streamer: Any = None,
 ) -> list[Reply]:
-    """Replies to one batch of token sequences.
-
-    Args:
-        model: as it is: hooks and edits in force apply.
-        encoded: the prompts' tokens.
-        sampling: how replies are drawn.
-        growing: called with all replies so far, whenever each has another token.
-        streamer: of transformers, told of every token.
-    """
+    """Replies to one batch of token sequences; `growing` is given all so far, whenever each has another token."""
     ends = end_ids(model)
     rows: list[list[int]] = [[] for _ in encoded]
 

@@ -58,12 +58,7 @@ def _let_go(hook: Any, module: nn.Module) -> None:
 
 
 class LayerByLayer:
-    """Forward passes that go through the layers of a model together, each in a greenlet that waits before every layer.
-
-    Args:
-        layers: of the model, in the order that they run in.
-        runs: each a forward pass.
-    """
+    """Forward passes that go through the layers of a model together, each a greenlet that waits before every layer."""
 
     def __init__(self, layers: nn.ModuleList, runs: Sequence[Callable[[], object]]) -> None:
         self._layers, self._passes = layers, [greenlet(run) for run in runs]

@@ -67,7 +67,7 @@ def render_turns(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]], *, t
     response: what it puts there is what it writes in front of a mark that stands for the response. Where the template
     takes no turn of the assistant, or does not write the response as it is (most drop a thought that it begins with),
     the response stands where the model would write it: behind the rendered prompt. So it does where the template begins
-    a thought there, and the response ends it, or begins with a thought that need not end (`thoughts`).
+    a thought there, and the response ends it or is known to begin with one (`thoughts`).
 
     Raises:
         DataError: a prompt is empty, or the template rejects it.

@@ -72,13 +72,10 @@ def renamed(network: PreTrainedModel, name: str, *, back: bool = False) -> str:
 
 
 def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | None]) -> dict[str, StoredMatrix]:
-    """Which tensor of a checkpoint's files holds each projection of a model.
+    """Which tensor of a checkpoint's files holds each projection of a model, by `Projection.key`.
 
     Files may name tensors otherwise than the model does, and hold experts one by one that the model has fused;
     transformers' own rules for loading say which is which.
-
-    Returns:
-        By `Projection.key`.
 
     Raises:
         ModelError: a projection is in no tensor, or loading computes it in a way that cannot be edited in the file.
