@@ -20,7 +20,7 @@ from steer2edit.core import (
     WeightEdit,
 )
 from steer2edit.editing import merged
-from steer2edit.engines.adapter_cache import AdapterCache, as_edit, edit_groups, edit_key, write_adapter
+from steer2edit.engines.vllm_package import AdapterCache, as_edit, edit_groups, edit_key, write_adapter
 from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.models import LanguageModel
 from tiny_chat import tiny_chat_model

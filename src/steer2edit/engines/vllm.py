@@ -15,10 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Editing, Intervention
-from steer2edit.engines.adapter_cache import AdapterCache, as_edit, edit_groups, edit_key
 from steer2edit.engines.requests import Request, ResponseScore, response_score
 from steer2edit.engines.vllm_package import (
+    AdapterCache,
+    as_edit,
     checkpoint_of,
+    edit_groups,
+    edit_key,
     import_vllm,
     llm_settings,
     own_score,

@@ -38,8 +38,6 @@ class LanguageModel:
     name: str = "unnamed"  # the Hub id or path that a user would load it by
     layout: Layout | None = None  # the user's own layout, instead of what is found
     revision: str | None = None  # commit of the Hub repository, if known
-    # whether the user lets the checkpoint's own Python code run, for what is loaded again
-    trust_remote_code: bool = False
     chat: ChatFormat = field(default_factory=ChatFormat)  # how prompts are rendered
     gguf_sha256: str | None = None  # of the GGUF file that it was read from, if it was
     structure: ModelSites = field(init=False, repr=False)

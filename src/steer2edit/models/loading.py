@@ -85,10 +85,7 @@ def load_model(
             ) from error
         raise not_readable(f"load the model {name!r}", error, GIVE_A_MODEL) from error
     chat = ChatFormat.going_on(template_args or {}, like, None if chat_template == "none" else chat_template, system)
-    return _checked(
-        network, tokenizer, name, chat, layout=own_layout, trust_remote_code=trust_remote_code,
-        gguf_sha256=_gguf_sha256(name),
-    )  # fmt: skip
+    return _checked(network, tokenizer, name, chat, layout=own_layout, gguf_sha256=_gguf_sha256(name))
 
 
 def wrap_model(
