@@ -27,14 +27,9 @@ _ABOUT_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.E
 
 
 def require_free(target: Path | str, *, overwrite: bool = False) -> None:
-    """Refuse a target that cannot be written: for a check before hours of work.
+    """Refuse, with an ArtifactError, a target that cannot be written: for a check before hours of work.
 
-    Args:
-        target: the file or directory to be written.
-        overwrite: accept an existing file, an empty directory, or a directory that this package wrote.
-
-    Raises:
-        ArtifactError: it exists (and may not be replaced), or its parent is no directory or not writable.
+    `overwrite` accepts an existing file, an empty directory, or a directory that this package wrote.
     """
     target = Path(target)
     _require_replaceable(target, overwrite)
@@ -65,11 +60,7 @@ def _require_replaceable(target: Path, overwrite: bool) -> None:
 
 
 def require_read_back(same: bool, what: object) -> None:
-    """Refuse what does not read back as it was written; within `atomic_file` or `atomic_directory`, nothing is left.
-
-    Raises:
-        ArtifactError: it is not the same.
-    """
+    """Refuse, with an ArtifactError, what does not read back as it was written: within `atomic_*`, nothing is left."""
     if not same:
         raise ArtifactError(
             f"{what} reads back differently from what was written: the disk may be failing, or the source was changed "
@@ -79,14 +70,10 @@ def require_read_back(same: bool, what: object) -> None:
 
 @contextmanager
 def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty directory to fill; on leaving without an exception it becomes `target`.
+    """Yield an empty directory to fill; on leaving without an exception it becomes `target`, whose parents are made.
 
-    Args:
-        target: must not exist. Missing parents are made.
-        overwrite: replace an existing directory that this package wrote; until the last moment it stays in place.
-
-    Raises:
-        ArtifactError: the target exists, or cannot be written; nothing is left behind.
+    `overwrite` replaces an existing directory that this package wrote; until the last moment it stays in place. An
+    ArtifactError, with nothing left behind, where the target exists or cannot be written.
     """
     with _atomic(Path(target), overwrite, "directory", "file") as scratch:
         yield scratch

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ _TEMPLATES = Path(__file__).with_name("card_templates")
 _TAGS = ["steer2edit", "lora", "activation-steering", "model-editing"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TOP_COMPONENTS = 10
-_MOST_LEFT_OUT = 16
 _BLOCK_NAMES = {"attn": ("attention", "heads"), "ssm": ("state-space mixer", "heads"), "mlp": ("MLP", "neurons")}
 
 
@@ -49,12 +46,7 @@ def write_card(
 
 
 def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, directory: Path) -> None:
-    """Write an edit's card: how to load it, what was edited, what was measured.
-
-    Raises:
-        InvalidValueError: the evaluation has another form than `EvaluationRecord`.
-        ArtifactError: the edit's metadata has what was left out in another form than `LeftOut`.
-    """
+    """Write an edit's card; an InvalidValueError where the evaluation has another form than `EvaluationRecord`."""
     try:
         evaluation = None if manifest.evaluation is None else EvaluationRecord.model_validate(manifest.evaluation)
     except ValidationError as error:
@@ -74,9 +66,9 @@ def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManife
         embedded=embedded_file(model.name) is not None,
         vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
         blocks=_blocks(edit),
-        mixtures=_mixtures(edit, left_out),
+        experts=expert_edits(edit),
         left_out=left_out,
-        settings=_settings(edit.metadata),
+        metadata=edit.metadata,
         top=edit.top_components(_TOP_COMPONENTS),
         evaluation=evaluation,
         metrics=list(
@@ -94,29 +86,6 @@ def _blocks(edit: WeightEdit) -> list[dict[str, object]]:
             row = {"name": name, "unit": unit, "sites": len(magnitudes), "components": every.numel()}
             signs = {"promoted": int((every > 0).sum()), "suppressed": int((every < 0).sum())}
             rows.append({**row, **signs, "edited": sum(signs.values())})
-    return rows
-
-
-def _mixtures(edit: WeightEdit, left_out: LeftOut) -> list[dict[str, object]]:
-    """A row per mixture of experts: how many of its experts are edited, and which are left out."""
-    by_site = [(site, list(experts)) for site, experts in groupby(expert_edits(edit), key=lambda expert: expert.site)]
-    return [
-        {
-            "layer": site.layer,
-            "edited": sum(expert.edited > 0 for expert in experts),
-            "experts": len(experts),
-            "neurons": sum(expert.edited for expert in experts),
-            "left_out": left_out.experts_of(site, _MOST_LEFT_OUT) or "none",
-        }
-        for site, experts in by_site
-    ]
-
-
-def _settings(metadata: Mapping[str, Any]) -> list[tuple[str, object]]:
-    rows = [("method", metadata["method"])] if "method" in metadata else []
-    for group, suffix in (("hyperparameters", ""), ("rules", " rule")):
-        if isinstance(values := metadata.get(group), dict):
-            rows += [(name + suffix, "off" if value is None else value) for name, value in values.items()]
     return rows
 
 

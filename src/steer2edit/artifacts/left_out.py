@@ -38,11 +38,7 @@ class LeftOut(Record):
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "LeftOut":
-        """What an edit's (or vectors') metadata says.
-
-        Raises:
-            ArtifactError: it says so in another form.
-        """
+        """What an edit's (or vectors') metadata says; an ArtifactError where it does so in another form."""
         try:
             return cls.model_validate({name: value for name, value in metadata.items() if value is not None})
         except ValidationError as error:

@@ -40,11 +40,8 @@ class RunFolder:
     def opened(self, identity: Mapping[str, Any]) -> Iterator[Self]:
         """Work in the folder within the context, alone; make it if it is not there.
 
-        `identity` is JSON-able: what makes this run this one.
-
-        Raises:
-            ArtifactError: it is not of this kind, another process works in it, or it cannot be written.
-            MismatchError: it belongs to another run; the message says what differs.
+        `identity` is JSON-able: what makes this run this one. An ArtifactError where the folder is not of this kind,
+        another process works in it, or it cannot be written; a MismatchError where it belongs to another run.
         """
         path = self.path
         if path.exists() and not path.is_dir():
@@ -75,11 +72,7 @@ class RunFolder:
             lock.release()
 
     def once(self, name: str, make: Callable[[], Any], *, key: str | None = None) -> Any:
-        """What `NAME.json` holds, or holds under a key: the JSON value is made and written down if it is not there.
-
-        Raises:
-            ArtifactError: the file is damaged.
-        """
+        """What `NAME.json` holds, or holds under a key: the JSON value is made and written down if it is not there."""
         if key is not None:
             return self.once_each(name, [key], lambda _: [make()])[0]
         path = self.path / f"{name}.json"

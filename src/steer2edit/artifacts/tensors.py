@@ -27,11 +27,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
-    """Write tensors with text in the header's `__metadata__`, and read them back; the same content, the same bytes.
-
-    Raises:
-        ArtifactError: what is there is not what was written, bit for bit.
-    """
+    """Write tensors with text in the header's `__metadata__`, and read them back; the same content, the same bytes."""
     owned = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     entries, begin = laid_out(owned, header)
     with path.open("wb") as file:
@@ -62,11 +58,7 @@ def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tupl
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors by name, and the header's texts; `what` it should be is for messages.
-
-    Raises:
-        ArtifactError: it is missing, truncated, damaged, or no safetensors file.
-    """
+    """All tensors by name, and the header's texts; an ArtifactError, of `what` it should be, where it is unsound."""
     require_file(path, what)
     try:
         with safe_open(path, framework="pt") as file:
@@ -82,12 +74,8 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
 def read_pt(path: Path, *, mapped: bool = False) -> Any:
     """The content of a file that `torch.save` wrote, read with `weights_only=True`: nothing in it is run.
 
-    Args:
-        path: of the file.
-        mapped: leave tensors in the file until they are used, unless it is of the format before torch 1.6.
-
-    Raises:
-        ArtifactError: it is damaged, of another format, or holds Python objects.
+    `mapped` leaves tensors in the file until they are used, unless it is of the format before torch 1.6. An
+    ArtifactError where it is damaged, of another format, or holds Python objects.
     """
     try:
         with warnings.catch_warnings():

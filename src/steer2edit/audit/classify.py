@@ -42,14 +42,8 @@ def classify(
     """Name the kind of edit that a checkpoint's changes amount to.
 
     The kind is that of most of the changed matrices; what does not belong to it is named after it. What was not read
-    comes first, since nothing is known of it.
-
-    Args:
-        changes: of all tensors that are not identical.
-        compared: how many tensors both checkpoints have.
-        structure: in what else the models differ, such as added tensors, one phrase each: they are not the same model.
-        unread: what was not looked at.
-        besides: what differs but is no part of the model, such as its tokenizer.
+    comes first, since nothing is known of it. One phrase each: `structure` says in what else the models differ, so that
+    they are not the same, `besides` what differs but is no part of the model, such as its tokenizer.
     """
     groups: dict[str, list[TensorChange]] = {}
     for change in changes:

@@ -43,10 +43,9 @@ def spectrum(pair: MatrixPair, totals: Totals) -> tuple[Float[Tensor, " k"], Flo
     value found lies below the noise edge. If k directions hold the share s of the change's energy, its rank is at
     least k / s, which ends the search early for a change of full rank.
 
-    Returns:
-        As many leading singular values as were needed, in descending order; their right singular vectors; how many lie
-        above the noise, or `None` if more than half of all, or than `LARGEST_RANK`: full rank; and the largest
-        singular value that rounding alone would give.
+    Returns as many leading singular values as were needed, in descending order; their right singular vectors; how many
+    lie above the noise, or `None` if more than half of all, or than `LARGEST_RANK`: full rank; and the largest
+    singular value that rounding alone would give.
 
     Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), Algorithm 4.4.
     """

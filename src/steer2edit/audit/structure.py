@@ -217,23 +217,20 @@ class FileChange:
 
 def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> list[FileChange]:
     """Files besides the weights that were added, are missing or differ, by `find_side_files`."""
-    sides = [find_side_files(files) for files in (base, other)]
-    ours, theirs = ({str(path) for path in side.own} for side in sides)
-    # weights in other formats and hidden entries: `apply` leaves them out, so only what is more or other counts
-    our_rest, their_rest = ({str(path) for path in side.left_out} for side in sides)
+    sides = [[{str(path) for path in paths} for paths in find_side_files(files)] for files in (base, other)]
+    # the rest is weights in other formats and hidden entries: `apply` leaves them out, so only what is more or other
+    # counts
+    (ours, our_rest), (theirs, their_rest) = sides
     found = [FileChange(name, "added", {}) for name in sorted((theirs - ours) | (their_rest - our_rest))]
-    found += [FileChange(name, "differs", {}) for name in sorted(our_rest & their_rest) if _differ(base, other, name)]
     found += [FileChange(name, "missing", {}) for name in sorted(ours - theirs)]
-    for name in (name for name in sorted(ours & theirs) if _differ(base, other, name)):
-        if (settings := _json_differences(base.directory / name, other.directory / name)) != {}:
-            found.append(FileChange(name, "differs", settings or {}))
+    for name in (*sorted(our_rest & their_rest), *sorted(ours & theirs)):
+        one, two = base.directory / name, other.directory / name
+        if one.is_file() and two.is_file() and not filecmp.cmp(one, two, shallow=False):
+            settings = _json_differences(one, two) if name in ours else None
+            if settings != {}:
+                found.append(FileChange(name, "differs", settings or {}))
     # which shard holds which tensor is no difference: the tensors themselves are compared
     return [change for change in found if change.name != INDEX_FILE]
-
-
-def _differ(base: CheckpointFiles, other: CheckpointFiles, name: str) -> bool:
-    one, two = base.directory / name, other.directory / name
-    return one.is_file() and two.is_file() and not filecmp.cmp(one, two, shallow=False)
 
 
 def _json_differences(one: Path, two: Path) -> Differences | None:

@@ -49,11 +49,7 @@ _FEWEST = 4  # neurons that can be said to agree
 
 
 def require_not_applied(base: BaseCheckpoint, edits: Sequence[WeightEdit]) -> None:
-    """Refuse edits that are in a checkpoint already, by its manifest or by its weights.
-
-    Raises:
-        MismatchError: one is; adding it twice is never what is wanted.
-    """
+    """Refuse, with a MismatchError, edits that are in a checkpoint already: adding one twice is never wanted."""
     for edit in edits:
         base.model.require_shapes(edit.shapes, "edits")
         made_on = (edit.metadata.get("model") or {}).get("fingerprint")
@@ -126,8 +122,7 @@ def verify_checkpoint(
 ) -> Verification:
     """Compare a written checkpoint with its base and the edits, in the files and in what it predicts.
 
-    Raises:
-        ArtifactError: a tensor differs from what it should be, or predictions differ by more than rounding explains.
+    An ArtifactError where a tensor differs from what it should be, or predictions by more than rounding explains.
     """
     written = Path(written)
     plan = base.plan(edits)

@@ -70,10 +70,7 @@ def lora_targets(model: LanguageModel, factors: Mapping[Site, LowRank]) -> list[
 
     PEFT would not find all modules by their names: it refuses a Mamba's output projection, and in a model with a
     mixture of experts it takes every module called down_proj for the routed experts' of an older version of
-    transformers. These are given as parameters.
-
-    Raises:
-        MismatchError: a site that the model lacks, or another shape.
+    transformers. These are given as parameters. A MismatchError where the model lacks a site or has another shape.
     """
     model.require_shapes({site: (f.b.shape[0], f.a.shape[1]) for site, f in factors.items()}, "edits")
     mixture = any(map(is_mixture, model.network.modules()))  # also one that is not edited
@@ -106,8 +103,7 @@ def adapter_keys(module: str) -> tuple[str, str]:
 def names_in_file(model: LanguageModel, modules: Sequence[str]) -> dict[str, str]:
     """What an adapter's file calls modules, by module.
 
-    PEFT reads the file by transformers' rules for the names of old checkpoints. Where these change a name that is
-    new already, the file has the old one.
+    PEFT reads it by transformers' rules for the names of old checkpoints: where they change a new one, it has the old.
     """
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as converted
@@ -168,11 +164,7 @@ def write_adapter_files(
 
 
 def check_adapter_config(directory: Path, rank: int, weights: Iterable[str]) -> None:
-    """Refuse a config under which PEFT would not apply exactly `lora_B lora_A` to exactly these weights.
-
-    Raises:
-        ArtifactError: names the setting, its value and the value needed.
-    """
+    """Refuse, with an ArtifactError, a config by which PEFT does not apply `lora_B lora_A` to exactly these weights."""
     path = directory / CONFIG_FILE
     config = read_json(path)
     modules, parameters = config.get("target_modules") or [], config.get("target_parameters") or []
@@ -192,10 +184,9 @@ def check_adapter_config(directory: Path, rank: int, weights: Iterable[str]) -> 
 
 
 def check_loads_through_peft(network: nn.Module, directory: Path, pairs: Mapping[str, Pair]) -> None:
-    """Load the directory through PEFT into a copy of the network without weights, and compare every factor.
+    """Load the directory through PEFT into a copy without weights, and compare every factor with `pairs` by module.
 
-    Raises:
-        ArtifactError: a factor did not arrive as it is in `pairs` by module name, or another module got an adapter.
+    An ArtifactError where one did not arrive as it is, or another module got an adapter.
     """
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer

@@ -56,11 +56,8 @@ class LowRank:
 def combined_factors(edits: ScaledEdits) -> dict[Site, LowRank]:
     """The factors of every site that the sum of the edits changes, of the smallest rank.
 
-    Returns:
-        By site; one rank-1 zero per site where the sum changes nothing at all (an adapter needs some module).
-
-    Raises:
-        InvalidValueError: a factor is not finite with these weights.
+    One rank-1 zero per site where the sum changes nothing at all: an adapter needs some module. An InvalidValueError
+    where a factor is not finite with these weights.
     """
     sites = sorted({site for edit, _ in edits for site in edit.sites})
     factors = {s: factorise([(edit.sites[s], weight) for edit, weight in edits if s in edit.sites]) for s in sites}
@@ -75,10 +72,8 @@ def factorise(terms: Sequence[tuple[SiteEdit, float]]) -> LowRank:
     """The factors of `Σ s_i u_i a_iᵀ` from one site's edits and their weights, of its numerical rank in float32.
 
     Edits with the same direction (u_i = ±u_j, bit for bit) are added up in a. What is left is kept as it is if it has
-    full rank; otherwise it is replaced by the leading singular pairs, which is exact up to float32 rounding.
-
-    Returns:
-        Factors in float32; of rank 0 if nothing is changed.
+    full rank; otherwise it is replaced by the leading singular pairs, which is exact up to float32 rounding. Factors
+    are in float32, of rank 0 if nothing is changed.
     """
     directions: list[Tensor] = []
     rows: list[Tensor] = []

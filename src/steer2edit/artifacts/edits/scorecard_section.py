@@ -39,11 +39,7 @@ def has_contract(directory: Path) -> bool:
 
 
 def require_card(directory: Path) -> None:
-    """Refuse a directory whose model card cannot be written: for a check before hours of work.
-
-    Raises:
-        ArtifactError: there is no edit, or no model card.
-    """
+    """Refuse, with an ArtifactError, a directory without an edit or a model card: for a check before hours of work."""
     load_edit(directory)
     if not (directory / CARD_FILE).is_file():
         raise ArtifactError(
@@ -52,12 +48,7 @@ def require_card(directory: Path) -> None:
 
 
 def write_scorecard_section(directory: Path, section: ScorecardSection) -> None:
-    """Put the section of a run on this very edit into its model card, in place of the one that is there.
-
-    Raises:
-        MismatchError: the section is about another edit.
-        ArtifactError: there is no edit or no model card, or it cannot be written.
-    """
+    """Put the section of a run on this very edit (else a MismatchError) into its card, in place of the one there."""
     require_card(directory)
     if load_edit(directory).digest() != section.edit_sha256:
         raise MismatchError(

@@ -38,12 +38,8 @@ def _table(name: str) -> dict[str, dict[str, Any]]:
 def write_gguf_lora(model: LanguageModel, targets: Sequence[LoraTarget], notes: Mapping[str, str], path: Path) -> None:
     """Write an adapter as llama.cpp wants it, read it back and compare every value; the same adapter, the same bytes.
 
-    `notes` are texts by key on where the adapter comes from, written under `steer2edit.`.
-
-    Raises:
-        ModelError: llama.cpp does not run this architecture, or stores its projections in another form; or the base
-            is a GGUF file with other tensors.
-        ArtifactError: it reads back differently.
+    `notes` are texts by key on where the adapter comes from, written under `steer2edit.`. A ModelError where llama.cpp
+    does not run this architecture, stores its projections in another form, or the base is a GGUF file of other tensors.
     """
     architecture, renamed = _architecture(model)
     tensors = _tensors(model, targets, architecture, renamed)
@@ -94,10 +90,7 @@ def _require_fit(file: Path, architecture: str, tensors: Mapping[str, NDArray[np
 def _tensors(
     model: LanguageModel, targets: Sequence[LoraTarget], architecture: str, renamed: Mapping[str, str]
 ) -> dict[str, NDArray[np.float32]]:
-    """The factors by their names in the file, `blk.3.ffn_down.weight`, shaped as llama.cpp wants them.
-
-    Names are by the gguf package's own map from module names.
-    """
+    """The factors by their names in the file, by the gguf package's own map, shaped as llama.cpp wants them."""
     layers = int(model.network.config.get_text_config().num_hidden_layers)
     names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], layers)
     tensors: dict[str, NDArray[np.float32]] = {}
@@ -161,12 +154,7 @@ def max_lora_rank(rank: int) -> int:
 
 
 def write_vllm_lora(model: LanguageModel, targets: Sequence[LoraTarget], directory: Path) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` with the keys that vLLM expects, and read them back.
-
-    Raises:
-        ModelError: it is not known where vLLM keeps the experts of this model type.
-        ArtifactError: the file reads back differently.
-    """
+    """Write the adapter with the keys that vLLM expects; a ModelError where it is not known where it keeps experts."""
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for target in targets:
         pairs |= {target.name: (target.a[0], target.b)} if target.experts is None else _expert_pairs(model, target)
