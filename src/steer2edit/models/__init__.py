@@ -1,7 +1,7 @@
 """The only code that knows transformers: layouts, loading, chat, capture, hooks, generation, scoring."""
 
 from steer2edit.models.batching import TokenBudget, length_batches, run_batches
-from steer2edit.models.capture import BatchMeans, Routing, SpanMeans, mean_output, span_means
+from steer2edit.models.capture import BatchMeans, SpanMeans, mean_output, span_means
 from steer2edit.models.chat import SPAN_RULE, EncodedResponse, encode_prompts, encode_responses
 from steer2edit.models.chat_format import ChatFormat, recorded_chat
 from steer2edit.models.generation import (
@@ -21,7 +21,7 @@ from steer2edit.models.model_path import checkpoint_directory
 from steer2edit.models.rendering import Message, Prompt
 from steer2edit.models.reply import Reply
 from steer2edit.models.site_module import Projection, SiteModule
-from steer2edit.models.sites import ModelSites, Proof, find_sites
+from steer2edit.models.sites import ModelSites, find_sites
 from steer2edit.models.stored import StoredMatrix, stored_matrices, stored_parameters
 
 __all__ = [
@@ -36,9 +36,7 @@ __all__ = [
     "ModelSites",
     "Projection",
     "Prompt",
-    "Proof",
     "Reply",
-    "Routing",
     "Sampling",
     "SiteModule",
     "SiteUpdate",

@@ -147,8 +147,17 @@ def load_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool
     if renders_tokens(tokenizer):
         other = _without_mistral_common(path, tokenizer)
         tokenizer = other if other is not None and (chat_template or other.chat_template) else tokenizer
-    if chat_template is not None:
-        _set_template(tokenizer, chat_template)
+    if chat_template is not None and renders_tokens(tokenizer):
+        raise ModelError(
+            f"the chat template {chat_template!r} cannot be used: the package mistral-common gives this checkpoint's "
+            "tokenizer, which takes none. Leave --chat-template out, put a tokenizer.json beside the weights, "
+            "or uninstall mistral-common."
+        )
+    if chat_template == "none":
+        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = (tokenizer.bos_token if begins else "") + _PLAIN_TEXT_TEMPLATE
+    elif chat_template is not None:
+        tokenizer.chat_template = read_template(Path(chat_template))
     return tokenizer
 
 
@@ -183,20 +192,6 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a tokenizer's chat template, or of its named ones; empty if it has none."""
     template = getattr(tokenizer, "chat_template", None)
     return str(template) if template else ""
-
-
-def _set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> None:
-    if renders_tokens(tokenizer):
-        raise ModelError(
-            f"the chat template {chat_template!r} cannot be used: the package mistral-common gives this checkpoint's "
-            "tokenizer, which takes none. Leave --chat-template out, put a tokenizer.json beside the weights, "
-            "or uninstall mistral-common."
-        )
-    if chat_template == "none":
-        begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        tokenizer.chat_template = (tokenizer.bos_token if begins else "") + _PLAIN_TEXT_TEMPLATE
-    else:
-        tokenizer.chat_template = read_template(Path(chat_template))
 
 
 def read_template(file: Path) -> Any:

@@ -113,34 +113,21 @@ def response_effects(
     without = without_gradients(model)
     with step(description, len(responses)) as advance:
         for rows in length_batches(lengths, batch_tokens):
-            found = _batch_effects(model, [responses[i] for i in rows], directions, score, times, without)
+            batch = [responses[i] for i in rows]
+            recorders = {site: _Recorder(model.sites[site], u, len(rows)) for site, u in directions.items()}
+            with ExitStack() as stack:
+                stack.enter_context(activation_gradients(model, without))
+                for recorder in recorders.values():
+                    stack.enter_context(hooked(recorder.site, matrix=recorder.matrix, routed=recorder.experts))
+                spans = span_distributions(model, batch)
+                found = []
+                for time in range(times):
+                    total = torch.stack([score(span, r) for span, r in zip(spans, batch, strict=True)]).sum()
+                    backward(model, total, retain_graph=time + 1 < times)
+                    found.append({site: recorder.take() for site, recorder in recorders.items()})
             for time, sites in enumerate(found):
                 yield BatchEffects(rows, sites, time)
             advance(len(rows))
-
-
-def _batch_effects(
-    model: LanguageModel,
-    responses: Sequence[EncodedResponse],
-    directions: Mapping[Site, Tensor],
-    score: Score,
-    times: int,
-    without: Sequence[Projection],
-) -> list[dict[Site, Tensor]]:
-    recorders = {site: _Recorder(model.sites[site], u, len(responses)) for site, u in directions.items()}
-    found = []
-    with ExitStack() as stack:
-        stack.enter_context(activation_gradients(model, without))
-        for recorder in recorders.values():
-            stack.enter_context(
-                hooked(recorder.site, matrix=recorder.matrix, routed=recorder.experts, output=recorder.output)
-            )
-        spans = span_distributions(model, responses)
-        for time in range(times):
-            total = torch.stack([score(span, r) for span, r in zip(spans, responses, strict=True)]).sum()
-            backward(model, total, retain_graph=time + 1 < times)
-            found.append({site: recorder.take() for site, recorder in recorders.items()})
-    return found
 
 
 class _Recorder:
@@ -149,7 +136,6 @@ class _Recorder:
     def __init__(self, site: SiteModule, direction: Float[Tensor, " d"], rows: int) -> None:
         self.site, self._direction, self._rows = site, direction, rows
         self._found = torch.zeros(rows, site.shape[1])
-        self._routed: RoutedTokens | None = None
 
     def take(self) -> Float[Tensor, "b m"]:
         """What was collected since the last time; zero where the score does not depend on the site."""
@@ -161,37 +147,30 @@ class _Recorder:
         rows = x.detach().reshape(self._rows, -1, x.shape[-1])
 
         def differentiate(gradient: Tensor) -> None:
-            along = torch.einsum("bt,btm->bm", self._along(gradient), rows.float())
-            self._found[:, projection.columns] = along.cpu()
+            effects = torch.einsum("bt,btm->bm", self._along(gradient).view(self._rows, -1), rows.float())
+            self._found[:, projection.columns] = effects.cpu()
 
         y.register_hook(differentiate)  # type: ignore[no-untyped-call]
 
     def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
         """At the routed experts."""
-        self._routed = routed
-        return output
-
-    def output(self, index: int, y: Tensor) -> None:
-        """At what a mixture writes."""
-        if index:
-            return
-        routed, self._routed = self._routed, None
-        assert routed is not None
-        y.register_hook(lambda gradient: self._differentiate_experts(self._along(gradient), routed))  # type: ignore[no-untyped-call]
-
-    def _along(self, gradient: Tensor) -> Float[Tensor, "b t"]:
-        """w = ∂A/∂y · u by position."""
-        rows = gradient.detach().float().reshape(self._rows, -1, gradient.shape[-1])
-        return rows @ self._direction.to(gradient.device)
-
-    def _differentiate_experts(self, w: Float[Tensor, "b t"], routed: RoutedTokens) -> None:
         assert self.site.sizes is not None
         count, width = self.site.sizes.routed, self.site.sizes.width
-        share = w.flatten()[routed.token] * routed.weight.detach().float()
-        slot = (routed.token // w.shape[1]) * count + routed.expert
-        total = torch.zeros(self._rows * count, width, device=w.device)
-        total.index_add_(0, slot, routed.inputs.detach().float() * share[:, None])
-        self._found[:, : count * width] = total.view(self._rows, -1).cpu()
+        slot = routed.token // (routed.tokens // self._rows) * count + routed.expert
+
+        def differentiate(gradient: Tensor) -> None:
+            share = self._along(gradient)[routed.row] * routed.weight.detach().float()
+            effects = torch.zeros(self._rows * count, width, device=share.device)
+            effects.index_add_(0, slot, routed.inputs.detach().float() * share[:, None])
+            self._found[:, : count * width] = effects.view(self._rows, -1).cpu()
+
+        output.register_hook(differentiate)  # type: ignore[no-untyped-call]
+        return output
+
+    def _along(self, gradient: Tensor) -> Float[Tensor, " bt"]:
+        """w = ∂A/∂y · u of every row of an output."""
+        rows = gradient.detach().float().reshape(-1, gradient.shape[-1])
+        return rows @ self._direction.to(gradient.device)
 
 
 @contextmanager
