@@ -123,27 +123,17 @@ def _contrast_rows(found: BehaviourFolder, split: Split, seed: int) -> Table:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a behaviour measures on one split.
+    """What a behaviour measures on one split."""
 
-    Args:
-        name: of the behaviour.
-        attribute: the metric that the edit is to move.
-        direction: +1 if more of it is wanted, −1 if less.
-        tasks: the measurements.
-        prompts: the requests by set name, aligned with the replies.
-        guide: a finer metric of the attribute, for telling apart what is equal in it.
-        costs: metrics whose rise or fall is a cost, beside drift.
-        reach: a level of the attribute whose drift comparisons report.
-    """
-
-    name: str
-    attribute: str
-    direction: int
-    tasks: tuple[Task, ...]
-    prompts: dict[str, list[str]]
-    guide: str | None = None
+    name: str  # of the behaviour
+    attribute: str  # the metric that the edit is to move
+    direction: int  # +1 if more of it is wanted, −1 if less
+    tasks: tuple[Task, ...]  # the measurements
+    prompts: dict[str, list[str]]  # the requests by set name, aligned with the replies
+    guide: str | None = None  # a finer metric of the attribute, for telling apart what is equal in it
+    # metrics whose rise or fall is a cost, beside drift
     costs: Mapping[str, Literal["rise", "fall"]] = field(default_factory=dict)
-    reach: float | None = None
+    reach: float | None = None  # a level of the attribute whose drift comparisons report
 
     @property
     def drift(self) -> DriftTask:
@@ -219,8 +209,8 @@ def behaviour(
         DataError: there is no such behaviour or set, its `behaviour.toml` is wrong, or the data is malformed.
     """
     found, data = _measured(find_behaviour(source)), data or {}
-    if unknown := [own for own in data if own not in {*found.sets, BENIGN}]:
-        known = {*found.sets, BENIGN}
+    known = {*found.sets, BENIGN}
+    if unknown := [own for own in data if own not in known]:
         raise DataError(f"{found.name} has no set {unknown[0]!r} to give data for. {did_you_mean(unknown[0], known)}")
     wanted = TaskSettings(split, limit, max_new_tokens, scorer or PhraseScorer(), divide=seed, data=data)
     tasks: list[Task] = []
@@ -235,16 +225,10 @@ def behaviour(
     if attribute not in names:
         raise DataError(f"{found.where}: attribute: no set reports {attribute!r}. {did_you_mean(attribute, names)}")
     margin = attribute.replace("_preferred", "_margin")
-    return Behaviour(
-        found.name,
-        attribute,
-        1 if found.direction == "higher" else -1,
-        (*tasks, drift),
-        prompts,
-        found.guide or (margin if margin != attribute else None),
-        {metric: way for metric, way in found.costs.items() if metric in names},
-        found.reach,
-    )
+    guide = found.guide or (margin if margin != attribute else None)
+    costs = {metric: way for metric, way in found.costs.items() if metric in names}
+    direction = 1 if found.direction == "higher" else -1
+    return Behaviour(found.name, attribute, direction, (*tasks, drift), prompts, guide, costs, found.reach)
 
 
 def _measured(found: BehaviourFolder) -> BehaviourFolder:
@@ -261,11 +245,7 @@ BEHAVIOURS = tuple(name for name in built_in_names() if find_behaviour(name).set
 
 
 def behaviour_of(vectors: SteeringVectors, option: str = "behaviour") -> str:
-    """The behaviour that vectors are of, by what they were made from.
-
-    Args:
-        vectors: with the metadata of an extraction.
-        option: what a user says it with otherwise.
+    """The behaviour that vectors are of, by what they were made from; `option` is what a user says it with otherwise.
 
     Raises:
         DataError: they were not made from a behaviour that comes with the package: of a folder or a file they know the

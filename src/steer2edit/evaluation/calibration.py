@@ -14,19 +14,12 @@ from steer2edit.steering import safety_prompts
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
+    """What a calibration found."""
 
-    Args:
-        strength: multiplies the intervention.
-        drift: KL(base ‖ model) at it, in nats per token.
-        steps: how many strengths had been tried when it was found.
-        reached: whether the drift is within the tolerance of the target.
-    """
-
-    strength: float
-    drift: float
-    steps: int
-    reached: bool
+    strength: float  # multiplies the intervention
+    drift: float  # KL(base ‖ model) at it, in nats per token
+    steps: int  # how many strengths had been tried when it was found
+    reached: bool  # whether the drift is within the tolerance of the target
 
 
 _HOPELESS = 6  # steps without any drift, each four times the strength
@@ -111,10 +104,8 @@ def calibrate(
     Raises:
         InvalidValueError: the target is not positive, or the intervention does not drift at all.
     """
-    (found,) = calibrate_together(
-        engine, [(at_strength, first)], task, target, tolerance=tolerance, most_steps=most_steps
-    )  # fmt: skip
-    return found
+    settings = {"tolerance": tolerance, "most_steps": most_steps}
+    return calibrate_together(engine, [(at_strength, first)], task, target, **settings)[0]  # type: ignore[arg-type]
 
 
 def calibrate_together(
@@ -178,10 +169,7 @@ def _next(tried: list[tuple[float, float]], goal: float) -> float:
     """
     below = max((p for p in tried if p[1] <= goal), key=lambda p: p[1])
     above = [p for p in tried if p[1] > goal]
-    if above:
-        other = min(above, key=lambda p: p[1])
-    else:
-        other = min((p for p in tried if p != below), key=lambda p: goal - p[1])
+    other = min(above or [p for p in tried if p != below], key=lambda p: abs(goal - p[1]))
     if above and len(tried) > 2 and (tried[-1][1] > goal) == (tried[-2][1] > goal):
         return (below[0] + other[0]) / 2
     slope = (other[1] - below[1]) / (other[0] - below[0]) if other[0] != below[0] else 0.0

@@ -44,22 +44,15 @@ class ChoiceQuestion:
 class TruthQuestion:
     """A question of TruthfulQA.
 
-    Args:
-        question: what is asked.
-        best: the best true answer.
-        false_to_best: false answers that it is compared with (MC1).
-        true: the true answers (MC2).
-        false: the false answers (MC2).
-
     Raises:
         DataError: no true or no false answer, or an empty text.
     """
 
     question: str
-    best: str
-    false_to_best: tuple[str, ...]
-    true: tuple[str, ...]
-    false: tuple[str, ...]
+    best: str  # the best true answer
+    false_to_best: tuple[str, ...]  # false answers that it is compared with (MC1)
+    true: tuple[str, ...]  # the true answers (MC2)
+    false: tuple[str, ...]  # the false answers (MC2)
 
     def __post_init__(self) -> None:
         if not self.false_to_best or not self.true or not self.false:

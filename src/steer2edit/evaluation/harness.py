@@ -33,18 +33,14 @@ from steer2edit.progress import step
 class HarnessMetric:
     """One metric of one harness task under one intervention.
 
-    Args:
-        estimate: with a 95 % interval: Wilson's for hits and misses, Student's t for other means over items, and
-            ± 1.96 standard errors where the harness has no mean over items (perplexity, F1, groups).
-        values: what each item came to, in the order of the documents; `None` where the metric is no mean over items.
-        reported: the harness's own value.
-        reported_error: the harness's own standard error, if it gives one.
+    The interval is Wilson's for hits and misses, Student's t for other means over items, and ± 1.96 standard errors
+    where the harness has no mean over items (perplexity, F1, groups).
     """
 
     estimate: Estimate
-    values: tuple[Value, ...] | None
-    reported: float
-    reported_error: float | None
+    values: tuple[Value, ...] | None  # of the documents in order; `None` where the metric is no mean over items
+    reported: float  # the harness's own value
+    reported_error: float | None  # the harness's own standard error, if it gives one
 
 
 def read_metrics(results: Mapping[str, Any]) -> dict[str, HarnessMetric]:
@@ -55,17 +51,17 @@ def read_metrics(results: Mapping[str, Any]) -> dict[str, HarnessMetric]:
     """
     found = {}
     for task, entries in results["results"].items():
-        for key, reported in entries.items():
+        for key, own in entries.items():
             metric, comma, answer_filter = key.partition(",")
-            reported = _plain(reported)
+            reported = _plain(own)
             if not comma or metric.endswith("_stderr") or not isinstance(reported, int | float):
                 continue
-            error = entries.get(f"{metric}_stderr,{answer_filter}")
-            values = _item_values(results.get("samples", {}).get(task, ()), metric, answer_filter, float(reported))
-            value, n = float(reported), int(entries.get("sample_len", 0))
-            found_here = reported_mean(value, _number(error), n) if values is None else estimate(values)
+            value, error = float(reported), _number(entries.get(f"{metric}_stderr,{answer_filter}"))
+            values = _item_values(results.get("samples", {}).get(task, ()), metric, answer_filter, value)
+            n = int(entries.get("sample_len", 0))
+            interval = reported_mean(value, error, n) if values is None else estimate(values)
             name = f"{task}.{metric}" + ("" if answer_filter == "none" else f".{answer_filter}")
-            found[name] = HarnessMetric(found_here, values, value, _number(error))
+            found[name] = HarnessMetric(interval, values, value, error)
     return found
 
 
@@ -177,11 +173,7 @@ def _import_harness() -> Any:
 
 
 def _load_tasks(harness: Any, names: list[str]) -> dict[str, Any]:
-    """The harness's task objects.
-
-    Raises:
-        DataError: as said in `harness_results`.
-    """
+    """The harness's task objects; raises as `harness_results`."""
     by_name = [name for name in names if not (name.endswith(".yaml") and Path(name).is_file())]
     manager = harness.tasks.TaskManager(include_defaults=bool(by_name))  # reading its own 14,000 files takes long
     for name in by_name:
@@ -214,11 +206,7 @@ def _wrapped(harness: Any, model: LanguageModel) -> Any:
 
 
 def require_known(name: str, known: Sequence[str]) -> None:
-    """Refuse a task that is not among the known tasks, groups and tags, and suggest the nearest.
-
-    Raises:
-        DataError: as said.
-    """
+    """Refuse a task that is not among the known tasks, groups and tags, and suggest the nearest, by a DataError."""
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 REFUSAL_QUESTION = resources.files("steer2edit.evaluation").joinpath("refusal_question.txt").read_text(encoding="utf-8")
 
-_PLACEHOLDERS = ("prompt", "reply")
 _PLACEHOLDER = re.compile(r"\{(prompt|reply)\}")
 
 
@@ -52,7 +51,7 @@ def require_template(template: str) -> None:
     if "{reply}" in template:
         return
     found = re.findall(r"\{(\w+)\}", template)
-    hint = f" {did_you_mean(found[0], _PLACEHOLDERS)}" if found else ""
+    hint = f" {did_you_mean(found[0], ('prompt', 'reply'))}" if found else ""
     raise InvalidValueError(
         f"the judge's template must contain {{reply}}, and {{prompt}} where the request matters; it has "
         f"{', '.join(map(repr, found)) or 'no placeholder'}.{hint}"
@@ -89,17 +88,11 @@ _SHOWN = 200
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of one item.
+    """What came of one item."""
 
-    Args:
-        verdict: `None` if unscored.
-        reason: why it is unscored.
-        detail: what the endpoint said, escaped and shortened.
-    """
-
-    verdict: bool | None
-    reason: Reason | None = None
-    detail: str = ""
+    verdict: bool | None  # `None` if unscored
+    reason: Reason | None = None  # why it is unscored
+    detail: str = ""  # what the endpoint said, escaped and shortened
 
 
 @dataclass(frozen=True)
@@ -110,31 +103,20 @@ class Judge:
     endpoint says, else 0.5 s, doubled each time up to 8 s). An answer that cannot be read is asked for again after
     the same delays.
 
-    Args:
-        base_url: of the endpoint, e.g. `http://localhost:8000/v1`.
-        model: name the endpoint knows it by.
-        template: the question, with `{prompt}` and `{reply}`, to be answered yes or no.
-        api_key_variable: environment variable that holds the key; `None` for an endpoint without one.
-        timeout: seconds without a sign of the endpoint after which a request has failed.
-        retries: how often a failed request is repeated, and how often an unreadable answer is asked for again.
-        concurrency: requests in flight at once.
-        parameters: sent with every request; what an endpoint does not know can be left out here.
-
-    Attributes:
-        unscored: how many items of all calls so far are unscored, by reason.
-
     Raises:
         InvalidValueError: a setting is outside its range.
     """
 
-    base_url: str
-    model: str
-    template: str = REFUSAL_QUESTION
-    api_key_variable: str | None = None
-    timeout: float = 60.0
-    retries: int = 3
-    concurrency: int = 8
+    base_url: str  # of the endpoint, e.g. `http://localhost:8000/v1`
+    model: str  # name the endpoint knows it by
+    template: str = REFUSAL_QUESTION  # the question, with `{prompt}` and `{reply}`, to be answered yes or no
+    api_key_variable: str | None = None  # environment variable that holds the key; `None` if none is needed
+    timeout: float = 60.0  # seconds without a sign of the endpoint after which a request has failed
+    retries: int = 3  # how often a failed request is repeated, and how often an unreadable answer is asked for again
+    concurrency: int = 8  # requests in flight at once
+    # sent with every request; what an endpoint does not know can be left out here
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 256})
+    # how many items of all calls so far are unscored, by reason
     unscored: Counter[Reason] = field(default_factory=Counter, init=False, compare=False, repr=False)
     _known: dict[str, Judgement] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -243,34 +225,30 @@ class Judge:
 
     def _ask(self, client: "OpenAI", question: str) -> Judgement:
         """One item: asked until the answer can be read, or the retries are used up."""
+        from openai import APIError
+
         answer = ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(min(_FIRST_DELAY * 2 ** (attempt - 1), _LONGEST_DELAY))
-            reply = self._answer(client, question)
-            if isinstance(reply, Judgement):
-                return reply
-            answer = reply
-            verdict = yes_or_no(answer)
-            if verdict is not None:
+            message = [{"role": "user", "content": question}]
+            try:
+                completion = client.chat.completions.create(
+                    model=self.model,
+                    messages=message,
+                    extra_body=dict(self.parameters),  # type: ignore[arg-type]
+                )
+            except APIError as error:
+                return self._failure(error)
+            except json.JSONDecodeError as error:
+                answer = str(error)
+                continue
+            choices = getattr(completion, "choices", None)  # the client passes on whatever JSON or text it was sent
+            content = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
+            answer = content if isinstance(content, str) else str(completion)
+            if (verdict := yes_or_no(answer)) is not None:
                 return Judgement(verdict)
         return Judgement(None, "nonsense", self._shown(answer))
-
-    def _answer(self, client: "OpenAI", question: str) -> "str | Judgement":
-        """The text of one answer, or why there is none after the client's own retries."""
-        from openai import APIError
-
-        try:
-            completion = client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": question}], extra_body=dict(self.parameters)
-            )
-        except APIError as error:
-            return self._failure(error)
-        except json.JSONDecodeError as error:
-            return str(error)
-        choices = getattr(completion, "choices", None)  # the client passes on whatever JSON or text it was sent
-        content = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
-        return content if isinstance(content, str) else str(completion)
 
     def _failure(self, error: "APIError") -> Judgement:
         """Why there is no answer.

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,11 +52,7 @@ class ChoiceTask(_LikelihoodTask):
     A question is the user's message. With `style="text"` each choice's text is scored as the reply; with
     `style="letter"` the choices are listed below the question, and each letter is scored. A tie is no right answer.
 
-    Args:
-        name: of the set; the metrics are `{name}_accuracy` (by log-probability per token) and `{name}_accuracy_sum`
-            (by its sum).
-        items: the questions.
-        style: what is scored.
+    `{name}_accuracy` is by log-probability per token, `{name}_accuracy_sum` by its sum.
 
     Source: Brown et al., "Language Models are Few-Shot Learners", arXiv 2005.14165, §2.4 (log-likelihood per token and
     in total); Hendrycks et al., arXiv 2009.03300 (letters).
@@ -96,19 +92,13 @@ class PreferenceTask(_LikelihoodTask):
     listed below the prompt as A and B, once in each order, and the letters are scored: the margin is the mean over the
     orders, so that liking a letter is no preference.
 
-    Args:
-        items: (prompt, positive answer, negative answer).
-        name: of the set; the metrics are `{name}_preferred` and `{name}_margin` (nats per token).
-        style: what is scored.
-        asked_as: what the prompts are called, by default `{name}_questions`.
-
     Source: the paper's preference metric (true and false answers, as texts).
     """
 
-    items: Sequence[tuple[Prompt, str, str]]
+    items: Sequence[tuple[Prompt, str, str]]  # (prompt, positive answer, negative answer)
     name: str = "truth"
     style: Literal["text", "letter"] = "text"
-    asked_as: str = ""
+    asked_as: str = ""  # what the prompts are called, by default `{name}_questions`
     kinds = ("preferred", "margin")
 
     @property
@@ -149,10 +139,6 @@ class TruthChoiceTask(_LikelihoodTask):
     - MC1: whether log p(best) > log p(f) for every false answer f.
     - MC2: Σ p(t) over the true answers t, divided by Σ p(a) over the true and the false ones.
 
-    Args:
-        items: the questions.
-        name: of the set; the metrics are `{name}_mc1` (a rate) and `{name}_mc2` (a mean).
-
     Source: Lin et al., "TruthfulQA", arXiv 2109.07958, and its code. There the question stands below six example
     questions as plain text; here it is the user's message, so figures are comparable between models, not with those.
     """
@@ -168,33 +154,16 @@ class TruthChoiceTask(_LikelihoodTask):
         return [(item.question, answer) for answer in every]
 
     def _judged(self, item: TruthQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
-        own = [answer for _, answer in self.answers(item)]
-        found = dict(zip(own, (score.log_probability for score in scores), strict=True))
-        return mc1(item, found), mc2(item, found)
-
-
-def mc1(question: TruthQuestion, log_probability: Mapping[str, float]) -> bool:
-    """Whether the best answer is likelier than every false one."""
-    best = log_probability[question.best]
-    return all(best > log_probability[answer] for answer in question.false_to_best)
-
-
-def mc2(question: TruthQuestion, log_probability: Mapping[str, float]) -> float:
-    """The true answers' share of the probability of all answers, from sums in log space: none underflows."""
-    true = np.logaddexp.reduce([log_probability[answer] for answer in question.true])
-    false = np.logaddexp.reduce([log_probability[answer] for answer in question.false])
-    return float(np.exp(true - np.logaddexp(true, false)))
+        found = {answer: score.log_probability for (_, answer), score in zip(self.answers(item), scores, strict=True)}
+        mc1 = all(found[item.best] > found[answer] for answer in item.false_to_best)
+        # sums in log space: none underflows
+        true, false = (np.logaddexp.reduce([found[answer] for answer in own]) for own in (item.true, item.false))
+        return mc1, float(np.exp(true - np.logaddexp(true, false)))
 
 
 @dataclass(frozen=True)
 class DriftTask(Task):
-    """Damage: how far the model has moved on benign requests, judged on the base model's own greedy answers.
-
-    Args:
-        items: benign requests.
-        sampling: how the base model's answers are generated.
-        name: of the set, in front of the metrics `nll_increase` and `kl`; none by default.
-    """
+    """Damage: how far the model has moved on benign requests, judged on the base model's own greedy answers."""
 
     items: Sequence[Prompt]
     sampling: Sampling = Sampling(max_new_tokens=24)

@@ -18,23 +18,14 @@ COST = "kl"
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as people read it.
+    """A metric as people read it."""
 
-    Args:
-        name: its key in the results.
-        brief: a column's title in a terminal.
-        short: a few words, for axes and cards.
-        description: what it is, with its unit.
-        scale: how its numbers are written.
-        against_base: whether it compares a model with the base, which has none of its own then.
-    """
-
-    name: str
-    brief: str
-    short: str
-    description: str
-    scale: Scale
-    against_base: bool = False
+    name: str  # its key in the results
+    brief: str  # a column's title in a terminal
+    short: str  # a few words, for axes and cards
+    description: str  # what it is, with its unit
+    scale: Scale  # how its numbers are written
+    against_base: bool = False  # whether it compares a model with the base, which has none of its own then
 
     @property
     def unit(self) -> str:

@@ -19,17 +19,11 @@ _REQUESTS = 48
 
 @dataclass(frozen=True)
 class RefusalDirection:
-    """Which way an edit moves refusals.
+    """Which way an edit moves refusals."""
 
-    Args:
-        direction: as far as it is known.
-        why: what it is told by.
-        measured: the edit's rate of refusals less the base's on held-out harmful requests, if it was measured.
-    """
-
-    direction: Direction
-    why: str
-    measured: Estimate | None = None
+    direction: Direction  # as far as it is known
+    why: str  # what it is told by
+    measured: Estimate | None = None  # the edit's rate less the base's on held-out harmful requests
 
     @property
     def sentence(self) -> str:
@@ -49,10 +43,6 @@ def refusal_direction(edit: WeightEdit, strength: float = 1.0) -> RefusalDirecti
     An edit of a contrast that is about refusals pushes towards its positive responses where its components have the
     sign of their importances, Σ λ g > 0, and away from them below: λ is made of g, and a negative strength turns it
     round. A directional ablation takes what its contrast has away.
-
-    Args:
-        edit: with its metadata.
-        strength: that it is found or applied at.
     """
     vectors = edit.metadata.get("vectors")
     contrast = (vectors if isinstance(vectors, dict) else {}).get("contrast")
@@ -86,8 +76,6 @@ def measured_direction(model: LanguageModel, edit: WeightEdit) -> RefusalDirecti
     base, edited = RefusalTask("harmful", requests).measure(TransformersEngine(model), [None, Editing(edit)])
     change = paired(edited.outcomes["harmful"], base.outcomes["harmful"])
     why = f"Measured: edit less base {POINTS.text(change, n=True)} of harmful requests refused."
-    if change.high is not None and change.high < 0:
-        return RefusalDirection("lowers", why, change)
-    if change.low is not None and change.low > 0:
-        return RefusalDirection("raises", why, change)
-    return RefusalDirection(told.direction, f"{told.why} {why}", change)
+    if change.low is None or change.high is None or change.low <= 0 <= change.high:
+        return RefusalDirection(told.direction, f"{told.why} {why}", change)
+    return RefusalDirection("lowers" if change.high < 0 else "raises", why, change)

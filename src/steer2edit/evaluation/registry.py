@@ -26,21 +26,13 @@ Build = Callable[[Table | None, TaskSettings], list[Task]]
 
 @dataclass(frozen=True)
 class TaskKind:
-    """A task that can be asked for by name.
+    """A task that can be asked for by name."""
 
-    Args:
-        measures: in a few words.
-        columns: what its data must have; empty if it takes no data.
-        built_in: the set it uses without data.
-        build: makes the tasks.
-        columns_without_header: of a CSV file that has none.
-    """
-
-    measures: str
-    columns: str
-    built_in: str
-    build: Build
-    columns_without_header: Sequence[str] = ()
+    measures: str  # in a few words
+    columns: str  # what its data must have; empty if it takes no data
+    built_in: str  # the set it uses without data
+    build: Build  # makes the tasks
+    columns_without_header: Sequence[str] = ()  # of a CSV file that has none
 
 
 _Make = Callable[[str, Any, TaskSettings], Task]

@@ -15,25 +15,17 @@ from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.task import Measurement, Task, replies_to
 from steer2edit.models import Prompt, Reply, Sampling
 
-_INSTRUCTION = "Think step by step, and put the final answer within \\boxed{}."
 _N = 4  # tokens of what may be repeated
 
 
 @dataclass(frozen=True)
 class VerdictTask(Task):
-    """Share of replies that show a behaviour.
-
-    Args:
-        name: of the set; the metric is `{name}_shown`. A reply that the scorer cannot tell is unscored.
-        items: the requests.
-        sampling: how replies are generated.
-        scorer: tells the behaviour; by default a refusal, by the strict phrases.
-    """
+    """Share of replies that show a behaviour; the metric is `{name}_shown`. What the scorer cannot tell is unscored."""
 
     name: str
     items: Sequence[Prompt]
     sampling: Sampling = Sampling(max_new_tokens=24)
-    scorer: Scorer = field(default_factory=PhraseScorer)
+    scorer: Scorer = field(default_factory=PhraseScorer)  # by default of refusals, by the strict phrases
     kinds = ("shown",)
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
@@ -42,12 +34,11 @@ class VerdictTask(Task):
         # all at once: a judge asks about many replies at a time, and about equal ones once
         every = [reply for replies in by_intervention for reply in replies]
         verdicts = iter(self.scorer.score(list(self.items) * len(interventions), every))
-        measurements = []
-        for replies in by_intervention:
-            shown = [next(verdicts) for _ in replies]
-            texts = [reply.shown for reply in replies]
-            measurements.append(Measurement({self.metric_names[0]: shown}, {self.name: texts}, {self.name: shown}))
-        return measurements
+        return [
+            Measurement({self.metric_names[0]: own}, {self.name: [reply.shown for reply in replies]}, {self.name: own})
+            for replies in by_intervention
+            for own in [[next(verdicts) for _ in replies]]
+        ]
 
 
 @dataclass(frozen=True)
@@ -61,10 +52,7 @@ class _ReplyTask(Task):
     """A task whose values follow from each item and its reply."""
 
     sampling: Sampling
-
-    def _prompt(self, item: Any) -> Prompt:
-        """What the model is asked."""
-        return self.request(item)
+    instruction: ClassVar[str] = ""  # behind every request
 
     @abstractmethod
     def _judged(self, item: Any, reply: Reply) -> tuple[Value, ...]:
@@ -72,7 +60,8 @@ class _ReplyTask(Task):
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """All metrics, with the replies."""
-        prompts = [self._prompt(item) for item in self.items]
+        requests = [self.request(item) for item in self.items]
+        prompts = [f"{request}\n\n{self.instruction}" for request in requests] if self.instruction else requests
         return [
             Measurement(
                 self.by_metric([self._judged(*pair) for pair in zip(self.items, replies, strict=True)]),
@@ -88,11 +77,6 @@ class LengthTask(_ReplyTask):
 
     The thought of a reasoning model counts: it is what such a reply costs. A cut-off reply counts with the length it
     reached.
-
-    Args:
-        items: the requests.
-        sampling: how replies are generated.
-        name: of the set, in front of the metrics `reply_tokens` and `finished`; none by default.
     """
 
     items: Sequence[Prompt]
@@ -122,14 +106,7 @@ class ThinkingTask(LengthTask):
 
 @dataclass(frozen=True)
 class DegenerationTask(_ReplyTask):
-    """How broken replies are: of a reasoning model their answers, and whether they end.
-
-    Args:
-        items: the requests.
-        sampling: how replies are generated.
-        name: of the set, in front of the metrics `repetition` (mean `repeated_share`), `empty` and `unfinished`
-            (rates); none by default.
-    """
+    """How broken replies are: of a reasoning model their answers (`repeated_share`), and whether they end."""
 
     items: Sequence[Prompt]
     sampling: Sampling = Sampling(max_new_tokens=96)
@@ -146,28 +123,19 @@ class MathTask(_ReplyTask):
     """Share of problems whose final answer is right, by exact match.
 
     A reply that was cut off counts as wrong, whatever it says so far; `{name}_finished` says how many were not.
-    Unscored are problems without a readable answer of their own, and replies whose thought did not end.
-
-    Args:
-        name: of the set; the metrics are `{name}_accuracy` and `{name}_finished`.
-        items: the problems.
-        sampling: how replies are generated.
-
-    Raises:
-        InvalidValueError: in measuring: `math-verify` is not installed.
+    Unscored are problems without a readable answer of their own, and replies whose thought did not end. Measuring
+    raises `InvalidValueError` where `math-verify` is not installed.
     """
 
     name: str
     items: Sequence[MathProblem]
     sampling: Sampling = Sampling(max_new_tokens=512)
     kinds = ("accuracy", "finished")
+    instruction = "Think step by step, and put the final answer within \\boxed{}."
 
     def request(self, item: MathProblem) -> Prompt:
         """The problem."""
         return item.problem
-
-    def _prompt(self, item: MathProblem) -> Prompt:
-        return f"{item.problem}\n\n{_INSTRUCTION}"
 
     def _judged(self, item: MathProblem, reply: Reply) -> tuple[Value, ...]:
         right = None if item.answer is None or reply.answer is None else is_right(item.answer, reply.answer)
@@ -201,16 +169,11 @@ def is_right(answer: str, reply: str) -> bool | None:
     compared within five seconds is wrong.
 
     Args:
-        answer: the known answer, a number or LaTeX.
+        answer: the known answer, a number or LaTeX; the verdict is `None` (unscored) if it cannot be read.
         reply: free text.
-
-    Returns:
-        `None` (unscored) if the known answer cannot be read.
 
     Raises:
         InvalidValueError: `math-verify` is not installed.
-
-    Source: math-verify (Hugging Face).
     """
     parse, verify, rules = math_verify_functions()
     known = parse(f"\\boxed{{{answer}}}", rules, parsing_timeout=SECONDS)

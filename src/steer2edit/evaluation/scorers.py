@@ -31,13 +31,9 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class PhraseScorer:
-    """Refusal by phrases: fast and offline.
+    """Refusal by phrases: fast and offline."""
 
-    Args:
-        phrases: what counts as a refusal.
-    """
-
-    phrases: RefusalPhrases = field(default_factory=refusal_phrases)
+    phrases: RefusalPhrases = field(default_factory=refusal_phrases)  # what counts as a refusal
 
     def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
         """Whether each answer refuses; `None` where it is empty or unclear. The prompts are not looked at."""
@@ -66,16 +62,12 @@ _STRICT = ConfigDict(extra="forbid")
 class Phrases:
     """A reply shows the behaviour if it contains any of these phrases and none of those.
 
-    Args:
-        any: phrases of which one must be there, where there are any; whole words, whatever their case.
-        none: phrases of which none may be there.
-
     Raises:
         InvalidValueError: there is no phrase at all, or an empty one.
     """
 
-    any: tuple[str, ...] = ()
-    none: tuple[str, ...] = ()
+    any: tuple[str, ...] = ()  # of which one must be there, where there are any; whole words, whatever their case
+    none: tuple[str, ...] = ()  # of which none may be there
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
@@ -103,19 +95,12 @@ def _words(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """A judge behind an OpenAI-compatible endpoint, which answers yes where a reply shows the behaviour.
+    """A judge behind an OpenAI-compatible endpoint, which answers yes where a reply shows the behaviour."""
 
-    Args:
-        url: of the endpoint.
-        model: name the endpoint knows it by.
-        question: with `{prompt}` and `{reply}`, to be answered yes or no.
-        key_env: environment variable that holds the key.
-    """
-
-    url: str
-    model: str
-    question: str
-    key_env: str | None = None
+    url: str  # of the endpoint
+    model: str  # name the endpoint knows it by
+    question: str  # with `{prompt}` and `{reply}`, to be answered yes or no
+    key_env: str | None = None  # environment variable that holds the key
     __pydantic_config__ = _STRICT
 
     def made(self) -> Judge:
@@ -127,18 +112,13 @@ class JudgeSettings:
 class LocalJudge:
     """Any causal model as a judge, asked for one token: whether yes is likelier than no.
 
-    Args:
-        model: a directory (of the behaviour's folder, or anywhere), a Hub id or smollm2.
-        question: with `{prompt}` and `{reply}`, to be answered yes or no.
-        folder: of the behaviour.
-
     Raises:
         InvalidValueError: the question does not show the reply.
     """
 
-    model: str
-    question: str
-    folder: Path = field(default=Path(), repr=False, compare=False)
+    model: str  # a directory (of the behaviour's folder, or anywhere), a Hub id or smollm2
+    question: str  # with `{prompt}` and `{reply}`, to be answered yes or no
+    folder: Path = field(default=Path(), repr=False, compare=False)  # of the behaviour
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
@@ -174,20 +154,14 @@ class PythonScorer:
 
     It is run as it is: a folder is trusted that its user names. A reply on which it fails is unscored, with the reason.
 
-    Args:
-        function: `module:function`; the module is a file of the behaviour's folder.
-        folder: of the behaviour.
-
-    Attributes:
-        unscored: how many replies of all calls so far it failed on, by reason.
-
     Raises:
         InvalidValueError: there is no such module or function.
     """
 
-    function: str
-    folder: Path = field(default=Path(), repr=False, compare=False)
+    function: str  # `module:function`; the module is a file of the behaviour's folder
+    folder: Path = field(default=Path(), repr=False, compare=False)  # of the behaviour
     source: str = field(init=False)
+    # how many replies of all calls so far it failed on, by reason
     unscored: Counter[str] = field(default_factory=Counter, init=False, compare=False, repr=False)
     _call: Callable[[Prompt, str], Any] = field(init=False, compare=False, repr=False)
     __pydantic_config__ = _STRICT

@@ -23,16 +23,12 @@ _T = TypeVar("_T")
 class Measurement:
     """What was found under one intervention, item by item, so that interventions can be compared in pairs.
 
-    Args:
-        values: by metric name, the value of every item in order: a bool (the metric is a rate), a number (a mean),
-            or `None` where the item could not be scored.
-        replies: generated text by set name, in the order of the prompts.
-        outcomes: by set name, what each reply was judged to be (for a refusal task: refused).
+    What could not be scored is `None`; values are bools of a rate, or numbers of a mean.
     """
 
-    values: Mapping[str, Sequence[Value]]
-    replies: Mapping[str, list[str]] = field(default_factory=dict)
-    outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)
+    values: Mapping[str, Sequence[Value]]  # of every item in order, by metric name
+    replies: Mapping[str, list[str]] = field(default_factory=dict)  # generated text by set name
+    outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)  # by set, what each was judged to be
 
     @property
     def metrics(self) -> dict[str, Estimate]:
@@ -116,19 +112,12 @@ def _joined(name: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class Arm:
-    """An intervention with the name it is reported under.
-
-    Args:
-        kind: base, steering or edit.
-        label: shown to people.
-        intervention: what is done to the model.
-        parameters: JSON-able settings of the intervention.
-    """
+    """An intervention with the name it is reported under."""
 
     kind: ConditionKind
-    label: str
+    label: str  # shown to people
     intervention: Intervention = field(default=None, repr=False)
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # JSON-able settings of the intervention
 
 
 BASE_ARM = Arm("base", "base")
@@ -153,11 +142,8 @@ def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list
         for task in tasks:
             by_task.append(task.measure(engine, interventions))
             advance(1)
-    conditions = []
-    for index, arm in enumerate(arms):
-        found = merged_measurements([measurements[index] for measurements in by_task])
-        conditions.append(condition_of(arm, found))
-    return conditions
+    merged = [merged_measurements([measurements[index] for measurements in by_task]) for index in range(len(arms))]
+    return [condition_of(arm, found) for arm, found in zip(arms, merged, strict=True)]
 
 
 def condition_of(arm: Arm, found: Measurement) -> Condition:
@@ -169,27 +155,18 @@ def condition_of(arm: Arm, found: Measurement) -> Condition:
 class TaskSettings:
     """What all tasks of an evaluation share.
 
-    Args:
-        split: validation for choosing, held_out for final figures; data without a column `split` is used whole.
-        limit: use at most this many items of every set.
-        max_new_tokens: longest reply; each task has a default of its own.
-        scorer: tells refusals.
-        divide: seed by which data without a column `split` is divided into validation and held-out parts; `None`
-            uses it whole.
-        shuffle: seed of a random order of the items; `None` keeps that of the data.
-        data: the user's own data by set of a behaviour.
-
     Raises:
         InvalidValueError: the limit is below 1.
     """
 
-    split: Split = "validation"
-    limit: int | None = None
-    max_new_tokens: int | None = None
-    scorer: Scorer = field(default_factory=PhraseScorer)
-    shuffle: int | None = None
+    split: Split = "validation"  # validation for choosing, held_out for final figures
+    limit: int | None = None  # use at most this many items of every set
+    max_new_tokens: int | None = None  # longest reply; each task has a default of its own
+    scorer: Scorer = field(default_factory=PhraseScorer)  # tells refusals
+    shuffle: int | None = None  # seed of a random order of the items; `None` keeps that of the data
+    # seed by which data without a column `split` is divided into validation and held-out parts; `None` uses it whole
     divide: int | None = None
-    data: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)  # the user's own data by set of a behaviour
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

@@ -91,6 +91,7 @@ def read_attacks(path: Path | str) -> AttackFile:
 
 
 def _from_object(content: Mapping[str, Any], where: str) -> AttackFile:
+    """An object's attacks as rows of prompts or suffixes, with their requests."""
     for key, read in _OBJECTS.items():
         if key in content:
             return read(content, where)
@@ -107,17 +108,15 @@ def _from_object(content: Mapping[str, Any], where: str) -> AttackFile:
 
 def _jailbreakbench(content: Mapping[str, Any], where: str) -> AttackFile:
     """Source: JailbreakBench/artifacts, `attack-artifacts/METHOD/TYPE/MODEL.json`; a `prompt` may be null."""
-    entries = _list(content["jailbreaks"], f"{where}: jailbreaks")
-    prompts, absent = [], 0
+    entries, prompts = _list(content["jailbreaks"], f"{where}: jailbreaks"), []
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, Mapping):
             raise DataError(f"{where}, jailbreak {number} must be an object, got {entry!r}.")
-        row = Row(f"{where}, jailbreak {number}", entry)
-        row.needs("goal", "prompt")
-        if row.get("prompt") is None:
-            absent += 1
-        else:
+        row = Row(f"{where}, jailbreak {number}", dict(entry))
+        if "prompt" not in entry or entry["prompt"] is not None:
+            row.needs("goal", "prompt")
             prompts.append(ReadyPrompt(row.text("prompt"), row.text("goal")))
+    absent = len(entries) - len(prompts)
     if not prompts:
         raise DataError(f"{where} has no prompt: all {absent} jailbreaks have null in its place.")
     note = f"{absent} of {len(entries)} behaviours have no prompt in the file." if absent else ""
@@ -132,27 +131,28 @@ def _adv_llm(content: Mapping[str, Any], where: str) -> AttackFile:
 
     `adv_prompts_goal_rep4` has the request three times in front of each prompt.
     """
-    texts, beams = _first_of_beams(content["adv_prompts"], f"{where}: adv_prompts")
-    requests: list[str | None] = [None] * len(texts)
-    if "adv_prompts_goal_rep4" in content:
-        repeated, _ = _first_of_beams(content["adv_prompts_goal_rep4"], f"{where}: adv_prompts_goal_rep4")
-        if len(repeated) != len(texts):
-            raise DataError(f"{where} has {len(texts)} adv_prompts, but {len(repeated)} adv_prompts_goal_rep4.")
-        pairs = enumerate(zip(texts, repeated, strict=True), start=1)
-        requests = [_repeated_request(text, whole, f"{where}, prompt {number}") for number, (text, whole) in pairs]
-    prompts = tuple(ReadyPrompt(text, request) for text, request in zip(texts, requests, strict=True))
-    note = f"Of up to {beams} beams for a request the first was asked." if beams > 1 else ""
+    firsts, most = {}, 1
+    for key in ("adv_prompts", "adv_prompts_goal_rep4"):
+        if key not in content:
+            continue
+        entries = _list(content[key], f"{where}: {key}")
+        beams = [entry if isinstance(entry, list) else [entry] for entry in entries]
+        for number, own in enumerate(beams, start=1):
+            if not own or not all(isinstance(text, str) and text.strip() for text in own):
+                raise DataError(
+                    f"{where}: {key}, entry {number} must be a text or a list of texts, got {entries[number - 1]!r}."
+                )
+        firsts[key], most = [own[0] for own in beams], max(most, *map(len, beams))
+    texts, wholes = firsts["adv_prompts"], firsts.get("adv_prompts_goal_rep4")
+    if wholes is not None and len(wholes) != len(texts):
+        raise DataError(f"{where} has {len(texts)} adv_prompts, but {len(wholes)} adv_prompts_goal_rep4.")
+    requests = [None] * len(texts) if wholes is None else [
+        _repeated_request(*pair, f"{where}, prompt {number}")
+        for number, pair in enumerate(zip(texts, wholes, strict=True), start=1)
+    ]  # fmt: skip
+    note = f"Of up to {most} beams for a request the first was asked." if most > 1 else ""
+    prompts = tuple(map(ReadyPrompt, texts, requests))
     return AttackFile("ADV-LLM prompts", "Sun et al. 2024, arXiv 2410.18469", prompts, note=note)
-
-
-def _first_of_beams(value: Any, what: str) -> tuple[list[str], int]:
-    """(a prompt per request, most beams there are)."""
-    entries = _list(value, what)
-    beams = [entry if isinstance(entry, list) else [entry] for entry in entries]
-    for number, own in enumerate(beams, start=1):
-        if not own or not all(isinstance(text, str) and text.strip() for text in own):
-            raise DataError(f"{what}, entry {number} must be a text or a list of texts, got {entries[number - 1]!r}.")
-    return [own[0] for own in beams], max(len(own) for own in beams)
 
 
 def _repeated_request(text: str, whole: str, where: str) -> str:
@@ -166,20 +166,19 @@ def _repeated_request(text: str, whole: str, where: str) -> str:
 
 def _gcg_log(content: Mapping[str, Any], where: str) -> AttackFile:
     """Logs of llm-attacks, and what others made of them: `goal` and `controls` of one length."""
-    controls = _texts(content["controls"], f"{where}: controls")
+    suffixes, parameters = _texts(content["controls"], f"{where}: controls"), content.get("params")
     if "goal" in content:
-        goals, suffixes = _texts(content["goal"], f"{where}: goal"), controls
+        goals = _texts(content["goal"], f"{where}: goal")
         if len(goals) != len(suffixes):
             raise DataError(f"{where} has {len(goals)} goals, but {len(suffixes)} controls.")
+    elif not isinstance(parameters, Mapping) or "goals" not in parameters:
+        raise DataError(f"{where} has controls, but no goals: a log of GCG has `params` with `goals`, or `goal`.")
+    elif "progressive_goals" in parameters:
+        note = f"The last of {len(suffixes)} suffixes of the log."
+        return AttackFile("GCG log, one suffix for all", _ZOU, suffixes=(suffixes[-1],), note=note)
     else:
-        parameters = content.get("params")
-        if not isinstance(parameters, Mapping) or "goals" not in parameters:
-            raise DataError(f"{where} has controls, but no goals: a log of GCG has `params` with `goals`, or `goal`.")
-        if "progressive_goals" in parameters:
-            note = f"The last of {len(controls)} suffixes of the log."
-            return AttackFile("GCG log, one suffix for all", _ZOU, suffixes=(controls[-1],), note=note)
         goals = _texts(parameters["goals"], f"{where}: params.goals")
-        suffixes = _last_of_each(controls, len(goals), parameters, where)
+        suffixes = _last_of_each(suffixes, len(goals), parameters, where)
     pairs = zip(goals, suffixes, strict=False)
     return AttackFile("GCG log", _ZOU, tuple(ReadyPrompt(f"{goal} {suffix}", goal) for goal, suffix in pairs))
 
@@ -210,33 +209,30 @@ _OBJECTS: Mapping[str, Callable[[Mapping[str, Any], str], AttackFile]] = {
 
 
 def _of_rows(rows: Sequence[Row]) -> AttackFile:
-    first = rows[0]
-    column = _column(first, SUFFIX_COLUMNS)
+    """The columns are those of the first row."""
+    suffix, prompt = _column(rows[0], SUFFIX_COLUMNS), _column(rows[0], PROMPT_COLUMNS)
+    column = suffix or prompt
     if column is None:
-        column = _column(first, PROMPT_COLUMNS)
-        if column is None:
-            raise DataError(
-                f"{first.where} has neither a suffix nor a prompt: need one of "
-                f"{', '.join(SUFFIX_COLUMNS + PROMPT_COLUMNS)}, found {', '.join(first.cells) or 'none'}."
-            )
-        about = _column(first, REQUEST_COLUMNS)
-        prompts = [_filled(row.text(column), row.text(about) if about else None) for row in rows]
-        ready = tuple(one for one in prompts if isinstance(one, ReadyPrompt))
-        templates = tuple(dict.fromkeys(one for one in prompts if isinstance(one, str)))
-        return AttackFile("templates" if templates else "ready prompts", "the file's own", ready, templates=templates)
-    about = _column(first, _REQUESTS_OF_SUFFIXES)
-    if about is None:
-        return AttackFile("suffixes", _ZOU, suffixes=tuple(dict.fromkeys(row.text(column) for row in rows)))
-    pairs = [(row.text(about), row.text(column)) for row in rows]
-    return AttackFile("requests with suffixes", _ZOU, tuple(ReadyPrompt(f"{r} {suffix}", r) for r, suffix in pairs))
-
-
-def _filled(text: str, request: str | None) -> ReadyPrompt | str:
-    """A ready prompt; or where a placeholder stands in it and the request is not known, a template."""
-    place = next((one for one in PLACEHOLDERS if one in text), None)
-    if place is None:
-        return ReadyPrompt(text, request)
-    return text.replace(place, REQUEST) if request is None else ReadyPrompt(text.replace(place, request), request)
+        raise DataError(
+            f"{rows[0].where} has neither a suffix nor a prompt: need one of "
+            f"{', '.join(SUFFIX_COLUMNS + PROMPT_COLUMNS)}, found {', '.join(rows[0].cells) or 'none'}."
+        )
+    about = _column(rows[0], _REQUESTS_OF_SUFFIXES if suffix else REQUEST_COLUMNS)
+    found = [(row.text(about) if about else None, row.text(column)) for row in rows]
+    if suffix and not about:
+        return AttackFile("suffixes", _ZOU, suffixes=tuple(dict.fromkeys(text for _, text in found)))
+    if suffix:
+        return AttackFile("requests with suffixes", _ZOU, tuple(ReadyPrompt(f"{r} {text}", r) for r, text in found))
+    prompts: list[ReadyPrompt] = []
+    templates: dict[str, None] = {}
+    for request, text in found:
+        place = next((one for one in PLACEHOLDERS if one in text), None)
+        if place is not None and request is None:
+            templates[text.replace(place, REQUEST)] = None
+        else:
+            prompts.append(ReadyPrompt(text.replace(place, request) if place and request else text, request))
+    kind = "templates" if templates else "ready prompts"
+    return AttackFile(kind, "the file's own", tuple(prompts), templates=tuple(templates))
 
 
 def _column(row: Row, names: Sequence[str]) -> str | None:
