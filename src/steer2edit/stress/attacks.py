@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any, Literal
 
 from steer2edit.errors import DataError, InvalidValueError
@@ -88,21 +88,15 @@ class Transformation:
             )
 
     def __call__(self, prompt: Prompt) -> Prompt:
-        """The prompt of the attack.
-
-        Raises:
-            DataError: the prompt does not end with a message of the user.
-        """
+        """The prompt of the attack; a DataError where the prompt does not end with a message of the user."""
         request = CODINGS[self.coding](request_of(prompt))
         text = self.template.replace(REQUEST, request)
         if self.shots_as == "transcript":
             text = "".join(f"Human: {asked}\nAssistant: {answer}\n\n" for asked, answer in self.shots) + text
-        pairs = [*(self.shots if self.shots_as == "turns" else ()), *self.turns]
-        turns = [
-            Message(role=role, content=said.replace(REQUEST, request) if pair in self.turns else said)
-            for pair in pairs
-            for role, said in zip(("user", "assistant"), pair, strict=True)
-        ]
+        shots = self.shots if self.shots_as == "turns" else ()
+        said = [text for pair in shots for text in pair]
+        said += [text.replace(REQUEST, request) for pair in self.turns for text in pair]
+        turns = [Message(role=role, content=text) for role, text in zip(cycle(("user", "assistant")), said)]
         if isinstance(prompt, str) and self.system is None and not turns:
             return text
         before: list[Message] = [] if isinstance(prompt, str) else list(prompt[:-1])
@@ -123,11 +117,7 @@ class Transformation:
 
 
 def request_of(prompt: Prompt) -> str:
-    """Text of the last message, the user's.
-
-    Raises:
-        DataError: the prompt is empty or does not end with a message of the user.
-    """
+    """Text of the last message, the user's; a DataError where there is none."""
     if isinstance(prompt, str):
         return prompt
     if not prompt or prompt[-1].get("role") != "user":
@@ -142,10 +132,7 @@ def unwrapped(reply: str, openers: Sequence[str] = ()) -> str:
     """A reply without the form that an attack asked for, so that a refusal within it is seen.
 
     Left out at the beginning, as often as they come: list numbers and bullets, headings, a JSON key, a speaker's
-    name, and the openers that the attack dictated.
-
-    Returns:
-        The rest, or the whole reply where nothing would be left.
+    name, and the openers that the attack dictated; unless nothing would be left.
     """
     rest = reply.strip()
     while rest:

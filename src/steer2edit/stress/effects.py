@@ -9,7 +9,7 @@ from functools import partial
 
 from steer2edit.engines import Request
 from steer2edit.estimates import Value
-from steer2edit.evaluation import DriftTask, Task, TaskSettings, behaviour, build_tasks, merged_measurements
+from steer2edit.evaluation import DriftTask, Task, TaskSettings, behaviour, build_tasks, evaluate
 from steer2edit.evaluation.formats import built_in_table
 from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.evaluation.reply_tasks import DegenerationTask, RefusalTask, repeated_share
@@ -55,10 +55,9 @@ _USEFULNESS = {
 
 def measure_plain(subject: Subject, harmful: Replies) -> StressResult:
     """Refusals, drift, repetition and empty replies on plain prompts, under every arm, from replies to the harmful."""
+    benign = spread(subject.benign, subject.pick(48, len(subject.benign)))
     tasks = (
-        RefusalTask(
-            BENIGN, spread(subject.benign, subject.pick(48, len(subject.benign))), subject.sampling, subject.scorer
-        ),
+        RefusalTask(BENIGN, benign, subject.sampling, subject.scorer),
         DriftTask(spread(subject.benign, DRIFT_PROMPTS), subject.sampling),
         DegenerationTask(*long_replies_of(subject)),
     )
@@ -71,18 +70,15 @@ def measure_plain(subject: Subject, harmful: Replies) -> StressResult:
 
 def measure_tasks(subject: Subject, tasks: Sequence[Task]) -> tuple[dict[str, dict[str, list[Value]]], Texts]:
     """(values by metric and arm, replies by arm and set) of tasks under every arm."""
-    by_task = [task.measure(subject.engine, list(subject.interventions.values())) for task in tasks]
-    by_arm = dict(zip(subject.interventions, map(merged_measurements, zip(*by_task, strict=True)), strict=True))
-    metrics = by_arm[subject.base].values
-    values = {metric: {arm: list(found.values[metric]) for arm, found in by_arm.items()} for metric in metrics}
-    return values, {arm: found.replies for arm, found in by_arm.items()}
+    found = evaluate(subject.engine, tasks, subject.arms)
+    values = {metric: {one.label: list(one.values[metric]) for one in found} for metric in found[0].values}
+    return values, {one.label: one.replies for one in found}
 
 
 def long_replies_of(subject: Subject) -> tuple[list[Prompt], Sampling]:
     """(benign requests, sampling) of the long replies."""
-    return spread(subject.benign, _LONG), replace(
-        subject.sampling, max_new_tokens=_LONGER * subject.sampling.max_new_tokens
-    )
+    tokens = _LONGER * subject.sampling.max_new_tokens
+    return spread(subject.benign, _LONG), replace(subject.sampling, max_new_tokens=tokens)
 
 
 def _gain(subject: Subject, harmful: Replies) -> Finding:

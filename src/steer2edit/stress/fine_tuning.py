@@ -30,11 +30,7 @@ class FineTune:
 
 
 def training_rows(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[EncodedResponse]:
-    """(prompt, reply) pairs as tokens, each reply with the token that ends it.
-
-    Raises:
-        DataError: one is empty or too long.
-    """
+    """(prompt, reply) pairs as tokens, each reply with its end token; a DataError where one is empty or too long."""
     end = reply_end(model)
     return [EncodedResponse((*row.ids, *end), row.start) for row in encode_responses(model, pairs)]
 
@@ -88,9 +84,8 @@ def edit_left(model: LanguageModel, edit: WeightEdit) -> float:
 
         ⟨W' − W, ΔW⟩ / ‖ΔW‖² = 1 + ⟨D, ΔW⟩ / ‖ΔW‖²,   W' = W + ΔW + D
 
-    1: the fine-tune left the edit where it is, and what is lost of its gain was bypassed; 0: it took the edit out.
-
-    The edit is as it was merged into the weights, within `fine_tuned`.
+    1: the fine-tune left the edit, as it was merged, where it is, and what is lost of its gain was bypassed; 0: it took
+    the edit out. Within `fine_tuned`.
     """
     changes = {
         module.base_layer.weight.data_ptr(): module.get_delta_weight(module.active_adapters[0]).float()

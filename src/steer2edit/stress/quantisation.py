@@ -102,20 +102,16 @@ def _by_block(size: int, rounded: Callable[[Float[Tensor, "b n"]], Float[Tensor,
     return by_block
 
 
-FORMATS = {
-    one.name: one
-    for one in (
-        WeightFormat("bf16", "8 significant bits", _cast(torch.bfloat16)),
-        WeightFormat("fp16", "11 significant bits", _cast(torch.float16)),
-        WeightFormat("int8", "symmetric, a scale per row", _int8),
-        WeightFormat("fp8", "e4m3, a scale per row", _fp8),
-        WeightFormat(
-            "int4", f"asymmetric, a scale and a zero point per {INT4_GROUP} columns", _by_block(INT4_GROUP, _int4)
-        ),
-        WeightFormat("nf4", f"normal quantiles, a scale per {NF4_BLOCK} columns", _by_block(NF4_BLOCK, _nf4)),
-        WeightFormat("mxfp4", f"e2m1, a power of two per {MXFP4_BLOCK} columns", _by_block(MXFP4_BLOCK, _mxfp4)),
-    )
+_GRIDS: dict[str, tuple[str, Rounding]] = {
+    "bf16": ("8 significant bits", _cast(torch.bfloat16)),
+    "fp16": ("11 significant bits", _cast(torch.float16)),
+    "int8": ("symmetric, a scale per row", _int8),
+    "fp8": ("e4m3, a scale per row", _fp8),
+    "int4": (f"asymmetric, a scale and a zero point per {INT4_GROUP} columns", _by_block(INT4_GROUP, _int4)),
+    "nf4": (f"normal quantiles, a scale per {NF4_BLOCK} columns", _by_block(NF4_BLOCK, _nf4)),
+    "mxfp4": (f"e2m1, a power of two per {MXFP4_BLOCK} columns", _by_block(MXFP4_BLOCK, _mxfp4)),
 }
+FORMATS = {name: WeightFormat(name, *grid) for name, grid in _GRIDS.items()}
 
 
 def linear_weights(model: LanguageModel) -> "list[Float[Tensor, 'd m']]":
@@ -136,13 +132,9 @@ def linear_weights(model: LanguageModel) -> "list[Float[Tensor, 'd m']]":
 
 @contextmanager
 def holding(views: Sequence[Tensor], changed: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Hold `changed(W)` in place of every W [d, m], and put the old values back bit for bit on leaving.
+    """Hold `changed(W)`, rounded to the dtype of W, in place of every W [d, m]; on leaving, the old bits are back.
 
     The old values wait in main memory: a device may have no room for two models.
-
-    Args:
-        views: of a model's parameters.
-        changed: W as it is in the model → what it is to hold, rounded to the dtype of W.
     """
     originals = [view.to("cpu", copy=True) for view in views]
     try:

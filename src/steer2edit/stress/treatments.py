@@ -6,7 +6,7 @@ The base is treated as it is, and steering and an adapter of the edit are hooks 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,7 +34,7 @@ Hold = Callable[[LanguageModel, WeightEdit | None], AbstractContextManager[Mappi
 
 @dataclass(frozen=True)
 class Treatment:
-    """Something that is done to weights."""
+    """Something that is done to weights: a line of a test."""
 
     name: str  # of the line
     what: str  # begins the sentence
@@ -46,47 +46,41 @@ class Treatment:
 
 def treated(subject: Subject, treatments: Sequence[Treatment], *, decides: bool = False) -> StressResult:
     """A line for each treatment, with all arms."""
-    requests = subject.requests
-    plain, findings, kept, facts = ask_plain(subject, requests), [], {}, {}
+    plain, findings, kept = ask_plain(subject, subject.requests), [], {}
     for one in treatments:
-        replies = subject.keep(one.name, partial(ask_treated, subject, one))
-        left = {arm: own["edit_left"] for arm, own in replies.facts.items() if "edit_left" in own}
-        still = f"Still in the weights: {', '.join(f'{arm} {share:.0%}' for arm, share in left.items())}."
-        note = " ".join(filter(None, [one.note, still if left else ""]))
+        kept[one.name] = replies = subject.keep(one.name, partial(ask_treated, subject, one))
+        left = [f"{arm} {own['edit_left']:.0%}" for arm, own in replies.facts.items() if "edit_left" in own]
+        note = " ".join(filter(None, [one.note, f"Still in the weights: {', '.join(left)}." if left else ""]))
         findings.append(
             attribute_line(subject, one.name, one.what, replies, plain, decides=decides, control=one.control, note=note)
         )
-        kept[one.name], facts[one.name] = replies, dict(replies.facts)
-    return StressResult(findings, by_arm(kept), facts)
+    return StressResult(findings, by_arm(kept), {name: dict(own.facts) for name, own in kept.items()})
 
 
 def ask_treated(subject: Subject, treatment: Treatment) -> Replies:
     """Replies of every arm under a treatment; facts by arm."""
-    merged_arms = {a.label: a.intervention for a in subject.arms if isinstance(a.intervention, Editing)}
-    hooks: dict[str, Intervention] = {
-        label: own for label, own in subject.interventions.items() if label not in merged_arms
-    }
+    arms = subject.interventions
+    hooks: dict[str, Intervention] = {label: own for label, own in arms.items() if not isinstance(own, Editing)}
     if treatment.adapter:
-        hooks[ADAPTER] = merged_arms[subject.edited]
+        hooks[ADAPTER] = arms[subject.edited]
     replies = _ask_held(subject, treatment, None, hooks)
-    for label, own in merged_arms.items():
-        replies |= _ask_held(subject, treatment, own.edit.scaled(own.strength), {label: None})
-    order = [*subject.interventions, ADAPTER]
+    for label, own in arms.items():
+        if isinstance(own, Editing):
+            replies |= _ask_held(subject, treatment, own.edit.scaled(own.strength), {label: None})
+    order = [*arms, ADAPTER]
     return replace(replies, arms={label: replies.arms[label] for label in order if label in replies.arms})
 
 
 def _ask_held(
     subject: Subject, treatment: Treatment, edit: WeightEdit | None, arms: Mapping[str, Intervention]
 ) -> Replies:
-    requests, model, begin = subject.requests, subject.model, time.monotonic()
-    with ExitStack() as stack:
-        if edit is not None:
-            stack.enter_context(merged(model, edit, allow_mismatch=True))
-        facts = stack.enter_context(treatment.hold(model, edit))
+    model, begin = subject.model, time.monotonic()
+    held = nullcontext() if edit is None else merged(model, edit, allow_mismatch=True)
+    with held, treatment.hold(model, edit) as facts:
         changed = replace(subject, engine=TransformersEngine(model))
-        found = ask(changed, requests, arms=arms, parts=in_form())
-    taken = time.monotonic() - begin
-    return replace(found, seconds=taken, facts={next(iter(arms)): dict(facts)} if facts else {})
+        found = ask(changed, subject.requests, arms=arms, parts=in_form())
+    facts = {next(iter(arms)): dict(facts)} if facts else {}
+    return replace(found, seconds=time.monotonic() - begin, facts=facts)
 
 
 def stored(subject: Subject) -> StressResult:
@@ -138,13 +132,14 @@ def other_weights(subject: Subject) -> StressResult:
     """Other dtypes, a merge with another edit and back with the base, noise, and pruning."""
     other = random_like(subject.edit, subject.seed)
     treatments = [
-        *(Treatment(name, f"In {name}", _converting(name)) for name in ("bfloat16", "float16")),
+        *(Treatment(name, f"In {name}", partial(_converted, name=name)) for name in ("bfloat16", "float16")),
         Treatment(
             "another-edit", "Merged with a random edit of the same norm",
             lambda model, _: merged(model, other, allow_mismatch=True), "two edits in one.",
         ),
         *(
-            Treatment(f"merged-back-{r:g}", f"Merged with the base, {r:.0%} of it the edited model", _merging(r),
+            Treatment(f"merged-back-{r:g}", f"Merged with the base, {r:.0%} of it the edited model",
+                      partial(_merged_back, ratio=r),
                       "W + r ΔW: the edit at strength r.")
             for r in (0.25, 0.5, 0.75)
         ),
@@ -188,13 +183,13 @@ def _removing(
     return Treatment(name, what, hold, note, control, adapter=False)
 
 
-def _converting(name: str) -> Hold:
-    return lambda model, edit: converted(model, DTYPES[name])
+def _converted(model: LanguageModel, edit: WeightEdit | None, name: str) -> AbstractContextManager[None]:
+    return converted(model, DTYPES[name])
 
 
-def _merging(ratio: float) -> Hold:
+def _merged_back(model: LanguageModel, edit: WeightEdit | None, ratio: float) -> AbstractContextManager[None]:
     """A merge with the base: of the edit that is in the weights, 1 − r is taken out again."""
-    return lambda model, edit: nullcontext() if edit is None else merged(model, edit, ratio - 1, allow_mismatch=True)
+    return nullcontext() if edit is None else merged(model, edit, ratio - 1, allow_mismatch=True)
 
 
 def _noised(model: LanguageModel, edit: WeightEdit | None, seed: int) -> AbstractContextManager[None]:
@@ -230,10 +225,8 @@ def random_like(edit: WeightEdit, seed: int) -> WeightEdit:
     generator = torch.Generator().manual_seed(seed)
     sites = {}
     for site, own in edit.sites.items():
-        u = torch.randn(own.output_direction.shape, generator=generator)
-        a = torch.randn(own.row.shape, generator=generator)
+        u, a = (torch.randn(of.shape, generator=generator) for of in (own.output_direction, own.row))
         row = a / a.norm() * (own.row.norm() * own.output_direction.norm())
-        nothing = torch.zeros_like(own.importance)
         magnitude = row.view(own.magnitude.numel(), -1).norm(dim=1)
-        sites[site] = SiteEdit(u / u.norm(), row, magnitude, nothing, own.experts)
+        sites[site] = SiteEdit(u / u.norm(), row, magnitude, torch.zeros_like(own.importance), own.experts)
     return WeightEdit(sites)
