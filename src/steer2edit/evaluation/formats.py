@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -139,7 +140,26 @@ def xstest(table: Table) -> tuple[list[str], list[str]]:
     return safe, unsafe
 
 
-def truthful_questions(table: Table) -> list[TruthQuestion]:
+def _of_every_row(read: Callable[[Row], _T]) -> Callable[[Table], list[_T]]:
+    """A reader of one row as one of a table, with the row in front of what is wrong with it."""
+
+    @wraps(read)
+    def items(table: Table) -> list[_T]:
+        found = []
+        for row in table:
+            try:
+                found.append(read(row))
+            except DataError as error:
+                if str(error).startswith(row.where):
+                    raise
+                raise DataError(f"{row.where}: {error}") from error
+        return found
+
+    return items
+
+
+@_of_every_row
+def truthful_questions(row: Row) -> TruthQuestion:
     """TruthfulQA: with answers or with targets.
 
     `question, best_answer, correct_answers, incorrect_answers`, where several are a list or separated by `;`; or
@@ -147,7 +167,16 @@ def truthful_questions(table: Table) -> list[TruthQuestion]:
 
     Source: Lin et al., arXiv 2109.07958; the Hub's `truthful_qa`, configurations generation and multiple_choice.
     """
-    return [_checked(row, _with_targets if row.get("mc1_targets") is not None else _with_answers) for row in table]
+    if row.get("mc1_targets") is None:
+        row.needs("question", "best_answer", "correct_answers", "incorrect_answers")
+        false, true = _answers(row, "incorrect_answers"), _answers(row, "correct_answers")
+        return TruthQuestion(row.text("question"), row.text("best_answer"), false, true, false)
+    row.needs("question", "mc1_targets", "mc2_targets")
+    best, false_to_best = _targets(row, "mc1_targets")
+    true, false = _targets(row, "mc2_targets")
+    if len(best) != 1:
+        raise row.error(f"mc1_targets must mark exactly one answer as true, got {len(best)}")
+    return TruthQuestion(row.text("question"), best[0], false_to_best, true, false)
 
 
 def true_and_false(table: Table) -> list[tuple[Prompt, str, str]]:
@@ -159,21 +188,44 @@ def true_and_false(table: Table) -> list[tuple[Prompt, str, str]]:
     return [(row.request(), row.text("positive"), row.text("negative")) for row in table]
 
 
-def commonsense_questions(table: Table) -> list[ChoiceQuestion]:
+@_of_every_row
+def commonsense_questions(row: Row) -> ChoiceQuestion:
     """CommonsenseQA: `question` (text, or `{"stem", "choices"}` as its authors publish it), `choices`, `answerKey`.
 
     `choices` is `{"label": [...], "text": [...]}` or a list of `{"label", "text"}`. Source: Talmor et al.,
     arXiv 1811.00937.
     """
-    return [_checked(row, _commonsense) for row in table]
+    row.needs("question", "answerKey")
+    question = row.get("question")
+    if isinstance(question, Mapping):
+        row = Row(row.where, {**row.cells, **question, "question": question.get("stem")})
+    row.needs("question", "choices", "answerKey")
+    choices = row.get("choices")
+    if isinstance(choices, Sequence) and all(isinstance(choice, Mapping) for choice in choices):
+        choices = {key: [choice.get(key) for choice in choices] for key in ("label", "text")}
+    if not isinstance(choices, Mapping) or not {"label", "text"} <= choices.keys():
+        raise row.error(f"choices must have label and text, got {choices!r}")
+    labels, texts = (_texts(row, "choices", choices[key]) for key in ("label", "text"))
+    key = row.text("answerKey")
+    if key not in labels or len(labels) != len(texts):
+        raise row.error(f"answerKey must be one of the labels {', '.join(labels)}, got {key!r}")
+    return ChoiceQuestion(row.text("question"), texts, labels.index(key))
 
 
-def mmlu_questions(table: Table) -> list[ChoiceQuestion]:
+@_of_every_row
+def mmlu_questions(row: Row) -> ChoiceQuestion:
     """MMLU: `question, choices` (a list) and `answer` (an index from 0, or a letter); or `question,A,B,C,D,answer`.
 
     Source: Hendrycks et al., arXiv 2009.03300; the Hub's `cais/mmlu`.
     """
-    return [_checked(row, _mmlu) for row in table]
+    row.needs("question", "answer")
+    if row.get("choices") is None and row.get("A") is not None:
+        row.needs(*MMLU_COLUMNS)
+        choices = tuple(row.text(letter) for letter in "ABCD")
+    else:
+        row.needs("question", "choices", "answer")
+        choices = _texts(row, "choices", row.get("choices"))
+    return ChoiceQuestion(row.text("question"), choices, _index(row, len(choices)))
 
 
 def gsm8k_problems(table: Table) -> list[MathProblem]:
@@ -218,37 +270,12 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _checked(row: Row, read: Callable[[Row], _T]) -> _T:
-    """The item, with the row in front of what is wrong with it."""
-    try:
-        return read(row)
-    except DataError as error:
-        if str(error).startswith(row.where):
-            raise
-        raise DataError(f"{row.where}: {error}") from error
-
-
-def _with_answers(row: Row) -> TruthQuestion:
-    row.needs("question", "best_answer", "correct_answers", "incorrect_answers")
-    false = _answers(row, "incorrect_answers")
-    return TruthQuestion(row.text("question"), row.text("best_answer"), false, _answers(row, "correct_answers"), false)
-
-
 def _answers(row: Row, column: str) -> tuple[str, ...]:
     value = row.get(column)
     texts = value.split(";") if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise row.error(f"{column} must be a list of texts, or texts separated by `;`, got {value!r}")
     return tuple(text.strip() for text in texts if text.strip())
-
-
-def _with_targets(row: Row) -> TruthQuestion:
-    row.needs("question", "mc1_targets", "mc2_targets")
-    best, false_to_best = _targets(row, "mc1_targets")
-    true, false = _targets(row, "mc2_targets")
-    if len(best) != 1:
-        raise row.error(f"mc1_targets must mark exactly one answer as true, got {len(best)}")
-    return TruthQuestion(row.text("question"), best[0], false_to_best, true, false)
 
 
 def _targets(row: Row, column: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -264,35 +291,6 @@ def _targets(row: Row, column: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise row.error(f"{column} must have a label, 0 or 1, for every answer, got {value!r}")
     true = tuple(text for text, label in pairs if label == 1)
     return true, tuple(text for text, label in pairs if label == 0)
-
-
-def _commonsense(row: Row) -> ChoiceQuestion:
-    row.needs("question", "answerKey")
-    question = row.get("question")
-    if isinstance(question, Mapping):
-        row = Row(row.where, {**row.cells, **question, "question": question.get("stem")})
-    row.needs("question", "choices", "answerKey")
-    choices = row.get("choices")
-    if isinstance(choices, Sequence) and all(isinstance(choice, Mapping) for choice in choices):
-        choices = {key: [choice.get(key) for choice in choices] for key in ("label", "text")}
-    if not isinstance(choices, Mapping) or not {"label", "text"} <= choices.keys():
-        raise row.error(f"choices must have label and text, got {choices!r}")
-    labels, texts = (_texts(row, "choices", choices[key]) for key in ("label", "text"))
-    key = row.text("answerKey")
-    if key not in labels or len(labels) != len(texts):
-        raise row.error(f"answerKey must be one of the labels {', '.join(labels)}, got {key!r}")
-    return ChoiceQuestion(row.text("question"), texts, labels.index(key))
-
-
-def _mmlu(row: Row) -> ChoiceQuestion:
-    row.needs("question", "answer")
-    if row.get("choices") is None and row.get("A") is not None:
-        row.needs(*MMLU_COLUMNS)
-        choices = tuple(row.text(letter) for letter in "ABCD")
-    else:
-        row.needs("question", "choices", "answer")
-        choices = _texts(row, "choices", row.get("choices"))
-    return ChoiceQuestion(row.text("question"), choices, _index(row, len(choices)))
 
 
 def _index(row: Row, choices: int) -> int:

@@ -9,7 +9,7 @@ import copy
 import difflib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,16 +121,13 @@ def harness_results(
     _require_settings(model, tasks, limit, apply_chat_template)
     harness = _import_harness()
     loaded = _load_tasks(harness, list(tasks))
-    _require_runnable(loaded["tasks"])
-    _prepare_tasks(loaded["tasks"].values(), num_fewshot)
+    for name, task in loaded["tasks"].items():
+        _prepare(name, task, num_fewshot)
     language_model = _wrapped(harness, model)
     found = []
     with step("Harness", len(interventions)) as advance:
         for intervention in interventions:
-            with (
-                intervened(model, [intervention]), generating(model), model.chat.clock(), _rows_checked(model),
-                _seeded(model),
-            ):  # fmt: skip
+            with intervened(model, [intervention]), generating(model), model.chat.clock(), _checked(model):
                 results = harness.evaluator.evaluate(
                     lm=language_model,
                     task_dict=loaded,
@@ -217,45 +214,36 @@ def require_known(name: str, known: Sequence[str]) -> None:
     )
 
 
-def _require_runnable(tasks: Mapping[str, Any]) -> None:
-    for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise DataError(
-                f"the harness task {name!r} runs code that the model writes; steer2edit runs no such task. Run it in a "
-                "sandbox, with the harness's own command and the saved adapter: lm-eval run --model hf --model_args "
-                "pretrained=MODEL,peft=ADAPTER."
-            )
-        if getattr(task, "MULTIMODAL", False):
-            raise DataError(f"the harness task {name!r} shows images or sound; give a task of text alone.")
-
-
-def _prepare_tasks(tasks: Iterable[Any], num_fewshot: int | None) -> None:
-    """What the harness's own command does before it evaluates: examples in the prompt, and their seed."""
-    for task in tasks:
-        own = task.get_config("num_fewshot")
-        if own is None or (num_fewshot is not None and own != 0):  # a task that says 0 means it
-            task.set_config(key="num_fewshot", value=num_fewshot or 0)
-        task.set_fewshot_seed(seed=_SEED)
+def _prepare(name: str, task: Any, num_fewshot: int | None) -> None:
+    """Refuse a task that is none of ours; else what the harness's own command does first: examples, and their seed."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise DataError(
+            f"the harness task {name!r} runs code that the model writes; steer2edit runs no such task. Run it in a "
+            "sandbox, with the harness's own command and the saved adapter: lm-eval run --model hf --model_args "
+            "pretrained=MODEL,peft=ADAPTER."
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise DataError(f"the harness task {name!r} shows images or sound; give a task of text alone.")
+    own = task.get_config("num_fewshot")
+    if own is None or (num_fewshot is not None and own != 0):  # a task that says 0 means it
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    task.set_fewshot_seed(seed=_SEED)
 
 
 @contextmanager
-def _rows_checked(model: LanguageModel) -> Iterator[None]:
-    """A token that the embedding has no row for is named: the harness encodes texts by itself."""
+def _checked(model: LanguageModel) -> Iterator[None]:
+    """A token that the embedding has no row for is named: the harness encodes texts by itself.
+
+    Tasks that sample get the same random numbers under every intervention; the caller's are left alone.
+    """
 
     def check(_: object, given: tuple[torch.Tensor, ...]) -> None:
         require_rows(model, given[0].flatten().tolist(), "a task")
 
     handle = model.network.get_input_embeddings().register_forward_pre_hook(check)
     try:
-        yield
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(_SEED)
+            yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def _seeded(model: LanguageModel) -> Iterator[None]:
-    """The same random numbers under every intervention, for tasks that sample; the caller's are left alone."""
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(_SEED)
-        yield

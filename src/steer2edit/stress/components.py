@@ -275,19 +275,15 @@ class _Pooled:
         own = [self.by_arm[label] for label in self.labels(kind)]
         return list(own[0]) if len(own) == 1 else mean_of(own)
 
-    @property
-    def base(self) -> Sequence[Value]:
-        """Values of the base."""
-        return self.by_arm[self.subject.base]
-
     @cached_property
     def gain(self) -> Estimate:
         """The edit's."""
-        return paired(self.values("edit"), self.base)
+        return paired(self.values("edit"), self.by_arm[self.subject.base])
 
     def share(self, kind: Kind) -> Estimate:
         """Share of the edit's gain."""
-        return share_of_gain(self.values(kind), self.base, self.values("edit"), self.base, verdicts=self.verdicts)
+        base = self.by_arm[self.subject.base]
+        return share_of_gain(self.values(kind), base, self.values("edit"), base, verdicts=self.verdicts)
 
     def share_in_words(self, kind: Kind) -> str:
         """`58 % [48, 67]`."""
@@ -298,7 +294,8 @@ class _Pooled:
         """held: the difference is above 0; failed: it is below the margin; open: neither, or there is no gain."""
         if self.gain.low is None or self.gain.low <= 0:
             return "open"
-        return plain_outcome(difference, none_below=min(MARGIN, (self.gain.value or 0.0) / 3))
+        none = min(MARGIN, (self.gain.value or 0.0) / 3) if self.verdicts else 0.0
+        return plain_outcome(difference, none_below=none)
 
     def carried(self, outcome: Outcome) -> str:
         """What the comparison with random components says, in words."""
@@ -323,8 +320,8 @@ class _Pooled:
 
     def control(self, name: str, kind: Kind, what: str) -> Finding:
         """A line of a control, which must carry less than the edit."""
-        values = self.values(kind)
-        less, own = paired_rate_difference(self.values("edit"), values), paired_rate_difference(values, self.base)
+        values, base = self.values(kind), self.by_arm[self.subject.base]
+        less, own = paired_rate_difference(self.values("edit"), values), paired_rate_difference(values, base)
         outcome = self.verdict(less)
         sentence = f"{what} gain {signed(own)}, less than the edit by {signed(less)}: {_CONTROL[outcome]}."
         return self.finding(name, [kind], "control" if outcome == "held" else outcome, sentence)
@@ -356,7 +353,7 @@ def _score_finding(pooled: _Pooled, opener: str) -> Finding:
     """The same by the log-probability of a refusal's opener, a finer measure than refusals."""
     n, share = pooled.count, pooled.share_in_words
     better = paired(pooled.values("top"), pooled.values("random"))
-    outcome = plain_outcome(better) if pooled.gain.low is not None and pooled.gain.low > 0 else "open"
+    outcome = pooled.verdict(better)
     sentence = (
         f"Of the gain in the log-probability of {opener!r}, {signed(pooled.gain, 'nats')}, the top {n} carry "
         f"{share('top')}, all others {share('rest')}, {n} random ones {share('random')}, shuffled magnitudes "

@@ -64,11 +64,10 @@ class StressFolder(RunFolder):
         Raises:
             ArtifactError: the file is damaged.
         """
-        path = self.path / "asked" / test / f"{line.replace('/', '--')}.json"
-        if not path.exists():
-            write_json(path, json.loads(_ASKED.dump_json(make(), fallback=lambda scalar: scalar.item())))
-        with damage_explained(path):
-            return _ASKED.validate_json(path.read_bytes())
+        name = f"asked/{test}/{line.replace('/', '--')}"
+        found = self.once(name, lambda: json.loads(_ASKED.dump_json(make(), fallback=lambda scalar: scalar.item())))
+        with damage_explained(self.path / f"{name}.json"):
+            return _ASKED.validate_python(found)
 
     def seconds_asked(self, test: str) -> float:
         """How long the lines took that an earlier call has asked of a test."""
