@@ -92,14 +92,7 @@ def calibrate(
     tolerance: float = 0.05,
     most_steps: int = 10,
 ) -> Calibration:
-    """Find the strength at which an intervention spends a drift, by `Secant`.
-
-    Args:
-        engine: runs the model.
-        at_strength: the intervention at a strength.
-        task: benign requests that drift is measured on.
-        target, first, tolerance: as of `Secant`.
-        most_steps: how many strengths to try at most.
+    """Find the strength at which an intervention spends a drift on benign requests, by `Secant` in so many steps.
 
     Raises:
         InvalidValueError: the target is not positive, or the intervention does not drift at all.

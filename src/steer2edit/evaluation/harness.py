@@ -44,10 +44,9 @@ class HarnessMetric:
 
 
 def read_metrics(results: Mapping[str, Any]) -> dict[str, HarnessMetric]:
-    """Every metric of a harness run, groups included, by `task.metric`, with the filter of answers behind it if any.
+    """Every metric of what `lm_eval.evaluate` returns with `log_samples=True`, groups included.
 
-    Args:
-        results: what `lm_eval.evaluate` returns with `log_samples=True`: keys `results` and `samples`.
+    They are called `task.metric`, with the filter of answers behind it if any.
     """
     found = {}
     for task, entries in results["results"].items():

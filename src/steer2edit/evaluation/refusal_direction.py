@@ -48,9 +48,9 @@ def refusal_direction(edit: WeightEdit, strength: float = 1.0) -> RefusalDirecti
     contrast = (vectors if isinstance(vectors, dict) else {}).get("contrast")
     name = contrast.get("name") if isinstance(contrast, dict) else contrast
     if name not in REFUSAL_CONTRASTS:
-        said = f"Its files name the contrast {name!r}, which is none of refusals that the package knows" if name else (
-            "Its files do not say which contrast it was made from"
-        )  # fmt: skip
+        said = "Its files do not say which contrast it was made from"
+        if name:
+            said = f"Its files name the contrast {name!r}, which is none of refusals that the package knows"
         return RefusalDirection("unknown", f"{said}: measure it with --model.")
     sign = REFUSAL_CONTRASTS[name]
     shows = f"the contrast {name}, which {'refuses' if sign > 0 else 'complies'}"

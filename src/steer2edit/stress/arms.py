@@ -45,14 +45,9 @@ def equal_drift(
 
         KL(base ‖ method(s)) = KL(base ‖ edited), within 10 %
 
-    Args:
-        engine: runs the model.
-        edit: whose drift is to be met.
-        vectors: that steer; without them there is no steering, and ROSI writes along the edit's own directions.
-        benign: requests, of which 24 are used.
-        sampling: of the base's own answers, on which drift is measured.
-        strength: of the edit; the methods get its sign.
-        lowers: whether the edit takes the behaviour away: directional ablation is compared as well.
+    Drift is measured on the base's own answers to 24 of the benign requests. Without vectors there is no steering, and
+    ROSI writes along the edit's own directions. With an edit that `lowers` the behaviour, directional ablation is
+    compared as well.
     """
     task = DriftTask(spread(benign, DRIFT_PROMPTS), sampling)
     (own,) = task.measure(engine, [Editing(edit, strength)])

@@ -186,14 +186,9 @@ def components(
 ) -> StressResult:
     """The gain of the top-n components, of all but them, of random ones, and of the same magnitudes shuffled.
 
-    Lines on the whole edit, and on each n and its controls.
-
-    Args:
-        subject: what is tested.
-        top: n; at most half of the edited components. In the full suite also a quarter and half of them.
-        quick_draws: random draws (and half as many shuffles, rounded up) in the quick suite.
-        full_draws: the same in the full suite.
-        openers: how refusals begin; the one that the whole edit makes likeliest is the finer measure of refusal.
+    Lines on the whole edit, and on each n and its controls: n is `top`, at most half of the edited components, and in
+    the full suite also a quarter and half of them. Of random components there are `quick_draws` or `full_draws`, and
+    half as many shuffles, rounded up. The opener of a refusal that the whole edit makes likeliest is the finer measure.
 
     Raises:
         InvalidValueError: there are too few components for a random control.

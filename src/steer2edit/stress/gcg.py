@@ -182,11 +182,6 @@ def suffix_attack(subject: Subject, target: str = TARGET, budget: GcgBudget | No
         transfer: refusals of all other requests (in the quick suite of six) with the suffix that lowered the loss most.
 
     On a GPU the published budget is spent; what a CPU can afford is far below it, and the notes say so.
-
-    Args:
-        subject: what is attacked.
-        target: the opener.
-        budget: of every search, in place of what the device and the suite afford.
     """
     model = subject.model
     budget = budget or (_PUBLISHED if model.device.type == "cuda" else subject.pick(_QUICK, _FULL))

@@ -66,17 +66,9 @@ def run_stress(
 ) -> Scorecard:
     """Run tests in the run folder `out`, going on where an earlier call was stopped, and write `scorecard.json`.
 
-    A test that cannot be run here is listed as not tested, and tried again by the next call.
-
-    Args:
-        given: what is tested and with what.
-        tests: the tests.
-        out: the run folder.
-        narrate: told what is done, step by step.
-        others: tests that there are besides: what the folder has of them is in the scorecard too, the rest is named
-            among what was not tested.
-        name: of the edit, for people.
-        command: what the user typed, for the record.
+    A test that cannot be run here is listed as not tested, and tried again by the next call. What the folder has of
+    `others`, tests that there are besides, is in the scorecard too; the rest is named among what was not tested.
+    `name` is the edit's, for people, and `command` what the user typed; `narrate` is told what is done, step by step.
 
     Raises:
         MismatchError: the folder holds another run.
