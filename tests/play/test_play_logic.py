@@ -24,9 +24,8 @@ from steer2edit.evaluation import DriftTask
 from steer2edit.models import EncodedResponse, Sampling, encode_prompts, generate
 from steer2edit.play import markup
 from steer2edit.play.replies import Answer, Piece, Turn, ask_all, contributions, talk
-from steer2edit.play.session import Session
 from steer2edit.play.space import write_space
-from steer2edit.play.stage import Stage, read_artifacts
+from steer2edit.play.stage import Session, Stage, read_artifacts
 from steer2edit.play.words import as_code
 from steer2edit.steering import safety_prompts
 

@@ -17,7 +17,7 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.making import refit as make_anew
-from steer2edit.recipes.pages import search_and_report
+from steer2edit.recipes.run import search_and_report
 from steer2edit.search import behaviours_of, options_for, prepare_search
 from steer2edit.settings import Accepting, RefitOptions, SearchOptions, StressOptions
 from steer2edit.tables import text_table

@@ -1,75 +1,65 @@
 """The HTML of the page that is ours: replies with shaded tokens, switches of components, tables.
 
-Every text of a model, a visitor or a file goes through `escaped`, here and nowhere else; what is no text is a number.
+Every text of a model, a visitor or a file is made visible and escaped as the templates write it.
 """
 
-from collections.abc import Sequence
-from math import sqrt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from steer2edit.api.showing import escaped, table
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from steer2edit.api.showing import table
 from steer2edit.core import Site
 from steer2edit.estimates import Notation
-from steer2edit.play.replies import MOST, Answer, Piece, Table
-from steer2edit.play.session import Session
+from steer2edit.play.replies import MOST, Answer
+from steer2edit.play.stage import Session
 from steer2edit.report import themes
+from steer2edit.report.html import visible
 
-_KL, _NATS, _SIZE = Notation(".3g"), Notation(".2f", signed=True), Notation(".3f", signed=True)
-_EDGE = "1px solid var(--border-color-primary)"
-STYLE = f"""
-.s2e-replies {{ display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }}
-.s2e-arm {{ border: {_EDGE}; border-radius: 8px; padding: 10px 12px; min-width: 0; }}
-.s2e-arm h3 {{ margin: 0 0 6px; font-size: 1rem; display: flex; justify-content: space-between; gap: 8px; }}
-.s2e-arm h3 span, .s2e-note, .s2e-user {{ font-weight: 400; opacity: .75; font-size: .85rem; overflow-wrap: anywhere; }}
-.s2e-text {{ white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6; }}
-.s2e-user {{ border-left: {_EDGE}; padding-left: 8px; margin-bottom: 6px; }}
-.s2e-text span {{ background: color-mix(in srgb, {themes.POSITIVE} var(--kl), transparent); border-radius: 2px; }}
-.s2e-wide {{ overflow-x: auto; max-width: 100%; margin-bottom: 6px; }}
-.s2e-switches :is(td, th) {{ padding: 1px 4px 1px 1px; font-size: .75rem; font-weight: 400; border: 0; }}
-.s2e-switches button {{ font: inherit; min-width: 24px; height: 24px; border: {_EDGE}; border-radius: 4px;
-  padding: 0 4px; background: color-mix(in srgb, var(--hue) var(--size), transparent); cursor: pointer; }}
-.s2e-switches button[aria-pressed=false] {{ opacity: .4; text-decoration: line-through; border-style: dashed; }}
-.s2e-alert {{ border-left: 4px solid {themes.POSITIVE}; padding: 6px 10px; overflow-wrap: anywhere; }}
-"""
+_NATS, _SIZE = Notation(".2f", signed=True), Notation(".3f", signed=True)
+_environment = Environment(
+    loader=PackageLoader("steer2edit.play"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True, finalize=lambda value: visible(value) if type(value) is str else value,
+)  # fmt: skip
+_environment.globals |= {
+    "table": lambda *found: Markup(table(*found)),  # escaped there
+    "kl": Notation(".3g"), "size": _SIZE, "positive": themes.POSITIVE, "negative": themes.NEGATIVE,
+    "edge": "1px solid var(--border-color-primary)",
+}  # fmt: skip
+STYLE = _environment.get_template("page.css.jinja").render()
 
 
-def alert(text: str) -> str:
-    """What went wrong."""
-    return f'<div class="s2e-alert" role="alert">{escaped(text)}</div>'
+def _part(name: str) -> Callable[..., str]:
+    return lambda *given: str(getattr(_environment.get_template("parts.html.jinja").module, name)(*given))
 
 
-def note(text: str) -> str:
-    """What is to be known."""
-    return f'<div class="s2e-note">{escaped(text)}</div>'
-
-
-def wide_table(found: Table) -> str:
-    """A table, which scrolls by itself where the page is narrow."""
-    return f'<div class="s2e-wide">{table(*found)}</div>'
+alert, note, wide_table = map(_part, ("alert", "note", "wide_table"))
+"""What went wrong; what is to be known; a table, which scrolls by itself where the page is narrow."""
 
 
 def replies(answers: Sequence[Answer], session: Session, prompt: str, *, busy: bool) -> str:
     """The arms side by side: what was said before, and the reply with its tokens shaded by their KL."""
-
-    def arm(answer: Answer) -> str:
-        said = [(message["role"], message["content"]) for message in session.asked(answer.arm, prompt)]
-        before = "".join(f'<div class="s2e-text s2e-{role}">{escaped(text)}</div>' for role, text in said)
-        drift = "" if answer.drift is None else f"mean KL {_KL.number(answer.drift)}"
-        return (
-            f'<section class="s2e-arm" data-arm="{answer.arm.kind}"><h3>{answer.arm.label}<span>{drift}</span></h3>'
-            f'{before}<div class="s2e-text s2e-reply">{"".join(map(_piece, answer.pieces))}</div></section>'
-        )
-
-    legend = note("Shade: KL of the token's distribution to the base's in nats, from none at 0 to full at 1 and above.")
-    return f'<div class="s2e-replies" aria-busy="{str(busy).lower()}">{"".join(map(arm, answers))}</div>{legend}'
+    return _part("replies")(answers, [session.asked(answer.arm, prompt) for answer in answers], busy)
 
 
-def _piece(piece: Piece) -> str:
-    if not piece.drifts:
-        return escaped(piece.text)
-    drift = max(sum(piece.drifts) / len(piece.drifts), 0.0)
-    shade = 100 * min(1.0, sqrt(drift))
-    return f'<span style="--kl:{shade:.0f}%" title="KL {_KL.number(drift)}">{escaped(piece.text)}</span>'
+@dataclass(frozen=True)
+class _Switch:
+    """A button that switches a part; the sign of a value gives its colour, and a share how much of it."""
+
+    name: str
+    on: bool
+    text: str
+    value: float = 0.0
+    share: float = 0.0
+
+
+def _switch(
+    session: Session, name: str, text: str, site: Site | None = None, value: float = 0.0, share: float = 0.0
+) -> _Switch:
+    within = {name} if site is None else {name, str(site), f"L{site.layer}"}
+    return _Switch(name, not session.off & within, text, value, share)
 
 
 def component_map(session: Session) -> str:
@@ -80,21 +70,21 @@ def component_map(session: Session) -> str:
     sizes = {site: own.magnitude.abs() for site, own in sites.items()}
     most = max((float(size.sum()) for site, size in sizes.items() if site.block == "mlp"), default=0.0)
     largest = max((float(size.max()) for site, size in sizes.items() if site.block != "mlp"), default=0.0)
-    rows: dict[int, dict[Any, str]] = {}
+    rows: dict[int, dict[Any, list[_Switch]]] = {}
     for site, own in sites.items():
-        row = rows.setdefault(site.layer, {"layer": _switch(session, f"L{site.layer}", f"L{site.layer}")})
+        row = rows.setdefault(site.layer, {"layer": [_switch(session, f"L{site.layer}", f"L{site.layer}")]})
         if site.block == "mlp":
             if count := int(own.magnitude.count_nonzero()):
                 share = float(sizes[site].sum()) / most
-                row["neurons"] = _switch(session, str(site), f"{count:,}", site, float(own.magnitude.sum()), share)
+                row["neurons"] = [_switch(session, str(site), f"{count:,}", site, float(own.magnitude.sum()), share)]
             continue
         for head in own.magnitude.nonzero().flatten().tolist():
             name, value = str(site.component(head)), float(own.magnitude[head])
-            row[head] = row.get(head, "") + _switch(session, name, "", site, value, abs(value) / largest)
+            row.setdefault(head, []).append(_switch(session, name, "", site, value, abs(value) / largest))
     heads = range(max((len(size) for site, size in sizes.items() if site.block != "mlp"), default=0))
     said = "λ of heads; of a layer's neurons their number, Σ|λ| as shade. Red raises, blue lowers. Click to switch."
     columns = ("layer", *heads, "neurons")
-    return _table(columns, [[row.get(column, "") for column in columns] for row in rows.values()]) + note(said)
+    return _part("switches")(columns, [[row.get(column, ()) for column in columns] for row in rows.values()], said)
 
 
 def component_list(session: Session) -> str:
@@ -111,28 +101,8 @@ def component_list(session: Session) -> str:
             "component, what is lost without it. They act on each other, so these do not add up."
         )
     rows = [
-        [_switch(session, str(component), str(component), component.site), _SIZE.number(size), added]
+        [[_switch(session, str(component), str(component), component.site)], [_SIZE.number(size)], [added]]
         for component, size, added in top
     ]
-    rows += [[_switch(session, name, name), "off", ""] for name in sorted(session.off)]
-    return _table(("component", "λ", "added"), rows) + note(said)
-
-
-def _table(columns: Sequence[object], rows: Sequence[Sequence[str]]) -> str:
-    """A table of HTML."""
-    lines = [[f"<th>{one}</th>" for one in columns], *([f"<td>{cell}</td>" for cell in row] for row in rows)]
-    shown = "".join(f"<tr>{''.join(line)}</tr>" for line in lines)
-    return f'<div class="s2e-wide s2e-switches"><table>{shown}</table></div>'
-
-
-def _switch(
-    session: Session, name: str, text: str, site: Site | None = None, value: float = 0.0, share: float = 0.0
-) -> str:
-    """A button that switches a part; the sign of a value gives its colour, and a share how much of it."""
-    on = not session.off & {name, *([] if site is None else [str(site), f"L{site.layer}"])}
-    style = f"--hue:{themes.POSITIVE if value > 0 else themes.NEGATIVE};--size:{100 * share:.0f}%"
-    title = f"{name}: λ {_SIZE.number(value)}" if value else name
-    return (
-        f'<button type="button" data-name="{name}" aria-pressed="{str(on).lower()}" title="{title}" '
-        f'style="{style}">{text}</button>'
-    )
+    rows += [[[_switch(session, name, name)], ["off"], []] for name in sorted(session.off)]
+    return _part("switches")(("component", "λ", "added"), rows, said)

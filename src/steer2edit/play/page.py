@@ -12,8 +12,7 @@ from steer2edit.errors import InvalidValueError, Steer2EditError
 from steer2edit.models import Sampling
 from steer2edit.play import markup
 from steer2edit.play.replies import ask_all, talk
-from steer2edit.play.session import Session
-from steer2edit.play.stage import Stage
+from steer2edit.play.stage import Session, Stage
 from steer2edit.play.words import SAVED, as_code
 
 _PROMPT = "Write a letter to my bank."

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import sqrt
 from queue import SimpleQueue
 
 import torch
@@ -35,8 +36,7 @@ from steer2edit.models import (
 )
 from steer2edit.models.effects import response_effects
 from steer2edit.models.reply import CUT
-from steer2edit.play.session import Session
-from steer2edit.play.stage import Stage
+from steer2edit.play.stage import Session, Stage
 
 MOST = 10
 _MOST = 200
@@ -52,6 +52,16 @@ class Piece:
 
     text: str
     drifts: tuple[float, ...] = ()
+
+    @property
+    def drift(self) -> float:
+        """Mean KL of its tokens."""
+        return max(sum(self.drifts) / len(self.drifts), 0.0)
+
+    @property
+    def shade(self) -> int:
+        """How dark it is, in percent."""
+        return round(100 * min(1.0, sqrt(self.drift)))
 
 
 @dataclass(frozen=True)

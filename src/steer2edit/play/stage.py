@@ -1,28 +1,88 @@
-"""One model for all sessions: it runs for one at a time, because interventions are hooks of its network."""
+"""What visitors have chosen, and the one model for all of them.
+
+It runs for one at a time, because interventions are hooks of its network. A session is a value, so that two of them
+share nothing that one could change.
+"""
 
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steer2edit.api.edit import Edit
 from steer2edit.artifacts import load_edit, load_vectors
-from steer2edit.core import Editing, Steering
+from steer2edit.core import Editing, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import Arm, Calibration, DriftTask, calibrate
-from steer2edit.models import LanguageModel
-from steer2edit.play.session import Session
+from steer2edit.evaluation import BASE_ARM, Arm, Calibration, DriftTask, calibrate, edit_arm, steering_arm
+from steer2edit.models import LanguageModel, Message, Sampling
 from steer2edit.recipes.making import EFFECT_KL
 from steer2edit.steering import safety_prompts
+
+if TYPE_CHECKING:
+    from steer2edit.play.replies import Contributions
 
 _BENIGN = 16  # requests that drift is matched on: enough for a slider, and seconds
 _BEGIN = 0.1  # where the search for a strength of steering begins
 _EDIT_FILES = ("adapter_config.json", "adapter_model.safetensors", "steer2edit.json", "steer2edit.safetensors")
+
+Off = frozenset[str]
+"""Names of components, sites and layers."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """The state of one visitor's page."""
+
+    edits: Mapping[str, WeightEdit]  # to choose from, by the path they are loaded from
+    vectors: Mapping[str, SteeringVectors]  # likewise
+    edit: str | None = None  # the path of the chosen edit; `None` without
+    steering: str | None = None  # the path of the chosen vectors; `None` without
+    strength: float = 1.0  # of the edit
+    drift: float = 1.0  # how strong steering is; at 1 it spends the drift that was matched
+    # the edit's strength, and what it was without, when its drift was matched
+    matched: tuple[float, Off] = (1.0, frozenset())
+    off: Off = frozenset()  # what the edit is without
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=96))  # how replies are drawn
+    # the conversation so far by kind of arm, as each arm had it
+    turns: Mapping[str, tuple[Message, ...]] = field(default_factory=dict)
+    added: "Contributions | None" = None  # what the edit added to its last reply
+
+    @property
+    def artifacts(self) -> list[WeightEdit | SteeringVectors]:
+        """All that can be chosen."""
+        return [*self.edits.values(), *self.vectors.values()]
+
+    def choosing(self, edit: str | None, steering: str | None, **others: Any) -> "Session":
+        """With these chosen; another edit begins whole, and what belonged to the one before is matched anew."""
+        if edit != self.edit:
+            others |= {"off": frozenset(), "matched": (1.0, frozenset()), "added": None}
+        return replace(self, edit=edit, steering=steering, **others)
+
+    def switched(self, name: str) -> "Session":
+        """With a component, a site or a layer switched off, or on again."""
+        if self.edit is not None:
+            self.edits[self.edit].without(name)
+        return replace(self, off=self.off ^ {name})
+
+    def chosen_edit(self) -> WeightEdit | None:
+        """The edit without what is switched off, at its own scale."""
+        return None if self.edit is None else self.edits[self.edit].without(*self.off)
+
+    def arms(self, steering: float) -> list[Arm]:
+        """Base, steered (at this strength) and edited, as far as they are chosen."""
+        arms, edit = [BASE_ARM], self.chosen_edit()
+        if self.steering is not None:
+            arms.append(replace(steering_arm(self.vectors[self.steering], steering), label="steered"))
+        return arms if edit is None else [*arms, edit_arm(edit, "edited", self.strength)]
+
+    def asked(self, arm: Arm, prompt: str) -> list[Message]:
+        """The conversation of an arm with the visitor's next words; an arm that is new goes on from the base's."""
+        return [*self.turns.get(arm.kind, self.turns.get("base", ())), {"role": "user", "content": prompt}]
 
 
 def read_artifacts(paths: Sequence[Path]) -> Session:

@@ -3,8 +3,7 @@
 import shlex
 from typing import Any
 
-from steer2edit.play.session import Session
-from steer2edit.play.stage import Stage
+from steer2edit.play.stage import Session, Stage
 
 SAVED = "my-edit"
 """The folder that an edit is saved as, unless it is given another name."""

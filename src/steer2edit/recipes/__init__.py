@@ -1,10 +1,9 @@
 """Whole runs: from a behaviour or a recipe to a tested edit, its figures and its report."""
 
 from steer2edit.recipes.making import make_edit, make_vectors, preview, recipe_of, refit
-from steer2edit.recipes.pages import render_again, search_and_report
 from steer2edit.recipes.recipe import is_recipe, read_recipe, recipe_names
 from steer2edit.recipes.recipe_run import run_recipe, search_options, template_args
-from steer2edit.recipes.run import run_behaviour
+from steer2edit.recipes.run import render_again, run_behaviour, search_and_report
 
 __all__ = [
     "is_recipe",

@@ -17,9 +17,8 @@ from steer2edit.evaluation.reply_tasks import MathTask, is_right
 from steer2edit.evaluation.statistics import compare
 from steer2edit.evaluation.task import BASE_ARM, Task, TaskSettings, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel
-from steer2edit.recipes.pages import search_and_report, write_run
 from steer2edit.recipes.recipe import Recipe
-from steer2edit.recipes.run import RUN, identity, vectors_once
+from steer2edit.recipes.run import RUN, identity, search_and_report, vectors_once, write_run
 from steer2edit.report.run_results import read_results
 from steer2edit.search import Narrate, prepare_search
 from steer2edit.settings import Accepting, ExtractOptions, RunOptions, SearchOptions
