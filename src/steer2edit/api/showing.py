@@ -1,6 +1,5 @@
 """How objects show themselves: a few lines of text, HTML in a notebook, and rows for pandas and terminals."""
 
-import html
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,9 +38,9 @@ def page(text: str, *parts: str) -> str:
 
 def escaped(text: object) -> str:
     """A text of whatever origin as HTML."""
-    from steer2edit.report.html import visible
+    from steer2edit.report.html import plot_text
 
-    return html.escape(visible(str(text)))
+    return plot_text(str(text))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:

@@ -207,7 +207,7 @@ def _at_target(
     target, task = search.options.target_kl, search.validation.drift
     if target is None:
         return {}
-    name = f"{target:g} {recommended.worker}-{recommended.generation:04d}-{recommended.index:03d}"
+    name = f"{target:g} {recommended.record}"
 
     def make() -> dict[str, Any]:
         steering = calibrate(search.engine, lambda s: Steering(search.vectors, s), task, target, first=0.1)

@@ -60,12 +60,12 @@ class Study:
         known = {record.user_attrs["key"] for record in self.history()}
         with self._errors_explained():
             for trial in trials:
-                if _key(trial) not in known:
+                if trial.record not in known:
                     self._study.add_trial(self._record(trial))
 
     def require_own(self, trials: Sequence[Trial]) -> None:
         """A MismatchError if another process has used this worker's name: trials of it are not among the folder's."""
-        own = {_key(trial) for trial in trials}
+        own = {trial.record for trial in trials}
         mine = [t.user_attrs["key"] for t in self.history() if t.user_attrs["worker"] == self._worker]
         if foreign := set(mine) - own:
             raise MismatchError(
@@ -163,7 +163,7 @@ class Study:
         point = self._goal.point(metrics) if trial.complete else None
         stored = trial.to_json()
         attributes = {
-            "key": _key(trial),
+            "key": trial.record,
             "worker": trial.worker,
             "label": trial.label,
             **{name: stored[name] for name in _STORED},
@@ -194,10 +194,6 @@ class Study:
 
 
 _STORED = ("generation", "index", "hyperparameters", "share", "stopped", "values", "scale")
-
-
-def _key(trial: Trial) -> str:
-    return f"{trial.worker}-{trial.generation:04d}-{trial.index:03d}"
 
 
 def shown_storage(url: str | None) -> str | None:

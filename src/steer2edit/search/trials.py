@@ -48,8 +48,12 @@ class Trial:
     @property
     def key(self) -> str:
         """Identity within the search."""
-        own = f"{self.generation:04d}-{self.index:03d}"
-        return own if self.worker == MAIN else f"{self.worker}-{own}"
+        return self.record.removeprefix(f"{MAIN}-") if self.worker == MAIN else self.record
+
+    @property
+    def record(self) -> str:
+        """Identity within a storage that other workers share."""
+        return f"{self.worker}-{self.generation:04d}-{self.index:03d}"
 
     @property
     def configuration(self) -> Configuration:
