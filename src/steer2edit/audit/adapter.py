@@ -6,7 +6,7 @@ scalings and targets are as it understands them; what of it has no place there, 
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,25 +89,37 @@ def is_adapter(directory: Path) -> bool:
 
 
 def adapter_views(
-    directory: Path, base: Mapping[str, StoredTensor], places: Places
+    directory: Path, base: dict[str, StoredTensor], places: Places
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The base's tensors with the adapter's changes on top, and why others of the adapter's tensors were not read.
 
-    An ArtifactError where the adapter is no LoRA, has settings that are not understood, or is damaged; a MismatchError
-    where PEFT cannot load it into the base's structure, or its tensors do not fit the base's weights.
+    Where the base's output head is its embedding and the adapter changes it, the base is given it as a tensor.
+
+    Raises:
+        ArtifactError: the adapter is no LoRA, has settings that are not understood, or is damaged.
+        MismatchError: PEFT cannot load it into the base's structure, or its tensors do not fit the base's weights.
     """
+    head, embedding = places.head, base.get(places.embedding or "")
+    views = dict(base)
+    if places.ties_head and head is not None and embedding is not None:
+        views.setdefault(head, embedding)
     if places.model is None:
         raise ModelError(
             f"{directory} is an adapter, which is read by the structure of its base, and that is not known. Give its "
             f"layout (--layout). Or: {_WAY_OUT}"
         )
     model, loaded, unread = _loaded(directory, places.model.network)
-    reading = _Reading(places, dict(base), unread)
+    reading = _Reading(places, views, unread)
     for name in [name for name in loaded if not _FACTOR.fullmatch(name)]:  # first: factors add to these
         reading.read_whole(name, loaded[name], model)
     for name in dict.fromkeys(match["module"] for name in loaded if (match := _FACTOR.fullmatch(name))):
         reading.read_factors(name, [n for n in loaded if n.startswith(f"{name}.lora_")], model.get_submodule(name))
-    return reading.views, unread
+    if head in views and head not in base:
+        if views[head] is embedding:
+            del views[head]
+        elif embedding is not None:
+            base[head] = embedding
+    return views, unread
 
 
 def _loaded(directory: Path, network: nn.Module) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
@@ -201,10 +213,8 @@ class _Reading:
         return None
 
     def _tensor(self, parameter: str) -> str | None:
-        """The base's tensor of a parameter; of an output head that is tied, the embedding's under its own name."""
+        """The base's tensor of a parameter."""
         name = self.places.tensors.get(parameter, parameter)
-        if name == self.places.head and self.places.ties_head and self.places.embedding in self.views:
-            self.views.setdefault(name, self.views[self.places.embedding])
         return name if name in self.views else None
 
     def _leave(self, parts: Sequence[str], why: str) -> None:

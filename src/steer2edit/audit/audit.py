@@ -226,7 +226,6 @@ def _open(base: str, edited: str, layout: Path | Layout | None, trust_remote_cod
         notes.append(f"heads and neurons cannot be named: {error}")
     if is_adapter(other):
         after, unread = adapter_views(other, before, places)
-        tie_heads(before, after, places, {})
         files = [f for f in changed_files(ours, CheckpointFiles(other, (), {})) if f.what == "differs" and f.matters]
         return _Sides(before, after, places, files, notes, unread=unread, is_adapter=True)
     theirs = open_checkpoint(other)

@@ -110,10 +110,21 @@ def save_checkpoint(
     allow_mismatch: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write the edited checkpoint of a model that is loaded, complete or not at all; it is only read.
+    """Write the edited checkpoint of a model that is loaded, complete or not at all.
 
     Where the model comes from files on this machine and still equals them, this is `apply_to_files`. Otherwise it is
-    that with the files which transformers saves of the model, in the dtype it has in memory. Raises as that.
+    that with the files which transformers saves of the model, in the dtype it has in memory.
+
+    Args:
+        model: the base. It is only read.
+        edit: the edit.
+        directory: must not exist.
+        strength: factor of the edit.
+        allow_mismatch: accept an edit of a model with another fingerprint.
+        overwrite: replace an existing artifact of this package.
+
+    Raises:
+        As `apply_to_files`.
     """
     edits = [(edit, strength)]
     model.require_fit(edit, allow_mismatch=allow_mismatch)
@@ -136,8 +147,8 @@ def save_checkpoint(
 def _base_of_loaded(model: LanguageModel) -> BaseCheckpoint | None:
     """The checkpoint of a loaded model, or `None` where the model in memory does not come from such files.
 
-    A local directory or the Hub cache counts only if every projection, and every other tensor that is loaded as it is,
-    is in the model's dtype bit for bit the model's.
+    A local directory or the Hub cache is accepted only if every projection, and every other tensor that is loaded as it
+    is, is in the model's dtype bit for bit the model's.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -254,8 +265,11 @@ def _write_files(base: BaseCheckpoint, plan: Plan, side: Sequence[Path], scratch
 def patched_copy(source: Path, target: Path, plan: Plan) -> Written:
     """Copy a file with edits in some of its tensors; every other byte is the source's. The target must not exist.
 
-    Several edits of one matrix are added in float32 (float64 if it is), one after the other, and rounded once. An
-    ArtifactError where the source cannot be read, an InvalidValueError where a weight would not be finite in its dtype.
+    Several edits of one matrix are added in float32 (float64 if it is), one after the other, and rounded once.
+
+    Raises:
+        ArtifactError: the source cannot be read, or is truncated meanwhile.
+        InvalidValueError: an edited weight would not be finite in its dtype.
     """
     try:
         before = FileIO(source)

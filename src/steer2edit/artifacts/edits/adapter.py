@@ -53,8 +53,17 @@ def save_edit(
     """Write an edit as a PEFT adapter directory, complete or not at all, and check it by loading it again.
 
     Factors are written in float32. A site whose row a is zero is left out of the adapter and kept in
-    `steer2edit.safetensors`. The edit's metadata is kept as it is; if it does not say which model it is for, this one
-    is noted there. `evaluation` is for the model card and the manifest, in the form of `EvaluationRecord`.
+    `steer2edit.safetensors`.
+
+    Args:
+        model: the model that the edit is for. It is only read.
+        edit: the edit. Its metadata is kept as it is; if it does not say which model it is for, this one is
+            noted there.
+        directory: must not exist.
+        evaluation: for the model card and the manifest: `conditions`, a list of objects with `label` and `metrics`
+            (by name: value, low, high, n, unscored), and `metrics`, what each metric's name means; `beyond_budget`, a
+            sentence for the card's first line.
+        overwrite: replace an existing artifact of this package.
 
     Raises:
         MismatchError: the edit is for another model or shape.
@@ -265,9 +274,18 @@ def save_combined(
 ) -> Interference:
     """Write several edits as one adapter directory, complete or not at all, and load it through PEFT to check it.
 
-    Of the model only names and shapes are read, so that its structure alone (`load_skeleton`) will do. Returns how the
-    edits interfere. An InvalidValueError where they are empty or cancel each other, a MismatchError where they are for
-    other shapes than the model's, an ArtifactError as in `save_edit`.
+    Args:
+        model: the base, or its structure alone (`load_skeleton`); only names and shapes are read.
+        members: the edits with their weights, all of this base.
+        directory: as of `save_edit`, and `overwrite` likewise.
+
+    Returns:
+        How the edits interfere.
+
+    Raises:
+        InvalidValueError: the edits are empty or cancel each other.
+        MismatchError: the edits are for other shapes than the model's.
+        ArtifactError: the directory exists or cannot be written, or PEFT does not load what was written.
     """
     weighted = [(m.edit, m.weight) for m in members]
     factors = combined_factors(weighted)

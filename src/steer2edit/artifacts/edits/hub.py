@@ -52,12 +52,21 @@ def push(
     revision: str | None = None,
     without_contract: bool = False,
 ) -> Pushed:
-    """Create the repository if need be, and commit an edit's, a combined edit's or an export's files to it.
+    """Create the repository if need be, and commit the artifact's files to it.
 
     What is pushed names no path of this machine: of a folder only its name, and for the base the Hub id where the model
-    card knows it. `private` is of a repository that is created now; `revision` is a branch, made if it does not exist;
-    `without_contract` publishes a model card that does not state the edit's contract. An ArtifactError where the
-    directory is not ours, is damaged, or has no card or contract; or the Hub cannot be reached, or refuses.
+    card knows it.
+
+    Args:
+        directory: an edit, a combined edit, or an export.
+        repository: `name` or `owner/name`.
+        private: of a repository that is created now; an existing one stays as it is.
+        revision: branch, made if it does not exist; `main` if not given.
+        without_contract: publish a model card that does not state the edit's contract.
+
+    Raises:
+        ArtifactError: the directory is not ours, is damaged, has no model card, or its card no contract; or there is
+            no token, no connection, no permission, or the Hub refuses.
     """
     from huggingface_hub import HfApi, get_token
 

@@ -50,18 +50,23 @@ def export_edit(
     model: LanguageModel | None = None,
     overwrite: bool = False,
 ) -> ExportManifest:
-    """Write one adapter per strength, all of them or none, each read back and compared; returns how to serve them.
+    """Write one adapter per strength, all of them or none, each read back and compared.
 
     Args:
         source: an edit directory, or a combined one.
         format: `peft`, `gguf-lora` or `vllm`.
         strengths: what the edit is multiplied by; finite, not 0, each once.
-        directory: must not exist, unless `overwrite`.
+        directory: must not exist.
         model: the base, or its structure alone (`load_skeleton`), where the format needs it (`needs_model`).
+        overwrite: replace an existing artifact of this package.
+
+    Returns:
+        What was written, and how to serve it.
 
     Raises:
         InvalidValueError: an unknown format, or a strength that makes no adapter.
-        MismatchError, ModelError: the edit has other shapes than the model; the format cannot hold its architecture.
+        MismatchError: the edit has other shapes than the model.
+        ModelError: the format cannot hold an edit of this architecture.
         ArtifactError: the source is no edit, or the directory exists or cannot be written.
     """
     if format not in get_args(Format):

@@ -28,11 +28,19 @@ _LAYER = "0|[1-9][0-9]{0,8}"
 def save_block_vectors(
     blocks: BlockVectors, path: Path | str, *, model_hint: str | None = None, overwrite: bool = False
 ) -> list[int]:
-    """Write block directions as a GGUF control vector or a `.svec` file, by its ending, and read it again to check.
+    """Write block directions as a GGUF control vector or a `.svec` file, and check it by reading it again.
 
-    `model_hint` is the model's type, e.g. `llama`, which both formats name; taken from the metadata if it is there.
-    Returns the layers that the format cannot hold and that were left out: layer 0 of a control vector. An ArtifactError
-    where the ending or the type is unknown, or the file exists (unless `overwrite`) or cannot be written.
+    Args:
+        blocks: the directions, e.g. `BlockVectors.of(vectors)` or `as_block_vectors(source)`.
+        path: a name that ends in `.gguf` or `.svec` and does not exist.
+        model_hint: the model's type, e.g. `llama`, which both formats name; taken from the metadata if it is there.
+        overwrite: replace an existing file.
+
+    Returns:
+        The layers that the format cannot hold and that were left out: layer 0 of a control vector.
+
+    Raises:
+        ArtifactError: another ending, an unknown model type, or the file exists or cannot be written.
     """
     path = Path(path)
     if path.suffix not in BLOCK_SUFFIXES:

@@ -57,9 +57,15 @@ _NAME = re.compile(
 def save_vectors(vectors: SteeringVectors, path: Path | str, *, overwrite: bool = False, plain: bool = False) -> None:
     """Write vectors to one safetensors file, in float32, complete or not at all, and check it by reading it again.
 
-    `plain` is for other programs: only v and μ, as `L3.attn` and `L3.attn.input_mean`, without metadata. An
-    InvalidValueError where metadata or diagnosis is not JSON, an ArtifactError where the name does not end in
-    `.safetensors`, or the file exists (unless `overwrite`) or cannot be written.
+    Args:
+        vectors: what to write.
+        path: a name that ends in `.safetensors` and does not exist.
+        overwrite: replace an existing file.
+        plain: for other programs: only v and μ, as `L3.attn` and `L3.attn.input_mean`, without metadata.
+
+    Raises:
+        InvalidValueError: metadata or diagnosis is not JSON.
+        ArtifactError: the name ends otherwise, the file exists or cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -91,21 +97,34 @@ def _named_tensors(vectors: SteeringVectors) -> dict[str, Tensor]:
 
 
 def load_vectors(path: Path | str, use_at: UseAt | None = None) -> SteeringVectors:
-    """Vectors of a file, as `read_vectors` reads it.
+    """Read vectors: our own file, or any of the formats of others that `read_vectors` reads.
 
-    `use_at` is for a file of directions of block outputs, which is refused without: which projections of the same
-    layer take them as their steering vectors, `attn`, `mlp` or `both`.
+    Args:
+        path: of the file.
+        use_at: for a file that holds directions of block outputs, and only for such a file: which projections of the
+            same layer take them as their steering vectors, `attn`, `mlp` or `both`.
+
+    Raises:
+        ArtifactError: see `read_vectors`; or it holds directions of block outputs and `use_at` was not given, or the
+            other way round.
     """
     return as_vectors(Path(path), use_at)
 
 
 def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
-    """Read a file of vectors as what it is: vectors by site, or by block where that is what the file holds.
+    """Read a file of vectors as what it is.
 
-    A `.safetensors` file that `save_vectors` wrote; one made elsewhere, with v [d] as `L3.attn` and optionally the
-    input mean [m] as `L3.attn.input_mean`; a `.pt` file with the official Steer2Edit directions, with v by site, or for
-    lm-eval's model `steered`; a GGUF control vector; a `.svec` file; or an export of Neuronpedia. A `.pt` file is read
-    with `weights_only=True`: no code in it ever runs. An ArtifactError where it is unsound, newer or incomplete.
+    Args:
+        path: a `.safetensors` file that `save_vectors` wrote; one made elsewhere, with v [d] as `L3.attn` and
+            optionally the input mean [m] as `L3.attn.input_mean`; a `.pt` file with the official Steer2Edit
+            directions, with v by site, or for lm-eval's model `steered`; a GGUF control vector; a `.svec` file; or an
+            export of Neuronpedia. A `.pt` file is read with `weights_only=True`: no code in it ever runs.
+
+    Returns:
+        Vectors by site, or by block where that is what the file holds.
+
+    Raises:
+        ArtifactError: it is missing, truncated, of another format, of a newer version, or incomplete.
     """
     path = Path(path)
     require_file(path, "steering vectors")
@@ -126,10 +145,16 @@ def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
 
 
 def as_vectors(source: VectorSource, use_at: UseAt | None = None) -> SteeringVectors:
-    """Vectors from wherever a user has them; raises as `read_vectors`, or an InvalidValueError: a key is no site.
+    """Vectors from wherever a user has them: themselves, a file, an object, or a mapping site → v.
 
-    `source` is vectors; a path for `load_vectors`; an object of the steering-vectors library; or a mapping from a site
-    or its name (`L3.mlp`) to v [d], optionally with `L3.mlp.input_mean` → μ [m]. `use_at` is as in `load_vectors`.
+    Args:
+        source: vectors; a path for `load_vectors`; an object of the steering-vectors library; or a mapping from a
+            site or its name (`L3.mlp`) to v [d], optionally with `L3.mlp.input_mean` → μ [m].
+        use_at: as in `load_vectors`, for directions of block outputs.
+
+    Raises:
+        ArtifactError: see `load_vectors`.
+        InvalidValueError: a key is no site, or a tensor has another form.
     """
     found, is_file = _read(source), isinstance(source, Path | str)
     if not isinstance(found, BlockVectors):
@@ -153,7 +178,12 @@ def as_vectors(source: VectorSource, use_at: UseAt | None = None) -> SteeringVec
 
 
 def as_block_vectors(source: VectorSource) -> BlockVectors:
-    """Directions of block outputs: themselves, from a file or an object, or measured along with vectors."""
+    """Directions of block outputs: themselves, from a file, from an object, or measured along with vectors.
+
+    Raises:
+        ArtifactError: see `read_vectors`.
+        MismatchError: there are only vectors of projections.
+    """
     found = _read(source)
     return found if isinstance(found, BlockVectors) else BlockVectors.of(found)
 
