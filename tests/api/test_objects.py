@@ -244,11 +244,20 @@ def test_one_text_is_no_list_of_prompts_and_strengths_are_finite(
 ) -> None:
     with pytest.raises(s2e.Steer2EditError, match="replies takes a list of prompts, got the text 'hi'"):
         model.replies("hi")
-    for strength in (float("nan"), float("inf")):
-        with pytest.raises(s2e.Steer2EditError, match="strength must be finite, got"):
-            vectors @ strength
-        with pytest.raises(s2e.Steer2EditError, match="strength must be finite, got"):
-            edit @ strength
+    both = edit + edit
+    for strength in (float("nan"), float("inf"), "x", "0.5", None, edit):
+        for use in (
+            lambda wrong: vectors @ wrong,
+            lambda wrong: edit @ wrong,
+            lambda wrong: both @ wrong,
+            lambda wrong: wrong * edit,
+            lambda wrong: both * wrong,
+            lambda wrong: vectors.on(model, wrong),
+            lambda wrong: edit.on(model, wrong),
+            lambda wrong: both.on(model, wrong),
+        ):
+            with pytest.raises(s2e.Steer2EditError, match="strength must be a finite number, got"):
+                use(strength)
 
 
 def test_what_is_given_in_the_wrong_place_is_told_by_name(

@@ -228,7 +228,7 @@ def test_an_edit_made_on_an_edited_checkpoint_is_applied_to_it(tmp_path: Path) -
 def test_strengths_and_overflow(tmp_path: Path) -> None:
     model = saved(tmp_path / "base", dtype=torch.float16)
     edit = random_edit(model)
-    with pytest.raises(InvalidValueError, match="strength must be finite, got inf"):
+    with pytest.raises(InvalidValueError, match="strength must be a finite number, got inf"):
         apply_to_files(str(tmp_path / "base"), [(edit, float("inf"))], tmp_path / "out")
     with pytest.raises(InvalidValueError, match="at least one"):
         apply_to_files(str(tmp_path / "base"), [], tmp_path / "out")

@@ -226,7 +226,7 @@ def test_base_directory_is_untouched(tmp_path: Path, base: Path) -> None:
 
 
 def test_refusals(tmp_path: Path, model: LanguageModel, edit: WeightEdit) -> None:
-    with pytest.raises(InvalidValueError, match="strength must be finite, got nan"):
+    with pytest.raises(InvalidValueError, match="strength must be a finite number, got nan"):
         save_checkpoint(model, edit, tmp_path / "out", strength=float("nan"))
     changed = tiny_network("llama")
     changed.model.layers[0].mlp.down_proj.weight.data += 1

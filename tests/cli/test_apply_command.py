@@ -130,7 +130,7 @@ def test_a_strength_that_is_no_number(
     checkpoint: Path, edit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     assert run_main(monkeypatch, "apply", checkpoint, edit, "--out", tmp_path / "out", "--strength", "nan") == 1
-    assert "strength must be finite" in " ".join(capsys.readouterr().err.split())
+    assert "strength must be a finite number" in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
 
 

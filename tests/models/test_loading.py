@@ -234,6 +234,8 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[:keep])
         message = message_of(lambda: load_model(str(checkpoint), device="cpu"))
         assert f"cannot load the model {str(checkpoint)!r}" in message
+        assert ". Give a directory with config.json" in message
+        assert ".. " not in message
 
     def test_weights_that_are_something_else(self, checkpoint: Path) -> None:
         (checkpoint / "model.safetensors").write_bytes(b"<!DOCTYPE html>" * 100)

@@ -9,6 +9,7 @@ import pytest
 
 from steer2edit.artifacts import load_edit, load_vectors
 from steer2edit.cli import app
+from steer2edit.cli.runs import print_replies
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition
 from steer2edit.evaluation.statistics import paired
@@ -113,6 +114,23 @@ def test_what_cannot_be_run_costs_nothing(tmp_path: Path) -> None:
 def test_the_command_needs_a_behaviour_or_a_recipe(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="steer2edit run smollm2 safety --out"):
         app(["run", "smollm2", "--out", str(tmp_path / "run")], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        ([False, False, False], "changed 0 of 3 verdicts.\n"),
+        ([True, False, True], "changed 2 of 3 verdicts:\n  a\n    base: no a\n    edit: now a\n  c\n"),
+        ([True, True, True], "changed 3 of 3 verdicts; the first 2:\n  a\n"),
+    ],
+)
+def test_what_follows_the_changed_verdicts_is_said(
+    after: list[bool], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {"label": "base", "outcomes": {"harmful": [False] * 3}, "replies": {"harmful": ["no a", "no b", "no c"]}}
+    edit = {"label": "edit", "outcomes": {"harmful": after}, "replies": {"harmful": ["now a", "now b", "now c"]}}
+    print_replies({"held_out": {"conditions": [base, edit]}, "prompts": {"harmful": ["a", "b", "c"]}})
+    assert f"harmful: the edit {told}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from steer2edit.api.keywords import public
 from steer2edit.artifacts import apply_to_files, export_edit, load_members, read_members, save_combined, save_edit
 from steer2edit.artifacts.exports.export import needs_model
 from steer2edit.audit import audit as audit_checkpoint
-from steer2edit.core import Combined, Editing, SteeringVectors, WeightEdit
+from steer2edit.core import Combined, Editing, SteeringVectors, WeightEdit, finite_strength
 from steer2edit.editing import intervened
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import Arm, edit_arm
@@ -53,17 +53,17 @@ class Edit(WeightEdit):
             MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
         """
         model.require_fit(self, allow_mismatch=allow_mismatch)
-        return intervened(model, [Editing(self, float(strength))])
+        return intervened(model, [Editing(self, finite_strength(strength))])
 
     def __matmul__(self, strength: float) -> Arm:
         """The edit at a strength, for `evaluate`."""
-        return edit_arm(self, "edit" if strength == 1 else f"edit × {strength:g}", float(strength))
+        return edit_arm(self, "edit" if (own := finite_strength(strength)) == 1 else f"edit × {own:g}", own)
 
     def __mul__(self, strength: float) -> "Edit":
         """The edit at another strength; what was measured of it at its own is no longer said."""
         own = {key: value for key, value in self.metadata.items() if key != "drift"}
-        scale = strength * float(own.get("scale", 1.0))
-        return Edit(self.scaled(float(strength)).sites, {**own, "scale": scale}, self.model)
+        scale = (strength := finite_strength(strength)) * float(own.get("scale", 1.0))
+        return Edit(self.scaled(strength).sites, {**own, "scale": scale}, self.model)
 
     __rmul__ = __mul__
 
@@ -149,7 +149,7 @@ class CombinedEdit:
 
     def __matmul__(self, strength: float) -> Arm:
         """All of them at a strength, for `evaluate`."""
-        label = "combined edit" if strength == 1 else f"combined edit × {strength:g}"
+        label = "combined edit" if (strength := finite_strength(strength)) == 1 else f"combined edit × {strength:g}"
         return Arm("edit", label, self._at(strength), {"strength": strength})
 
     def __mul__(self, strength: float) -> "CombinedEdit":
@@ -186,7 +186,7 @@ class CombinedEdit:
         return showing.page(repr(self), *(part._repr_html_() for part in self.parts))
 
     def _at(self, strength: float) -> Combined:
-        return Combined(tuple(Editing(part, float(strength)) for part in self.parts))
+        return Combined(tuple(Editing(part, finite_strength(strength)) for part in self.parts))
 
 
 def _base(edit: WeightEdit, model: LanguageModel | None) -> LanguageModel:

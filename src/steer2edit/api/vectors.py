@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from steer2edit.api import showing
 from steer2edit.api.keywords import public
 from steer2edit.artifacts import VectorSource, as_vectors, save_vectors
-from steer2edit.core import Steering, SteeringVectors, UseAt
+from steer2edit.core import Steering, SteeringVectors, UseAt, finite_strength
 from steer2edit.editing import intervened
 from steer2edit.evaluation import Arm, steering_arm
 from steer2edit.models import LanguageModel
@@ -38,11 +38,11 @@ class Vectors(SteeringVectors):
             MismatchError: the vectors are for another model (unless `allow_mismatch`) or another shape.
         """
         model.require_fit(self, allow_mismatch=allow_mismatch)
-        return intervened(model, [Steering(self, float(strength))])
+        return intervened(model, [Steering(self, finite_strength(strength))])
 
     def __matmul__(self, strength: float) -> Arm:
         """Steering at a strength, for `evaluate`."""
-        return steering_arm(self, float(strength))
+        return steering_arm(self, finite_strength(strength))
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
         """Write them to a .safetensors file, completely or not at all.

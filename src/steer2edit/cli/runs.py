@@ -87,7 +87,7 @@ def make_and_test(
         results = recipes.run_behaviour(loaded, what, out, narrate, options, force=force, command=typed(), **extras)
     if options.search:
         return _end_of_search(results, out)
-    _print_replies(results)
+    print_replies(results)
     say(f"\nDone in {time.perf_counter() - begun:.0f} s.", style="bold")
     for name, text in _WRITTEN.items():
         if (out / name).exists():
@@ -118,7 +118,7 @@ def _end_of_search(results: dict[str, Any], out: Path) -> dict[str, Any]:
     return results
 
 
-def _print_replies(results: dict[str, Any], count: int = 2) -> None:
+def print_replies(results: dict[str, Any], count: int = 2) -> None:
     """Replies of every condition in full, for the first prompts of each set on which the edit changed the verdict."""
     conditions = results["held_out"]["conditions"]
     for kind, texts in results["prompts"].items():
@@ -126,7 +126,8 @@ def _print_replies(results: dict[str, Any], count: int = 2) -> None:
         if not before:
             continue
         changed = [i for i in range(len(texts)) if before[i] != after[i]]
-        say(f"\n{kind}: the edit changed {len(changed)} of {len(texts)} verdicts; the first {count}:", style="bold")
+        shown = f"; the first {count}:" if len(changed) > count else ":" if changed else "."
+        say(f"\n{kind}: the edit changed {len(changed)} of {len(texts)} verdicts{shown}", style="bold")
         for index in changed[:count]:
             say(f"  {texts[index]}")
             for condition in conditions:

@@ -15,7 +15,7 @@ from steer2edit.core.components import (
     Site,
 )
 from steer2edit.core.edit import SiteEdit, WeightEdit
-from steer2edit.core.intervention import Combined, Editing, Intervention, Steering
+from steer2edit.core.intervention import Combined, Editing, Intervention, Steering, finite_strength
 from steer2edit.core.vectors import ClassMeans, RoutingMeans, SiteEffects, SiteMeans, SteeringVectors
 
 __all__ = [
@@ -43,5 +43,6 @@ __all__ = [
     "SteeringVectors",
     "UseAt",
     "WeightEdit",
+    "finite_strength",
     "site_vectors",
 ]

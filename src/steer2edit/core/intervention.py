@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 from steer2edit.core.edit import WeightEdit
 from steer2edit.core.vectors import SteeringVectors
@@ -16,7 +17,7 @@ class Steering:
     strength: float
 
     def __post_init__(self) -> None:
-        _require_finite(self.strength)
+        finite_strength(self.strength)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Editing:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_finite(self.strength)
+        finite_strength(self.strength)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Combined:
 Intervention = Steering | Editing | Combined | None
 
 
-def _require_finite(strength: float) -> None:
-    if not math.isfinite(strength):
-        raise InvalidValueError(f"strength must be finite, got {strength}.")
+def finite_strength(strength: object) -> float:
+    """The strength of an edit or of steering, which is a finite number."""
+    if not isinstance(strength, SupportsFloat) or not math.isfinite(strength):
+        raise InvalidValueError(f"strength must be a finite number, got {strength!r}. 1 applies an edit as it is.")
+    return float(strength)

@@ -1,6 +1,5 @@
 """The edit in the weights themselves, `W ← W + strength · u aᵀ`, undone bit for bit on leaving."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import SiteEdit, WeightEdit
-from steer2edit.errors import InvalidValueError
+from steer2edit.core import SiteEdit, WeightEdit, finite_strength
 from steer2edit.models import LanguageModel
 
 
@@ -50,8 +48,7 @@ def merged(
         ModelError: a weight is quantised.
     """
     model.require_fit(edit, allow_mismatch=allow_mismatch)
-    if not math.isfinite(strength):
-        raise InvalidValueError(f"strength must be finite, got {strength}. 1 applies the edit as it is.")
+    finite_strength(strength)
     _ = model.fingerprint  # taken now, of the base weights
     parts = [(p, e.part(p.columns)) for site, e in edit.sites.items() for p in model.sites[site].projections]
     for projection, _ in parts:

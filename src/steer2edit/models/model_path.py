@@ -180,4 +180,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 def not_readable(what: str, error: Exception, remedy: str) -> ModelError:
     """The error for what transformers or the Hub's client could not do, with their reason in one line."""
-    return ModelError(f"cannot {what}: {' '.join(str(error).split())[:400]} {remedy}".rstrip())
+    return ModelError(f"cannot {what}: {' '.join(str(error).split())[:400].rstrip('.')}. {remedy}".rstrip())

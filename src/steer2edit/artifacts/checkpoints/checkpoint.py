@@ -41,7 +41,7 @@ from steer2edit.artifacts.manifest import (
     write_manifest,
 )
 from steer2edit.artifacts.tensors import bytes_of, same_bits
-from steer2edit.core import WeightEdit
+from steer2edit.core import WeightEdit, finite_strength
 from steer2edit.errors import ArtifactError, InvalidValueError, ModelError
 from steer2edit.models import LanguageModel, stored_parameters
 from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE, has_weights
@@ -186,8 +186,7 @@ def _require_strengths(edits: ScaledEdits) -> None:
     if not edits:
         raise InvalidValueError("there is no edit to apply: give at least one, with its strength.")
     for _, strength in edits:
-        if not math.isfinite(strength):
-            raise InvalidValueError(f"strength must be finite, got {strength}. 1 applies the edit as it is.")
+        finite_strength(strength)
 
 
 def _write(
