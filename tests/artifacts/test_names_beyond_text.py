@@ -15,7 +15,7 @@ NAME = os.fsdecode(b"caf\xe9.csv")
 
 def test_results_are_json(tmp_path: Path) -> None:
     results = {"conditions": [{"label": NAME, "replies": ["茶"]}], "comparisons": []}
-    Measuring(out=tmp_path / "results.json").hand_out(results, lambda: None)
+    Measuring(out=tmp_path / "results.json").write(results)
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     assert json.loads(text) == results
     assert "茶" in text  # what is text stays readable
