@@ -57,12 +57,14 @@ class Edit(WeightEdit):
 
     def __matmul__(self, strength: float) -> Arm:
         """The edit at a strength, for `evaluate`."""
-        return edit_arm(self, "edit" if (own := finite_strength(strength)) == 1 else f"edit × {own:g}", own)
+        strength = finite_strength(strength)
+        return edit_arm(self, "edit" if strength == 1 else f"edit × {strength:g}", strength)
 
     def __mul__(self, strength: float) -> "Edit":
         """The edit at another strength; what was measured of it at its own is no longer said."""
+        strength = finite_strength(strength)
         own = {key: value for key, value in self.metadata.items() if key != "drift"}
-        scale = (strength := finite_strength(strength)) * float(own.get("scale", 1.0))
+        scale = strength * float(own.get("scale", 1.0))
         return Edit(self.scaled(strength).sites, {**own, "scale": scale}, self.model)
 
     __rmul__ = __mul__
@@ -149,7 +151,8 @@ class CombinedEdit:
 
     def __matmul__(self, strength: float) -> Arm:
         """All of them at a strength, for `evaluate`."""
-        label = "combined edit" if (strength := finite_strength(strength)) == 1 else f"combined edit × {strength:g}"
+        strength = finite_strength(strength)
+        label = "combined edit" if strength == 1 else f"combined edit × {strength:g}"
         return Arm("edit", label, self._at(strength), {"strength": strength})
 
     def __mul__(self, strength: float) -> "CombinedEdit":

@@ -36,7 +36,7 @@ class ExtractOptions(Checked):
         silent_on: Requests on which edits made of --effects are to do nothing (convert --input-direction gated):
             `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
         robust: tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
-            more of the edit survives another fine-tune, and a little less is done without one.
+            more of the edit survives another fine-tune, and less is done without one.
 
     Raises:
         InvalidValueError: a value is out of range.
