@@ -5,7 +5,7 @@ than 1 % of it at d = 576 and 0.1 % at d = 4096. All edits made from one set of 
 differ, one per row of the batch: m numbers each, read once per token as x is. What costs is not arithmetic but the
 number of small operations (on a CPU a few microseconds each, on a GPU a kernel launch each, per site and token: 60
 sites in SmolLM2, 64 in a 7B model) and, over a prompt, one float32 copy of x, since x · a is accumulated in float32.
-The aim is 0.9 of the speed without.
+The aim is 0.95 of the speed without.
 
 Arms, in turn, all on the same prompts, the same number of rows and of new tokens (no reply ends by itself):
 `plain` (no intervention), `one` (one edit for all rows), `different` (a different edit in every row: configurations
@@ -37,7 +37,7 @@ from steer2edit.models import (
 )
 from steer2edit.steering import extract, load_contrast, safety_prompts
 
-AIM = 0.9
+AIM = 0.95
 TOLERANCE = 1e-4
 VERIFIED = 4  # rows compared with weights that hold their edit
 Rows = list[list[int]]

@@ -63,7 +63,7 @@ def _updates(model: LanguageModel, rows: Sequence[Steering | Editing | None]) ->
 
 def _rank_one(
     rows: Sequence[Intervention], site: Site, d: int, m: int, device: torch.device
-) -> tuple[Float[Tensor, "b m"], Float[Tensor, "_ d"]] | None:
+) -> tuple[Float[Tensor, "b 1 m"], Float[Tensor, "_ 1 d"]] | None:
     """(a, u) of every row in float32, zero where a row has no edit; u once if all edits share it; `None` without any.
 
     Strengths multiply the rows a when they are stacked: making a scaled edit of every row costs more than that.
@@ -78,12 +78,12 @@ def _rank_one(
         shown = ", ".join(f"{strength:g}" for strength in sorted(set(strengths.tolist())))
         raise InvalidValueError(f"{site}: the edit is not finite at strength {shown}. 1 applies it as it is.")
     if all(u is directions[0] for u in directions):
-        return A.to(device), directions[0].to(device)[None]
+        return A.to(device)[:, None], directions[0].to(device)[None, None]
     U = torch.stack([torch.zeros(d) if edit is None else edit.output_direction for edit in edits])
-    return A.to(device), U.to(device)
+    return A.to(device)[:, None], U.to(device)[:, None]
 
 
-def _shifts(rows: Sequence[Intervention], site: Site, d: int, device: torch.device) -> Float[Tensor, "b d"] | None:
+def _shifts(rows: Sequence[Intervention], site: Site, d: int, device: torch.device) -> Float[Tensor, "b 1 d"] | None:
     """c = strength · v of every row, zero where it is not steered; `None` if no row is."""
     shifts = [
         row.strength * row.vectors.sites[site].steering_vector
@@ -93,4 +93,4 @@ def _shifts(rows: Sequence[Intervention], site: Site, d: int, device: torch.devi
     ]
     if all(shift is None for shift in shifts):
         return None
-    return torch.stack([torch.zeros(d) if shift is None else shift for shift in shifts]).to(device)
+    return torch.stack([torch.zeros(d) if shift is None else shift for shift in shifts]).to(device)[:, None]

@@ -183,34 +183,40 @@ class SiteUpdate:
     """The interventions of a batch at one site, in float32 on the site's device."""
 
     rows: int  # r, the number of interventions: 1 for all rows of a batch, or one for every row
-    a: Float[Tensor, "_a m"] | None = None  # of the edits, [r, m] or [1, m]; `None` without any
-    u: Float[Tensor, "_u d"] | None = None  # of the edits, [r, d] or [1, d]; `None` without any
-    shift: Float[Tensor, "_c d"] | None = None  # c of activation steering, [r, d] or [1, d]; `None` without any
+    a: Float[Tensor, "_a 1 m"] | None = None  # of the edits, of every row or one for all; `None` without any
+    u: Float[Tensor, "_u 1 d"] | None = None  # of the edits, likewise
+    shift: Float[Tensor, "_c 1 d"] | None = None  # c of activation steering, likewise
 
     def part(self, columns: slice) -> "SiteUpdate":
         """The edits of one matrix of a wide site, without the shift, which is added once for the whole block."""
-        return SiteUpdate(self.rows, None if self.a is None else self.a[:, columns], self.u)
+        return SiteUpdate(self.rows, None if self.a is None else self.a[..., columns], self.u)
 
     def apply(self, x: Tensor, y: Tensor) -> Tensor:
-        """(x [..., m], y [..., d]) → y + (x · a) u + c, computed in float32 and rounded once to the dtype of y."""
-        x_rows, y_rows = _by_row(x, self.rows), _by_row(y, self.rows)
-        if y.device.type != "cpu" or x_rows.shape[1] == 1:
-            return self._changed(x_rows, y_rows).view(y.shape)
-        # row by row, what is in float32 for a moment stays in a CPU's cache: several times faster over a prompt
-        changed = torch.empty_like(y_rows)
-        for i in range(len(y_rows)):
-            own = [v if v is None or len(v) == 1 else v[i : i + 1] for v in (self.a, self.u, self.shift)]
-            changed[i : i + 1] = SiteUpdate(1, *own)._changed(x_rows[i : i + 1], y_rows[i : i + 1])
-        return changed.view(y.shape)
+        """(x [..., m], y [..., d]) → y, changed in place to y + (x · a) u + c.
 
-    def _changed(self, x: Float[Tensor, "b t m"], y: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        edited = y if self.a is None or self.u is None else torch.addcmul(y, along(x, self.a), self.u[:, None])
-        return (edited if self.shift is None else edited + self.shift[:, None]).to(y.dtype)
+        The change is computed in float32 and rounded to the dtype of y; a row of a batch has an edit or a shift. Rows
+        are taken a few at a time, so that what is in float32 for a moment stays in a CPU's cache.
+        """
+        x_rows, y_rows = _by_row(x, self.rows), _by_row(y, self.rows)
+        at_once = max(1, _AT_ONCE[y.device.type == "cpu"] // (x_rows.shape[1] * x_rows.shape[2]))
+        if at_once >= len(y_rows):
+            self._add(x_rows, y_rows)
+        for begin in range(0, len(y_rows) if at_once < len(y_rows) else 0, at_once):
+            part = slice(begin, begin + at_once)
+            factors = (v if v is None or len(v) == 1 else v[part] for v in (self.a, self.u, self.shift))
+            SiteUpdate(1, *factors)._add(x_rows[part], y_rows[part])
+        return y_rows.view(y.shape)
+
+    def _add(self, x: Float[Tensor, "b t m"], y: Float[Tensor, "b t d"]) -> None:
+        if self.a is not None and self.u is not None:
+            y.addcmul_(along(x, self.a), self.u)
+        if self.shift is not None:
+            y.add_(self.shift)
 
     def apply_shift(self, y: Tensor) -> Tensor:
         """y [..., d] → y + c."""
         assert self.shift is not None
-        return (_by_row(y, self.rows) + self.shift[:, None]).to(y.dtype).view(y.shape)
+        return (_by_row(y, self.rows) + self.shift).to(y.dtype).view(y.shape)
 
     def apply_routed(self, routed: RoutedTokens, y: Tensor) -> Tensor:
         """The experts' output y [..., d] → y + Σ r_e (x_e · a_e) u over the experts e that a token is routed to.
@@ -228,10 +234,12 @@ class SiteUpdate:
         along = (routed.inputs.float() * own).sum(dim=-1) * routed.weight.float()
         flat = y.reshape(-1, y.shape[-1])
         total = torch.zeros(len(flat), device=y.device).index_add_(0, routed.row, along)
-        change = total.view(-1, self.rows, routed.tokens // self.rows, 1) * self.u[:, None]
+        change = total.view(-1, self.rows, routed.tokens // self.rows, 1) * self.u
         return (flat + change.view(flat.shape)).to(y.dtype).view(y.shape)
 
 
+_AT_ONCE = (2**26, 2**19)
+"""Numbers of x that are in float32 at once: on another device (where calls cost), on a CPU (2 MiB)."""
 _MISFIT = "a batch of {batch} rows cannot run under {rows} interventions: give one, or one for every row."
 
 
@@ -244,20 +252,15 @@ def _by_row(values: Float[Tensor, "... n"], rows: int) -> Float[Tensor, "b t n"]
     batch = len(values) if values.ndim > 2 else rows
     if rows not in (1, batch) or len(values) % batch:
         raise InvalidValueError(_MISFIT.format(batch=len(values), rows=rows))
-    return values.reshape(batch, -1, values.shape[-1])
+    return values if values.ndim == 3 else values.reshape(batch, -1, values.shape[-1])
 
 
-def along(x: Float[Tensor, "b t m"], a: Float[Tensor, "_a m"]) -> Float[Tensor, "b t 1"]:
-    """x · a of every position, accumulated in float32: with one a for all rows, or one for each.
+def along(x: Float[Tensor, "b t m"], a: Float[Tensor, "_a 1 m"]) -> Float[Tensor, "b t 1"]:
+    """x · a of every position, in float32: with one a for all rows, or one for each.
 
-    The three ways are one sum; which is fast depends on the shape. A batched product of one column per row is slow
-    where a row has a single token, which is every step of generation but the first.
+    A sum of products is faster than a batched matrix product of one column, and the same for one a or for many.
     """
-    if len(a) == 1:
-        return (x.float() @ a[0])[..., None]
-    if x.shape[1] == 1:
-        return (x * a[:, None]).sum(dim=-1, keepdim=True)
-    return torch.bmm(x.float(), a[:, :, None])
+    return (x * a).sum(dim=-1, keepdim=True)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def steered(
     """
     model.require_fit(vectors, allow_mismatch=allow_mismatch)
     updates = {
-        site: SiteUpdate(1, shift=strength * means.steering_vector.to(model.sites[site].device)[None])
+        site: SiteUpdate(1, shift=strength * means.steering_vector.to(model.sites[site].device)[None, None])
         for site, means in vectors.sites.items()
     }
     with updated_outputs(model, updates):
