@@ -75,7 +75,7 @@ class Work:
         """The same as the search measures them."""
         sampling = Sampling(max_new_tokens=self.new_tokens)
         refusals = [RefusalTask(name, prompts, sampling) for name, prompts in self.sets.items()]
-        return [*refusals, DriftTask(self.drift, sampling)]
+        return [*refusals, DriftTask("", self.drift, sampling)]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def main(
         save_vectors(measure_effects(loaded, fresh, contrast) if effects else fresh, vectors)
     made = load_vectors(vectors)
     engine = RememberingEngine(TransformersEngine(loaded))
-    task = DriftTask(safety_prompts("validation")[1][:calibration])
+    task = DriftTask("", safety_prompts("validation")[1][:calibration])
     edits = {"paper": convert(loaded, made, PAPER, force=True)}
     if effects:
         rules, own = rules_of(ConvertOptions(), made)

@@ -1,7 +1,6 @@
 """The same measurements without the harness and without hooks: plain forward passes, one item at a time."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ def log_likelihood(model: LanguageModel, context: str, continuation: str) -> flo
     return sum(log_probabilities[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1]))
 
 
-def choices_right(model: LanguageModel, template: Callable[[str], str] = str) -> tuple[list[bool], list[bool]]:
+def choices_right(model: LanguageModel) -> tuple[list[bool], list[bool]]:
     """Per question: whether the true choice has the highest log-likelihood, and the highest per character."""
     plain, by_length = [], []
     for row in rows("capitals"):
-        context = template(f"Question: What is the capital of {row['country']}?\nAnswer:")
+        context = f"Question: What is the capital of {row['country']}?\nAnswer:"
         scores = [log_likelihood(model, context, f" {choice}") for choice in row["choices"]]
         normalised = [score / len(choice) for score, choice in zip(scores, row["choices"], strict=True)]
         plain.append(scores.index(max(scores)) == row["answer"])

@@ -3,7 +3,6 @@ items, for the base and for an edit that is merged into the weights."""
 
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,9 @@ from steer2edit.errors import DataError
 from steer2edit.evaluation.harness import harness_results
 from steer2edit.evaluation.statistics import rate
 from steer2edit.method import Hyperparameters
-from steer2edit.models import ChatFormat, LanguageModel, load_model
+from steer2edit.models import LanguageModel, load_model
 from steer2edit.steering import steered
-from tiny_chat import chatml, tiny_chat_model, tiny_tokenizer
+from tiny_chat import tiny_chat_model, tiny_tokenizer
 
 CHOICES, TEXT = "steer2edit_capitals", "steer2edit_sequences"
 FILES = [str(TASKS / f"{name}.yaml") for name in ("capitals", "sequences")]
@@ -86,23 +85,6 @@ class TestTinyModel:
         assert list(metrics[f"{CHOICES}.acc"].values) == choices_right(tiny)[0][:5]
         assert metrics[f"{CHOICES}.acc"].estimate.n == 5
 
-    def test_chat_template(self, tiny: LanguageModel) -> None:
-        (metrics,) = harness_results(tiny, ["tasks/capitals.yaml"], apply_chat_template=True)
-        assert list(metrics[f"{CHOICES}.acc"].values) == choices_right(tiny, chatml)[0]
-        assert choices_right(tiny, chatml) != choices_right(tiny)
-
-    def test_arguments_and_the_day_of_the_chat_template(self) -> None:
-        """An empty thought behind the question, and the day that the model is told, in front of it."""
-        template = (
-            "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
-            "<|im_end|>\n{% endfor %}<|im_start|>assistant\n{% if enable_thinking is false %}<think></think>{% endif %}"
-        )
-        model = tiny_chat_model(tokenizer=tiny_tokenizer(template=template))
-        model = replace(model, chat=ChatFormat({"enable_thinking": False}, "2024-07-26"))
-        (metrics,) = harness_results(model, ["tasks/capitals.yaml"], apply_chat_template=True)
-        right = choices_right(model, lambda text: f"2024-07-26 {chatml(text)}<think></think>")[0]
-        assert list(metrics[f"{CHOICES}.acc"].values) == right
-
     def test_a_token_without_a_row(self) -> None:
         tokenizer = tiny_tokenizer()
         rows = len(tokenizer)
@@ -112,17 +94,13 @@ class TestTinyModel:
             harness_results(model, ["tasks/capitals.yaml"])
 
     def test_as_the_harness_itself(self, tiny: LanguageModel) -> None:
-        """With examples in the prompt, as turns of a chat: the figures of the harness's own entry point."""
-        settings = {"num_fewshot": 2, "apply_chat_template": True}
-        theirs = simple_evaluate(
-            HFLM(tiny.network, tokenizer=tiny.tokenizer), tasks=["tasks/capitals.yaml"], **settings
-        )
-        (ours,) = harness_results(tiny, ["tasks/capitals.yaml"], **settings)
+        """The figures of the harness's own entry point."""
+        theirs = simple_evaluate(HFLM(tiny.network, tokenizer=tiny.tokenizer), tasks=["tasks/capitals.yaml"])
+        (ours,) = harness_results(tiny, ["tasks/capitals.yaml"])
         accuracy = ours[f"{CHOICES}.acc"]
         assert list(accuracy.values) == [bool(sample["acc"]) for sample in theirs["samples"][CHOICES]]
         assert accuracy.reported == theirs["results"][CHOICES]["acc,none"]
         assert accuracy.reported_error == theirs["results"][CHOICES]["acc_stderr,none"]
-        assert ours != harness_results(tiny, ["tasks/capitals.yaml"])[0]
 
     def test_the_harness_is_quiet(self, tiny: LanguageModel, caplog: pytest.LogCaptureFixture) -> None:
         harness_results(tiny, ["tasks/capitals.yaml"], limit=1)

@@ -167,7 +167,7 @@ def test_phrases(answer: str, verdict: bool | None) -> None:
 
 def test_choices_are_put_in_both_orders() -> None:
     """A model that likes the letter A by w whatever stands there prefers nothing: its margins cancel."""
-    task = PreferenceTask([("q", "yes", "no")], "mine", "letter")
+    task = PreferenceTask("mine", [("q", "yes", "no")], "letter")
     prompts = [prompt for prompt, _ in task.answers(task.items[0])]
     assert ["A. yes\nB. no" in prompt for prompt in prompts] == [True, True, False, False]  # type: ignore[operator]
     assert [answer for _, answer in task.answers(task.items[0])] == ["A", "B", "B", "A"]

@@ -7,7 +7,7 @@ import pytest
 from families import tiny_model
 from steer2edit.errors import DataError, InvalidValueError, ModelError
 from steer2edit.evaluation.harness import harness_results, require_known
-from tiny_chat import tiny_chat_model, tiny_tokenizer
+from tiny_chat import tiny_chat_model
 
 
 @pytest.mark.parametrize("part", ["lm_eval", "lm_eval.models.huggingface"])
@@ -30,12 +30,9 @@ def test_bad_settings(arguments: dict[str, object], said: str) -> None:
         harness_results(tiny_chat_model(), **{"tasks": ["hellaswag"], **arguments})
 
 
-def test_no_tokenizer_or_template() -> None:
+def test_no_tokenizer() -> None:
     with pytest.raises(ModelError, match="without a tokenizer"):
         harness_results(tiny_model(), ["hellaswag"])
-    model = tiny_chat_model(tokenizer=tiny_tokenizer(template=None))
-    with pytest.raises(ModelError, match="no chat template"):
-        harness_results(model, ["hellaswag"], apply_chat_template=True)
 
 
 class TestUnknownTask:

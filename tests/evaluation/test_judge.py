@@ -34,7 +34,7 @@ def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def judge_at(server: Record, **settings: object) -> Judge:
-    return Judge(server.url, "m", **{"template": "{reply}", "retries": 1, "timeout": 5.0, **settings})
+    return Judge(server.url, "m", **{"question": "{reply}", "retries": 1, "timeout": 5.0, **settings})
 
 
 def pairs(replies: Sequence[str]) -> list[tuple[str, str]]:
@@ -66,7 +66,7 @@ class TestVerdicts:
     def test_the_request_is_shown_with_the_reply(self) -> None:
         conversation = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "How do I bake?"}]
         with judge_server(lambda *_: Answer("no")) as server:
-            judge = judge_at(server, template="Q {prompt} A {reply} E")
+            judge = judge_at(server, question="Q {prompt} A {reply} E")
             assert judge.verdicts([("How?", "Like so."), (conversation, "Like so.")]) == [False, False]
         assert server.questions == ["Q How? A Like so. E", "Q user: Hello\n\nuser: How do I bake? A Like so. E"]
 
@@ -203,7 +203,7 @@ class TestNoJudgeAtAll:
 
     def test_wrong_path(self) -> None:
         with judge_server(lambda *_: Answer("yes")) as server, pytest.raises(DataError, match="ends in /v1"):
-            Judge(server.url.removesuffix("/v1"), "m").verdicts(pairs(["a"]))
+            Judge(server.url.removesuffix("/v1"), "m", REFUSAL_QUESTION).verdicts(pairs(["a"]))
 
     def test_refused_half_way(self) -> None:
         answers = {f"reply {i}": Answer("yes") for i in range(3)}
@@ -222,7 +222,7 @@ class TestNoJudgeAtAll:
             connect = socket.create_connection
             monkeypatch.setattr(socket, "create_connection", lambda *a, **k: attempts.append(a) or connect(*a, **k))
             with pytest.raises(DataError, match=rf"cannot reach the judge at '{address}'.*Start the endpoint"):
-                Judge(address, "m", retries=1).verdicts(pairs(self.REPLIES))
+                Judge(address, "m", REFUSAL_QUESTION, retries=1).verdicts(pairs(self.REPLIES))
             assert len(attempts) == 2  # not once per item
 
     def test_every_request_rejected(self) -> None:
@@ -236,14 +236,14 @@ class TestNoJudgeAtAll:
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(InvalidValueError, match=r"openai.*not installed.*pip install steer2edit\[judge\]"):
-        Judge("http://127.0.0.1:9/v1", "m").verdicts(pairs(["a"]))
+        Judge("http://127.0.0.1:9/v1", "m", REFUSAL_QUESTION).verdicts(pairs(["a"]))
 
 
 class TestKey:
     def test_it_comes_from_the_named_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MY_JUDGE_KEY", "hidden-7411\n")
         with judge_server(by_prefix) as server:
-            judge = judge_at(server, api_key_variable="MY_JUDGE_KEY")
+            judge = judge_at(server, key_env="MY_JUDGE_KEY")
             judge.verdicts(pairs(["a"]))
         assert server.keys == ["Bearer hidden-7411"]
         assert "hidden" not in repr(judge)
@@ -256,7 +256,7 @@ class TestKey:
 
     def test_missing(self) -> None:
         with judge_server(by_prefix) as server, pytest.raises(InvalidValueError, match=r"'NO_SUCH_KEY'.*Export it"):
-            judge_at(server, api_key_variable="NO_SUCH_KEY").verdicts(pairs(["a"]))
+            judge_at(server, key_env="NO_SUCH_KEY").verdicts(pairs(["a"]))
         assert server.questions == []
 
     def test_it_is_not_repeated_in_errors(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ class TestKey:
             judge_server(lambda *_: Answer("wrong key: hidden-7411", status=401)) as server,
             pytest.raises(DataError, match=r"wrong key: \*\*\*") as caught,
         ):
-            judge_at(server, api_key_variable="MY_JUDGE_KEY").verdicts(pairs(["a"]))
+            judge_at(server, key_env="MY_JUDGE_KEY").verdicts(pairs(["a"]))
         assert "hidden" not in str(caught.value)
         assert caught.value.__suppress_context__  # a traceback would print the answer
 
@@ -282,7 +282,7 @@ class TestHostileText:
 
     def test_replies_arrive_whole_and_unread(self) -> None:
         with judge_server(lambda *_: Answer("no")) as server:
-            judge = judge_at(server, template="<{prompt}|{reply}>", concurrency=1)
+            judge = judge_at(server, question="<{prompt}|{reply}>", concurrency=1)
             assert judge.verdicts([(text, text) for text in self.HOSTILE]) == [False] * len(self.HOSTILE)
         assert server.questions == [f"<{text}|{text}>" for text in self.HOSTILE]
 
@@ -316,19 +316,19 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"base_url": "localhost:8000/v1"}, r"base_url.*'localhost:8000/v1'.*Try http"),
-            ({"base_url": "http://me:pass@host/v1"}, "must not carry a password"),
+            ({"url": "localhost:8000/v1"}, r"url.*'localhost:8000/v1'.*Try http"),
+            ({"url": "http://me:pass@host/v1"}, "must not carry a password"),
             ({"model": " "}, "name of a model"),
             ({"retries": -1}, "retries.*-1"),
             ({"concurrency": 0}, "concurrency.*0"),
             ({"timeout": 0.0}, "timeout.*0"),
-            ({"template": "Is {replly} a refusal?"}, "Did you mean 'reply'"),
-            ({"template": "Is it a refusal?"}, "no placeholder"),
+            ({"question": "Is {replly} a refusal?"}, "Did you mean 'reply'"),
+            ({"question": "Is it a refusal?"}, "no placeholder"),
         ],
     )
     def test_bad(self, changes: dict[str, object], said: str) -> None:
         with pytest.raises(InvalidValueError, match=said) as caught:
-            Judge(**{"base_url": "http://localhost/v1", "model": "m", **changes})
+            Judge(**{"url": "http://localhost/v1", "model": "m", "question": REFUSAL_QUESTION, **changes})
         assert "pass@" not in str(caught.value)
 
     def test_template_from_a_file(self, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ class TestSettings:
 def test_scorers() -> None:
     phrases = PhraseScorer(RefusalPhrases("no", openers=("no",)))
     assert isinstance(phrases, Scorer)
-    assert isinstance(Judge("http://localhost/v1", "m"), Scorer)
+    assert isinstance(Judge("http://localhost/v1", "m", REFUSAL_QUESTION), Scorer)
     assert phrases.score(["a", "b", "c"], said("No.", "Yes", "")) == [True, False, None]
     with pytest.raises(ValueError, match="longer"):
         phrases.score(["a"], said("No.", "Yes"))

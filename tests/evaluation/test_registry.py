@@ -20,7 +20,7 @@ from steer2edit.evaluation import (
     metric_name,
 )
 from steer2edit.evaluation.behaviours import BEHAVIOURS
-from steer2edit.evaluation.judge import Judge
+from steer2edit.evaluation.judge import REFUSAL_QUESTION, Judge
 from steer2edit.evaluation.likelihood_tasks import ChoiceTask, PreferenceTask, TruthChoiceTask
 from steer2edit.evaluation.reply_tasks import MathTask, RefusalTask
 from steer2edit.evaluation.scorers import PhraseScorer
@@ -164,7 +164,7 @@ class TestData:
         row = {"question": "Q", "best_answer": "B", "correct_answers": ["B", "C"], "incorrect_answers": ["W", "V"]}
         path.write_text(json.dumps(row))
         preference, choice = build_tasks([f"truthfulqa={path}", f"truthfulqa-mc={path}"])
-        assert preference == PreferenceTask([("Q", "B", "W")], "truthfulqa")  # the first false answer, as the paper
+        assert preference == PreferenceTask("truthfulqa", [("Q", "B", "W")])  # the first false answer, as the paper
         assert isinstance(choice, TruthChoiceTask)
         assert choice.metric_names == ("truthfulqa_mc1", "truthfulqa_mc2")
 
@@ -244,7 +244,7 @@ class TestBadNames:
 
 
 def test_scorers() -> None:
-    judge = Judge("http://localhost:1/v1", "m")
+    judge = Judge("http://localhost:1/v1", "m", REFUSAL_QUESTION)
     found = {name: find_scorer(name, judge) for name in SCORERS}
     official = PhraseScorer(refusal_phrases("official"))
     assert found == {"strict": PhraseScorer(), "official": official, "judge": judge}

@@ -48,7 +48,7 @@ def test_refusals() -> None:
 
 
 def test_degeneration_looks_at_answers() -> None:
-    (found,) = DegenerationTask(PROMPTS).measure(Saying(), [None])
+    (found,) = DegenerationTask("", PROMPTS).measure(Saying(), [None])
     assert found.values == {
         "repetition": [0.0, 0.0, None, None],
         "empty": [False, False, None, True],
@@ -58,7 +58,7 @@ def test_degeneration_looks_at_answers() -> None:
 
 
 def test_length_counts_the_thought() -> None:
-    (found,) = LengthTask(PROMPTS).measure(Saying(), [None])
+    (found,) = LengthTask("", PROMPTS).measure(Saying(), [None])
     assert found.values["reply_tokens"] == [14.0, 14.0, 10.0, 10.0]
 
 
@@ -69,7 +69,7 @@ def test_thoughts_and_answers_apart() -> None:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{__name__}.REPLIES", replies)
-        (found,) = ThinkingTask([*PROMPTS, "4"]).measure(Saying(), [None])
+        (found,) = ThinkingTask("", [*PROMPTS, "4"]).measure(Saying(), [None])
     assert found.values["thought_tokens"] == [3.0, 3.0, 3.0, 3.0, None]
     assert found.values["answer_tokens"] == [4.0, 4.0, None, 0.0, 2.0]
 

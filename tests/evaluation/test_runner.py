@@ -27,9 +27,9 @@ SAYS_NO = RefusalPhrases("no", openers=("n",))
 TASKS = (
     RefusalTask("harmful", ("a!", "b?"), SAMPLING, PhraseScorer(SAYS_NO)),
     RefusalTask("benign", ("c!",), SAMPLING, PhraseScorer(SAYS_NO)),
-    LengthTask(("d?", "e!"), SAMPLING),
-    PreferenceTask((("q?", "N", "x"),)),
-    DriftTask(("c!",), SAMPLING),
+    LengthTask("", ("d?", "e!"), SAMPLING),
+    PreferenceTask("truth", (("q?", "N", "x"),)),
+    DriftTask("", ("c!",), SAMPLING),
 )
 
 

@@ -37,7 +37,12 @@ def test_the_script_itself() -> None:
 
 
 def test_tasks_are_tasks() -> None:
-    for task in (RefusalTask("a", ["b"]), LengthTask(["b"]), PreferenceTask([("q", "a", "b")]), DriftTask(["b"])):
+    for task in (
+        RefusalTask("a", ["b"]),
+        LengthTask("", ["b"]),
+        PreferenceTask("truth", [("q", "a", "b")]),
+        DriftTask("", ["b"]),
+    ):
         assert isinstance(task, Task)
 
 
@@ -62,7 +67,7 @@ class TestRefusal:
 
 class TestLength:
     def test_known_outcomes(self) -> None:
-        base, steered = LengthTask(["a?", "b!", "c~", "d#"], SAMPLING).measure(ENGINE, [None, STEERED])
+        base, steered = LengthTask("", ["a?", "b!", "c~", "d#"], SAMPLING).measure(ENGINE, [None, STEERED])
         assert base.metrics["reply_tokens"] == mean([2.0, 3.0, None, 6.0])  # the end token does not count
         assert base.metrics["finished"] == rate([True, True, True, False])
         assert base.replies == {"requests": ["N.", "Yes", "", "xxxxxx […]"]}
@@ -74,7 +79,7 @@ class TestTruth:
     QUESTIONS = (("q!", "Ye", "Yx"), ("q!", "Yx", "Ye"), ("q?", "N", "x"))
 
     def test_known_margins(self) -> None:
-        base, steered = PreferenceTask(self.QUESTIONS).measure(ENGINE, [None, STEERED])
+        base, steered = PreferenceTask("truth", self.QUESTIONS).measure(ENGINE, [None, STEERED])
         for measurement, strength in ((base, 0.0), (steered, 0.5)):
             margins = [
                 SCRIPTED.nll(question[-1] + false, strength) - SCRIPTED.nll(question[-1] + true, strength)
@@ -86,14 +91,14 @@ class TestTruth:
 
     def test_by_hand(self) -> None:
         # "?" → "N" has logit √64 · 2 = 16, the other 364 tokens 0: log p(N) = 16 − log(e¹⁶ + 364), log p(x) = that − 16
-        (base,) = PreferenceTask([("q?", "N", "x")]).measure(ENGINE, [None])
+        (base,) = PreferenceTask("truth", [("q?", "N", "x")]).measure(ENGINE, [None])
         assert base.metrics["truth_margin"].value == pytest.approx(16.0, abs=1e-3)
 
     def test_length_is_normalised(self) -> None:
         # "Yes" has the lower total than "Y", as any continuation has, but the higher mean per token
         total_short, total_long = (n * SCRIPTED.nll(text) for n, text in ((1, "!Y"), (3, "!Yes")))
         assert total_long > total_short
-        (base,) = PreferenceTask([("q!", "Yes", "Y")]).measure(ENGINE, [None])
+        (base,) = PreferenceTask("truth", [("q!", "Yes", "Y")]).measure(ENGINE, [None])
         assert base.metrics["truth_preferred"].value == 1.0
 
 
@@ -106,7 +111,7 @@ class TestDrift:
         assert answers[2] is None
 
     def test_known_drift(self) -> None:
-        base, steered = DriftTask(["a?", "b!"], SAMPLING).measure(ENGINE, [None, STEERED])
+        base, steered = DriftTask("", ["a?", "b!"], SAMPLING).measure(ENGINE, [None, STEERED])
         assert base.metrics["nll_increase"] == mean([0.0, 0.0])
         assert base.metrics["kl"] == mean([0.0, 0.0])
         increases = [SCRIPTED.nll(text, 0.5) - SCRIPTED.nll(text) for text in ("?N.", "!Yes")]
@@ -117,17 +122,17 @@ class TestDrift:
         assert steered.metrics["kl"].low == pytest.approx(mean(divergences).low, abs=1e-3)
 
     def test_no_answer_at_all(self) -> None:
-        (base,) = DriftTask(["c~"], SAMPLING).measure(ENGINE, [None])
+        (base,) = DriftTask("", ["c~"], SAMPLING).measure(ENGINE, [None])
         assert base.metrics["kl"].value is None
         assert base.metrics["kl"].n == 0
 
     def test_unanswered_prompts_are_counted_as_unscored(self) -> None:
-        (base,) = DriftTask(["a?", "c~", "b!"], SAMPLING).measure(ENGINE, [None])
+        (base,) = DriftTask("", ["a?", "c~", "b!"], SAMPLING).measure(ENGINE, [None])
         assert (base.metrics["kl"].n, base.metrics["kl"].unscored) == (2, 1)
 
 
 def test_a_model_that_is_broken_is_unscored() -> None:
     broken = Steering(SCRIPTED.vectors(), 1e39)
-    (truth,) = PreferenceTask([("q?", "N", "x")]).measure(ENGINE, [broken])
+    (truth,) = PreferenceTask("truth", [("q?", "N", "x")]).measure(ENGINE, [broken])
     assert truth.metrics["truth_preferred"] == rate([None])
     assert truth.metrics["truth_margin"].value is None

@@ -118,7 +118,7 @@ class TestTruthChoice:
     @pytest.mark.parametrize("strength", [0.0, 0.5])
     def test_by_hand(self, strength: float) -> None:
         intervention = Steering(SCRIPTED.vectors(), strength) if strength else None
-        (found,) = TruthChoiceTask(self.QUESTIONS, "t").measure(ENGINE, [intervention])
+        (found,) = TruthChoiceTask("t", self.QUESTIONS).measure(ENGINE, [intervention])
         p = {text: math.exp(log_probability(text, strength)) for text in ("Y", "Yes", "x", "Yx", "8")}
         true, false = p["Y"] + p["Yes"], p["x"] + p["Yx"] + p["8"]
         assert found.values["t_mc1"] == [p["Y"] > max(p["x"], p["Yx"]), False]
@@ -130,15 +130,15 @@ class TestTruthChoice:
         long = "z" * 150
         assert math.exp(-149 * SCRIPTED.nll("zz")) == 0
         question = TruthQuestion("q#", long, (long[:-1] + "y",), (long,), (long[:-1] + "y",))
-        (found,) = TruthChoiceTask([question], "t").measure(ENGINE, [None])
+        (found,) = TruthChoiceTask("t", [question]).measure(ENGINE, [None])
         assert found.values["t_mc2"] == pytest.approx([0.5], abs=1e-3)
 
     def test_broken_is_unscored(self) -> None:
-        (broken,) = TruthChoiceTask(self.QUESTIONS).measure(ENGINE, [BROKEN])
+        (broken,) = TruthChoiceTask("truth", self.QUESTIONS).measure(ENGINE, [BROKEN])
         assert broken.values == {"truth_mc1": [None, None], "truth_mc2": [None, None]}
 
     def test_mc2_is_a_mean_and_mc1_a_rate(self) -> None:
-        (found,) = TruthChoiceTask(self.QUESTIONS).measure(ENGINE, [None])
+        (found,) = TruthChoiceTask("truth", self.QUESTIONS).measure(ENGINE, [None])
         assert found.metrics["truth_mc1"].value == 0.5
         assert found.metrics["truth_mc2"].value == pytest.approx(np.mean(found.values["truth_mc2"]))
 
@@ -210,7 +210,7 @@ class TestMaths:
 
 class TestDegeneration:
     def test_known_outcomes(self) -> None:
-        (base,) = DegenerationTask(["a!", "b#", "c~"], SAMPLING).measure(ENGINE, [None])
+        (base,) = DegenerationTask("", ["a!", "b#", "c~"], SAMPLING).measure(ENGINE, [None])
         assert base.replies == {"degeneration": ["Yes", "xxxxxx […]", ""]}
         # six equal tokens have three 4-grams, one of them distinct; three tokens have none
         assert base.values == {
@@ -234,15 +234,15 @@ class TestDegeneration:
 
 TASKS: tuple[Task, ...] = (
     RefusalTask("harmful", ["a!", "b#", "c~"], SAMPLING),
-    LengthTask(["a!", "b#", "c~"], SAMPLING),
-    LengthTask(["a!", "b#", "c~"], SAMPLING, "mine"),
-    DriftTask(["a!", "b#", "c~"], SAMPLING),
-    DriftTask(["a!", "b#", "c~"], SAMPLING, "mine"),
-    PreferenceTask([("q!", "Y", "x"), ("q!", "x", "Y"), ("q#", "x", "y")], "mine"),
+    LengthTask("", ["a!", "b#", "c~"], SAMPLING),
+    LengthTask("mine", ["a!", "b#", "c~"], SAMPLING),
+    DriftTask("", ["a!", "b#", "c~"], SAMPLING),
+    DriftTask("mine", ["a!", "b#", "c~"], SAMPLING),
+    PreferenceTask("mine", [("q!", "Y", "x"), ("q!", "x", "Y"), ("q#", "x", "y")]),
     ChoiceTask("k", [ChoiceQuestion("q!", ("Y", "x", "8"), i) for i in range(3)]),
-    TruthChoiceTask([*TestTruthChoice.QUESTIONS, TestTruthChoice.QUESTIONS[0]]),
+    TruthChoiceTask("truth", [*TestTruthChoice.QUESTIONS, TestTruthChoice.QUESTIONS[0]]),
     MathTask("maths", TestMaths.PROBLEMS[:3], SAMPLING),
-    DegenerationTask(["a!", "b#", "c~"], SAMPLING, "mine"),
+    DegenerationTask("mine", ["a!", "b#", "c~"], SAMPLING),
 )
 
 

@@ -139,5 +139,5 @@ def test_smollm2_thinks_where_its_template_begins_to() -> None:
         assert said(model, thought).strip() == reply.thought
         assert said(model, answer).strip() == reply.answer
         assert len(thought.span) > len(answer.span) > 0
-    (found,) = ThinkingTask(prompts, Sampling(max_new_tokens=64)).measure(TransformersEngine(model), [None])
+    (found,) = ThinkingTask("", prompts, Sampling(max_new_tokens=64)).measure(TransformersEngine(model), [None])
     assert found.values["thought_tokens"] == [float(len(reply.thought_ids)) for reply in replies]

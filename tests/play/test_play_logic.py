@@ -121,7 +121,7 @@ def test_a_component_adds_what_is_lost_without_it(stage: Stage) -> None:
 
 def test_one_on_the_slider_of_steering_drifts_as_the_edit_does(stage: Stage) -> None:
     edit, vectors = next(iter(stage.first.edits.values())), next(iter(stage.first.vectors.values()))
-    task = DriftTask(safety_prompts("validation")[1][:16])
+    task = DriftTask("", safety_prompts("validation")[1][:16])
     for strength in (1.0, 0.3):
         unit = stage.unit(replace(stage.first, matched=(strength, frozenset({"L0"}))))
         assert unit is not None

@@ -94,7 +94,7 @@ def test_bad_targets_and_no_drift() -> None:
 def test_on_a_model() -> None:
     model = tiny_model()
     engine, vectors = TransformersEngine(model), random_vectors(model)
-    task = DriftTask([f"is {i}" for i in range(6)], SAMPLING)
+    task = DriftTask("", [f"is {i}" for i in range(6)], SAMPLING)
 
     def steered(strength: float) -> Intervention:
         return Steering(vectors, strength)

@@ -92,7 +92,7 @@ def random_vectors(model: LanguageModel, seed: int = 1, *, effects: bool = False
 def tiny_behaviour(split: str, items: int = ITEMS, sampling: Sampling = SAMPLING) -> Behaviour:
     harmful = [f"do {split[0]}{i}" for i in range(items)]
     benign = [f"is {split[0]}{i}" for i in range(items)]
-    tasks = (RefusalTask("harmful", harmful, sampling, SumScorer()), DriftTask(benign, sampling))
+    tasks = (RefusalTask("harmful", harmful, sampling, SumScorer()), DriftTask("", benign, sampling))
     return Behaviour("tiny", "harmful_refused", 1, tasks, {"harmful": harmful, "benign": benign})
 
 

@@ -161,7 +161,7 @@ def test_scaled_to_a_drift(model: LanguageModel, vectors: SteeringVectors) -> No
     engine = TransformersEngine(model)
     edit = convert(model, vectors, Hyperparameters(1.0, 1.0, 0.0), EFFECT, force=True)
     scaled = at_drift(engine, edit, 0.01, prompts=8)
-    task = DriftTask(safety_prompts("validation")[1][:8])
+    task = DriftTask("", safety_prompts("validation")[1][:8])
     measured = task.measure(engine, [Editing(scaled, 1.0)])[0].metrics["kl"].value
     assert measured == pytest.approx(0.01, rel=0.05)
     assert scaled.metadata["drift"]["kl"] == pytest.approx(measured, rel=1e-3)

@@ -143,7 +143,7 @@ class Judging(Checked):
             if self.judge_prompt is None
             else evaluation.judge.read_template(self.judge_prompt)
         )
-        return evaluation.judge.Judge(self.judge_url, self.judge_model, template, api_key_variable=self.judge_key_env)
+        return evaluation.judge.Judge(self.judge_url, self.judge_model, template, self.judge_key_env)
 
 
 _ARGS = re.compile(r"^Args:\n(?: .*\n?|\n)*", re.MULTILINE)

@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from steer2edit.core import SteeringVectors
 from steer2edit.errors import DataError, did_you_mean
 from steer2edit.evaluation.formats import divided, plain_requests, true_and_false
+from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.likelihood_tasks import DriftTask, PreferenceTask
 from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask, ThinkingTask, VerdictTask
-from steer2edit.evaluation.scorers import JudgeSettings, LocalJudge, Phrases, PhraseScorer, PythonScorer, Scorer
+from steer2edit.evaluation.scorers import LocalJudge, Phrases, PhraseScorer, PythonScorer, Scorer
 from steer2edit.evaluation.task import Task, TaskSettings
-from steer2edit.models import Sampling
 from steer2edit.steering import BehaviourFolder, ItemSet, built_in_names, find_behaviour, prompt_digests
 from steer2edit.steering.contrast import assign_splits
 from steer2edit.steering.examples import prompt_key
@@ -56,13 +56,11 @@ def _task(name: str, own: ItemSet, table: Table, wanted: TaskSettings, scorer: A
     """A set as the task that its scorer makes of it."""
     kind, called = SET_SCORERS[own.scorer][0], name if own.metrics is None else own.metrics
     if issubclass(kind, PreferenceTask):
-        return kind(true_and_false(table), called, "letter" if own.scorer == "choice" else "text", name)
-    tokens = wanted.max_new_tokens or own.max_new_tokens or _TOKENS.get(own.scorer, 24)
-    items, sampling = plain_requests(table), Sampling(max_new_tokens=tokens)
-    if issubclass(kind, LengthTask):
-        return kind(items, sampling, called)
-    assert issubclass(kind, VerdictTask)
-    return kind(name, items, sampling, scorer.made() if isinstance(scorer, JudgeSettings) else scorer or wanted.scorer)
+        return kind(called, true_and_false(table), "letter" if own.scorer == "choice" else "text", name)
+    wanted = replace(wanted, max_new_tokens=wanted.max_new_tokens or own.max_new_tokens)
+    if issubclass(kind, VerdictTask):
+        return wanted.make(kind, name, plain_requests(table), scorer=scorer or wanted.scorer)
+    return wanted.make(kind, called, plain_requests(table))
 
 
 SET_SCORERS: dict[str, tuple[type[Task], type | None]] = {
@@ -72,12 +70,11 @@ SET_SCORERS: dict[str, tuple[type[Task], type | None]] = {
     "choice": (PreferenceTask, None),
     "length": (LengthTask, None),
     "thinking": (ThinkingTask, None),
-    "judge": (VerdictTask, JudgeSettings),
+    "judge": (VerdictTask, Judge),
     "local_judge": (VerdictTask, LocalJudge),
     "python": (VerdictTask, PythonScorer),
 }
 """What a `behaviour.toml` may name as a scorer: the task that a set becomes, and what its other keys say."""
-_TOKENS = {"length": 96, "thinking": 256}
 
 
 def scorer_settings(found: BehaviourFolder, name: str) -> Any:
@@ -220,7 +217,7 @@ def behaviour(
             tasks.append(_task(name, own, _rows(found, name, wanted), wanted, settings))
     names = [name for task in tasks for name in task.metric_names]
     prompts = {name: list(map(prompt_key, own)) for task in tasks for name, own in task.asked.items()}
-    drift = DriftTask(_benign(found, wanted), Sampling(max_new_tokens=max_new_tokens or 24))
+    drift = wanted.make(DriftTask, "", _benign(found, wanted))
     attribute = found.attribute or names[0]
     if attribute not in names:
         raise DataError(f"{found.where}: attribute: no set reports {attribute!r}. {did_you_mean(attribute, names)}")

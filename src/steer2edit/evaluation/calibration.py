@@ -140,7 +140,7 @@ def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) 
     Raises:
         InvalidValueError: the edit changes nothing, or no strength comes near the drift.
     """
-    task = DriftTask(safety_prompts("validation")[1][:prompts])
+    task = DriftTask("", safety_prompts("validation")[1][:prompts])
     size = sum(e.row.double().square().sum().item() for e in edit.sites.values()) ** 0.5
     if size == 0:
         raise InvalidValueError("the edit is zero everywhere, so no drift can be spent.")

@@ -98,10 +98,10 @@ def harness_results(
     interventions: Sequence[Intervention] = (None,),
     *,
     limit: int | None = None,
-    num_fewshot: int | None = None,
-    apply_chat_template: bool = False,
 ) -> list[dict[str, HarnessMetric]]:
     """Every metric of every task under every intervention: `results[intervention][name]`, on the same items.
+
+    Prompts are what a task makes of them, with its own number of examples, and without a chat template.
 
     Args:
         model: with its tokenizer; its weights are not touched.
@@ -109,50 +109,37 @@ def harness_results(
             that the harness then runs: only use files that you trust.
         interventions: `None` is the base; that they fit the model is the caller's to see to (`require_fit`).
         limit: use at most this many documents of every task.
-        num_fewshot: examples in the prompt, instead of the task's own number.
-        apply_chat_template: put prompts into the model's chat format; off by default, as in the harness.
 
     Raises:
         DataError: an unknown task, one whose data cannot be had, or one that runs code of the model or shows images.
         InvalidValueError: a setting is outside its range, or `lm_eval` is not installed.
         ModelError: the model has no tokenizer.
     """
-    _require_settings(model, tasks, limit, apply_chat_template)
-    harness = _import_harness()
-    loaded = _load_tasks(harness, list(tasks))
-    for name, task in loaded["tasks"].items():
-        _prepare(name, task, num_fewshot)
-    language_model = _wrapped(harness, model)
-    found = []
-    with step("Harness", len(interventions)) as advance:
-        for intervention in interventions:
-            with intervened(model, [intervention]), generating(model), model.chat.clock(), _checked(model):
-                results = harness.evaluator.evaluate(
-                    lm=language_model,
-                    task_dict=loaded,
-                    limit=limit,
-                    bootstrap_iters=_BOOTSTRAP,
-                    log_samples=True,
-                    apply_chat_template=apply_chat_template,
-                    system_instruction=model.chat.system if apply_chat_template else None,
-                    fewshot_as_multiturn=True,  # what the harness's own command does
-                )
-            found.append(read_metrics(results))
-            advance(1)
-    return found
-
-
-def _require_settings(model: LanguageModel, tasks: Sequence[str], limit: int | None, apply_chat_template: bool) -> None:
     if isinstance(tasks, str) or not tasks:
         raise InvalidValueError(f"tasks must be a list of at least one name, got {tasks!r}.")
     if limit is not None and limit < 1:
         raise InvalidValueError(f"limit must be >= 1, got {limit}.")
     if model.tokenizer is None:
         raise ModelError(f"{model.name!r} was loaded without a tokenizer; the harness needs one.")
-    if apply_chat_template and not getattr(model.tokenizer, "chat_template", None):
-        raise ModelError(
-            f"the tokenizer of {model.name!r} has no chat template. Pass one, or leave apply_chat_template off."
-        )
+    harness = _import_harness()
+    loaded = _load_tasks(harness, list(tasks))
+    for name, task in loaded["tasks"].items():
+        _prepare(name, task)
+    language_model = _wrapped(harness, model)
+    found = []
+    with step("Harness", len(interventions)) as advance:
+        for intervention in interventions:
+            with intervened(model, [intervention]), generating(model), _checked(model):
+                results = harness.evaluator.evaluate(
+                    lm=language_model,
+                    task_dict=loaded,
+                    limit=limit,
+                    bootstrap_iters=_BOOTSTRAP,
+                    log_samples=True,
+                )
+            found.append(read_metrics(results))
+            advance(1)
+    return found
 
 
 def _import_harness() -> Any:
@@ -192,11 +179,9 @@ def _wrapped(harness: Any, model: LanguageModel) -> Any:
     logger.setLevel(logging.ERROR)  # it warns of launchers that are not used here
     try:
         # a copy of the tokenizer: the harness gives one without a padding token one
-        wrapped = harness.models.huggingface.HFLM(
+        return harness.models.huggingface.HFLM(
             pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=_BATCH
         )
-        wrapped.chat_template_args = dict(model.chat.arguments)
-        return wrapped
     finally:
         logger.setLevel(level)
 
@@ -213,7 +198,7 @@ def require_known(name: str, known: Sequence[str]) -> None:
     )
 
 
-def _prepare(name: str, task: Any, num_fewshot: int | None) -> None:
+def _prepare(name: str, task: Any) -> None:
     """Refuse a task that is none of ours; else what the harness's own command does first: examples, and their seed."""
     if getattr(task, "UNSAFE_CODE", False):
         raise DataError(
@@ -223,9 +208,8 @@ def _prepare(name: str, task: Any, num_fewshot: int | None) -> None:
         )
     if getattr(task, "MULTIMODAL", False):
         raise DataError(f"the harness task {name!r} shows images or sound; give a task of text alone.")
-    own = task.get_config("num_fewshot")
-    if own is None or (num_fewshot is not None and own != 0):  # a task that says 0 means it
-        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=_SEED)
 
 

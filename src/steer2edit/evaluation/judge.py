@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from pydantic import ConfigDict
+
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.models import Prompt, Reply
 from steer2edit.progress import step
@@ -97,7 +99,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Judge:
-    """Asks a chat model about replies. It fulfils `Scorer`.
+    """Asks a chat model about replies; its settings are also what a `behaviour.toml` may say. It fulfils `Scorer`.
 
     A failed request is repeated by the client (timeouts, lost connections, 408, 409, 429, 5xx; it waits as long as the
     endpoint says, else 0.5 s, doubled each time up to 8 s). An answer that cannot be read is asked for again after
@@ -107,10 +109,10 @@ class Judge:
         InvalidValueError: a setting is outside its range.
     """
 
-    base_url: str  # of the endpoint, e.g. `http://localhost:8000/v1`
+    url: str  # of the endpoint, e.g. `http://localhost:8000/v1`
     model: str  # name the endpoint knows it by
-    template: str = REFUSAL_QUESTION  # the question, with `{prompt}` and `{reply}`, to be answered yes or no
-    api_key_variable: str | None = None  # environment variable that holds the key; `None` if none is needed
+    question: str  # with `{prompt}` and `{reply}`, to be answered yes or no
+    key_env: str | None = None  # environment variable that holds the key; `None` if none is needed
     timeout: float = 60.0  # seconds without a sign of the endpoint after which a request has failed
     retries: int = 3  # how often a failed request is repeated, and how often an unreadable answer is asked for again
     concurrency: int = 8  # requests in flight at once
@@ -119,21 +121,22 @@ class Judge:
     # how many items of all calls so far are unscored, by reason
     unscored: Counter[Reason] = field(default_factory=Counter, init=False, compare=False, repr=False)
     _known: dict[str, Judgement] = field(default_factory=dict, init=False, compare=False, repr=False)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.base_url)
+        address = urlsplit(self.url)
         if address.scheme not in ("http", "https") or not address.netloc:
             raise InvalidValueError(
-                f"the judge's base_url must be an http(s) address, got {self.base_url!r}. Try http://localhost:8000/v1."
+                f"the judge's url must be an http(s) address, got {self.url!r}. Try http://localhost:8000/v1."
             )
         if address.username or address.password or address.query:
             raise InvalidValueError(
-                "the judge's base_url must not carry a password or a query: it would be stored with the results. "
+                "the judge's url must not carry a password or a query: it would be stored with the results. "
                 "Put the key into an environment variable and name that."
             )
         if not self.model.strip():
             raise InvalidValueError("the judge needs the name of a model, got an empty one.")
-        require_template(self.template)
+        require_template(self.question)
         for name, value, least in (("retries", self.retries, 0), ("concurrency", self.concurrency, 1)):
             if value < least:
                 raise InvalidValueError(f"{name} of the judge must be >= {least}, got {value}.")
@@ -142,7 +145,7 @@ class Judge:
 
     def describe(self) -> dict[str, str]:
         """What a result records of it: never a key."""
-        return {"url": self.base_url, "model": self.model, "template": self.template}
+        return {"url": self.url, "model": self.model, "template": self.question}
 
     def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
         """One verdict per reply, in order, on its answer as people read it; see `judgements`."""
@@ -162,7 +165,7 @@ class Judge:
                 every single request.
             InvalidValueError: the environment variable of the key is not set, or `openai` is not installed.
         """
-        questions = [fill_template(self.template, prompt, reply) if reply.strip() else None for prompt, reply in pairs]
+        questions = [fill_template(self.question, prompt, reply) if reply.strip() else None for prompt, reply in pairs]
         asked = self._ask_all([q for q in dict.fromkeys(questions) if q is not None and q not in self._known])
         self._known.update({q: judgement for q, judgement in asked.items() if judgement.verdict is not None})
         found = {**asked, **self._known}
@@ -179,7 +182,7 @@ class Judge:
             found[questions[0]] = first = self._ask(client, questions[0])
             if first.reason == "connection":
                 raise DataError(
-                    f"cannot reach the judge at {self.base_url!r}: {first.detail}. Start the endpoint, or correct the "
+                    f"cannot reach the judge at {self.url!r}: {first.detail}. Start the endpoint, or correct the "
                     "address."
                 )
             advance(1)
@@ -195,7 +198,7 @@ class Judge:
                     raise
         if all(judgement.reason == "rejected" for judgement in found.values()):
             raise DataError(
-                f"the judge at {self.base_url!r} refuses every request for the model {self.model!r}: {first.detail}. "
+                f"the judge at {self.url!r} refuses every request for the model {self.model!r}: {first.detail}. "
                 f"Check the model's name and the parameters {dict(self.parameters)}."
             )
         return found
@@ -208,17 +211,15 @@ class Judge:
                 "a judge needs the package openai, which is not installed. Run: pip install steer2edit[judge]"
             ) from error
         # an explicit key even where none is needed: the client would otherwise send OPENAI_API_KEY to any address
-        return OpenAI(
-            base_url=self.base_url, api_key=self._key() or "none", timeout=self.timeout, max_retries=self.retries
-        )
+        return OpenAI(base_url=self.url, api_key=self._key() or "none", timeout=self.timeout, max_retries=self.retries)
 
     def _key(self) -> str | None:
-        if self.api_key_variable is None:
+        if self.key_env is None:
             return None
-        key = os.environ.get(self.api_key_variable, "").strip()
+        key = os.environ.get(self.key_env, "").strip()
         if not key:
             raise InvalidValueError(
-                f"the environment variable {self.api_key_variable!r} must hold the judge's key, but is not set. "
+                f"the environment variable {self.key_env!r} must hold the judge's key, but is not set. "
                 "Export it, or leave the option out for an endpoint without a key."
             )
         return key
@@ -262,8 +263,8 @@ class Judge:
         if status in _FATAL:
             # without its cause: an endpoint may repeat the key in its message, and a traceback would print it
             raise DataError(
-                f"the judge at {self.base_url!r} {_FATAL[status]} (HTTP {status}, model {self.model!r}, key from "
-                f"{self.api_key_variable or 'nowhere'}): {detail}. Check the address (it usually ends in /v1), the "
+                f"the judge at {self.url!r} {_FATAL[status]} (HTTP {status}, model {self.model!r}, key from "
+                f"{self.key_env or 'nowhere'}): {detail}. Check the address (it usually ends in /v1), the "
                 "model's name and the key's environment variable."
             ) from None
         if status is not None:

@@ -58,8 +58,6 @@ class ChoiceTask(_LikelihoodTask):
     in total); Hendrycks et al., arXiv 2009.03300 (letters).
     """
 
-    name: str
-    items: Sequence[ChoiceQuestion]
     style: Literal["text", "letter"] = "text"
     kinds = ("accuracy", "accuracy_sum")
 
@@ -86,7 +84,7 @@ class ChoiceTask(_LikelihoodTask):
 
 @dataclass(frozen=True)
 class PreferenceTask(_LikelihoodTask):
-    """Share of items whose positive answer is preferred to the negative one.
+    """Share of items (prompt, positive answer, negative answer) whose positive answer is preferred.
 
     With `style="text"` both answers are scored as replies, by log-probability per token. With `style="letter"` they are
     listed below the prompt as A and B, once in each order, and the letters are scored: the margin is the mean over the
@@ -95,8 +93,6 @@ class PreferenceTask(_LikelihoodTask):
     Source: the paper's preference metric (true and false answers, as texts).
     """
 
-    items: Sequence[tuple[Prompt, str, str]]  # (prompt, positive answer, negative answer)
-    name: str = "truth"
     style: Literal["text", "letter"] = "text"
     asked_as: str = ""  # what the prompts are called, by default `{name}_questions`
     kinds = ("preferred", "margin")
@@ -132,7 +128,6 @@ def _with_choices(prompt: Prompt, choices: Sequence[str]) -> Prompt:
     return f"{prompt}\n\n{listed}\n\n{_LETTER_INSTRUCTION}"
 
 
-@dataclass(frozen=True)
 class TruthChoiceTask(_LikelihoodTask):
     """MC1 and MC2 of TruthfulQA, by the answers' total log-probability log p(a).
 
@@ -143,8 +138,6 @@ class TruthChoiceTask(_LikelihoodTask):
     questions as plain text; here it is the user's message, so figures are comparable between models, not with those.
     """
 
-    items: Sequence[TruthQuestion]
-    name: str = "truth"
     kinds = ("mc1", "mc2")
     suffix = "choices"
 
@@ -165,9 +158,7 @@ class TruthChoiceTask(_LikelihoodTask):
 class DriftTask(Task):
     """Damage: how far the model has moved on benign requests, judged on the base model's own greedy answers."""
 
-    items: Sequence[Prompt]
     sampling: Sampling = Sampling(max_new_tokens=24)
-    name: str = ""
     kinds = ("nll_increase", "kl")
     suffix = "drift"
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -35,40 +35,36 @@ class TaskKind:
     columns_without_header: Sequence[str] = ()  # of a CSV file that has none
 
 
-_Make = Callable[[str, Any, TaskSettings], Task]
-
-
 def _on(
-    make: _Make,
+    kind: Any,
     own: str,
     own_items: Callable[[TaskSettings], Sequence[Any]],
     read: Callable[[Table], Sequence[Any]] = formats.requests,
     published: str | None = None,
+    **of_kind: Any,
 ) -> Build:
     """A task on items: of data, called as published or after the file; else of the built-in set, called `own`."""
 
     def build(table: Table | None, settings: TaskSettings) -> list[Task]:
         name, items = (own, own_items(settings)) if table is None else (published or table.name, read(table))
-        return [make(name, settings.chosen(items), settings)]
+        return [settings.make(kind, name, settings.chosen(items), **of_kind)]
 
     return build
 
 
-def _built_in(name: str, read: Callable[[Table], Sequence[Any]], make: _Make, published: str) -> Build:
+def _built_in(
+    kind: Any, name: str, read: Callable[[Table], Sequence[Any]], published: str, suffix: str = "", **of_kind: Any
+) -> Build:
     """A task on a set that comes with the package in the published format."""
-    return _on(make, name, lambda s: read(formats.built_in_table(name).split(s.split)), read, published)
+
+    def items(settings: TaskSettings) -> Sequence[Any]:
+        return read(formats.built_in_table(name).split(settings.split))
+
+    return _on(kind, name + suffix, items, read, published + suffix, **of_kind)
 
 
 def _benign(settings: TaskSettings) -> Sequence[Prompt]:
     return safety_prompts(settings.split, settings.limit)[1]
-
-
-def _refused(name: str, items: Sequence[Prompt], settings: TaskSettings) -> Task:
-    return RefusalTask(name, items, settings.sampling(24), settings.scorer)
-
-
-def _replies(kind: Callable[..., Task], tokens: int) -> _Make:
-    return lambda name, items, settings: kind(name=name, items=items, sampling=settings.sampling(tokens))
 
 
 def _concise(settings: TaskSettings) -> Sequence[Prompt]:
@@ -80,15 +76,18 @@ def _questions(settings: TaskSettings) -> list[TruthQuestion]:
     return [TruthQuestion(str(q), true, (false,), (true,), (false,)) for q, true, false in rows]
 
 
-def _preferred(name: str, items: Sequence[TruthQuestion], _: TaskSettings) -> Task:
-    asked_as = "questions" if name == "truth" else ""
-    return PreferenceTask([(q.question, q.best, q.false_to_best[0]) for q in items], name, asked_as=asked_as)
+def _truthfulqa(table: Table | None, settings: TaskSettings) -> list[Task]:
+    if table is None:
+        task = behaviour("truthfulness", settings.split).tasks[0]
+        return [replace(task, items=settings.chosen(task.items))]
+    rows = [(q.question, q.best, q.false_to_best[0]) for q in formats.truthful_questions(table)]
+    return [PreferenceTask("truthfulqa", settings.chosen(rows))]
 
 
 def _over_refusal(table: Table | None, settings: TaskSettings) -> list[Task]:
     if table is None:
         return _behaviour_tasks("over-refusal", None, settings)
-    return _on(_refused, "", _benign)(table, settings)
+    return _on(RefusalTask, "", _benign)(table, settings)
 
 
 def _xstest(table: Table | None, settings: TaskSettings) -> list[Task]:
@@ -96,7 +95,7 @@ def _xstest(table: Table | None, settings: TaskSettings) -> list[Task]:
         sets = {"borderline": borderline_prompts(settings.split, settings.limit)}
     else:
         sets = dict(zip(("xstest_safe", "xstest_unsafe"), formats.xstest(table), strict=True))
-    return [_refused(name, settings.chosen(prompts), settings) for name, prompts in sets.items() if prompts]
+    return [settings.make(RefusalTask, name, settings.chosen(prompts)) for name, prompts in sets.items() if prompts]
 
 
 def _behaviour_tasks(source: str, _: Table | None, settings: TaskSettings) -> list[Task]:
@@ -109,29 +108,22 @@ def _behaviour_tasks(source: str, _: Table | None, settings: TaskSettings) -> li
 
 
 _BUILD: dict[str, Build] = {
-    "refusal": _on(_refused, "harmful", lambda s: safety_prompts(s.split, s.limit)[0]),
+    "refusal": _on(RefusalTask, "harmful", lambda s: safety_prompts(s.split, s.limit)[0]),
     "over-refusal": _over_refusal,
     "xstest": _xstest,
-    "truthfulqa": _on(_preferred, "truth", _questions, formats.truthful_questions, "truthfulqa"),
-    "truthfulqa-mc": _on(
-        lambda n, i, _: TruthChoiceTask(i, n), "truth", _questions, formats.truthful_questions, "truthfulqa"
-    ),
-    "gsm8k": _built_in("arithmetic", formats.gsm8k_problems, _replies(MathTask, 512), "gsm8k"),
-    "math": _built_in("school_maths", formats.math_problems, _replies(MathTask, 512), "math"),
-    "commonsenseqa": _built_in(
-        "common_sense", formats.commonsense_questions, lambda n, q, _: ChoiceTask(n, q), "commonsenseqa"
-    ),
-    "mmlu": _built_in("general_knowledge", formats.mmlu_questions, lambda n, q, _: ChoiceTask(n, q), "mmlu"),
+    "truthfulqa": _truthfulqa,
+    "truthfulqa-mc": _on(TruthChoiceTask, "truth", _questions, formats.truthful_questions, "truthfulqa"),
+    "gsm8k": _built_in(MathTask, "arithmetic", formats.gsm8k_problems, "gsm8k"),
+    "math": _built_in(MathTask, "school_maths", formats.math_problems, "math"),
+    "commonsenseqa": _built_in(ChoiceTask, "common_sense", formats.commonsense_questions, "commonsenseqa"),
+    "mmlu": _built_in(ChoiceTask, "general_knowledge", formats.mmlu_questions, "mmlu"),
     "mmlu-letters": _built_in(
-        "general_knowledge",
-        formats.mmlu_questions,
-        lambda n, q, _: ChoiceTask(f"{n}_letters", q, "letter"),
-        "mmlu",
+        ChoiceTask, "general_knowledge", formats.mmlu_questions, "mmlu", "_letters", style="letter"
     ),
-    "length": _on(_replies(LengthTask, 96), "", _concise),
-    "thinking": _on(_replies(ThinkingTask, 256), "", _concise),
-    "drift": _on(_replies(DriftTask, 24), "", _benign),
-    "degeneration": _on(_replies(DegenerationTask, 96), "", _benign),
+    "length": _on(LengthTask, "", _concise),
+    "thinking": _on(ThinkingTask, "", _concise),
+    "drift": _on(DriftTask, "", _benign),
+    "degeneration": _on(DegenerationTask, "", _benign),
 }
 _TEXT = resources.files("steer2edit.evaluation").joinpath("tasks.toml").read_text(encoding="utf-8")
 TASK_KINDS: dict[str, TaskKind] = {

@@ -1,6 +1,5 @@
 """Tasks on generated replies: refusal, length, degeneration, mathematics."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,12 +18,33 @@ _N = 4  # tokens of what may be repeated
 
 
 @dataclass(frozen=True)
-class VerdictTask(Task):
+class ReplyTask(Task):
+    """A task whose values follow from each item and its reply."""
+
+    sampling: Sampling = Sampling(max_new_tokens=24)  # greedy, and the usual length
+    instruction: ClassVar[str] = ""  # behind every request
+
+    def _judged(self, item: Any, reply: Reply) -> tuple[Value, ...]:
+        """The values of an item, in the order of `kinds`."""
+        raise NotImplementedError
+
+    def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
+        """All metrics, with the replies."""
+        requests = [self.request(item) for item in self.items]
+        prompts = [f"{request}\n\n{self.instruction}" for request in requests] if self.instruction else requests
+        return [
+            Measurement(
+                self.by_metric([self._judged(*pair) for pair in zip(self.items, replies, strict=True)]),
+                {self.set_name: [reply.shown for reply in replies]},
+            )
+            for replies in replies_to(engine, prompts, interventions, self.sampling)
+        ]
+
+
+@dataclass(frozen=True)
+class VerdictTask(ReplyTask):
     """Share of replies that show a behaviour; the metric is `{name}_shown`. What the scorer cannot tell is unscored."""
 
-    name: str
-    items: Sequence[Prompt]
-    sampling: Sampling = Sampling(max_new_tokens=24)
     scorer: Scorer = field(default_factory=PhraseScorer)  # by default of refusals, by the strict phrases
     kinds = ("shown",)
 
@@ -41,47 +61,21 @@ class VerdictTask(Task):
         ]
 
 
-@dataclass(frozen=True)
 class RefusalTask(VerdictTask):
     """Share of requests that are refused; the metric is `{name}_refused`."""
 
     kinds = ("refused",)
 
 
-class _ReplyTask(Task):
-    """A task whose values follow from each item and its reply."""
-
-    sampling: Sampling
-    instruction: ClassVar[str] = ""  # behind every request
-
-    @abstractmethod
-    def _judged(self, item: Any, reply: Reply) -> tuple[Value, ...]:
-        """The values of an item, in the order of `kinds`."""
-
-    def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
-        """All metrics, with the replies."""
-        requests = [self.request(item) for item in self.items]
-        prompts = [f"{request}\n\n{self.instruction}" for request in requests] if self.instruction else requests
-        return [
-            Measurement(
-                self.by_metric([self._judged(*pair) for pair in zip(self.items, replies, strict=True)]),
-                {self.set_name: [reply.shown for reply in replies]},
-            )
-            for replies in replies_to(engine, prompts, interventions, self.sampling)
-        ]
-
-
 @dataclass(frozen=True)
-class LengthTask(_ReplyTask):
+class LengthTask(ReplyTask):
     """Length of replies in tokens, with the share that ended by themselves: a reply that was cut off is not short.
 
     The thought of a reasoning model counts: it is what such a reply costs. A cut-off reply counts with the length it
     reached.
     """
 
-    items: Sequence[Prompt]
     sampling: Sampling = Sampling(max_new_tokens=96)
-    name: str = ""
     kinds: ClassVar[tuple[str, ...]] = ("reply_tokens", "finished")
     suffix = "requests"
 
@@ -96,6 +90,7 @@ class ThinkingTask(LengthTask):
     A reply without a thought, or without an answer because its thought did not end, is unscored in that metric.
     """
 
+    sampling: Sampling = Sampling(max_new_tokens=256)
     kinds = ("thought_tokens", "answer_tokens")
     suffix = "thinking"
 
@@ -105,12 +100,10 @@ class ThinkingTask(LengthTask):
 
 
 @dataclass(frozen=True)
-class DegenerationTask(_ReplyTask):
+class DegenerationTask(ReplyTask):
     """How broken replies are: of a reasoning model their answers (`repeated_share`), and whether they end."""
 
-    items: Sequence[Prompt]
     sampling: Sampling = Sampling(max_new_tokens=96)
-    name: str = ""
     kinds = ("repetition", "empty", "unfinished")
     suffix = "degeneration"
 
@@ -119,7 +112,7 @@ class DegenerationTask(_ReplyTask):
 
 
 @dataclass(frozen=True)
-class MathTask(_ReplyTask):
+class MathTask(ReplyTask):
     """Share of problems whose final answer is right, by exact match.
 
     A reply that was cut off counts as wrong, whatever it says so far; `{name}_finished` says how many were not.
@@ -127,8 +120,6 @@ class MathTask(_ReplyTask):
     raises `InvalidValueError` where `math-verify` is not installed.
     """
 
-    name: str
-    items: Sequence[MathProblem]
     sampling: Sampling = Sampling(max_new_tokens=512)
     kinds = ("accuracy", "finished")
     instruction = "Think step by step, and put the final answer within \\boxed{}."

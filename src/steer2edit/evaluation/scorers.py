@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 
 from steer2edit.engines import Request, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
-from steer2edit.evaluation.judge import Judge, fill_template, require_template
+from steer2edit.evaluation.judge import fill_template, require_template
 from steer2edit.models import LanguageModel, Prompt, Reply, load_model
 from steer2edit.settings.shared import SCORERS
 from steer2edit.steering import RefusalPhrases, refusal_phrases
@@ -91,21 +91,6 @@ def _words(phrases: tuple[str, ...]) -> re.Pattern[str]:
     """Any of the phrases as whole words, whatever their case; without a phrase, nothing that could be found."""
     texts = "|".join(re.escape(phrase.strip().replace("\u2019", "'")) for phrase in phrases)
     return re.compile(rf"(?<!\w)(?:{texts})(?!\w)" if phrases else r"(?!)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """A judge behind an OpenAI-compatible endpoint, which answers yes where a reply shows the behaviour."""
-
-    url: str  # of the endpoint
-    model: str  # name the endpoint knows it by
-    question: str  # with `{prompt}` and `{reply}`, to be answered yes or no
-    key_env: str | None = None  # environment variable that holds the key
-    __pydantic_config__ = _STRICT
-
-    def made(self) -> Judge:
-        """The judge."""
-        return Judge(self.url, self.model, self.question, api_key_variable=self.key_env)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
@@ -46,20 +46,14 @@ def merged_measurements(measurements: Sequence[Measurement]) -> Measurement:
     return Measurement(**merged)
 
 
+@dataclass(frozen=True)
 class Task(ABC):
-    """Something that can be measured under interventions, whole or in parts; a subclass adds its items and settings.
+    """Something that can be measured under interventions, whole or in parts."""
 
-    Attributes:
-        items: what is asked, one entry per value.
-        name: of the set; empty for a set whose metrics go without it.
-        kinds: of metrics; a metric is called `{name}_{kind}`.
-        suffix: of the set of prompts and replies, if it is not called by the name alone.
-    """
-
-    items: Sequence[Any]
-    name: str
-    kinds: ClassVar[tuple[str, ...]]
-    suffix: ClassVar[str] = ""
+    name: str  # of the set; empty for a set whose metrics go without it
+    items: Sequence[Any]  # what is asked, one entry per value
+    kinds: ClassVar[tuple[str, ...]]  # of metrics; a metric is called `{name}_{kind}`
+    suffix: ClassVar[str] = ""  # of the set of prompts and replies, if it is not called by the name alone
 
     def __len__(self) -> int:
         return len(self.items)
@@ -86,7 +80,7 @@ class Task(ABC):
 
     def part(self, items: slice) -> Self:
         """The same task on some of its items: measuring all parts and merging them is measuring the whole."""
-        return replace(self, items=self.items[items])  # type: ignore[type-var]
+        return replace(self, items=self.items[items])
 
     @abstractmethod
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
@@ -179,6 +173,12 @@ class TaskSettings:
             random.Random(self.shuffle).shuffle(found)
         return found[: self.limit]
 
-    def sampling(self, default: int) -> Sampling:
-        """Greedy replies of at most `max_new_tokens`."""
-        return Sampling(max_new_tokens=self.max_new_tokens or default)
+    def make(self, kind: Any, name: str, items: Sequence[Any], **own: Any) -> Task:
+        """A task with these settings' length of replies and scorer, where a task of its kind has any."""
+        known = {field.name for field in fields(kind)}
+        if "sampling" in known:
+            own["sampling"] = Sampling(max_new_tokens=self.max_new_tokens or kind.sampling.max_new_tokens)
+        if "scorer" in known:
+            own.setdefault("scorer", self.scorer)
+        made: Task = kind(name, items, **own)
+        return made

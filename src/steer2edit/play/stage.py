@@ -127,7 +127,7 @@ class Stage:
         key = vectors.digest(), edit and edit.digest(), strength, off
         with self.engine() as engine:
             if key not in self._units:
-                task, target = DriftTask(safety_prompts("validation")[1][:_BENIGN]), EFFECT_KL
+                task, target = DriftTask("", safety_prompts("validation")[1][:_BENIGN]), EFFECT_KL
                 if edit is not None:
                     (found,) = task.measure(engine, [Editing(edit.without(*off), strength)])
                     target = found.metrics["kl"].value or 0.0

@@ -190,7 +190,7 @@ class _Run:
 
     def held_out(self, part: Behaviour, paper: bool) -> dict[str, Any]:
         """Base, steering, the paper's rule if it is wanted, and the edit, at the same drift on held-out items."""
-        drift = DriftTask(safety_prompts("validation")[1][:_DRIFT_PROMPTS])
+        drift = DriftTask("", safety_prompts("validation")[1][:_DRIFT_PROMPTS])
 
         def spending() -> dict[str, float]:
             found = calibrate(self.engine, lambda s: Steering(self.vectors, s), drift, self.kl, first=0.1)

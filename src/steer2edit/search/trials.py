@@ -266,7 +266,7 @@ def sanity_task(behaviour: Behaviour, count: int = 8, max_new_tokens: int = 12) 
     """Drift on the shortest benign requests of a behaviour, with short answers."""
     drift = behaviour.drift
     shortest = sorted(drift.items, key=lambda prompt: len(str(prompt)))[:count]
-    return DriftTask(shortest, Sampling(max_new_tokens=max_new_tokens))
+    return DriftTask("", shortest, Sampling(max_new_tokens=max_new_tokens))
 
 
 def stopped_counts(trials: Sequence[Trial]) -> Mapping[str, int]:

@@ -49,7 +49,7 @@ def equal_drift(
     ROSI writes along the edit's own directions. With an edit that `lowers` the behaviour, directional ablation is
     compared as well.
     """
-    task = DriftTask(spread(benign, DRIFT_PROMPTS), sampling)
+    task = DriftTask("", spread(benign, DRIFT_PROMPTS), sampling)
     (own,) = task.measure(engine, [Editing(edit, strength)])
     target = own.metrics["kl"].value
     if target is None or own.metrics["kl"].unscored:

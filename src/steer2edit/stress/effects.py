@@ -58,8 +58,8 @@ def measure_plain(subject: Subject, harmful: Replies) -> StressResult:
     benign = spread(subject.benign, subject.pick(48, len(subject.benign)))
     tasks = (
         RefusalTask(BENIGN, benign, subject.sampling, subject.scorer),
-        DriftTask(spread(subject.benign, DRIFT_PROMPTS), subject.sampling),
-        DegenerationTask(*long_replies_of(subject)),
+        DriftTask("", spread(subject.benign, DRIFT_PROMPTS), subject.sampling),
+        DegenerationTask("", *long_replies_of(subject)),
     )
     values, replies = measure_tasks(subject, tasks)
     findings = [_gain(subject, harmful)]

@@ -139,7 +139,7 @@ class StressInput:
             "harmful": prompt_digests(self.harmful),
             "benign": prompt_digests(self.benign),
             "replies": str(self.sampling),
-            "judge": None if self.judge is None else {"model": self.judge.model, "template": self.judge.template},
+            "judge": None if self.judge is None else {"model": self.judge.model, "template": self.judge.question},
             "dtype": str(self.model.dtype),
             "chat": recorded_chat(self.model.describe()),
         }
