@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from steer2edit.tables import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -53,7 +55,7 @@ def step(description: str, total: int) -> Iterator[Advance]:
     if shown is None:
         yield lambda count: None
         return
-    task = shown.add_task(description, total=total)
+    task = shown.add_task(visible(description), total=total)
     try:
         yield lambda count: shown.advance(task, count)
     finally:

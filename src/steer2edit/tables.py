@@ -1,4 +1,7 @@
-"""Tables of text that fit a width. A line is broken between an estimate and its interval, never within a number."""
+"""Text for people: without controls, and as tables that fit a width.
+
+A line is broken between an estimate and its interval, never within a number.
+"""
 
 import re
 from collections.abc import Sequence
@@ -7,8 +10,24 @@ from rich.cells import cell_len
 
 _TOKENS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[+\-−]?[\d.,]+ (?:%|points|tokens)|\S+")
 _GAP = "  "
+# C0 without tab and newline, DEL, C1, zero-width space, line separators, bidirectional overrides and isolates, lone
+# surrogates. Zero-width joiners stay: Persian, Hindi and emoji need them.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
 
 Cells = Sequence[Sequence[str]]
+
+
+def visible(text: str) -> str:
+    """The text with every control character written as its code point, `⟨U+001B⟩`, so that it can be read and stored.
+
+    Tabs and newlines stay; a Windows line end counts as a newline.
+    """
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text.replace("\r\n", "\n"))
+
+
+def shown_reply(text: str) -> str:
+    """A reply as people read it: one without text would be a gap."""
+    return text if text.strip() else "(empty reply)"
 
 
 def text_table(columns: Sequence[str], rows: Cells, width: int) -> list[str]:
@@ -22,7 +41,7 @@ def text_table(columns: Sequence[str], rows: Cells, width: int) -> list[str]:
         rows: as many cells each.
         width: of the terminal.
     """
-    table = [list(columns), *map(list, rows)]
+    table = [[visible(cell) for cell in row] for row in (columns, *rows)]
     least = [max(_longest(row[place]) for row in table) for place in range(len(columns))]
     lines: list[str] = []
     for group in _groups(least, width):

@@ -12,7 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from steer2edit.artifacts import EditManifest, load_edit, load_vectors, read_manifest, save_checkpoint, save_edit
+from steer2edit.artifacts.edits.adapter import Member, save_combined
 from steer2edit.artifacts.edits.lora import check_loads_through_peft
+from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing import merged
@@ -271,6 +273,32 @@ def test_card_shows_the_evaluation(tmp_path: Path, model: LanguageModel, edit: W
     assert "| ρ\\|α | 0.583 [0.443, 0.712] (n = 46, 2 not scored) | not scored |\n" in card
     assert "- harmful_refused: harmful requests refused\n" in card
     assert read_manifest(tmp_path / "edit", EditManifest).evaluation == EVALUATION
+
+
+def test_no_text_of_a_card_becomes_markup(tmp_path: Path, model: LanguageModel) -> None:
+    hostile = "m <img src=x> `c` **b** a|b [x](javascript:alert(1))\n[x]: javascript:alert(2)\n# T \\| \x1b[2J"
+    shown = (
+        r"m &lt;img src=x> \`c\` \*\*b\*\* a\|b [x]\(javascript:alert(1)) [x]\: javascript:alert(2) # T \\\| "
+        "⟨U+001B⟩[2J"
+    )
+    named = LanguageModel(model.network, name=hostile, revision=hostile)
+    edit = replace(small_edit(named), metadata={"method": hostile, "vectors": {"sha256": hostile}})
+    metrics = {hostile: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}}
+    evaluation = {
+        "beyond_budget": hostile, "metrics": {hostile: hostile},
+        "conditions": [{"kind": "edit", "label": hostile, "metrics": metrics}],
+    }  # fmt: skip
+    save_edit(named, edit, tmp_path / "edit", evaluation=evaluation)
+    save_combined(named, [Member(tmp_path / "edit", load_edit(tmp_path / "edit"), 1.0)], tmp_path / "both")
+    export_edit(tmp_path / "edit", "peft", [1.0], tmp_path / "export")
+    # of the edit: name (2), budget, method, metric (2), meaning, label, revision, digest
+    counts = {"edit": 10, "both": 2, "export": 1}
+    for folder, count in counts.items():
+        card = (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+        text = re.sub(r"^```.*?^```$", "", card, flags=re.DOTALL | re.MULTILINE)  # examples, in which nothing is markup
+        assert text.count(shown) == count
+        assert not re.search(r"<img|`c`|\]\(java|\x1b|^# T", text, re.MULTILINE)
+        assert len(re.findall("^```", card, re.MULTILINE)) == 2
 
 
 def test_card_without_evaluation(tmp_path: Path, model: LanguageModel) -> None:

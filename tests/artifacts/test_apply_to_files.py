@@ -104,8 +104,7 @@ def test_a_part_of_the_experts_and_a_row_of_zeros(tmp_path: Path) -> None:
     manifest = apply_to_files(str(tmp_path / "base"), [(edit, 1.0)], tmp_path / "out")
     names = {f"model.layers.1.mlp.experts.{e}.down_proj.weight" for e in (0, 1, 3)}
     assert manifest.edited_tensors.keys() == names
-    nothing = apply_to_files(str(tmp_path / "base"), [(edit, 0.0)], tmp_path / "nothing")
-    assert nothing.edited_tensors == {}
+    apply_to_files(str(tmp_path / "base"), [(edit, 1e-30)], tmp_path / "nothing")
     for path in (tmp_path / "base").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "nothing" / path.name).read_bytes()
 
@@ -230,6 +229,8 @@ def test_strengths_and_overflow(tmp_path: Path) -> None:
     edit = random_edit(model)
     with pytest.raises(InvalidValueError, match="strength must be a finite number, got inf"):
         apply_to_files(str(tmp_path / "base"), [(edit, float("inf"))], tmp_path / "out")
+    with pytest.raises(InvalidValueError, match=r"must not be 0: what would be written is a copy of the base"):
+        apply_to_files(str(tmp_path / "base"), [(edit, 0.0)], tmp_path / "out")
     with pytest.raises(InvalidValueError, match="at least one"):
         apply_to_files(str(tmp_path / "base"), [], tmp_path / "out")
     with pytest.raises(InvalidValueError, match="the edited weight is too large for F16"):

@@ -127,6 +127,12 @@ def test_in_a_talk_each_goes_on_from_its_own_replies(
         assert second[row] == alone(model, arm, turns).shown
 
 
+def test_an_empty_reply_is_called_that(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("steer2edit.models.generate_batch", lambda *given: [Reply(" ", (), finished=True)])
+    run("chat", checkpoint, "How do I bake bread?", *SHORT)
+    assert "(empty reply)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("width", "lines"), [(80, 2), (40, 4)])
 def test_side_by_side_where_there_is_room(width: int, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     wide = terminal.Console(markup=False, highlight=False, width=width)

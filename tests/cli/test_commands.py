@@ -259,4 +259,4 @@ def test_control_characters_of_a_reply_do_not_reach_the_terminal(capsys: Any) ->
     assert "\x1b" not in shown
     assert "\x07" not in shown
     assert "\x9b" not in shown
-    assert "\\u001b[31mred" in shown
+    assert "⟨U+001B⟩[31mred" in shown

@@ -103,16 +103,16 @@ def test_a_broken_edit_is_flagged(checkpoint: Path, edits: Path, tmp_path: Path,
     assert "Verdict: This edit breaks the model: do not use it." in capsys.readouterr().out
 
 
-def test_no_strength_shows_no_difference(checkpoint: Path, edits: Path, tmp_path: Path, capsys: Any) -> None:
-    call(checkpoint, "--edit", edits / "mild", "--strength", "0", "--out", tmp_path / "run", *SMALL, "--json")
+def test_next_to_no_strength_shows_no_difference(checkpoint: Path, edits: Path, tmp_path: Path, capsys: Any) -> None:
+    call(checkpoint, "--edit", edits / "mild", "--strength", "1e-9", "--out", tmp_path / "run", *SMALL, "--json")
     card = json.loads(capsys.readouterr().out)
     assert card["verdict"]["kind"] == "no-effect"
     lines = [line for entry in (card["plain"], *card["tests"]) for line in entry["lines"]]
     assert len(lines) == 5 + 2
     for line in lines:
         difference = line["differences"]["edit"]
-        assert difference["value"] in (0, None)
-        assert difference["low"] is None or difference["low"] <= 0 <= difference["high"]
+        assert abs(difference["value"] or 0) < 1e-6
+        assert difference["low"] is None or difference["low"] - 1e-6 <= 0 <= difference["high"] + 1e-6
 
 
 def test_only_and_the_model_card(checkpoint: Path, edits: Path, tmp_path: Path, capsys: Any) -> None:

@@ -55,7 +55,7 @@ def test_nothing_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     console.say("\x1b[2J")
     console.print_table(["\x1b[2J"], [["\x1b[2J"]], "\x1b[2J")
     assert b"\x1b" not in raw.getvalue()
-    assert raw.getvalue().count(b"\\u001b[2J") == 4
+    assert raw.getvalue().decode().count("⟨U+001B⟩[2J") == 4
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -78,8 +78,8 @@ def ended(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
     [
         (OSError(28, "No space left on device"), "cannot read or write the output: No space left on device. "),
         (PermissionError(13, "Permission denied", "/here"), "cannot read or write /here: Permission denied. "),
-        (NotADirectoryError(20, "Not a directory", "\x1b[2J"), "cannot read or write \\u001b[2J: Not a directory. "),
-        (DataError("a\x1b[2J.csv has no rows."), "a\\u001b[2J.csv has no rows.\n"),
+        (NotADirectoryError(20, "Not a directory", "\x1b[2J"), "cannot read or write ⟨U+001B⟩[2J: Not a directory. "),
+        (DataError("a\x1b[2J.csv has no rows."), "a⟨U+001B⟩[2J.csv has no rows.\n"),
     ],
 )
 def test_errors_of_the_disk_are_one_line(

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -115,8 +116,23 @@ def test_a_truncated_file(plain: tuple[torch.nn.Module, Path], cache: Path, keep
 def test_a_file_without_weights(cache: Path, tmp_path: Path) -> None:
     empty = tmp_path / "vocabulary.gguf"
     empty.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
-    with pytest.raises(ModelError, match=r"a GGUF file without weights.*checkpoint in safetensors"):
+    with pytest.raises(ModelError, match=r"a GGUF file without a model's weights.*checkpoint in safetensors"):
         load_model(str(empty))
+
+
+def test_an_adapter_is_refused_before_a_network_of_random_weights_is_made_for_it(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_tensor("blk.0.ffn_down.weight.lora_a", np.ones((1, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    monkeypatch.setattr("steer2edit.models.gguf.AutoModelForCausalLM", None)  # 7 billion weights without a config
+    with pytest.raises(ModelError, match=r"lora.gguf' is .*says that it is 'adapter'.*the PEFT adapter or the edit"):
+        checkpoint_directory(str(tmp_path / "lora.gguf"), weights_alone=True)
 
 
 def test_an_architecture_that_transformers_does_not_read(cache: Path, tmp_path: Path) -> None:

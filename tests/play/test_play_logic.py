@@ -21,7 +21,7 @@ from steer2edit.core import Editing, Steering
 from steer2edit.editing import intervened
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import DriftTask
-from steer2edit.models import EncodedResponse, Sampling, encode_prompts, generate
+from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts, generate
 from steer2edit.play import markup
 from steer2edit.play.replies import Answer, Piece, Turn, ask_all, contributions, talk
 from steer2edit.play.space import write_space
@@ -239,6 +239,13 @@ def test_what_is_dropped_is_chosen_if_it_fits(files: Files, stage: Stage, tmp_pa
     for foreign in (list(other.edit.iterdir()), [other.vectors]):
         with pytest.raises(MismatchError, match="other weights, or already edited ones"):
             stage.received(bare, foreign)
+
+
+def test_an_empty_reply_is_told_from_one_that_has_not_begun(stage: Stage) -> None:
+    turn = finished(stage, stage.first)
+    answers = [Answer(one.arm, Reply("", (), True), ()) for one in turn.answers]
+    assert markup.replies(answers, stage.first, "Hi", busy=False).count("(empty reply)") == len(answers)
+    assert "(empty reply)" not in markup.replies(answers, stage.first, "Hi", busy=True)
 
 
 def test_no_text_becomes_markup(stage: Stage) -> None:

@@ -120,14 +120,17 @@ def test_the_command_needs_a_behaviour_or_a_recipe(tmp_path: Path) -> None:
     ("after", "told"),
     [
         ([False, False, False], "changed 0 of 3 verdicts.\n"),
-        ([True, False, True], "changed 2 of 3 verdicts:\n  a\n    base: no a\n    edit: now a\n  c\n"),
+        (
+            [True, False, True],
+            "changed 2 of 3 verdicts:\n  a\n    base: no a\n    edit: now a\n  c\n    base: (empty",
+        ),
         ([True, True, True], "changed 3 of 3 verdicts; the first 2:\n  a\n"),
     ],
 )
 def test_what_follows_the_changed_verdicts_is_said(
     after: list[bool], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = {"label": "base", "outcomes": {"harmful": [False] * 3}, "replies": {"harmful": ["no a", "no b", "no c"]}}
+    base = {"label": "base", "outcomes": {"harmful": [False] * 3}, "replies": {"harmful": ["no a", "no b", "\n"]}}
     edit = {"label": "edit", "outcomes": {"harmful": after}, "replies": {"harmful": ["now a", "now b", "now c"]}}
     print_replies({"held_out": {"conditions": [base, edit]}, "prompts": {"harmful": ["a", "b", "c"]}})
     assert f"harmful: the edit {told}" in capsys.readouterr().out

@@ -49,6 +49,8 @@ def test_replies_and_log_odds_are_those_of_the_model(model: LanguageModel, vecto
         assert found.replies["edit"] == tuple(model.replies([row["positive"][0] for row in rows], max_new_tokens=32))
     assert found.log_odds["base"].value == pytest.approx(before, abs=1e-5)
     assert found.changes["edit"].value == pytest.approx(after - before, abs=1e-4)
+    silent = replace(found, replies={**found.replies, "edit": ("",) * 4})
+    assert repr(silent).count("    edit: (empty reply)\n") == 4
     assert not found.nothing
     assert found.sentences[0].startswith(f"With the edit {found.changed} of 4 replies differ")
 

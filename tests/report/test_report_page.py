@@ -16,9 +16,10 @@ from steer2edit.errors import ArtifactError, DataError
 from steer2edit.evaluation import metric_name
 from steer2edit.evaluation.statistics import paired
 from steer2edit.report import render_report, write_report
-from steer2edit.report.html import metrics_of, visible
+from steer2edit.report.html import metrics_of
 from steer2edit.report.run_page import first_replies, reply_sets
 from steer2edit.report.run_results import read_results
+from steer2edit.tables import visible
 
 Json = dict[str, Any]
 
@@ -416,8 +417,14 @@ def test_malformed_results_write_nothing(results: Json, edit: WeightEdit, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("rule", "meaning"), [("effect", "λ is what a component's edit adds"), ("cosine", "g, from −1")]
+    ("rule", "meaning", "paper"),
+    [("effect", "λ is what a component's edit adds", False), ("cosine", "g, from −1", True)],
 )
-def test_what_lambda_is_depends_on_the_rule(results: Json, edit: WeightEdit, rule: str, meaning: str) -> None:
+def test_what_lambda_is_depends_on_the_rule(
+    results: Json, edit: WeightEdit, rule: str, meaning: str, paper: bool
+) -> None:
     made = replace(edit, metadata={**edit.metadata, "rules": {"importance": rule}})
-    assert meaning in Page(render_report(results, made)).text
+    text = Page(render_report(results, made)).text
+    assert meaning in text
+    for words in ("has its own ρ", "not on one scale", "writes more strongly along the steering vector"):
+        assert (words in text) is paper

@@ -2,7 +2,8 @@ import html
 
 import pytest
 
-from steer2edit.report.html import plot_text, visible, visible_json
+from steer2edit.report.html import plot_text, visible_json
+from steer2edit.tables import visible
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,10 @@ def test_other_models_vectors_are_refused(model: LanguageModel, vectors: Steerin
         ({"min_utility": 0.5}, "--min-utility needs a task to measure"),
         ({"seed": -1}, "a seed must be >= 0, got -1"),
         ({"strengths": (0.1, float("inf"))}, "strengths must be finite, got 0.1, inf"),
+        (
+            {"strengths": (0.0, 0.1)},
+            "strengths must not be 0, got 0, 0.1: at 0 there is the base alone",
+        ),
         ({"worker": ""}, "a worker's name must be usable in a file name, got ''"),
         ({"worker": "a/b"}, "got 'a/b'"),
         ({"worker": "a\n"}, "a worker's name"),

@@ -282,7 +282,7 @@ class TestModelCard:
         changed = card.model_copy(update={"summary": {**card.summary, "held": [hostile]}})
         text = changed.card_section().markdown()
         assert text.count("<!-- end of the scorecard -->") == 1
-        assert "- x &lt;!-- end of the scorecard --> \\| 'y' new line" in text
+        assert "- x &lt;!-- end of the scorecard --> \\| \\`y\\` new line" in text
 
 
 def test_a_broken_edit_is_flagged(tmp_path: Path) -> None:

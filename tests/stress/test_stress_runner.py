@@ -232,7 +232,7 @@ class TestAttacksAreMade:
 
 
 def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
-    """Tested at 0.05 it is the edit scaled by 0.05, and at 0 it is the base."""
+    """Tested at 0.05 it is the edit scaled by 0.05, near 0 it is the base, and at 0 nothing would be tested."""
     scaled, _ = go(tiny_input(0.05, steering=True), [ToyTest("one")], tmp_path / "scaled")
     options = replace(OPTIONS, strength=0.05)
     tested, _ = go(tiny_input(1.0, options=options, steering=True), [ToyTest("one")], tmp_path / "tested")
@@ -241,7 +241,7 @@ def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
     ours, theirs = (card.plain.lines + card.tests[0].lines for card in (tested, scaled))
     for one, other in zip(ours, theirs, strict=True):
         assert one.arms["edit"].value == pytest.approx(other.arms["edit"].value, rel=1e-4)
-    nothing, _ = go(tiny_input(1.0, options=replace(OPTIONS, strength=0.0)), [ToyTest("one")], tmp_path / "nothing")
+    nothing, _ = go(tiny_input(1.0, options=replace(OPTIONS, strength=1e-9)), [ToyTest("one")], tmp_path / "nothing")
     assert nothing.verdict.kind == "no-effect"
     with pytest.raises(MismatchError, match="strength"):
         go(tiny_input(1.0, options=options), [ToyTest("one")], tmp_path / "nothing")
@@ -252,6 +252,8 @@ def test_the_strength_is_that_of_the_edit(tmp_path: Path) -> None:
     assert opposite.title.endswith(", at strength -0.05")
     with pytest.raises(InvalidValueError, match="strength must be finite, got nan"):
         replace(OPTIONS, strength=float("nan"))
+    with pytest.raises(InvalidValueError, match="strength must not be 0, got 0: at 0 there is the base alone"):
+        replace(OPTIONS, strength=0.0)
 
 
 def test_how_many_requests_a_line_asks() -> None:

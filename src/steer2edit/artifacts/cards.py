@@ -19,10 +19,12 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import NOT_SCORED, NUMBER
 from steer2edit.models import LanguageModel
 from steer2edit.models.model_path import HUB_ID, embedded_file
+from steer2edit.tables import visible
 
 CARD_FILE = "README.md"
 _TEMPLATES = Path(__file__).with_name("card_templates")
 _TAGS = ["steer2edit", "lora", "activation-steering", "model-editing"]
+_MARKUP = re.compile(r"[\\`*|]|(?<=\])[(:]")  # not the brackets, which intervals have
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TOP_COMPONENTS = 10
 _BLOCK_NAMES = {"attn": ("attention", "heads"), "ssm": ("state-space mixer", "heads"), "mlp": ("MLP", "neurons")}
@@ -90,8 +92,8 @@ def _blocks(edit: WeightEdit) -> list[dict[str, object]]:
 
 
 def cell(value: object) -> str:
-    """A text on one line that does not end a table's cell."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    """A text from anywhere on one line, of which Markdown makes no markup, no link and no end of a table's cell."""
+    return _MARKUP.sub(r"\\\g<0>", visible(" ".join(str(value).split()))).replace("<", "&lt;")
 
 
 def base_on_the_hub(model: LanguageModel) -> str | None:
@@ -110,6 +112,6 @@ def base_to_load(model: LanguageModel) -> str:
 
 
 def portable(name: str) -> str:
-    """A model's name as it can be passed on: of a path on this machine, its last part alone."""
+    """A model's name as it can be passed on, on one line: of a path on this machine, its last part alone."""
     path = Path(name).expanduser()
-    return path.resolve().name if path.is_absolute() or path.exists() else name
+    return " ".join((path.resolve().name if path.is_absolute() or path.exists() else name).split())

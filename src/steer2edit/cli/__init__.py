@@ -10,9 +10,10 @@ import typer
 
 from steer2edit import __version__
 from steer2edit.cli import chat, edits, files, inspect, measure, play, runs, stress, vectors
-from steer2edit.cli.console import show_what_stdout_can, visible
+from steer2edit.cli.console import show_what_stdout_can
 from steer2edit.cli.options import expanded, listing
 from steer2edit.errors import Steer2EditError
+from steer2edit.tables import visible
 
 __all__ = ["app", "main"]
 

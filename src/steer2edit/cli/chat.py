@@ -11,6 +11,7 @@ from steer2edit.cli.measure import Interventions
 from steer2edit.cli.options import ModelArgument, load
 from steer2edit.progress import show_progress
 from steer2edit.settings import Loading, shared
+from steer2edit.tables import shown_reply
 
 _NEW = "/new"
 
@@ -80,7 +81,7 @@ def _answer(
     labels = [arm.label for arm in arms]
 
     def shown(replies: "list[models.Reply]") -> Any:
-        return columns_of_text(labels, [reply.shown for reply in replies])
+        return columns_of_text(labels, [shown_reply(reply.shown) for reply in replies])
 
     with editing.intervened(model, [arm.intervention for arm in arms]):
         if OUT.quiet:

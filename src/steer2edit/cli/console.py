@@ -7,7 +7,6 @@ import re
 import shlex
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steer2edit.progress import console_of_bars
-from steer2edit.tables import text_table
+from steer2edit.tables import text_table, visible
 
 if TYPE_CHECKING:
     from steer2edit.estimates import Condition
@@ -32,7 +31,7 @@ def typed() -> str:
 
 OUT = Console(markup=False, highlight=False, soft_wrap=True)
 _IN_ASCII = {"−": "-", "–": "-", "→": ">", "‖": "|", "≤": "<=", "≥": ">=", "×": "x", "·": ".", "ρ": "rho", "α": "alpha"}
-_IN_ASCII |= {"κ": "kappa", "λ": "lambda", "Δ": "d", "Σ": "sum"}
+_IN_ASCII |= {"κ": "kappa", "λ": "lambda", "Δ": "d", "Σ": "sum", "⟨": "<", "⟩": ">"}
 
 
 def show_what_stdout_can() -> None:
@@ -74,13 +73,6 @@ def print_json(value: Mapping[str, Any]) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
-def visible(text: str) -> str:
-    """The text with control characters made visible: a model's output must not steer the terminal."""
-    return "".join(
-        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") else f"\\u{ord(c):04x}" for c in text
-    )
-
-
 def narrator(begun: float | None = None) -> "Callable[[str, Sequence[Condition]], None]":
     """Prints what a run has found, and conditions side by side; with the time since `begun`, if that is given."""
 
@@ -103,7 +95,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     """A table for people, as wide as the terminal at most; the first column is text, the others are figures."""
     if title:
         say(title, style="bold")
-    for line in text_table(list(map(visible, columns)), [list(map(visible, row)) for row in rows], OUT.width):
+    for line in text_table(columns, rows, OUT.width):
         say(line)
 
 

@@ -22,6 +22,7 @@ from steer2edit.cli.options import (
 )
 from steer2edit.progress import show_progress
 from steer2edit.settings import Accepting, ComparisonOptions, Loading, Placing, RunOptions, SearchOptions, shared
+from steer2edit.tables import shown_reply
 
 _WRITTEN = {
     "report.html": "the report; open it in a browser",
@@ -131,7 +132,7 @@ def print_replies(results: dict[str, Any], count: int = 2) -> None:
         for index in changed[:count]:
             say(f"  {texts[index]}")
             for condition in conditions:
-                say(f"    {condition['label']}: {' '.join(condition['replies'][kind][index].split())}")
+                say(f"    {condition['label']}: {shown_reply(' '.join(condition['replies'][kind][index].split()))}")
 
 
 def demo(

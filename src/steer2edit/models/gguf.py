@@ -36,6 +36,7 @@ from steer2edit.progress import step
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
 _MOST_AXES = 4
+_EMBEDDING = "token_embd.weight"
 _EXACT = {"F32": torch.float32, "F16": torch.float16}
 """What the numbers of a file that is not quantised are kept in; all others are rounded to bfloat16."""
 
@@ -169,8 +170,8 @@ def gguf_checkpoint(file: Path) -> Path:
     """Directory of the dequantised checkpoint of a file, made on first use.
 
     Raises:
-        ModelError: the file is truncated or damaged, has no weights, is a part of a model, or of an architecture that
-            transformers does not read; or the cache cannot be written.
+        ModelError: the file is truncated or damaged, has no model's weights, is a part of a model, or of an
+            architecture that transformers does not read; or the cache cannot be written.
     """
     target = cache_directory() / f"{file.stem}-{gguf_sha256(file)[:16]}"
     if (target / "config.json").is_file():
@@ -181,10 +182,12 @@ def gguf_checkpoint(file: Path) -> Path:
             f"{str(file)!r} is one of {header.keys['split.count']} parts of a model, and one file is wanted. Merge "
             "them (llama-gguf-split --merge)."
         )
-    if not header.tensors:
+    if _EMBEDDING not in header.tensors:  # transformers would make a model of its default size for it, at random
+        kind = header.keys.get("general.type") or header.architecture
         raise ModelError(
-            f"{str(file)!r} is a GGUF file without weights, a vocabulary say. Give the model's, or the checkpoint in "
-            "safetensors that it was made from."
+            f"{str(file)!r} is a GGUF file without a model's weights ({_EMBEDDING}): it says that it is {kind!r}. Give "
+            "the model's, or the checkpoint in safetensors that it was made from; of an adapter, the PEFT adapter or "
+            "the edit that it was made from."
         )
     try:
         with step(f"Dequantising {file.name}, once", 1) as advance:

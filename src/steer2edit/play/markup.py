@@ -16,7 +16,7 @@ from steer2edit.estimates import Notation
 from steer2edit.play.replies import MOST, Answer
 from steer2edit.play.stage import Session
 from steer2edit.report import themes
-from steer2edit.report.html import visible
+from steer2edit.tables import shown_reply, visible
 
 _NATS, _SIZE = Notation(".2f", signed=True), Notation(".3f", signed=True)
 _environment = Environment(
@@ -26,7 +26,7 @@ _environment = Environment(
 _environment.globals |= {
     "table": lambda *found: Markup(table(*found)),  # escaped there
     "kl": Notation(".3g"), "size": _SIZE, "positive": themes.POSITIVE, "negative": themes.NEGATIVE,
-    "edge": "1px solid var(--border-color-primary)",
+    "shown_reply": shown_reply, "edge": "1px solid var(--border-color-primary)",
 }  # fmt: skip
 STYLE = _environment.get_template("page.css.jinja").render()
 

@@ -18,7 +18,6 @@ from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit
 from steer2edit.evaluation.statistics import estimate, mean, paired_difference
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
-from steer2edit.report.html import visible
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
 from steer2edit.steering import (
     ContrastSet,
@@ -32,6 +31,7 @@ from steer2edit.steering import (
 from steer2edit.steering.source import IN_MEMORY, Source
 from steer2edit.stress.fine_tuning import FineTune, fine_tuned
 from steer2edit.stress.treatments import helpful_answers
+from steer2edit.tables import shown_reply, visible
 
 STRENGTH = 0.3
 """Of the steering beside the edit: strong enough to show what the vectors are of."""
@@ -86,7 +86,8 @@ class Preview:
             return [f"With the edit {replies}.", odds]
         return [
             f"This edit changes nothing that can be seen: {replies}, and the log-odds hardly move. Make it stronger "
-            "(a smaller rho, or --kl), or of measured effects (extract --effects).",
+            "(a larger --kl; by the paper's rule a smaller rho), or, if it is not, of measured effects (extract "
+            "--effects).",
             odds,
         ]
 
@@ -94,7 +95,7 @@ class Preview:
         lines = []
         for index, prompt in enumerate(self.prompts):
             lines.append(f"  {prompt if isinstance(prompt, str) else prompt[-1]['content']}")
-            lines += [f"    {name}: {' '.join(own[index].split())}" for name, own in self.replies.items()]
+            lines += [f"    {name}: {shown_reply(' '.join(own[index].split()))}" for name, own in self.replies.items()]
         return visible("\n".join([*lines, *self.sentences]))
 
     def _repr_html_(self) -> str:

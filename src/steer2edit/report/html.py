@@ -7,7 +7,6 @@ import base64
 import hashlib
 import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,10 +21,8 @@ from steer2edit.artifacts import atomic_file
 from steer2edit.estimates import Condition, Notation
 from steer2edit.evaluation import COST, Metric, metric_name
 from steer2edit.report.themes import themes
+from steer2edit.tables import visible
 
-# C0 without tab and newline, DEL, C1, zero-width space, line separators, bidirectional overrides and isolates, lone
-# surrogates. Zero-width joiners stay: Persian, Hindi and emoji need them.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
 _NOTATIONS = {
     "ratio": Notation(".2f", " times", typeset=True),
     "percent": Notation(".1f", "\u00a0%", 100.0, typeset=True),
@@ -35,14 +32,6 @@ _NOTATIONS = {
     "change": Notation(".3f", signed=True, typeset=True),
 }
 """How templates write estimates, by name."""
-
-
-def visible(text: str) -> str:
-    """The text with every control character written as its code point, `⟨U+001B⟩`, so that it can be read and stored.
-
-    Tabs and newlines stay; a Windows line end counts as a newline.
-    """
-    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text.replace("\r\n", "\n"))
 
 
 def visible_json(value: Any) -> Any:

@@ -14,7 +14,7 @@ from steer2edit.estimates import NOT_SCORED, Condition, Notation
 from steer2edit.evaluation import metric_name
 from steer2edit.report.answers import ahead, change, costs, verdict
 from steer2edit.report.figures import BlockExtent, diagnosis_figure, edit_figures, shown_blocks
-from steer2edit.report.html import rendered, visible, write_page
+from steer2edit.report.html import rendered, write_page
 from steer2edit.report.run_results import ComparisonResults, Diagnosis, RunResults, read_results
 from steer2edit.report.tradeoff import (
     SYMBOLS,
@@ -24,6 +24,7 @@ from steer2edit.report.tradeoff import (
     sensitivity_figure,
     tradeoff_figures,
 )
+from steer2edit.tables import visible
 
 _TOP = 20
 _PLAIN, _SIGNED = Notation(".3f", typeset=True), Notation(".3f", signed=True, typeset=True)
@@ -148,7 +149,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 def largest_components(edit: WeightEdit, extent: BlockExtent) -> Rows:
     """λ and g of one block's components with the largest |λ|.
 
-    By block, because each block has its own ρ: a head's λ and a neuron's are not on one scale.
+    By block, because each has its own ρ, unless λ is measured: a head's λ and a neuron's are not on one scale.
     """
     found = WeightEdit({site: edit.sites[site] for site in extent.sites}).top_components(_TOP) if extent.sites else []
     return [[str(name), _SIGNED_4.number(magnitude), _SIGNED_4.number(g)] for name, magnitude, g in found]

@@ -48,6 +48,10 @@ class Above:
     limit: float
 
 
+class NotZero:
+    """Marks a strength at which something is tested: 0 is the base itself."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """A declared setting: its type without the rest, its default, and whatever was said of it."""
@@ -58,6 +62,7 @@ class Setting:
     option: OptionInfo
     text: Text | None
     above: Above | None
+    not_zero: bool
 
     @property
     def flag(self) -> str:
@@ -92,6 +97,11 @@ class Setting:
                 continue
             if not math.isfinite(number):
                 raise InvalidValueError(f"{self.name} must be finite, got {', '.join(map(str, numbers))}.")
+            if self.not_zero and number == 0:
+                raise InvalidValueError(
+                    f"{self.name} must not be 0, got {', '.join(f'{own:g}' for own in numbers)}: at 0 there is the "
+                    "base alone, which everything is compared with anyway. 1 is an edit as it is."
+                )
             if self.above and not number > self.above.limit:
                 raise InvalidValueError(f"{self.name} must be > {self.above.limit:g}, got {number}.")
             if (least is not None and number < least) or (most is not None and number > most):
@@ -114,7 +124,7 @@ def setting_of(name: str, hint: Any, default: Any, helps: Mapping[str, str]) -> 
     option.help = option.help or helps[name]
     if value_type is bool and not isinstance(option.default, str):
         option.default = f"--{name.replace('_', '-')}"  # without a --no-...
-    return Setting(name, value_type, default, option, of.get(Text), of.get(Above))
+    return Setting(name, value_type, default, option, of.get(Text), of.get(Above), NotZero in said)
 
 
 @cache

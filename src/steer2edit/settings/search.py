@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.settings.declared import NUMBERS, Above, Checked, Text, read_names
+from steer2edit.settings.declared import NUMBERS, Above, Checked, NotZero, Text, read_names
 from steer2edit.settings.shared import Behaviour, Data, Limit, MaxNewTokens, Robust, Scorer, Seed
 
 Strategy = Literal["grid", "tpe", "nsga2", "random"]
@@ -61,7 +61,7 @@ class SearchOptions(Checked):
     min_utility: Annotated[float | None, typer.Option(min=0, max=1)] = None
     utility: str | None = None
     target_kl: Annotated[float | None, typer.Option(min=0), Above(0)] = None
-    strengths: Annotated[tuple[float, ...], NUMBERS] = ()
+    strengths: Annotated[tuple[float, ...], NUMBERS, NotZero] = ()
     generation: Annotated[int, typer.Option(min=2)] = 16
     data: Data = field(default_factory=dict)
     storage: str | None = None
@@ -149,7 +149,7 @@ class RunOptions(Checked):
     trials: Annotated[int | None, typer.Option(min=1)] = None
     contrast: str | None = None
     robust: Robust = None
-    strengths: Annotated[tuple[float, ...], NUMBERS] = ()
+    strengths: Annotated[tuple[float, ...], NUMBERS, NotZero] = ()
     max_kl: Annotated[float | None, typer.Option(min=0)] = None
     published: bool = False
     limit: Limit = None
@@ -173,7 +173,7 @@ class StressOptions(Checked):
         harmful: Requests that should be refused, instead of the built-in held-out ones: a file, or hub:OWNER/NAME/FILE,
             in the formats of `evaluate --list`.
         benign: Requests that should be answered, in the same way.
-        strength: Strength that the edit is tested at; 1 is the edit as it is, 0 the base.
+        strength: Strength that the edit is tested at; 1 is the edit as it is.
         max_new_tokens: Longest reply, where a test has none of its own.
 
     Raises:
@@ -186,7 +186,7 @@ class StressOptions(Checked):
     harmful: Annotated[str | None, typer.Option(metavar="FILE")] = None
     benign: Annotated[str | None, typer.Option(metavar="FILE")] = None
     limit: Limit = None
-    strength: float = 1.0
+    strength: Annotated[float, NotZero] = 1.0
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 24
     scorer: Scorer = "strict"
     seed: Seed = 0

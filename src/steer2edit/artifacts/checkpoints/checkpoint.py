@@ -87,7 +87,7 @@ def apply_to_files(
 
     Raises:
         MismatchError: an edit is for another model or shape, or is in the base already.
-        InvalidValueError: a strength is not finite, or an edited weight would not be.
+        InvalidValueError: a strength is not finite, or all are 0; or an edited weight would not be finite.
         ModelError: there is no such model, or its files lack a projection.
         ArtifactError: the base is quantised or damaged; or the directory exists or cannot be written, or reads back
             differently.
@@ -185,8 +185,11 @@ def _pairs(base: BaseCheckpoint) -> Iterator[tuple[Tensor, Tensor]]:
 def _require_strengths(edits: ScaledEdits) -> None:
     if not edits:
         raise InvalidValueError("there is no edit to apply: give at least one, with its strength.")
-    for _, strength in edits:
-        finite_strength(strength)
+    strengths = [finite_strength(strength) for _, strength in edits]
+    if not any(strengths):
+        raise InvalidValueError(
+            "the strength must not be 0: what would be written is a copy of the base. 1 applies an edit as it is."
+        )
 
 
 def _write(

@@ -73,8 +73,8 @@ def save_edit(
     model.require_fit(edit)
     if edit.is_empty:
         raise InvalidValueError(
-            "this edit is empty: every ΔW is zero, so it changes nothing and there is nothing to save. Make one with "
-            "a smaller ρ, or from other vectors."
+            "this edit is empty: every ΔW is zero, so it changes nothing and there is nothing to save. Make a "
+            "stronger one (a strength other than 0; by the paper's rule a smaller ρ), or one from other vectors."
         )
     edit = _with_plain_metadata(model, edit)
     targets = lora.lora_targets(model, {s: LowRank.of(e) for s, e in edit.sites.items()})

@@ -29,7 +29,7 @@ class ScorecardSection:
 
     def markdown(self) -> str:
         """The section, between comments by which it is found again."""
-        return rendered("scorecard.md", **vars(self), line=_line, heading=_CONTRACT, begin=_BEGIN, end=_END)
+        return rendered("scorecard.md", **vars(self), line=cell, heading=_CONTRACT, begin=_BEGIN, end=_END)
 
 
 def has_contract(directory: Path) -> bool:
@@ -66,8 +66,3 @@ def write_scorecard_section(directory: Path, section: ScorecardSection) -> None:
         card = f"{head}\n{text}{next_section}{tail}" if next_section else f"{card.rstrip()}\n\n{text}"
     with atomic_file(path, overwrite=True) as scratch:
         scratch.write_text(card, encoding="utf-8", errors="backslashreplace")
-
-
-def _line(text: str) -> str:
-    """On one line, without what Markdown or a comment's end could be made of."""
-    return cell(text).replace("<", "&lt;").replace("`", "'")
