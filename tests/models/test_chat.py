@@ -158,7 +158,7 @@ class TestBadInput:
         assert encode_prompts(model, ["short"], room=room) == [ids]  # it just fits
         with pytest.raises(DataError, match=r"'short'.*needs 41 tokens.*context of 'tiny-llama' is 40"):
             encode_prompts(model, ["short"], room=room + 1)
-        with pytest.raises(DataError, match=r"'qqq.*context of 'tiny-llama' is 40\. Shorten it"):
+        with pytest.raises(DataError, match=r"'qqq.*context of 'tiny-llama' is 40\. Shorten it.*shorter replies"):
             encode_prompts(model, ["q" * 50])
         with pytest.raises(DataError, match="context of 'tiny-llama' is 40"):
             encode_responses(model, [("short", "q" * 50)])

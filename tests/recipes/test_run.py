@@ -164,6 +164,16 @@ def test_published_data_are_read_before_anything_is_made(recipe: Recipe, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_items_that_do_not_fit_into_the_context_are_told_before_anything_is_made(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace("task: commonsenseqa", "task: gsm8k"))
+    model = tiny_chat_model(num_hidden_layers=2, max_position_embeddings=400)  # a solution may take 512 tokens
+    with pytest.raises(DataError, match=r"tokens with its response.*is 400.*shorter replies \(--max-new-tokens\)"):
+        run_recipe(read_recipe(str(recipe_file)), model, tmp_path / "run", Told(), RunOptions(other_model=True))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_data_set_may_not_hold_what_the_edit_was_chosen_on(recipe: Recipe, tmp_path: Path) -> None:
     published = Path(str(recipe.data_sets[0].published))
     row = json.loads(published.read_text().splitlines()[0])

@@ -13,7 +13,7 @@ from steer2edit.engines import Engine, Request, ResponseScore
 from steer2edit.estimates import Value
 from steer2edit.evaluation.formats import LETTERS, ChoiceQuestion, TruthQuestion
 from steer2edit.evaluation.task import Measurement, Task
-from steer2edit.models import EncodedResponse, Prompt, Sampling, encode_prompts, encode_responses
+from steer2edit.models import EncodedResponse, LanguageModel, Prompt, Sampling, encode_prompts, encode_responses
 
 _LETTER_INSTRUCTION = "Answer with the letter of the right choice and nothing else."
 
@@ -28,6 +28,10 @@ class _LikelihoodTask(Task):
     @abstractmethod
     def _judged(self, item: Any, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
         """The values of an item, in the order of `kinds`."""
+
+    def require_fit(self, model: LanguageModel) -> None:
+        """Refuse, with a DataError, an item that does not fit into the context with one of its answers."""
+        encode_responses(model, [pair for item in self.items for pair in self.answers(item)])
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """All metrics; an item with a likelihood that is not finite is unscored."""
@@ -161,6 +165,10 @@ class DriftTask(Task):
     sampling: Sampling = Sampling(max_new_tokens=24)
     kinds = ("nll_increase", "kl")
     suffix = "drift"
+
+    def require_fit(self, model: LanguageModel) -> None:
+        """Refuse, with a DataError, a prompt that does not fit into the context with the longest answer."""
+        encode_prompts(model, self.items, room=self.sampling.max_new_tokens)
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """Metrics `nll_increase` and `kl`, in nats per token, by answer; an empty answer is unscored."""

@@ -12,7 +12,7 @@ from steer2edit.estimates import Value
 from steer2edit.evaluation.formats import MathProblem, last_boxed
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.task import Measurement, Task, replies_to
-from steer2edit.models import Prompt, Reply, Sampling
+from steer2edit.models import LanguageModel, Prompt, Reply, Sampling, encode_prompts
 
 _N = 4  # tokens of what may be repeated
 
@@ -28,16 +28,24 @@ class ReplyTask(Task):
         """The values of an item, in the order of `kinds`."""
         raise NotImplementedError
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """What is said to the model."""
+        requests = [self.request(item) for item in self.items]
+        return [f"{request}\n\n{self.instruction}" for request in requests] if self.instruction else requests
+
+    def require_fit(self, model: LanguageModel) -> None:
+        """Refuse, with a DataError, a prompt that does not fit into the context with the longest reply."""
+        encode_prompts(model, self.prompts, room=self.sampling.max_new_tokens)
+
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """All metrics, with the replies."""
-        requests = [self.request(item) for item in self.items]
-        prompts = [f"{request}\n\n{self.instruction}" for request in requests] if self.instruction else requests
         return [
             Measurement(
                 self.by_metric([self._judged(*pair) for pair in zip(self.items, replies, strict=True)]),
                 {self.set_name: [reply.shown for reply in replies]},
             )
-            for replies in replies_to(engine, prompts, interventions, self.sampling)
+            for replies in replies_to(engine, self.prompts, interventions, self.sampling)
         ]
 
 

@@ -12,7 +12,7 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition, ConditionKind, Estimate, Value
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.statistics import estimate
-from steer2edit.models import Prompt, Reply, Sampling
+from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
 from steer2edit.progress import step
 from steer2edit.steering.rows import Split
 
@@ -83,6 +83,10 @@ class Task(ABC):
         return replace(self, items=self.items[items])
 
     @abstractmethod
+    def require_fit(self, model: LanguageModel) -> None:
+        """Refuse, with a DataError, an item that does not fit into the model's context: before anything is run."""
+
+    @abstractmethod
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """One measurement per intervention, all on the same items."""
 
@@ -128,8 +132,15 @@ def edit_arm(edit: WeightEdit, label: str, strength: float = 1.0) -> Arm:
     return Arm("edit", label, Editing(edit, strength), parameters)
 
 
+def require_fit(model: LanguageModel, tasks: Sequence[Task]) -> None:
+    """Refuse, with a DataError, tasks with items that do not fit into the model's context."""
+    for task in tasks:
+        task.require_fit(model)
+
+
 def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list[Condition]:
     """Every task under every arm, one condition per arm."""
+    require_fit(engine.model, tasks)
     interventions = [arm.intervention for arm in arms]
     by_task = []
     with step("Tasks", len(tasks)) as advance:

@@ -194,5 +194,6 @@ def _require_fit(model: LanguageModel, prompt: Prompt, length: int) -> None:
         shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         raise DataError(
             f"the prompt {shown[:60]!r}... needs {length} tokens with its response, but the context of "
-            f"{model.name!r} is {limit}. Shorten it or leave it out."
+            f"{model.name!r} is {limit}. Shorten it, leave it out, or ask for shorter replies "
+            "(--max-new-tokens)."
         )

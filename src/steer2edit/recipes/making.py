@@ -18,6 +18,7 @@ from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit
 from steer2edit.evaluation.statistics import estimate, mean, paired_difference
 from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
+from steer2edit.models.fine_tuning import FineTune, fine_tuned
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
 from steer2edit.steering import (
     ContrastSet,
@@ -28,9 +29,8 @@ from steer2edit.steering import (
     measure_inputs,
     require_no_overlap,
 )
+from steer2edit.steering.presets import helpful_answers
 from steer2edit.steering.source import IN_MEMORY, Source
-from steer2edit.stress.fine_tuning import FineTune, fine_tuned
-from steer2edit.stress.treatments import helpful_answers
 from steer2edit.tables import shown_reply, visible
 
 STRENGTH = 0.3

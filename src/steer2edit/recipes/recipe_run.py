@@ -15,12 +15,21 @@ from steer2edit.evaluation.behaviours import behaviour
 from steer2edit.evaluation.registry import build_tasks
 from steer2edit.evaluation.reply_tasks import MathTask, is_right
 from steer2edit.evaluation.statistics import compare
-from steer2edit.evaluation.task import BASE_ARM, Task, TaskSettings, edit_arm, evaluate, steering_arm
+from steer2edit.evaluation.task import (
+    BASE_ARM,
+    Task,
+    TaskSettings,
+    edit_arm,
+    evaluate,
+    require_fit,
+    steering_arm,
+)
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.recipe import Recipe
 from steer2edit.recipes.run import RUN, identity, search_and_report, vectors_once, write_run
 from steer2edit.report.run_results import read_results
 from steer2edit.search import Narrate, prepare_search
+from steer2edit.search.search import behaviours_of
 from steer2edit.settings import Accepting, ExtractOptions, RunOptions, SearchOptions
 from steer2edit.settings.search import Stage
 from steer2edit.steering import prompt_digests, require_no_overlap
@@ -84,6 +93,7 @@ def run_recipe(
     tasks = build_tasks(specs, settings)  # first: what cannot be read shall not cost a search
     if any(isinstance(task, MathTask) for task in tasks):
         is_right("1", "1")  # nor shall a package that is not installed
+    require_fit(model, [*tasks, *(task for part in behaviours_of(wanted) for task in part.tasks)])
     with RunFolder(out, RUN).opened(identity(recipe.behaviour, model, source)):
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
         _require_apart(recipe, vectors, tasks, options)

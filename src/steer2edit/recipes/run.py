@@ -21,7 +21,7 @@ from steer2edit.evaluation.calibration import at_drift, calibrate
 from steer2edit.evaluation.likelihood_tasks import DriftTask
 from steer2edit.evaluation.metrics import for_card, metric_name
 from steer2edit.evaluation.statistics import paired
-from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
+from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, require_fit, steering_arm
 from steer2edit.models import LanguageModel, Sampling, generate, load_model, recorded_chat
 from steer2edit.models.reply import end_ids
 from steer2edit.recipes.making import Preview, make_edit, make_vectors, preview
@@ -148,6 +148,7 @@ def run_behaviour(
         options.contrast or what, limit=options.limit, seed=options.seed, effects=True, robust=options.robust,
         max_new_tokens=options.max_new_tokens or ExtractOptions.max_new_tokens,
     )  # fmt: skip
+    require_fit(model, part.tasks)
     about = {**identity(what, model, source), "kl": options.kl, "search": options.search}
     with RunFolder(out, RUN).opened(about) as folder:
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)

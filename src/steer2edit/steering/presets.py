@@ -1,8 +1,11 @@
-"""Requests that come with the package: harmful ones, benign ones, and safe ones that sound alarming."""
+"""Requests that come with the package (harmful, benign, safe but alarming), and written answers to some."""
 
 from typing import Literal
 
+from steer2edit.models import EncodedResponse, LanguageModel, Prompt
+from steer2edit.models.fine_tuning import training_rows
 from steer2edit.steering.behaviour_folder import find_behaviour
+from steer2edit.steering.labels import Label
 from steer2edit.steering.rows import Split, read_table
 
 
@@ -32,3 +35,19 @@ def safety_prompts(split: Split, wanted: int | None = None) -> tuple[list[str], 
 def borderline_prompts(split: Split, wanted: int | None = None) -> list[str]:
     """Safe requests that sound alarming; see `built_in_requests`."""
     return built_in_requests("borderline", split, wanted)
+
+
+def written_answers(behaviour: str, label: Label) -> list[tuple[Prompt, str]]:
+    """(request, reply) pairs of a behaviour's training split: never among the prompts that are asked."""
+    return [
+        (example.prompt, example.response)
+        for example in find_behaviour(behaviour).examples()
+        if example.label == label and example.split == "train" and example.response
+    ]
+
+
+def helpful_answers(model: LanguageModel) -> list[EncodedResponse]:
+    """Written answers to benign requests of the presets' training part, as rows to be trained on."""
+    return training_rows(
+        model, [*written_answers("safety-benign", "negative"), *written_answers("conciseness", "positive")]
+    )

@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models import Message, Prompt
-from steer2edit.steering import find_behaviour
-from steer2edit.steering.labels import Label
+from steer2edit.steering.presets import written_answers
 from steer2edit.stress.findings import Group
 
 REQUEST = "{request}"
@@ -175,15 +174,6 @@ def held_out_attacks(first_only: bool) -> list[Transformation]:
     if not first_only:
         return [attack for attacks in own for attack in attacks]
     return [clear[0] for attacks in own if (clear := [attack for attack in attacks if not attack.hides])]
-
-
-def written_answers(behaviour: str, label: Label) -> list[tuple[Prompt, str]]:
-    """(request, reply) pairs of a behaviour's training split: never among the prompts that are asked."""
-    return [
-        (example.prompt, example.response)
-        for example in find_behaviour(behaviour).examples()
-        if example.label == label and example.split == "train" and example.response
-    ]
 
 
 @cache

@@ -19,11 +19,11 @@ from steer2edit.core import Editing, Intervention, Site, SiteEdit, WeightEdit
 from steer2edit.editing import ablation, merged
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError
-from steer2edit.models import EncodedResponse, LanguageModel
+from steer2edit.models import LanguageModel
+from steer2edit.models.fine_tuning import FineTune, edit_left, fine_tuned
 from steer2edit.models.loading import DTYPES
-from steer2edit.stress.attacks import written_answers
+from steer2edit.steering.presets import helpful_answers
 from steer2edit.stress.findings import StressResult
-from steer2edit.stress.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
 from steer2edit.stress.quantisation import FORMATS, converted, holding, linear_weights, quantised
 from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.verdicts import ADAPTER, attribute_line
@@ -119,13 +119,6 @@ def tuning(settings: FineTune) -> Treatment:
     )
     name = f"{settings.steps}-steps-at-{settings.learning_rate:g}"
     return Treatment(name, f"Tuned for {settings.steps} steps at {settings.learning_rate:g}", hold, note)
-
-
-def helpful_answers(model: LanguageModel) -> list[EncodedResponse]:
-    """Written answers to benign requests of the presets' training part, as rows to be trained on."""
-    return training_rows(
-        model, [*written_answers("safety-benign", "negative"), *written_answers("conciseness", "positive")]
-    )
 
 
 def other_weights(subject: Subject) -> StressResult:

@@ -2,13 +2,13 @@ import itertools
 
 import pytest
 import torch
-from tiny_stress import random_vectors, tiny_edit
 from torch import Tensor
 
+from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.errors import ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, span_log_probabilities, token_log_probabilities
-from steer2edit.stress.fine_tuning import FineTune, fine_tuned, reply_end, training_rows
+from steer2edit.models.fine_tuning import FineTune, fine_tuned, reply_end, training_rows
 from tiny_chat import END, END_OF_TEXT, tiny_chat_model
 
 PAIRS = [
@@ -17,6 +17,17 @@ PAIRS = [
     ("Say one.", "one"),
 ]
 SETTINGS = FineTune(steps=2, batch=2, learning_rate=1e-2)
+
+
+def random_edit(model: LanguageModel) -> WeightEdit:
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    counts = {site: module.component_count for site, module in model.sites.items()}
+    sizes = {site: module.shape for site, module in model.sites.items()}
+    return WeightEdit({s: SiteEdit(drawn(d), 0.1 * drawn(m), *torch.ones(2, counts[s])) for s, (d, m) in sizes.items()})
 
 
 def logits(model: LanguageModel) -> Tensor:
@@ -85,7 +96,7 @@ def test_the_first_loss_is_that_of_the_replies_alone() -> None:
 def test_what_is_merged_in_is_what_is_fine_tuned() -> None:
     model = tiny_chat_model(num_hidden_layers=1)
     rows = training_rows(model, PAIRS)
-    edit, before = tiny_edit(model, random_vectors(model)), state(model)
+    edit, before = random_edit(model), state(model)
     with fine_tuned(model, rows, SETTINGS) as plain:
         pass
     with merged(model, edit), fine_tuned(model, rows, SETTINGS) as edited:
@@ -124,7 +135,7 @@ def test_it_draws_nothing_from_the_callers_random_numbers() -> None:
 
 
 def test_every_reply_is_learnt_as_often_as_the_others() -> None:
-    from steer2edit.stress.fine_tuning import batches_of
+    from steer2edit.models.fine_tuning import batches_of
 
     batches = list(batches_of(5, FineTune(steps=10, batch=4)))
     assert [len(batch) for batch in batches] == [4] * 10

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ModelError
-from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.batching import pad
+from steer2edit.models.chat import EncodedResponse, encode_responses
+from steer2edit.models.language_model import LanguageModel
+from steer2edit.models.rendering import Prompt
 from steer2edit.models.reply import end_ids, turn_end
 from steer2edit.progress import step
 
