@@ -126,4 +126,4 @@ benchmarks: $(READY)
 	for script in startup convert_grid capture extraction_memory batched_edits configurations audit busy_machine patch_checkpoint; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-lm-eval .venv-llamacpp .venv-web .gemma steer2edit-demo
+	rm -rf $(VENV) $(VLLM_VENV) $(LM_EVAL) $(LLAMACPP) $(WEB) $(DOCS) site .gemma steer2edit-demo

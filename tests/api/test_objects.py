@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel, T5Config, T5ForConditionalGeneration
 
 import steer2edit as s2e
+from steer2edit.api import showing
 from steer2edit.editing import merged
 from steer2edit.models import next_token_log_probabilities
 from tiny_chat import tiny_chat_model, tiny_tokenizer
@@ -136,6 +137,7 @@ def test_objects_show_themselves_in_a_few_lines(model: s2e.Model, vectors: s2e.V
     strongest = edit.top_components(1)[0]
     assert f"Strongest: {strongest[0]} {strongest[1]:+.2g}" in repr(edit)
     assert "0.5 times the edit that was made" in repr(0.5 * edit)
+    assert showing.counted({"attn": 1, "mlp": 2_000}) == "1 attention head and 2,000 neurons"
     for one in (model, vectors, edit, edit + edit):
         assert repr(one).count("\n") < 5
         page = one._repr_html_()
@@ -210,6 +212,7 @@ def test_rows_for_pandas(edit: s2e.Edit, vectors: s2e.Vectors) -> None:
     pytest.importorskip("pandas")
     rows = edit.to_pandas()
     assert len(rows) == sum(int(own.magnitude.count_nonzero()) for own in edit.sites.values())
+    assert list((edit + edit).to_pandas()["edit"]) == [1] * len(rows) + [2] * len(rows)
     assert rows["magnitude"].abs().max() == abs(edit.top_components(1)[0][1])
     assert list(vectors.to_pandas()["site"]) == [str(site) for site in vectors.sites]
 

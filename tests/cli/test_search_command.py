@@ -1,7 +1,9 @@
 """`steer2edit search` on a tiny checkpoint: what it prints, what it leaves, and what a mistake looks like."""
 
 import json
+import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,7 @@ def test_text(checkpoint: Path, vectors: Path, found: Path, capsys: Any) -> None
     summary = json.loads((found / "results.json").read_text())["summary"]
     for line in summary:
         assert line in shown
+    assert any(re.search(r"Held-out .*: \d+ % \[.* points \[", f"{a} {b}") for a, b in pairwise(summary))
     for text in ("steering 0.02", "Base model and activation steering, on validation items:", "Held-out items",
                  str(found / "edit"), str(found / "report.html"), str(found / "results.json")):  # fmt: skip
         assert text in shown

@@ -62,17 +62,20 @@ class TestVectors:
         with pytest.raises(MismatchError) as caught:
             convert(model, vectors, CONFIGURATION, allow_mismatch=True)
         assert str(caught.value) == (
-            f"{site}: these vectors are for a weight of shape {shapes[0]}, but 'tiny-llama' has {shapes[1]}."
+            f"{site}: these vectors are for a weight of shape {shapes[0]}, but 'tiny-llama' has {shapes[1]}: they "
+            "are for another model. Use that."
         )
 
     def test_with_only_outputs_of_another_shape(self, model: LanguageModel) -> None:
         vectors = SteeringVectors.from_mapping({site: torch.ones(64) for site in model.sites})
-        with pytest.raises(MismatchError, match=r"L0\.attn: .* shape \[64, None\], but 'tiny-llama' has \[32, 32\]"):
+        with pytest.raises(MismatchError, match=r"L0\.attn: .* outputs of 64 entries, but 'tiny-llama' has \[32, 32\]"):
             convert(model, vectors, CONFIGURATION)
 
     def test_of_a_deeper_model(self, model: LanguageModel) -> None:
         vectors = random_vectors(tiny_model("llama", num_hidden_layers=4))
-        with pytest.raises(MismatchError, match=r"these vectors have L3\.attn, but 'tiny-llama' has no such site"):
+        with pytest.raises(
+            MismatchError, match=r"these vectors have L3\.attn, but 'tiny-llama' has no such site: .* Use that"
+        ):
             convert(model, vectors, CONFIGURATION, allow_mismatch=True, allow_missing=True)
 
     def test_with_missing_layers(self, model: LanguageModel) -> None:

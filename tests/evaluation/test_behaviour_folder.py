@@ -143,7 +143,7 @@ def test_what_is_wrong_is_said(toml: str, message: str, make: Make, tmp_path: Pa
 def test_what_is_not_there_is_said(make: Make, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no behaviour\.toml in"):
         find_behaviour(tmp_path)
-    with pytest.raises(DataError, match=r"no rows of the split 'held_out' \(found validation: 1\)"):
+    with pytest.raises(DataError, match=r"no rows of the split 'held_out' \(found validation: 1\)\. Mark"):
         behaviour(make(mine=ITEMS[:1]), "held_out")
     (folder := tmp_path / "safety").mkdir()
     with pytest.raises(DataError, match=r"'safety'\. Rename the folder"):
@@ -199,7 +199,7 @@ class TestPythonFunction:
     def test_one_that_always_fails_is_an_error(self, make: Make) -> None:
         function(make(PYTHON), "return 1 / 0")
         found = behaviour(make(PYTHON), "held_out", limit=1, max_new_tokens=2)
-        with pytest.raises(DataError, match=r"'judging:rate' fails on every reply: ZeroDivisionError"):
+        with pytest.raises(DataError, match=r"'judging:rate' fails on every reply: ZeroDivisionError: .* must return"):
             evaluate(TransformersEngine(tiny_chat_model()), found.tasks, [BASE_ARM])
 
     def test_its_source_is_in_the_digest(self, make: Make) -> None:

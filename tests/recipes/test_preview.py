@@ -8,7 +8,7 @@ import pytest
 
 import steer2edit as s2e
 from steer2edit.cli import app
-from steer2edit.core import SteeringVectors
+from steer2edit.core import Site, SteeringVectors
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
 from steer2edit.recipes import preview
 from tiny_chat import tiny_chat_model
@@ -63,6 +63,15 @@ def test_an_edit_that_does_nothing_is_called_that(model: LanguageModel, vectors:
     assert found.sentences[0].startswith("This edit changes nothing that can be seen: 0 of 4 replies differ")
 
 
+def test_an_edit_that_silences_is_seen(model: LanguageModel, vectors: SteeringVectors) -> None:
+    found = preview(model, vectors, s2e.convert(model, vectors, rho_attn=0.05, rho_mlp=0.2, alpha=0.1))
+    assert found is not None
+    assert "empty" not in repr(found)
+    silent = replace(found, replies={**found.replies, "edit": ("", " ", "a", "b")})
+    assert "    edit: (empty reply)\n" in repr(silent)
+    assert silent.sentences[0] == "With the edit 4 of 4 replies differ from the base's, 2 of them are empty."
+
+
 def test_vectors_without_rows_have_no_preview(model: LanguageModel, vectors: SteeringVectors) -> None:
     edit = s2e.convert(model, vectors, rho_attn=0.2)
     assert "preview" not in edit.metadata["vectors"]
@@ -82,5 +91,12 @@ def test_convert_shows_it(model: LanguageModel, tmp_path: Path, capsys: pytest.C
     assert "Preview" in shown
     assert "    steering 0.3: " in shown
     assert "Log-odds of the wanted responses" in shown
+    v = loaded.sites[Site(1, "mlp")].weight[:, 0].float()
+    s2e.load_vectors({"L1.mlp": v}).save(tmp_path / "made-elsewhere.safetensors")
+    (tmp_path / "pairs.csv").write_text("\n".join(["prompt;positive;negative", *(";".join(pair) for pair in PAIRS)]))
+    given = [str(tmp_path / name) for name in ("base", "made-elsewhere.safetensors", "measured", "pairs.csv")]
+    app(["convert", *given[:2], "--out", given[2], "--contrast", given[3], "--rho-mlp", "0.05", "--allow-missing"],
+        standalone_mode=False)  # fmt: skip
+    assert "Log-odds of the wanted responses" in capsys.readouterr().out
     app([*common, str(tmp_path / "again"), "--json"], standalone_mode=False)
     assert "Preview" not in capsys.readouterr().out

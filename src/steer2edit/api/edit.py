@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steer2edit.api import showing
 from steer2edit.api.keywords import public
@@ -89,13 +89,15 @@ class Edit(WeightEdit):
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each component with λ ≠ 0: its name, layer, block, λ and g; needs pandas."""
-        return showing.frame(
-            [
-                {"component": str(component), "layer": component.site.layer, "block": component.site.block,
-                 "magnitude": magnitude, "importance": importance}
-                for component, magnitude, importance in self.components()
-            ]
-        )  # fmt: skip
+        return showing.frame(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every component with λ ≠ 0."""
+        return [
+            {"component": str(component), "layer": component.site.layer, "block": component.site.block,
+             "magnitude": magnitude, "importance": importance}
+            for component, magnitude, importance in self.components()
+        ]  # fmt: skip
 
     def __repr__(self) -> str:
         counts: dict[str, int] = {}
@@ -180,6 +182,11 @@ class CombinedEdit:
             for part, place in zip(self.parts, places, strict=True):
                 save_edit(base, part, place)
             save_combined(base, read_members(places, [1.0] * len(places)), directory, overwrite=overwrite)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The rows of every edit, with its number from 1; needs pandas."""
+        parts = enumerate(self.parts, start=1)
+        return showing.frame([{"edit": number, **row} for number, part in parts for row in part.rows()])
 
     def __repr__(self) -> str:
         shown = (f"{number}: {repr(part).splitlines()[0]}" for number, part in enumerate(self.parts, start=1))

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from steer2edit.artifacts.left_out import counted as noun_counted
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition, Estimate, column
 from steer2edit.evaluation import metric_name
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _BOX = "font-family: system-ui, sans-serif; font-size: 13px; max-width: 60em; overflow-x: auto"
 _CELL = "padding: 2px 12px 2px 0; text-align: {side}; white-space: pre-line"
 _HEIGHT = 320
-_UNITS = {"attn": "attention heads", "ssm": "mixer heads", "mlp": "neurons"}
+_UNITS = {"attn": "attention head", "ssm": "mixer head", "mlp": "neuron"}
 _there: set[str] = set()
 
 
@@ -26,7 +27,7 @@ def lines(*texts: str) -> str:
 
 def counted(components: Mapping[str, int]) -> str:
     """How many components of each block."""
-    return " and ".join(f"{count:,} {_UNITS[block]}" for block, count in components.items())
+    return " and ".join(noun_counted(count, _UNITS[block]) for block, count in components.items())
 
 
 def page(text: str, *parts: str) -> str:

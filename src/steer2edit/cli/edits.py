@@ -42,6 +42,7 @@ def convert(
     recipes.making.rules_of(options, loaded_vectors)  # what is wrong with them shall show before a model is loaded
     with show_progress():
         loaded = load(model, loading, loaded_vectors.metadata)
+        loaded_vectors = recipes.making.with_inputs(loaded, loaded_vectors, options)
         edit = recipes.make_edit(loaded, loaded_vectors, options, accepting)
         artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
         seen = None if OUT.quiet else recipes.preview(loaded, loaded_vectors, edit)

@@ -62,7 +62,10 @@ def _print_extracted(out: Path, vectors: "core.SteeringVectors", tokens: dict[st
     if mean:
         say(f"mean: {mean['summary']}")
     counts = diagnosis["counts"]
-    say(f"Responses: train {counts['train']}, held out {counts['held_out']}.")
+    made, unseen = (
+        f"{of['positive']} positive and {of['negative']} negative" for of in (counts["train"], counts["held_out"])
+    )
+    say(f"Made of {made} responses; {unseen} held out.")
     if gate := vectors.metadata.get("effects", {}).get("gate"):
         say(
             f"Gate: of a request to act on and one to stay silent on, neither of which it was made from, it moves the "

@@ -181,7 +181,10 @@ class PythonScorer:
         failed: Counter[str] = Counter()
         found = [self._scored(p, r, failed) for p, r in zip(prompts, replies, strict=True)]
         if failed and failed.total() == sum(reply.answer is not None for reply in replies):
-            raise DataError(f"the scorer {self.function!r} fails on every reply: {failed.most_common(1)[0][0]}.")
+            raise DataError(
+                f"the scorer {self.function!r} fails on every reply: {failed.most_common(1)[0][0]}. It is given "
+                "(prompt, reply) and must return True, False or None."
+            )
         self.unscored.update(failed)
         return found
 

@@ -138,11 +138,16 @@ class LanguageModel:
         """
         for site, (d, m) in shapes.items():
             if site not in self.sites:
-                raise MismatchError(f"these {what} have {site}, but {self.name!r} has no such site.")
+                raise MismatchError(
+                    f"these {what} have {site}, but {self.name!r} has no such site: they are for another model. "
+                    "Use that."
+                )
             own = self.sites[site].shape
             if d != own[0] or m not in (None, own[1]):
+                wanted = f"outputs of {d} entries" if m is None else f"a weight of shape {[d, m]}"
                 raise MismatchError(
-                    f"{site}: these {what} are for a weight of shape {[d, m]}, but {self.name!r} has {list(own)}."
+                    f"{site}: these {what} are for {wanted}, but {self.name!r} has {list(own)}: they are for another "
+                    "model. Use that."
                 )
         missing = [str(site) for site in self.sites if site not in shapes]
         if complete and missing:

@@ -77,6 +77,8 @@ class Preview:
         """What it comes to, in words."""
         steered, edited = self.changes
         replies = f"{self.changed} of {len(self.prompts)} replies differ from the base's"
+        empty = sum(not own.strip() for own in self.replies[edited])
+        replies += f", {empty} of them {'is' if empty == 1 else 'are'} empty" if empty else ""
         odds = (
             f"Log-odds of the wanted responses, nats per token: base {NUMBER.text(self.log_odds[BASE_ARM.label])}; "
             f"changed by {CHANGE.text(self.changes[edited])} with the {edited} and by "
@@ -205,16 +207,20 @@ def make_edit(
         NoiseError: the diagnosis calls the vectors noise.
     """
     rules, hyperparameters = rules_of(options, vectors)
-    if options.contrast is not None and not vectors.has_input_means:
-        contrast = load_contrast(
-            options.contrast, model, labeller=options.labeller, limit=options.limit, seed=options.seed
-        )
-        vectors = measure_inputs(model, vectors, contrast)
+    vectors = with_inputs(model, vectors, options)
     benign = benign_means(model, options.spare) if options.spare else None
     least = MIN_TOKENS if options.min_expert_tokens is None else options.min_expert_tokens
     edit = convert(model, vectors, hyperparameters, rules, benign=benign, min_tokens=least, **vars(accepting))
     kl = EFFECT_KL if options.kl is None and rules.importance == "effect" else options.kl
     return edit if kl is None else at_drift(TransformersEngine(model), edit, kl)
+
+
+def with_inputs(model: LanguageModel, vectors: SteeringVectors, options: ConvertOptions) -> SteeringVectors:
+    """The vectors with what those made elsewhere lack, measured on a contrast if one is given; others as they are."""
+    if options.contrast is None or vectors.has_input_means:
+        return vectors
+    contrast = load_contrast(options.contrast, model, labeller=options.labeller, limit=options.limit, seed=options.seed)
+    return with_preview_rows(measure_inputs(model, vectors, contrast), contrast)
 
 
 def rules_of(options: ConvertOptions, vectors: SteeringVectors) -> tuple[Rules, Hyperparameters]:

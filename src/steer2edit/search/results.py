@@ -7,7 +7,7 @@ from typing import Any
 
 from steer2edit.artifacts import package_versions
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.estimates import NUMBER, SCHEMA_VERSION, Condition
+from steer2edit.estimates import NUMBER, PERCENT, SCHEMA_VERSION, Condition, Estimate, column
 from steer2edit.evaluation import Behaviour, metric_name
 from steer2edit.evaluation.statistics import paired
 from steer2edit.models import LanguageModel
@@ -75,22 +75,28 @@ def _summary(search: Search, result: SearchResult) -> list[str]:
     goal, found, base = search.goal, result.comparison, result.held_out[0]
     attribute, cost = metric_name(goal.attribute).running, metric_name(goal.cost).running
     chosen = [c for c in result.held_out if c.kind == "edit" and not c.parameters.get("equal_drift")][-1]
-    relative = f", {NUMBER.text(found.relative)} of steering's own" if found.relative.value is not None else ""
+    relative = f", {PERCENT.text(found.relative)} of steering's own" if found.relative.value is not None else ""
     n = chosen.metrics[goal.attribute].n
-    before = NUMBER.text(base.metrics[goal.attribute])
+    before = _text(goal.attribute, base.metrics[goal.attribute])
     return [
         *([result.beyond_budget] if result.beyond_budget else []),
         f"{len(result.trials)} configurations tried, {sum(t.complete for t in result.trials)} measured in full, "
         f"{len(result.front)} on the front.",
         *_by_effect(search, result),
         f"Recommended: {result.recommended.label}; {_margin(search, result)}. Held-out {attribute}: "
-        f"{NUMBER.text(chosen.metrics[goal.attribute])} (base {before}), {cost} "
-        f"{NUMBER.text(chosen.metrics[goal.cost])}, n = {n}.",
-        f"Against activation steering at the same {cost}: {attribute} better by "
-        f"{NUMBER.text(found.at_equal_cost)}{relative} (bootstrap intervals).",
+        f"{_text(goal.attribute, chosen.metrics[goal.attribute])} (base {before}), {cost} "
+        f"{_text(goal.cost, chosen.metrics[goal.cost])}, n = {n}.",
+        f"Against activation steering at the same {cost}: {attribute} "
+        f"{_text(goal.attribute, found.at_equal_cost, change=True)}, positive is better{relative} "
+        "(bootstrap intervals).",
         f"Hypervolume of the front, edits by steering: {NUMBER.text(found.ratio)}.",
         *LeftOut.of(result.edit.metadata).sentences,
     ]
+
+
+def _text(name: str, found: Estimate, *, change: bool = False) -> str:
+    """As the tables have it."""
+    return column(metric_name(name).scale == "share", change).text(found)
 
 
 def _by_effect(search: Search, result: SearchResult) -> list[str]:
@@ -103,8 +109,8 @@ def _by_effect(search: Search, result: SearchResult) -> list[str]:
         + (
             f"stopped ({trial.stopped})."
             if trial.stopped
-            else f"{metric_name(goal.attribute).running} {NUMBER.text(trial.metrics[goal.attribute])}, {goal.cost} "
-            f"{NUMBER.text(trial.metrics[goal.cost])}; "
+            else f"{metric_name(goal.attribute).running} {_text(goal.attribute, trial.metrics[goal.attribute])}, "
+            f"{metric_name(goal.cost).running} {_text(goal.cost, trial.metrics[goal.cost])}; "
             + ("it is recommended." if trial == result.recommended else "another edit has more within the budget.")
         )
         for trial in result.trials

@@ -202,7 +202,10 @@ class Table:
         rows = tuple(row for row, value in zip(self.rows, marked, strict=True) if value == split)
         if not rows:
             found = ", ".join(f"{name}: {marked.count(name)}" for name in SPLITS if name in marked)
-            raise DataError(f"{self.where} has no rows of the split {split!r} (found {found}). Ask for another split.")
+            raise DataError(
+                f"{self.where} has no rows of the split {split!r} (found {found}). Mark some so, ask for another "
+                "split, or leave out the column."
+            )
         return replace(self, rows=rows)
 
 
