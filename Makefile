@@ -56,6 +56,7 @@ $(DOCS)/.installed: requirements.lock docs/requirements.txt pyproject.toml
 
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+	! grep -rl --include='*.html' 'src="http' site  # the pages ask no other host
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from steer2edit.cli import app
 ROOT = Path(__file__).parents[1]
 REPOSITORY_LINK = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
 ON_SITE = re.compile(r"docs/([\w-]+\.md(?:#[\w-]+)?)")
+FOREIGN = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -29,6 +30,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Links out of docs/ become the names of the files: they are in the repository, not on the site."""
     return REPOSITORY_LINK.sub(lambda link: "]" if link[1].startswith("../") else link[0], markdown)
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """The search of a page that is opened as a file is our own script, not one from another host."""
+    assert FOREIGN in output, "mkdocs-material brings its search to files in another way now"
+    return output.replace(FOREIGN, f"<script>{(ROOT / 'docs' / 'search.js').read_text(encoding='utf-8')}</script>")
+
+
+def on_post_template(output_content: str, template_name: str, **_: object) -> str:
+    """As `on_post_page`, of the page for what is not found."""
+    return on_post_page(output_content) if template_name == "404.html" else output_content
 
 
 def start() -> str:
