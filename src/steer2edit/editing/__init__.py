@@ -4,3 +4,18 @@ from steer2edit.editing.baselines import ablation, rosi
 from steer2edit.editing.convert import MIN_TOKENS, Factors, compute_factors, convert, natural_strength, recommended
 from steer2edit.editing.runtime import edited, intervened
 from steer2edit.editing.weights import merged, merged_weight
+
+__all__ = [
+    "MIN_TOKENS",
+    "Factors",
+    "ablation",
+    "compute_factors",
+    "convert",
+    "edited",
+    "intervened",
+    "merged",
+    "merged_weight",
+    "natural_strength",
+    "recommended",
+    "rosi",
+]

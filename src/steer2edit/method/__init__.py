@@ -3,8 +3,31 @@
 from steer2edit.method.baselines import ablation_row, injection_row
 from steer2edit.method.effect import effect_rows
 from steer2edit.method.factors import SiteFactors, joined, site_factors
-from steer2edit.method.gate import gated_effects
+from steer2edit.method.gate import Gate, gated_effects
 from steer2edit.method.hyperparameters import COARSE_VALUES, GATED_RULES, PAPER_RULES, Hyperparameters, Rules, grid
 from steer2edit.method.rule import importance, input_directions, magnitude, output_direction
 from steer2edit.method.shift import limit_shift
 from steer2edit.method.sparing import spare
+
+__all__ = [
+    "COARSE_VALUES",
+    "GATED_RULES",
+    "PAPER_RULES",
+    "Gate",
+    "Hyperparameters",
+    "Rules",
+    "SiteFactors",
+    "ablation_row",
+    "effect_rows",
+    "gated_effects",
+    "grid",
+    "importance",
+    "injection_row",
+    "input_directions",
+    "joined",
+    "limit_shift",
+    "magnitude",
+    "output_direction",
+    "site_factors",
+    "spare",
+]

@@ -4,3 +4,17 @@ from steer2edit.search.comparison import COMPARISON, PAPER, comparison_methods, 
 from steer2edit.search.results import run_facts, search_results
 from steer2edit.search.run import Narrate, run_search
 from steer2edit.search.search import behaviours_of, options_for, prepare_search
+
+__all__ = [
+    "COMPARISON",
+    "PAPER",
+    "Narrate",
+    "behaviours_of",
+    "comparison_methods",
+    "options_for",
+    "prepare_search",
+    "run_comparison",
+    "run_facts",
+    "run_search",
+    "search_results",
+]

@@ -4,3 +4,19 @@ from steer2edit.settings.declared import declared
 from steer2edit.settings.search import ComparisonOptions, RunOptions, SearchOptions, StressOptions
 from steer2edit.settings.shared import Accepting, Loading, Placing, PlainLoading, Reading
 from steer2edit.settings.vectors import ConvertOptions, ExtractOptions, RefitOptions
+
+__all__ = [
+    "Accepting",
+    "ComparisonOptions",
+    "ConvertOptions",
+    "ExtractOptions",
+    "Loading",
+    "Placing",
+    "PlainLoading",
+    "Reading",
+    "RefitOptions",
+    "RunOptions",
+    "SearchOptions",
+    "StressOptions",
+    "declared",
+]

@@ -13,3 +13,30 @@ from steer2edit.steering.presets import borderline_prompts, safety_prompts
 from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 from steer2edit.steering.source import load_contrast
 from steer2edit.steering.steered import steered
+
+__all__ = [
+    "BehaviourFolder",
+    "BenignMeans",
+    "Contrast",
+    "ContrastSet",
+    "Example",
+    "ItemSet",
+    "RefusalPhrases",
+    "auroc",
+    "benign_means",
+    "borderline_prompts",
+    "build_contrast",
+    "built_in_names",
+    "extract",
+    "find_behaviour",
+    "find_labeller",
+    "load_contrast",
+    "measure_effects",
+    "measure_inputs",
+    "prompt_digests",
+    "read_examples",
+    "refusal_phrases",
+    "require_no_overlap",
+    "safety_prompts",
+    "steered",
+]
