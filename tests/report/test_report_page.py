@@ -237,7 +237,7 @@ def test_colour_says_better_or_worse_and_not_which_arm(results: Json, edit: Weig
     assert ("bad", "refused") in tags
 
 
-def test_another_edit_beside_the_chosen_one_is_not_taken_for_it(results: Json) -> None:
+def test_another_edit_beside_the_chosen_one_is_not_taken_for_it(results: Json, edit: WeightEdit) -> None:
     """As the paper's rule is in a demonstration: what changed is told of the chosen edit, and shown of it."""
     conditions = results["held_out"]["conditions"]
     other = json.loads(json.dumps(conditions[2])) | {"label": "the paper's rule", "parameters": {"rho_attn": 9.0}}
@@ -252,6 +252,8 @@ def test_another_edit_beside_the_chosen_one_is_not_taken_for_it(results: Json) -
         for with_it, alone in zip(exchanges, without[name], strict=True):
             assert [reply.text for reply in with_it.before_and_after] == [r.text for r in alone.before_and_after]
             assert (with_it.changed, with_it.flip, with_it.mark) == (alone.changed, alone.flip, alone.mark)
+    page = render_report(results, edit)
+    assert "<summary>1 more condition on held-out items</summary>" in page
 
 
 def test_what_is_wanted_of_each_set_is_what_the_behaviour_says(results: Json) -> None:
