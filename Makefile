@@ -62,6 +62,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typed_user.py
 	$(BIN)/lint-imports
 
 # vLLM has its own dependencies, so it gets its own environment: the build for machines without a GPU, which needs

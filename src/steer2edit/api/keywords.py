@@ -10,11 +10,11 @@ from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.progress import show_progress
 from steer2edit.settings.declared import Checked, Setting, declared
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
 _OURS = "steer2edit."
 
 
-def public(function: Function) -> Function:
+def public(function: Callable[..., Result]) -> Callable[..., Result]:
     """The function with the fields of its settings as keywords, in place of each parameter that takes settings.
 
     Keywords have the names, defaults, limits and help texts of the command line. What it is called by is checked by
@@ -36,7 +36,7 @@ def public(function: Function) -> Function:
     objects = {parameter.name: found for parameter in plain if (found := _ours(hints[parameter.name]))}
 
     @wraps(function)
-    def call(*args: Any, **given: Any) -> Any:
+    def call(*args: Any, **given: Any) -> Result:
         if unknown := sorted(given.keys() - keywords.keys() - taken):
             known = [one.name for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
             raise InvalidValueError(
@@ -58,7 +58,7 @@ def public(function: Function) -> Function:
         helps = {key: setting.option.help for own in declarations.values() for key, setting in own.items()}
         helped = ["Keywords, as on the command line:", *(f"    {key}: {helps[key]}" for key in keywords)]
         call.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *helped])
-    return call  # type: ignore[return-value]
+    return call
 
 
 def _ours(hint: Any) -> tuple[type, ...]:
