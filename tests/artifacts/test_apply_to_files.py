@@ -229,7 +229,7 @@ def test_strengths_and_overflow(tmp_path: Path) -> None:
     edit = random_edit(model)
     with pytest.raises(InvalidValueError, match="strength must be a finite number, got inf"):
         apply_to_files(str(tmp_path / "base"), [(edit, float("inf"))], tmp_path / "out")
-    with pytest.raises(InvalidValueError, match=r"must not be 0: what would be written is a copy of the base"):
+    with pytest.raises(InvalidValueError, match=r"must not be 0: that writes a copy of the base"):
         apply_to_files(str(tmp_path / "base"), [(edit, 0.0)], tmp_path / "out")
     with pytest.raises(InvalidValueError, match="at least one"):
         apply_to_files(str(tmp_path / "base"), [], tmp_path / "out")

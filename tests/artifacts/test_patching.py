@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from steer2edit.artifacts.checkpoints.base import Addition, Plan, StoredProjection
-from steer2edit.artifacts.checkpoints.checkpoint import patched_copy
 from steer2edit.artifacts.checkpoints.files import open_tensors
+from steer2edit.artifacts.checkpoints.patching import patched_copy
 from steer2edit.core import Site, SiteEdit
 from steer2edit.editing import merged_weight
 from steer2edit.errors import ArtifactError

@@ -208,7 +208,7 @@ def test_list_needs_no_model(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> No
         (("--harmful", "absent.txt"), "there is no file absent.txt"),
         (("--vectors", "absent.safetensors"), "absent.safetensors"),
         (("--limit", "0"), "'--limit'"),
-        (("--seed", "-1"), "a seed must be >= 0, got -1"),
+        (("--seed", "-1"), "'--seed': Input should be greater than or equal to 0"),
     ],
 )
 def test_one_message(

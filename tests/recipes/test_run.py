@@ -218,10 +218,10 @@ def test_a_folder_without_results_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"there is no results\.json in .*that has ended"):
         render_again(tmp_path)
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="is not sound JSON"):
         render_again(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(ArtifactError, match="does not hold the results of a run"):
+    with pytest.raises(ArtifactError, match="must hold a JSON object, but holds a list"):
         render_again(tmp_path)
 
 

@@ -260,10 +260,18 @@ def test_no_room_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("trials/main-0001.json", '{"schema_version": 1, "trials": [{"generation"', "does not hold the trials"),
-        ("trials/main-0001.json", '{"schema_version": 1, "trials": [{"generation": 1}]}', "does not hold the trials"),
+        (
+            "trials/main-0001.json",
+            '{"schema_version": 1, "trials": [{"generation"',
+            "does not hold what a run writes there",
+        ),
+        (
+            "trials/main-0001.json",
+            '{"schema_version": 1, "trials": [{"generation": 1}]}',
+            "does not hold what a run writes there",
+        ),
         ("trials/main-0001.json", '{"schema_version": 9, "trials": []}', "schema version 9"),
-        ("trials/main-0001.json", "[]", "does not hold the trials"),
+        ("trials/main-0001.json", "[]", "does not hold what a run writes there"),
         ("steer2edit.json", "{", "cannot be read"),
         ("steer2edit.json", '{"kind": "search", "schema_version": 1}', "cannot be read"),
         ("steer2edit.json", '{"kind": "search", "schema_version": 1, "identity": 3}', "cannot be read"),

@@ -117,7 +117,7 @@ def test_other_models_vectors_are_refused(model: LanguageModel, vectors: Steerin
         ({"trials": 0}, "trials must be >= 1, got 0"),
         ({"generation": 1}, "generation must be >= 2, got 1"),
         ({"min_utility": 0.5}, "--min-utility needs a task to measure"),
-        ({"seed": -1}, "a seed must be >= 0, got -1"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"strengths": (0.1, float("inf"))}, "strengths must be finite, got 0.1, inf"),
         (
             {"strengths": (0.0, 0.1)},

@@ -13,10 +13,10 @@ from engine_contract import random_edits
 from families import tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.stress.components import (
+from steer2edit.stress.components import components, counts_of
+from steer2edit.stress.findings import Finding, StressResult
+from steer2edit.stress.parts import (
     component_norms,
-    components,
-    counts_of,
     edited_count,
     input_directions_of,
     only,
@@ -25,7 +25,6 @@ from steer2edit.stress.components import (
     shuffled,
     strongest,
 )
-from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.subject import Subject
 
 FAMILIES = ("llama", "qwen3_moe", "falcon_h1")  # dense; wide sites; heads of a mixer

@@ -330,7 +330,7 @@ class TestRefused:
         [
             ({"suite": "fast"}, "unknown suite 'fast'"),
             ({"scorer": "juge"}, "unknown scorer 'juge'. Did you mean 'judge'"),
-            ({"seed": -1}, "a seed must be >= 0, got -1"),
+            ({"seed": -1}, "seed must be >= 0, got -1"),
             ({"limit": 0}, "limit must be >= 1, got 0"),
         ],
     )

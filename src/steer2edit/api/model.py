@@ -51,13 +51,13 @@ class Model(LanguageModel):
             return [reply.shown for reply in generate(self, prompts, sampling)]
 
     def __repr__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
+        kind, dtype = self.network.config.model_type, str(self.dtype).removeprefix("torch.")
         counts: dict[str, int] = {}
         for site, module in self.sites.items():
             counts[site.block] = counts.get(site.block, 0) + module.component_count
-        return (
-            f"Model {self.name} ({self.network.config.model_type}, {len(self.layers)} layers, {dtype} on {self.device})"
-            f"\n{len(self.sites)} sites that can be edited: {showing.counted(counts)}"
+        return showing.lines(
+            f"Model {self.name} ({kind}, {len(self.layers)} layers, {dtype} on {self.device})",
+            f"{len(self.sites)} sites that can be edited: {showing.counted(counts)}",
         )
 
     def _repr_html_(self) -> str:

@@ -1,5 +1,6 @@
 """How objects show themselves: a few lines of text, HTML in a notebook, and rows for pandas and terminals."""
 
+import html
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from steer2edit.artifacts.left_out import counted as noun_counted
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition, Estimate, column
 from steer2edit.evaluation import metric_name
+from steer2edit.tables import visible
 
 if TYPE_CHECKING:
     import pandas
@@ -21,8 +23,8 @@ _there: set[str] = set()
 
 
 def lines(*texts: str) -> str:
-    """The lines that say something."""
-    return "\n".join(filter(None, texts))
+    """The lines that say something, without controls: names of models and files are in them."""
+    return visible("\n".join(filter(None, texts)))
 
 
 def counted(components: Mapping[str, int]) -> str:
@@ -39,9 +41,7 @@ def page(text: str, *parts: str) -> str:
 
 def escaped(text: object) -> str:
     """A text of whatever origin as HTML."""
-    from steer2edit.report.html import plot_text
-
-    return plot_text(str(text))
+    return html.escape(visible(str(text)))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> str:

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.artifacts.checkpoints.base import EDIT_THE_BASE, Addition, BaseCheckpoint, Plan
-from steer2edit.artifacts.checkpoints.checkpoint import edited_chunks
 from steer2edit.artifacts.checkpoints.files import StoredTensor, find_side_files, open_checkpoint
+from steer2edit.artifacts.checkpoints.patching import edited_chunks
 from steer2edit.artifacts.edits.low_rank import ScaledEdits
 from steer2edit.artifacts.tensors import same_bits
 from steer2edit.core import WeightEdit

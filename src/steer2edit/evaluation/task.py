@@ -132,15 +132,10 @@ def edit_arm(edit: WeightEdit, label: str, strength: float = 1.0) -> Arm:
     return Arm("edit", label, Editing(edit, strength), parameters)
 
 
-def require_fit(model: LanguageModel, tasks: Sequence[Task]) -> None:
-    """Refuse, with a DataError, tasks with items that do not fit into the model's context."""
-    for task in tasks:
-        task.require_fit(model)
-
-
 def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list[Condition]:
     """Every task under every arm, one condition per arm."""
-    require_fit(engine.model, tasks)
+    for task in tasks:
+        task.require_fit(engine.model)
     interventions = [arm.intervention for arm in arms]
     by_task = []
     with step("Tasks", len(tasks)) as advance:

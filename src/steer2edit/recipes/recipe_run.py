@@ -15,15 +15,7 @@ from steer2edit.evaluation.behaviours import behaviour
 from steer2edit.evaluation.registry import build_tasks
 from steer2edit.evaluation.reply_tasks import MathTask, is_right
 from steer2edit.evaluation.statistics import compare
-from steer2edit.evaluation.task import (
-    BASE_ARM,
-    Task,
-    TaskSettings,
-    edit_arm,
-    evaluate,
-    require_fit,
-    steering_arm,
-)
+from steer2edit.evaluation.task import BASE_ARM, Task, TaskSettings, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.recipe import Recipe
 from steer2edit.recipes.run import RUN, identity, search_and_report, vectors_once, write_run
@@ -93,7 +85,8 @@ def run_recipe(
     tasks = build_tasks(specs, settings)  # first: what cannot be read shall not cost a search
     if any(isinstance(task, MathTask) for task in tasks):
         is_right("1", "1")  # nor shall a package that is not installed
-    require_fit(model, [*tasks, *(task for part in behaviours_of(wanted) for task in part.tasks)])
+    for task in [*tasks, *(own for part in behaviours_of(wanted) for own in part.tasks)]:
+        task.require_fit(model)
     with RunFolder(out, RUN).opened(identity(recipe.behaviour, model, source)):
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
         _require_apart(recipe, vectors, tasks, options)

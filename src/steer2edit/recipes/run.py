@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts import load_edit, load_vectors, save_checkpoint, save_edit, save_vectors
+from steer2edit.artifacts.manifest import read_json
 from steer2edit.artifacts.run_folder import RunFolder, RunKind, write_json
 from steer2edit.core import Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, edited, merged
@@ -21,7 +22,7 @@ from steer2edit.evaluation.calibration import at_drift, calibrate
 from steer2edit.evaluation.likelihood_tasks import DriftTask
 from steer2edit.evaluation.metrics import for_card, metric_name
 from steer2edit.evaluation.statistics import paired
-from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, require_fit, steering_arm
+from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel, Sampling, generate, load_model, recorded_chat
 from steer2edit.models.reply import end_ids
 from steer2edit.recipes.making import Preview, make_edit, make_vectors, preview
@@ -46,17 +47,12 @@ def render_again(run: Path, page: Path | None = None) -> Path:
     Raises ArtifactError for a folder that is not of a run that has ended, and DataError for results that are none.
     """
     folder = run if (run / RESULTS_FILE).is_file() else run / "search"
-    try:
-        results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not (folder / RESULTS_FILE).exists():
         raise ArtifactError(
             f"there is no {RESULTS_FILE} in {run}: give the --out of a search, a comparison, a recipe or the demo that "
             "has ended."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / RESULTS_FILE} cannot be read: {error}. Run the search again.") from error
-    if not isinstance(results, dict):
-        raise ArtifactError(f"{folder / RESULTS_FILE} does not hold the results of a run. Run the search again.")
+        )
+    results = read_json(folder / RESULTS_FILE)
     page = page or folder / "report.html"
     if results.get("kind") == COMPARISON:
         write_comparison_page(results, page)
@@ -148,7 +144,8 @@ def run_behaviour(
         options.contrast or what, limit=options.limit, seed=options.seed, effects=True, robust=options.robust,
         max_new_tokens=options.max_new_tokens or ExtractOptions.max_new_tokens,
     )  # fmt: skip
-    require_fit(model, part.tasks)
+    for task in part.tasks:
+        task.require_fit(model)
     about = {**identity(what, model, source), "kl": options.kl, "search": options.search}
     with RunFolder(out, RUN).opened(about) as folder:
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)

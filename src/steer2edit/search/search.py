@@ -11,7 +11,6 @@ from steer2edit.editing import Factors, compute_factors, recommended
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import COST, Behaviour, TaskSettings, behaviour, behaviour_of, build_tasks
-from steer2edit.evaluation.task import require_fit
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.search.goal import Budget, Goal
 from steer2edit.search.space import Configuration, SearchSpace
@@ -160,7 +159,8 @@ def prepare_search(
     """
     options = options_for(vectors, options)
     validation, held_out = behaviours_of(options)
-    require_fit(model, [*validation.tasks, *held_out.tasks])
+    for task in (*validation.tasks, *held_out.tasks):
+        task.require_fit(model)
     benign = benign_means(model, options.spare) if options.spare else None
     require_apart(vectors, benign, validation, held_out)
     factors = compute_factors(model, vectors, benign=benign, **vars(accepting))

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts.run_folder import write_json
+from steer2edit.artifacts.run_folder import damage_explained, write_json
 from steer2edit.core import TUNED_BLOCKS, Editing, WeightEdit
 from steer2edit.editing import natural_strength
 from steer2edit.errors import ArtifactError
@@ -106,15 +106,12 @@ def read_trials(folder: Path) -> list[Trial]:
     """The trials that were kept, by worker, generation and index; an ArtifactError for a file that holds none."""
     trials = []
     for path in sorted(folder.glob("[!.]*-[0-9]*.json")):
-        try:
+        with damage_explained(path):
             stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["schema_version"] != SCHEMA_VERSION:
                 raise ArtifactError(f"{path} has schema version {stored['schema_version']}, not {SCHEMA_VERSION}.")
             worker = path.stem.rpartition("-")[0]
             trials += [Trial.from_json(one, worker) for one in stored["trials"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path} does not hold the trials of a search: {error}. Restore it, or remove it "
-                                "and run the search again.") from error  # fmt: skip
     return sorted(trials, key=lambda trial: (trial.worker, trial.generation, trial.index))
 
 

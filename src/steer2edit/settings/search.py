@@ -78,8 +78,6 @@ class SearchOptions(Checked):
             raise InvalidValueError(f"blocks must be attn, mlp or both, got {', '.join(self.blocks) or 'none'}.")
         if not self.worker or "/" in self.worker or not self.worker.isprintable():
             raise InvalidValueError(f"a worker's name must be usable in a file name, got {self.worker!r}.")
-        if self.seed < 0:
-            raise InvalidValueError(f"a seed must be >= 0, got {self.seed}.")
         if self.min_utility is not None and self.utility is None:
             raise InvalidValueError("--min-utility needs a task to measure: --utility TASK, e.g. commonsenseqa.")
 
@@ -190,8 +188,3 @@ class StressOptions(Checked):
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 24
     scorer: Scorer = "strict"
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seed < 0:
-            raise InvalidValueError(f"a seed must be >= 0, got {self.seed}.")

@@ -16,7 +16,7 @@ Behaviour = Annotated[
         "behaviour's folder, or a contrast file. By default what the vectors are of."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of what is random: splits of data files, and sampling.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of what is random: splits of data files, and sampling.")]
 Limit = Annotated[
     int | None,
     typer.Option(
