@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
 from steer2edit.estimates import Condition
-from steer2edit.search.curves import attribute_at
-from steer2edit.search.goal import Budget, Goal, compare_tradeoffs, hypervolume
+from steer2edit.search.curves import attribute_at, compare_tradeoffs, hypervolume
+from steer2edit.search.goal import Budget, Goal
 
 GOAL = Goal("refused", 1, Budget({"kl": 1.0}))
 unit = st.floats(0, 1, allow_nan=False)

@@ -18,7 +18,7 @@ from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.making import refit as make_anew
 from steer2edit.recipes.run import search_and_report
-from steer2edit.search import behaviours_of, options_for, prepare_search
+from steer2edit.search import prepare_search
 from steer2edit.settings import Accepting, RefitOptions, SearchOptions, StressOptions
 from steer2edit.tables import text_table
 
@@ -71,8 +71,7 @@ def search(
         BudgetError: nothing that was tried keeps the budget.
         NoiseError: the diagnosis calls the vectors noise.
     """
-    chosen = options_for(vectors, replace(options, behaviour=behaviour))
-    behaviours_of(chosen)
+    chosen = replace(options, behaviour=behaviour)
     with _folder(out) as folder:
         prepared = prepare_search(model, vectors, chosen, accepting=accepting)
         found = search_and_report(prepared, folder, lambda text, conditions: None)

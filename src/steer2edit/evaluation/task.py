@@ -36,8 +36,11 @@ class Measurement:
         return {name: estimate(values) for name, values in self.values.items()}
 
 
-def merged_measurements(measurements: Sequence[Measurement]) -> Measurement:
-    """One measurement of several tasks, or of several parts of one task: items of the same name are appended."""
+def merged_measurements(measurements: Sequence[Any]) -> Measurement:
+    """One measurement of several tasks, or of several parts of one task: items of the same name are appended.
+
+    Anything with values, replies and outcomes is one.
+    """
     merged: dict[str, dict[str, list[Any]]] = {"values": {}, "replies": {}, "outcomes": {}}
     for one in measurements:
         for kind, lists in merged.items():

@@ -153,21 +153,15 @@ EFFECT_KL = 0.03
 """Nats per token that an edit made of effects spends: its own scale has no meaning."""
 
 
-def make_contrast(model: LanguageModel, source: Source | ContrastSet, options: ExtractOptions) -> ContrastSet:
-    """The contrast set that vectors are made from; one that is there already as it is."""
-    if isinstance(source, ContrastSet):
-        return source
-    sampling = Sampling(options.max_new_tokens, options.temperature, seed=options.seed)
-    return load_contrast(
-        source, model, labeller=options.labeller, limit=options.limit, sampling=sampling, seed=options.seed
-    )  # fmt: skip
-
-
 def make_vectors(
     model: LanguageModel, options: ExtractOptions, source: Source | ContrastSet | None = None
 ) -> SteeringVectors:
     """The vectors that the options ask for, of `source` in place of what they name, with effects if wanted."""
-    contrast = make_contrast(model, options.source if source is None else source, options)
+    sampling = Sampling(options.max_new_tokens, options.temperature, seed=options.seed)
+    contrast = source if isinstance(source, ContrastSet) else load_contrast(
+        options.source if source is None else source, model,
+        labeller=options.labeller, limit=options.limit, sampling=sampling, seed=options.seed,
+    )  # fmt: skip
     found = extract(
         model, contrast, block_outputs=options.block_outputs, direction=options.direction, span=options.span
     )

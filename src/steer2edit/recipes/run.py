@@ -16,12 +16,12 @@ from steer2edit.core import Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, edited, merged
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import ArtifactError
-from steer2edit.estimates import CHANGE, POINTS, Condition
+from steer2edit.estimates import CHANGE, POINTS, Condition, Estimate
 from steer2edit.evaluation.behaviours import Behaviour, behaviour
 from steer2edit.evaluation.calibration import at_drift, calibrate
 from steer2edit.evaluation.likelihood_tasks import DriftTask
 from steer2edit.evaluation.metrics import for_card, metric_name
-from steer2edit.evaluation.statistics import paired
+from steer2edit.evaluation.statistics import compare
 from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel, Sampling, generate, load_model, recorded_chat
 from steer2edit.models.reply import end_ids
@@ -237,14 +237,11 @@ class _Run:
 
     def _ahead(self, edit: Condition, steering: Condition) -> dict[str, Any]:
         """Edit less steering, item by item, in every metric but those that compare with the base."""
-        gaps = {}
-        for name in edit.values:
+        gaps: dict[str, Any] = compare([steering, edit])[0]["differences"]
+        for name, gap in gaps.items():
             metric = metric_name(name)
-            if not metric.against_base:
-                gap = paired(edit.values[name], steering.values[name])
-                notation = POINTS if metric.scale == "share" else CHANGE
-                self.narrate(f"{metric.short}, edit less steering: {notation.text(gap, n=True)}.", [])
-                gaps[name] = gap.to_json()
+            notation = POINTS if metric.scale == "share" else CHANGE
+            self.narrate(f"{metric.short}, edit less steering: {notation.text(Estimate(**gap), n=True)}.", [])
         return gaps
 
 

@@ -13,8 +13,7 @@ from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
 from steer2edit.evaluation import COST, Calibration, attribute_of
 from steer2edit.evaluation.judge import prompt_text
 from steer2edit.report.html import visible_json
-from steer2edit.search.curves import Figure, Plan
-from steer2edit.search.goal import TradeoffComparison
+from steer2edit.search.curves import Figure, Plan, TradeoffComparison
 from steer2edit.steering.diagnosis import SiteDiagnosis
 
 

@@ -109,25 +109,17 @@ def _rates_figure(lines: Sequence[tuple[str, Line]], arms: Sequence[ArmRecord]) 
     figure, names = go.Figure(), [plot_text(name) for name, _ in lines]
     for place, arm in enumerate(arms):
         found = [(i, line.arms.get(_label(line, arm))) for i, (_, line) in enumerate(lines)]
-        ends = [
-            (i, e.n, 100 * e.low, 100 * e.value, 100 * e.high)
-            for i, e in found
-            if e is not None and e.low is not None and e.value is not None and e.high is not None
-        ]
+        shown = [(i, e) for i, e in found if e is not None and None not in (e.low, e.value, e.high)]
+        ends = [(100 * (e.low or 0), 100 * (e.value or 0), 100 * (e.high or 0)) for _, e in shown]
         colour, symbol = _KINDS[arm.kind]
         figure.add_scatter(
-            x=[value for _, _, _, value, _ in ends],
-            y=[i + 0.22 * (place - (len(arms) - 1) / 2) for i, *_ in ends],
-            error_x={
-                "array": [high - value for *_, value, high in ends],
-                "arrayminus": [value - low for _, _, low, value, _ in ends],
-                "thickness": 1.5,
-                "width": 0,
-            },
+            x=[value for _, value, _ in ends],
+            y=[i + 0.22 * (place - (len(arms) - 1) / 2) for i, _ in shown],
+            error_x=themes.error_bars(ends, colour, width=0),
             mode="markers",
             name=plot_text(arm.label),
             marker={"color": colour, "symbol": symbol, "size": 8},
-            customdata=[[n, names[i]] for i, n, *_ in ends],
+            customdata=[[e.n, names[i]] for i, e in shown],
             hovertemplate="<b>%{customdata[1]}</b><br>%{x:.1f} %, n = %{customdata[0]}<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from steer2edit.estimates import CHANGE, NUMBER, PERCENT, POINTS, Condition, Estimate, Value
 from steer2edit.evaluation import COST, metric_name
 from steer2edit.evaluation.statistics import CONFIDENCE
+from steer2edit.search.goal import Goal
 
 RESAMPLES = 2000
 _STEPS = 200  # of an area
@@ -147,12 +148,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Curve:
-    gains: Float[Array, "r p"]
-    costs: Mapping[str, Float[Array, "r p"]]
-
-
-@dataclass(frozen=True)
 class _Answer:
     """One figure of one curve, in every resample, and why there is none."""
 
@@ -178,23 +173,17 @@ def method_figures(
     """
     counts: dict[object, Array] = {}
     generator = np.random.default_rng(seed)
-    curves = {name: _Curve(np.empty(0), {}) for name in methods}
+    flat, drawn = [base, *(condition for own in methods.values() for condition in own)], {}
     for metric in dict.fromkeys((plan.attribute, COST, *plan.second)):
-        flat = [base, *(condition for own in methods.values() for condition in own)]
-        values = item_values(flat, metric)
-        key = items[metric]
+        values, key = item_values(flat, metric), items[metric]
         if key not in counts:
             counts[key] = draw_counts(values.shape[1], resamples, generator)
-        means, begin = _as_cost(resampled_means(values, counts[key]), metric, plan), 1
-        for name, own in methods.items():
-            points = np.concatenate([means[:, :1], means[:, begin : begin + len(own)]], axis=1)
-            begin += len(own)
-            known = curves[name]
-            is_gain = metric == plan.attribute
-            costs = known.costs if is_gain else {**known.costs, metric: points}
-            curves[name] = _Curve(points if is_gain else known.gains, costs)
+        drawn[metric] = _as_cost(resampled_means(values, counts[key]), metric, plan)
+    found, begin = {}, 1
+    for name, own in methods.items():
+        points = [0, *range(begin, begin := begin + len(own))]
+        found[name] = _answers({metric: means[:, points] for metric, means in drawn.items()}, plan)
     n = len(base.values[plan.attribute])
-    found = {name: _answers(curve, plan) for name, curve in curves.items()}
     return {
         name: {key: _figure(answer, found["steering"][key].found, n) for key, answer in own.items()}
         for name, own in found.items()
@@ -208,28 +197,29 @@ def _as_cost(means: Float[Array, "r p"], metric: str, plan: Plan) -> Float[Array
     return means[:, :1] - means if metric in plan.falling else means
 
 
-def _answers(curve: _Curve, plan: Plan) -> dict[str, _Answer]:
-    share, kl = metric_name(plan.attribute).scale == "share", curve.costs[COST]
+def _answers(curve: Mapping[str, Float[Array, "r p"]], plan: Plan) -> dict[str, _Answer]:
+    """The figures of a curve, which has the points of every metric."""
+    share, kl, gains = metric_name(plan.attribute).scale == "share", curve[COST], curve[plan.attribute]
     answers: dict[str, _Answer] = {}
     for target in plan.kls:  # a resample whose curve has ended before counts with its last point
-        gains = [attribute_at(min(target, c.max()), g, c) for g, c in zip(curve.gains, kl, strict=True)]
-        end, found = float(kl[0].max()), plan.direction * np.array(gains)
+        at = [attribute_at(min(target, c.max()), g, c) for g, c in zip(gains, kl, strict=True)]
+        end, found = float(kl[0].max()), plan.direction * np.array(at)
         found[0] = np.nan if end < target else found[0]
         reason = f"its curve ends at KL {end:.3g}" if end < target else ""
         answers[f"at kl {target:g}"] = _Answer(f"at KL {target:g}", share, "difference", found, reason)
     brief = {COST: "KL", **{m: metric_name(m).brief + " lost" * (m in plan.falling) for m in plan.second}}
     for metric in plan.second:
         if metric_name(metric).scale == "share":
-            found = plan.direction * best_within(curve.gains, [curve.costs[metric], kl], [SECOND_LIMIT, LARGEST_KL])
+            found = plan.direction * best_within(gains, [curve[metric], kl], [SECOND_LIMIT, LARGEST_KL])
             reason = "" if np.isfinite(found[0]) else "it costs more everywhere"
             label = f"at ≤ {SECOND_LIMIT:.0%} {brief[metric]}"
             answers[f"within {metric} {SECOND_LIMIT:g}"] = _Answer(label, share, "difference", found, reason)
     if plan.reach is not None:
-        found = first_reach(curve.gains, kl, plan.reach)
-        reason = "" if np.isfinite(found[0]) else f"it reaches {curve.gains[0].max():.0%} at most"
+        found = first_reach(gains, kl, plan.reach)
+        reason = "" if np.isfinite(found[0]) else f"it reaches {gains[0].max():.0%} at most"
         answers[f"kl at {plan.reach:g}"] = _Answer(f"KL at {plan.reach:.0%}", False, "ratio", found, reason)
     for metric, name in brief.items():
-        found = curve_area(curve.gains, curve.costs[metric], plan.kls[-1] if metric == COST else _SECOND_WIDTH)
+        found = curve_area(gains, curve[metric], plan.kls[-1] if metric == COST else _SECOND_WIDTH)
         answers[f"area {metric}"] = _Answer(f"area over {name}", False, "ratio", found)
     return answers
 
@@ -249,3 +239,75 @@ def figure_text(found: Estimate, share: bool, sign: bool = False) -> str:
     """`52 % [46, 58]`, `0.0123 [0.01, 0.0152]`; with signs, of a difference: `+29 points [+20, +38]`."""
     notation = (POINTS if sign else PERCENT) if share else (CHANGE if sign else NUMBER)
     return "–" if found.value is None else notation.text(found)
+
+
+@dataclass(frozen=True)
+class TradeoffComparison:
+    """Edits against steering on the same items."""
+
+    hypervolume_edits: float  # area that the edits dominate, between the base's attribute and the largest cost
+    hypervolume_steering: float  # the area below steering's curve, which may take any strength between those measured
+    ratio: Estimate  # of the two, with a bootstrap interval; `None` where steering dominates nothing
+    at_equal_cost: Estimate  # the chosen edit's attribute less that of steering interpolated at the edit's own cost
+    relative: Estimate  # `at_equal_cost` by steering's attribute there
+    largest_cost: float  # where the area ends
+
+
+def hypervolume(gains: Sequence[float], costs: Sequence[float], base_gain: float, largest_cost: float) -> float:
+    """Area dominated by points (gain ↑, cost ↓) in [base_gain, ∞) × [0, largest_cost], as a share of that width.
+
+    Σ over the front, by growing cost, of (gain − best gain before) · (largest_cost − cost) / largest_cost
+    """
+    area, best = 0.0, base_gain
+    within = [(cost, gain) for cost, gain in zip(costs, gains, strict=True) if cost <= largest_cost]  # no NaN either
+    for cost, gain in sorted(within, key=lambda point: (point[0], -point[1])):
+        if gain > best:
+            area += (gain - best) * (largest_cost - cost) / largest_cost
+            best = gain
+    return area
+
+
+def compare_tradeoffs(
+    base: Condition,
+    steering: Sequence[Condition],
+    edits: Sequence[Condition],
+    chosen: int,
+    goal: Goal,
+    *,
+    largest_cost: float | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> TradeoffComparison:
+    """Compare two sets of conditions that were measured on the same items; `chosen` is an index in `edits`.
+
+    The bootstrap draws items with replacement, the same for all conditions, and computes everything again; which
+    conditions are compared was settled before, on validation items. The area ends at the largest cost of any condition
+    unless one is given.
+    """
+    conditions = [base, *steering, *edits]
+    gain_items, cost_items = (item_values(conditions, name) for name in (goal.attribute, goal.cost))
+    rng = np.random.default_rng(seed)
+    gains, costs = (
+        resampled_means(items, draw_counts(items.shape[1], resamples, rng))
+        for items in (gain_items * goal.direction, cost_items)
+    )
+    limit = largest_cost or float(np.nanmax(costs[0]))
+    split = 1 + len(steering)
+    by_cost = np.argsort(costs[0, :split], kind="stable")
+    steered = curve_area(gains[:, by_cost], costs[:, by_cost], limit)
+    rows = [_figures(g, c, split, chosen, limit) for g, c in zip(gains, costs, strict=True)]
+    own, at_equal, relative = np.array(rows).T
+    n = int(np.isfinite(gain_items).all(axis=0).sum())  # items that were scored under every condition
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = own / steered  # infinite where only the edits gain, NaN (left out) where nothing does
+    return TradeoffComparison(
+        float(own[0]), float(steered[0]), interval(ratio, n), interval(at_equal, n), interval(relative, n), limit
+    )
+
+
+def _figures(gains: Array, costs: Array, split: int, chosen: int, limit: float) -> tuple[float, float, float]:
+    """(hypervolume of the edits, the chosen one's gain over steering at its cost, the same by steering's)."""
+    own = hypervolume(gains[split:].tolist(), costs[split:].tolist(), float(gains[0]), limit)
+    gain, cost = float(gains[split:][chosen]), float(costs[split:][chosen])
+    matched = attribute_at(cost, gains[:split].tolist(), costs[:split].tolist(), beyond=True)
+    return own, gain - matched, (gain - matched) / abs(matched) if matched else math.nan

@@ -17,7 +17,8 @@ from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.evaluation.metrics import for_card
 from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.progress import step
-from steer2edit.search.goal import Goal, TradeoffComparison, compare_tradeoffs, pareto_front
+from steer2edit.search.curves import TradeoffComparison, compare_tradeoffs
+from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.search import Search
 from steer2edit.search.space import propose
 from steer2edit.search.study import Study

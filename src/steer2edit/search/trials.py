@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,6 @@ from steer2edit.errors import ArtifactError
 from steer2edit.estimates import Condition, Estimate, Value
 from steer2edit.evaluation import Behaviour, DriftTask, Secant, merged_measurements
 from steer2edit.evaluation.statistics import estimate
-from steer2edit.evaluation.task import Measurement
 from steer2edit.method import Hyperparameters
 from steer2edit.models import Sampling
 from steer2edit.search.goal import Goal, ranked
@@ -67,7 +66,7 @@ class Trial:
 
     @property
     def complete(self) -> bool:
-        """Whether it was measured on all validation items."""
+        """Whether it was measured on all validation items; while its generation is, that it was not stopped yet."""
         return self.stopped is None
 
     @cached_property
@@ -127,31 +126,6 @@ DEGENERATE = "degenerate"
 SANITY_METRIC = "sanity_kl"
 
 
-@dataclass
-class _Candidate:
-    """A configuration on its way through the rungs."""
-
-    index: int
-    parameters: Parameters
-    hyperparameters: Hyperparameters
-    scale: float
-    edit: WeightEdit
-    share: float = 0.0
-    stopped: str | None = None
-    parts: list[Measurement] = field(default_factory=list)
-
-    @property
-    def found(self) -> Measurement:
-        return merged_measurements(self.parts)
-
-    def trial(self, generation: int, worker: str) -> Trial:
-        found = self.found
-        return Trial(
-            generation, self.index, self.parameters, self.hyperparameters, self.share, self.stopped, found.values,
-            found.replies, found.outcomes, worker, self.scale,
-        )  # fmt: skip
-
-
 def measure_generation(
     search: Search, proposals: Sequence[Parameters], generation: int, *, drifts: tuple[float, float] | None = None
 ) -> list[Trial]:
@@ -176,14 +150,16 @@ def measure_generation(
         chosen = [dict(zip(shares, spent, strict=True)).get(i, own) for i, own in enumerate(chosen)]
     configurations = list(zip(proposals, chosen, scales, strict=True))
     edits = search.edits(configurations)
-    candidates = [_Candidate(i, *c, e) for i, (c, e) in enumerate(zip(configurations, edits, strict=True))]
-    _filter(search, candidates, sanity, drifts or search.sane_drifts)
-    alive = [c for c in candidates if c.stopped is None]
+    trials = [
+        Trial(generation, index, point, chosen, 0.0, None, {}, worker=search.options.worker, scale=scale)
+        for index, (point, chosen, scale) in enumerate(configurations)
+    ]
+    _filter(search, trials, edits, sanity, drifts or search.sane_drifts)
     for begin, end in pairwise((0.0, *RUNGS)):
-        _measure(search, alive, begin, end)
+        _measure(search, trials, edits, begin, end)
         if end < 1:
-            alive = _halved(alive, goal, end)
-    return [candidate.trial(generation, search.options.worker) for candidate in candidates]
+            _halve(trials, goal, end)
+    return trials
 
 
 def effect_scale(search: Search, shape: Hyperparameters) -> float:
@@ -218,45 +194,50 @@ def spend(
     return [h.scaled(s.best.strength) if s.best.steps else h for h, s in zip(shapes, secants, strict=True)]
 
 
-def _filter(search: Search, candidates: Sequence[_Candidate], sanity: DriftTask, drifts: tuple[float, float]) -> None:
-    for candidate in candidates:
-        if candidate.edit.is_empty:
-            candidate.stopped = NO_EDIT
-    left = [c for c in candidates if c.stopped is None]
-    for candidate, found in zip(left, sanity.measure(search.engine, [Editing(c.edit) for c in left]), strict=True):
-        candidate.parts.append(Measurement({SANITY_METRIC: found.values["kl"]}))
-        drift = found.metrics["kl"]
+def _filter(
+    search: Search, trials: list[Trial], edits: Sequence[WeightEdit], sanity: DriftTask, drifts: tuple[float, float]
+) -> None:
+    """Stop what does nothing, or too much, on the sanity requests."""
+    trials[:] = [replace(t, stopped=NO_EDIT if edit.is_empty else None) for t, edit in zip(trials, edits, strict=True)]
+    alive = _alive(trials)
+    measured = sanity.measure(search.engine, [Editing(edits[trial.index]) for trial in alive])
+    for trial, found in zip(alive, measured, strict=True):
+        values, drift, on = found.values["kl"], found.metrics["kl"].value, f"on {len(sanity)} short benign requests"
         # a request that the base answers with nothing is `None`: it says nothing about the edit
-        broken = any(value is not None and not math.isfinite(value) for value in found.values["kl"])
-        if drift.value is None or broken:
-            candidate.stopped = f"{DEGENERATE}: KL not finite on {len(sanity)} short benign requests"
-        elif drift.value > drifts[1]:
-            candidate.stopped = f"{DEGENERATE}: KL {drift.value:.2f} on {len(sanity)} short benign requests"
-        elif drift.value < drifts[0]:
-            candidate.stopped = f"{NO_EDIT}: KL {drift.value:.4f} on {len(sanity)} short benign requests"
+        stopped = None
+        if drift is None or any(value is not None and not math.isfinite(value) for value in values):
+            stopped = f"{DEGENERATE}: KL not finite {on}"
+        elif drift > drifts[1]:
+            stopped = f"{DEGENERATE}: KL {drift:.2f} {on}"
+        elif drift < drifts[0]:
+            stopped = f"{NO_EDIT}: KL {drift:.4f} {on}"
+        trials[trial.index] = replace(trial, values={SANITY_METRIC: values}, stopped=stopped)
 
 
-def _measure(search: Search, alive: Sequence[_Candidate], begin: float, end: float) -> None:
-    """Measure the candidates on the items between two shares."""
-    if not alive:
+def _alive(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.complete]
+
+
+def _measure(search: Search, trials: list[Trial], edits: Sequence[WeightEdit], begin: float, end: float) -> None:
+    """Measure what was not stopped on the items between two shares."""
+    if not (alive := _alive(trials)):
         return
-    part, edits = search.validation.part(begin, end), [Editing(c.edit) for c in alive]
-    by_task = [task.measure(search.engine, edits) for task in part.tasks if len(task)]
-    for index, candidate in enumerate(alive):
-        candidate.parts.append(merged_measurements([found[index] for found in by_task]))
-        candidate.share = end
+    part, own = search.validation.part(begin, end), [Editing(edits[trial.index]) for trial in alive]
+    by_task = [task.measure(search.engine, own) for task in part.tasks if len(task)]
+    for trial, *found in zip(alive, *by_task, strict=True):
+        trials[trial.index] = replace(trial, share=end, **vars(merged_measurements([trial, *found])))
 
 
-def _halved(alive: Sequence[_Candidate], goal: Goal, share: float) -> list[_Candidate]:
-    metrics = [c.found.metrics for c in alive]
-    if all(goal.point(m) is None for m in metrics):  # so few items that none came up yet: nothing tells them apart
-        return list(alive)
-    order = ranked(metrics, goal)
-    kept = set(order[: max(_FEWEST, -(-len(alive) // 2))])
-    for index, candidate in enumerate(alive):
-        if index not in kept and candidate.parameters:
-            candidate.stopped = f"less promising than half of its generation after {share:.0%} of the items"
-    return [c for c in alive if c.stopped is None]
+def _halve(trials: list[Trial], goal: Goal, share: float) -> None:
+    """Stop the less promising half of what was not stopped."""
+    alive = _alive(trials)
+    if all(goal.point(t.metrics) is None for t in alive):
+        return  # so few items that none came up yet: nothing tells them apart
+    kept = ranked([t.metrics for t in alive], goal)[: max(_FEWEST, -(-len(alive) // 2))]
+    for place, trial in enumerate(alive):
+        if place not in kept and trial.parameters:
+            why = f"less promising than half of its generation after {share:.0%} of the items"
+            trials[trial.index] = replace(trial, stopped=why)
 
 
 def sanity_task(behaviour: Behaviour, count: int = 8, max_new_tokens: int = 12) -> DriftTask:
