@@ -1,7 +1,6 @@
 """Vectors that are noise are refused unless forced, block by block; an edit that changes nothing is an error."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +14,6 @@ from steer2edit.editing import compute_factors, convert
 from steer2edit.errors import InvalidValueError, NoiseError
 from steer2edit.method import Hyperparameters, Rules
 from steer2edit.models import LanguageModel
-from steer2edit.search import prepare_search
-from steer2edit.settings import Accepting, SearchOptions
 
 BOTH = Hyperparameters(0.1, 0.1, 0.1)
 ATTN = {Site(layer, "attn") for layer in range(3)}
@@ -59,18 +56,6 @@ def test_single_noisy_sites_are_edited_and_named(model: LanguageModel) -> None:
     (sentence,) = LeftOut.of(edit.metadata).sentences
     assert sentence == "Edited, although the diagnosis calls their vectors noise: L1.attn, L2.mlp (2 sites)."
     assert edit.sites[Site(1, "attn")].row.any()
-
-
-def test_a_search_over_a_block_of_noise_is_refused_before_it_begins(model: LanguageModel) -> None:
-    vectors = judged(model, ATTN)
-    small: dict[str, Any] = {"behaviour": "safety", "limit": 2, "max_new_tokens": 2}
-    with pytest.raises(NoiseError, match="attn"):
-        prepare_search(model, vectors, SearchOptions(**small))
-    assert prepare_search(model, vectors, SearchOptions(**small, blocks=("mlp",))).space.blocks == ("mlp",)
-    assert prepare_search(model, vectors, SearchOptions(**small), accepting=Accepting(force=True)).space.blocks == (
-        "attn",
-        "mlp",
-    )
 
 
 def largest(model: LanguageModel, vectors: SteeringVectors, block: str) -> float:

@@ -378,7 +378,8 @@ class TestSplits:
     def test_empty_split(self, jsonl: Any) -> None:
         table = read_table(jsonl({"prompt": "a", "split": "train"}, *self.ROWS[:1]))
         with pytest.raises(
-            DataError, match=r"no rows of the split 'held_out' \(found train: 1, validation: 1\)\. Ask for another"
+            DataError,
+            match=r"no rows of the split 'held_out' \(found train: 1, validation: 1\)\. Mark some so, ask",
         ):
             table.split("held_out")
 

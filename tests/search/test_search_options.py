@@ -10,7 +10,7 @@ import torch
 from tiny_search import random_vectors, tiny_model
 
 from steer2edit.core import SteeringVectors
-from steer2edit.errors import DataError, InvalidValueError, MismatchError
+from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.models import LanguageModel
 from steer2edit.search import prepare_search
 from steer2edit.search.goal import Budget
@@ -147,3 +147,15 @@ def test_unknown_names(model: LanguageModel, vectors: SteeringVectors) -> None:
         prepare_search(model, vectors, SearchOptions(**SMALL, utility="safety"))
     with pytest.raises(InvalidValueError, match="length reports none"):
         prepare_search(model, vectors, SearchOptions(**SMALL, utility="length", min_utility=0.5))
+
+
+def test_a_search_over_a_block_of_noise_is_refused_before_it_begins(
+    model: LanguageModel, vectors: SteeringVectors
+) -> None:
+    sites = {str(site): {"noise": site.block == "attn"} for site in vectors.sites}
+    noisy = replace(vectors, diagnosis={"summary": "as said", "sites": sites})
+    with pytest.raises(NoiseError, match="attn"):
+        prepare_search(model, noisy, SearchOptions(**SMALL))
+    assert prepare_search(model, noisy, SearchOptions(**SMALL, blocks=("mlp",))).space.blocks == ("mlp",)
+    forced = prepare_search(model, noisy, SearchOptions(**SMALL), accepting=Accepting(force=True))
+    assert forced.space.blocks == ("attn", "mlp")

@@ -139,15 +139,15 @@ class LanguageModel:
         for site, (d, m) in shapes.items():
             if site not in self.sites:
                 raise MismatchError(
-                    f"these {what} have {site}, but {self.name!r} has no such site: they are for another model. "
-                    "Use that."
+                    f"these {what} have {site}, but {self.name!r} has no such site. Use the model that "
+                    "they were made for."
                 )
             own = self.sites[site].shape
             if d != own[0] or m not in (None, own[1]):
                 wanted = f"outputs of {d} entries" if m is None else f"a weight of shape {[d, m]}"
                 raise MismatchError(
-                    f"{site}: these {what} are for {wanted}, but {self.name!r} has {list(own)}: they are for another "
-                    "model. Use that."
+                    f"{site}: these {what} are for {wanted}, but {self.name!r} has {list(own)}. Use the model "
+                    "that they were made for."
                 )
         missing = [str(site) for site in self.sites if site not in shapes]
         if complete and missing:
