@@ -10,9 +10,12 @@ from rich.cells import cell_len
 
 _TOKENS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[+\-−]?[\d.,]+ (?:%|points|tokens)|\S+")
 _GAP = "  "
-# C0 without tab and newline, DEL, C1, zero-width space, line separators, bidirectional overrides and isolates, lone
-# surrogates. Zero-width joiners stay: Persian, Hindi and emoji need them.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
+# C0 without tab and newline, DEL, C1, zero-width space, line separators, bidirectional marks, overrides and isolates,
+# lone surrogates, tags. Zero-width joiners stay: Persian, Hindi and emoji need them.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
 
 Cells = Sequence[Sequence[str]]
 

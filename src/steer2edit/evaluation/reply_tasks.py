@@ -1,7 +1,8 @@
 """Tasks on generated replies: refusal, length, degeneration, mathematics."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -24,9 +25,9 @@ class ReplyTask(Task):
     sampling: Sampling = Sampling(max_new_tokens=24)  # greedy, and the usual length
     instruction: ClassVar[str] = ""  # behind every request
 
-    def _judged(self, item: Any, reply: Reply) -> tuple[Value, ...]:
-        """The values of an item, in the order of `kinds`."""
-        raise NotImplementedError
+    @abstractmethod
+    def _judged(self, items: Sequence[Any], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
+        """The values of every item and its reply, in the order of `kinds`."""
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -40,12 +41,15 @@ class ReplyTask(Task):
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """All metrics, with the replies."""
+        by_intervention = replies_to(engine, self.prompts, interventions, self.sampling)
+        # all at once: a judge asks about many replies at a time, and about equal ones once
+        every = [reply for replies in by_intervention for reply in replies]
+        judged = iter(self._judged(list(self.items) * len(interventions), every))
         return [
             Measurement(
-                self.by_metric([self._judged(*pair) for pair in zip(self.items, replies, strict=True)]),
-                {self.set_name: [reply.shown for reply in replies]},
+                self.by_metric([next(judged) for _ in replies]), {self.set_name: [reply.shown for reply in replies]}
             )
-            for replies in replies_to(engine, self.prompts, interventions, self.sampling)
+            for replies in by_intervention
         ]
 
 
@@ -58,15 +62,12 @@ class VerdictTask(ReplyTask):
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """Its metric, with the replies and what each was judged to be."""
-        by_intervention = replies_to(engine, self.items, interventions, self.sampling)
-        # all at once: a judge asks about many replies at a time, and about equal ones once
-        every = [reply for replies in by_intervention for reply in replies]
-        verdicts = iter(self.scorer.score(list(self.items) * len(interventions), every))
-        return [
-            Measurement({self.metric_names[0]: own}, {self.name: [reply.shown for reply in replies]}, {self.name: own})
-            for replies in by_intervention
-            for own in [[next(verdicts) for _ in replies]]
-        ]
+        found, (metric,) = super().measure(engine, interventions), self.metric_names
+        verdicts = [[None if value is None else bool(value) for value in one.values[metric]] for one in found]
+        return [replace(one, outcomes={self.name: own}) for one, own in zip(found, verdicts, strict=True)]
+
+    def _judged(self, items: Sequence[Prompt], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
+        return [(verdict,) for verdict in self.scorer.score(items, replies)]
 
 
 class RefusalTask(VerdictTask):
@@ -87,8 +88,8 @@ class LengthTask(ReplyTask):
     kinds: ClassVar[tuple[str, ...]] = ("reply_tokens", "finished")
     suffix = "requests"
 
-    def _judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
-        return float(len(reply.ids)) if reply.ids else None, reply.finished
+    def _judged(self, items: Sequence[Prompt], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
+        return [(float(len(reply.ids)) if reply.ids else None, reply.finished) for reply in replies]
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,14 @@ class ThinkingTask(LengthTask):
     kinds = ("thought_tokens", "answer_tokens")
     suffix = "thinking"
 
-    def _judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
-        thought = None if reply.thought is None else float(len(reply.thought_ids))
-        return thought, None if reply.answer is None else float(len(reply.answer_ids))
+    def _judged(self, items: Sequence[Prompt], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
+        return [
+            (
+                None if reply.thought is None else float(len(reply.thought_ids)),
+                None if reply.answer is None else float(len(reply.answer_ids)),
+            )
+            for reply in replies
+        ]
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,8 @@ class DegenerationTask(ReplyTask):
     kinds = ("repetition", "empty", "unfinished")
     suffix = "degeneration"
 
-    def _judged(self, item: Prompt, reply: Reply) -> tuple[Value, ...]:
-        return repeated_share(reply.answer_ids), is_empty(reply), not reply.finished
+    def _judged(self, items: Sequence[Prompt], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
+        return [(repeated_share(reply.answer_ids), is_empty(reply), not reply.finished) for reply in replies]
 
 
 @dataclass(frozen=True)
@@ -136,9 +142,13 @@ class MathTask(ReplyTask):
         """The problem."""
         return item.problem
 
-    def _judged(self, item: MathProblem, reply: Reply) -> tuple[Value, ...]:
-        right = None if item.answer is None or reply.answer is None else is_right(item.answer, reply.answer)
-        return right if right is None else right and reply.finished, reply.finished
+    def _judged(self, items: Sequence[MathProblem], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
+        return [(_solved(*pair), pair[1].finished) for pair in zip(items, replies, strict=True)]
+
+
+def _solved(problem: MathProblem, reply: Reply) -> bool | None:
+    right = None if problem.answer is None or reply.answer is None else is_right(problem.answer, reply.answer)
+    return right if right is None else right and reply.finished
 
 
 def is_empty(reply: Reply) -> bool | None:

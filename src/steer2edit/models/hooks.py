@@ -201,7 +201,8 @@ class SiteUpdate:
         at_once = max(1, _AT_ONCE[y.device.type == "cpu"] // (x_rows.shape[1] * x_rows.shape[2]))
         if at_once >= len(y_rows):
             self._add(x_rows, y_rows)
-        for begin in range(0, len(y_rows) if at_once < len(y_rows) else 0, at_once):
+            return y_rows.view(y.shape)
+        for begin in range(0, len(y_rows), at_once):
             part = slice(begin, begin + at_once)
             factors = (v if v is None or len(v) == 1 else v[part] for v in (self.a, self.u, self.shift))
             SiteUpdate(1, *factors)._add(x_rows[part], y_rows[part])
