@@ -12,6 +12,7 @@ from steer2edit.tables import visible
         ("\x1b[31mred\x1b[0m", "⟨U+001B⟩[31mred⟨U+001B⟩[0m"),
         ("a\x00b\x7fc\x9bd", "a⟨U+0000⟩b⟨U+007F⟩c⟨U+009B⟩d"),
         ("\u202egnp.exe", "⟨U+202E⟩gnp.exe"),
+        ("\u061cb\u200fc\U000e0041d", "⟨U+061C⟩b⟨U+200F⟩c⟨U+E0041⟩d"),
         ("\ud800", "⟨U+D800⟩"),
         ("one\r\ntwo\n\tthree", "one\ntwo\n\tthree"),
         ("a\rb", "a⟨U+000D⟩b"),
