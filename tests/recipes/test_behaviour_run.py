@@ -14,7 +14,7 @@ from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition
 from steer2edit.evaluation.statistics import paired
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.recipes import run_behaviour
+from steer2edit.recipes import preview, run_behaviour
 from steer2edit.settings import RunOptions
 from tiny_chat import tiny_chat_model
 
@@ -93,7 +93,10 @@ def test_a_contrast_file_is_measured_by_preference(
         standalone_mode=False,
     )
     shown = capsys.readouterr().out
-    assert "replies differ" in shown
+    loaded = load_model(str(tmp_path / "tiny"))
+    seen = preview(loaded, load_vectors(out / "vectors.safetensors"), load_edit(out / "edit"))
+    assert f"s] Preview\n{seen!r}\n" in shown  # what `convert` shows
+    assert [shown.count(f"\n    {label}: ") for label in ("base", "steering 0.3", "edit")] == [4, 4, 4]
     results = json.loads((out / "results.json").read_text())
     base, _, edited = (Condition.from_json(c) for c in results["held_out"]["conditions"])
     margin = next(name for name in base.metrics if name.endswith("margin"))

@@ -82,8 +82,12 @@ def smollm2() -> LanguageModel:
 
 def test_a_recipe_runs_from_start_to_end(recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    results = run_recipe(recipe, tiny(), out, Told(), OPTIONS)
+    told = Told()
+    results = run_recipe(recipe, tiny(), out, told, OPTIONS)
 
+    (shown,) = (text for text in told.texts if text.startswith("Preview\n"))
+    assert "\n    edit: " in shown
+    assert "\nLog-odds of the wanted responses" in shown
     assert load_vectors(out / "vectors.safetensors").metadata["contrast"]["name"] == "contrast.jsonl"
     assert json.loads((out / "search" / "results.json").read_text()) == json.loads(json.dumps(results))
     assert results["recipe"]["title"] == "A tiny recipe"

@@ -74,11 +74,14 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def narrator(begun: float | None = None) -> "Callable[[str, Sequence[Condition]], None]":
-    """Prints what a run has found, and conditions side by side; with the time since `begun`, if that is given."""
+    """Prints what a run has found under its first line, and conditions side by side; with the time since `begun`."""
 
     def narrate(text: str, conditions: "Sequence[Condition]") -> None:
         passed = "" if begun is None else f"[{time.perf_counter() - begun:4.0f} s] "
-        say(f"\n{passed}{text}", style="bold")
+        heading, *others = text.split("\n", 1)
+        say(f"\n{passed}{heading}", style="bold")
+        for other in others:
+            say(other)
         if conditions:
             print_conditions(conditions)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steer2edit.cli.console import OUT, print_conditions, print_table, say
+from steer2edit.cli.console import OUT, narrator, print_conditions, print_table, say
 from steer2edit.cli.edit_output import print_edit
 from steer2edit.cli.late import artifacts, evaluation, models, recipes
 from steer2edit.cli.options import EditArgument, ModelArgument, OverwriteOption, VectorsArgument, load
@@ -47,8 +47,7 @@ def convert(
         artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
         seen = None if OUT.quiet else recipes.preview(loaded, loaded_vectors, edit)
     found = print_edit(edit, out, top=10)
-    say("\nPreview", style="bold")
-    say(repr(seen) if seen else "There is none: these vectors bring no validation rows to look at the edit with.")
+    narrator()(recipes.told(seen), [])
     return found
 
 

@@ -203,10 +203,8 @@ def compare(
     Args:
         edit: A further edit, such as a search's; several times.
     """
-    loaded_vectors, edits = (
-        artifacts.load_vectors(vectors),
-        {path.resolve().name: artifacts.load_edit(path) for path in edit or ()},
-    )
+    loaded_vectors = artifacts.load_vectors(vectors)
+    edits = {path.resolve().name: artifacts.load_edit(path) for path in edit or ()}
     if len(edits) < len(edit or ()):
         raise typer.BadParameter("two --edit have the same name: rename a directory.")
     options = late.search.options_for(loaded_vectors, options)

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,6 @@ _MOST_ROWS = 16
 _PROMPTS = 4
 _REPLY = Sampling(max_new_tokens=32)
 _NOTHING = 0.02  # nats per token
-
-Rows = Sequence[Mapping[str, tuple[Prompt, str]]]
-"""(prompt, response) by `positive` and `negative`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,7 +119,7 @@ def preview(
     model: LanguageModel, vectors: SteeringVectors, edit: WeightEdit, strength: float = STRENGTH
 ) -> Preview | None:
     """A few replies of base, steered and edited model, and what became of the log-odds; `None` without rows for it."""
-    rows: Rows = vectors.metadata.get(PREVIEW_ROWS, ())
+    rows: Sequence[Mapping[str, tuple[Prompt, str]]] = vectors.metadata.get(PREVIEW_ROWS, ())
     if not rows:
         return None
     arms = [BASE_ARM, steering_arm(vectors, strength), edit_arm(edit, "edit")]
@@ -141,6 +138,11 @@ def preview(
         {name: mean(own) for name, own in zip(names, margins, strict=True)},
         {name: paired_difference(own, margins[0]) for name, own in zip(names[1:], margins[1:], strict=True)},
     )
+
+
+def told(seen: Preview | None) -> str:
+    """What a command says of a first look, under its heading."""
+    return f"Preview\n{seen or 'There is none: these vectors bring no validation rows to look at the edit with.'}"
 
 
 NOW = "as it is now"
@@ -183,9 +185,7 @@ def _tuned(model: LanguageModel, seed: int) -> AbstractContextManager[object]:
 
 
 def _recipe(options: ExtractOptions) -> dict[str, Any]:
-    named = {
-        one.name: getattr(options, one.name) for one in fields(options) if getattr(options, one.name) != one.default
-    }
+    named = {name: value for name, value in vars(options).items() if value != getattr(ExtractOptions, name)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
 
 

@@ -17,6 +17,7 @@ from steer2edit.evaluation.reply_tasks import MathTask, is_right
 from steer2edit.evaluation.statistics import compare
 from steer2edit.evaluation.task import BASE_ARM, Task, TaskSettings, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel
+from steer2edit.recipes.making import preview, told
 from steer2edit.recipes.recipe import Recipe
 from steer2edit.recipes.run import RUN, identity, search_and_report, vectors_once, write_run
 from steer2edit.report.run_results import read_results
@@ -93,6 +94,7 @@ def run_recipe(
         folder = out / "search"
         search = prepare_search(model, vectors, wanted, accepting=Accepting(force=force))
         results = search_and_report(search, folder, narrate, command)
+        narrate(told(preview(model, vectors, load_edit(folder / "edit"))), [])
         results["recipe"] = {
             **recipe.to_json(), "stage": stage_of(options), "on_own_model": not options.other_model
         }  # fmt: skip

@@ -25,7 +25,7 @@ from steer2edit.evaluation.statistics import compare
 from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel, Sampling, generate, load_model, recorded_chat
 from steer2edit.models.reply import end_ids
-from steer2edit.recipes.making import Preview, make_edit, make_vectors, preview
+from steer2edit.recipes.making import make_edit, make_vectors, preview, told
 from steer2edit.report import write_comparison_page, write_report
 from steer2edit.search import COMPARISON, PAPER, Narrate, prepare_search, run_facts, run_search, search_results
 from steer2edit.search.search import Search
@@ -156,13 +156,13 @@ def run_behaviour(
                                    seed=options.seed, **options.of_search)  # fmt: skip
             search = prepare_search(model, vectors, wanted, accepting=accepting)
             found = search_and_report(search, out / "search", narrate, command)
-            narrate(_told(preview(model, vectors, load_edit(out / "search" / "edit"))), [])
+            narrate(told(preview(model, vectors, load_edit(out / "search" / "edit"))), [])
             return found
         if not (out / "edit").exists():
             save_edit(model, make_edit(model, vectors, ConvertOptions(kl=options.kl), accepting), out / "edit")
         edit = load_edit(out / "edit")
         seen = preview(model, vectors, edit)
-        narrate(_told(seen), [])
+        narrate(told(seen), [])
         run = _Run(folder, RememberingEngine(TransformersEngine(model)), vectors, edit, options.kl, narrate)
         results = {
             **run_facts(f"An edit for {part.name}, {model.name}", part, model, command, asdict(options)),
@@ -277,7 +277,3 @@ def identity(what: str, model: LanguageModel, options: ExtractOptions) -> dict[s
         "limit": options.limit,
         "seed": options.seed,
     }
-
-
-def _told(seen: Preview | None) -> str:
-    return "No preview: there are no validation rows." if seen is None else " ".join(seen.sentences)
