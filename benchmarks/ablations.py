@@ -205,11 +205,10 @@ def main(
     rho_attn: Annotated[str, typer.Option(help="ρ of the heads, or off.")] = "0.15",
     rho_mlp: Annotated[str, typer.Option(help="ρ of the neurons, or off.")] = "off",
     alpha: float = 0.5,
-    max_shift: Annotated[float, typer.Option(help="κ of the limit on the mean shift; 0 for none.")] = 0.4,
     target_kl: Annotated[float, typer.Option(help="Drift that every variant spends, nats per token.")] = 0.1,
     limit: Annotated[int | None, typer.Option(min=2, help="Items of every set; all if not given.")] = None,
 ) -> None:
-    base = Hyperparameters(_rho(rho_attn), _rho(rho_mlp), alpha, max_shift or None)
+    base = Hyperparameters(_rho(rho_attn), _rho(rho_mlp), alpha)
     names = behaviours.split(",")
     if vectors and len(vectors) != len(names):
         raise SystemExit(f"{len(vectors)} --vectors for {len(names)} behaviours: give one file for each.")

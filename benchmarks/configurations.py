@@ -47,7 +47,7 @@ from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.method import Hyperparameters, grid
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling
-from steer2edit.search.trials import sanity_task
+from steer2edit.search.generation import sanity_task
 from steer2edit.steering import extract, load_contrast
 
 AIM = 20.0
@@ -149,7 +149,7 @@ def works(
 
     Cosines with random weights are below every threshold, so edits of those have all components (α = 0).
     """
-    every = [replace(chosen, max_shift=0.4, **({"alpha": 0.0} if random else {})) for chosen in grid()]
+    every = [replace(chosen, alpha=0.0) if random else chosen for chosen in grid()]
     spread_out = [every[i] for i in _sample(len(every), configurations)]
     filtered = [str(prompt) for prompt in sanity_task(behaviour("safety", "validation")).items]
     found = [Work("sanity filter", {}, filtered, SANITY_TOKENS, every[:filtered_configurations])]

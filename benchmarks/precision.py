@@ -59,10 +59,11 @@ from steer2edit.steering import extract, load_contrast, safety_prompts
 from steer2edit.stress.quantisation import FORMATS, linear_weights
 
 EDITS = {
-    "weak": Hyperparameters(0.1, None, 0.3, max_shift=0.3),
-    "strong": Hyperparameters(0.1, None, 0.3, max_shift=0.3).scaled(2),
-    "with neurons": Hyperparameters(0.15, 0.9, 0.05),
+    "weak": (Hyperparameters(0.1, None, 0.3), 0.25),
+    "strong": (Hyperparameters(0.1, None, 0.3), 0.5),
+    "with neurons": (Hyperparameters(0.15, 0.9, 0.05), 1.0),
 }
+"""Configuration and strength by name."""
 COLUMN_SHARES = (0.05, 0.2)
 
 
@@ -139,7 +140,7 @@ def main(
     loaded = load_model(model, dtype="float32", device="cpu")
     before = [weight.clone() for weight in linear_weights(loaded)]
     factors = compute_factors(loaded, vectors_of(loaded, vectors, prompts))
-    edits = {name: factors.edit(h) for name, h in EDITS.items()}
+    edits = {name: factors.edit(h).scaled(strength) for name, (h, strength) in EDITS.items()}
     weights = all_weight_losses(loaded, edits)
     probe = prepare(loaded, benign, harmful)
     chosen = {name: edits[name] for name in behaviour_edits.split(",")}
@@ -152,7 +153,11 @@ def main(
         "threads": torch.get_num_threads(),
         "torchao": version("torchao"),
         "edits": {
-            name: {"hyperparameters": EDITS[name].to_json(), "relative_size": size_of(changes_of(loaded, edit))}
+            name: {
+                "hyperparameters": EDITS[name][0].to_json(),
+                "strength": EDITS[name][1],
+                "relative_size": size_of(changes_of(loaded, edit)),
+            }
             for name, edit in edits.items()
         },
         "weights": weights,

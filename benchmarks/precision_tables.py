@@ -55,7 +55,7 @@ def sizes(edits: dict[str, Any]) -> str:
         "ρ_attn",
         "ρ_mlp",
         "α",
-        "κ",
+        "strength",
         "edited columns",
         "‖ΔW_:j‖ / ‖W_:j‖: median (10 % to 90 % of columns)",
     )
@@ -66,7 +66,8 @@ def sizes(edits: dict[str, Any]) -> str:
         rows.append(
             (
                 name,
-                *(_number(h[key]) for key in ("rho_attn", "rho_mlp", "alpha", "max_shift")),
+                *(_number(h[key]) for key in ("rho_attn", "rho_mlp", "alpha")),
+                _number(facts["strength"]),
                 f"{size['columns']:,}",
                 ratio,
             )

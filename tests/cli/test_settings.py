@@ -90,11 +90,6 @@ def test_numbers() -> None:
             read_numbers("--x", text)
 
 
-def test_the_earlier_name_of_a_flag_still_works() -> None:
-    parsed = COMMANDS["search"].make_context("search", ["m", "v", "--out", "run", "--max-shift"]).params
-    assert (parsed["max_shift"], parsed["limit_shift"]) == (True, False)
-
-
 def test_without_docstrings_it_is_said_what_is_missing() -> None:
     """Help texts stand in docstrings: options would be gone without a word."""
     done = subprocess.run([sys.executable, "-OO", "-c", "import steer2edit.cli"], capture_output=True, text=True)

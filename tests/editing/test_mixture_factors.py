@@ -1,6 +1,7 @@
 """Edits of mixtures of experts: their factors by hand, and a behaviour planted in one expert, found from its text."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,19 @@ from torch.nn.functional import cosine_similarity
 
 from dense_definitions import dense_edit, float64
 from families import MIXTURES, tiny_model
-from steer2edit.core import ClassMeans, ExpertNeuron, Experts, RoutingMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.core import (
+    ClassMeans,
+    ExpertNeuron,
+    Experts,
+    RoutingMeans,
+    Site,
+    SiteEffects,
+    SiteMeans,
+    SteeringVectors,
+)
 from steer2edit.editing import compute_factors, convert
 from steer2edit.errors import InvalidValueError, MismatchError
-from steer2edit.method import Hyperparameters, SiteFactors, joined
+from steer2edit.method import EVERYTHING, GATED_RULES, Hyperparameters, SiteFactors, joined
 from steer2edit.models import LanguageModel, encode_responses, span_means
 from steer2edit.steering import Contrast, ContrastSet, extract
 from tiny_chat import tiny_chat_model
@@ -21,22 +31,11 @@ from tiny_chat import tiny_chat_model
 SIZES = Experts(routed=2, width=2, shared=1)
 
 
-def part(k: list[float], g: list[float], mu: list[float], benign: list[float]) -> SiteFactors:
-    u = torch.tensor([1.0, 0.0])
-    mean = torch.tensor(benign, dtype=torch.float32)
-    k_row, g_row, mu_row = (torch.tensor(values, dtype=torch.float32) for values in (k, g, mu))
-    return SiteFactors(u, k_row, g_row, 2.0, mu_row, benign_mean=mean)
-
-
 def three_parts() -> list[SiteFactors]:
-    return [
-        part([1, -1], [0.8, 0.1], [1, 2], [1, 9]),
-        part([1, 1], [-0.6, 0.5], [3, 4], [0, 1]),
-        part([-1], [0.3], [5], [0]),
-    ]
+    u, own = torch.tensor([1.0, 0.0]), [([1, -1], [0.8, 0.1]), ([1, 1], [-0.6, 0.5]), ([-1], [0.3])]
+    return [SiteFactors(u, torch.tensor(k).float(), torch.tensor(g)) for k, g in own]
 
 
-USAGE = torch.tensor([0.5, 0.25, 1.0])
 # ρ = 0.5, α = 0.4: λ = sign(g) (|g| − 0.2) / 0.3 = [2, 0, −4/3, 1, 1/3], a = λ k
 LAMBDA = torch.tensor([2, 0, -4 / 3, 1, 1 / 3])
 ROW = torch.tensor([2, 0, -4 / 3, 1, -1 / 3])
@@ -44,34 +43,16 @@ ROW = torch.tensor([2, 0, -4 / 3, 1, -1 / 3])
 
 class TestJoinedByHand:
     def test_experts_stand_side_by_side(self) -> None:
-        factors = joined(three_parts(), SIZES, USAGE)
-        (edit,) = factors.edits([0.5], [0.4])
+        (edit,) = joined(three_parts(), SIZES).edits([0.5], [0.4])
         assert torch.allclose(edit.magnitude, LAMBDA)
         assert torch.allclose(edit.row, ROW)
         assert edit.importance.tolist() == pytest.approx([0.8, 0.1, -0.6, 0.5, 0.3])
         assert edit.experts == SIZES
-        # each expert's mean input times its routing weight
-        assert factors.input_mean.tolist() == [0.5, 1.0, 0.75, 1.0, 5.0]
-
-    def test_the_limit_counts_an_expert_by_its_routing_weight(self) -> None:
-        # aᵀμ̄ = 1 + 0 − 1 + 1 − 5/3 = −2/3; κ ‖v‖ = 0.1 · 2 = 0.2: the row is scaled by 0.3
-        factors = joined(three_parts(), SIZES, USAGE)
-        limited, free = factors.edits([0.5, 0.5], [0.4, 0.4], max_shift=[0.1, 1.0])
-        assert torch.allclose(limited.row, 0.3 * ROW)
-        assert torch.allclose(limited.magnitude, 0.3 * LAMBDA)
-        assert torch.allclose(free.row, ROW)
-
-    def test_sparing_is_of_the_whole_row(self) -> None:
-        # x̄ = [1, 9, 0, 1, 0], but 0 at the second neuron, which is not edited: [1, 0, 0, 1, 0]
-        # a − (3 / 2) x̄ = [0.5, 0, −4/3, −0.5, −1/3], times the gain of 1.5
-        (edit,) = joined(three_parts(), SIZES, USAGE).edits([0.5], [0.4], gain=[1.5])
-        assert torch.allclose(edit.row, torch.tensor([0.75, 0, -2, -0.75, -0.5]), atol=1e-6)
-        assert torch.allclose(edit.magnitude, torch.tensor([0.75, 0, -2, -0.75, 0.5]), atol=1e-6)
 
     def test_an_expert_that_is_left_out(self) -> None:
         parts = three_parts()
         parts[1] = parts[1].left_out()
-        (edit,) = joined(parts, SIZES, USAGE).edits([0.5], [0.4])
+        (edit,) = joined(parts, SIZES).edits([0.5], [0.4])
         assert torch.allclose(edit.row, torch.tensor([2, 0, 0, 0, -1 / 3]))
         assert torch.allclose(edit.magnitude, torch.tensor([2, 0, 0, 0, 1 / 3]))
 
@@ -218,6 +199,29 @@ def test_an_expert_that_one_class_never_reached_has_the_others_mean() -> None:
         zeros += int(((positive == 0) & (negative > 0.01))[both].sum())
     assert gaps  # the case occurs
     assert zeros  # and what must not be taken for it
+
+
+def test_edits_of_effects_leave_experts_with_too_few_tokens_out_as_well() -> None:
+    """By hand: one neuron's ŝ per column; an expert that saw too few tokens gets no part of the row."""
+    model = tiny_model("mixtral")
+    vectors = random_vectors(model)
+    site = Site(2, "mlp")
+    sites = {
+        s: replace(m, effects=SiteEffects(*(torch.rand(3, len(m.input.positive)) + 0.1), 0.9))
+        for s, m in vectors.sites.items() if m.input
+    }  # fmt: skip
+    tokens = ClassMeans(torch.tensor([20.0, 31, 0, 16]), torch.tensor([12.0, 0, 31.0, 16]))
+    sites[site] = replace(sites[site], routing=replace(sites[site].routing, tokens=tokens))
+    edit = convert(model, SteeringVectors(sites, vectors.metadata), EVERYTHING, GATED_RULES)
+    assert edit.metadata["experts_left_out"]["sites"][str(site)] == {"E1": 31, "E2": 31}
+    own, effects = edit.sites[site], sites[site].effects
+    kept = torch.tensor([True, False, False, True]).repeat_interleave(len(own.row) // 4)
+    assert torch.equal(own.row != 0, kept)
+    expected = effects.gated / (effects.drift + effects.drift.mean())  # ρ = 1, α = 0
+    assert torch.allclose(own.row[kept], expected[kept])
+    assert torch.allclose(own.magnitude, effects.attribute * own.row)  # λ_i = s_i a_i, and g_i = λ_i / |a_i|
+    assert torch.allclose(own.importance[kept], effects.attribute[kept])
+    assert own.experts == model.sites[site].sizes
 
 
 def test_vectors_that_do_not_know_the_routing_are_refused() -> None:

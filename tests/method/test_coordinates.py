@@ -4,18 +4,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_sites import RandomSite, sites
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.method import Hyperparameters, magnitude, site_factors
+from steer2edit.method import Hyperparameters, magnitude
 
 thresholds, gains = st.floats(0, 0.9), st.floats(0.1, 100)
 
 
 def test_by_hand() -> None:
     # τ = .1, c = 10: ρ = .1 + .1 = .2, α = .5
-    h = Hyperparameters.from_thresholds((0.1, 10.0), (0.45, 1 / 0.45), max_shift=1.0, spare=2.0)
-    assert (h.rho_attn, h.rho_mlp, h.max_shift, h.spare) == pytest.approx((0.2, 0.9, 1.0, 2.0))
+    h = Hyperparameters.from_thresholds((0.1, 10.0), (0.45, 1 / 0.45))
+    assert (h.rho_attn, h.rho_mlp) == pytest.approx((0.2, 0.9))
     assert (h.alpha_of("attn"), h.alpha_of("mlp")) == pytest.approx((0.5, 0.5))
 
 
@@ -54,28 +53,3 @@ def test_an_alpha_per_block() -> None:
     assert (h.alpha_of("attn"), h.alpha_of("mlp")) == (0.5, 0.3)
     with pytest.raises(InvalidValueError, match=r"alpha must be in \[0, 1\)"):
         Hyperparameters(0.2, 0.9, 0.5, alpha_mlp=1.0)
-    with pytest.raises(InvalidValueError, match="spare must be > 0"):
-        Hyperparameters(0.2, 0.9, 0.5, spare=0.0)
-
-
-@given(site=sites(), s=st.floats(0.05, 20), kappa=st.none() | st.floats(0.01, 2), gain=st.none() | st.floats(0.5, 2))
-def test_a_scaled_configuration_makes_the_scaled_edit(
-    site: RandomSite, s: float, kappa: float | None, gain: float | None
-) -> None:
-    """Also with a limit and with sparing, because both are linear in what they are given."""
-    benign = torch.randn(site.weight.shape[1], generator=torch.Generator().manual_seed(1))
-    factors = site_factors(site.weight, site.vector, site.input_mean, site.width, benign_mean=benign)
-    h = Hyperparameters.from_thresholds((0.1, 2.0), None, kappa, gain)
-    rows = []
-    for one in (h, h.scaled(s)):
-        assert one.rho_attn is not None
-        (edit,) = factors.edits([one.rho_attn], [one.alpha], [one.max_shift], [one.spare])
-        rows.append(edit.row)
-    assert torch.allclose(rows[1], s * rows[0], rtol=1e-3, atol=s * (1e-4 * float(rows[0].abs().max()) + 1e-5))
-
-
-def test_scaling_both_blocks() -> None:
-    h = Hyperparameters.from_thresholds((0.1, 10.0), (0.05, 2.0), 0.3, 1.5).scaled(2.0)
-    assert h.thresholds("attn") == pytest.approx((0.1, 20.0))
-    assert h.thresholds("mlp") == pytest.approx((0.05, 4.0))
-    assert (h.max_shift, h.spare) == (0.6, 1.5)

@@ -28,10 +28,11 @@ def test_alpha_outside_its_range(alpha: float) -> None:
         magnitude(torch.ones(2), torch.tensor([0.2]), torch.tensor([alpha]))
 
 
-@pytest.mark.parametrize("kappa", [0.0, -1.0, NAN, INF])
-def test_a_limit_that_is_not_positive(kappa: float) -> None:
-    with pytest.raises(InvalidValueError, match=rf"max_shift must be > 0, got {kappa}. Leave it out for no limit"):
-        Hyperparameters(0.2, 0.2, 0.5, kappa)
+def test_an_earlier_versions_settings_are_read_where_they_are_off_and_refused_where_they_are_on() -> None:
+    earlier = {"rho_attn": 0.2, "rho_mlp": None, "alpha": 0.5, "limit": None, "alpha_mlp": None}
+    assert Hyperparameters.from_json(earlier) == Hyperparameters(0.2, None, 0.5)
+    with pytest.raises(InvalidValueError, match=r"another version: limit = 0\.4 is not of this one"):
+        Hyperparameters.from_json({**earlier, "limit": 0.4})
 
 
 @pytest.mark.parametrize("rho", [0.0, -1.0, NAN, INF, -INF])
@@ -66,8 +67,6 @@ def test_either_block_may_be_off() -> None:
         "rho_attn": None,
         "rho_mlp": 0.4,
         "alpha": 0.5,
-        "max_shift": None,
-        "spare": None,
         "alpha_mlp": None,
     }
 

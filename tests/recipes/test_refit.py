@@ -23,7 +23,7 @@ from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, Refit
 from tiny_chat import tiny_chat_model
 
 MADE = ExtractOptions("conciseness", limit=8, seed=3)
-BUDGET = ConvertOptions(rho_attn=0.05, rho_mlp=0.05, alpha=0.4, max_shift=1.0)
+BUDGET = ConvertOptions(rho_attn=0.05, rho_mlp=0.05, alpha=0.4)
 
 
 def tiny() -> LanguageModel:
@@ -114,6 +114,21 @@ def test_the_recipe_is_what_was_asked_for() -> None:
         recipe_of(unknown)
     with pytest.raises(MismatchError):
         refit(tiny_chat_model(num_hidden_layers=1, max_position_embeddings=1024), edit)
+
+
+def test_an_edit_of_an_earlier_version_loads_and_is_made_anew_unless_a_setting_is_gone(tmp_path: Path) -> None:
+    """Every earlier edit names settings that are no more: off in most, and then nothing is lost."""
+    model = tiny()
+    edit, gone = made(model), {"max_shift": None, "spare": None}
+    for name, beyond in (("off", gone), ("on", {**gone, "max_shift": 0.4})):
+        earlier = {**edit.metadata, "hyperparameters": {**edit.metadata["hyperparameters"], **beyond}}
+        save_edit(model, WeightEdit(edit.sites, earlier), tmp_path / name)
+        assert same(load_edit(tmp_path / name), edit)
+        shown = CliRunner().invoke(app, ["inspect", str(tmp_path / name)], catch_exceptions=False)
+        assert shown.exit_code == 0, shown.output
+    assert same(refit(model, load_edit(tmp_path / "off"), RefitOptions(force=True))[0], edit)
+    with pytest.raises(InvalidValueError, match=r"max_shift = 0\.4 is not of this one"):
+        refit(model, load_edit(tmp_path / "on"), RefitOptions(force=True))
 
 
 def test_one_command_writes_the_new_edit_beside_the_old_one(tmp_path: Path) -> None:

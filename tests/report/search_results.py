@@ -17,7 +17,7 @@ def measured(kind: str, label: str, parameters: Json, attribute: Json, kl: float
 
 def hyperparameters(rho_attn: float | None, alpha: float) -> Json:
     return {
-        "rho_attn": rho_attn, "rho_mlp": None if rho_attn else 0.5, "alpha": alpha, "max_shift": None, "spare": None,
+        "rho_attn": rho_attn, "rho_mlp": None if rho_attn else 0.5, "alpha": alpha,
         "alpha_mlp": None,
     }  # fmt: skip
 

@@ -42,7 +42,7 @@ def test_every_trial_is_drawn_solid_or_faint_with_what_it_was_measured_on() -> N
     assert "measured on 25% of the items" in faint["hovertext"][0]
     assert "stopped = less promising than half of it" in faint["hovertext"][0]
     assert "rho_mlp = off" in faint["hovertext"][0]
-    assert "max_shift" not in faint["hovertext"][0]
+    assert "alpha_mlp" not in faint["hovertext"][0]
 
 
 def test_the_front_is_a_staircase_in_the_plane_it_was_made_in_and_rings_elsewhere() -> None:
@@ -114,12 +114,12 @@ def test_sensitivity_shows_complete_trials_against_what_was_searched(edit: Weigh
     assert "The 4 edits that were measured on all validation items" in render_report(search_results(), edit)
 
 
-def test_searched_limits_and_gains_get_a_column() -> None:
+def test_a_searched_share_of_the_mlps_own_gets_a_column() -> None:
     results = search_results()
     for i, entry in enumerate(e for e in results["validation"]["conditions"] if e["kind"] == "edit"):
-        entry["parameters"] |= {"max_shift": 0.1 + i, "spare": 1.5 + i}
+        entry["parameters"] |= {"alpha_mlp": 0.1 + i / 10}
     found = list(searched(complete_trials(read_results(results))))
-    assert found == ["rho_attn", "rho_mlp", "alpha", "max_shift", "spare"]
+    assert found == ["rho_attn", "rho_mlp", "alpha", "alpha_mlp"]
 
 
 def test_without_a_complete_trial_there_is_no_sensitivity(edit: WeightEdit) -> None:
@@ -198,7 +198,6 @@ def test_the_recommended_edit_stands_first(edit: WeightEdit) -> None:
     assert "Harmful requests refused: 0.0 % before, 37.5 % after the edit." in text
     assert "What did it cost? within its limits KL 0.188 nats per token" in text
     assert "ρ_attn = 0.4, ρ_mlp = off, α = 0.25" in text
-    assert "κ" not in text.split("Rule:")[0].split("Chosen on")[1]
 
 
 def test_replies_are_those_of_base_nearest_steering_and_recommended_edit(edit: WeightEdit) -> None:

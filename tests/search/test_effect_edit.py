@@ -9,16 +9,16 @@ import torch
 from tiny_search import facts, random_vectors, run, tiny_model, tiny_search
 
 from steer2edit.core import Editing
-from steer2edit.editing import convert, recommended
-from steer2edit.method import Hyperparameters
+from steer2edit.editing import convert
+from steer2edit.method import EVERYTHING, GATED_RULES
 from steer2edit.models import LanguageModel
 from steer2edit.search import prepare_search, search_results
+from steer2edit.search.generation import measure_generation
+from steer2edit.search.search import Search
 from steer2edit.search.space import SearchSpace
 from steer2edit.search.study import Study
-from steer2edit.search.trials import effect_scale, read_trials
+from steer2edit.search.trials import Trial, read_trials
 from steer2edit.settings import SearchOptions
-
-DEFAULT = Hyperparameters(1.0, 1.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,13 @@ def model() -> LanguageModel:
     return tiny_model()
 
 
+def tried(search: Search) -> list[Trial]:
+    return measure_generation(search, [{}], 0)
+
+
 def test_it_spends_the_drift_budget_with_its_whole_interval() -> None:
     search = tiny_search(effects=True)
-    (edit,) = search.edits([({}, DEFAULT, effect_scale(search, DEFAULT))])
+    (edit,) = search.edits(tried(search))
     found = search.validation.drift.measure(search.engine, [Editing(edit)])[0].metrics["kl"]
     assert found.value < found.high <= search.goal.largest_cost
     assert found.high == pytest.approx(search.goal.largest_cost, rel=0.11)
@@ -36,16 +40,15 @@ def test_it_spends_the_drift_budget_with_its_whole_interval() -> None:
 
 def test_it_is_what_convert_makes_by_default_at_another_strength(model: LanguageModel) -> None:
     search = tiny_search(effects=True)
-    scale = effect_scale(search, DEFAULT)
-    (edit,) = search.edits([({}, DEFAULT, scale)])
-    rules, hyperparameters = recommended(search.vectors) or pytest.fail("the vectors have effects")
-    default = convert(model, search.vectors, hyperparameters, rules, force=True)
+    (trial,) = tried(search)
+    (edit,) = search.edits([trial])
+    default = convert(model, search.vectors, EVERYTHING, GATED_RULES, force=True)
     assert edit.sites.keys() == default.sites.keys()
     for site, own in edit.sites.items():
-        torch.testing.assert_close(own.row, scale * default.sites[site].row)
+        torch.testing.assert_close(own.row, trial.scale * default.sites[site].row)
 
 
-@pytest.mark.parametrize("coordinates", ["paper", "drift"])
+@pytest.mark.parametrize("coordinates", ["paper", "threshold"])
 def test_it_is_the_first_trial_and_measured_in_full(tmp_path: Path, coordinates: str) -> None:
     search = tiny_search(effects=True, trials=12, generation=4, space=SearchSpace(coordinates=coordinates))
     result = run(search, tmp_path)

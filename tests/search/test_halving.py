@@ -12,19 +12,11 @@ from steer2edit.core import Editing
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import evaluate
 from steer2edit.evaluation.task import Arm
-from steer2edit.method import Hyperparameters
 from steer2edit.models import Reply
+from steer2edit.search.generation import DEGENERATE, NO_EDIT, measure_generation, sanity_task
 from steer2edit.search.search import Search
-from steer2edit.search.space import Parameters, SearchSpace, propose
-from steer2edit.search.trials import (
-    DEGENERATE,
-    NO_EDIT,
-    Trial,
-    measure_generation,
-    sanity_task,
-    spend,
-    stopped_counts,
-)
+from steer2edit.search.space import Parameters
+from steer2edit.search.trials import Trial, stopped_counts
 
 SANE = [
     {"blocks": "mlp", "rho_attn": 0.5, "rho_mlp": rho, "alpha": alpha}
@@ -170,31 +162,3 @@ def test_sanity_task_is_short_and_benign() -> None:
 def test_limits_of_the_filter_follow_the_budget() -> None:
     search = tiny_search()
     assert search.sane_drifts == pytest.approx((0.002 * MAX_KL, 4 * MAX_KL))
-
-
-def test_every_configuration_spends_its_share_of_the_budget() -> None:
-    search = tiny_search()
-    space = SearchSpace("drift", max_shift=True, largest_threshold={"attn": 0.2, "mlp": 0.2})
-    task = sanity_task(search.validation)
-    shapes = [space.hyperparameters(p) for p in propose("random", space, [], 0, 4, 0)]
-    targets = [0.02, 0.05, 0.1, 0.15]
-    spent = spend(search, shapes, targets, task)
-    found = task.measure(search.engine, [Editing(edit) for edit in search.factors.edits(spent)])
-    assert [m.metrics["kl"].value for m in found] == pytest.approx(targets, rel=0.12)
-
-
-def test_what_edits_nothing_spends_nothing() -> None:
-    search = tiny_search()
-    shape = Hyperparameters.from_thresholds((5.0, 1.0), None)  # no importance exceeds 1
-    assert spend(search, [shape], [0.1], sanity_task(search.validation)) == [shape]
-
-
-def test_a_generation_in_drift_coordinates() -> None:
-    """What is kept is the configuration at its strength; the drift it was given is what it spends."""
-    search = tiny_search(space=SearchSpace("drift", largest_threshold={"attn": 0.2, "mlp": 0.2}))
-    proposals = propose("random", search.space, [], 0, 5, 0)
-    trials = measure_generation(search, proposals, 0)
-    for trial, proposal in zip(trials, proposals, strict=True):
-        assert trial.stopped is None or "half" in trial.stopped  # none is degenerate, none does nothing
-        assert trial.metrics["sanity_kl"].value == pytest.approx(proposal["drift"] * MAX_KL, rel=0.12)
-        assert trial.hyperparameters != search.space.hyperparameters(proposal)

@@ -16,12 +16,13 @@ from tiny_search import CountingEngine, facts, run, tiny_behaviour, tiny_model, 
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import ArtifactError, BudgetError, MismatchError
 from steer2edit.models import Sampling
+from steer2edit.search.generation import measure_generation
 from steer2edit.search.goal import Budget
 from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
 from steer2edit.search.space import SearchSpace, propose
 from steer2edit.search.study import JOURNAL_FILE
-from steer2edit.search.trials import measure_generation, read_trials
+from steer2edit.search.trials import read_trials
 
 
 @pytest.fixture(scope="module")

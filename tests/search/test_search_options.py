@@ -46,7 +46,7 @@ def test_defaults(model: LanguageModel, vectors: SteeringVectors) -> None:
 def test_budget_and_blocks(model: LanguageModel, vectors: SteeringVectors) -> None:
     options = SearchOptions(
         **SMALL, max_kl=0.2, max_over_refusal=0.05, utility="commonsenseqa", min_utility=0.3, blocks=("mlp",),
-        coordinates="threshold", limit_shift=True,
+        coordinates="threshold",
     )  # fmt: skip
     search = prepare_search(model, vectors, options)
     (floor,) = search.budget.at_least.items()
@@ -54,7 +54,7 @@ def test_budget_and_blocks(model: LanguageModel, vectors: SteeringVectors) -> No
     assert floor[1] == 0.3
     assert search.budget.at_most == {"kl": 0.2, "benign_refused": 0.05}
     distributions = search.space.distributions()
-    assert set(distributions) == {"threshold_mlp", "gain_mlp", "max_shift"}
+    assert set(distributions) == {"threshold_mlp", "gain_mlp"}
     importance = torch.cat([f.importance.abs() for site, f in search.factors.sites.items() if site.block == "mlp"])
     largest = distributions["threshold_mlp"].high  # type: ignore[attr-defined]
     assert importance.median() < largest <= importance.max() + 1e-4

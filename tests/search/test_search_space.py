@@ -1,7 +1,6 @@
 """The space: the paper's grids, threshold coordinates, and that every grid point is one Optuna accepts."""
 
 import itertools
-from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -39,9 +38,7 @@ def test_grid_of_one_block(block: str, off: str) -> None:
     assert all(getattr(space.hyperparameters(point), off) is None for point in points)
 
 
-@pytest.mark.parametrize(
-    "space", [SearchSpace(), SearchSpace(blocks=("mlp",)), SearchSpace(max_shift=True, spare=True)]
-)
+@pytest.mark.parametrize("space", [SearchSpace(), SearchSpace(blocks=("mlp",))])
 def test_every_grid_point_is_in_its_distributions(space: SearchSpace) -> None:
     coarse = space.coarse_grid()
     corners = [coarse[0], coarse[-1], coarse[len(coarse) // 2]]
@@ -63,11 +60,11 @@ def test_refined_grid_by_hand() -> None:
 
 
 def test_a_trial_may_edit_either_block() -> None:
-    space = SearchSpace(max_shift=True, spare=True)
-    point = {"rho_attn": 0.2, "rho_mlp": 0.9, "alpha": 0.1, "max_shift": 0.5, "spare": 2.0}
-    assert space.hyperparameters({**point, "blocks": "both"}) == Hyperparameters(0.2, 0.9, 0.1, 0.5, 2.0)
-    assert space.hyperparameters({**point, "blocks": "attn"}) == Hyperparameters(0.2, None, 0.1, 0.5, 2.0)
-    assert space.hyperparameters({**point, "blocks": "mlp"}) == Hyperparameters(None, 0.9, 0.1, 0.5, 2.0)
+    space = SearchSpace()
+    point = {"rho_attn": 0.2, "rho_mlp": 0.9, "alpha": 0.1}
+    assert space.hyperparameters({**point, "blocks": "both"}) == Hyperparameters(0.2, 0.9, 0.1)
+    assert space.hyperparameters({**point, "blocks": "attn"}) == Hyperparameters(0.2, None, 0.1)
+    assert space.hyperparameters({**point, "blocks": "mlp"}) == Hyperparameters(None, 0.9, 0.1)
 
 
 def test_threshold_coordinates_give_the_same_magnitudes() -> None:
@@ -108,27 +105,3 @@ def test_bad_spaces() -> None:
             SearchSpace("threshold").coarse_grid()
         with pytest.raises(InvalidValueError, match="use --coordinates paper"):
             SearchSpace("threshold").refined_grid({}, 1)
-
-
-class TestDriftCoordinates:
-    SPACE = SearchSpace("drift", max_shift=True, spare=True, largest_threshold={"attn": 0.4, "mlp": 0.2})
-    POINT: ClassVar[dict[str, Any]] = {
-        "drift": 0.5, "blocks": "both", "balance": 0.2, "threshold_attn": 0.1, "threshold_mlp": 0.05, "max_shift": 0.3,
-    }  # fmt: skip
-
-    def test_a_point_is_a_shape_at_a_reference_gain(self) -> None:
-        assert set(self.SPACE.distributions()) == set(self.POINT)
-        h = self.SPACE.hyperparameters(self.POINT)
-        assert h.thresholds("attn") == pytest.approx((0.1, 10.0))
-        assert h.thresholds("mlp") == pytest.approx((0.05, 2.0))
-        assert (h.max_shift, h.spare) == (0.3, 1.0)
-        assert self.SPACE.drift_share(self.POINT) == 0.5
-        only = self.SPACE.hyperparameters({**self.POINT, "blocks": "mlp"})
-        assert (only.rho_attn, only.thresholds("mlp")) == (None, pytest.approx((0.05, 2.0)))
-
-    def test_other_coordinates_have_a_strength_of_their_own(self) -> None:
-        assert SearchSpace("threshold").drift_share({"drift": 0.5}) is None
-
-    def test_no_grid(self) -> None:
-        with pytest.raises(InvalidValueError, match="--coordinates paper"):
-            self.SPACE.coarse_grid()

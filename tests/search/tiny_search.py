@@ -13,7 +13,7 @@ from steer2edit.engines import Engine, RememberingEngine, Request, TransformersE
 from steer2edit.estimates import Condition
 from steer2edit.evaluation import Behaviour, DriftTask
 from steer2edit.evaluation.reply_tasks import RefusalTask
-from steer2edit.method import GATED_RULES
+from steer2edit.method import EVERYTHING, GATED_RULES
 from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.search import run_search
 from steer2edit.search.goal import Budget
@@ -115,7 +115,7 @@ def tiny_search(
         runner, vectors, compute_factors(model, vectors), behaviour or tiny_behaviour("validation"),
         tiny_behaviour("held-out"), budget or Budget({"kl": MAX_KL}), space or SearchSpace(),
         SearchOptions(**{**defaults, **settings}),
-        effects=compute_factors(model, vectors, GATED_RULES, force=True) if effects else None,
+        effects=compute_factors(model, vectors, GATED_RULES, force=True).edit(EVERYTHING) if effects else None,
         no_effects="" if effects else "no effects",
     )  # fmt: skip
 

@@ -34,8 +34,7 @@ def convert(
     \b
     Example:
     steer2edit convert smollm2 vectors.safetensors --out edit
-    steer2edit convert smollm2 vectors.safetensors --rho-attn 0.2 \\
-      --rho-mlp 0.9 --alpha 0.5 --max-shift 1 --out edit
+    steer2edit convert smollm2 vectors.safetensors --rho-attn 0.3 --rho-mlp 0.9 --out edit
     """
     artifacts.require_free(out, overwrite=overwrite)
     loaded_vectors = artifacts.load_vectors(vectors)

@@ -160,7 +160,6 @@ def search(
     engine: EngineOptions,
     loading: Loading,
     accepting: Accepting,
-    max_shift: Annotated[bool, typer.Option("--max-shift", hidden=True)] = False,  # its name before --limit-shift
 ) -> dict[str, Any]:
     """Find the edit with most of a behaviour within a utility budget; resumable, with steering in the same run.
 
@@ -169,7 +168,7 @@ def search(
     steer2edit search smollm2 vectors.safetensors --behaviour safety --out run
     """
     loaded_vectors = artifacts.load_vectors(vectors)
-    options = late.search.options_for(loaded_vectors, replace(options, limit_shift=options.limit_shift or max_shift))
+    options = late.search.options_for(loaded_vectors, options)
     late.search.behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
     with show_progress():
         loaded = load(model, loading, artifacts.run_folder.begun_with(out), loaded_vectors.metadata)

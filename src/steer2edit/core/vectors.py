@@ -204,6 +204,11 @@ class SteeringVectors:
         """Whether every site has the input means that a conversion needs."""
         return all(means.input is not None for means in self.sites.values())
 
+    @property
+    def has_effects(self) -> bool:
+        """Whether every site has the measured effects that the recommended edit is made of."""
+        return all(means.effects is not None for means in self.sites.values())
+
     def digest(self) -> str:
         """SHA-256 over every site's name and means: which vectors an edit was made from."""
         digest = hashlib.sha256()

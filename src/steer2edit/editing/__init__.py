@@ -1,7 +1,7 @@
 """Weight edits: computing them from vectors, and applying them in memory."""
 
 from steer2edit.editing.baselines import ablation, rosi
-from steer2edit.editing.convert import MIN_TOKENS, Factors, compute_factors, convert, natural_strength, recommended
+from steer2edit.editing.convert import MIN_TOKENS, Factors, compute_factors, convert, natural_strength
 from steer2edit.editing.runtime import edited, intervened
 from steer2edit.editing.weights import merged, merged_weight
 
@@ -16,6 +16,5 @@ __all__ = [
     "merged",
     "merged_weight",
     "natural_strength",
-    "recommended",
     "rosi",
 ]

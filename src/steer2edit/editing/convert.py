@@ -6,11 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from steer2edit.core import TUNED_BLOCKS, Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
-from steer2edit.method import GATED_RULES, PAPER_RULES, Hyperparameters, Rules, SiteFactors, joined, site_factors
+from steer2edit.method import (
+    PAPER_RULES,
+    EffectFactors,
+    Hyperparameters,
+    Rules,
+    SiteFactors,
+    joined,
+    largest_effect,
+    output_direction,
+    site_factors,
+)
 from steer2edit.models import LanguageModel, recorded_chat
-from steer2edit.steering.benign import BenignMeans
 from steer2edit.steering.diagnosis import noisy_sites, require_signal
 from steer2edit.steering.effects import NATURAL
 
@@ -21,16 +33,16 @@ PREVIEW_ROWS = "preview"
 REPRODUCED = 0.1
 """Median cosine over sites of the effects of two halves of the responses, below which they are noise."""
 _NOTHING_LEFT = (
-    "no component is left that has an input direction and is neither spared nor left out. Leave out --spare or "
-    "--min-expert-tokens, or edit the other block too"
+    "no component is left that has an input direction and is not left out. Leave out --min-expert-tokens, or edit the "
+    "other block too"
 )
 
 
 @dataclass(frozen=True)
 class Factors:
-    """u, k and g of every site, from which any number of configurations follow at almost no cost."""
+    """u, k and g of every site, or u and effects, from which any number of configurations follow at almost no cost."""
 
-    sites: Mapping[Site, SiteFactors]  # the factors by site, float32, on the CPU
+    sites: Mapping[Site, SiteFactors | EffectFactors]  # the factors by site, float32, on the CPU
     metadata: Mapping[str, Any] = field(default_factory=dict)  # passed on to every edit
     # sites whose vectors are noise; an edit's metadata name those that it has (`noisy_sites`)
     noisy: frozenset[Site] = frozenset()
@@ -58,13 +70,13 @@ class Factors:
         """
         per_configuration: list[dict[Site, SiteEdit]] = [{} for _ in configurations]
         for site, factors in self.sites.items():
-            settings = [_setting(h, site.block) for h in configurations]
-            distinct = list(dict.fromkeys(s for s in settings if s is not None))  # the other block's ρ is not seen
+            settings = [(h.rho(site.tuned_block), h.alpha_of(site.tuned_block)) for h in configurations]
+            distinct = [s for s in dict.fromkeys(settings) if s[0] is not None]  # the other block's ρ is not seen
             if not distinct:
                 continue
             edits = dict(zip(distinct, factors.edits(*map(list, zip(*distinct, strict=True))), strict=True))
             for own, setting in zip(per_configuration, settings, strict=True):
-                if setting is not None:
+                if setting in edits:
                     own[site] = edits[setting]
         found = []
         for h, sites in zip(configurations, per_configuration, strict=True):
@@ -105,21 +117,6 @@ def _floored(value: float) -> str:
     return f"{math.floor(value * 10.0**digits) / 10.0**digits:.3g}"
 
 
-Setting = tuple[float, float, float | None, float | None]
-
-
-def _setting(h: Hyperparameters, block: Block) -> Setting | None:
-    """(ρ, α, κ, s) of a block, `None` if it is off."""
-    rho = h.rho(block)
-    return None if rho is None else (rho, h.alpha_of(block), h.max_shift, h.spare)
-
-
-def recommended(vectors: SteeringVectors) -> tuple[Rules, Hyperparameters] | None:
-    """The rules and the budget of the edit to try first; `None` where the vectors have no effects."""
-    known = all(means.effects for means in vectors.sites.values())
-    return (GATED_RULES, Hyperparameters(1.0, 1.0, 0.0)) if known else None
-
-
 def natural_strength(edit: WeightEdit) -> float | None:
     """The strength at which an edit of effects adds 16 nats to the decision, to first order; `None` of others.
 
@@ -136,7 +133,6 @@ def compute_factors(
     vectors: SteeringVectors,
     rules: Rules = PAPER_RULES,
     *,
-    benign: BenignMeans | None = None,
     min_tokens: int = MIN_TOKENS,
     allow_mismatch: bool = False,
     allow_missing: bool = False,
@@ -148,7 +144,6 @@ def compute_factors(
         model: whose weights are read.
         vectors: with input means.
         rules: which k, g and λ.
-        benign: mean inputs on benign text, if edits are to be spared.
         min_tokens: an expert of a mixture that was given fewer tokens than this is left out: its mean input is not
             known well enough. Which were, the edits' metadata say (`experts_left_out`).
         allow_mismatch: accept vectors of a model with another fingerprint.
@@ -171,10 +166,16 @@ def compute_factors(
             "needs. Measure them from a contrast set in the same call: --contrast BEHAVIOUR|FOLDER|FILE "
             "(contrast=...)."
         )
+    by_effect = rules.importance == "effect"
+    if by_effect and (lacking := [str(site) for site, means in vectors.sites.items() if means.effects is None]):
+        raise MismatchError(
+            f"these vectors have no measured effects for {len(lacking)} sites ({lacking[0]}, ...), which the rule "
+            "effect is made of. Extract them with --effects (effects=True)."
+        )
     left_out = {site: _left_out(model, site, means, min_tokens) for site, means in vectors.sites.items()}
-    sites = {site: _factors_of(model, vectors, site, rules, benign, left_out[site]) for site in vectors.sites}
-    if rules.importance == "effect":
-        sites = _with_effects(sites, vectors, force)
+    sites = _by_effect(model, vectors, rules, left_out, force) if by_effect else {
+        site: _by_rule(model, vectors, site, rules, left_out[site]) for site in vectors.sites
+    }  # fmt: skip
     named = {
         str(site): {sizes.names[expert]: tokens for expert, tokens in own.items()}
         for site, own in left_out.items()
@@ -186,42 +187,46 @@ def compute_factors(
         "rules": rules.to_json(),
         "model": {**model.describe(), **({"chat": dict(made_with)} if made_with else {})},
         "vectors": {**{k: v for k, v in vectors.metadata.items() if k != PREVIEW_ROWS}, "sha256": vectors.digest()},
-        **({"benign": dict(benign.metadata)} if benign else {}),
         **({"experts_left_out": {"min_tokens": min_tokens, "sites": named}} if named else {}),
         **({"left_out": list(model.left_out)} if model.left_out else {}),
     }
     return Factors(sites, metadata, noisy, force)
 
 
-def _with_effects(
-    factors: Mapping[Site, SiteFactors], vectors: SteeringVectors, force: bool
-) -> dict[Site, SiteFactors]:
-    """Factors with the measured effects of their columns, in units of the largest effect within each block."""
-    if lacking := [str(site) for site, means in vectors.sites.items() if means.effects is None]:
-        raise MismatchError(
-            f"these vectors have no measured effects for {len(lacking)} sites ({lacking[0]}, ...), which the rule "
-            "effect is made of. Extract them with --effects (effects=True)."
-        )
-    found = {s: replace(own, effects=vectors.sites[s].effects) for s, own in factors.items()}
+def _by_effect(
+    model: LanguageModel, vectors: SteeringVectors, rules: Rules, left_out: Mapping[Site, Iterable[int]], force: bool
+) -> dict[Site, EffectFactors]:
+    """Factors from the measured effects of the columns, in units of the largest effect within each block."""
+    gated = rules.input_direction == "gated"
     if not force:
-        _require_reproducible(found, vectors)
+        _require_reproducible(vectors, gated)
+    found: dict[Site, EffectFactors] = {}
     largest: dict[Block, float] = {}
-    for site, own in found.items():
-        longest = own.wanted_effects.view(own.importance.numel(), -1).norm(dim=1).max().item()
-        largest[site.tuned_block] = max(largest.get(site.tuned_block, 0.0), longest)
-    return {site: replace(own, largest_effect=largest[site.tuned_block]) for site, own in found.items()}
+    for site, means in vectors.sites.items():
+        assert means.effects is not None
+        u = _direction(site, means)
+        wanted = (means.effects.gated if gated else means.effects.attribute).clone()
+        module = model.sites[site]
+        for expert in left_out[site]:
+            wanted[module.projections[expert].columns] = 0
+        components = wanted.numel() // module.component_width
+        largest[site.tuned_block] = max(largest.get(site.tuned_block, 0.0), largest_effect(wanted, components))
+        found[site] = EffectFactors(
+            u, wanted, means.effects.attribute, means.effects.drift, components, 0.0,
+            None if means.routing is None else module.sizes,
+        )  # fmt: skip
+    return {site: replace(own, largest=largest[site.tuned_block]) for site, own in found.items()}
 
 
-def _require_reproducible(factors: Mapping[Site, SiteFactors], vectors: SteeringVectors) -> None:
+def _require_reproducible(vectors: SteeringVectors, gated: bool) -> None:
     """Refuse effects and gates that say nothing of other data."""
-    gated = next(iter(factors.values())).rules.input_direction == "gated"
     gate = vectors.metadata.get("effects", {}).get("gate", {})
     if gated and (low := gate.get("auroc_low")) is not None and low <= 0.5:
         raise NoiseError(
             "the gate tells requests apart that it was not made from no better than chance (AUROC "
             f"{gate['auroc']:.2f}, 95 % from {low:.2f}). Give more, or edit all the same: --force (force=True)."
         )
-    agreement = statistics.median(own.effects.agreement for own in factors.values() if own.effects)
+    agreement = statistics.median(means.effects.agreement for means in vectors.sites.values() if means.effects)
     if agreement < REPRODUCED:
         raise NoiseError(
             f"the effects that two halves of the responses show do not agree (median cosine {agreement:.2f}, at least "
@@ -241,40 +246,34 @@ def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: in
     return {e: int(seen) for e, seen in enumerate(means.routing.seen.tolist()) if seen < min_tokens}
 
 
-def _factors_of(
-    model: LanguageModel,
-    vectors: SteeringVectors,
-    site: Site,
-    rules: Rules,
-    benign: BenignMeans | None,
-    left_out: Iterable[int],
-) -> SiteFactors:
-    module, means = model.sites[site], vectors.sites[site]
-    assert means.input is not None
+def _direction(site: Site, means: SiteMeans) -> Float[Tensor, " d"]:
     v = means.steering_vector
     if not bool(v.any()):
         raise InvalidValueError(
             f"{site}: the steering vector is zero, so it has no direction. The positive and negative responses "
             "gave the same mean there: check the contrast set, or leave the site out of the vectors."
         )
+    return output_direction(v)
+
+
+def _by_rule(
+    model: LanguageModel, vectors: SteeringVectors, site: Site, rules: Rules, left_out: Iterable[int]
+) -> SiteFactors:
+    """Factors from the weights of a site."""
+    module, means = model.sites[site], vectors.sites[site]
+    assert means.input is not None
+    _direction(site, means)
     parts = []
     with module.in_memory():
         for projection in module.projections:
             columns, device = projection.columns, projection.device
-            factors = site_factors(
-                projection.weight,
-                v.to(device),
-                means.input.midpoint[columns].to(device),
-                module.component_width,
-                rules,
-                None if benign is None else benign.inputs[site][columns].to(device),
-            )
-            parts.append(factors.cpu())
+            v, mean = means.steering_vector.to(device), means.input.midpoint[columns].to(device)
+            parts.append(site_factors(projection.weight, v, mean, module.component_width, rules).cpu())
     if module.sizes is None or means.routing is None:
         return parts[0]
     for expert in left_out:
         parts[expert] = parts[expert].left_out()
-    return joined(parts, module.sizes, means.routing.usage.midpoint)
+    return joined(parts, module.sizes)
 
 
 def convert(

@@ -1,18 +1,26 @@
 """The paper's equations as pure functions on tensors (arXiv 2602.09870); see docs/paper-to-code.md."""
 
 from steer2edit.method.baselines import ablation_row, injection_row
-from steer2edit.method.effect import effect_rows
+from steer2edit.method.effect import EffectFactors, effect_rows, largest_effect
 from steer2edit.method.factors import SiteFactors, joined, site_factors
 from steer2edit.method.gate import Gate, gated_effects
-from steer2edit.method.hyperparameters import COARSE_VALUES, GATED_RULES, PAPER_RULES, Hyperparameters, Rules, grid
+from steer2edit.method.hyperparameters import (
+    COARSE_VALUES,
+    EVERYTHING,
+    GATED_RULES,
+    PAPER_RULES,
+    Hyperparameters,
+    Rules,
+    grid,
+)
 from steer2edit.method.rule import importance, input_directions, magnitude, output_direction
-from steer2edit.method.shift import limit_shift
-from steer2edit.method.sparing import spare
 
 __all__ = [
     "COARSE_VALUES",
+    "EVERYTHING",
     "GATED_RULES",
     "PAPER_RULES",
+    "EffectFactors",
     "Gate",
     "Hyperparameters",
     "Rules",
@@ -25,9 +33,8 @@ __all__ = [
     "injection_row",
     "input_directions",
     "joined",
-    "limit_shift",
+    "largest_effect",
     "magnitude",
     "output_direction",
     "site_factors",
-    "spare",
 ]

@@ -9,12 +9,68 @@ adds to the attribute when the site writes it along u, and C what it costs in dr
 over the whole row a, component by component (a_i ∈ R^w: w columns of a head, 1 of a neuron), with C̄ the mean of the
 site's C, so that ρ is a share, and S the largest ‖s_i‖ of the block, so that α is one.
 
-Shapes: m = width of a site's input, n = components of the site, w = m / n, k = configurations.
+Shapes: d, m = widths of a site's output and input, n = components of the site, w = m / n, k = configurations.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from steer2edit.core import Experts, SiteEdit
+
+
+@dataclass(frozen=True)
+class EffectFactors:
+    """All of a site's edit by effects that does not depend on (ρ, α).
+
+    Args:
+        output_direction: u, [d].
+        wanted: what rows are made of, [m]: s, or the gated ŝ; zero in columns that are left out.
+        attribute: s, [m].
+        drift: C ≥ 0, [m].
+        components: n.
+        largest: S, the largest ‖s_i‖ (or ‖ŝ_i‖) over all sites of the block.
+        experts: how the components divide into experts, where the site is a mixture of experts.
+    """
+
+    output_direction: Float[Tensor, " d"]
+    wanted: Float[Tensor, " m"]
+    attribute: Float[Tensor, " m"]
+    drift: Float[Tensor, " m"]
+    components: int
+    largest: float
+    experts: Experts | None = None
+
+    @property
+    def largest_importance(self) -> float:
+        """Largest ‖s_i‖ of the site, as a share of the block's."""
+        return largest_effect(self.wanted, self.components) / max(self.largest, 1e-30)
+
+    def edits(self, rho: Sequence[float], alpha: Sequence[float]) -> list[SiteEdit]:
+        """The site's edit for each (ρ, α), as `effect_rows` has it.
+
+        A component's part of the row a_i has a direction of its own; λ_i = s_iᵀ a_i is what the component adds to the
+        attribute, in nats, and g_i = λ_i / ‖a_i‖ what a unit of it adds.
+
+        Args:
+            rho: ρ > 0 by configuration.
+            alpha: α ∈ [0, 1) by configuration.
+        """
+        budget = (torch.tensor(values, dtype=torch.float64) for values in (rho, alpha))
+        rows = effect_rows(self.wanted, self.drift, self.components, self.largest, *budget)
+        parts = rows.view(len(rows), self.components, -1)
+        lam = (parts * self.attribute.view(self.components, -1)).sum(dim=-1)
+        length = parts.norm(dim=-1)
+        g = torch.where(length > 0, lam / torch.where(length > 0, length, 1), 0)
+        return [SiteEdit(self.output_direction, *own, self.experts) for own in zip(rows, lam, g, strict=True)]
+
+
+def largest_effect(effects: Float[Tensor, " m"], components: int) -> float:
+    """The largest ‖s_i‖ of a site's components."""
+    return float(effects.view(components, -1).norm(dim=1).max())
 
 
 def effect_rows(

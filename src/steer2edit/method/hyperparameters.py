@@ -1,8 +1,8 @@
 """The method's settings: one definition each, checked once, from which the command line takes help and defaults."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 from steer2edit.core import Block
 from steer2edit.errors import InvalidValueError, did_you_mean
@@ -22,25 +22,21 @@ COARSE_VALUES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Budget of the edit. Source: Theorem 3.3; what follows `alpha` goes beyond the paper and is off by default.
+    """Budget of the edit. Source: Theorem 3.3.
 
     Args:
         rho_attn: ρ of the attention heads; `None` leaves them out.
         rho_mlp: ρ of the MLP neurons; `None` leaves them out.
         alpha: the l1 share α, of both blocks unless `alpha_mlp` is given.
-        max_shift: κ > 0 of `method.limit_shift`, or `None` (the paper's rule) for no limit.
-        spare: gain s > 0 of `method.spare`, or `None` (the paper's rule) for no sparing.
-        alpha_mlp: the l1 share of MLP neurons where it differs from that of heads.
+        alpha_mlp: the l1 share of MLP neurons where it differs from that of heads (beyond the paper).
 
     Raises:
-        InvalidValueError: ρ ≤ 0, α outside [0, 1), κ ≤ 0, s ≤ 0, or both blocks off.
+        InvalidValueError: ρ ≤ 0, α outside [0, 1), or both blocks off.
     """
 
     rho_attn: float | None
     rho_mlp: float | None
     alpha: float
-    max_shift: float | None = None
-    spare: float | None = None
     alpha_mlp: float | None = None
 
     def __post_init__(self) -> None:
@@ -53,18 +49,10 @@ class Hyperparameters:
         check_alpha(self.alpha)
         if self.alpha_mlp is not None:
             check_alpha(self.alpha_mlp)
-        for name, what in (("max_shift", "no limit"), ("spare", "no sparing")):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InvalidValueError(f"{name} must be > 0, got {value}. Leave it out for {what}.")
 
     @classmethod
     def from_thresholds(
-        cls,
-        attn: "tuple[float, float] | None",
-        mlp: "tuple[float, float] | None",
-        max_shift: float | None = None,
-        spare: float | None = None,
+        cls, attn: "tuple[float, float] | None", mlp: "tuple[float, float] | None"
     ) -> "Hyperparameters":
         """The same budget in other coordinates: per block a threshold τ = ρα and a gain c = 1/(ρ(1 − α)).
 
@@ -73,26 +61,26 @@ class Hyperparameters:
         Args:
             attn: (τ, c) of the attention heads, τ ≥ 0, c > 0; `None` leaves them out.
             mlp: (τ, c) of the MLP neurons.
-            max_shift: as in the class.
-            spare: as in the class.
         """
         (rho_attn, alpha_attn), (rho_mlp, alpha_mlp) = (_budget(block) for block in (attn, mlp))
         alpha = alpha_mlp if alpha_attn is None else alpha_attn
         other = None if alpha_attn is None or alpha_mlp == alpha_attn else alpha_mlp
-        return cls(rho_attn, rho_mlp, 0.0 if alpha is None else alpha, max_shift, spare, other)
+        return cls(rho_attn, rho_mlp, 0.0 if alpha is None else alpha, other)
 
-    def scaled(self, strength: float) -> "Hyperparameters":
-        """The configuration whose edit is `strength` times this one's, exactly: c ← s c and κ ← s κ.
+    @classmethod
+    def from_json(cls, stored: Mapping[str, float | None]) -> "Hyperparameters":
+        """What `to_json` gave, also of an earlier version, with names that are off.
 
-        Args:
-            strength: s > 0.
+        Raises:
+            InvalidValueError: something is on that this version has not.
         """
-        attn, mlp = (
-            None if block is None else (block[0], strength * block[1])
-            for block in (self.thresholds("attn"), self.thresholds("mlp"))
-        )
-        shift = None if self.max_shift is None else strength * self.max_shift
-        return Hyperparameters.from_thresholds(attn, mlp, shift, self.spare)
+        known = {field.name for field in fields(cls)}
+        if beyond := [f"{name} = {value}" for name, value in stored.items() if name not in known and value is not None]:
+            raise InvalidValueError(
+                f"these hyper-parameters were made by another version: {', '.join(beyond)} is not of this one. The "
+                "edit can be used as it is; to make it anew, extract with --effects and convert."
+            )
+        return cls(**{name: value for name, value in stored.items() if name in known})  # type: ignore[arg-type]
 
     def rho(self, block: Block) -> float | None:
         """ρ of a block, `None` if it is off."""
@@ -110,9 +98,7 @@ class Hyperparameters:
     def __str__(self) -> str:
         shown = ["off" if rho is None else f"{rho:.3g}" for rho in (self.rho_attn, self.rho_mlp)]
         alpha = f"α={self.alpha:.3g}" + ("" if self.alpha_mlp is None else f"/{self.alpha_mlp:.3g}")
-        limit = "" if self.max_shift is None else f" κ={self.max_shift:.3g}"
-        spared = "" if self.spare is None else f" s={self.spare:.3g}"
-        return f"ρ_attn={shown[0]} ρ_mlp={shown[1]} {alpha}{limit}{spared}"
+        return f"ρ_attn={shown[0]} ρ_mlp={shown[1]} {alpha}"
 
     def to_json(self) -> dict[str, float | None]:
         """The values by name."""
@@ -170,6 +156,9 @@ class Rules:
 
 PAPER_RULES = Rules()
 GATED_RULES = Rules(input_direction="gated", importance="effect")
+"""The rules of the recommended edit."""
+EVERYTHING = Hyperparameters(1.0, 1.0, 0.0)
+"""The budget of the recommended edit: all components of both blocks. Its strength is found by its drift."""
 
 
 def grid(

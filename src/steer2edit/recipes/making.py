@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from steer2edit.core import SteeringVectors, WeightEdit
-from steer2edit.editing import convert, recommended
+from steer2edit.editing import convert
 from steer2edit.editing.convert import MIN_TOKENS, PREVIEW_ROWS
 from steer2edit.engines import Request, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.estimates import CHANGE, NUMBER, Condition, Estimate
 from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.statistics import estimate, mean, paired_difference
-from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
+from steer2edit.method import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.models.fine_tuning import FineTune, fine_tuned
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
 from steer2edit.steering import (
     ContrastSet,
-    benign_means,
     extract,
     load_contrast,
     measure_effects,
@@ -202,9 +201,8 @@ def make_edit(
     """
     rules, hyperparameters = rules_of(options, vectors)
     vectors = with_inputs(model, vectors, options)
-    benign = benign_means(model, options.spare) if options.spare else None
     least = MIN_TOKENS if options.min_expert_tokens is None else options.min_expert_tokens
-    edit = convert(model, vectors, hyperparameters, rules, benign=benign, min_tokens=least, **vars(accepting))
+    edit = convert(model, vectors, hyperparameters, rules, min_tokens=least, **vars(accepting))
     kl = EFFECT_KL if options.kl is None and rules.importance == "effect" else options.kl
     return edit if kl is None else at_drift(TransformersEngine(model), edit, kl)
 
@@ -219,21 +217,19 @@ def with_inputs(model: LanguageModel, vectors: SteeringVectors, options: Convert
 
 def rules_of(options: ConvertOptions, vectors: SteeringVectors) -> tuple[Rules, Hyperparameters]:
     """What is asked for; the recommended rules for effects where nothing else is said and the vectors have any."""
-    rho = options.rho_attn, options.rho_mlp
     rules = Rules(options.input_direction, options.importance, options.magnitude)  # type: ignore[arg-type]
-    if rho == (None, None) and rules == PAPER_RULES and (found := recommended(vectors)):
-        rules = found[0]
+    given = (options.rho_attn, options.rho_mlp) != (None, None)
+    if rules == PAPER_RULES and not given and vectors.has_effects:
+        rules = GATED_RULES
     by_effect = rules.importance == "effect"
-    if rho == (None, None) and not by_effect:
+    if not given and not by_effect:
         raise InvalidValueError(
             "these vectors have no measured effects, and the paper's rule needs a budget: extract with --effects "
             "(effects=True), or give --rho-attn or --rho-mlp, e.g. 0.2 and 0.9."
         )
-    if rho == (None, None):
-        rho = (1.0, 1.0)
-    default = 0.0 if by_effect else 0.5
-    alpha = default if options.alpha is None else options.alpha
-    return rules, Hyperparameters(*rho, alpha, options.max_shift, options.gain if options.spare else None)
+    rho = (options.rho_attn, options.rho_mlp) if given else (EVERYTHING.rho_attn, EVERYTHING.rho_mlp)
+    default = EVERYTHING.alpha if by_effect else 0.5
+    return rules, Hyperparameters(*rho, default if options.alpha is None else options.alpha)
 
 
 def recipe_of(edit: WeightEdit, contrast: str | None = None) -> ExtractOptions:
@@ -261,24 +257,18 @@ def refit(
     Nothing is searched: rules and budgets are those of the edit, and its drift is the most that is spent. A model that
     was tuned with the edit in its weights is measured with what is left of it. Returns the new edit; on held-out items
     the model as it is now, with the old edit on top, and with the new one; and what was asked, by set. Raises
-    DataError, MismatchError and NoiseError as `recipe_of` and `convert` do.
+    DataError, MismatchError and NoiseError as `recipe_of` and `convert` do, and InvalidValueError for an edit with
+    hyper-parameters that this version has not.
     """
     model.require_fit(edit, allow_mismatch=True)
     options = recipe_of(edit, changed.contrast)
+    hyperparameters = Hyperparameters.from_json(edit.metadata["hyperparameters"])
     options = options if changed.limit is None else replace(options, limit=changed.limit)
     part = behaviour(str(options.contrast), "held_out", limit=changed.limit, seed=options.seed)
     vectors = make_vectors(model, options)
     require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": part.digests})
     facts = edit.metadata
-    benign = facts.get("benign")
-    made = convert(
-        model,
-        vectors,
-        Hyperparameters(**facts["hyperparameters"]),
-        Rules(**facts["rules"]),
-        benign=benign_means(model, benign["source"]) if benign else None,
-        force=changed.force,
-    )
+    made = convert(model, vectors, hyperparameters, Rules(**facts["rules"]), force=changed.force)
     engine = TransformersEngine(model)
     if drift := facts.get("drift"):
         validation = behaviour(str(options.contrast), "validation", limit=changed.limit, seed=options.seed)

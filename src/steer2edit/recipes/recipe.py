@@ -94,8 +94,7 @@ else:
         source=(Annotated[str, Field(min_length=1)], ...),
     )  # fmt: skip
     RecipeSearch = _part(
-        "RecipeSearch", SearchOptions, "strategy", "trials", "generation", "strengths", "limit_shift", "spare",
-        "utility",
+        "RecipeSearch", SearchOptions, "strategy", "trials", "generation", "strengths", "utility",
         strategy=_key(SearchOptions, "strategy", "grid"),
         trials=(Annotated[int, Field(ge=1)] | None, None),  # by default as many as the grid asks for
     )  # fmt: skip

@@ -18,10 +18,7 @@ _OUTLIER_FACTOR = 1.5
 _TICKS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
 _TITLE_WIDTH = 20  # characters that fit beside one row
 _WIDE = 8  # a ratio of largest to smallest value from which a logarithmic axis reads better
-SYMBOLS = {
-    "rho_attn": "ρ_attn", "rho_mlp": "ρ_mlp", "alpha": "α", "alpha_mlp": "α_mlp", "max_shift": "κ",
-    "spare": "gain of sparing",
-}  # fmt: skip
+SYMBOLS = {"rho_attn": "ρ_attn", "rho_mlp": "ρ_mlp", "alpha": "α", "alpha_mlp": "α_mlp"}
 
 
 def tradeoff_figures(run: RunResults) -> dict[Plane, dict[str, go.Figure]]:

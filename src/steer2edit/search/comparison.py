@@ -10,12 +10,12 @@ from torch import Tensor
 
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
 from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVectors, WeightEdit
-from steer2edit.editing import ablation, compute_factors, natural_strength, recommended, rosi
+from steer2edit.editing import ablation, compute_factors, natural_strength, rosi
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.estimates import Condition, ConditionKind
 from steer2edit.evaluation import BASE_ARM, COST, Arm, Behaviour, calibrate_together, evaluate, metric_name
-from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, output_direction
+from steer2edit.method import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules, output_direction
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.progress import step
 from steer2edit.search.curves import Figure, Plan, figure_text, method_figures
@@ -25,8 +25,8 @@ from steer2edit.search.search import behaviours_of, options_for, require_apart, 
 from steer2edit.settings import ComparisonOptions
 
 STEERING = "steering"
-PAPER = Hyperparameters(rho_attn=0.15, rho_mlp=None, alpha=0.5, max_shift=0.4)
-"""The paper's rule for attention, each site's shift limited: the best setting found on SmolLM2's validation items."""
+PAPER = Hyperparameters(rho_attn=0.15, rho_mlp=None, alpha=0.5)
+"""The paper's rule for attention: the best setting found on SmolLM2's validation items."""
 _NATURAL = 0.2
 _ROSI_SIZE = 1.0  # of the whole row
 
@@ -74,8 +74,8 @@ def _made_edits(
 ) -> tuple[dict[str, WeightEdit], dict[str, str]]:
     recipes = {"paper": (PAPER_RULES, PAPER)}
     left_out = {}
-    if recipe := recommended(vectors):
-        recipes |= {"effects": (Rules(importance="effect"), recipe[1]), "gated": recipe}
+    if vectors.has_effects:
+        recipes |= {"effects": (Rules(importance="effect"), EVERYTHING), "gated": (GATED_RULES, EVERYTHING)}
     else:
         left_out["effects"] = "the vectors have no measured effects: extract them with --effects"
     factors, made = compute_factors(model, vectors, PAPER_RULES, allow_mismatch=allow_mismatch), {}
@@ -128,7 +128,7 @@ def run_comparison(
     """
     options = options_for(vectors, options)
     validation, held_out = behaviours_of(options)
-    require_apart(vectors, None, validation, held_out)
+    require_apart(vectors, validation, held_out)
     identity = _identity(engine, vectors, options, (validation, held_out))
     with RunFolder(out, _KIND).opened(identity) as folder:
         narrate("Finding the strengths that spend each KL on validation items.", [])

@@ -18,11 +18,12 @@ from steer2edit.evaluation.metrics import for_card
 from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
 from steer2edit.progress import step
 from steer2edit.search.curves import TradeoffComparison, compare_tradeoffs
+from steer2edit.search.generation import SANITY_METRIC, measure_generation
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.search import Search
 from steer2edit.search.space import propose
 from steer2edit.search.study import Study
-from steer2edit.search.trials import SANITY_METRIC, Trial, measure_generation, read_trials, write_generation
+from steer2edit.search.trials import Trial, read_trials, write_generation
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
@@ -79,7 +80,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
                 for found in (trial.condition() for trial in front)
             ],
         )
-        (edit,) = search.edits([recommended.configuration])
+        (edit,) = search.edits([recommended])
         calibrated = _at_target(search, folder, study, recommended, edit)
         held_out = _held_out(search, folder, study, steering, front, calibrated)
         narrate("Held-out items, the front and steering at the strengths of the sweep:", held_out)
@@ -231,7 +232,7 @@ def _held_out(
     step = max(1.0, (len(front) - 1) / (_MOST_FRONT - 1))
     shown = [front[round(i * step)] for i in range(min(len(front), _MOST_FRONT))]  # the recommended one among them
     arms = [BASE_ARM, *(steering_arm(search.vectors, float(c.parameters["strength"])) for c in steering)]
-    edits = search.edits([trial.configuration for trial in shown])
+    edits = search.edits(shown)
     arms += [edit_arm(edit, trial.label) for trial, edit in zip(shown, edits, strict=True)]
     if calibrated:
         equal = [

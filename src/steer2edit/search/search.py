@@ -7,15 +7,17 @@ from typing import Any, TypeVar
 import torch
 
 from steer2edit.core import TUNED_BLOCKS, Block, SteeringVectors, WeightEdit
-from steer2edit.editing import Factors, compute_factors, recommended
+from steer2edit.editing import Factors, compute_factors
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import COST, Behaviour, TaskSettings, behaviour, behaviour_of, build_tasks
+from steer2edit.method import GATED_RULES, Hyperparameters, SiteFactors
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.search.goal import Budget, Goal
-from steer2edit.search.space import Configuration, SearchSpace
+from steer2edit.search.space import SearchSpace
+from steer2edit.search.trials import Trial
 from steer2edit.settings import Accepting, ComparisonOptions, SearchOptions
-from steer2edit.steering import BenignMeans, benign_means, prompt_digests, require_no_overlap
+from steer2edit.steering import prompt_digests, require_no_overlap
 from steer2edit.steering.examples import prompt_key
 from steer2edit.steering.rows import Split
 
@@ -72,15 +74,11 @@ def utility_metric(chosen: Behaviour) -> str | None:
     return next((name for name in metric_names(chosen) if name.endswith("_accuracy")), None)
 
 
-def require_apart(
-    vectors: SteeringVectors, benign: BenignMeans | None, validation: Behaviour, held_out: Behaviour
-) -> None:
-    """A DataError, with the uses, if a prompt of vectors, spared requests and the two parts has two of them."""
+def require_apart(vectors: SteeringVectors, validation: Behaviour, held_out: Behaviour) -> None:
+    """A DataError, with the uses, if a prompt of the vectors and the two parts has two of them."""
     used: Mapping[str, Behaviour] = {"validation": validation, "held-out": held_out}
     prompts = {name: [*part.digests, *prompt_digests(part.drift.items)] for name, part in used.items()}
-    made_from = {"vector": vectors.metadata.get("prompts", ()), "spared": benign.metadata["prompts"] if benign else ()}
-    for use, own in made_from.items():
-        require_no_overlap({use: own, **prompts})
+    require_no_overlap({"vector": vectors.metadata.get("prompts", ()), **prompts})
 
 
 _LARGEST_IMPORTANCE = 0.999  # quantile of |g|: thresholds above it leave next to nothing to edit
@@ -92,26 +90,23 @@ class Search:
 
     engine: Engine  # runs the model
     vectors: SteeringVectors  # steered with, and what the factors were made from
-    factors: Factors  # one set, from which all configurations follow
+    factors: Factors  # of the paper's rule, from which all configurations follow
     validation: Behaviour  # the behaviour on validation items
     held_out: Behaviour  # the behaviour on held-out items
     budget: Budget  # what an edit may cost
     space: SearchSpace  # the configurations
     options: SearchOptions = SearchOptions()  # how to go about it
-    effects: Factors | None = None  # of the edit in closed form that is tried first, where the vectors have effects
+    effects: WeightEdit | None = None  # the edit in closed form that is tried first, where the vectors have effects
     no_effects: str = "the vectors have no measured effects (extract --effects measures them)"  # why there is none
 
     def __post_init__(self) -> None:
         if self.options.strategy == "grid":
             self.space.coarse_grid()  # refused in coordinates that the paper's grids are not in
 
-    def edits(self, configurations: Sequence[Configuration]) -> list[WeightEdit]:
-        """The edits of configurations; one that is no point of the space is made of the measured effects."""
-        searched = iter(self.factors.edits([h for point, h, _ in configurations if point]))
-        by_effect = [(h, scale) for point, h, scale in configurations if not point]
-        made = self.effects.edits([h for h, _ in by_effect]) if self.effects and by_effect else []
-        others = iter([edit.scaled(scale) for edit, (_, scale) in zip(made, by_effect, strict=True)])
-        return [next(searched if point else others) for point, _, _ in configurations]
+    def edits(self, trials: Sequence[Trial]) -> list[WeightEdit]:
+        """The edits of trials; that of one which is no point of the space is made of the measured effects."""
+        searched = iter(self.factors.edits([trial.hyperparameters for trial in trials if trial.parameters]))
+        return [next(searched) if trial.parameters else self.effects.scaled(trial.scale) for trial in trials]  # type: ignore[union-attr]
 
     @property
     def goal(self) -> Goal:
@@ -132,7 +127,6 @@ class Search:
             "behaviour": self.validation.name,
             "items": {"validation": self.validation.digest(), "held_out": self.held_out.digest()},
             "rules": self.factors.metadata.get("rules"),
-            "benign": self.factors.metadata.get("benign"),
             "space": self.space.to_json(),
             "budget": self.budget.to_json(),
             "dtype": str(model.dtype),
@@ -161,27 +155,24 @@ def prepare_search(
     validation, held_out = behaviours_of(options)
     for task in (*validation.tasks, *held_out.tasks):
         task.require_fit(model)
-    benign = benign_means(model, options.spare) if options.spare else None
-    require_apart(vectors, benign, validation, held_out)
-    factors = compute_factors(model, vectors, benign=benign, **vars(accepting))
+    require_apart(vectors, validation, held_out)
+    factors = compute_factors(model, vectors, **vars(accepting))
     blocks: tuple[Block, ...] = tuple(block for block in TUNED_BLOCKS if block in options.blocks)
     factors.require_signal(site for site in factors.sites if site.tuned_block in blocks)
     present = tuple(block for block in blocks if any(site.block == block for site in factors.sites))
-    space = SearchSpace(
-        options.coordinates, present, options.limit_shift, benign is not None, _largest_thresholds(factors),
-        options.ranges,
-    )  # fmt: skip
+    space = SearchSpace(options.coordinates, present, _largest_thresholds(factors), options.ranges)
     runner = engine or RememberingEngine(TransformersEngine(model))
     search = Search(runner, vectors, factors, validation, held_out, _budget(options, validation), space, options)
-    if recipe := recommended(vectors):
-        try:
-            made = compute_factors(
-                model, vectors, recipe[0], allow_mismatch=True, allow_missing=True, force=accepting.force
-            )
-            return replace(search, effects=made, no_effects="")
-        except (InvalidValueError, MismatchError, NoiseError) as error:
-            return replace(search, no_effects=str(error))
-    return search
+    if not vectors.has_effects:
+        return search
+    try:
+        made = compute_factors(
+            model, vectors, GATED_RULES, allow_mismatch=True, allow_missing=True, force=accepting.force
+        )
+        attn, mlp = (1.0 if block in present else None for block in TUNED_BLOCKS)
+        return replace(search, effects=made.edit(Hyperparameters(attn, mlp, 0.0)), no_effects="")
+    except (InvalidValueError, MismatchError, NoiseError) as error:
+        return replace(search, no_effects=str(error))
 
 
 def _budget(options: SearchOptions, validation: Behaviour) -> Budget:
@@ -204,7 +195,11 @@ def _largest_thresholds(factors: Factors) -> dict[str, float]:
     """By block, the threshold above which next to no component is left."""
     found: dict[str, float] = {}
     for block in TUNED_BLOCKS:
-        values = [f.importance.abs() for site, f in factors.sites.items() if site.block == block]
+        values = [
+            own.importance.abs()
+            for site, own in factors.sites.items()
+            if site.block == block and isinstance(own, SiteFactors)
+        ]
         if values:
             found[block] = round(torch.cat(values).double().quantile(_LARGEST_IMPORTANCE).item(), 4)
     return found

@@ -19,14 +19,9 @@ from steer2edit.settings.search import Coordinates, Range, Strategy
 
 Parameters = Mapping[str, Any]
 """Values by coordinate name."""
-Configuration = tuple[Parameters, Hyperparameters, float]
-"""A point of the space, or none, what it stands for, and what the edit is multiplied by."""
 
 _COARSE_STEP = 0.2
 _BOUNDS = {"rho_attn": (0.02, 2.0), "rho_mlp": (0.02, 2.0), "alpha": (0.0, 0.98)}
-
-_DRIFT_SHARES = (0.5, 0.9)  # below, many edits do nothing yet, and a strength below 1 takes a good one there
-_REFERENCE_GAIN = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,13 +29,10 @@ class SearchSpace:
     """The configurations that a search may propose."""
 
     # `paper` moves in (ρ_attn, ρ_mlp, α); `threshold` in a threshold τ = ρα and a gain c = 1/(ρ(1 − α)) per block,
-    # which act apart where ρ and α act together; `drift` in the thresholds, the balance of the two gains, and the share
-    # of the drift budget to spend, from which the strength follows
+    # which act apart where ρ and α act together
     coordinates: Coordinates = "paper"
     # blocks that may be edited. With both, a trial edits either of them or both.
     blocks: tuple[Block, ...] = TUNED_BLOCKS
-    max_shift: bool = False  # whether κ of `method.limit_shift` is searched too (beyond the paper)
-    spare: bool = False  # whether edits are spared, with the gain searched (beyond the paper)
     # upper end of τ by block; components above it are too few to matter
     largest_threshold: Mapping[str, float] | None = None
     # by paper coordinate, where to look and the step of the first grid, instead of everywhere and the coarse grid
@@ -57,46 +49,29 @@ class SearchSpace:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of every coordinate."""
         found: dict[str, BaseDistribution] = {}
-        drift, paper = self.coordinates == "drift", self.coordinates == "paper"
-        if drift:
-            found["drift"] = FloatDistribution(*_DRIFT_SHARES)
         if len(self.blocks) > 1:
             found["blocks"] = CategoricalDistribution([*TUNED_BLOCKS, "both"])
-            found |= {"balance": FloatDistribution(0.05, 20.0, log=True)} if drift else {}
+        if self.coordinates == "paper":
+            for name in self._paper_coordinates():
+                found[name] = FloatDistribution(*self._bounds(name), log=name != "alpha")
+            return found
         for block in self.blocks:
-            if paper:
-                found[f"rho_{block}"] = FloatDistribution(*self._bounds(f"rho_{block}"), log=True)
-                continue
             found[f"threshold_{block}"] = FloatDistribution(0.0, (self.largest_threshold or {}).get(block, 0.6))
-            if not drift:
-                found[f"gain_{block}"] = FloatDistribution(0.5, 50.0, log=True)
-        if paper:
-            found["alpha"] = FloatDistribution(*self._bounds("alpha"))
-        if self.max_shift:
-            found["max_shift"] = FloatDistribution(0.03 if drift else 0.1, 3.0, log=True)
-        if self.spare and not drift:
-            found["spare"] = FloatDistribution(0.5, 4.0, log=True)
+            found[f"gain_{block}"] = FloatDistribution(0.5, 50.0, log=True)
         return found
 
-    def drift_share(self, parameters: Parameters) -> float | None:
-        """The share of the drift budget that a configuration is to spend; `None`: it has a strength of its own."""
-        return parameters["drift"] if self.coordinates == "drift" else None
-
     def hyperparameters(self, parameters: Parameters) -> Hyperparameters:
-        """The configuration at one point of the space; in `drift` coordinates up to its strength."""
+        """The configuration at one point of the space."""
         chosen = parameters.get("blocks", "both")
         on = self.blocks if chosen == "both" else (chosen,)
-        spare = 1.0 if self.spare and self.coordinates == "drift" else None
-        beyond = parameters.get("max_shift"), parameters.get("spare", spare)
         if self.coordinates == "paper":
             rho_attn, rho_mlp = (parameters[f"rho_{block}"] if block in on else None for block in TUNED_BLOCKS)
-            return Hyperparameters(rho_attn, rho_mlp, parameters["alpha"], *beyond)
-        reference = {"attn": _REFERENCE_GAIN, "mlp": _REFERENCE_GAIN * parameters.get("balance", 1.0)}
+            return Hyperparameters(rho_attn, rho_mlp, parameters["alpha"])
         attn, mlp = (
-            (parameters[f"threshold_{b}"], parameters.get(f"gain_{b}", reference[b])) if b in on else None
-            for b in TUNED_BLOCKS
+            (parameters[f"threshold_{block}"], parameters[f"gain_{block}"]) if block in on else None
+            for block in TUNED_BLOCKS
         )
-        return Hyperparameters.from_thresholds(attn, mlp, *beyond)
+        return Hyperparameters.from_thresholds(attn, mlp)
 
     def coarse_grid(self) -> list[Parameters]:
         """{.1, .3, .5, .7, .9} in every paper coordinate of the blocks, or the values of its range.
@@ -104,10 +79,9 @@ class SearchSpace:
         Source: Table 1 and its text.
         """
         both = {"blocks": "both"} if len(self.blocks) > 1 else {}
-        beyond = {name: 1.0 for name, on in (("max_shift", self.max_shift), ("spare", self.spare)) if on}
         ranges = self.ranges or {}
         axes = {n: range_values(*ranges[n]) if n in ranges else COARSE_VALUES for n in self._paper_coordinates()}
-        return [{**both, **point, **beyond} for point in _product(axes)]
+        return [{**both, **point} for point in _product(axes)]
 
     def refined_grid(self, centre: Parameters, round_: int) -> list[Parameters]:
         """Three values around the best point in every paper coordinate; the step halves from round to round."""

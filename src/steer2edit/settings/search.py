@@ -12,7 +12,7 @@ from steer2edit.settings.shared import Behaviour, Data, Limit, MaxNewTokens, Rob
 
 Strategy = Literal["grid", "tpe", "nsga2", "random"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-Coordinates = Literal["paper", "threshold", "drift"]
+Coordinates = Literal["paper", "threshold"]
 COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
 STUDY_NAME = "steer2edit"
 
@@ -29,11 +29,8 @@ class SearchOptions(Checked):
     Args:
         strategy: tpe, nsga2 or random (Optuna), or grid: the paper's coarse grid, then refined ones.
         trials: Configurations to try in all. Ask for more later to extend a search.
-        coordinates: paper: rho_attn, rho_mlp, alpha; threshold: a threshold and a gain per block; drift: thresholds,
-            the balance of the blocks and the drift to spend, from which the strength follows.
+        coordinates: paper: rho_attn, rho_mlp, alpha; threshold: a threshold and a gain per block.
         blocks: Blocks that may be edited: attn, mlp or attn,mlp.
-        limit_shift: Beyond the paper: search the limit kappa of the mean shift too.
-        spare: Beyond the paper: spare replies to benign requests, `benign` or a file; searches the gain.
         max_kl: Largest KL to the base on benign requests, nats/token.
         max_over_refusal: Largest share of benign requests refused.
         min_utility: Smallest accuracy on the task of --utility.
@@ -54,8 +51,6 @@ class SearchOptions(Checked):
     trials: Annotated[int, typer.Option(min=1)] = 96
     coordinates: Coordinates = "paper"
     blocks: Annotated[tuple[str, ...], Text(read_names, default="attn,mlp")] = ("attn", "mlp")
-    limit_shift: bool = False
-    spare: str | None = None
     max_kl: Annotated[float, typer.Option(min=0), Above(0)] = 0.15
     max_over_refusal: Annotated[float | None, typer.Option(min=0, max=1)] = None
     min_utility: Annotated[float | None, typer.Option(min=0, max=1)] = None

@@ -78,11 +78,6 @@ class ConvertOptions(Checked):
         rho_attn: Budget rho > 0 of attention heads, or off. Larger means weaker.
         rho_mlp: Budget rho > 0 of MLP neurons, or off. Larger means weaker.
         alpha: l1 share alpha in [0, 1). Larger means sparser. By default 0.5, and 0 for edits of effects.
-        max_shift: Beyond the paper: no site's edit moves its mean output further than steering at this strength. Off by
-            default.
-        spare: Beyond the paper: make the edit do nothing, on average, to replies to benign requests: `benign` (built-in
-            requests) or a file of prompts.
-        gain: With --spare: multiplies what sparing leaves of the edit.
         input_direction: Rule for k: sensitivity (the paper's), mean, svd; or, beyond it, gated (with --importance
             effect).
         importance: Rule for g: cosine (the paper's), dot; or, beyond it, effect (extract --effects).
@@ -100,9 +95,6 @@ class ConvertOptions(Checked):
     rho_attn: Annotated[float | None, OFF] = None
     rho_mlp: Annotated[float | None, OFF] = None
     alpha: float | None = None
-    max_shift: float | None = None
-    spare: str | None = None
-    gain: float = 1.0
     input_direction: str = "sensitivity"
     importance: str = "cosine"
     magnitude: str = "elastic-net"
@@ -112,13 +104,6 @@ class ConvertOptions(Checked):
     labeller: Labeller = None
     limit: Limit = None
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gain != 1.0 and self.spare is None:
-            raise InvalidValueError(
-                f"--gain {self.gain:g} multiplies what sparing leaves of the edit: give --spare too."
-            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Representation: contrast sets, extraction with diagnosis, and activation steering."""
 
 from steer2edit.steering.behaviour_folder import BehaviourFolder, ItemSet, built_in_names, find_behaviour
-from steer2edit.steering.benign import BenignMeans, benign_means
 from steer2edit.steering.contrast import Contrast, ContrastSet, build_contrast
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.effects import measure_effects
@@ -16,14 +15,12 @@ from steer2edit.steering.steered import steered
 
 __all__ = [
     "BehaviourFolder",
-    "BenignMeans",
     "Contrast",
     "ContrastSet",
     "Example",
     "ItemSet",
     "RefusalPhrases",
     "auroc",
-    "benign_means",
     "borderline_prompts",
     "build_contrast",
     "built_in_names",

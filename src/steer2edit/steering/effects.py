@@ -81,7 +81,7 @@ def measure_effects(
             suits the behaviour, and the first tokens for a contrast file.
         silent_on: requests on which gated rows are to do nothing (`Rules(input_direction="gated")`): `benign`, the
             built-in benign requests and safe ones that sound alarming, or a file of prompts. By default what
-            the behaviour says (`benign` for safety), else none: gated rows spare drift alone then.
+            the behaviour says (`benign` for safety), else none: gated rows count drift alone then.
         benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
         copies: contexts by name in which the model is another, that the edit is to hold in too: tuned, say. Effects are
             measured in each as well: wanted ones are averaged, and it is to be silent and not to drift in all. How well

@@ -138,7 +138,7 @@ def shuffled(edit: WeightEdit, directions: Directions, generator: torch.Generato
 
 
 def component_norms(edit: SiteEdit) -> Float[Tensor, " n"]:
-    """Length of each component's columns of a: |λ|, unless the edit was spared."""
+    """Length of each component's columns of a: |λ| by the paper's rule."""
     lengths: Tensor = torch.linalg.vector_norm(edit.row.view(-1, edit.component_width), dim=1)
     return lengths
 
