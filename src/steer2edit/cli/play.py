@@ -22,10 +22,10 @@ def play(
     model: ModelArgument,
     loading: Loading,
     artifacts: Annotated[
-        list[Path] | None, typer.Argument(metavar="[EDIT|VECTORS]...", help="Edits and vectors to choose from.")
+        list[Path] | None, typer.Argument(metavar="EDIT|VECTORS", help="Edits and vectors to choose from.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 opens the page to others.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="By default the first that is free from 7860 on.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860.")] = None,
     space: Annotated[Path | None, typer.Option(help="Write a folder for a Hugging Face Space instead.")] = None,
     overwrite: OverwriteOption = False,
 ) -> None:

@@ -64,11 +64,11 @@ class Page:
             with gr.Column(min_width=240):
                 self.edit = gr.Dropdown(**_choices(first.edits, first.edit), label="Edit")
                 self.strength = gr.Slider(-1, 2, 1, step=0.05, label="Strength of the edit", elem_id="strength")
+                self.match = gr.Button("Match steering to the edit as it is set now", size="sm", elem_id="match")
             with gr.Column(min_width=240):
                 self.steering = gr.Dropdown(**_choices(first.vectors, first.steering), label="Steering")
                 self.drift = gr.Slider(-1, 2, 1, step=0.05, label="Steering, 1 = equal drift", elem_id="drift")
                 self.unit = gr.HTML(elem_id="unit")
-                self.match = gr.Button("Match the edit as it is set now", size="sm", elem_id="match")
         with gr.Row():
             self.tokens = gr.Slider(1, 512, first.sampling.max_new_tokens, step=1, label="Longest reply, in tokens")
             self.temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature, 0 for the likeliest words")
@@ -141,10 +141,8 @@ class Page:
         """All that follows from the session."""
         unit = self._stage.unit(session)
         command, python = as_code(self._stage, session, prompt or _PROMPT)
-        edit = "" if session.edit is None else f", as the edit at {session.matched[0]:g} does"
-        found = (
-            "" if unit is None else f"1 is strength {unit.strength:.3g}: KL {unit.drift:.3g} on benign requests{edit}"
-        )
+        found = "" if unit is None else f"1 is strength {unit.strength:.3g}: KL {unit.drift:.3g} on benign requests"
+        found += "" if unit is None or session.edit is None else f", as of the edit at {session.matched[0]:g}"
         return {
             self.session: session, self.unit: markup.note(found), self.map: markup.component_map(session),
             self.top: markup.component_list(session), self.command: command, self.python: python,
