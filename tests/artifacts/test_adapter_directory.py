@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -474,6 +475,12 @@ def test_harmless_changes_are_accepted(saved: Path, edit: WeightEdit) -> None:
         (lambda c: c["edit"].pop("model"), "is damaged: edit"),
         (lambda c: c["edit"]["model"].update(fingerprint="x"), "is damaged: edit"),
         (lambda c: c["files"].clear(), "another SHA-256"),
+        (lambda c: c["edit"].update(drift={"kl": math.nan, "requests": 4}), "NaN is not a finite number"),
+        (lambda c: c["edit"].update(drift=0.03), r"is damaged: edit\.drift"),
+        (lambda c: c["edit"].update(hyperparameters={"alpha": "x"}), r"is damaged: edit\.hyperparameters\.alpha"),
+        (lambda c: c["edit"].update(rules=None), r"is damaged: edit\.rules"),
+        (lambda c: c["edit"].update(vectors={"effects": {}}), r"is damaged: edit\.vectors\.effects\.decided_by"),
+        (lambda c: c["edit"]["model"].update(chat={"arguments": 3}), r"is damaged: edit\.model\.chat\.arguments"),
     ],
 )
 def test_changed_manifest(saved: Path, change: Callable[[dict], object], message: str) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from steer2edit.artifacts import as_vectors, load_vectors, save_vectors
-from steer2edit.core import ClassMeans, RoutingMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.core import ClassMeans, RoutingMeans, Site, SiteEffects, SiteMeans, SteeringVectors
 from steer2edit.errors import ArtifactError, InvalidValueError
 
 ATTN, MLP = Site(0, "attn"), Site(11, "mlp")
@@ -319,10 +320,20 @@ def rewrite(path: Path, change_header=None, **tensors: torch.Tensor | None) -> N
         (lambda h: h.update(schema_version="one"), "no valid schema version"),
         (lambda h: h.pop("schema_version"), "no valid schema version"),
         (lambda h: h.update(kind="weight-edit-components"), "holds 'weight-edit-components'"),
-        (lambda h: h.update(metadata="{"), "no readable JSON for 'metadata'"),
-        (lambda h: h.update(metadata="[" * 100_000), "no readable JSON for 'metadata'"),
-        (lambda h: h.pop("diagnosis"), "no readable JSON for 'diagnosis'"),
-        (lambda h: h.update(metadata="[]"), "must be JSON objects"),
+        (lambda h: h.update(metadata="{"), "v.safetensors, metadata is not sound JSON"),
+        (lambda h: h.update(metadata="[" * 100_000), "v.safetensors, metadata is not sound JSON"),
+        (lambda h: h.pop("diagnosis"), "v.safetensors, diagnosis is not sound JSON"),
+        (lambda h: h.update(metadata="[]"), "metadata must hold a JSON object, but holds a list"),
+        (lambda h: h.update(metadata="null"), "metadata: Input should be a valid dictionary"),
+        (lambda h: h.update(metadata='{"draws": NaN}'), "NaN is not a finite number"),
+        (lambda h: h.update(metadata='{"draws": [1, -1e400]}'), "-1e400 is not a finite number"),
+        (lambda h: h.update(metadata='{"draws": 1, "draws": 2}'), "'draws' is there twice"),
+        (lambda h: h.update(metadata='{"model": "tiny"}'), "metadata.model: "),
+        (lambda h: h.update(metadata='{"model": {"fingerprint": 3}}'), "metadata.model.fingerprint: "),
+        (lambda h: h.update(metadata='{"effects": {"decided_by": "first", "gate": []}}'), "metadata.effects.gate: "),
+        (lambda h: h.update(metadata='{"preview": [{"positive": ["a"]}]}'), "metadata.preview.0.positive"),
+        (lambda h: h.update(diagnosis='{"sites": 3}'), "diagnosis.sites: "),
+        (lambda h: h.update(diagnosis='{"sites": {"L0.attn": {"auroc": "x"}}}'), "diagnosis.sites.L0.attn.norm: "),
     ],
 )
 def test_damaged_header(tmp_path: Path, change, message: str) -> None:
@@ -353,6 +364,22 @@ def test_damaged_tensors(tmp_path: Path, name: str, tensor: torch.Tensor | None,
     with pytest.raises(ArtifactError, match=message) as raised:
         load_vectors(tmp_path / "v.safetensors")
     assert "v.safetensors" in str(raised.value)
+
+
+def test_an_agreement_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    effects = SiteEffects(torch.ones(3), torch.ones(3), torch.ones(3), 0.5)
+    save_vectors(SteeringVectors({ATTN: SiteMeans(means(1.0, 2.0), effects=effects)}), tmp_path / "v.safetensors")
+    for bad in (math.nan, math.inf):
+        rewrite(tmp_path / "v.safetensors", **{"L0.attn.agreement": torch.tensor([bad])})
+        with pytest.raises(ArtifactError, match="an effect has entries that are not finite"):
+            load_vectors(tmp_path / "v.safetensors")
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    for metadata in ({"contrast": "mine"}, {"model": {"name": 3}}):
+        with pytest.raises(ArtifactError, match=f"metadata.{next(iter(metadata))}"):
+            save_vectors(SteeringVectors({ATTN: SiteMeans(means(1.0))}, metadata), tmp_path / "v.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_without_vectors(tmp_path: Path) -> None:

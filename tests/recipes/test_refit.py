@@ -112,6 +112,12 @@ def test_the_recipe_is_what_was_asked_for() -> None:
     unknown = WeightEdit(edit.sites, {**edit.metadata, "vectors": {"contrast": {"name": "pairs in memory"}}})
     with pytest.raises(DataError, match=r"does not name one contrast set .* --contrast BEHAVIOUR"):
         recipe_of(unknown)
+    newer = WeightEdit(edit.sites, {**edit.metadata, "vectors": {"recipe": {"contrast": "safety", "depth": 3}}})
+    with pytest.raises(DataError, match=r"not say in a known form .*'depth'"):
+        recipe_of(newer)
+    ablated = WeightEdit(edit.sites, {"method": "ablation", "model": edit.metadata["model"]})
+    with pytest.raises(DataError, match=r"not say in a known form .*'hyperparameters'.* Make it anew"):
+        refit(tiny(), ablated, RefitOptions(contrast="safety", limit=4))
     with pytest.raises(MismatchError):
         refit(tiny_chat_model(num_hidden_layers=1, max_position_embeddings=1024), edit)
 

@@ -74,7 +74,7 @@ class Vectors(SteeringVectors):
         if not (self.diagnosis or {}).get("sites"):
             return showing.page(repr(self))
         from steer2edit.report.figures import diagnosis_figure
-        from steer2edit.report.run_results import Diagnosis
+        from steer2edit.steering.diagnosis import Diagnosis
 
         layers = 1 + max(site.layer for site in self.sites)
         figure = diagnosis_figure(Diagnosis.model_validate(self.diagnosis), layers)

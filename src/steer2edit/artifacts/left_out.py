@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from steer2edit.artifacts.manifest import Record, first_fault
+from steer2edit.artifacts.facts import Record
+from steer2edit.artifacts.manifest import first_fault
 from steer2edit.core import Site
 from steer2edit.errors import ArtifactError
 from steer2edit.steering.diagnosis import listed

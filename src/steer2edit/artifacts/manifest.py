@@ -1,7 +1,7 @@
 """`steer2edit.json`: what an artifact is, what it was made from, and with which versions. See docs/formats.md."""
 
 import json
-from collections import Counter
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -9,13 +9,15 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
+from steer2edit.artifacts.facts import BaseCheckpointRecord, BaseModelRecord, EditMetadata, Record, Sha256
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.core import Experts, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.estimates import Condition
+from steer2edit.steering.data_files import without_repeats
 
 SCHEMA_VERSION: Literal[1] = 1
 Format = Literal["peft", "gguf-lora", "vllm"]
@@ -23,13 +25,6 @@ Format = Literal["peft", "gguf-lora", "vllm"]
 _PACKAGES = ("steer2edit", "torch", "transformers", "peft", "safetensors")
 
 Count = Annotated[int, Field(gt=0)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Record(BaseModel):
-    """A part of a manifest: checked on reading, and what it does not know is ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
 class Manifest(Record):
@@ -42,32 +37,6 @@ class Manifest(Record):
     def made_now(cls, **fields: Any) -> Self:
         """A manifest of what is being written."""
         return cls(created=now(), versions=package_versions(), **fields)
-
-
-class BaseCheckpointRecord(Record):
-    """The model that was edited; its fingerprint is unknown where some of its projections are quantised."""
-
-    name: str
-    fingerprint: Sha256 | None
-    revision: str | None = None
-    model_type: str | None = None
-    gguf_sha256: Sha256 | None = None
-
-
-class BaseModelRecord(BaseCheckpointRecord):
-    """The model an edit was made on: `LanguageModel.describe()`."""
-
-    fingerprint: Sha256
-    chat: dict[str, Any] | None = None
-
-
-def _names_its_model(edit: dict[str, Any]) -> dict[str, Any]:
-    BaseModelRecord.model_validate(edit.get("model"))
-    return edit
-
-
-EditMetadata = Annotated[dict[str, Any], AfterValidator(_names_its_model)]
-"""An edit's metadata as it is; its key `model` says which model the edit is for."""
 
 
 class TargetRecord(Record):
@@ -115,7 +84,7 @@ class EvaluationRecord(Record):
     """The part of an evaluation that the model card shows: rows, what each metric's name means, and a broken budget."""
 
     conditions: list[Condition]
-    metrics: dict[str, str] = {}
+    metrics: dict[str, str] = Field(default={})
     beyond_budget: str = ""
 
 
@@ -319,18 +288,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     """A JSON object of a file that is not trusted, `what` in messages.
 
-    An ArtifactError where the bytes are not JSON in UTF-8, hold something else, or name a key twice: readers would
-    disagree on which one counts.
+    An ArtifactError where the bytes are not JSON in UTF-8, hold something else or a number that is not finite, or name
+    a key twice: readers would disagree on which one counts.
     """
 
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) != len(pairs):
-            raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
-        return content
-
     try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=without_duplicates)
+        text = raw.decode("utf-8")
+        content = json.loads(text, object_pairs_hook=without_repeats, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{what} is not sound JSON ({error}): it is truncated, damaged, or another file. Get it again."
@@ -338,6 +302,12 @@ def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ArtifactError(f"{what} must hold a JSON object, but holds a {type(content).__name__}. Get it again.")
     return content
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is not a finite number")
+    return value
 
 
 def require_version(version: object, what: str, newest: int = SCHEMA_VERSION) -> None:

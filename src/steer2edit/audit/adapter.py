@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from steer2edit.artifacts.checkpoints.files import Change, StoredTensor
 from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE, without_weights
-from steer2edit.artifacts.manifest import Record, read_json
+from steer2edit.artifacts.facts import Record
+from steer2edit.artifacts.manifest import read_json
 from steer2edit.artifacts.tensors import read_pt, read_tensors
 from steer2edit.audit.matrices import float_dtype
 from steer2edit.audit.structure import Places

@@ -109,7 +109,7 @@ class SiteEffects:
             raise InvalidValueError(
                 f"effects, curvatures and gated effects of {sizes} columns cannot belong to one projection."
             )
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors):
+        if not all(bool(torch.isfinite(values).all()) for values in (*self.tensors, torch.tensor(self.agreement))):
             raise InvalidValueError("an effect has entries that are not finite: measure with --dtype float32.")
         if bool((self.drift < 0).any()):
             raise InvalidValueError("the curvature of a drift cannot be negative.")

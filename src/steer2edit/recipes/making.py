@@ -2,8 +2,8 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -246,7 +246,19 @@ def recipe_of(edit: WeightEdit, contrast: str | None = None) -> ExtractOptions:
     known = {name: value for name, value in known.items() if name not in ("positive", "negative")}
     if "effects" in vectors:
         known = {"effects": True, "decided_by": vectors["effects"]["decided_by"], **known}
-    return ExtractOptions(**{**known, "contrast": source})
+    with _settings_explained():
+        return ExtractOptions(**{**known, "contrast": source})
+
+
+@contextmanager
+def _settings_explained() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"the edit does not say in a known form what it was made with ({error}): it was made by another method or "
+            "version. Make it anew: extract and convert."
+        ) from error
 
 
 def refit(
@@ -262,13 +274,14 @@ def refit(
     """
     model.require_fit(edit, allow_mismatch=True)
     options = recipe_of(edit, changed.contrast)
-    hyperparameters = Hyperparameters.from_json(edit.metadata["hyperparameters"])
+    facts = edit.metadata
+    with _settings_explained():
+        settings = Hyperparameters.from_json(facts["hyperparameters"]), Rules(**facts.get("rules", {}))
     options = options if changed.limit is None else replace(options, limit=changed.limit)
     part = behaviour(str(options.contrast), "held_out", limit=changed.limit, seed=options.seed)
     vectors = make_vectors(model, options)
     require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": part.digests})
-    facts = edit.metadata
-    made = convert(model, vectors, hyperparameters, Rules(**facts["rules"]), force=changed.force)
+    made = convert(model, vectors, *settings, force=changed.force)
     engine = TransformersEngine(model)
     if drift := facts.get("drift"):
         validation = behaviour(str(options.contrast), "validation", limit=changed.limit, seed=options.seed)

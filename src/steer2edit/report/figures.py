@@ -14,8 +14,7 @@ from steer2edit.core.expert_edits import expert_edits
 from steer2edit.estimates import Notation
 from steer2edit.report import themes
 from steer2edit.report.html import plot_text
-from steer2edit.report.run_results import Diagnosis
-from steer2edit.steering.diagnosis import SiteDiagnosis
+from steer2edit.steering.diagnosis import Diagnosis, SiteDiagnosis
 
 _MARGIN = {"l": 60, "r": 20, "t": 30, "b": 50}
 _LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}

@@ -15,7 +15,7 @@ from steer2edit.evaluation import metric_name
 from steer2edit.report.answers import ahead, change, costs, verdict
 from steer2edit.report.figures import BlockExtent, diagnosis_figure, edit_figures, shown_blocks
 from steer2edit.report.html import rendered, write_page
-from steer2edit.report.run_results import ComparisonResults, Diagnosis, RunResults, read_results
+from steer2edit.report.run_results import ComparisonResults, RunResults, read_results
 from steer2edit.report.tradeoff import (
     SYMBOLS,
     beyond_edge,
@@ -24,6 +24,7 @@ from steer2edit.report.tradeoff import (
     sensitivity_figure,
     tradeoff_figures,
 )
+from steer2edit.steering.diagnosis import Diagnosis
 from steer2edit.tables import visible
 
 _TOP = 20

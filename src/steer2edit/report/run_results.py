@@ -7,18 +7,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from steer2edit.core import Site
 from steer2edit.errors import DataError
 from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
 from steer2edit.evaluation import COST, Calibration, attribute_of
 from steer2edit.evaluation.judge import prompt_text
 from steer2edit.report.html import visible_json
 from steer2edit.search.curves import Figure, Plan, TradeoffComparison
-from steer2edit.steering.diagnosis import SiteDiagnosis
-
-
-def _site(name: object) -> object:
-    return Site.parse(name) if isinstance(name, str) else name
+from steer2edit.steering.diagnosis import Diagnosis
 
 
 def _prompt_text(prompt: object) -> object:
@@ -30,7 +25,6 @@ def _prompt_text(prompt: object) -> object:
     return prompt_text(prompt)
 
 
-SiteName = Annotated[Site, BeforeValidator(_site)]
 Prompt = Annotated[str, BeforeValidator(_prompt_text)]
 
 
@@ -45,13 +39,6 @@ class ModelFacts(_Part):
     revision: str | None = None
     model_type: str | None = None
     fingerprint: str | None = None
-
-
-class Diagnosis(_Part):
-    """The diagnosis of the steering vectors by site."""
-
-    summary: str = ""
-    sites: dict[SiteName, SiteDiagnosis] = Field(default_factory=dict)
 
 
 class Conditions(_Part):

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FiniteFloat
 from scipy import optimize, stats
 from torch import Tensor
 
@@ -34,11 +35,11 @@ class SiteDiagnosis:
         noise: the halves disagree (cosine < 0.5), or the interval of the AUROC reaches down to 0.5.
     """
 
-    norm: float
-    split_half_cosine: float | None
-    auroc: float | None
-    auroc_low: float | None
-    auroc_high: float | None
+    norm: FiniteFloat
+    split_half_cosine: FiniteFloat | None
+    auroc: FiniteFloat | None
+    auroc_low: FiniteFloat | None
+    auroc_high: FiniteFloat | None
 
     @property
     def noise(self) -> bool:
@@ -49,6 +50,24 @@ class SiteDiagnosis:
     def to_json(self) -> dict[str, Any]:
         """All fields and the verdict."""
         return {**asdict(self), "noise": self.noise}
+
+
+def _site(name: object) -> object:
+    return Site.parse(name) if isinstance(name, str) else name
+
+
+SiteName = Annotated[Site, BeforeValidator(_site)]
+
+
+class Diagnosis(BaseModel):
+    """The diagnosis of the steering vectors by site, as `diagnose` gives it; beside another direction's, the mean's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
+
+    summary: str = ""
+    counts: dict[str, dict[str, int]] = {}
+    sites: dict[SiteName, SiteDiagnosis] = {}
+    mean: "Diagnosis | None" = None
 
 
 def diagnose(

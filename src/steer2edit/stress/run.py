@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from steer2edit.artifacts import package_versions
-from steer2edit.artifacts.manifest import BaseModelRecord, now, plain_json
+from steer2edit.artifacts.facts import BaseModelRecord
+from steer2edit.artifacts.manifest import now, plain_json
 from steer2edit.artifacts.run_folder import write_json
 from steer2edit.engines import RememberingEngine
 from steer2edit.errors import Steer2EditError

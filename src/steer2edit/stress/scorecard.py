@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from steer2edit.artifacts.edits.scorecard_section import ScorecardSection
-from steer2edit.artifacts.manifest import BaseModelRecord, Record, Sha256, first_fault, require_version
+from steer2edit.artifacts.facts import BaseModelRecord, Record, Sha256
+from steer2edit.artifacts.manifest import first_fault, require_version
 from steer2edit.errors import ArtifactError, DataError
 from steer2edit.estimates import ConditionKind, Estimate
 from steer2edit.evaluation import Arm

@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import atomic_file, require_read_back
-from steer2edit.artifacts.manifest import Record, first_fault, read_json
+from steer2edit.artifacts.facts import Record
+from steer2edit.artifacts.manifest import first_fault, read_json
 from steer2edit.artifacts.tensors import same_bits
 from steer2edit.core import BlockVectors
 from steer2edit.errors import ArtifactError

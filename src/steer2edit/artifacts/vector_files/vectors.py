@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import atomic_file
-from steer2edit.artifacts.manifest import SCHEMA_VERSION, plain_json, require_version
+from steer2edit.artifacts.facts import VectorsHeader
+from steer2edit.artifacts.manifest import SCHEMA_VERSION, first_fault, parse_object, plain_json, require_version
 from steer2edit.artifacts.official import is_official, is_official_edit, official_tensors
 from steer2edit.artifacts.tensors import read_pt, read_tensors, require_file, write_tensors
 from steer2edit.artifacts.vector_files.block_files import read_control_vectors, read_svec
@@ -78,8 +80,11 @@ def save_vectors(vectors: SteeringVectors, path: Path | str, *, overwrite: bool 
     else:
         tensors = _named_tensors(vectors)
         header = {"schema_version": str(SCHEMA_VERSION), "kind": _KIND}
-        for name, value in (("metadata", vectors.metadata), ("diagnosis", vectors.diagnosis)):
-            text = json.dumps(plain_json(value, f"vectors' {name}"), ensure_ascii=False)
+        facts = {"metadata": vectors.metadata, "diagnosis": vectors.diagnosis}
+        facts = {name: plain_json(value, f"vectors' {name}") for name, value in facts.items()}
+        _require_known(facts, path)
+        for name, value in facts.items():
+            text = json.dumps(value, ensure_ascii=False)
             header[name] = text.encode(errors="backslashreplace").decode()  # half of a surrogate pair, of a file's name
     with atomic_file(path, overwrite=overwrite) as scratch:
         write_tensors({name: tensor.float() for name, tensor in tensors.items()}, scratch, header)
@@ -208,17 +213,19 @@ def _load_safetensors(path: Path) -> SteeringVectors:
         raise ArtifactError(f"{path} holds {header['kind']!r}, but steering vectors are needed here.")
     version = header.get("schema_version", "")
     require_version(int(version) if version.isdecimal() else version, str(path))
-    found = {}
-    for name in ("metadata", "diagnosis"):
-        try:
-            found[name] = json.loads(header[name])
-        except (KeyError, ValueError, RecursionError) as error:
-            raise ArtifactError(
-                f"{path} is damaged: its header has no readable JSON for {name!r} ({error})."
-            ) from error
-    if not isinstance(found["metadata"], dict) or not isinstance(found["diagnosis"], dict | None):
-        raise ArtifactError(f"{path} is damaged: metadata and diagnosis in its header must be JSON objects.")
-    return _assembled(tensors, found["metadata"], found["diagnosis"])
+    texts = {name: header.get(name, "") for name in ("metadata", "diagnosis")}
+    facts = {k: None if text == "null" else parse_object(text.encode(), f"{path}, {k}") for k, text in texts.items()}
+    _require_known(facts, path)
+    return _assembled(tensors, facts["metadata"] or {}, facts["diagnosis"])
+
+
+def _require_known(facts: Mapping[str, Any], path: Path) -> None:
+    try:
+        TypeAdapter(VectorsHeader).validate_python(facts)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{path}: vectors do not say this in a known form: {first_fault(error)}. Extract them again."
+        ) from error
 
 
 def _load_pt(path: Path) -> SteeringVectors | BlockVectors:
