@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig
 
-from steer2edit.core import ClassMeans, RoutingMeans, SiteMeans
+from steer2edit.core import ClassMeans, SiteMeans
 from steer2edit.models import LanguageModel, SiteModule
 from steer2edit.models.loading import model_class
 
@@ -266,4 +266,4 @@ def random_site_means(module: SiteModule, generator: torch.Generator) -> SiteMea
     if module.sizes is None:
         return SiteMeans(output, inputs)
     tokens = ClassMeans(torch.full((experts,), 50.0), torch.full((experts,), 50.0))
-    return SiteMeans(output, inputs, RoutingMeans(tokens, ClassMeans(*torch.full((2, experts), 0.5))))
+    return SiteMeans(output, inputs, tokens)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from steer2edit.artifacts import as_vectors, load_vectors, save_vectors
-from steer2edit.core import ClassMeans, RoutingMeans, Site, SiteEffects, SiteMeans, SteeringVectors
+from steer2edit.core import ClassMeans, Site, SiteEffects, SiteMeans, SteeringVectors
 from steer2edit.errors import ArtifactError, InvalidValueError
 
 ATTN, MLP = Site(0, "attn"), Site(11, "mlp")
@@ -72,20 +72,19 @@ def test_round_trip_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_how_experts_were_used_is_kept(tmp_path: Path) -> None:
-    routing = RoutingMeans(means(7.0, 0.0, 9.0), means(0.5, 0.0, 1.0))
-    written = SteeringVectors({MLP: SiteMeans(means(1.0, 2.0), means(3.0, 4.0, 5.0), routing)})
+    tokens = means(7.0, 0.0, 9.0)
+    written = SteeringVectors({MLP: SiteMeans(means(1.0, 2.0), means(3.0, 4.0, 5.0), tokens)})
     save_vectors(written, tmp_path / "v.safetensors")
     with safe_open(tmp_path / "v.safetensors", framework="pt") as file:
         assert {name for name in file.keys() if "put" not in name} == {  # noqa: SIM118
-            "L11.mlp.tokens_positive", "L11.mlp.tokens_negative", "L11.mlp.usage_positive", "L11.mlp.usage_negative",
+            "L11.mlp.tokens_positive", "L11.mlp.tokens_negative",
         }  # fmt: skip
-    read = load_vectors(tmp_path / "v.safetensors").sites[MLP].routing
+    read = load_vectors(tmp_path / "v.safetensors").sites[MLP].tokens
     assert read is not None
-    assert (read.tokens.positive.tolist(), read.tokens.negative.tolist()) == ([7, 0, 9], [-14, 0, -18])
-    assert (read.usage.positive.tolist(), read.usage.negative.tolist()) == ([0.5, 0, 1], [-1, 0, -2])
+    assert (read.positive.tolist(), read.negative.tolist()) == ([7, 0, 9], [-14, 0, -18])
     for name, tensor, message in (
-        ("L11.mlp.usage_negative", None, "of its experts it needs"),
-        ("L11.mlp.usage_negative", torch.ones(2), "one entry per expert"),
+        ("L11.mlp.tokens_negative", None, "of its experts it needs"),
+        ("L11.mlp.tokens_negative", torch.ones(2), "one entry per expert"),
         ("L11.mlp.tokens_positive", torch.tensor([1.0, float("nan"), 1.0]), "tokens mean has 1 non-finite"),
     ):
         save_vectors(written, tmp_path / "v.safetensors", overwrite=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steer2edit.core import ClassMeans, RoutingMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.errors import InvalidValueError
 
 ATTN, MLP = Site(0, "attn"), Site(0, "mlp")
@@ -149,17 +149,17 @@ class TestFromMapping:
 
 def test_missing_inputs_are_filled_in_and_present_ones_kept() -> None:
     ours = vectors()
-    fresh, routing = (
+    fresh, tokens = (
         ClassMeans(torch.ones(4), torch.zeros(4)),
-        RoutingMeans(*[ClassMeans(torch.ones(2), torch.ones(2))] * 2),
+        ClassMeans(torch.ones(2), torch.ones(2)),
     )
     other = ClassMeans(torch.full((2,), 9.0), torch.full((2,), 9.0))
-    measured = {MLP: SiteMeans(other, fresh, routing), ATTN: SiteMeans(other, ClassMeans(torch.ones(3), torch.ones(3)))}
+    measured = {MLP: SiteMeans(other, fresh, tokens), ATTN: SiteMeans(other, ClassMeans(torch.ones(3), torch.ones(3)))}
     filled = ours.with_inputs(measured, measured_on="mine")
     assert filled.has_input_means
     assert not ours.has_input_means
     assert filled.sites[MLP].input is fresh
-    assert filled.sites[MLP].routing is routing
+    assert filled.sites[MLP].tokens is tokens
     assert all(filled.sites[site].output is ours.sites[site].output for site in ours.sites)
     assert filled.sites[ATTN].input is ours.sites[ATTN].input
     assert filled.metadata == {"origin": "by hand", "measured_on": "mine"}

@@ -15,7 +15,6 @@ from steer2edit.core import (
     ClassMeans,
     ExpertNeuron,
     Experts,
-    RoutingMeans,
     Site,
     SiteEffects,
     SiteMeans,
@@ -127,9 +126,9 @@ def test_a_planted_expert_is_found_from_text() -> None:
     model, p = planted()
     vectors = extract(model, contrast())
     site = Site(1, "mlp")
-    routing = vectors.sites[site].routing
-    assert routing.tokens.positive[EXPERT] > 30
-    assert routing.tokens.negative[EXPERT] < 10
+    tokens = vectors.sites[site].tokens
+    assert tokens.positive[EXPERT] > 30
+    assert tokens.negative[EXPERT] < 10
     edit = convert(model, vectors, Hyperparameters(None, 0.5, 0.6))
     assert cosine_similarity(edit.sites[site].output_direction, p, dim=0) > 0.95
     (component, magnitude, importance), *_ = [c for c in edit.top_components(500) if c[0].site == site]
@@ -148,7 +147,7 @@ def test_experts_with_too_few_tokens_are_left_out_and_listed() -> None:
     model, _ = planted()
     vectors = extract(model, contrast())
     site = Site(1, "mlp")
-    seen = vectors.sites[site].routing.seen
+    seen = vectors.sites[site].seen
     assert seen[3] < 32 <= min(seen[:3])
     edit = convert(model, vectors, Hyperparameters(None, 0.1, 0.0))
     listed = edit.metadata["experts_left_out"]
@@ -171,7 +170,7 @@ def token_means(model: LanguageModel, site: Site, pairs: Sequence[tuple[str, str
     for response in encode_responses(model, pairs):
         (batch,) = span_means(model, [response])
         means = batch.sites[site]
-        tokens = means.routing.tokens[0]
+        tokens = means.tokens[0]
         total += means.input[0].view_as(total) * tokens[:, None]
         count += tokens
     return total / count.clamp(min=1)[:, None], count
@@ -211,7 +210,7 @@ def test_edits_of_effects_leave_experts_with_too_few_tokens_out_as_well() -> Non
         for s, m in vectors.sites.items() if m.input
     }  # fmt: skip
     tokens = ClassMeans(torch.tensor([20.0, 31, 0, 16]), torch.tensor([12.0, 0, 31.0, 16]))
-    sites[site] = replace(sites[site], routing=replace(sites[site].routing, tokens=tokens))
+    sites[site] = replace(sites[site], tokens=tokens)
     edit = convert(model, SteeringVectors(sites, vectors.metadata), EVERYTHING, GATED_RULES)
     assert edit.metadata["experts_left_out"]["sites"][str(site)] == {"E1": 31, "E2": 31}
     own, effects = edit.sites[site], sites[site].effects
@@ -236,9 +235,6 @@ def test_the_threshold_counts_both_classes() -> None:
     model = tiny_model("mixtral")
     vectors = random_vectors(model)
     tokens = ClassMeans(torch.tensor([20.0, 31, 0, 16]), torch.tensor([12.0, 0, 31.0, 16]))
-    sites = {
-        s: SiteMeans(m.output, m.input, RoutingMeans(tokens, m.routing.usage)) if m.routing else m
-        for s, m in vectors.sites.items()
-    }
+    sites = {s: SiteMeans(m.output, m.input, tokens) if m.tokens else m for s, m in vectors.sites.items()}
     edit = convert(model, SteeringVectors(sites, vectors.metadata), Hyperparameters(0.2, 0.2, 0.2))
     assert edit.metadata["experts_left_out"]["sites"]["L2.mlp"] == {"E1": 31, "E2": 31}

@@ -21,8 +21,8 @@ def test_by_hand() -> None:
 @given(thresholds, gains, thresholds, gains)
 def test_there_and_back(t1: float, c1: float, t2: float, c2: float) -> None:
     h = Hyperparameters.from_thresholds((t1, c1), (t2, c2))
-    assert h.thresholds("attn") == pytest.approx((t1, c1), rel=1e-6, abs=1e-9)
-    assert h.thresholds("mlp") == pytest.approx((t2, c2), rel=1e-6, abs=1e-9)
+    found = [(rho * a, 1 / (rho * (1 - a))) for rho, a in ((h.rho("attn"), h.alpha), (h.rho("mlp"), h.alpha_of("mlp")))]
+    assert found == [pytest.approx((t1, c1), rel=1e-6, abs=1e-9), pytest.approx((t2, c2), rel=1e-6, abs=1e-9)]
 
 
 @given(thresholds, gains)
@@ -36,8 +36,8 @@ def test_the_magnitude_is_gain_times_what_exceeds_the_threshold(tau: float, c: f
 
 def test_one_block_off() -> None:
     attn, mlp = Hyperparameters.from_thresholds((0.1, 10.0), None), Hyperparameters.from_thresholds(None, (0.1, 10.0))
-    assert (attn.rho_attn, attn.rho_mlp, attn.thresholds("mlp")) == (pytest.approx(0.2), None, None)
-    assert (mlp.rho_attn, mlp.rho_mlp, mlp.thresholds("attn")) == (None, pytest.approx(0.2), None)
+    assert (attn.rho_attn, attn.rho_mlp) == (pytest.approx(0.2), None)
+    assert (mlp.rho_attn, mlp.rho_mlp) == (None, pytest.approx(0.2))
     assert attn.alpha == mlp.alpha == pytest.approx(0.5)
     assert attn.alpha_mlp is None
 

@@ -37,7 +37,6 @@ class Naive:
 
     inputs: list[Tensor]  # of every expert, mean over its tokens of the span
     tokens: list[int]
-    usage: list[float]
     output: Tensor
 
 
@@ -91,17 +90,13 @@ def of_site(
     span = range(response.start - 1, length - 1)
     hidden, *routing, _ = kept[site, "experts"]
     seen: list[list[Tensor]] = [[] for _ in range(count)]
-    weights = [0.0] * count
     for t in span:
         if family == "llama4_text":  # every expert is given every token, times its weight
-            chosen = [(e, hidden.view(count, length, -1)[e, t], 1.0) for e in range(count)]
-            chosen = [(e, x, w) for e, x, w in chosen if bool(x.any())]
+            chosen = [(e, x) for e, x in enumerate(hidden.view(count, length, -1)[:, t]) if bool(x.any())]
         else:
-            index, weight = routing
-            chosen = [(int(e), hidden[t], float(w)) for e, w in zip(index[t], weight[t], strict=True)]
-        for e, x, w in chosen:
+            chosen = [(int(e), hidden[t]) for e in routing[0][t]]
+        for e, x in chosen:
             seen[e].append(gated(module, family, x.double(), e))
-            weights[e] += w / len(span)
     width = model.sites[site].sizes.width
     inputs = [torch.stack(xs).mean(dim=0) if xs else torch.zeros(width, dtype=torch.float64) for xs in seen]
     tokens = [len(xs) for xs in seen]
@@ -109,9 +104,8 @@ def of_site(
         x, _ = kept[site, "shared"]
         inputs.append(x.reshape(length, -1)[span].double().mean(dim=0))
         tokens.append(len(span))
-        weights.append(1.0)
     outputs = [kept[site, name][-1].reshape(length, -1)[span].double() for name in BLOCKS.get(family, ["mlp"])]
-    return Naive(inputs, tokens, weights, sum(outputs).mean(dim=0))
+    return Naive(inputs, tokens, sum(outputs).mean(dim=0))
 
 
 def captured(model: LanguageModel, responses: Sequence[EncodedResponse], batch_tokens: int) -> list[dict]:
@@ -130,15 +124,14 @@ def near(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> bool:
 @pytest.mark.parametrize("batch_tokens", [65, 1000], ids=["some", "together"])
 @pytest.mark.parametrize("family", MIXTURES)
 @torch.inference_mode()
-def test_means_counts_and_usage_equal_the_naive_reference(family: str, batch_tokens: int) -> None:
+def test_means_and_counts_equal_the_naive_reference(family: str, batch_tokens: int) -> None:
     model = tiny_model(family)
     for response, means in zip(RESPONSES, captured(model, RESPONSES, batch_tokens), strict=True):
         reference = naive(model, family, response)
         for site, wanted in reference.items():
             found, row = means[site]
             assert found.input.dtype == found.output.dtype == torch.float32
-            assert found.routing.tokens[row].tolist() == wanted.tokens  # exactly: padding and prompts never count
-            assert found.routing.usage[row].tolist() == pytest.approx(wanted.usage, abs=1e-5)
+            assert found.tokens[row].tolist() == wanted.tokens  # exactly: padding and prompts never count
             parts = found.input[row].split(model.sites[site].sizes.widths)
             for part, expected in zip(parts, wanted.inputs, strict=True):
                 assert near(part, expected)
@@ -159,10 +152,10 @@ def test_tokens_outside_the_span_never_count(family: str) -> None:
     site = next(s for s, m in model.sites.items() if m.experts)
     per_token = 1 if family == "llama4_text" else 2
     for batch, length in ((whole, 24), (later, 11)):
-        tokens = batch.sites[site].routing.tokens[0]
+        tokens = batch.sites[site].tokens[0]
         assert tokens[:4].sum() == per_token * length
         assert tokens[4] == length
-    assert bool((later.sites[site].routing.tokens <= whole.sites[site].routing.tokens).all())
+    assert bool((later.sites[site].tokens <= whole.sites[site].tokens).all())
 
 
 def test_an_expert_that_is_never_chosen_has_zeros() -> None:
@@ -177,8 +170,7 @@ def test_an_expert_that_is_never_chosen_has_zeros() -> None:
     for site, module in model.sites.items():
         if module.experts:
             means = batch.sites[site]
-            assert bool((means.routing.tokens[:, 2] == 0).all())
-            assert bool((means.routing.usage[:, 2] == 0).all())
+            assert bool((means.tokens[:, 2] == 0).all())
             assert bool((means.input[:, 2 * 48 : 3 * 48] == 0).all())
             assert bool(torch.isfinite(means.input).all())
 

@@ -144,8 +144,7 @@ def tokens_by_expert(model: "models.LanguageModel", vectors: "core.SteeringVecto
     tokens: dict[str, int] = {}
     for site, means in vectors.sites.items():
         sizes = model.sites[site].sizes
-        if sizes is not None and means.routing is not None:
-            seen = map(int, means.routing.seen.tolist())
+        if sizes is not None and (seen := means.seen) is not None:
             tokens |= {f"L{site.layer}.{name}": n for name, n in zip(sizes.names, seen, strict=True)}
     return tokens
 

@@ -16,7 +16,7 @@ from steer2edit.core.components import (
 )
 from steer2edit.core.edit import SiteEdit, WeightEdit
 from steer2edit.core.intervention import Combined, Editing, Intervention, Steering, finite_strength
-from steer2edit.core.vectors import ClassMeans, RoutingMeans, SiteEffects, SiteMeans, SteeringVectors
+from steer2edit.core.vectors import ClassMeans, SiteEffects, SiteMeans, SteeringVectors
 
 __all__ = [
     "BLOCKS",
@@ -34,7 +34,6 @@ __all__ = [
     "Intervention",
     "MixerHead",
     "Neuron",
-    "RoutingMeans",
     "Site",
     "SiteEdit",
     "SiteEffects",

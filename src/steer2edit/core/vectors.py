@@ -66,24 +66,6 @@ class ClassMeans:
 
 
 @dataclass(frozen=True)
-class RoutingMeans:
-    """How a mixture of experts was used; one entry per expert, the shared one last.
-
-    Args:
-        tokens: how many tokens each expert was given; its input mean is over these.
-        usage: mean routing weight of each expert over all tokens, 0 where it was not chosen; 1 for the shared one.
-    """
-
-    tokens: ClassMeans
-    usage: ClassMeans
-
-    @property
-    def seen(self) -> Float[Tensor, " e"]:
-        """Tokens of both classes by expert."""
-        return self.tokens.positive + self.tokens.negative
-
-
-@dataclass(frozen=True)
 class SiteEffects:
     """What one site's input columns do to the model, to first order, where the site writes them along u.
 
@@ -129,13 +111,14 @@ class SiteMeans:
             means, is stored as `positive = v`, `negative = 0`.
         input: class means of the projection's input x, [m]; `None` if they have not been measured. Of an expert,
             over the tokens that were routed to it.
-        routing: of a mixture of experts; `None` for a dense site, or if it has not been measured.
+        tokens: how many tokens each expert of a mixture was given, the shared one last, [e]; its input mean is over
+            these. `None` for a dense site, or if it has not been measured.
         effects: what its columns do; `None` if it has not been measured.
     """
 
     output: ClassMeans
     input: ClassMeans | None = None
-    routing: RoutingMeans | None = None
+    tokens: ClassMeans | None = None
     effects: SiteEffects | None = None
 
     @property
@@ -144,10 +127,15 @@ class SiteMeans:
         return self.output.difference
 
     @property
+    def seen(self) -> list[int] | None:
+        """Tokens of both classes by expert."""
+        return None if self.tokens is None else [int(n) for n in self.tokens.positive + self.tokens.negative]
+
+    @property
     def named(self) -> dict[str, ClassMeans]:
         """All class means by name."""
-        routing = {} if self.routing is None else {"tokens": self.routing.tokens, "usage": self.routing.usage}
-        return {"output": self.output, **({} if self.input is None else {"input": self.input}), **routing}
+        found = {"output": self.output, "input": self.input, "tokens": self.tokens}
+        return {name: means for name, means in found.items() if means is not None}
 
 
 @dataclass(frozen=True)
@@ -222,7 +210,7 @@ class SteeringVectors:
     def with_inputs(self, measured: Mapping[Site, SiteMeans], **metadata: Any) -> "SteeringVectors":
         """The same vectors with input means (and how experts were used) filled in where they were missing."""
         sites = {
-            s: m if m.input else replace(m, input=measured[s].input, routing=measured[s].routing)
+            s: m if m.input else replace(m, input=measured[s].input, tokens=measured[s].tokens)
             for s, m in self.sites.items()
         }
         return replace(self, sites=sites, metadata={**self.metadata, **metadata})

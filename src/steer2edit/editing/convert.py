@@ -213,7 +213,7 @@ def _by_effect(
         largest[site.tuned_block] = max(largest.get(site.tuned_block, 0.0), largest_effect(wanted, components))
         found[site] = EffectFactors(
             u, wanted, means.effects.attribute, means.effects.drift, components, 0.0,
-            None if means.routing is None else module.sizes,
+            None if means.tokens is None else module.sizes,
         )  # fmt: skip
     return {site: replace(own, largest=largest[site.tuned_block]) for site, own in found.items()}
 
@@ -238,12 +238,12 @@ def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: in
     """Which of a site's experts were given too few tokens, and how many those were."""
     if model.sites[site].experts is None:
         return {}
-    if means.routing is None:
+    if means.seen is None:
         raise MismatchError(
             f"{site} is a mixture of experts, and these vectors do not say how many tokens each expert was given. "
             "Measure it from a contrast set: extract again, or --contrast BEHAVIOUR|FOLDER|FILE (contrast=...)."
         )
-    return {e: int(seen) for e, seen in enumerate(means.routing.seen.tolist()) if seen < min_tokens}
+    return {expert: seen for expert, seen in enumerate(means.seen) if seen < min_tokens}
 
 
 def _direction(site: Site, means: SiteMeans) -> Float[Tensor, " d"]:
@@ -269,7 +269,7 @@ def _by_rule(
             columns, device = projection.columns, projection.device
             v, mean = means.steering_vector.to(device), means.input.midpoint[columns].to(device)
             parts.append(site_factors(projection.weight, v, mean, module.component_width, rules).cpu())
-    if module.sizes is None or means.routing is None:
+    if module.sizes is None or means.tokens is None:
         return parts[0]
     for expert in left_out:
         parts[expert] = parts[expert].left_out()

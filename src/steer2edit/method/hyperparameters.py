@@ -90,11 +90,6 @@ class Hyperparameters:
         """α of a block."""
         return self.alpha_mlp if block == "mlp" and self.alpha_mlp is not None else self.alpha
 
-    def thresholds(self, block: Block) -> "tuple[float, float] | None":
-        """(τ, c) of a block, `None` if it is off: the inverse of `from_thresholds`."""
-        rho, alpha = self.rho(block), self.alpha_of(block)
-        return None if rho is None else (rho * alpha, 1 / (rho * (1 - alpha)))
-
     def __str__(self) -> str:
         shown = ["off" if rho is None else f"{rho:.3g}" for rho in (self.rho_attn, self.rho_mlp)]
         alpha = f"α={self.alpha:.3g}" + ("" if self.alpha_mlp is None else f"/{self.alpha_mlp:.3g}")

@@ -28,22 +28,13 @@ from steer2edit.progress import step
 
 
 @dataclass(frozen=True)
-class Routing:
-    """How a mixture of experts treated each response's span."""
-
-    tokens: Float[Tensor, "b e"]  # how many of its tokens each expert was given, [b, e]
-    # mean over all its tokens of each expert's routing weight, 0 where it was not chosen, [b, e]
-    usage: Float[Tensor, "b e"]
-
-
-@dataclass(frozen=True)
 class SpanMeans:
     """One site's means over each response's span."""
 
     input: Float[Tensor, "b m"]  # x̄, [b, m]; of an expert, over the tokens that were routed to it (0 where none was)
     # ȳ, [b, d]. `None` for a dense site, where it follows from the input (`mean_output`).
     output: Float[Tensor, "b d"] | None = None
-    routing: Routing | None = None  # `None` for a dense site
+    tokens: Float[Tensor, "b e"] | None = None  # how many each expert was given; `None` for a dense site
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,7 @@ class _Batch:
         self._ids, self._mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
         self._spans = _Spans.of(responses, self._ids.shape[1], model.device)
         self._inputs: dict[Site, Tensor] = {}  # of a dense site, or of the shared expert
-        self._routed: dict[Site, tuple[Tensor, Tensor, Tensor]] = {}
+        self._routed: dict[Site, tuple[Tensor, Tensor]] = {}
         self._outputs: dict[Site, dict[int, Tensor]] = {}  # of a mixture, the parts of its sum
         self._blocks: dict[int, Tensor] = {}
 
@@ -148,13 +139,13 @@ class _Batch:
     def _site_means(self, site: Site) -> SpanMeans:
         if site not in self._routed:
             return SpanMeans(self._inputs.pop(site))
-        inputs, tokens, usage = self._routed.pop(site)
+        inputs, tokens = self._routed.pop(site)
         if site in self._inputs:  # of the shared expert, which every token is given to
             length = torch.tensor([[len(span)] for span in self._spans.ranges]).to(inputs)
             inputs = torch.cat([inputs, self._inputs.pop(site)], dim=1)
-            tokens, usage = torch.cat([tokens, length], dim=1), torch.cat([usage, torch.ones_like(length)], dim=1)
+            tokens = torch.cat([tokens, length], dim=1)
         output = torch.stack(list(self._outputs.pop(site).values())).sum(dim=0)
-        return SpanMeans(inputs, output, Routing(tokens, usage))
+        return SpanMeans(inputs, output, tokens)
 
 
 @contextmanager
@@ -214,8 +205,8 @@ class _Spans:
         return self.averaging.to(values.device) @ span
 
 
-def _routed_means(spans: _Spans, routed: RoutedTokens, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean input [b, count · m], tokens [b, count], usage [b, count]) of the routed experts, over each row's span."""
+def _routed_means(spans: _Spans, routed: RoutedTokens, count: int) -> tuple[Tensor, Tensor]:
+    """(mean input [b, count · m], tokens [b, count]) of the routed experts, over each row's span."""
     device = routed.inputs.device
     rows = len(spans.ranges)
     share, row = spans.share.to(device)[routed.token], routed.token // (routed.tokens // rows)
@@ -224,6 +215,5 @@ def _routed_means(spans: _Spans, routed: RoutedTokens, count: int) -> tuple[Tens
     slots = rows * count
     total = torch.zeros(slots, routed.inputs.shape[1], device=device).index_add_(0, slot, routed.inputs[inside].float())
     tokens = torch.bincount(slot, minlength=slots).float()
-    usage = torch.zeros(slots, device=device).index_add_(0, slot, (routed.weight.float() * share)[inside])
     mean = total / tokens.clamp(min=1)[:, None]
-    return mean.view(rows, -1), tokens.view(rows, -1), usage.view(rows, -1)
+    return mean.view(rows, -1), tokens.view(rows, -1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,9 +11,7 @@ from steer2edit.settings.declared import NUMBERS, Above, Checked, NotZero, Text,
 from steer2edit.settings.shared import Behaviour, Data, Limit, MaxNewTokens, Robust, Scorer, Seed
 
 Strategy = Literal["grid", "tpe", "nsga2", "random"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 Coordinates = Literal["paper", "threshold"]
-COORDINATES: tuple[Coordinates, ...] = get_args(Coordinates)
 STUDY_NAME = "steer2edit"
 
 Range = tuple[float, float, float]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import ClassMeans, RoutingMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import (
     SPAN_RULE,
@@ -147,8 +147,7 @@ def _site_means(sums: ClassSums, site: Site) -> SiteMeans:
     # an expert that one class never reached has the other's mean for both
     in_positive, in_negative = (running.reached(site) for running in sums)
     inputs = ClassMeans(torch.where(in_positive, positive, negative), torch.where(in_negative, negative, positive))
-    usage = ClassMeans(*(running.usage(site).float() for running in sums))
-    return SiteMeans(output, inputs, RoutingMeans(ClassMeans(*given), usage))
+    return SiteMeans(output, inputs, ClassMeans(*given))
 
 
 def _half_vector(sums: ClassSums, site: Site, half: int) -> Float[Tensor, " d"] | None:

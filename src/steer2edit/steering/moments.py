@@ -38,13 +38,12 @@ class RunningMeans:
             self._add(member, (layer, "block"), output)
 
     def _add_site(self, member: Float[Tensor, "2 b"], site: Site, means: SpanMeans) -> None:
-        if means.routing is None or means.output is None:
+        if means.tokens is None or means.output is None:
             self._add(member, (site, "input"), means.input)
             return
-        self._add(member, (site, "input"), means.input * _by_column(self._model, site, means.routing.tokens))
+        self._add(member, (site, "input"), means.input * _by_column(self._model, site, means.tokens))
         self._add(member, (site, "output"), means.output)
-        self._add(member, (site, "tokens"), means.routing.tokens)
-        self._add(member, (site, "usage"), means.routing.usage)
+        self._add(member, (site, "tokens"), means.tokens)
 
     def _add(self, member: Float[Tensor, "2 b"], key: tuple[object, str], values: Float[Tensor, "b _n"]) -> None:
         total = member @ values.cpu().double()
@@ -79,10 +78,6 @@ class RunningMeans:
     def reached(self, site: Site) -> Bool[Tensor, " m"]:
         """Which columns of a mixture's input are of an expert that was given any token."""
         return _by_column(self._model, site, self._sum((site, "tokens"), None)[None])[0] > 0
-
-    def usage(self, site: Site) -> Float[Tensor, " e"]:
-        """Mean routing weight of each expert of a site."""
-        return self._sum((site, "usage"), None) / self.count()
 
     def _sum(self, key: tuple[object, str], half: Half) -> Float[Tensor, " _n"]:
         sums = self._sums[key]

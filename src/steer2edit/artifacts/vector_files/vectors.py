@@ -28,7 +28,6 @@ from steer2edit.core import (
     BLOCKS,
     BlockVectors,
     ClassMeans,
-    RoutingMeans,
     Site,
     SiteEffects,
     SiteMeans,
@@ -46,10 +45,11 @@ _KIND = "steering-vectors"
 _PLAIN = "v"  # a key that is a site's or a layer's name alone is v itself
 _OUTPUT = (_PLAIN, "output_positive", "output_negative")
 _INPUT = ("input_mean", "input_positive", "input_negative")
-_ROUTING = ("tokens_positive", "tokens_negative", "usage_positive", "usage_negative")
+_TOKENS = ("tokens_positive", "tokens_negative")
+_EARLIER = ("usage_positive", "usage_negative")  # of earlier versions: not read
 _EFFECTS = ("effect", "drift", "gated", "agreement")
 _LAYER = "0|[1-9][0-9]{0,8}"
-_SITE_PARTS = "|".join((*_OUTPUT[1:], *_INPUT, *_ROUTING, *_EFFECTS))
+_SITE_PARTS = "|".join((*_OUTPUT[1:], *_INPUT, *_TOKENS, *_EARLIER, *_EFFECTS))
 _NAME = re.compile(
     rf"(?P<site>L(?:{_LAYER})\.(?:{'|'.join(BLOCKS)}))(?:\.(?P<part>{_SITE_PARTS}))?"
     rf"|B(?P<layer>{_LAYER})(?:\.(?P<mean>{'|'.join(_OUTPUT[1:])}))?"
@@ -272,15 +272,14 @@ def _assembled(
 
 
 def _site_means(site: str, parts: Mapping[str, Tensor]) -> SiteMeans:
-    groups = (_OUTPUT, _INPUT, _ROUTING, _EFFECTS)
-    outputs, inputs, routing, effects = ({p: parts[p] for p in group if p in parts} for group in groups)
+    groups = (_OUTPUT, _INPUT, _TOKENS, _EFFECTS)
+    outputs, inputs, tokens, effects = ({p: parts[p] for p in group if p in parts} for group in groups)
     means = SiteMeans(_class_means(site, outputs, _OUTPUT), _class_means(site, inputs, _INPUT) if inputs else None)
-    if routing:
-        if set(_ROUTING) - routing.keys() or len({tensor.numel() for tensor in routing.values()}) != 1:
-            needed = ", ".join(_ROUTING)
+    if tokens:
+        if set(_TOKENS) - tokens.keys() or len({tensor.numel() for tensor in tokens.values()}) != 1:
+            needed = ", ".join(_TOKENS)
             raise InvalidValueError(f"{site}: of its experts it needs {needed}, one entry per expert in each.")
-        tokens, usage = (ClassMeans(*(routing[name] for name in pair)) for pair in (_ROUTING[:2], _ROUTING[2:]))
-        means = replace(means, routing=RoutingMeans(tokens, usage))
+        means = replace(means, tokens=ClassMeans(*(tokens[name] for name in _TOKENS)))
     if effects:
         if set(_EFFECTS) - effects.keys() or effects["agreement"].numel() != 1:
             raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS)}, the last one number.")
