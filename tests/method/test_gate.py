@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from steer2edit.core import Site
 from steer2edit.method import effect_rows, gated_effects
 
 N, R, Q = 7, 9, 11
-SIZES = {"a": 12, "b": 30}
+A, B = Site(0, "attn"), Site(0, "mlp")
+SIZES = {A: 12, B: 30}
 OMEGA = 0.4
-Rows = dict[str, Tensor]
+Rows = dict[Site, Tensor]
 
 
 def problem() -> tuple[Rows, Rows, Rows]:
@@ -87,7 +89,7 @@ def test_a_gated_row_says_less_on_silent_requests() -> None:
 
 def test_a_site_that_no_drift_depends_on_counts_for_nothing() -> None:
     wanted, silent, draws = problem()
-    gate = gated_effects(wanted, silent, {**draws, "b": torch.zeros(Q, SIZES["b"], dtype=torch.float64)})
-    without = gated_effects(*({"a": rows["a"]} for rows in (wanted, silent, draws)))
-    assert torch.allclose(gate.effects["a"], without.effects["a"])
-    assert not gate.effects["b"].any()
+    gate = gated_effects(wanted, silent, {**draws, B: torch.zeros(Q, SIZES[B], dtype=torch.float64)})
+    without = gated_effects(*({A: rows[A]} for rows in (wanted, silent, draws)))
+    assert torch.allclose(gate.effects[A], without.effects[A])
+    assert not gate.effects[B].any()

@@ -22,6 +22,41 @@ from torch import Tensor
 from steer2edit.core import Experts, SiteEdit
 
 
+def effect_rows(
+    attribute: Float[Tensor, " m"],
+    drift: Float[Tensor, " m"],
+    components: int,
+    largest: float,
+    rho: Float[Tensor, " k"],
+    alpha: Float[Tensor, " k"],
+) -> Float[Tensor, "k m"]:
+    """The row of each configuration (ρ, α).
+
+        a_j = max(1 − ρα S / ‖s_i‖, 0) · s_j / (C_j + ρ(1 − α) C̄),   j a column of component i
+
+    It solves the problem above for neurons, and for heads where C is the same in all columns of a head. With C = 0 and
+    C̄ = 1 it is the paper's magnitude of s. Its scale is in nats; what drift it spends is calibrated afterwards.
+
+    Args:
+        attribute: s, [m].
+        drift: C ≥ 0, [m].
+        components: n.
+        largest: S > 0, the largest ‖s_i‖ over all sites of the block.
+        rho: ρ > 0 by configuration.
+        alpha: α ∈ [0, 1) by configuration.
+
+    Returns:
+        a by configuration, [k, m]; zero where the drift does not depend on a site at all.
+    """
+    s, C = attribute.double(), drift.double()
+    norms = s.view(components, -1).norm(dim=1)
+    threshold = (rho * alpha).double()[:, None] * largest
+    share = (1 - threshold / norms.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
+    cost = C + (rho * (1 - alpha)).double()[:, None] * C.mean()
+    rows = share.repeat_interleave(s.numel() // components, dim=1) * s / cost
+    return torch.where(cost > 0, rows, 0).to(attribute.dtype)
+
+
 @dataclass(frozen=True)
 class EffectFactors:
     """All of a site's edit by effects that does not depend on (ρ, α).
@@ -71,38 +106,3 @@ class EffectFactors:
 def largest_effect(effects: Float[Tensor, " m"], components: int) -> float:
     """The largest ‖s_i‖ of a site's components."""
     return float(effects.view(components, -1).norm(dim=1).max())
-
-
-def effect_rows(
-    attribute: Float[Tensor, " m"],
-    drift: Float[Tensor, " m"],
-    components: int,
-    largest: float,
-    rho: Float[Tensor, " k"],
-    alpha: Float[Tensor, " k"],
-) -> Float[Tensor, "k m"]:
-    """The row of each configuration (ρ, α).
-
-        a_j = max(1 − ρα S / ‖s_i‖, 0) · s_j / (C_j + ρ(1 − α) C̄),   j a column of component i
-
-    It solves the problem above for neurons, and for heads where C is the same in all columns of a head. With C = 0 and
-    C̄ = 1 it is the paper's magnitude of s. Its scale is in nats; what drift it spends is calibrated afterwards.
-
-    Args:
-        attribute: s, [m].
-        drift: C ≥ 0, [m].
-        components: n.
-        largest: S > 0, the largest ‖s_i‖ over all sites of the block.
-        rho: ρ > 0 by configuration.
-        alpha: α ∈ [0, 1) by configuration.
-
-    Returns:
-        a by configuration, [k, m]; zero where the drift does not depend on a site at all.
-    """
-    s, C = attribute.double(), drift.double()
-    norms = s.view(components, -1).norm(dim=1)
-    threshold = (rho * alpha).double()[:, None] * largest
-    share = (1 - threshold / norms.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
-    cost = C + (rho * (1 - alpha)).double()[:, None] * C.mean()
-    rows = share.repeat_interleave(s.numel() // components, dim=1) * s / cost
-    return torch.where(cost > 0, rows, 0).to(attribute.dtype)

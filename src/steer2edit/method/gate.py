@@ -17,23 +17,22 @@ the sites are. It is written a = ŝ / (C + C̄): the effects ŝ stand for s in `
 Shapes: n, r, q = wanted requests, silent requests, draws; m = width of a site's input.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steer2edit.core import Site
+
 SILENCE = 1e-3
 """ω: chosen on other requests than those it was made from, where 3e-4 to 3e-3 differ little (docs/findings.md)."""
 _SHRINKAGE = 0.5
 
-_Key = TypeVar("_Key", bound=Hashable)
-
 
 @dataclass(frozen=True)
-class Gate(Generic[_Key]):
+class Gate:
     """What gated rows are made of, and what they do on requests that they were not made from.
 
     Args:
@@ -43,18 +42,18 @@ class Gate(Generic[_Key]):
         silent: the same of silent requests, [r].
     """
 
-    effects: Mapping[_Key, Float[Tensor, " m"]]
+    effects: Mapping[Site, Float[Tensor, " m"]]
     gain: float
     wanted: Float[Tensor, " n"]
     silent: Float[Tensor, " r"]
 
 
 def gated_effects(
-    wanted: Mapping[_Key, Float[Tensor, "n m"]],
-    silent: Mapping[_Key, Float[Tensor, "r m"]],
-    draws: Mapping[_Key, Float[Tensor, "q m"]],
+    wanted: Mapping[Site, Float[Tensor, "n m"]],
+    silent: Mapping[Site, Float[Tensor, "r m"]],
+    draws: Mapping[Site, Float[Tensor, "q m"]],
     silence: float = SILENCE,
-) -> Gate[_Key]:
+) -> Gate:
     """ŝ of all sites, solved together.
 
     Args:
