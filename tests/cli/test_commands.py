@@ -80,6 +80,10 @@ def test_extract_prints_diagnosis(checkpoint: Path, contrast: Path, tmp_path: Pa
     assert printed["diagnosis"]["counts"]["train"] == {"positive": 12, "negative": 12}
     assert set(printed["diagnosis"]["sites"]) >= {"L0.attn", "L0.mlp"}
     assert "L0.attn.output_positive" in load_file(out)
+    (one := tmp_path / "one.jsonl").write_text(contrast.read_text().split("\n")[0])
+    run("extract", checkpoint, "--contrast", one, "--out", tmp_path / "one.safetensors")
+    (line,) = (line for line in capsys.readouterr().out.split("\n") if line.startswith("L0.mlp"))
+    assert line.split()[2:] == ["-", "-"]  # nothing was held out: no AUROC, and no interval of it
 
 
 def test_steer_at_zero_is_the_base(checkpoint: Path, vectors: Path, tmp_path: Path, capsys: Any) -> None:

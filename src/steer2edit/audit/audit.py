@@ -60,7 +60,7 @@ class Audit:
         return "\n".join([self.classification.sentence, same, *([self.match.sentence] if self.match else [])])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return f'<pre style="white-space: pre-wrap">{html.escape(repr(self))}</pre>'
 
     @cached_property
     def sites(self) -> dict[Site, SiteEdit]:

@@ -77,7 +77,8 @@ def _print_extracted(out: Path, vectors: "core.SteeringVectors", tokens: dict[st
 
 
 def _with_interval(site: Mapping[str, Any]) -> str:
-    return f"{_or_dash(site['auroc'])} [{_or_dash(site['auroc_low'])}, {_or_dash(site['auroc_high'])}]"
+    auroc, *interval = (_or_dash(site[name]) for name in ("auroc", "auroc_low", "auroc_high"))
+    return auroc if site["auroc"] is None else f"{auroc} [{', '.join(interval)}]"
 
 
 def _or_dash(value: float | None) -> str:

@@ -97,7 +97,7 @@ class Preview:
         return visible("\n".join([*lines, *self.sentences]))
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return f'<pre style="white-space: pre-wrap">{html.escape(repr(self))}</pre>'
 
     def to_json(self) -> dict[str, Any]:
         """All of it by name."""
