@@ -115,6 +115,9 @@ def test_the_recipe_is_what_was_asked_for() -> None:
     newer = WeightEdit(edit.sites, {**edit.metadata, "vectors": {"recipe": {"contrast": "safety", "depth": 3}}})
     with pytest.raises(DataError, match=r"not say in a known form .*'depth'"):
         recipe_of(newer)
+    odd = WeightEdit(edit.sites, {**edit.metadata, "hyperparameters": "strong"})
+    with pytest.raises(DataError, match="not say in a known form"):
+        refit(tiny(), odd)
     ablated = WeightEdit(edit.sites, {"method": "ablation", "model": edit.metadata["model"]})
     with pytest.raises(DataError, match=r"not say in a known form .*'hyperparameters'.* Make it anew"):
         refit(tiny(), ablated, RefitOptions(contrast="safety", limit=4))

@@ -31,7 +31,7 @@ def typed() -> str:
 
 OUT = Console(markup=False, highlight=False, soft_wrap=True)
 _IN_ASCII = {"−": "-", "–": "-", "→": ">", "‖": "|", "≤": "<=", "≥": ">=", "×": "x", "·": ".", "ρ": "rho", "α": "alpha"}
-_IN_ASCII |= {"κ": "kappa", "λ": "lambda", "Δ": "d", "Σ": "sum", "⟨": "<", "⟩": ">"}
+_IN_ASCII |= {"λ": "lambda", "Δ": "d", "Σ": "sum", "⟨": "<", "⟩": ">"}
 
 
 def show_what_stdout_can() -> None:

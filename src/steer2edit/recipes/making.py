@@ -254,7 +254,7 @@ def recipe_of(edit: WeightEdit, contrast: str | None = None) -> ExtractOptions:
 def _settings_explained() -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise DataError(
             f"the edit does not say in a known form what it was made with ({error}): it was made by another method or "
             "version. Make it anew: extract and convert."
