@@ -1,6 +1,8 @@
 """Models, vectors, edits and results from Python: what they compute, how they show themselves, what they refuse."""
 
+import copy
 import inspect
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from transformers import LlamaConfig, LlamaModel, T5Config, T5ForConditionalGene
 
 import steer2edit as s2e
 from steer2edit.api import showing
+from steer2edit.core import Site
 from steer2edit.editing import merged
 from steer2edit.models import next_token_log_probabilities
 from tiny_chat import tiny_chat_model, tiny_tokenizer
@@ -280,3 +283,28 @@ def test_what_is_given_in_the_wrong_place_is_told_by_name(
     for call, message in wrong:
         with pytest.raises(s2e.Steer2EditError, match=message):
             call()
+
+
+def test_copies_and_pickles_are_what_they_are_of(vectors: s2e.Vectors, edit: s2e.Edit, other: s2e.Edit) -> None:
+    for copied in (copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))):  # noqa: S301
+        assert copied(vectors).digest() == vectors.digest()
+        assert copied(edit).digest() == edit.digest()
+        assert [part.digest() for part in copied(edit + other).parts] == [edit.digest(), other.digest()]
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            copied(edit).sites[Site(0, "mlp")] = edit
+
+
+def test_edits_are_told_apart_by_which_they_are(edit: s2e.Edit, other: s2e.Edit) -> None:
+    assert [edit == edit, edit == other, edit == 1.0 * edit] == [True, False, False]
+    assert len({edit, other}) == 2
+
+
+def test_only_a_model_runs_with_an_edit_and_a_strength_is_no_longer_than_a_float(
+    model: s2e.Model, vectors: s2e.Vectors, edit: s2e.Edit, other: s2e.Edit
+) -> None:
+    for artifact in (vectors, edit, edit + other):
+        for bad, got in ((None, "NoneType"), ("m", "'m': load it first"), (edit, "Edit")):
+            with pytest.raises(s2e.Steer2EditError, match=f"used on a Model, got {got}"):
+                artifact.on(bad, 1.0)
+        with pytest.raises(s2e.Steer2EditError, match="strength must be a finite number, got 1000"):
+            artifact.on(model, 10**400)

@@ -63,7 +63,7 @@ def test_help_is_in_every_encoding(command: str) -> None:
     assert CliRunner().invoke(app, [command, "--help"]).output.isascii()
 
 
-def ended(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
+def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
     def fail() -> None:
         raise error
 
@@ -94,6 +94,11 @@ def test_errors_of_the_disk_are_one_line(
 def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert ended(monkeypatch, BrokenPipeError(32, "Broken pipe")) == 1
     assert capsys.readouterr().err == ""
+
+
+def test_an_interruption_outside_of_a_command_is_one_word(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    assert ended(monkeypatch, KeyboardInterrupt()) == 1
+    assert capsys.readouterr().err == "Aborted!\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer2edit.api import showing
-from steer2edit.api.keywords import public
+from steer2edit.api.keywords import public, require_fit
 from steer2edit.artifacts import apply_to_files, export_edit, load_members, read_members, save_combined, save_edit
 from steer2edit.artifacts.exports.export import needs_model
 from steer2edit.audit import audit as audit_checkpoint
@@ -52,7 +52,7 @@ class Edit(WeightEdit):
         Raises:
             MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
         """
-        model.require_fit(self, allow_mismatch=allow_mismatch)
+        require_fit(model, self, allow_mismatch)
         return intervened(model, [Editing(self, finite_strength(strength))])
 
     def __matmul__(self, strength: float) -> Arm:
@@ -148,7 +148,7 @@ class CombinedEdit:
     ) -> AbstractContextManager[None]:
         """Within the context, the model runs with `strength` times all of them; see `Edit.on`."""
         for part in self.parts:
-            model.require_fit(part, allow_mismatch=allow_mismatch)
+            require_fit(model, part, allow_mismatch)
         return intervened(model, [self._at(strength)])
 
     def __matmul__(self, strength: float) -> Arm:

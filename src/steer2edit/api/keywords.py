@@ -6,7 +6,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, did_you_mean
+from steer2edit.models import LanguageModel
 from steer2edit.progress import show_progress
 from steer2edit.settings.declared import Checked, Setting, declared
 
@@ -59,6 +61,13 @@ def public(function: Callable[..., Result]) -> Callable[..., Result]:
         helped = ["Keywords, as on the command line:", *(f"    {key}: {helps[key]}" for key in keywords)]
         call.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *helped])
     return call
+
+
+def require_fit(model: object, artifact: WeightEdit | SteeringVectors, allow_mismatch: bool) -> None:
+    """Refuse what is no model, and a model that the artifact is not for."""
+    if not isinstance(model, LanguageModel):
+        raise InvalidValueError(f"an edit or vectors are used on a Model, got {_got(model)}.")
+    model.require_fit(artifact, allow_mismatch=allow_mismatch)
 
 
 def _ours(hint: Any) -> tuple[type, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steer2edit.api import showing
-from steer2edit.api.keywords import public
+from steer2edit.api.keywords import public, require_fit
 from steer2edit.artifacts import VectorSource, as_vectors, save_vectors
 from steer2edit.core import Steering, SteeringVectors, UseAt, finite_strength
 from steer2edit.editing import intervened
@@ -37,7 +37,7 @@ class Vectors(SteeringVectors):
         Raises:
             MismatchError: the vectors are for another model (unless `allow_mismatch`) or another shape.
         """
-        model.require_fit(self, allow_mismatch=allow_mismatch)
+        require_fit(model, self, allow_mismatch)
         return intervened(model, [Steering(self, finite_strength(strength))])
 
     def __matmul__(self, strength: float) -> Arm:

@@ -54,6 +54,8 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()  # here, where a full disk is still an error that can be told
+    except KeyboardInterrupt:  # before or after the command, which says itself how to go on
+        _end("Aborted!\n")
     except BrokenPipeError:
         _end("")
     except Steer2EditError as error:

@@ -21,7 +21,7 @@ from steer2edit.errors import InvalidValueError
 Edited = TypeVar("Edited", bound="WeightEdit")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SiteEdit:
     """One site's edit `ΔW = u aᵀ` and the quantities it was made from.
 
@@ -81,7 +81,7 @@ class SiteEdit:
         return replace(self, row=self.row * strength, magnitude=self.magnitude * strength)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightEdit:
     """A model's edit: one `SiteEdit` per edited site.
 

@@ -1,6 +1,6 @@
 """What may be done to a model while it runs: nothing, activation steering, a weight edit, or several of them."""
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import SupportsFloat
 
@@ -43,6 +43,6 @@ Intervention = Steering | Editing | Combined | None
 
 def finite_strength(strength: object) -> float:
     """The strength of an edit or of steering, which is a finite number."""
-    if not isinstance(strength, SupportsFloat) or not math.isfinite(strength):
+    if not isinstance(strength, SupportsFloat) or not abs(strength) <= sys.float_info.max:  # type: ignore[arg-type]
         raise InvalidValueError(f"strength must be a finite number, got {strength!r}. 1 applies an edit as it is.")
     return float(strength)

@@ -3,6 +3,7 @@
 Shapes: d = width of a site's output (the residual stream), m = width of its input.
 """
 
+import copyreg
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,13 @@ from torch import Tensor
 
 from steer2edit.core.components import Site
 from steer2edit.errors import InvalidValueError
+
+
+def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
+    return MappingProxyType(mapping)
+
+
+copyreg.pickle(MappingProxyType, lambda proxy: (_read_only, (dict(proxy),)))  # copies, and pickles for other processes
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ class SiteMeans:
         return {name: means for name, means in found.items() if means is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SteeringVectors:
     """One steering vector per site, with the input means that a conversion needs.
 
