@@ -196,7 +196,7 @@ def test_what_is_no_causal_language_model() -> None:
 
 def test_keywords_are_those_of_the_command_line(model: s2e.Model, vectors: s2e.Vectors) -> None:
     parameters = inspect.signature(s2e.convert).parameters
-    assert parameters["gain"].default == 1.0
+    assert parameters["force"].default is False
     assert {"rho_attn", "alpha", "kl", "force"} <= set(parameters)
     assert "Budget rho > 0 of attention heads" in str(s2e.convert.__doc__)
     with pytest.raises(s2e.Steer2EditError, match=r"convert has no keyword 'rho'\. Did you mean"):
