@@ -220,3 +220,10 @@ def test_other_adapters_and_adapters_of_adapters(tmp_path: Path) -> None:
         audited(tmp_path)
     with pytest.raises(ModelError, match="Give that model, or a checkpoint it is merged into"):
         audit(str(tmp_path / "adapter"), tmp_path / "adapter")
+
+
+def test_settings_that_say_a_bias_of_which_there_is_none(tmp_path: Path) -> None:
+    trained(tmp_path)
+    reset(tmp_path, lora_bias=True)
+    with pytest.raises(ArtifactError, match=r"says lora_bias, but the adapter has none of model\.layers\.0"):
+        audited(tmp_path)

@@ -409,3 +409,11 @@ class TestWeightsThatCannotBeEdited:
         site.module.to("meta")
         with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.o_proj: .* device meta"):
             _ = site.weight
+
+
+def test_a_weight_that_is_not_finite_is_told() -> None:
+    network = tiny_network("llama")
+    with torch.no_grad():
+        network.model.layers[0].self_attn.o_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"LlamaDecoderLayer .* not finite: a weight is damaged, or .* overflows"):
+        find_sites(network)

@@ -210,6 +210,8 @@ class _Reading:
             for index in range(len(left)):
                 self._add(stored, scaling * left[index].double(), right[index], index if fused else None)
         if (bias := getattr(layer.lora_B["default"], "bias", None) if len(layer.lora_B) else None) is not None:
+            if bias.is_meta:
+                raise ArtifactError(f"{CONFIG_FILE} says lora_bias, but the adapter has none of {plain}. Get it again.")
             self._add_bias(f"{plain}.bias", scaling * bias.detach().double())
         return None
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from steer2edit.errors import LayoutError
+from steer2edit.errors import LayoutError, ModelError
 
 ROWS, TOKENS = 4, 6
 Change = Callable[[Tensor], Tensor]
@@ -162,6 +162,13 @@ class LayerRun:
         """
         changes: dict[nn.Module, Any] = {**(self.norms if without_norms else {}), **silenced(modules)}
         given, out = (x.cpu().double().flatten(0, 1) for x in (self.hidden, self.output(changes)))
+        if not bool(given.isfinite().all()):
+            raise ModelError(
+                f"a {type(self.module).__name__} of the model is given numbers that are not finite: a weight is "
+                "damaged, or the model overflows in this dtype. Load it in bfloat16 or float32, or get it again."
+            )
+        if not bool(out.isfinite().all()):
+            return False
         rounding = 16 * torch.finfo(self.hidden.dtype).eps * given.abs().amax(dim=0)
         return torch.equal(given, out) or _scaled(given, out, rounding) or _mixed(given, out, rounding, self.width)
 
