@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -166,6 +167,8 @@ def test_making_the_scratch_fails(tmp_path: Path) -> None:
 def test_full_disk_is_explained_and_other_errors_pass(tmp_path: Path, context) -> None:
     with pytest.raises(ArtifactError, match=r"cannot write .*out: No space left on device"), context(tmp_path / "out"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(ArtifactError, match=r"out: .*No space left .* free some space"), context(tmp_path / "out"):
+        raise shutil.Error([("edit/a", "out/a", "[Errno 28] No space left on device: 'edit/a' -> 'out/a'")])
     with pytest.raises(FileNotFoundError), context(tmp_path / "out"):
         (tmp_path / "input that is not there").read_text()
     assert everything(tmp_path) == []

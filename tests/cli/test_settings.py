@@ -14,7 +14,7 @@ from steer2edit.cli.options import expanded
 from steer2edit.errors import InvalidValueError
 from steer2edit.recipes.recipe import RecipeSearch
 from steer2edit.settings import ConvertOptions, ExtractOptions, Loading, SearchOptions, declared
-from steer2edit.settings.declared import Above, Checked, Text, read_numbers
+from steer2edit.settings.declared import Above, Checked, Text, read_numbers, read_values
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -94,3 +94,8 @@ def test_without_docstrings_it_is_said_what_is_missing() -> None:
     """Help texts stand in docstrings: options would be gone without a word."""
     done = subprocess.run([sys.executable, "-OO", "-c", "import steer2edit.cli"], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].endswith("run it without -OO.")
+
+
+def test_a_template_argument_that_is_nested_too_deep_is_text() -> None:
+    deep = "[" * 100_000
+    assert read_values("--template-arg", [f"a={deep}", "b=[1]"]) == {"a": deep, "b": [1]}

@@ -124,11 +124,12 @@ def _errors_explained(target: Path, only: Collection[int] | None = None) -> Iter
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if only is not None and isinstance(error, OSError) and error.errno not in only:
+        copied = isinstance(error, shutil.Error)  # of copytree: (source, target, why) for each file, without a number
+        if only is not None and isinstance(error, OSError) and not copied and error.errno not in only:
             raise
+        reason = error.args[0][0][2] if copied else getattr(error, "strerror", None) or error
         raise ArtifactError(
-            f"cannot write {target}: {getattr(error, 'strerror', None) or error}. Nothing was left there; free some "
-            "space or choose another place."
+            f"cannot write {target}: {reason}. Nothing was left there; free some space or choose another place."
         ) from error
 
 

@@ -181,7 +181,7 @@ def read_values(option: str, given: Sequence[str]) -> dict[str, Any]:
     for name, text in _pairs(option, given, "NAME=VALUE"):
         try:
             values[name] = json.loads(text, parse_constant=int)  # NaN is no JSON
-        except ValueError:
+        except (ValueError, RecursionError):
             values[name] = text
     return values
 
