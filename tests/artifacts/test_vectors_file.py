@@ -368,7 +368,7 @@ def test_damaged_tensors(tmp_path: Path, name: str, tensor: torch.Tensor | None,
 
 
 def test_an_agreement_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    effects = SiteEffects(torch.ones(3), torch.ones(3), torch.ones(3), 0.5)
+    effects = SiteEffects(torch.ones(2), torch.ones(3), torch.ones(3), torch.ones(3), 0.5)
     save_vectors(SteeringVectors({ATTN: SiteMeans(means(1.0, 2.0), effects=effects)}), tmp_path / "v.safetensors")
     for bad in (math.nan, math.inf):
         rewrite(tmp_path / "v.safetensors", **{"L0.attn.agreement": torch.tensor([bad])})

@@ -206,7 +206,7 @@ def test_edits_of_effects_leave_experts_with_too_few_tokens_out_as_well() -> Non
     vectors = random_vectors(model)
     site = Site(2, "mlp")
     sites = {
-        s: replace(m, effects=SiteEffects(*(torch.rand(3, len(m.input.positive)) + 0.1), 0.9))
+        s: replace(m, effects=SiteEffects(m.steering_vector, *(torch.rand(3, len(m.input.positive)) + 0.1), 0.9))
         for s, m in vectors.sites.items() if m.input
     }  # fmt: skip
     tokens = ClassMeans(torch.tensor([20.0, 31, 0, 16]), torch.tensor([12.0, 0, 31.0, 16]))

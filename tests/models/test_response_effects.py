@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from families import ALL_FAMILIES, tiny_model
-from steer2edit.core import Site, SiteEdit, WeightEdit
-from steer2edit.editing import merged
+from steer2edit.core import Site, SiteEdit, Steering, SteeringVectors, WeightEdit
+from steer2edit.editing import intervened, merged
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import EncodedResponse, LanguageModel
 from steer2edit.models.effects import Score, ended, first_tokens, response_effects, sampled_tokens, whole_response
@@ -56,6 +56,36 @@ def test_effects_are_the_slope_along_an_edit(family: str) -> None:
         predicted = found[site].double() @ a.double()
         assert any(torch.allclose(predicted, s, rtol=3e-3, atol=1e-3) for s in slopes), site
         assert float(predicted.abs().max()) > 1e-2  # otherwise the comparison would show nothing
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_gradients_are_the_slope_along_steering(family: str) -> None:
+    """A shift of what a site writes, at every position; of a mixture up to what its block multiplies experts by."""
+    model = tiny_model(family)
+    model.network.double()
+    if any(module.experts for module in model.sites.values()):
+        model.network.set_experts_implementation("batched_mm")  # the other has no float64
+    found: dict[Site, torch.Tensor] = {site: torch.zeros(len(RESPONSES), m.shape[0]) for site, m in model.sites.items()}
+    for batch in response_effects(model, RESPONSES, dict.fromkeys(model.sites), first_tokens(2)):
+        for site, gradients in batch.sites.items():
+            found[site][batch.rows] = gradients
+    generator = torch.Generator().manual_seed(1)
+    for site, module in model.sites.items():
+        slopes, predicted = [], []
+        for _ in range(3):
+            z = torch.randn(module.shape[0], generator=generator)
+            vectors = SteeringVectors.from_mapping({site: z})
+            ends = []
+            for step in (1e-4, -1e-4):
+                with intervened(model, [Steering(vectors, step)]):
+                    ends.append(scores(model, 2))
+            slopes.append((ends[0] - ends[1]) / 2e-4)
+            predicted.append(found[site].double() @ z.double())
+        measured, expected = torch.stack(slopes).flatten(), torch.stack(predicted).flatten()
+        if module.experts is not None:
+            expected = expected * (measured @ expected) / expected.square().sum()
+        assert torch.allclose(expected, measured, rtol=1e-2, atol=3e-3 * float(measured.abs().max())), site
+        assert float(measured.abs().max()) > 1e-2  # otherwise the comparison would show nothing
 
 
 def slope(model: LanguageModel, edit: WeightEdit, step: float) -> torch.Tensor:

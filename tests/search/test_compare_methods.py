@@ -36,7 +36,11 @@ def vectors(effects: bool = False) -> SteeringVectors:
     sites = {
         site: replace(
             means,
-            effects=SiteEffects(*(torch.rand(m.shape[1], generator=generator) for _ in range(3)), 0.9),
+            effects=SiteEffects(
+                output_direction(means.steering_vector),
+                *(torch.rand(m.shape[1], generator=generator) for _ in range(3)),
+                0.9,
+            ),
         )
         for (site, means), m in zip(plain.sites.items(), MODEL.sites.values(), strict=True)
     }

@@ -13,7 +13,7 @@ from steer2edit.engines import Engine, RememberingEngine, Request, TransformersE
 from steer2edit.estimates import Condition
 from steer2edit.evaluation import Behaviour, DriftTask
 from steer2edit.evaluation.reply_tasks import RefusalTask
-from steer2edit.method import EVERYTHING, GATED_RULES
+from steer2edit.method import EVERYTHING, GATED_RULES, output_direction
 from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.search import run_search
 from steer2edit.search.goal import Budget
@@ -84,7 +84,8 @@ def random_vectors(model: LanguageModel, seed: int = 1, *, effects: bool = False
     if effects:
         parts = {s: [torch.randn(m.input.positive.numel(), generator=generator) for _ in range(3)]
                  for s, m in sites.items()}  # fmt: skip
-        found = {s: SiteEffects(e, d.abs(), g, 0.9) for s, (e, d, g) in parts.items()}
+        along = {s: output_direction(m.steering_vector) for s, m in sites.items()}
+        found = {s: SiteEffects(along[s], e, d.abs(), g, 0.9) for s, (e, d, g) in parts.items()}
         sites = {site: replace(own, effects=found[site]) for site, own in sites.items()}
     return SteeringVectors(sites, {"model": model.describe()})
 

@@ -19,8 +19,8 @@ from steer2edit.models import LanguageModel, encode_responses, span_log_probabil
 from steer2edit.models.effects import ended, first_tokens, response_effects, whole_response
 from steer2edit.models.reply import turn_end
 from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, prompt_digests, safety_prompts
-from steer2edit.steering.benign import own_answers
-from steer2edit.steering.effects import DECIDING_TOKENS, _Measurement
+from steer2edit.steering.benign import benign_answers, own_answers
+from steer2edit.steering.effects import BATCH_TOKENS, DECIDING_TOKENS, _Measurement
 from steer2edit.stress.quantisation import FORMATS, quantised
 from tiny_chat import tiny_chat_model
 
@@ -67,7 +67,9 @@ def decisions(model: LanguageModel, pairs: tuple[tuple[str, str], ...]) -> torch
 def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, vectors: SteeringVectors) -> None:
     """Response by response, each in a batch of its own."""
     site = Site(1, "mlp")
-    u = {site: output_direction(vectors.sites[site].steering_vector)}
+    found = vectors.sites[site].effects
+    assert found is not None
+    u = {site: found.direction}
     means = []
     for pairs in (PAIRS.positive, PAIRS.negative):
         rows = [
@@ -76,10 +78,43 @@ def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, ve
             for batch in response_effects(model, [response], u, first_tokens(DECIDING_TOKENS))
         ]
         means.append(torch.stack(rows).mean(dim=0))
-    found = vectors.sites[site].effects
-    assert found is not None
     assert torch.allclose(found.attribute.double(), means[0] - means[1], rtol=1e-4, atol=1e-6)
     assert -1 <= found.agreement <= 1
+
+
+def test_directions_are_natural_gradients(model: LanguageModel, vectors: SteeringVectors, benign: str) -> None:
+    """Response by response, and by a dense curvature: F⁻¹ḡ."""
+    site = Site(1, "attn")
+    none = dict.fromkeys([site])
+    means = [
+        torch.stack([
+            batch.sites[site][0].double()
+            for response in encode_responses(model, pairs)
+            for batch in response_effects(model, [response], none, first_tokens(DECIDING_TOKENS))
+        ]).mean(dim=0)
+        for pairs in (PAIRS.positive, PAIRS.negative)
+    ]  # fmt: skip
+    measure = _Measurement(model, "first", BATCH_TOKENS, dict.fromkeys(vectors.sites))
+    replies = [reply for _, reply in benign_answers(model, benign)]
+    psi = measure.draws(replies, "", torch.Generator().manual_seed(0))[site].double()
+    C = psi.square().mean(dim=0)
+    F = 0.5 * psi.T @ psi / len(psi) + 0.5 * torch.diag(C + C.mean())
+    expected = torch.linalg.solve(F, means[0] - means[1])
+    effects = vectors.sites[site].effects
+    assert effects is not None
+    assert torch.allclose(effects.direction.double(), expected / expected.norm(), rtol=1e-3, atol=1e-4)
+    v = output_direction(vectors.sites[site].steering_vector)
+    assert float(effects.direction @ v) < 0.9  # it is another one
+
+
+def test_where_nothing_depends_on_a_site_the_steering_vector_is_the_direction(
+    model: LanguageModel, contrast: ContrastSet, benign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steer2edit.steering.effects.natural_direction", lambda gradient, draws: gradient * 0)
+    found = measure_effects(model, extract(model, contrast), contrast, benign=benign)
+    for means in found.sites.values():
+        assert means.effects is not None
+        assert torch.equal(means.effects.direction, output_direction(means.steering_vector))
 
 
 def test_behaviours_say_what_decides_and_a_caller_may(model: LanguageModel, contrast: ContrastSet, benign: str) -> None:
@@ -87,19 +122,19 @@ def test_behaviours_say_what_decides_and_a_caller_may(model: LanguageModel, cont
     site, end = Site(1, "mlp"), turn_end(model)
     assert end is not None
     plain = extract(model, contrast)
-    u = {site: output_direction(plain.sites[site].steering_vector)}
     positive, negative = encode_responses(model, PAIRS.positive), encode_responses(model, PAIRS.negative)
     ends = [ended(r, end) for r in positive], [ended(r, end, 0.5) for r in negative]
     expected = {"answer": (positive, negative, whole_response), "end": (*ends, first_tokens(1))}
     found = {}
     for name, (more, less, score) in expected.items():
         measured = measure_effects(model, plain, ContrastSet("mine", {"train": PAIRS}, {}, name), benign=benign)
+        effects = measured.sites[site].effects
+        assert effects is not None
+        u = {site: effects.direction}
         means = [
             torch.stack([e.sites[site][0] for r in part for e in response_effects(model, [r], u, score)]).mean(dim=0)
             for part in (more, less)
         ]
-        effects = measured.sites[site].effects
-        assert effects is not None
         assert torch.allclose(effects.attribute, means[0] - means[1], rtol=1e-3, atol=1e-6)
         found[measured.metadata["effects"]["decided_by"]] = effects.attribute
     asked = measure_effects(model, plain, contrast, decided_by="end", benign=benign).sites[site].effects
@@ -124,8 +159,8 @@ def test_the_file_keeps_them(vectors: SteeringVectors, tmp_path: Path) -> None:
     for site, means in vectors.sites.items():
         again = read.sites[site].effects
         assert again is not None
-        assert torch.equal(again.attribute, means.effects.attribute)
-        assert torch.equal(again.drift, means.effects.drift)
+        for name in ("direction", "attribute", "drift"):
+            assert torch.equal(getattr(again, name), getattr(means.effects, name))
         assert again.agreement == pytest.approx(means.effects.agreement)
     assert read.digest() == vectors.digest()
 
@@ -215,7 +250,7 @@ def test_silent_requests_are_moved_less_the_more_they_count(
 def test_replies_that_are_known_are_not_asked_for_again(model: LanguageModel, contrast: ContrastSet) -> None:
     prompts = [f"Name {n} colours." for n in range(1, 9)]
     directions = {site: torch.ones(module.shape[0]) for site, module in model.sites.items()}
-    measure = _Measurement(model, directions, "first", 64)
+    measure = _Measurement(model, "first", 64, directions)
     asked = measure.silent(contrast.train, measure.own_replies(prompts, ()))
     known = measure.silent(contrast.train, measure.own_replies(prompts, own_answers(model, prompts[:5])))
     for site, rows in asked.items():
@@ -230,9 +265,9 @@ def test_copies_are_pooled(model: LanguageModel, contrast: ContrastSet, benign: 
 
     plain = extract(model, contrast)
     alone, same, pooled = measured(), measured(same=nullcontext()), measured(coarse=quantised(model, FORMATS["int4"]))
-    directions = {site: output_direction(means.steering_vector) for site, means in plain.sites.items()}
+    directions = {site: means.effects.direction for site, means in alone.sites.items() if means.effects}
     with quantised(model, FORMATS["int4"]):
-        coarse = _Measurement(model, directions, "first", 64)
+        coarse = _Measurement(model, "first", 64, directions)
         more = coarse.decisions(encode_responses(model, PAIRS.positive), "positive")
         less = coarse.decisions(encode_responses(model, PAIRS.negative), "negative", positive=False)
     for site in plain.sites:
@@ -240,6 +275,7 @@ def test_copies_are_pooled(model: LanguageModel, contrast: ContrastSet, benign: 
         assert one is not None
         assert two is not None
         assert both is not None
+        assert torch.equal(one.direction, both.direction)  # of the model as it is
         for name in ("attribute", "drift", "gated"):
             assert torch.allclose(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-6)
         own = (more[site] - less[site]).mean(dim=0)

@@ -78,6 +78,7 @@ class SiteEffects:
     """What one site's input columns do to the model, to first order, where the site writes them along u.
 
     Args:
+        direction: u, [d]: what moves the decision most for its drift (`method.natural_direction`).
         attribute: s, [m]: how much more the attribute is there, in nats, per unit of a column.
         drift: C, [m], ≥ 0: curvature of KL(base ‖ edited) per token along a column: KL ≈ ½ Σ C_j a_j², columns apart.
         gated: ŝ, [m]: the effects with all columns together, so that what drifts, and what is done where the
@@ -88,14 +89,15 @@ class SiteEffects:
         InvalidValueError: other shapes, an entry that is not finite, or a negative curvature.
     """
 
+    direction: Float[Tensor, " d"]
     attribute: Float[Tensor, " m"]
     drift: Float[Tensor, " m"]
     gated: Float[Tensor, " m"]
     agreement: float
 
     def __post_init__(self) -> None:
-        if {tensor.shape for tensor in self.tensors} != {self.attribute.shape}:
-            sizes = ", ".join(str(tensor.numel()) for tensor in self.tensors)
+        if {tensor.shape for tensor in self.tensors[1:]} != {self.attribute.shape}:
+            sizes = ", ".join(str(tensor.numel()) for tensor in self.tensors[1:])
             raise InvalidValueError(
                 f"effects, curvatures and gated effects of {sizes} columns cannot belong to one projection."
             )
@@ -105,9 +107,9 @@ class SiteEffects:
             raise InvalidValueError("the curvature of a drift cannot be negative.")
 
     @property
-    def tensors(self) -> tuple[Float[Tensor, " m"], ...]:
-        """s, C and ŝ."""
-        return self.attribute, self.drift, self.gated
+    def tensors(self) -> tuple[Tensor, ...]:
+        """u, s, C and ŝ."""
+        return self.direction, self.attribute, self.drift, self.gated
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
 from steer2edit.core import TUNED_BLOCKS, Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.method import (
@@ -19,7 +16,6 @@ from steer2edit.method import (
     SiteFactors,
     joined,
     largest_effect,
-    output_direction,
     site_factors,
 )
 from steer2edit.models import LanguageModel, recorded_chat
@@ -204,7 +200,6 @@ def _by_effect(
     largest: dict[Block, float] = {}
     for site, means in vectors.sites.items():
         assert means.effects is not None
-        u = _direction(site, means)
         wanted = (means.effects.gated if gated else means.effects.attribute).clone()
         module = model.sites[site]
         for expert in left_out[site]:
@@ -212,7 +207,7 @@ def _by_effect(
         components = wanted.numel() // module.component_width
         largest[site.tuned_block] = max(largest.get(site.tuned_block, 0.0), largest_effect(wanted, components))
         found[site] = EffectFactors(
-            u, wanted, means.effects.attribute, means.effects.drift, components, 0.0,
+            means.effects.direction, wanted, means.effects.attribute, means.effects.drift, components, 0.0,
             None if means.tokens is None else module.sizes,
         )  # fmt: skip
     return {site: replace(own, largest=largest[site.tuned_block]) for site, own in found.items()}
@@ -246,14 +241,12 @@ def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: in
     return {expert: seen for expert, seen in enumerate(means.seen) if seen < min_tokens}
 
 
-def _direction(site: Site, means: SiteMeans) -> Float[Tensor, " d"]:
-    v = means.steering_vector
-    if not bool(v.any()):
+def _require_direction(site: Site, means: SiteMeans) -> None:
+    if not bool(means.steering_vector.any()):
         raise InvalidValueError(
             f"{site}: the steering vector is zero, so it has no direction. The positive and negative responses "
             "gave the same mean there: check the contrast set, or leave the site out of the vectors."
         )
-    return output_direction(v)
 
 
 def _by_rule(
@@ -262,7 +255,7 @@ def _by_rule(
     """Factors from the weights of a site."""
     module, means = model.sites[site], vectors.sites[site]
     assert means.input is not None
-    _direction(site, means)
+    _require_direction(site, means)
     parts = []
     with module.in_memory():
         for projection in module.projections:

@@ -25,10 +25,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Site
+from steer2edit.method.curvature import SHRINKAGE, diagonal_cost, divided_by_drift
 
 SILENCE = 1e-3
 """ω: chosen on other requests than those it was made from, where 3e-4 to 3e-3 differ little (docs/findings.md)."""
-_SHRINKAGE = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def gated_effects(
     divided = {}
     for site, psi in draws.items():
         rows = torch.cat([wanted[site], silent[site]])
-        divided[site] = _divided(rows, psi)
+        divided[site] = divided_by_drift(rows, psi)
         gram += rows.double() @ divided[site].T.double()
     weight = silence / max(r, 1)
     known = torch.eye(r, dtype=torch.float64) + weight * gram[n:, n:]
@@ -82,23 +82,7 @@ def gated_effects(
     left_out = (n * said[:n] - own[:n]) / (n - 1), said[n:] / (1 - weight * own[n:])
     shares = torch.cat([mean, -(correction[:, :n] @ mean)])
     effects = {
-        site: (shares @ rows.double() * _cost(draws[site]) / (1 - _SHRINKAGE)).to(rows.dtype)
+        site: (shares @ rows.double() * diagonal_cost(draws[site]) / (1 - SHRINKAGE)).to(rows.dtype)
         for site, rows in divided.items()
     }
     return Gate(effects, said[:n].mean().item(), *left_out)
-
-
-def _cost(psi: Float[Tensor, "q m"]) -> Float[Tensor, " m"]:
-    """½ (C + C̄), the diagonal that the curvature of a site is shrunk to."""
-    C = psi.double().square().mean(dim=0)
-    return (1 - _SHRINKAGE) * (C + C.mean())
-
-
-def _divided(rows: Float[Tensor, "k m"], psi: Float[Tensor, "q m"]) -> Float[Tensor, "k m"]:
-    """Rows times the inverse of ½ diag(C + C̄) + ½ ΨᵀΨ/q; zero where no drift depends on the site."""
-    cost = _cost(psi)
-    if not bool((cost > 0).all()):
-        return torch.zeros_like(rows)
-    apart, scaled = rows.double() / cost, psi.double() / cost
-    small = torch.linalg.cholesky(torch.eye(len(psi)) * len(psi) / _SHRINKAGE + scaled @ psi.T.double())
-    return (apart - torch.cholesky_solve((apart @ psi.T.double()).T, small).T @ scaled).to(rows.dtype)

@@ -5,7 +5,8 @@
     e     = Σ_t w_t x_t,    x_t the input of the site's projection
 
 so that A moves by aᵀe, to first order, under the edit ΔW = u aᵀ of that site. One backward pass per batch of responses
-gives e at every site; nothing but a batch is ever held. Of an expert, x_t counts with its routing weight.
+gives e at every site; nothing but a batch is ever held. Of an expert, x_t counts with its routing weight. Where no u is
+given, Σ_t ∂A/∂y_t itself is taken, from which one can be chosen (`method.natural_direction`).
 
 Some kernels of quantised matrices have no backward pass, and some give a wrong gradient without a word. Where that is
 so, y = W x + b is differentiated as what it is:
@@ -46,7 +47,7 @@ class BatchEffects:
     """The effects of one batch of responses."""
 
     rows: list[int]  # indices of the batch's rows among the responses
-    sites: dict[Site, Float[Tensor, "b m"]]  # e by site, [b, m], float32, on the CPU
+    sites: dict[Site, Float[Tensor, "b _n"]]  # e by site, [b, m] (gradients [b, d]), float32, on the CPU
     time: int = 0  # which scoring of these responses it is, from 0
 
 
@@ -89,7 +90,7 @@ def ended(response: EncodedResponse, end: int, share: float = 1.0) -> EncodedRes
 def response_effects(
     model: LanguageModel,
     responses: Sequence[EncodedResponse],
-    directions: Mapping[Site, Float[Tensor, " d"]],
+    directions: Mapping[Site, Float[Tensor, " d"] | None],
     score: Score,
     *,
     times: int = 1,
@@ -100,7 +101,7 @@ def response_effects(
 
     Args:
         model: the model, as it is: hooks and edits in force apply. Its weights get no gradient.
-        directions: u by site; sites that are not there are not measured.
+        directions: u by site; sites that are not there are not measured, and of one without u the gradient is taken.
         times: how often each response is scored, from one forward pass: for scores that draw.
 
     Yields:
@@ -114,7 +115,12 @@ def response_effects(
     with step(description, len(responses)) as advance:
         for rows in length_batches(lengths, batch_tokens):
             batch = [responses[i] for i in rows]
-            recorders = {site: _Recorder(model.sites[site], u, len(rows)) for site, u in directions.items()}
+            recorders = {
+                site: _GradientRecorder(model.sites[site], len(rows))
+                if u is None
+                else _EffectRecorder(model.sites[site], u, len(rows))
+                for site, u in directions.items()
+            }
             with ExitStack() as stack:
                 stack.enter_context(activation_gradients(model, without))
                 for recorder in recorders.values():
@@ -131,16 +137,48 @@ def response_effects(
 
 
 class _Recorder:
-    """Collects one site's effects: inputs on the way forward, w on the way back, at each matrix's own output."""
+    """Collects something of one site on the way back."""
 
-    def __init__(self, site: SiteModule, direction: Float[Tensor, " d"], rows: int) -> None:
-        self.site, self._direction, self._rows = site, direction, rows
-        self._found = torch.zeros(rows, site.shape[1])
+    def __init__(self, site: SiteModule, rows: int, width: int) -> None:
+        self.site, self._rows = site, rows
+        self._found = torch.zeros(rows, width)
 
-    def take(self) -> Float[Tensor, "b m"]:
+    def take(self) -> Float[Tensor, "b _n"]:
         """What was collected since the last time; zero where the score does not depend on the site."""
         found, self._found = self._found, torch.zeros_like(self._found)
         return found
+
+
+class _GradientRecorder(_Recorder):
+    """Σ_t ∂A/∂y_t of what a site writes: at its matrix, or of a mixture at the routed experts' output."""
+
+    def __init__(self, site: SiteModule, rows: int) -> None:
+        super().__init__(site, rows, site.shape[0])
+
+    def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
+        """At a dense site's matrix."""
+        if self.site.experts is None:
+            self._watch(y, 1)
+
+    def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
+        """At the routed experts, of which some write every token once for each expert."""
+        self._watch(output, output.numel() // output.shape[-1] // routed.tokens)
+        return output
+
+    def _watch(self, output: Tensor, times: int) -> None:
+        def differentiate(gradient: Tensor) -> None:
+            each = gradient.detach().float().reshape(times, self._rows, -1, gradient.shape[-1])
+            self._found = each.sum(dim=(0, 2)).cpu()
+
+        output.register_hook(differentiate)  # type: ignore[no-untyped-call]
+
+
+class _EffectRecorder(_Recorder):
+    """Effects: inputs on the way forward, w on the way back, at each matrix's own output."""
+
+    def __init__(self, site: SiteModule, direction: Float[Tensor, " d"], rows: int) -> None:
+        super().__init__(site, rows, site.shape[1])
+        self._direction = direction
 
     def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
         """At a matrix that sees every token."""

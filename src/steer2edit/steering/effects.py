@@ -4,6 +4,7 @@ A   what decides the behaviour, by `decided_by`:
         first    log p of a response's first tokens: a refusal is decided there
         answer   log p of the whole response per token: s is of the log-odds of true against false answers
         end      log p of the end of the turn: behind short responses, less that in the middle of long ones
+u = what a site is to write: the natural gradient of A, positive responses less negative ones (`method.curvature`)
 s = mean of the effects on A over positive responses, less that over negative ones
 C = mean square of the effects on the score of tokens drawn from the model, over its own benign replies
 ŝ = effects weighed by a gate (`method.gate`): of a positive response less a negative one where the behaviour is
@@ -12,9 +13,9 @@ C = mean square of the effects on the score of tokens drawn from the model, over
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from steer2edit.core import Site, SiteEffects, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.method import gated_effects, output_direction
+from steer2edit.method import gated_effects, natural_direction, output_direction
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.effects import (
     Score,
@@ -40,8 +41,9 @@ from steer2edit.steering.examples import prompt_key, read_examples
 from steer2edit.steering.overlap import prompt_digests
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
 
-Features = dict[Site, Float[Tensor, "n m"]]
-"""Effects of n responses by site."""
+_Row = TypeVar("_Row")
+Features = dict[Site, Float[Tensor, "n _m"]]
+"""Effects of n responses by site, [n, m]; or their gradients, [n, d]."""
 Answers = Sequence[tuple[Prompt, EncodedResponse]]
 """Requests with the model's own replies."""
 
@@ -54,6 +56,7 @@ _DECISIONS = ("first", "answer", "end")
 BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
+_DIRECTED = 48  # responses of a class, and replies, that directions are taken from at most
 _FEWEST = 6  # responses of a class, below which two halves say nothing of each other
 
 
@@ -75,7 +78,7 @@ def measure_effects(
 
     Args:
         model: the base model, with weights that gradients can pass.
-        vectors: whose directions u the effects are along.
+        vectors: of which sites; what these write, u, is measured too.
         contrast: its training part says what the attribute is.
         decided_by: what of a response decides it: `first` tokens, the whole `answer`, or its `end`; by default what
             suits the behaviour, and the first tokens for a contrast file.
@@ -105,11 +108,15 @@ def measure_effects(
             f"effects need at least {_FEWEST} training responses of each class, so that two halves can be compared; "
             f"{contrast.name!r} has {counts['positive']} positive and {counts['negative']} negative ones. Give more."
         )
-    directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
-    measure = _Measurement(model, directions, decided_by, batch_tokens)
     answered = benign_answers(model, benign)
+    measure = _Measurement(model, decided_by, batch_tokens, dict.fromkeys(vectors.sites))
     prompts = _silent_prompts(silent_on)
     stays = measure.own_replies(prompts, answered)
+    found = measure.natural_directions(contrast.train, answered, torch.Generator().manual_seed(seed))
+    directions = {
+        site: u if bool(u.any()) else output_direction(vectors.sites[site].steering_vector) for site, u in found.items()
+    }
+    measure = replace(measure, directions=directions)
     contexts: list[AbstractContextManager[object]] = [nullcontext(), *(copies or {}).values()]
     parts = []
     for context in contexts:
@@ -126,8 +133,8 @@ def measure_effects(
         half = [more[i::2].mean(dim=0) - less[i::2].mean(dim=0) for i in (0, 1)]
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
         gated = gate.effects[site] * (NATURAL / max(gate.gain, 1e-30))
-        effects = SiteEffects(more.mean(dim=0) - less.mean(dim=0), drift[site], gated, agreement)
-        sites[site] = replace(means, effects=effects)
+        attribute = more.mean(dim=0) - less.mean(dim=0)
+        sites[site] = replace(means, effects=SiteEffects(directions[site], attribute, drift[site], gated, agreement))
     made: dict[str, Any] = {
         "decided_by": decided_by,
         "benign": benign,
@@ -161,42 +168,61 @@ def _paired(train: Contrast, positive: Features, negative: Features) -> Features
     return {site: positive[site][first] - negative[site][second] for site in positive}
 
 
+def _some(rows: Sequence[_Row]) -> Sequence[_Row]:
+    return rows[:: -(-len(rows) // _DIRECTED)]
+
+
 def _mean(parts: Sequence[Features]) -> Features:
     return {site: torch.stack([part[site] for part in parts]).mean(dim=0) for site in parts[0]}
 
 
+@dataclass(frozen=True)
 class _Measurement:
-    """Effects on what decides the behaviour, and on what drifts."""
+    """Effects on what decides the behaviour, and on what drifts; gradients of these at sites without a direction."""
 
-    def __init__(
-        self, model: LanguageModel, directions: dict[Site, Tensor], decided_by: str, batch_tokens: int
-    ) -> None:
-        self.model, self.directions, self._batch_tokens = model, directions, batch_tokens
-        self._decided_by = decided_by
+    model: LanguageModel
+    decided_by: str
+    batch_tokens: int
+    directions: Mapping[Site, Float[Tensor, " d"] | None]
+
+    def natural_directions(
+        self, train: Contrast, answered: Answers, generator: torch.Generator
+    ) -> dict[Site, Float[Tensor, " d"]]:
+        """u of every site; zero where nothing depends on it. Some of the responses tell as much as all."""
+        more, less = (encode_responses(self.model, _some(rows)) for rows in (train.positive, train.negative))
+        positive = self.decisions(more, "Directions of positive responses")
+        negative = self.decisions(less, "Directions of negative responses", positive=False)
+        draws = self.draws([reply for _, reply in _some(answered)], "Directions of benign replies", generator)
+        return {
+            site: natural_direction(rows.mean(dim=0) - negative[site].mean(dim=0), draws[site])
+            for site, rows in positive.items()
+        }
 
     def all(
         self, train: Contrast, answered: Answers, stays: Answers, generator: torch.Generator
     ) -> tuple[Features, Features, Features, Features]:
         """Effects on positive and on negative responses, on what to stay silent on, and on tokens drawn."""
-        positive = self.decisions(encode_responses(self.model, train.positive), "positive responses")
-        negative = self.decisions(encode_responses(self.model, train.negative), "negative responses", positive=False)
-        draws = self.draws([reply for _, reply in answered], generator)
+        positive = self.decisions(encode_responses(self.model, train.positive), "Effects on positive responses")
+        negative = self.decisions(
+            encode_responses(self.model, train.negative), "Effects on negative responses", positive=False
+        )
+        draws = self.draws([reply for _, reply in answered], "Effects on benign replies", generator)
         none = {site: rows[:0] for site, rows in draws.items()}
         return positive, negative, self.silent(train, stays) if stays else none, draws
 
-    def decisions(self, responses: Sequence[EncodedResponse], of: str, *, positive: bool = True) -> Features:
+    def decisions(self, responses: Sequence[EncodedResponse], doing: str, *, positive: bool = True) -> Features:
         """Effects of every response on its own decision; a negative one that its end decides, in its middle."""
-        score = whole_response if self._decided_by == "answer" else first_tokens(DECIDING_TOKENS)
-        if self._decided_by == "first":  # later tokens change nothing before them
+        score = whole_response if self.decided_by == "answer" else first_tokens(DECIDING_TOKENS)
+        if self.decided_by == "first":  # later tokens change nothing before them
             responses = [EncodedResponse(r.ids[: r.start + DECIDING_TOKENS], r.start) for r in responses]
-        if self._decided_by == "end":
+        if self.decided_by == "end":
             responses = [ended(r, self._end(), 1.0 if positive else 0.5) for r in responses]
-        return self._rows(responses, score, f"Effects on {of}")
+        return self._rows(responses, score, doing)
 
     def own_replies(self, prompts: Sequence[Prompt], known: Answers) -> Answers:
         """The model's own replies to requests, of which some are known: as much of them as decides."""
         there = {prompt_key(prompt): reply for prompt, reply in known}
-        sampling = replace(REPLIES, max_new_tokens=DECIDING_TOKENS) if self._decided_by == "first" else REPLIES
+        sampling = replace(REPLIES, max_new_tokens=DECIDING_TOKENS) if self.decided_by == "first" else REPLIES
         answered = [(prompt, there[prompt_key(prompt)]) for prompt in prompts if prompt_key(prompt) in there]
         others = [prompt for prompt in prompts if prompt_key(prompt) not in there]
         return answered + own_answers(self.model, others, sampling) if others else answered
@@ -204,20 +230,20 @@ class _Measurement:
     def silent(self, train: Contrast, stays: Answers) -> Features:
         """Effects on positive responses, in turn, to other requests, less those on the model's own replies to them."""
         scripted = [(prompt, train.positive[i % len(train.positive)][1]) for i, (prompt, _) in enumerate(stays)]
-        found = self.decisions(encode_responses(self.model, scripted), "what to stay silent on")
-        own = self.decisions([reply for _, reply in stays], "replies to stay with", positive=False)
+        found = self.decisions(encode_responses(self.model, scripted), "Effects on what to stay silent on")
+        own = self.decisions([reply for _, reply in stays], "Effects on replies to stay with", positive=False)
         for site, rows in own.items():
             found[site] -= rows
         return found
 
-    def draws(self, answers: Sequence[EncodedResponse], generator: torch.Generator) -> Features:
+    def draws(self, answers: Sequence[EncodedResponse], doing: str, generator: torch.Generator) -> Features:
         """Effects on tokens drawn from the model, some draws of every reply."""
-        return self._rows(answers, sampled_tokens(generator), "Effects on benign replies", _DRAWS)
+        return self._rows(answers, sampled_tokens(generator), doing, _DRAWS)
 
     def _rows(self, responses: Sequence[EncodedResponse], score: Score, doing: str, times: int = 1) -> Features:
         found: dict[Site, Tensor] = {}
         for batch in response_effects(
-            self.model, responses, self.directions, score, times=times, batch_tokens=self._batch_tokens,
+            self.model, responses, self.directions, score, times=times, batch_tokens=self.batch_tokens,
             description=doing,
         ):  # fmt: skip
             for site, effects in batch.sites.items():

@@ -47,7 +47,7 @@ _OUTPUT = (_PLAIN, "output_positive", "output_negative")
 _INPUT = ("input_mean", "input_positive", "input_negative")
 _TOKENS = ("tokens_positive", "tokens_negative")
 _EARLIER = ("usage_positive", "usage_negative")  # of earlier versions: not read
-_EFFECTS = ("effect", "drift", "gated", "agreement")
+_EFFECTS = ("direction", "effect", "drift", "gated", "agreement")
 _LAYER = "0|[1-9][0-9]{0,8}"
 _SITE_PARTS = "|".join((*_OUTPUT[1:], *_INPUT, *_TOKENS, *_EARLIER, *_EFFECTS))
 _NAME = re.compile(
@@ -283,8 +283,8 @@ def _site_means(site: str, parts: Mapping[str, Tensor]) -> SiteMeans:
     if effects:
         if set(_EFFECTS) - effects.keys() or effects["agreement"].numel() != 1:
             raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS)}, the last one number.")
-        effect, drift, gated, agreement = (effects[name] for name in _EFFECTS)
-        means = replace(means, effects=SiteEffects(effect, drift, gated, agreement.item()))
+        direction, effect, drift, gated, agreement = (effects[name] for name in _EFFECTS)
+        means = replace(means, effects=SiteEffects(direction, effect, drift, gated, agreement.item()))
     return means
 
 
