@@ -1,8 +1,8 @@
 """What drift costs, and what is divided by it: the natural gradient, beyond the paper.
 
 A change of what a site writes (or of its row a) drifts by KL per token ≈ ½ mean((ψ·x)²), ψ the gradient of the score of
-tokens drawn from the model. The curvature ΨᵀΨ/q of few draws is mostly noise, so it is shrunk half way to its diagonal C
-and the mean of that C̄:
+tokens drawn from the model. The curvature ΨᵀΨ/q of few draws is mostly noise, so it is shrunk half way to its diagonal
+C and the mean of that, C̄:
 
     F = ½ ΨᵀΨ/q + ½ diag(C + C̄),     C = mean(ψ²)
 
