@@ -279,8 +279,8 @@ def test_what_cast_and_aisteer360_write_is_read(tmp_path: Path) -> None:
         (svec(directions={"3": [[1.0], [2.0]]}), r"directions\.3: .*2 rows"),
         (svec(directions={"3": [[[1.0]]]}), r"directions\.3\.0: Input should be a valid number"),
         (svec(directions={"3": [1.0], "4": [1.0, 2.0]}), "has 2 entries, but another has 1"),
-        (svec(directions={"3": [float("nan")]}), r"directions\.3\.0: Input should be a finite number"),
-        (svec(directions={"3": [float("inf")]}), r"directions\.3\.0: Input should be a finite number"),
+        (svec(directions={"3": [float("nan")]}), "NaN is not a finite number"),
+        (svec(directions={"3": [float("inf")]}), "Infinity is not a finite number"),
         (svec(directions={"3": [10**400]}), r"directions\.3\.0: Input should be"),
         (svec(directions={"3": [1e300]}), "layer 3: .* non-finite"),  # no float32 is that large
         (svec(num_heads=8), "by attention head"),

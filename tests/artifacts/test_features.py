@@ -66,7 +66,7 @@ class TestSaeLens:
         assert not found.has_input_means
         assert found.metadata == {
             "origin": "imported", "format": "SAELens", "file": "sae", "feature": 2, "hook": "blocks.2.hook_mlp_out",
-            "model": "tiny",
+            "model_name": "tiny",
         }  # fmt: skip
 
     def test_of_the_residual_stream(self, tmp_path: Path) -> None:

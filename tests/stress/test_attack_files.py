@@ -176,7 +176,7 @@ class TestRowsAndFiles:
         ("content", "name", "error", "message"),
         [
             ('{"adv_prompts": ["a"', "a.json", ArtifactError, r"a\.json is not sound JSON"),
-            ('{"jailbreaks": [], "jailbreaks": [1]}', "a.json", ArtifactError, "the key 'jailbreaks' is there twice"),
+            ('{"jailbreaks": [], "jailbreaks": [1]}', "a.json", ArtifactError, "'jailbreaks' is there twice"),
             ("[1, 2", "a.json", DataError, "is not JSON"),
             ("[]", "a.json", DataError, "has no rows"),
             ("{}", "a.json", DataError, "no attack file that is known: .* found nothing"),

@@ -171,7 +171,7 @@ def read_sae_feature(folder: Path, feature: int) -> SteeringVectors | BlockVecto
         )
     row = decoder.read_rows(feature, feature + 1)[0].float()
     hook = known.get("hook_name_out") or known.get("hook_name") or known.get("hook_point")
-    made = {"format": "SAELens", "file": folder.name, "feature": feature, "model": known.get("model_name")}
+    made = {"format": "SAELens", "file": folder.name, "feature": feature, "model_name": known.get("model_name")}
     return _at(hook, row, str(folder / "cfg.json"), made)
 
 
@@ -187,7 +187,7 @@ def read_neuronpedia(path: Path) -> SteeringVectors | BlockVectors:
     hook = content.get("hookName") or content.get("hook")
     if hook is None and {"layerNumber", "hookType"} <= content.keys():
         hook = f"blocks.{content['layerNumber']}.{content['hookType']}"
-    made = {"format": "Neuronpedia", "file": path.name, "model": content.get("modelId")}
+    made = {"format": "Neuronpedia", "file": path.name, "model_name": content.get("modelId")}
     made |= {key: content.get(key) for key in ("index", "vectorLabel", "layer")}
     return _at(hook, torch.tensor(values, dtype=torch.float32), str(path), made)
 
