@@ -20,7 +20,7 @@ from steer2edit.models.effects import ended, first_tokens, response_effects, who
 from steer2edit.models.reply import turn_end
 from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, prompt_digests, safety_prompts
 from steer2edit.steering.benign import benign_answers, own_answers
-from steer2edit.steering.effects import BATCH_TOKENS, DECIDING_TOKENS, _Measurement
+from steer2edit.steering.effects import BATCH_TOKENS, DECIDING_TOKENS, _Measurement, _stride
 from steer2edit.stress.quantisation import FORMATS, quantised
 from tiny_chat import tiny_chat_model
 
@@ -83,19 +83,19 @@ def test_effects_are_the_mean_difference_of_the_classes(model: LanguageModel, ve
 
 
 def test_directions_are_natural_gradients(model: LanguageModel, vectors: SteeringVectors, benign: str) -> None:
-    """Response by response, and by a dense curvature: F⁻¹ḡ."""
+    """Response by response, and by a dense curvature: F⁻¹ḡ, of every other pair and reply."""
     site = Site(1, "attn")
     none = dict.fromkeys([site])
     means = [
         torch.stack([
             batch.sites[site][0].double()
-            for response in encode_responses(model, pairs)
+            for response in encode_responses(model, pairs[::2])
             for batch in response_effects(model, [response], none, first_tokens(DECIDING_TOKENS))
         ]).mean(dim=0)
         for pairs in (PAIRS.positive, PAIRS.negative)
     ]  # fmt: skip
     measure = _Measurement(model, "first", BATCH_TOKENS, dict.fromkeys(vectors.sites))
-    replies = [reply for _, reply in benign_answers(model, benign)]
+    replies = [reply for _, reply in benign_answers(model, benign)][::2]
     psi = measure.draws(replies, "", torch.Generator().manual_seed(0))[site].double()
     C = psi.square().mean(dim=0)
     F = 0.5 * psi.T @ psi / len(psi) + 0.5 * torch.diag(C + C.mean())
@@ -297,7 +297,7 @@ def test_gated_effects_are_kept_in_the_file_and_told_in_the_metadata(
         assert again is not None
         assert torch.equal(effects.gated, again.gated)
     gate = read.metadata["effects"]["gate"]
-    assert (gate["requests"], gate["silent"]) == (8, 12)
+    assert (gate["requests"], gate["silent"]) == (4, 12)  # of the pairs, those that no direction was taken from
     made_from = {*QUESTIONS, *(f"Name {n} colours." for n in range(1, 13))}
     assert {*prompt_digests(made_from)} <= {*read.metadata["prompts"]}
     assert 0 <= gate["auroc_low"] <= gate["auroc"] <= 1
@@ -332,3 +332,9 @@ def test_effects_that_halves_do_not_share_are_refused(model: LanguageModel, gate
     chance = {"effects": {"gate": {"auroc": 0.5, "auroc_low": 0.4}}}
     with pytest.raises(NoiseError, match="no better than chance"):
         convert(model, replace(gated, metadata={**gated.metadata, **chance}), settings, GATED_RULES)
+
+
+@pytest.mark.parametrize(("count", "stride"), [(1, 2), (6, 2), (96, 2), (97, 4), (1000, 22)])
+def test_one_half_of_the_pairs_gives_no_direction(count: int, stride: int) -> None:
+    assert _stride(count) == stride
+    assert len(range(count)[::stride]) <= 48

@@ -83,7 +83,7 @@ class SiteEffects:
         drift: C, [m], ≥ 0: curvature of KL(base ‖ edited) per token along a column: KL ≈ ½ Σ C_j a_j², columns apart.
         gated: ŝ, [m]: the effects with all columns together, so that what drifts, and what is done where the
             behaviour is not wanted, cancels (`method.gate`).
-        agreement: cosine between the s of two halves of the responses.
+        agreement: cosine between the s of two halves of the pairs of responses, of which u was taken from one.
 
     Raises:
         InvalidValueError: other shapes, an entry that is not finite, or a negative curvature.

@@ -4,7 +4,8 @@ A   what decides the behaviour, by `decided_by`:
         first    log p of a response's first tokens: a refusal is decided there
         answer   log p of the whole response per token: s is of the log-odds of true against false answers
         end      log p of the end of the turn: behind short responses, less that in the middle of long ones
-u = what a site is to write: the natural gradient of A, positive responses less negative ones (`method.curvature`)
+u = what a site is to write: the natural gradient of A, positive responses less negative ones (`method.curvature`), from
+    every other pair of responses, so that the others tell what is left of it where it was not taken from
 s = mean of the effects on A over positive responses, less that over negative ones
 C = mean square of the effects on the score of tokens drawn from the model, over its own benign replies
 ŝ = effects weighed by a gate (`method.gate`): of a positive response less a negative one where the behaviour is
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,7 +42,6 @@ from steer2edit.steering.examples import prompt_key, read_examples
 from steer2edit.steering.overlap import prompt_digests
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
 
-_Row = TypeVar("_Row")
 Features = dict[Site, Float[Tensor, "n _m"]]
 """Effects of n responses by site, [n, m]; or their gradients, [n, d]."""
 Answers = Sequence[tuple[Prompt, EncodedResponse]]
@@ -56,7 +56,7 @@ _DECISIONS = ("first", "answer", "end")
 BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
-_DIRECTED = 48  # responses of a class, and replies, that directions are taken from at most
+_DIRECTED = 48  # pairs of responses, and replies, that directions are taken from at most
 _FEWEST = 6  # responses of a class, below which two halves say nothing of each other
 
 
@@ -125,15 +125,15 @@ def measure_effects(
     positive, negative = (_mean([part[i] for part in parts]) for i in (0, 1))
     silent, draws = ({site: torch.cat([part[i][site] for part in parts]) for site in positive} for i in (2, 3))
     drift = {site: psi.double().square().mean(dim=0).float() for site, psi in draws.items()}
-    gate = gated_effects(_paired(contrast.train, positive, negative), silent, draws)
+    wanted = _paired(contrast.train, positive, negative)
+    gate = gated_effects(wanted, silent, draws)
     told = gated_effects(_paired(contrast.train, *parts[0][:2]), *parts[0][2:]) if copies else gate
     sites = {}
     for site, means in vectors.sites.items():
-        more, less = positive[site], negative[site]
-        half = [more[i::2].mean(dim=0) - less[i::2].mean(dim=0) for i in (0, 1)]
+        half = [wanted[site][i::2].mean(dim=0) for i in (0, 1)]
         agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
         gated = gate.effects[site] * (NATURAL / max(gate.gain, 1e-30))
-        attribute = more.mean(dim=0) - less.mean(dim=0)
+        attribute = positive[site].mean(dim=0) - negative[site].mean(dim=0)
         sites[site] = replace(means, effects=SiteEffects(directions[site], attribute, drift[site], gated, agreement))
     made: dict[str, Any] = {
         "decided_by": decided_by,
@@ -144,8 +144,9 @@ def measure_effects(
     if copies:
         made["copies"] = list(copies)
     if prompts:
-        value, low, high = auroc(told.wanted.tolist(), told.silent.tolist())
-        counts = {"requests": len(told.wanted), "silent": len(told.silent)}
+        fresh = [gain for i, gain in enumerate(told.wanted.tolist()) if i % _stride(len(told.wanted))]
+        value, low, high = auroc(fresh, told.silent.tolist())
+        counts = {"requests": len(fresh), "silent": len(told.silent)}
         made["gate"] = {"silent_on": str(silent_on), **counts, "auroc": value, "auroc_low": low, "auroc_high": high}
     seen = {*vectors.metadata.get("prompts", ()), *prompt_digests([*(prompt for prompt, _ in answered), *prompts])}
     return replace(vectors, sites=sites, metadata={**vectors.metadata, "prompts": sorted(seen), "effects": made})
@@ -168,8 +169,9 @@ def _paired(train: Contrast, positive: Features, negative: Features) -> Features
     return {site: positive[site][first] - negative[site][second] for site in positive}
 
 
-def _some(rows: Sequence[_Row]) -> Sequence[_Row]:
-    return rows[:: -(-len(rows) // _DIRECTED)]
+def _stride(count: int) -> int:
+    """Directions are taken from every so many of the rows: an even number, so that one half has none of them."""
+    return 2 * -(-count // (2 * _DIRECTED))
 
 
 def _mean(parts: Sequence[Features]) -> Features:
@@ -189,13 +191,18 @@ class _Measurement:
         self, train: Contrast, answered: Answers, generator: torch.Generator
     ) -> dict[Site, Float[Tensor, " d"]]:
         """u of every site; zero where nothing depends on it. Some of the responses tell as much as all."""
-        more, less = (encode_responses(self.model, _some(rows)) for rows in (train.positive, train.negative))
+        pairs = train.pairs()
+        pairs = pairs[:: _stride(len(pairs))]
+        more, less = (
+            encode_responses(self.model, [rows[pair[i]] for pair in pairs])
+            for i, rows in enumerate((train.positive, train.negative))
+        )
         positive = self.decisions(more, "Directions of positive responses")
         negative = self.decisions(less, "Directions of negative responses", positive=False)
-        draws = self.draws([reply for _, reply in _some(answered)], "Directions of benign replies", generator)
+        replies = [reply for _, reply in answered][:: _stride(len(answered))]
+        draws = self.draws(replies, "Directions of benign replies", generator)
         return {
-            site: natural_direction(rows.mean(dim=0) - negative[site].mean(dim=0), draws[site])
-            for site, rows in positive.items()
+            site: natural_direction((rows - negative[site]).mean(dim=0), draws[site]) for site, rows in positive.items()
         }
 
     def all(
