@@ -116,7 +116,7 @@ def _floored(value: float) -> str:
 def natural_strength(edit: WeightEdit) -> float | None:
     """The strength at which an edit of effects adds 16 nats to the decision, to first order; `None` of others.
 
-    Its λ are what its components add. On SmolLM2 that is about KL .02, where a search for a drift may begin.
+    Its λ are what its components add. On SmolLM2 that is about KL .002, where a search for a drift may begin.
     """
     if edit.metadata.get("rules", {}).get("importance") != "effect":
         return None
