@@ -48,7 +48,7 @@ def test_notebooks_are_without_outputs_and_say_what_they_are_for() -> None:
 @pytest.mark.parametrize("name", ["first_edit", "which_heads", "serving"])  # of a tiny model the others are noise
 def test_every_cell_runs(name: str, tiny_smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run(EXAMPLES / f"{name}.ipynb", 12)
+    run(EXAMPLES / f"{name}.ipynb", 48)
 
 
 @pytest.mark.slow

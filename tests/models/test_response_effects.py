@@ -35,12 +35,17 @@ def scores(model: LanguageModel, count: int) -> torch.Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_effects_are_the_slope_along_an_edit(family: str) -> None:
+def precise_model(family: str) -> LanguageModel:
     model = tiny_model(family)
     model.network.double()
     if any(module.experts for module in model.sites.values()):
         model.network.set_experts_implementation("batched_mm")  # the other has no float64
+    return model
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_effects_are_the_slope_along_an_edit(family: str) -> None:
+    model = precise_model(family)
     u = directions(model)
     found: dict[Site, torch.Tensor] = {site: torch.zeros(len(RESPONSES), m.shape[1]) for site, m in model.sites.items()}
     for batch in response_effects(model, RESPONSES, u, first_tokens(2)):
@@ -61,10 +66,7 @@ def test_effects_are_the_slope_along_an_edit(family: str) -> None:
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_gradients_are_the_slope_along_steering(family: str) -> None:
     """A shift of what a site writes, at every position; of a mixture up to what its block multiplies experts by."""
-    model = tiny_model(family)
-    model.network.double()
-    if any(module.experts for module in model.sites.values()):
-        model.network.set_experts_implementation("batched_mm")  # the other has no float64
+    model = precise_model(family)
     found: dict[Site, torch.Tensor] = {site: torch.zeros(len(RESPONSES), m.shape[0]) for site, m in model.sites.items()}
     for batch in response_effects(model, RESPONSES, dict.fromkeys(model.sites), first_tokens(2)):
         for site, gradients in batch.sites.items():
