@@ -209,8 +209,25 @@ def test_vectors_without_effects_are_refused(model: LanguageModel, contrast: Con
 
 def test_too_few_responses_are_refused(model: LanguageModel, vectors: SteeringVectors) -> None:
     few = ContrastSet("few", {"train": Contrast(PAIRS.positive[:5], PAIRS.negative)}, {})
-    with pytest.raises(DataError, match=r"at least 6 training responses .* has 5 positive and 8 negative"):
+    with pytest.raises(
+        DataError, match=r"at least 6 training .* has 5 positive and 8 negative ones, which make 5 pairs"
+    ):
         measure_effects(model, vectors, few)
+
+
+def test_responses_to_different_requests_are_few_pairs(model: LanguageModel, vectors: SteeringVectors) -> None:
+    others = tuple(
+        (prompt if i == 0 else f"{prompt} Really?", reply) for i, (prompt, reply) in enumerate(PAIRS.negative)
+    )
+    with pytest.raises(DataError, match="which make 1 pairs"):
+        measure_effects(model, vectors, ContrastSet("few", {"train": Contrast(PAIRS.positive, others)}, {}))
+
+
+def test_a_direction_of_another_width_is_refused(vectors: SteeringVectors, tmp_path: Path) -> None:
+    means = next(iter(vectors.sites.values()))
+    assert means.effects is not None
+    with pytest.raises(InvalidValueError, match="not of a site that writes"):
+        replace(means, effects=replace(means.effects, direction=torch.ones(3)))
 
 
 def test_an_edit_of_nothing_has_no_drift(model: LanguageModel, vectors: SteeringVectors) -> None:

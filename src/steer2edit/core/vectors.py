@@ -131,6 +131,13 @@ class SiteMeans:
     tokens: ClassMeans | None = None
     effects: SiteEffects | None = None
 
+    def __post_init__(self) -> None:
+        if self.effects is not None and self.effects.direction.shape != self.output.positive.shape:
+            written, d = self.effects.direction.numel(), self.output.positive.numel()
+            raise InvalidValueError(
+                f"effects along a direction of {written} numbers are not of a site that writes {d}."
+            )
+
     @property
     def steering_vector(self) -> Float[Tensor, " d"]:
         """v = ȳ_pos − ȳ_neg. Source: Eq. 1."""

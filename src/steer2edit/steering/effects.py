@@ -57,7 +57,7 @@ BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
 _DIRECTED = 48  # pairs of responses, and replies, that directions are taken from at most
-_FEWEST = 6  # responses of a class, below which two halves say nothing of each other
+_FEWEST = 6  # pairs of responses, below which two halves say nothing of each other
 
 
 def measure_effects(
@@ -93,8 +93,8 @@ def measure_effects(
         seed: of the tokens that are drawn.
 
     Raises:
-        DataError: fewer than six responses of a class or requests to stay silent on, or a model without a token
-            that ends a turn.
+        DataError: fewer than six pairs of responses or requests to stay silent on, or a model without a token that
+            ends a turn.
         InvalidValueError: no such decision, effects that are not finite, or a model that gradients
             cannot be taken of.
     """
@@ -102,11 +102,12 @@ def measure_effects(
     silent_on = silent_on or contrast.silent_on
     if decided_by not in _DECISIONS:
         raise InvalidValueError(f"effects are decided by {', '.join(_DECISIONS)}, got {decided_by!r}.")
-    if min(contrast.train.counts().values()) < _FEWEST:
+    if (count := len(contrast.train.pairs())) < _FEWEST:
         counts = contrast.train.counts()
         raise DataError(
-            f"effects need at least {_FEWEST} training responses of each class, so that two halves can be compared; "
-            f"{contrast.name!r} has {counts['positive']} positive and {counts['negative']} negative ones. Give more."
+            f"effects need at least {_FEWEST} training responses of each class to the same requests, so that two "
+            f"halves can be compared; {contrast.name!r} has {counts['positive']} positive and {counts['negative']} "
+            f"negative ones, which make {count} pairs. Give more."
         )
     answered = benign_answers(model, benign)
     measure = _Measurement(model, decided_by, batch_tokens, dict.fromkeys(vectors.sites))
