@@ -165,13 +165,13 @@ def span_log_probabilities(model: LanguageModel, responses: Sequence[EncodedResp
 def span_distributions(model: LanguageModel, responses: Sequence[EncodedResponse]) -> list[Float[Tensor, "_ v"]]:
     """`span_log_probabilities`, with gradients where they are enabled."""
     ids, mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
-    first = min(response.span.start for response in responses)
+    spans = [response.span for response in responses]
+    first = min(span.start for span in spans)
     positions = torch.arange(first, ids.shape[1] - 1)  # on the CPU: the hidden states may be on another device
     logits = model.network(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=positions).logits
-    return [
-        logits[i, response.span.start - first : response.span.stop - first].float().log_softmax(dim=-1)
-        for i, response in enumerate(responses)
-    ]
+    rows = [i * len(positions) + at - first for i, span in enumerate(spans) for at in span]
+    picked = logits.flatten(0, 1).index_select(0, torch.tensor(rows, device=logits.device))
+    return list(picked.float().log_softmax(dim=-1).split([len(span) for span in spans]))
 
 
 @torch.inference_mode()
