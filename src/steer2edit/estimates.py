@@ -79,11 +79,6 @@ class Condition:
         return all(self.value(name) is not None for name in names)
 
     @property
-    def is_equal_drift(self) -> bool:
-        """Whether its strength was set so that it spends a given drift."""
-        return bool(self.parameters.get("equal_drift"))
-
-    @property
     def is_complete(self) -> bool:
         """Whether it was measured on all items; a trial that a search stopped was not."""
         return self.parameters.get("stopped") is None

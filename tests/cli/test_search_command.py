@@ -126,8 +126,6 @@ def test_another_behaviour_in_the_same_folder(
     [
         (("--behaviour", "safty"), "Did you mean 'safety'?"),
         (("--strategy", "tpa"), "unknown strategy 'tpa'. Did you mean 'tpe'?"),
-        (("--coordinates", "papr"), "Did you mean 'paper'?"),
-        (("--strategy", "grid", "--coordinates", "threshold"), "use --coordinates paper"),
         (("--blocks", "attn,head"), "blocks must be attn, mlp or both, got attn, head"),
         (("--min-utility", "0.5"), "--min-utility needs a task to measure: --utility TASK"),
         (("--min-utility", "0.5", "--utility", "refusal"), "and so does the behaviour safety"),

@@ -65,7 +65,6 @@ def search_results(
             "edit", "edit a", {**hyperparameters(0.2, 0.5), "strength": 1.0}, level(2), 0.0625, benign_refused=0.0
         ),
         measured("edit", "edit b", {**recommended, "strength": 1.0}, level(3), 0.1875, benign_refused=0.125),
-        measured("edit", "edit b at KL 0.1", {**recommended, "strength": 0.7, "equal_drift": True}, level(2), 0.125),
     ]
     replies = {
         "base": ["one", "two"], "steering 0.1": ["first weak", "second weak"],
@@ -88,13 +87,6 @@ def search_results(
         "front": ["a", "b"],
         "trials": {"tried": 6 + stopped, COMPLETE: 4, "less promising than half of it": stopped, "degenerate": 1,
                    "edits next to nothing": 1},
-        "comparison": {
-            "hypervolume_edits": 0.25, "hypervolume_steering": 0.125, "ratio": estimate(2.0),
-            "at_equal_cost": estimate(step), "relative": estimate(0.5), "largest_cost": 0.25,
-        },
-        "calibrated": {
-            "steering": {"strength": 0.15, "drift": 0.1, "steps": 3, "reached": True},
-            "edit": {"strength": 0.7, "drift": 0.125, "steps": 8, "reached": False},
-        },
+        "comparison": {"at_equal_cost": estimate(step), "relative": estimate(0.5)},
         "summary": ["told in the terminal"],
     }  # fmt: skip

@@ -68,12 +68,11 @@ def test_steering_recommendation_and_budget_are_marked() -> None:
     assert line["x0"] == line["x1"] == 0.25
 
 
-def test_held_out_points_have_intervals_and_equal_drift_is_apart() -> None:
+def test_held_out_points_have_intervals() -> None:
     run = read_results(search_results())
     drawn = traces(held_out_figure(run, Plane("kl", *run.goal)))
     assert drawn["steering, by strength"]["x"] == [0.0, 0.0625, 0.125, 0.375]
     assert drawn["front of edits"]["x"] == [0.0625, 0.1875]
-    assert drawn["edit, at equal drift"]["x"] == [0.125]
     assert drawn["recommended"]["x"] == [0.1875]
     for axis in ("error_x", "error_y"):
         assert drawn["front of edits"][axis]["array"] == [0.125, 0.125]
@@ -137,8 +136,6 @@ def test_the_comparison_is_told_in_sentences(edit: WeightEdit) -> None:
         "positive is better (more of it), +50.0 % (+43.8 to +62.5 %) of steering's own value there. 95 % interval of "
         "the paired difference: +6.2 to +25.0 points, n = 20."
     ) in text
-    assert "2.00 times (1.94 to 2.12) (0.2500 against 0.1250)" in text
-    assert "steering at strength 0.15 (KL 0.100), the edit at strength 0.7 (KL 0.125, as near as it came)" in text
 
 
 @pytest.mark.parametrize(
@@ -165,10 +162,9 @@ def test_a_comparison_is_never_said_to_be_clearer_than_it_is(
 def test_what_could_not_be_compared_is_said_to_be_so(edit: WeightEdit) -> None:
     results = search_results()
     nothing = {"value": None, "low": None, "high": None, "n": 20}
-    results["comparison"] |= {"ratio": nothing, "at_equal_cost": nothing, "relative": nothing}
+    results["comparison"] |= {"at_equal_cost": nothing, "relative": nothing}
     text = Page(render_report(results, edit)).text
     assert "Is it ahead of steering? not to be told not scored" in text
-    assert "no ratio, because steering gains nothing there" in text
 
 
 def test_trials_are_counted_by_how_they_ended() -> None:
@@ -187,7 +183,7 @@ def test_tables_hold_front_and_steering_and_not_hundreds_of_trials(edit: WeightE
     assert len(many.embedded("figures")["tradeoff-kl"]["data"][0]["x"]) == 400
     size = sum(len(content) for attrs, content in many.scripts if attrs.get("id") == "figures")
     assert size < 400_000
-    for label in ("steering 0.3", "trial a", "trial b", "edit a", "edit b at KL 0.1"):
+    for label in ("steering 0.3", "trial a", "trial b", "edit a", "edit b"):
         assert label in many.text
     assert "trial c" not in many.text
 
@@ -264,8 +260,8 @@ def test_hostile_text_of_a_search_adds_no_tag(edit: WeightEdit) -> None:
 
 def test_a_malformed_comparison_is_named() -> None:
     results = search_results()
-    del results["comparison"]["ratio"]
-    with pytest.raises(DataError, match=r"comparison\.ratio: Field required"):
+    del results["comparison"]["relative"]
+    with pytest.raises(DataError, match=r"comparison\.relative: Field required"):
         read_results(results)
 
 

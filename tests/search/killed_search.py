@@ -62,7 +62,7 @@ def tell_of_files(folder: Path, tell: Callable[[str], None]) -> None:
 
 def stage(name: str) -> str:
     """What a file is, whatever its temporary name."""
-    known = ("study.journal", "steering.json", "held_out.json", "main-", "steer2edit.json", ".lock")
+    known = ("steering.json", "held_out.json", "main-", "steer2edit.json", ".lock")
     return next((one for one in known if one in name), "edit")
 
 

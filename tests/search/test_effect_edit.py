@@ -16,8 +16,7 @@ from steer2edit.search import prepare_search, search_results
 from steer2edit.search.generation import measure_generation
 from steer2edit.search.search import Search
 from steer2edit.search.space import SearchSpace
-from steer2edit.search.study import Study
-from steer2edit.search.trials import Trial, read_trials
+from steer2edit.search.study import Study, Trial, read_trials
 from steer2edit.settings import SearchOptions
 
 
@@ -48,9 +47,8 @@ def test_it_is_what_convert_makes_by_default_at_another_strength(model: Language
         torch.testing.assert_close(own.row, trial.scale * default.sites[site].row)
 
 
-@pytest.mark.parametrize("coordinates", ["paper", "threshold"])
-def test_it_is_the_first_trial_and_measured_in_full(tmp_path: Path, coordinates: str) -> None:
-    search = tiny_search(effects=True, trials=12, generation=4, space=SearchSpace(coordinates=coordinates))
+def test_it_is_the_first_trial_and_measured_in_full(tmp_path: Path) -> None:
+    search = tiny_search(effects=True, trials=12, generation=4)
     result = run(search, tmp_path)
     first, *others = result.trials
     assert (first.key, first.parameters, first.complete) == ("0000-000", {}, True)
@@ -94,7 +92,7 @@ def test_of_two_workers_that_end_at_once_one_looks(tmp_path: Path) -> None:
 
     def study(worker: str) -> Study:
         search = tiny_search(storage=url, worker=worker)
-        return Study(tmp_path, search.identity(), search.space, search.goal, search.options)
+        return Study(search.identity(), search.space, search.goal, search.options)
 
     def look(worker: str) -> list[str]:
         looks.append(worker)
@@ -118,7 +116,7 @@ def test_of_two_workers_that_end_at_once_one_looks(tmp_path: Path) -> None:
 
 def test_a_killed_look_is_taken_by_the_worker_that_began_it(tmp_path: Path) -> None:
     search = tiny_search(storage=f"sqlite:///{tmp_path / 'study.db'}", worker="a")
-    study = Study(tmp_path, search.identity(), search.space, search.goal, search.options)
+    study = Study(search.identity(), search.space, search.goal, search.options)
 
     def killed() -> None:
         raise KeyboardInterrupt

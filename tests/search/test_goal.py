@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import behaviour
 from steer2edit.evaluation.statistics import rate
 from steer2edit.search.goal import Budget, Goal, pareto_front, ranked
 
@@ -51,7 +50,6 @@ def test_excess_and_violation_by_hand() -> None:
     # 0.1/0.2 + 0.02/0.01 (a limit of 0 counts as 0.01) + 0.1/0.5
     assert budget.violation(broken) == pytest.approx(0.5 + 2 + 0.2)
     assert budget.excess(metrics(kl=0.1, benign_refused=0.0, accuracy=0.9))["accuracy"] == pytest.approx(-0.4)
-    assert budget.to_json() == {"at_most": {"kl": 0.2, "benign_refused": 0.0}, "at_least": {"accuracy": 0.5}}
 
 
 @pytest.mark.parametrize("found", [metrics(accuracy=0.9), metrics(kl=None, accuracy=0.9), metrics(kl=0.1), {}])
@@ -68,13 +66,12 @@ def test_limits_are_numbers(limit: float) -> None:
 
 
 def test_less_is_better_where_the_behaviour_says_so() -> None:
-    goal = Goal.of(behaviour("conciseness", "validation", limit=1), Budget({"kl": 0.2}))
+    goal = Goal("reply_tokens", -1, Budget({"kl": 0.2}))
     assert goal.point(metrics(reply_tokens=20.0, kl=0.1)) == (-20.0, 0.1)
     assert goal.point(metrics(reply_tokens=None, kl=0.1)) is None
     assert goal.point(metrics(reply_tokens=20.0)) is None
-    guided = Goal.of(behaviour("truthfulness", "validation", limit=1), Budget())
-    assert guided.guided(metrics(truth_margin=0.25)) == 0.25
-    assert guided.guided({}) == goal.guided(metrics(reply_tokens=1.0)) == 0.0
+    assert goal.gain(metrics(characters=9.0), "characters") == -9.0
+    assert goal.gain({}, "characters") is None
 
 
 def test_ranking_by_hand() -> None:

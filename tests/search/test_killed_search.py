@@ -6,11 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from killed_search import KILLS
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from tiny_search import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -68,23 +65,6 @@ def test_same_held_out_figures(work: tuple[Path, dict[str, Any]]) -> None:
     assert killed == alone
     assert len(alone) == 1  # looked at once
     assert extended.items() >= alone.items()  # the shorter search looked at its own front before
-
-
-@pytest.mark.parametrize("folder", ["killed", "extended"])
-def test_same_study(folder: str, work: tuple[Path, dict[str, Any]]) -> None:
-    """Every trial once, with the same numbers, values and constraints."""
-    assert studied(work[0] / folder) == studied(work[0] / "alone")
-    assert [record["number"] for record in studied(work[0] / "alone")] == list(range(16))
-
-
-def studied(folder: Path) -> list[dict[str, Any]]:
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    (study,) = optuna.get_all_study_summaries(storage)
-    return [
-        {"number": t.number, "state": t.state.name, "params": t.params, "values": t.values, "user": t.user_attrs,
-         "constraints": t.constraints}
-        for t in optuna.load_study(study_name=study.study_name, storage=storage).trials
-    ]  # fmt: skip
 
 
 def test_extending_kept_the_first_generation(work: tuple[Path, dict[str, Any]]) -> None:

@@ -1,7 +1,6 @@
 """A run folder: what a kill leaves at every place, what does not belong to it, and a storage that workers share."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
-from tiny_search import CountingEngine, facts, run, tiny_behaviour, tiny_model, tiny_search, with_settings
+from tiny_search import CountingEngine, facts, run, tiny_behaviour, tiny_model, tiny_search
 
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import ArtifactError, BudgetError, MismatchError
@@ -21,8 +20,7 @@ from steer2edit.search.goal import Budget
 from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
 from steer2edit.search.space import SearchSpace, propose
-from steer2edit.search.study import JOURNAL_FILE
-from steer2edit.search.trials import read_trials
+from steer2edit.search.study import read_trials
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +45,6 @@ def idle() -> tuple[Search, CountingEngine]:
     return again(engine=engine), engine
 
 
-def entries(journal: Path) -> list[str]:
-    """Keys of the trials in a journal, in their order."""
-    keys = []
-    for line in journal.read_text().splitlines():
-        for name, value in json.loads(line).get("user_attr", json.loads(line).get("user_attrs", {})).items():
-            keys += [value] if name == "key" else []
-    return keys
-
-
 def test_finished_search(finished: tuple[Path, SearchResult]) -> None:
     out, result = finished
     assert [trial.key for trial in result.trials] == [
@@ -63,7 +52,6 @@ def test_finished_search(finished: tuple[Path, SearchResult]) -> None:
         *(f"0001-{i:03d}" for i in range(4)),
     ]
     assert facts(read_trials(out / "trials")) == facts(result.trials)
-    assert entries(out / JOURNAL_FILE) == [f"main-{trial.key}" for trial in result.trials]
     assert result.recommended == result.front[-1]
     assert (out / "edit" / "adapter_config.json").is_file()
 
@@ -75,18 +63,6 @@ def test_a_second_run_does_nothing_again(copy: Path, finished: tuple[Path, Searc
     assert facts(result.trials) == facts(finished[1].trials)
     assert [c.to_json() for c in result.held_out] == [c.to_json() for c in finished[1].held_out]
     assert result.comparison == finished[1].comparison
-    assert entries(copy / JOURNAL_FILE) == entries(finished[0] / JOURNAL_FILE)
-
-
-def test_equal_drift_is_found_once(copy: Path) -> None:
-    first = run(again(target_kl=0.1), copy)
-    assert {name: found.drift for name, found in first.calibrated.items()} == pytest.approx(
-        {"steering": 0.1, "edit": 0.1}, rel=0.05
-    )
-    search, engine = idle()
-    second = run(with_settings(search, target_kl=0.1), copy)
-    assert engine.calls == 0
-    assert second.calibrated == first.calibrated
 
 
 def test_other_strengths_are_measured(copy: Path, finished: tuple[Path, SearchResult]) -> None:
@@ -97,27 +73,6 @@ def test_other_strengths_are_measured(copy: Path, finished: tuple[Path, SearchRe
     assert facts(result.trials) == facts(finished[1].trials)
     back = run(again(), copy)
     assert [c.parameters["strength"] for c in back.held_out if c.kind == "steering"] == [0.02, 0.05]
-
-
-def no_study(out: Path) -> None:
-    """Killed after the first trial file, before anything was added to the study."""
-    (out / JOURNAL_FILE).unlink()
-
-
-def half_a_line(out: Path) -> None:
-    with (out / JOURNAL_FILE).open("ab") as file:
-        file.write(b'{"op_code": 4, "worker_id": "x", "st')
-
-
-def half_the_study(out: Path) -> None:
-    """Killed while the second generation's trials were added, in the middle of one."""
-    lines = (out / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
-    (out / JOURNAL_FILE).write_bytes(b"".join(lines[:-2]) + lines[-2][:40])
-
-
-def lock_held(out: Path) -> None:
-    """Optuna's lock of a process that is dead."""
-    os.symlink(out / JOURNAL_FILE, out / f"{JOURNAL_FILE}.lock")
 
 
 def scratch(out: Path) -> None:
@@ -136,12 +91,10 @@ def no_held_out(out: Path) -> None:
 def no_second_generation(out: Path) -> None:
     """Killed while the second generation was measured."""
     (out / "trials" / "main-0001.json").unlink()
-    lines = (out / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
-    (out / JOURNAL_FILE).write_bytes(b"".join(line for line in lines if b'"main-0001-' not in line))
     no_held_out(out)
 
 
-KILLS = [no_study, half_a_line, half_the_study, lock_held, scratch, no_held_out, no_second_generation]
+KILLS = [scratch, no_held_out, no_second_generation]
 
 
 @pytest.mark.parametrize("kill", KILLS)
@@ -151,10 +104,9 @@ def test_goes_on_after_a_kill(kill: Callable[[Path], None], copy: Path, finished
     out, expected = finished
     assert facts(result.trials) == facts(expected.trials)
     assert [c.to_json() for c in result.held_out] == [c.to_json() for c in expected.held_out]
-    assert entries(copy / JOURNAL_FILE) == entries(out / JOURNAL_FILE)
     name = "adapter_model.safetensors"
     assert (copy / "edit" / name).read_bytes() == (out / "edit" / name).read_bytes()
-    kept = {".lock", "edit", "held_out.json", "steer2edit.json", "steering.json", JOURNAL_FILE, "trials"}
+    kept = {".lock", "edit", "held_out.json", "steer2edit.json", "steering.json", "trials"}
     assert {path.name for path in copy.iterdir()} == kept
     assert len(list((copy / "trials").iterdir())) == 2
 
@@ -205,11 +157,11 @@ def test_another_behaviour_is_refused(copy: Path) -> None:
         run(search, copy)
 
 
-def test_a_journal_of_another_search_is_refused(copy: Path, tmp_path: Path) -> None:
-    run(again(seed=1, trials=4), tmp_path / "other")
-    shutil.copy(tmp_path / "other" / JOURNAL_FILE, copy / JOURNAL_FILE)
+def test_a_storage_of_another_search_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    run(again(seed=1, trials=4, storage=url), tmp_path / "other")
     with pytest.raises(MismatchError, match=r"belongs to another search: it differs in seed \(1, now 0\)"):
-        run(again(), copy)
+        run(again(storage=url), tmp_path / "run")
 
 
 def test_one_process_at_a_time(copy: Path) -> None:
@@ -280,7 +232,6 @@ def test_no_room_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("steer2edit.json", '{"kind": "search", "schema_version": 2}', "is not the folder of a search"),
         ("steering.json", "{", "does not hold what a run writes there"),
         ("held_out.json", "nonsense", "does not hold what a run writes there"),
-        (JOURNAL_FILE, "nonsense\n", "cannot be used"),
     ],
 )
 def test_damaged_files(name: str, content: str, message: str, copy: Path) -> None:
@@ -319,7 +270,7 @@ def test_two_workers_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen: list[set[str]] = []
 
     def spying(strategy: Any, space: SearchSpace, history: Any, *others: Any) -> Any:
-        seen.append({trial.user_attrs["worker"] + str(trial.user_attrs["generation"]) for trial in history})
+        seen.append({trial.user_attrs["worker"] + str(trial.user_attrs["trial"]["generation"]) for trial in history})
         return propose(strategy, space, history, *others)
 
     monkeypatch.setattr("steer2edit.search.run.propose", spying)
@@ -348,7 +299,6 @@ def test_two_workers_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyP
     keys = [trial.user_attrs["key"] for trial in trials]
     assert keys == [f"{w}-{g:04d}-{i:03d}" for w, g in (("a", 0), ("b", 0), ("a", 1)) for i in range(4)]
     assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 12
-    assert not (tmp_path / "a" / JOURNAL_FILE).exists()
     assert facts(b.trials) == facts(a.trials[:8])
 
 

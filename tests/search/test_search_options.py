@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny_search import random_vectors, tiny_model
 
 from steer2edit.core import SteeringVectors
@@ -46,18 +45,13 @@ def test_defaults(model: LanguageModel, vectors: SteeringVectors) -> None:
 def test_budget_and_blocks(model: LanguageModel, vectors: SteeringVectors) -> None:
     options = SearchOptions(
         **SMALL, max_kl=0.2, max_over_refusal=0.05, utility="commonsenseqa", min_utility=0.3, blocks=("mlp",),
-        coordinates="threshold",
     )  # fmt: skip
     search = prepare_search(model, vectors, options)
     (floor,) = search.budget.at_least.items()
     assert floor[0].endswith("_accuracy")
     assert floor[1] == 0.3
     assert search.budget.at_most == {"kl": 0.2, "benign_refused": 0.05}
-    distributions = search.space.distributions()
-    assert set(distributions) == {"threshold_mlp", "gain_mlp"}
-    importance = torch.cat([f.importance.abs() for site, f in search.factors.sites.items() if site.block == "mlp"])
-    largest = distributions["threshold_mlp"].high  # type: ignore[attr-defined]
-    assert importance.median() < largest <= importance.max() + 1e-4
+    assert set(search.space.distributions()) == {"rho_mlp", "alpha"}
 
 
 @pytest.mark.parametrize(("split", "use"), [("validation", "validation"), ("held_out", "held-out")])

@@ -1,15 +1,12 @@
-"""The space: the paper's grids, threshold coordinates, and that every grid point is one Optuna accepts."""
+"""The space: the paper's grids, and that every grid point is one Optuna accepts."""
 
 import itertools
 
 import pytest
-import torch
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters, grid
-from steer2edit.method.rule import magnitude
 from steer2edit.search.space import Parameters, SearchSpace
-from steer2edit.settings import SearchOptions
 from unchecked import unchecked
 
 
@@ -65,32 +62,9 @@ def test_a_trial_may_edit_either_block() -> None:
     assert space.hyperparameters({**point, "blocks": "mlp"}) == Hyperparameters(None, 0.9, 0.1)
 
 
-def test_threshold_coordinates_give_the_same_magnitudes() -> None:
-    """λ = c · sign(g) · max(|g| − τ, 0) directly, and by way of (ρ, α)."""
-    space = SearchSpace("threshold")
-    importance = torch.linspace(-1, 1, 41, dtype=torch.float64)
-    point = {
-        "blocks": "both", "threshold_attn": 0.3, "gain_attn": 2.0, "threshold_mlp": 0.0, "gain_mlp": 10.0,
-    }  # fmt: skip
-    assert accepted(space, point)
-    found = space.hyperparameters(point)
-    for block, threshold, gain in (("attn", 0.3, 2.0), ("mlp", 0.0, 10.0)):
-        rho, alpha = found.rho(block), found.alpha_of(block)  # type: ignore[arg-type]
-        assert rho is not None
-        expected = gain * importance.sign() * (importance.abs() - threshold).clamp(min=0)
-        one = (torch.tensor([value], dtype=torch.float64) for value in (rho, alpha))
-        torch.testing.assert_close(magnitude(importance, *one)[0], expected)
-
-
 def test_bad_spaces() -> None:
     with unchecked():
-        with pytest.raises(InvalidValueError, match="Did you mean 'threshold'"):
-            SearchOptions(coordinates="treshold")  # type: ignore[arg-type]
         with pytest.raises(InvalidValueError, match="blocks must be attn, mlp or both, got none"):
             SearchSpace(blocks=())
         with pytest.raises(InvalidValueError, match="blocks must be attn, mlp or both, got head"):
             SearchSpace(blocks=("head",))  # type: ignore[arg-type]
-        with pytest.raises(InvalidValueError, match="use --coordinates paper"):
-            SearchSpace("threshold").coarse_grid()
-        with pytest.raises(InvalidValueError, match="use --coordinates paper"):
-            SearchSpace("threshold").refined_grid({}, 1)

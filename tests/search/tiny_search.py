@@ -20,7 +20,7 @@ from steer2edit.search.goal import Budget
 from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
 from steer2edit.search.space import SearchSpace
-from steer2edit.search.trials import Trial
+from steer2edit.search.study import Trial
 from steer2edit.settings import SearchOptions
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 

@@ -51,23 +51,6 @@ class Hyperparameters:
             check_alpha(self.alpha_mlp)
 
     @classmethod
-    def from_thresholds(
-        cls, attn: "tuple[float, float] | None", mlp: "tuple[float, float] | None"
-    ) -> "Hyperparameters":
-        """The same budget in other coordinates: per block a threshold τ = ρα and a gain c = 1/(ρ(1 − α)).
-
-            λ_i = c · sign(g_i) · max(|g_i| − τ, 0),   ρ = τ + 1/c,   α = τ/ρ
-
-        Args:
-            attn: (τ, c) of the attention heads, τ ≥ 0, c > 0; `None` leaves them out.
-            mlp: (τ, c) of the MLP neurons.
-        """
-        (rho_attn, alpha_attn), (rho_mlp, alpha_mlp) = (_budget(block) for block in (attn, mlp))
-        alpha = alpha_mlp if alpha_attn is None else alpha_attn
-        other = None if alpha_attn is None or alpha_mlp == alpha_attn else alpha_mlp
-        return cls(rho_attn, rho_mlp, 0.0 if alpha is None else alpha, other)
-
-    @classmethod
     def from_json(cls, stored: Mapping[str, float | None]) -> "Hyperparameters":
         """What `to_json` gave, also of an earlier version, with names that are off.
 
@@ -98,17 +81,6 @@ class Hyperparameters:
     def to_json(self) -> dict[str, float | None]:
         """The values by name."""
         return asdict(self)
-
-
-def _budget(block: "tuple[float, float] | None") -> "tuple[float | None, float | None]":
-    """(ρ, α) from (τ, c)."""
-    if block is None:
-        return None, None
-    threshold, gain = block
-    if not 0 <= threshold < float("inf") or not 0 < gain < float("inf"):
-        raise InvalidValueError(f"a threshold must be >= 0 and a gain > 0, got {threshold} and {gain}.")
-    rho = threshold + 1 / gain
-    return rho, threshold / rho
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,15 @@ class Change:
     metric: Metric
     found: Estimate
     verdict: Verdict
-    # what it is measured against, of steering: at the same drift on validation items (`equal drift`), interpolated at
-    # the edit's own (`curve`), or at the nearest strength that was measured (`nearest`)
-    at: Literal["", "equal drift", "curve", "nearest"] = ""
+    # what it is measured against, of steering: interpolated at the edit's own drift (`curve`), or at the nearest
+    # strength that was measured (`nearest`)
+    at: Literal["", "curve", "nearest"] = ""
 
 
-def verdict(found: Estimate, direction: int = 1, neutral: float = 0.0) -> Verdict:
-    """Good or bad where the interval lies on one side of what is neutral; `direction` is +1 where more is wanted."""
-    above = found.low is not None and found.low > neutral
-    below = found.high is not None and found.high < neutral
+def verdict(found: Estimate, direction: int = 1) -> Verdict:
+    """Good or bad where the interval lies on one side of 0; `direction` is +1 where more is wanted."""
+    above = found.low is not None and found.low > 0
+    below = found.high is not None and found.high < 0
     if found.value is None or above == below:
         return "open"
     return "good" if above == (direction > 0) else "bad"
@@ -64,11 +64,6 @@ def costs(run: RunResults, edited: Condition) -> tuple[Verdict, dict[str, Change
 def ahead(run: RunResults, edited: Condition) -> Change | None:
     """The edit against steering; `None` where no steering was measured."""
     name, _ = run.goal
-    equal = {c.kind: c for c in run.held_out.conditions if c.is_equal_drift}
-    if {"edit", "steering"} <= equal.keys():
-        found = change(run, equal["edit"], equal["steering"], name)
-        if found.found.value:
-            return Change(found.metric, found.found, found.verdict, "equal drift")
     if run.comparison is not None:  # signed so that positive is better
         gap = run.comparison.at_equal_cost
         return Change(metric_name(name), gap, verdict(gap), "curve")

@@ -24,7 +24,6 @@ from steer2edit.report.themes import themes
 from steer2edit.tables import visible
 
 _NOTATIONS = {
-    "ratio": Notation(".2f", " times", typeset=True),
     "percent": Notation(".1f", "\u00a0%", 100.0, typeset=True),
     "percent_change": Notation(".1f", " %", 100.0, signed=True, typeset=True),
     "points": Notation(".1f", " points", 100.0, signed=True, typeset=True),

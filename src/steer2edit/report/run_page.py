@@ -12,7 +12,7 @@ from steer2edit.core import WeightEdit
 from steer2edit.core.expert_edits import expert_edits, top_experts
 from steer2edit.estimates import NOT_SCORED, Condition, Notation
 from steer2edit.evaluation import metric_name
-from steer2edit.report.answers import ahead, change, costs, verdict
+from steer2edit.report.answers import ahead, change, costs
 from steer2edit.report.figures import BlockExtent, diagnosis_figure, edit_figures, shown_blocks
 from steer2edit.report.html import rendered, write_page
 from steer2edit.report.run_results import ComparisonResults, RunResults, read_results
@@ -68,7 +68,6 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
         "worked": edited and change(run, edited, run.base, run.goal[0]),
         "cost": edited and costs(run, edited),
         "ahead": edited and ahead(run, edited),
-        "verdict": verdict,
         "first_replies": first_replies(sets),
         "shown": shown,
         "tabs": {plane: names for plane, names in tabs.items() if names},

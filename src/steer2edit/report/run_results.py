@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from steer2edit.errors import DataError
 from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
-from steer2edit.evaluation import COST, Calibration, attribute_of
+from steer2edit.evaluation import COST, attribute_of
 from steer2edit.evaluation.judge import prompt_text
 from steer2edit.report.html import visible_json
 from steer2edit.search.curves import Figure, Plan, TradeoffComparison
@@ -144,7 +144,7 @@ class RunResults(_Run):
     """The JSON of a run. Parts that a run did not make stay empty, and the report says so.
 
     Only a search has `trials` (how many were tried, and how many ended in which way), `front` (the keys of its trials,
-    by growing cost), `comparison` and `calibrated`; only a recipe has `data_sets`. `beyond_budget` says which
+    by growing cost), and `comparison`; only a recipe has `data_sets`. `beyond_budget` says which
     limits the chosen edit breaks on held-out items.
     """
 
@@ -157,7 +157,6 @@ class RunResults(_Run):
     trials: dict[str, int] = Field(default_factory=dict)
     front: tuple[str, ...] = ()
     comparison: TradeoffComparison | None = None
-    calibrated: dict[str, Calibration] = Field(default_factory=dict)
     data_sets: Conditions = Conditions()
     beyond_budget: str = ""
 

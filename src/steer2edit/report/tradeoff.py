@@ -43,7 +43,7 @@ _BUDGETED: tuple[tuple[bool | None, str, str, str], ...] = (
 )
 _UNLIMITED = ((None, "edit", themes.EDIT, "circle"),)
 _STAIRS = {"width": 2, "color": themes.EDIT, "shape": "hv"}
-"""Right, then up: the region that a front dominates, as the hypervolume counts it."""
+"""Right, then up: the region that a front dominates."""
 
 
 def validation_figure(run: RunResults, plane: Plane) -> go.Figure:
@@ -96,9 +96,8 @@ def _single_conditions(run: RunResults) -> list[Marks]:
 
 
 def _front_and_steering(run: RunResults, plane: Plane, conditions: Sequence[Condition]) -> list[Marks]:
-    swept = [c for c in conditions if not c.is_equal_drift]
-    steering = [c for c in swept if c.kind == "base"] + _by_strength(c for c in swept if c.kind == "steering")
-    edits = sorted((c for c in swept if c.kind == "edit"), key=plane.x)
+    steering = [c for c in conditions if c.kind == "base"] + _by_strength(c for c in conditions if c.kind == "steering")
+    edits = sorted((c for c in conditions if c.kind == "edit"), key=plane.x)
 
     def measured(name: str, own: Sequence[Condition], symbol: str, colour: str, joined: bool = False) -> Marks:
         line = {"color": colour, "width": 2} if joined else None
@@ -109,9 +108,6 @@ def _front_and_steering(run: RunResults, plane: Plane, conditions: Sequence[Cond
         # straight lines: what was a front on validation items need not be one here
         measured("front of edits", edits, "diamond", themes.EDIT, joined=plane.damage == COST),
     ]
-    for kind, colour in (("steering", themes.STEERING), ("edit", themes.EDIT)):
-        equal = [c for c in conditions if c.is_equal_drift and c.kind == kind]
-        marks.append(measured(f"{kind}, at equal drift", equal, "star", colour))
     return [*marks, _ring("recommended", [run.edited] if run.edited else [], 19)]
 
 

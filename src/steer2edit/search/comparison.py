@@ -19,8 +19,7 @@ from steer2edit.method import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparamet
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.progress import step
 from steer2edit.search.curves import Figure, Plan, figure_text, method_figures
-from steer2edit.search.results import run_facts
-from steer2edit.search.run import Narrate
+from steer2edit.search.run import Narrate, run_facts
 from steer2edit.search.search import behaviours_of, options_for, require_apart, utility_metric
 from steer2edit.settings import ComparisonOptions
 

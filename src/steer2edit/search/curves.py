@@ -147,15 +147,8 @@ class Plan:
     falling: tuple[str, ...] = ()  # of the other costs, those whose fall is the cost
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """One figure of one curve, in every resample, and why there is none."""
-
-    label: str
-    share: bool
-    relation: Relation
-    found: Array
-    reason: str = ""
+_Answer = tuple[str, bool, Relation, Array, str]
+"""The beginning of a `Figure`, its value in every resample, and why there is none."""
 
 
 def method_figures(
@@ -178,23 +171,21 @@ def method_figures(
         values, key = item_values(flat, metric), items[metric]
         if key not in counts:
             counts[key] = draw_counts(values.shape[1], resamples, generator)
-        drawn[metric] = _as_cost(resampled_means(values, counts[key]), metric, plan)
+        means = resampled_means(values, counts[key])
+        if metric == plan.attribute:  # gains rise with what is wanted, costs with what is not
+            means = plan.direction * means
+        elif metric in plan.falling:  # of what is to stay, what is lost
+            means = means[:, :1] - means
+        drawn[metric] = means
     found, begin = {}, 1
     for name, own in methods.items():
         points = [0, *range(begin, begin := begin + len(own))]
         found[name] = _answers({metric: means[:, points] for metric, means in drawn.items()}, plan)
     n = len(base.values[plan.attribute])
     return {
-        name: {key: _figure(answer, found["steering"][key].found, n) for key, answer in own.items()}
+        name: {key: _figure(*answer, found["steering"][key][3], n) for key, answer in own.items()}
         for name, own in found.items()
     }
-
-
-def _as_cost(means: Float[Array, "r p"], metric: str, plan: Plan) -> Float[Array, "r p"]:
-    """Gains rise with what is wanted, costs with what is not: of what is to stay, what is lost."""
-    if metric == plan.attribute:
-        return plan.direction * means
-    return means[:, :1] - means if metric in plan.falling else means
 
 
 def _answers(curve: Mapping[str, Float[Array, "r p"]], plan: Plan) -> dict[str, _Answer]:
@@ -206,33 +197,33 @@ def _answers(curve: Mapping[str, Float[Array, "r p"]], plan: Plan) -> dict[str, 
         end, found = float(kl[0].max()), plan.direction * np.array(at)
         found[0] = np.nan if end < target else found[0]
         reason = f"its curve ends at KL {end:.3g}" if end < target else ""
-        answers[f"at kl {target:g}"] = _Answer(f"at KL {target:g}", share, "difference", found, reason)
+        answers[f"at kl {target:g}"] = (f"at KL {target:g}", share, "difference", found, reason)
     brief = {COST: "KL", **{m: metric_name(m).brief + " lost" * (m in plan.falling) for m in plan.second}}
     for metric in plan.second:
         if metric_name(metric).scale == "share":
             found = plan.direction * best_within(gains, [curve[metric], kl], [SECOND_LIMIT, LARGEST_KL])
             reason = "" if np.isfinite(found[0]) else "it costs more everywhere"
             label = f"at ≤ {SECOND_LIMIT:.0%} {brief[metric]}"
-            answers[f"within {metric} {SECOND_LIMIT:g}"] = _Answer(label, share, "difference", found, reason)
+            answers[f"within {metric} {SECOND_LIMIT:g}"] = (label, share, "difference", found, reason)
     if plan.reach is not None:
         found = first_reach(gains, kl, plan.reach)
         reason = "" if np.isfinite(found[0]) else f"it reaches {gains[0].max():.0%} at most"
-        answers[f"kl at {plan.reach:g}"] = _Answer(f"KL at {plan.reach:.0%}", False, "ratio", found, reason)
+        answers[f"kl at {plan.reach:g}"] = (f"KL at {plan.reach:.0%}", False, "ratio", found, reason)
     for metric, name in brief.items():
         found = curve_area(gains, curve[metric], plan.kls[-1] if metric == COST else _SECOND_WIDTH)
-        answers[f"area {metric}"] = _Answer(f"area over {name}", False, "ratio", found)
+        answers[f"area {metric}"] = (f"area over {name}", False, "ratio", found, "")
     return answers
 
 
-def _figure(own: _Answer, steering: Array, n: int) -> Figure:
+def _figure(label: str, share: bool, relation: Relation, found: Array, reason: str, steering: Array, n: int) -> Figure:
     with np.errstate(divide="ignore", invalid="ignore"):
-        against = own.found - steering if own.relation == "difference" else own.found / steering
-        if own.relation == "ratio":  # what steering never reaches in a resample has no lower bound
-            against = np.where(np.isinf(steering), np.where(np.isinf(own.found), np.nan, -np.inf), against)
+        against = found - steering if relation == "difference" else found / steering
+        if relation == "ratio":  # what steering never reaches in a resample has no lower bound
+            against = np.where(np.isinf(steering), np.where(np.isinf(found), np.nan, -np.inf), against)
     if not np.isfinite(steering[0]):
         against[0] = np.nan
-    reason = own.reason or ("" if np.isfinite(against[0]) else "steering has nothing there to compare with")
-    return Figure(own.label, own.share, own.relation, interval(own.found, n), interval(against, n), reason)
+    reason = reason or ("" if np.isfinite(against[0]) else "steering has nothing there to compare with")
+    return Figure(label, share, relation, interval(found, n), interval(against, n), reason)
 
 
 def figure_text(found: Estimate, share: bool, sign: bool = False) -> str:
@@ -243,71 +234,29 @@ def figure_text(found: Estimate, share: bool, sign: bool = False) -> str:
 
 @dataclass(frozen=True)
 class TradeoffComparison:
-    """Edits against steering on the same items."""
+    """An edit against steering on the same items."""
 
-    hypervolume_edits: float  # area that the edits dominate, between the base's attribute and the largest cost
-    hypervolume_steering: float  # the area below steering's curve, which may take any strength between those measured
-    ratio: Estimate  # of the two, with a bootstrap interval; `None` where steering dominates nothing
-    at_equal_cost: Estimate  # the chosen edit's attribute less that of steering interpolated at the edit's own cost
+    at_equal_cost: Estimate  # the edit's attribute less that of steering interpolated at the edit's own cost
     relative: Estimate  # `at_equal_cost` by steering's attribute there
-    largest_cost: float  # where the area ends
-
-
-def hypervolume(gains: Sequence[float], costs: Sequence[float], base_gain: float, largest_cost: float) -> float:
-    """Area dominated by points (gain ↑, cost ↓) in [base_gain, ∞) × [0, largest_cost], as a share of that width.
-
-    Σ over the front, by growing cost, of (gain − best gain before) · (largest_cost − cost) / largest_cost
-    """
-    area, best = 0.0, base_gain
-    within = [(cost, gain) for cost, gain in zip(costs, gains, strict=True) if cost <= largest_cost]  # no NaN either
-    for cost, gain in sorted(within, key=lambda point: (point[0], -point[1])):
-        if gain > best:
-            area += (gain - best) * (largest_cost - cost) / largest_cost
-            best = gain
-    return area
 
 
 def compare_tradeoffs(
     base: Condition,
     steering: Sequence[Condition],
-    edits: Sequence[Condition],
-    chosen: int,
+    edit: Condition,
     goal: Goal,
     *,
-    largest_cost: float | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> TradeoffComparison:
-    """Compare two sets of conditions that were measured on the same items; `chosen` is an index in `edits`.
-
-    The bootstrap draws items with replacement, the same for all conditions, and computes everything again; which
-    conditions are compared was settled before, on validation items. The area ends at the largest cost of any condition
-    unless one is given.
-    """
-    conditions = [base, *steering, *edits]
-    gain_items, cost_items = (item_values(conditions, name) for name in (goal.attribute, goal.cost))
-    rng = np.random.default_rng(seed)
-    gains, costs = (
-        resampled_means(items, draw_counts(items.shape[1], resamples, rng))
-        for items in (gain_items * goal.direction, cost_items)
-    )
-    limit = largest_cost or float(np.nanmax(costs[0]))
-    split = 1 + len(steering)
-    by_cost = np.argsort(costs[0, :split], kind="stable")
-    steered = curve_area(gains[:, by_cost], costs[:, by_cost], limit)
-    rows = [_figures(g, c, split, chosen, limit) for g, c in zip(gains, costs, strict=True)]
-    own, at_equal, relative = np.array(rows).T
-    n = int(np.isfinite(gain_items).all(axis=0).sum())  # items that were scored under every condition
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = own / steered  # infinite where only the edits gain, NaN (left out) where nothing does
-    return TradeoffComparison(
-        float(own[0]), float(steered[0]), interval(ratio, n), interval(at_equal, n), interval(relative, n), limit
-    )
-
-
-def _figures(gains: Array, costs: Array, split: int, chosen: int, limit: float) -> tuple[float, float, float]:
-    """(hypervolume of the edits, the chosen one's gain over steering at its cost, the same by steering's)."""
-    own = hypervolume(gains[split:].tolist(), costs[split:].tolist(), float(gains[0]), limit)
-    gain, cost = float(gains[split:][chosen]), float(costs[split:][chosen])
-    matched = attribute_at(cost, gains[:split].tolist(), costs[:split].tolist(), beyond=True)
-    return own, gain - matched, (gain - matched) / abs(matched) if matched else math.nan
+    """Compare an edit with the steering curve; the bootstrap draws items, the same for all conditions."""
+    items = [item_values([base, *steering, edit], name) for name in (goal.attribute, goal.cost)]
+    generator = np.random.default_rng(seed)
+    gains, costs = (resampled_means(own, draw_counts(own.shape[1], resamples, generator)) for own in items)
+    gains = goal.direction * gains
+    curves = zip(costs[:, -1], gains[:, :-1], costs[:, :-1], strict=True)
+    steered = np.array([attribute_at(*curve, beyond=True) for curve in curves])
+    ahead = gains[:, -1] - steered
+    n = int(np.isfinite(items[0]).all(axis=0).sum())  # items that were scored under every condition
+    relative = np.divide(ahead, np.abs(steered), out=np.full_like(ahead, np.nan), where=steered != 0)
+    return TradeoffComparison(interval(ahead, n), interval(relative, n))

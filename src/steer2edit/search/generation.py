@@ -13,7 +13,7 @@ from steer2edit.models import Sampling
 from steer2edit.search.goal import Goal, ranked
 from steer2edit.search.search import Search
 from steer2edit.search.space import Parameters
-from steer2edit.search.trials import Trial
+from steer2edit.search.study import Trial
 
 RUNGS = (0.25, 0.5, 1.0)
 """Shares of the validation items after which the less promising half of a generation is stopped."""
@@ -43,11 +43,15 @@ def measure_generation(
         chosen, scale = (search.space.hyperparameters(point), 1.0) if point else _by_effect(search)
         trials.append(Trial(generation, index, point, chosen, 0.0, None, {}, worker=search.options.worker, scale=scale))
     edits = search.edits(trials)
-    _filter(search, trials, edits, sanity_task(search.validation), drifts or search.sane_drifts)
+    _filter(search, trials, edits, drifts or search.sane_drifts)
     for begin, end in pairwise((0.0, *RUNGS)):
-        _measure(search, trials, edits, begin, end)
-        if end < 1:
-            _halve(trials, search.goal, end)
+        if alive := [trial for trial in trials if trial.complete]:
+            part, own = search.validation.part(begin, end), [Editing(edits[trial.index]) for trial in alive]
+            by_task = [task.measure(search.engine, own) for task in part.tasks if len(task)]
+            for trial, *found in zip(alive, *by_task, strict=True):
+                trials[trial.index] = replace(trial, share=end, **vars(merged_measurements([trial, *found])))
+            if end < 1:
+                _halve(trials, search.goal, end)
     return trials
 
 
@@ -63,11 +67,12 @@ def _by_effect(search: Search) -> tuple[Hyperparameters, float]:
 
 
 def _filter(
-    search: Search, trials: list[Trial], edits: Sequence[WeightEdit], sanity: DriftTask, drifts: tuple[float, float]
+    search: Search, trials: list[Trial], edits: Sequence[WeightEdit], drifts: tuple[float, float]
 ) -> None:
     """Stop what does nothing, or too much, on the sanity requests."""
+    sanity, (least, most) = sanity_task(search.validation), drifts
     trials[:] = [replace(t, stopped=NO_EDIT if edit.is_empty else None) for t, edit in zip(trials, edits, strict=True)]
-    alive = _alive(trials)
+    alive = [trial for trial in trials if trial.complete]
     measured = sanity.measure(search.engine, [Editing(edits[trial.index]) for trial in alive])
     for trial, found in zip(alive, measured, strict=True):
         values, drift, on = found.values["kl"], found.metrics["kl"].value, f"on {len(sanity)} short benign requests"
@@ -75,30 +80,16 @@ def _filter(
         stopped = None
         if drift is None or any(value is not None and not math.isfinite(value) for value in values):
             stopped = f"{DEGENERATE}: KL not finite {on}"
-        elif drift > drifts[1]:
+        elif drift > most:
             stopped = f"{DEGENERATE}: KL {drift:.2f} {on}"
-        elif drift < drifts[0]:
+        elif drift < least:
             stopped = f"{NO_EDIT}: KL {drift:.4f} {on}"
         trials[trial.index] = replace(trial, values={SANITY_METRIC: values}, stopped=stopped)
 
 
-def _alive(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.complete]
-
-
-def _measure(search: Search, trials: list[Trial], edits: Sequence[WeightEdit], begin: float, end: float) -> None:
-    """Measure what was not stopped on the items between two shares."""
-    if not (alive := _alive(trials)):
-        return
-    part, own = search.validation.part(begin, end), [Editing(edits[trial.index]) for trial in alive]
-    by_task = [task.measure(search.engine, own) for task in part.tasks if len(task)]
-    for trial, *found in zip(alive, *by_task, strict=True):
-        trials[trial.index] = replace(trial, share=end, **vars(merged_measurements([trial, *found])))
-
-
 def _halve(trials: list[Trial], goal: Goal, share: float) -> None:
     """Stop the less promising half of what was not stopped."""
-    alive = _alive(trials)
+    alive = [trial for trial in trials if trial.complete]
     if all(goal.point(t.metrics) is None for t in alive):
         return  # so few items that none came up yet: nothing tells them apart
     kept = ranked([t.metrics for t in alive], goal)[: max(_FEWEST, -(-len(alive) // 2))]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import NOT_SCORED, NUMBER, Estimate
-from steer2edit.evaluation import COST, Behaviour
+from steer2edit.evaluation import COST
 
 At = Literal["better", "value", "worse"]
 End = Literal["low", "value", "high"]
@@ -69,10 +69,6 @@ class Budget:
         found = [f"{n} {NUMBER.text(held_out[n]) if n in held_out else NOT_SCORED}, budget {limits[n]}" for n in beyond]
         return f"BEYOND ITS BUDGET on held-out items: {'; '.join(found)}." if found else ""
 
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """Both kinds of limits by metric."""
-        return {"at_most": dict(self.at_most), "at_least": dict(self.at_least)}
-
 
 def _value(metrics: Mapping[str, Estimate], name: str, worst: float, end: End) -> float:
     estimate = metrics.get(name)
@@ -93,25 +89,15 @@ class Goal:
     # a finer metric of the same attribute that tells apart what is equal in it, if there is one
     guide: str | None = None
 
-    @classmethod
-    def of(cls, behaviour: Behaviour, budget: Budget) -> "Goal":
-        """The goal of a behaviour under a budget."""
-        return cls(behaviour.attribute, behaviour.direction, budget, guide=behaviour.guide)
-
     @property
     def largest_cost(self) -> float:
         """Where trade-offs are compared up to: the drift budget."""
         return self.budget.at_most.get(self.cost, _UNLIMITED)
 
-    def gain(self, metrics: Mapping[str, Estimate]) -> float | None:
-        """The attribute, signed so that more is better; `None` if it was not scored."""
-        estimate = metrics.get(self.attribute)
+    def gain(self, metrics: Mapping[str, Estimate], of: str | None = None) -> float | None:
+        """The attribute (or another metric), signed so that more is better; `None` if it was not scored."""
+        estimate = metrics.get(of or self.attribute)
         return None if estimate is None or estimate.value is None else self.direction * estimate.value
-
-    def guided(self, metrics: Mapping[str, Estimate]) -> float:
-        """The guide, signed like the attribute; 0 without one."""
-        estimate = metrics.get(self.guide) if self.guide else None
-        return 0.0 if estimate is None or estimate.value is None else self.direction * estimate.value
 
     def point(self, metrics: Mapping[str, Estimate]) -> tuple[float, float] | None:
         """(gain, cost), or `None` if either was not scored."""
@@ -145,7 +131,7 @@ def ranked(metrics: Sequence[Mapping[str, Estimate]], goal: Goal) -> list[int]:
     places: list[tuple[int, int, int]] = []
     for begin in range(0, len(allowed), _GROUP):
         group = [i for _, i in allowed[begin : begin + _GROUP]]
-        group.sort(key=lambda i: (goal.gain(metrics[i]) or 0.0, goal.guided(metrics[i])), reverse=True)
+        group.sort(key=lambda i: (goal.gain(metrics[i]) or 0.0, goal.gain(metrics[i], goal.guide) or 0.0), reverse=True)
         places += [(place, begin, i) for place, i in enumerate(group)]
     order = [i for _, _, i in sorted(places)]
     scored = [i for i, point in enumerate(points) if point is not None and beyond[i] > 0]

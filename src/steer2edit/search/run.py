@@ -1,29 +1,33 @@
-"""A search from start to end, in a run folder that a killed search goes on from."""
+"""A search from start to end, in a run folder that a killed search goes on from; and what it found, as JSON."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from steer2edit.artifacts import save_edit
+from steer2edit.artifacts import package_versions, save_edit
+from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
-from steer2edit.core import Editing, Steering, WeightEdit
+from steer2edit.core import Steering, WeightEdit
 from steer2edit.errors import BudgetError
-from steer2edit.estimates import Condition
-from steer2edit.evaluation.calibration import Calibration, calibrate
+from steer2edit.estimates import PERCENT, SCHEMA_VERSION, Condition, Estimate, column
+from steer2edit.evaluation import Behaviour
+from steer2edit.evaluation.calibration import calibrate
 from steer2edit.evaluation.likelihood_tasks import base_answers
-from steer2edit.evaluation.metrics import for_card
+from steer2edit.evaluation.metrics import for_card, metric_name
 from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
+from steer2edit.models import LanguageModel
 from steer2edit.progress import step
 from steer2edit.search.curves import TradeoffComparison, compare_tradeoffs
 from steer2edit.search.generation import SANITY_METRIC, measure_generation
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.search import Search
 from steer2edit.search.space import propose
-from steer2edit.search.study import Study
-from steer2edit.search.trials import Trial, read_trials, write_generation
+from steer2edit.search.study import Study, Trial, read_trials, shown_storage, write_generation
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
@@ -50,8 +54,6 @@ class SearchResult:
     held_out: list[Condition]  # base, steering and the front on held-out items; the recommended edit is the last
     beyond_budget: str  # which limits the recommended edit breaks on held-out items, in a sentence; empty if none
     comparison: TradeoffComparison  # edits against steering on held-out items
-    # edit and steering at the target drift, by `edit` and `steering`, if asked for
-    calibrated: dict[str, Calibration] = field(default_factory=dict)
 
 
 def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
@@ -64,7 +66,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
     """
     identity = search.identity()
     with RunFolder(out, _KIND).opened(identity) as folder:
-        study = Study(out, identity, search.space, search.goal, search.options)
+        study = Study(identity, search.space, search.goal, search.options)
         base, *steering = _sweep(search, folder, study)
         narrate("Base model and activation steering, on validation items:", [base, *steering])
         _try_configurations(search, folder, study, narrate)
@@ -81,30 +83,32 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
             ],
         )
         (edit,) = search.edits([recommended])
-        calibrated = _at_target(search, folder, study, recommended, edit)
-        held_out = _held_out(search, folder, study, steering, front, calibrated)
+        held_out = _held_out(search, folder, study, steering, front)
         narrate("Held-out items, the front and steering at the strengths of the sweep:", held_out)
-        swept = [c for c in held_out if not c.parameters.get("equal_drift")]
-        edits = [c for c in swept if c.kind == "edit"]
-        comparison = compare_tradeoffs(
-            swept[0], [c for c in swept if c.kind == "steering"], edits, len(edits) - 1, search.goal,
-            largest_cost=search.goal.largest_cost, seed=search.options.seed,
-        )  # fmt: skip
+        edits = [c for c in held_out if c.kind == "edit"]
+        steered = [c for c in held_out if c.kind == "steering"]
+        comparison = compare_tradeoffs(held_out[0], steered, edits[-1], search.goal, seed=search.options.seed)
         beyond = search.budget.broken(edits[-1].metrics)
-        shown = [*(c for c in swept if c.kind != "edit"), edits[-1]]
-        evaluation = {**for_card(shown), "beyond_budget": beyond}
+        evaluation = {**for_card([held_out[0], *steered, edits[-1]]), "beyond_budget": beyond}
         save_edit(search.engine.model, edit, out / "edit", evaluation=evaluation, overwrite=True)
-        return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison, calibrated)
+        return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison)
 
 
 def _sweep(search: Search, folder: RunFolder, study: Study) -> list[Condition]:
-    """The base and activation steering on validation items."""
-    given = search.options.strengths
+    """The base and activation steering on validation items, at the strengths that spend shares of the drift budget."""
+    given = list(search.options.strengths)
     name = "-".join(["steering", *(f"{strength:g}" for strength in given)])
 
     def measure() -> list[Condition]:
         _answer_all(search)
-        arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in given or _strengths(search))]
+        strengths = list(given)
+        for share in () if given else _SWEEP:
+            found = calibrate(
+                search.engine, lambda s: Steering(search.vectors, s), search.validation.drift,
+                share * search.goal.largest_cost, first=strengths[-1] * 1.5 if strengths else 0.1,
+            )  # fmt: skip
+            strengths.append(float(f"{found.strength:.4g}"))
+        arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in strengths)]
         return evaluate(search.engine, search.validation.tasks, arms)
 
     return folder.conditions("steering", name, lambda: study.conditions(name, measure))
@@ -117,19 +121,6 @@ def _answer_all(search: Search) -> None:
     """
     drift = search.validation.drift
     base_answers(search.engine, drift.items, drift.sampling)
-
-
-def _strengths(search: Search) -> list[float]:
-    """Strengths that spend given shares of the drift budget."""
-    strengths: list[float] = []
-    for share in _SWEEP:
-        first = strengths[-1] * 1.5 if strengths else 0.1
-        found = calibrate(
-            search.engine, lambda s: Steering(search.vectors, s), search.validation.drift,
-            share * search.goal.largest_cost, first=first,
-        )  # fmt: skip
-        strengths.append(float(f"{found.strength:.4g}"))
-    return strengths
 
 
 def _try_configurations(search: Search, folder: RunFolder, study: Study, narrate: Narrate) -> None:
@@ -149,9 +140,7 @@ def _try_configurations(search: Search, folder: RunFolder, study: Study, narrate
         advance(_searched(tried))
         while (left := options.trials - _searched(tried)) > 0:
             size = min(options.generation if generation else 2 * options.generation, left)
-            proposals = propose(
-                options.strategy, search.space, tried, generation, size, options.seed, options.worker
-            )  # fmt: skip
+            proposals = propose(options.strategy, search.space, tried, generation, size, options.seed, options.worker)
             if search.effects and not generation and _searched(tried) == len(tried):
                 narrate("First of all, beside the paper's rule: the edit of measured effects in closed form.", [])
                 proposals = [{}, *proposals]
@@ -202,49 +191,15 @@ def _nothing_allowed(search: Search, trials: Sequence[Trial]) -> BudgetError:
     )
 
 
-def _at_target(
-    search: Search, folder: RunFolder, study: Study, recommended: Trial, edit: WeightEdit
-) -> dict[str, Calibration]:
-    """The strengths of the recommended edit and of steering that spend the target drift, if any."""
-    target, task = search.options.target_kl, search.validation.drift
-    if target is None:
-        return {}
-    name = f"{target:g} {recommended.record}"
-
-    def make() -> dict[str, Any]:
-        steering = calibrate(search.engine, lambda s: Steering(search.vectors, s), task, target, first=0.1)
-        edited = calibrate(search.engine, lambda s: Editing(edit, s), task, target)
-        return {"steering": asdict(steering), "edit": asdict(edited)}
-
-    found = folder.once("calibrated", lambda: study.once(name, make), key=name)
-    return {arm: Calibration(**one) for arm, one in found.items()}
-
-
 def _held_out(
-    search: Search,
-    folder: RunFolder,
-    study: Study,
-    steering: Sequence[Condition],
-    front: Sequence[Trial],
-    calibrated: dict[str, Calibration],
+    search: Search, folder: RunFolder, study: Study, steering: Sequence[Condition], front: Sequence[Trial]
 ) -> list[Condition]:
     """Base, steering and the front, recommended last, on items that nothing was chosen on."""
     step = max(1.0, (len(front) - 1) / (_MOST_FRONT - 1))
     shown = [front[round(i * step)] for i in range(min(len(front), _MOST_FRONT))]  # the recommended one among them
-    arms = [BASE_ARM, *(steering_arm(search.vectors, float(c.parameters["strength"])) for c in steering)]
-    edits = search.edits(shown)
-    arms += [edit_arm(edit, trial.label) for trial, edit in zip(shown, edits, strict=True)]
-    if calibrated:
-        equal = [
-            steering_arm(search.vectors, calibrated["steering"].strength),
-            edit_arm(edits[-1], front[-1].label, calibrated["edit"].strength),
-        ]
-        arms += [
-            replace(arm, label=f"{arm.label} at KL {search.options.target_kl:g}",
-                    parameters={**arm.parameters, "equal_drift": True})
-            for arm in equal
-        ]  # fmt: skip
-    strengths = [arm.parameters["strength"] for arm in arms if arm.kind == "steering"]
+    strengths = [float(c.parameters["strength"]) for c in steering]
+    arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in strengths)]
+    arms += [edit_arm(edit, trial.label) for trial, edit in zip(shown, search.edits(shown), strict=True)]
     name = "_".join([*(t.key for t in shown), *(f"{s:.6g}" for s in strengths)])  # the same for whoever looks
 
     def measure() -> list[Condition]:
@@ -252,3 +207,90 @@ def _held_out(
 
     key = f"{search.options.worker}_{name}"
     return folder.conditions("held_out", key, lambda: study.conditions(name, measure, alone=True))
+
+
+def run_facts(
+    title: str, measured: Behaviour, model: LanguageModel, command: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the results of every run begin with: what was run, when, with what."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "title": title,
+        "behaviour": measured.name,
+        "attribute": measured.attribute,
+        "direction": measured.direction,
+        "costs": dict(measured.costs),
+        **({"unscored": measured.unscored} if measured.unscored else {}),
+        "model": model.describe(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+        "command": command,
+        "settings": dict(settings),
+    }
+
+
+def search_results(search: Search, result: SearchResult, command: str = "") -> dict[str, Any]:
+    """Everything a search found.
+
+    Keys beyond those of every run: `front` (keys of the trials on it), `comparison` (attribute at equal cost on
+    held-out items) and `summary` (plain sentences).
+    """
+    model, goal, name = search.engine.model, search.goal, search.validation.name
+    settings = {**asdict(search.options), "storage": shown_storage(search.options.storage)}
+    settings["rules"] = search.factors.metadata.get("rules")
+    trials = [trial.condition() for trial in result.trials if trial.values]
+    margin = "on validation items it keeps the budget with its whole 95 % intervals"
+    if search.budget.violation(result.recommended.metrics, "worse"):
+        margin = (
+            "on validation items it keeps the budget, but no trial does with its whole 95 % intervals: more items "
+            "would tell"
+        )
+    stopped = ("complete" if t.stopped is None else t.stopped.split(":")[0].split(" after")[0] for t in result.trials)
+    return {
+        **run_facts(f"Search for {name} on {model.name}", search.validation, model, command, settings),
+        "diagnosis": search.vectors.diagnosis or {},
+        "validation": {"conditions": [c.to_json() for c in (result.base, *result.steering, *trials)]},
+        "held_out": {"conditions": [c.to_json() for c in result.held_out]},
+        "prompts": search.held_out.prompts,
+        "chosen": {
+            "hyperparameters": result.recommended.hyperparameters.to_json(),
+            "rule": f"the most of {metric_name(goal.attribute).running}; {margin}",
+            "limits": dict(search.budget.at_most),
+            "floors": dict(search.budget.at_least),
+        },
+        "front": [trial.key for trial in result.front],
+        "trials": {"tried": len(result.trials), **Counter(stopped)},
+        "comparison": asdict(result.comparison),
+        "beyond_budget": result.beyond_budget,
+        "summary": _summary(search, result, margin),
+    }
+
+
+def _summary(search: Search, result: SearchResult, margin: str) -> list[str]:
+    goal, found, base, chosen = search.goal, result.comparison, result.held_out[0], result.held_out[-1]
+    attribute, cost = metric_name(goal.attribute).running, metric_name(goal.cost).running
+
+    def text(estimates: Mapping[str, Estimate], name: str, *, change: bool = False) -> str:
+        return column(metric_name(name).scale == "share", change).text(estimates[name])
+
+    first = [f"Only the paper's rule was searched: {search.no_effects.rstrip('.')}."] if search.no_effects else []
+    for trial in (trial for trial in result.trials if not trial.parameters):
+        end = "it is recommended" if trial == result.recommended else "another edit has more within the budget"
+        came_to = f"stopped ({trial.stopped})" if trial.stopped else (
+            f"{attribute} {text(trial.metrics, goal.attribute)}, {cost} {text(trial.metrics, goal.cost)}; {end}"
+        )  # fmt: skip
+        first.append(f"Tried first, the edit of measured effects, {trial.label}: on validation items {came_to}.")
+    relative = f", {PERCENT.text(found.relative)} of steering's own" if found.relative.value is not None else ""
+    ahead = text({goal.attribute: found.at_equal_cost}, goal.attribute, change=True)
+    return [
+        *([result.beyond_budget] if result.beyond_budget else []),
+        f"{len(result.trials)} configurations tried, {sum(t.complete for t in result.trials)} measured in full, "
+        f"{len(result.front)} on the front.",
+        *first,
+        f"Recommended: {result.recommended.label}; {margin}. Held-out {attribute}: "
+        f"{text(chosen.metrics, goal.attribute)} (base {text(base.metrics, goal.attribute)}), {cost} "
+        f"{text(chosen.metrics, goal.cost)}, n = {chosen.metrics[goal.attribute].n}.",
+        f"Against activation steering at the same {cost}: {attribute} {ahead}, positive is better{relative} "
+        "(bootstrap intervals).",
+        *LeftOut.of(result.edit.metadata).sentences,
+    ]

@@ -1,21 +1,19 @@
 """What a search works with, made from what a user asks for: engine, vectors, factors, items, budget and space."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
-
-import torch
 
 from steer2edit.core import TUNED_BLOCKS, Block, SteeringVectors, WeightEdit
 from steer2edit.editing import Factors, compute_factors
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import COST, Behaviour, TaskSettings, behaviour, behaviour_of, build_tasks
-from steer2edit.method import GATED_RULES, Hyperparameters, SiteFactors
+from steer2edit.method import GATED_RULES, Hyperparameters
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.search.goal import Budget, Goal
 from steer2edit.search.space import SearchSpace
-from steer2edit.search.trials import Trial
+from steer2edit.search.study import Trial
 from steer2edit.settings import Accepting, ComparisonOptions, SearchOptions
 from steer2edit.steering import prompt_digests, require_no_overlap
 from steer2edit.steering.examples import prompt_key
@@ -81,9 +79,6 @@ def require_apart(vectors: SteeringVectors, validation: Behaviour, held_out: Beh
     require_no_overlap({"vector": vectors.metadata.get("prompts", ()), **prompts})
 
 
-_LARGEST_IMPORTANCE = 0.999  # quantile of |g|: thresholds above it leave next to nothing to edit
-
-
 @dataclass(frozen=True)
 class Search:
     """Everything a search works with."""
@@ -99,10 +94,6 @@ class Search:
     effects: WeightEdit | None = None  # the edit in closed form that is tried first, where the vectors have effects
     no_effects: str = "the vectors have no measured effects (extract --effects measures them)"  # why there is none
 
-    def __post_init__(self) -> None:
-        if self.options.strategy == "grid":
-            self.space.coarse_grid()  # refused in coordinates that the paper's grids are not in
-
     def edits(self, trials: Sequence[Trial]) -> list[WeightEdit]:
         """The edits of trials; that of one which is no point of the space is made of the measured effects."""
         searched = iter(self.factors.edits([trial.hyperparameters for trial in trials if trial.parameters]))
@@ -111,7 +102,8 @@ class Search:
     @property
     def goal(self) -> Goal:
         """Objectives and budget."""
-        return Goal.of(self.validation, self.budget)
+        own = self.validation
+        return Goal(own.attribute, own.direction, self.budget, guide=own.guide)
 
     @property
     def sane_drifts(self) -> tuple[float, float]:
@@ -128,7 +120,7 @@ class Search:
             "items": {"validation": self.validation.digest(), "held_out": self.held_out.digest()},
             "rules": self.factors.metadata.get("rules"),
             "space": self.space.to_json(),
-            "budget": self.budget.to_json(),
+            "budget": asdict(self.budget),
             "dtype": str(model.dtype),
             "chat": recorded_chat(model.describe()),
             "replies": [str(task.sampling) for task in self.validation.tasks if hasattr(task, "sampling")],
@@ -160,23 +152,7 @@ def prepare_search(
     blocks: tuple[Block, ...] = tuple(block for block in TUNED_BLOCKS if block in options.blocks)
     factors.require_signal(site for site in factors.sites if site.tuned_block in blocks)
     present = tuple(block for block in blocks if any(site.block == block for site in factors.sites))
-    space = SearchSpace(options.coordinates, present, _largest_thresholds(factors), options.ranges)
-    runner = engine or RememberingEngine(TransformersEngine(model))
-    search = Search(runner, vectors, factors, validation, held_out, _budget(options, validation), space, options)
-    if not vectors.has_effects:
-        return search
-    try:
-        made = compute_factors(
-            model, vectors, GATED_RULES, allow_mismatch=True, allow_missing=True, force=accepting.force
-        )
-        attn, mlp = (1.0 if block in present else None for block in TUNED_BLOCKS)
-        return replace(search, effects=made.edit(Hyperparameters(attn, mlp, 0.0)), no_effects="")
-    except (InvalidValueError, MismatchError, NoiseError) as error:
-        return replace(search, no_effects=str(error))
-
-
-def _budget(options: SearchOptions, validation: Behaviour) -> Budget:
-    """The limits as metrics."""
+    space = SearchSpace(present, options.ranges)
     at_most, at_least = {COST: options.max_kl}, {}
     if options.max_over_refusal is not None:
         at_most["benign_refused"] = options.max_over_refusal
@@ -188,18 +164,15 @@ def _budget(options: SearchOptions, validation: Behaviour) -> Budget:
                 "with one, e.g. commonsenseqa."
             )
         at_least[accuracy] = options.min_utility
-    return Budget(at_most, at_least)
-
-
-def _largest_thresholds(factors: Factors) -> dict[str, float]:
-    """By block, the threshold above which next to no component is left."""
-    found: dict[str, float] = {}
-    for block in TUNED_BLOCKS:
-        values = [
-            own.importance.abs()
-            for site, own in factors.sites.items()
-            if site.block == block and isinstance(own, SiteFactors)
-        ]
-        if values:
-            found[block] = round(torch.cat(values).double().quantile(_LARGEST_IMPORTANCE).item(), 4)
-    return found
+    runner = engine or RememberingEngine(TransformersEngine(model))
+    search = Search(runner, vectors, factors, validation, held_out, Budget(at_most, at_least), space, options)
+    if not vectors.has_effects:
+        return search
+    try:
+        made = compute_factors(
+            model, vectors, GATED_RULES, allow_mismatch=True, allow_missing=True, force=accepting.force
+        )
+        attn, mlp = (1.0 if block in present else None for block in TUNED_BLOCKS)
+        return replace(search, effects=made.edit(Hyperparameters(attn, mlp, 0.0)), no_effects="")
+    except (InvalidValueError, MismatchError, NoiseError) as error:
+        return replace(search, no_effects=str(error))

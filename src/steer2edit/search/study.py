@@ -1,56 +1,144 @@
-"""The Optuna study that holds the trials of a search: opened again after a kill, shared between machines."""
+"""Trials of a search, the files that keep them, and the Optuna study that proposals and choices are made from."""
 
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from steer2edit.artifacts.run_folder import different_keys
+from steer2edit.artifacts.run_folder import damage_explained, different_keys, write_json
 from steer2edit.errors import ArtifactError, MismatchError, Steer2EditError
-from steer2edit.estimates import Condition
+from steer2edit.estimates import Condition, Estimate, Value
+from steer2edit.evaluation.statistics import estimate
+from steer2edit.method import Hyperparameters
 from steer2edit.progress import step
 from steer2edit.search.goal import Goal
-from steer2edit.search.space import SearchSpace
-from steer2edit.search.trials import Trial
+from steer2edit.search.space import Parameters, SearchSpace
 from steer2edit.settings import SearchOptions
 
-JOURNAL_FILE = "study.journal"
-_IDENTITY = "steer2edit"
+SCHEMA_VERSION = 1
+_NAME = "steer2edit"
 _LOOK, _TURN = "held-out look after", "turn to make"
 _POLL = 1.0  # seconds
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One configuration of a search."""
+
+    generation: int  # the batch of trials it was proposed and measured with
+    index: int  # its place there
+    parameters: Parameters  # the point of the search space; none for the edit of effects
+    hyperparameters: Hyperparameters  # the configuration at that point
+    share: float  # part of the validation items it was measured on; 0 if the sanity filter stopped it
+    stopped: str | None  # why it was not measured on all of them; `None` if it was
+    values: Mapping[str, Sequence[Value]]  # what each item came to, by metric name
+    # generated text by set name; in the file of its generation only
+    replies: Mapping[str, list[str]] = field(default_factory=dict)
+    # verdicts on the replies by set name; in the file of its generation only
+    outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)
+    worker: str = "main"  # who measured it
+    scale: float = 1.0  # what the edit of effects is multiplied by
+
+    @property
+    def key(self) -> str:
+        """Identity within the search."""
+        return self.record.removeprefix("main-")
+
+    @property
+    def record(self) -> str:
+        """Identity within a storage that other workers share."""
+        return f"{self.worker}-{self.generation:04d}-{self.index:03d}"
+
+    @property
+    def label(self) -> str:
+        """The configuration in words; one that is no point of the space is made of the measured effects."""
+        return str(self.hyperparameters) if self.parameters else f"effects {self.hyperparameters} × {self.scale:.3g}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was measured on all validation items; while its generation is, that it was not stopped yet."""
+        return self.stopped is None
+
+    @cached_property
+    def metrics(self) -> dict[str, Estimate]:
+        """Estimates by metric name, from the items it was measured on."""
+        return {name: estimate(values) for name, values in self.values.items()}
+
+    def condition(self) -> Condition:
+        """The trial as a report shows it."""
+        place = {"strength": 1.0, "trial": self.key, "share": self.share, "stopped": self.stopped}
+        made_of = {} if self.parameters else {"rule": "effects", "scale": self.scale}
+        parameters = {**self.hyperparameters.to_json(), **place, **made_of}
+        return Condition(self.label, self.metrics, "edit", parameters, self.replies, self.outcomes, self.values)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields; values that JSON cannot hold become null."""
+        own = {name: getattr(self, name) for name in ("generation", "index", "share", "stopped", "scale")}
+        stored = {name: self.condition().to_json()[name] for name in ("values", "replies", "outcomes")}
+        made_of = {"parameters": dict(self.parameters), "hyperparameters": self.hyperparameters.to_json()}
+        return {**own, **made_of, **stored}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], worker: str) -> "Trial":
+        """The trial that `to_json` described."""
+        return cls(**{**stored, "hyperparameters": Hyperparameters.from_json(stored["hyperparameters"])}, worker=worker)
+
+
+def write_generation(folder: Path, trials: Sequence[Trial]) -> None:
+    """Keep a generation's trials, in whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{trials[0].worker}-{trials[0].generation:04d}.json"
+    write_json(folder / name, {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]})
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials that were kept, by worker, generation and index; an ArtifactError for a file that holds none."""
+    trials = []
+    for path in sorted(folder.glob("[!.]*-[0-9]*.json")):
+        with damage_explained(path):
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["schema_version"] != SCHEMA_VERSION:
+                raise ArtifactError(f"{path} has schema version {stored['schema_version']}, not {SCHEMA_VERSION}.")
+            worker = path.stem.rpartition("-")[0]
+            trials += [Trial.from_json(one, worker) for one in stored["trials"]]
+    return sorted(trials, key=lambda trial: (trial.worker, trial.generation, trial.index))
+
+
 class Study:
-    """The finished trials of one search, whoever measured them: in the journal of the run folder, or in a storage.
+    """The finished trials of one search, whoever measured them: in memory, or in a storage that workers share.
 
     Raises MismatchError for the storage of another search, and ArtifactError for one that cannot be opened.
     """
 
-    def __init__(
-        self, run: Path, identity: Mapping[str, Any], space: SearchSpace, goal: Goal, options: SearchOptions
-    ) -> None:
+    def __init__(self, identity: Mapping[str, Any], space: SearchSpace, goal: Goal, options: SearchOptions) -> None:
         self._space, self._goal, self._worker = space, goal, options.worker
-        self._shared = options.storage is not None
-        self._where = shown_storage(options.storage) or str(run / JOURNAL_FILE)
+        self._where = shown_storage(options.storage)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._errors_explained():
-            backend = RDBStorage(options.storage) if options.storage else _journal(run / JOURNAL_FILE)
-            _require_same(backend, options.study, identity)
             self._study = optuna.create_study(
-                storage=backend, study_name=options.study, directions=["maximize", "minimize"], load_if_exists=True
-            )
-            if _IDENTITY not in self._study.user_attrs:
-                self._study.set_user_attr(_IDENTITY, dict(identity))
+                storage=RDBStorage(options.storage) if options.storage else InMemoryStorage(),
+                study_name=options.study, directions=["maximize", "minimize"], load_if_exists=True,
+            )  # fmt: skip
+            found = self._study.user_attrs.get(_NAME)
+            if found is not None and (differing := different_keys(found, identity)):
+                raise MismatchError(
+                    f"the study {options.study!r} of this storage belongs to another search: it differs in "
+                    f"{'; '.join(differing)}. Give another --study name, or the model, vectors and options it was "
+                    "begun with."
+                )
+            self._study.set_user_attr(_NAME, dict(identity))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 self._study.set_metric_names([goal.attribute, goal.cost])
@@ -81,8 +169,11 @@ class Study:
         with self._errors_explained():
             return self._study.get_trials(deepcopy=False, states=states)
 
+    def _notes(self, name: str) -> list[FrozenTrial]:
+        """Records that are no trial, for other workers, which have an attribute."""
+        return [record for record in self._records(TrialState.FAIL) if name in record.user_attrs]
+
     def _note(self, **attributes: Any) -> None:
-        """A record that is no trial, for other workers."""
         with self._errors_explained():
             self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
 
@@ -91,10 +182,10 @@ class Study:
         with self._errors_explained():
             return [
                 Trial.from_json(
-                    {**{name: own[name] for name in _STORED if name in own}, "parameters": record.params}, own["worker"]
+                    {**record.user_attrs["trial"], "parameters": record.params}, record.user_attrs["worker"]
                 )
                 for record in self.history()
-                if (before is None or record.number < before) and (own := record.user_attrs)
+                if before is None or record.number < before
             ]
 
     def trials_to_choose_from(self, wanted: int) -> list[Trial]:
@@ -103,22 +194,17 @@ class Study:
         Workers that ask for the same number of trials take one look: whoever first has enough says which trials it
         chooses from, by a record of its own in the study, and the others choose from the same.
         """
-        if not self._shared:
-            return self.trials()
-        if not self._looks(wanted):
+        looks = [note for note in self._notes(_LOOK) if note.user_attrs[_LOOK] >= wanted]
+        if not looks:
             self._note(**{_LOOK: wanted})
-        return self.trials(before=self._looks(wanted)[0])
-
-    def _looks(self, wanted: int) -> list[int]:
-        return [one.number for one in self._records(TrialState.FAIL) if one.user_attrs.get(_LOOK, 0) >= wanted]
+            looks = [note for note in self._notes(_LOOK) if note.user_attrs[_LOOK] >= wanted]
+        return self.trials(before=looks[0].number)
 
     def once(self, name: str, make: Callable[[], Any], *, alone: bool = False) -> Any:
-        """The JSON value that a shared storage has under a name, made if it has none; a journal keeps none.
+        """The JSON value that the study has under a name, made if it has none.
 
         With `alone` no two workers make it, also when they ask at once: then one waits for the other.
         """
-        if not self._shared:
-            return make()
         key = hashlib.sha256(name.encode()).hexdigest()
         if alone:
             self._wait_for_turn(key)
@@ -141,41 +227,32 @@ class Study:
 
         A worker that was killed meanwhile has the turn still; called again, it takes it.
         """
-        if self._worker not in self._claims(key):
+
+        def claims() -> list[str]:
+            return [note.user_attrs["worker"] for note in self._notes(_TURN) if note.user_attrs[_TURN] == key]
+
+        if self._worker not in claims():
             self._note(**{_TURN: key, "worker": self._worker})
-        first = self._claims(key)[0]
+        first = claims()[0]
         if first != self._worker and self._kept(key) is None:
             with step(f"Waiting for the worker {first!r}, which measures the held-out items", 1):
                 while self._kept(key) is None:
                     time.sleep(_POLL)
-
-    def _claims(self, key: str) -> list[str]:
-        """The workers that asked to make a value, in the order in which they did."""
-        records = self._records(TrialState.FAIL)
-        return [record.user_attrs["worker"] for record in records if record.user_attrs.get(_TURN) == key]
 
     def _kept(self, key: str) -> Any:
         with self._errors_explained():
             return self._study.user_attrs.get(key)
 
     def _record(self, trial: Trial) -> FrozenTrial:
-        metrics = trial.metrics
-        point = self._goal.point(metrics) if trial.complete else None
-        stored = trial.to_json()
-        attributes = {
-            "key": trial.record,
-            "worker": trial.worker,
-            "label": trial.label,
-            **{name: stored[name] for name in _STORED},
-            "metrics": {name: found.to_json() for name, found in metrics.items()},
-        }
-        excess = self._goal.budget.excess(metrics) if point is not None else {"stopped": 1.0}
+        point = self._goal.point(trial.metrics) if trial.complete else None
+        stored = {name: value for name, value in trial.to_json().items() if name not in ("replies", "outcomes")}
+        excess = self._goal.budget.excess(trial.metrics) if point is not None else {"stopped": 1.0}
         return create_trial(
             state=TrialState.PRUNED if point is None else TrialState.COMPLETE,
             values=None if point is None else list(point),
-            params=dict(trial.parameters),
+            params=stored.pop("parameters"),
             distributions=self._space.distributions() if trial.parameters else {},
-            user_attrs=attributes,
+            user_attrs={"key": trial.record, "worker": trial.worker, "trial": stored},
             constraints={name: value for name, value in excess.items() if value == value},
         )
 
@@ -188,12 +265,8 @@ class Study:
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, KeyError) as error:
             raise ArtifactError(
                 f"the storage {self._where} cannot be used: {str(error).splitlines()[0]}. Give an Optuna storage URL "
-                "such as sqlite:///study.db or postgresql://user@host/database, or leave --storage out for a journal "
-                "in the run folder."
+                "such as sqlite:///study.db or postgresql://user@host/database, or leave --storage out."
             ) from error
-
-
-_STORED = ("generation", "index", "hyperparameters", "share", "stopped", "values", "scale")
 
 
 def shown_storage(url: str | None) -> str | None:
@@ -204,32 +277,3 @@ def shown_storage(url: str | None) -> str | None:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
         return url.split("@")[-1]  # not a URL: whatever stands before an @ may be a password
-
-
-def _journal(path: Path) -> BaseStorage:
-    """The journal in the run folder, of which this process is the only writer (it holds the folder's lock).
-
-    A killed process may leave a half-written last line, which Optuna cannot append to, and its lock, which it would
-    wait for; both are cleared.
-    """
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if path.exists():
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) != len(content):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return JournalStorage(JournalFileBackend(str(path)))
-
-
-def _require_same(backend: BaseStorage, name: str, identity: Mapping[str, Any]) -> None:
-    """Refuse a study that was begun with another model, other vectors or options."""
-    for study in backend.get_all_studies():
-        found = backend.get_study_user_attrs(study._study_id).get(_IDENTITY)
-        if study.study_name == name and found is not None and (differing := different_keys(found, identity)):
-            raise MismatchError(
-                f"the study {name!r} of this storage belongs to another search: it differs in {'; '.join(differing)}. "
-                "Give another --study name or --out, or the model, vectors and options it was begun with."
-            )

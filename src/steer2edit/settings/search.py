@@ -10,10 +10,7 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.settings.declared import NUMBERS, Above, Checked, NotZero, Text, read_names
 from steer2edit.settings.shared import Behaviour, Data, Limit, MaxNewTokens, Robust, Scorer, Seed
 
-Strategy = Literal["grid", "tpe", "nsga2", "random"]
-Coordinates = Literal["paper", "threshold"]
-STUDY_NAME = "steer2edit"
-
+Strategy = Literal["grid", "tpe", "random"]
 Range = tuple[float, float, float]
 """(lowest value, highest value, step of a grid)."""
 
@@ -22,21 +19,19 @@ Range = tuple[float, float, float]
 class SearchOptions(Checked):
     """What a user decides of a search.
 
-    `ranges`, from a recipe, are (low, high, step) by paper coordinate, instead of everywhere and the coarse grid.
+    `ranges`, from a recipe, are (low, high, step) by coordinate, instead of everywhere and the coarse grid.
 
     Args:
-        strategy: tpe, nsga2 or random (Optuna), or grid: the paper's coarse grid, then refined ones.
+        strategy: tpe or random (Optuna), or grid: the paper's coarse grid, then refined ones.
         trials: Configurations to try in all. Ask for more later to extend a search.
-        coordinates: paper: rho_attn, rho_mlp, alpha; threshold: a threshold and a gain per block.
         blocks: Blocks that may be edited: attn, mlp or attn,mlp.
         max_kl: Largest KL to the base on benign requests, nats/token.
         max_over_refusal: Largest share of benign requests refused.
         min_utility: Smallest accuracy on the task of --utility.
         utility: A task with an accuracy, e.g. commonsenseqa or mmlu=FILE, measured too.
-        target_kl: Also compare edit and steering at strengths that spend this KL.
         strengths: Steering strengths; by default those that spend 10 to 100 % of --max-kl.
         generation: Trials proposed and measured together.
-        storage: Optuna storage URL to share between machines; default: a journal in --out.
+        storage: Optuna storage URL to share between machines; by default none.
         study: Name of the study in --storage, which may hold others.
         worker: Name of this process, where several share a storage.
 
@@ -47,18 +42,16 @@ class SearchOptions(Checked):
     behaviour: Behaviour = None
     strategy: Strategy = "tpe"
     trials: Annotated[int, typer.Option(min=1)] = 96
-    coordinates: Coordinates = "paper"
     blocks: Annotated[tuple[str, ...], Text(read_names, default="attn,mlp")] = ("attn", "mlp")
     max_kl: Annotated[float, typer.Option(min=0), Above(0)] = 0.15
     max_over_refusal: Annotated[float | None, typer.Option(min=0, max=1)] = None
     min_utility: Annotated[float | None, typer.Option(min=0, max=1)] = None
     utility: str | None = None
-    target_kl: Annotated[float | None, typer.Option(min=0), Above(0)] = None
     strengths: Annotated[tuple[float, ...], NUMBERS, NotZero] = ()
     generation: Annotated[int, typer.Option(min=2)] = 16
     data: Data = field(default_factory=dict)
     storage: str | None = None
-    study: str = STUDY_NAME
+    study: str = "steer2edit"
     worker: str = "main"
     limit: Limit = None
     max_new_tokens: MaxNewTokens = None
@@ -121,7 +114,7 @@ class RunOptions(Checked):
         kl: Drift that the edit and steering beside it spend, KL in nats per token.
         search: Search for the edit, instead of making it of measured effects in one go.
         stage: Of a recipe: grid to search, refined (by default on the recipe's own model) or coarse.
-        strategy: Of a search: grid, tpe, nsga2 or random, instead of the recipe's.
+        strategy: Of a search: grid, tpe or random, instead of the recipe's.
         trials: Of a search: configurations to try in all; ask for more later to extend a run.
         contrast: Preset or data file to make the vectors from, instead of the behaviour's.
         robust: tuned: an edit of which more survives a fine-tune: see extract.
