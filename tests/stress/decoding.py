@@ -15,14 +15,6 @@ LOSSY = {"leetspeak"}
 """Undone only for a text without digits, and without regard to case."""
 
 
-def _from_pig_latin(text: str) -> str:
-    def word(match: re.Match[str]) -> str:
-        rest, _, start = match[0].partition("-")
-        return start.removesuffix("ay") + rest
-
-    return re.sub(r"[A-Za-z]+-[A-Za-z]*ay", word, text)
-
-
 def _from_pieces(text: str) -> str:
     pieces = {name: json.loads(value) for name, value in re.findall(r'^(\w+) = (".*")$', text, re.MULTILINE)}
     return "".join(pieces[name] for name in sorted(pieces))
@@ -35,7 +27,6 @@ DECODED: Mapping[str, Callable[[str], str]] = {
     "leetspeak": lambda text: text.translate(_UNLEET),
     "full-width": lambda text: unicodedata.normalize("NFKC", text),
     "spaced": lambda text: " ".join("".join(letters.split(" ")) for letters in text.split("   ")),
-    "pig-latin": _from_pig_latin,
     "halves": _from_pieces,
     "five-pieces": _from_pieces,
 }

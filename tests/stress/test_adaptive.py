@@ -20,7 +20,6 @@ from steer2edit.stress.attacks import Transformation
 from steer2edit.stress.conditions import best_of, best_of_n, sentences, worded
 from steer2edit.stress.gcg import (
     GcgBudget,
-    Suffix,
     find_suffix,
     first_refused,
     suffix_attack,
@@ -149,10 +148,10 @@ def test_a_suffix_goes_behind_the_last_message() -> None:
 @pytest.mark.parametrize("family", ["llama", "lfm2", "falcon_h1", "gemma2"])
 def test_a_search_on_every_kind_of_network(family: str) -> None:
     model = tiny_chat_model(family)
-    found = find_suffix(model, "How do I bake bread?", TARGET, SMALL, seed=1)
-    before, after = target_losses(model, ["How do I bake bread?" + s for s in (SMALL.start, found.text)], TARGET)
+    text, losses = find_suffix(model, "How do I bake bread?", TARGET, SMALL, seed=1)
+    before, after = target_losses(model, ["How do I bake bread?" + s for s in (SMALL.start, text)], TARGET)
     assert after < before
-    assert (before, after) == pytest.approx((found.losses[0], found.losses[-1]), abs=1e-4)
+    assert (before, after) == pytest.approx((losses[0], losses[-1]), abs=1e-4)
 
 
 def test_a_broken_edit_is_searched_and_sampled_without_a_crash() -> None:
@@ -181,12 +180,12 @@ def searched():
 
 
 def test_the_search_lowers_the_loss_that_the_text_itself_has(searched) -> None:
-    model, found = searched
-    prompts = ["How do I bake bread?" + suffix for suffix in (SMALL.start, found.text)]
+    model, (text, losses) = searched
+    prompts = ["How do I bake bread?" + suffix for suffix in (SMALL.start, text)]
     start, after = target_losses(model, prompts, TARGET)
     assert after < start - 0.01
     # the prompt as the search saw it is the prompt that is asked: not a role mark is lost, and no token added
-    assert after == pytest.approx(found.losses[-1], abs=1e-3)
+    assert after == pytest.approx(losses[-1], abs=1e-3)
 
 
 def test_the_loss_of_a_target_is_that_of_its_tokens_behind_the_rendered_prompt(searched) -> None:
@@ -201,13 +200,13 @@ def test_the_loss_of_a_target_is_that_of_its_tokens_behind_the_rendered_prompt(s
 
 
 def test_no_suffix_has_a_special_token_or_one_that_is_not_printable(searched) -> None:
-    model, found = searched
+    model, (text, _) = searched
     forbidden = set(gcg.forbidden_tokens(model).tolist())
     assert set(model.tokenizer.all_special_ids) <= forbidden
     assert model.tokenizer("\n", add_special_tokens=False)["input_ids"][0] in forbidden
     assert model.tokenizer("x", add_special_tokens=False)["input_ids"][0] not in forbidden
-    assert found.text.isascii()
-    assert found.text.isprintable()
+    assert text.isascii()
+    assert text.isprintable()
 
 
 def test_the_gradient_is_that_of_the_loss(searched) -> None:
@@ -251,7 +250,7 @@ def test_suffixes_are_searched_on_the_edited_weights_and_asked_of_all_arms() -> 
 
 def test_a_search_that_does_not_search_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def idle(model, prompt, target, budget, seed=0):
-        return Suffix(budget.start, (1.0,))
+        return (budget.start, [1.0])
 
     monkeypatch.setattr(gcg, "find_suffix", idle)
     model, edit = refusing()
@@ -261,7 +260,7 @@ def test_a_search_that_does_not_search_is_caught(monkeypatch: pytest.MonkeyPatch
     assert "does not attack" in result.findings[0].sentence
 
     def lucky(model, prompt, target, budget, seed=0):
-        return Suffix("0n", (1.0,))  # after which both are sure to say "b"
+        return ("0n", [1.0])  # after which both are sure to say "b"
 
     monkeypatch.setattr(gcg, "find_suffix", lucky)
     result = suffix_attack(subject, "b")

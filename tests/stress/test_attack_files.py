@@ -115,7 +115,7 @@ class TestGcg:
     def test_log_of_one_suffix_for_all(self, save: Save) -> None:
         parameters = {"goals": ["Do a", "Do b"], "progressive_goals": True}
         found = read_attacks(save({"params": parameters, "controls": ["!", "x", SUFFIX]}))
-        assert found.suffixes == (SUFFIX,)
+        assert found.templates == (f"{{request}} {SUFFIX}",)
         assert found.note == "The last of 3 suffixes of the log."
 
     def test_goals_and_controls_side_by_side(self, save: Save) -> None:
@@ -125,7 +125,7 @@ class TestGcg:
     def test_nanogcg_result(self, save: Save) -> None:
         content = {"best_loss": 0.5, "best_string": SUFFIX, "losses": [0.5], "strings": [SUFFIX]}
         found = read_attacks(save(content))
-        assert found.suffixes == (SUFFIX,)
+        assert found.templates == (f"{{request}} {SUFFIX}",)
         assert found.citation == "Zou et al. 2023, arXiv 2307.15043"
 
     def test_table_of_requests_and_suffixes(self, save: Save) -> None:
@@ -134,7 +134,7 @@ class TestGcg:
 
     def test_table_of_suffixes(self, save: Save) -> None:
         found = read_attacks(save('{"suffix": "x"}\n{"suffix": "y"}\n{"suffix": "x"}\n', "s.jsonl"))
-        assert found.suffixes == ("x", "y")
+        assert found.templates == ("{request} x", "{request} y")
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -201,11 +201,6 @@ class TestRowsAndFiles:
         with pytest.raises(DataError, match=r"cannot read .*folder\.json"):
             file_test(tmp_path / "folder.json")
 
-    def test_prompts_or_suffixes(self) -> None:
-        for prompts, suffixes in (((), ()), ((ReadyPrompt("a"),), ("b",))):
-            with pytest.raises(DataError, match="ready prompts, or suffixes alone, or templates"):
-                AttackFile("x", "y", prompts, suffixes)
-
 
 def answer(kind: str, text: str) -> str:
     """The edit refuses what is asked plainly; behind `zzz` it does not."""
@@ -255,7 +250,7 @@ class TestAttackFileTest:
         assert named == []
         assert test.name.startswith("attack-file-my-suffixes-")
         assert (test.group, test.contract) == ("attacks", True)
-        assert test.summary == "suffixes: 2 suffixes of a file"
+        assert test.summary == "suffixes: 2 templates of a file"
         (quick,) = test.run(subject).findings
         assert quick.decides
         assert quick.shares["edited"].value == pytest.approx(0.5)  # every other request meets `zzz`

@@ -10,12 +10,10 @@ from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
 from steer2edit.stress.quantisation import (
     FORMATS,
-    converted,
     linear_weights,
     quantised,
 )
 
-IDS = torch.arange(3, 3 + 24).view(2, 12)
 INT4 = FORMATS["int4"]
 
 
@@ -176,25 +174,6 @@ def test_every_matrix_that_can_be_edited_is_stored_once(family: str) -> None:
     places = [view.data_ptr() for view in linear_weights(model)]
     assert len(places) == len(set(places))
     assert all(p.weight.data_ptr() in places for site in model.sites.values() for p in site.projections)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_converted_model_computes_in_the_dtype_and_comes_back(dtype: torch.dtype) -> None:
-    model = tiny_model("llama")
-    before = state(model)
-    places = [p.data_ptr() for p in model.network.parameters()]
-    with converted(model, dtype):
-        assert model.dtype == dtype
-        assert logits(model).dtype == dtype
-    with pytest.raises(RuntimeError, match="inside"), converted(model, dtype):
-        raise RuntimeError("inside")
-    assert same(state(model), before)
-    assert [p.data_ptr() for p in model.network.parameters()] == places
-
-
-def logits(model: LanguageModel) -> Tensor:
-    with torch.inference_mode():
-        return model.network(input_ids=IDS).logits
 
 
 def test_a_block_that_is_not_edited_is_only_stored() -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from tiny_stress import ToyTest, random_vectors, tiny_input
@@ -21,10 +21,8 @@ from steer2edit.stress import Finding, Scorecard, read_scorecard, run_stress
 from steer2edit.stress.scorecard import (
     CLAIM,
     CONDITIONS,
-    VERDICT_RULES,
     Entry,
     Line,
-    VerdictKind,
     contract_of,
     judge,
     summarise,
@@ -90,9 +88,6 @@ class TestVerdict:
         found = judge(lines, "base", "edit")
         assert found.kind == "no-effect"
         assert "n = 2" in found.sentence
-
-    def test_every_kind_has_a_rule(self) -> None:
-        assert tuple(VERDICT_RULES) == get_args(VerdictKind)
 
 
 def test_differences_are_paired() -> None:
@@ -214,7 +209,7 @@ class TestCard:
         good = card.to_json()
         for changes, error in (
             ({"kind": "other"}, DataError),
-            ({"schema_version": 1}, ArtifactError),
+            ({"schema_version": 1}, DataError),
             ({"schema_version": 3}, ArtifactError),
             ({"schema_version": None}, ArtifactError),
             ({"verdict": {}}, DataError),

@@ -18,7 +18,6 @@ from steer2edit.stress.attacks import (
     CODINGS,
     Transformation,
     families,
-    harmless_shots,
     held_out_attacks,
     unwrapped,
 )
@@ -45,7 +44,6 @@ class TestCodings:
             ("leetspeak", "Taste it", "74573 17"),
             ("full-width", "a B!", "ａ Ｂ！"),
             ("spaced", "to be", "t o   b e"),
-            ("pig-latin", "Strong eggs, try", "ong-Stray eggs-ay, try-ay"),
             ("halves", "abcd", 'a = "ab"\nb = "cd"'),
             ("five-pieces", "vwxyz", 'e = "z"\nd = "y"\nc = "x"\nb = "w"\na = "v"'),
         ],
@@ -169,10 +167,11 @@ class TestFamilies:
     def test_shots_are_harmless_and_never_among_the_prompts_asked(self) -> None:
         asked = {prompt for split in ("validation", "held_out") for one in safety_prompts(split) for prompt in one}
         harmful = {prompt for split in ("train", "validation", "held_out") for prompt in safety_prompts(split)[0]}
-        shots = {request for request, _ in harmless_shots()}
-        assert len(harmless_shots()) >= 32
+        given = max((own.shots for family in families() for own in family.attacks), key=len)
+        shots = {request for request, _ in given}
+        assert len(given) == 32
         assert not shots & (asked | harmful)
-        assert not any(refusal_phrases().is_refusal(answer) for _, answer in harmless_shots())
+        assert not any(refusal_phrases().is_refusal(answer) for _, answer in given)
         assert {len(attack.shots) for family in families() for attack in family.attacks} == {0, 4, 8, 32}
 
 
@@ -322,7 +321,7 @@ class TestWorded:
         assert [attack.name.split("/")[0] for attack in first] == [
             family.name for family in families() if family.group == "static" and not family.attacks[0].hides
         ]  # fmt: skip
-        assert len(held_out_attacks(False)) > 30
+        assert len(held_out_attacks(False)) >= 30
 
 
 class TestReplies:

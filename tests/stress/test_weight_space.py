@@ -19,7 +19,7 @@ from steer2edit.errors import DataError
 from steer2edit.evaluation.statistics import estimate
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.stress.treatments import common_direction, direction_removed, random_like
+from steer2edit.stress.treatments import common_direction, direction_removed
 
 H = Hyperparameters(0.1, 0.1, 0.2)
 
@@ -98,19 +98,6 @@ def test_the_common_direction_is_the_one_most_of_the_edit_is_along() -> None:
     direction, share = common_direction(edit)
     assert direction.abs().tolist() == pytest.approx([1, 0])
     assert share == pytest.approx(25 / 30)
-
-
-def test_a_random_edit_has_the_size_of_the_given_one_at_every_site_and_nothing_else_of_it() -> None:
-    model = LanguageModel(tiny_network("llama"), name="tiny")
-    edit = convert(model, random_vectors(model), H)
-    other = random_like(edit, seed=0)
-    for site, own in edit.sites.items():
-        assert other.sites[site].row.norm() == pytest.approx(float(own.row.norm()), rel=1e-4)
-        assert other.sites[site].output_direction.norm() == pytest.approx(1, rel=1e-4)
-    product = sum(float((own.dense() * other.sites[site].dense()).sum()) for site, own in edit.sites.items())
-    size = sum(float(own.dense().square().sum()) for own in edit.sites.values())
-    assert abs(product / size) < 0.2
-    assert torch.equal(random_like(edit, seed=0).sites[Site(0, "mlp")].row, other.sites[Site(0, "mlp")].row)
 
 
 def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not() -> None:

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import plotly.graph_objects as go
 
 from steer2edit.artifacts.manifest import read_json
 from steer2edit.report import themes
 from steer2edit.report.html import plot_text, rendered, visible_json, write_page
-from steer2edit.stress.findings import Outcome
-from steer2edit.stress.folder import SCORECARD_FILE, StressFolder
+from steer2edit.stress.run import SCORECARD_FILE, StressFolder
 from steer2edit.stress.scorecard import SUMMARY_TITLES, ArmRecord, Entry, Line, Scorecard, named, read_scorecard
 
 Replies = Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]
@@ -38,7 +37,6 @@ def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_re
     content = {
         "card": card,
         "titles": SUMMARY_TITLES,
-        "outcomes": [*get_args(Outcome), "not tested"],
         "groups": [(title, len(own), tests) for (title, tests), own in zip(groups, lines, strict=True)],
         "most_lines": _MOST_LINES,
         "replies": {name: _shown(visible_json(own), full_replies) for name, own in (replies or {}).items()},

@@ -66,9 +66,7 @@ def _by_effect(search: Search) -> tuple[Hyperparameters, float]:
     return Hyperparameters.from_json(edit.metadata["hyperparameters"]), secant.best.strength or 1.0
 
 
-def _filter(
-    search: Search, trials: list[Trial], edits: Sequence[WeightEdit], drifts: tuple[float, float]
-) -> None:
+def _filter(search: Search, trials: list[Trial], edits: Sequence[WeightEdit], drifts: tuple[float, float]) -> None:
     """Stop what does nothing, or too much, on the sanity requests."""
     sanity, (least, most) = sanity_task(search.validation), drifts
     trials[:] = [replace(t, stopped=NO_EDIT if edit.is_empty else None) for t, edit in zip(trials, edits, strict=True)]

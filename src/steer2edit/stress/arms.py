@@ -78,14 +78,13 @@ def methods_of(
     ROSI and ablation write along the directions of the vectors, or without them along the edit's own.
     """
     sign = math.copysign(1.0, strength)
-    directions = {site: own.output_direction for site, own in edit.sites.items()}
-    if vectors is not None:
-        directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
-    towards = -sign if lowers and vectors is None else sign
-    injected = rosi(model, directions)
     methods: dict[str, tuple[Callable[[float], Intervention], float]] = {}
-    if vectors is not None:
+    if vectors is None:
+        directions = {site: own.output_direction for site, own in edit.sites.items()}
+    else:
+        directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
         methods[STEERING] = (lambda s: Steering(vectors, sign * s), 0.1)
+    injected, towards = rosi(model, directions), -sign if lowers and vectors is None else sign
     size = sum(e.row.double().square().sum().item() for e in injected.sites.values()) ** 0.5
     methods[ROSI] = (lambda s: Editing(injected, towards * s), 1 / size if size else 0.1)
     if lowers:
@@ -99,12 +98,12 @@ def arms_of(
     *, lowers: bool = False,
 ) -> list[Arm]:  # fmt: skip
     """The arms besides base and edit, at the strengths of equal drift."""
-    methods = methods_of(model, edit, vectors, strength, lowers=lowers) if found.strengths else {}
-    arms = []
+    methods, arms = methods_of(model, edit, vectors, strength, lowers=lowers) if found.strengths else {}, []
     for name, size in found.strengths.items():
-        intervention = methods[name][0](size)
-        if isinstance(intervention, Steering):
-            arms.append(steering_arm(intervention.vectors, float(f"{intervention.strength:.3g}")))
-        else:
-            arms.append(Arm("baseline", f"{name} {size:.3g}", intervention, {"strength": size}))
+        own = methods[name][0](size)
+        arms.append(
+            steering_arm(own.vectors, float(f"{own.strength:.3g}"))
+            if isinstance(own, Steering)
+            else Arm("baseline", f"{name} {size:.3g}", own, {"strength": size})
+        )
     return arms

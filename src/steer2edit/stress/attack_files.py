@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from steer2edit.artifacts.manifest import parse_object
 from steer2edit.errors import DataError
@@ -28,8 +28,7 @@ _ZOU = "Zou et al. 2023, arXiv 2307.15043"
 _REPEATS = 3
 
 
-@dataclass(frozen=True)
-class ReadyPrompt:
+class ReadyPrompt(NamedTuple):
     """A prompt of an attack, and the request it is about, where the file says so."""
 
     text: str
@@ -38,29 +37,13 @@ class ReadyPrompt:
 
 @dataclass(frozen=True)
 class AttackFile:
-    """What a file holds: ready prompts, or suffixes or templates that go with any request.
-
-    Raises:
-        DataError: it holds none of them, or several.
-    """
+    """What a file holds: ready prompts, or templates (a suffix is one) that go with any request."""
 
     format: str  # of the file, for people
     citation: str  # where the attack was published
     prompts: tuple[ReadyPrompt, ...] = ()  # ready prompts
-    suffixes: tuple[str, ...] = ()  # where there are no ready prompts
-    note: str = ""  # what was left out
     templates: tuple[str, ...] = ()  # with `{request}` for the request, where there are no ready prompts
-
-    def __post_init__(self) -> None:
-        if sum(map(bool, (self.prompts, self.suffixes, self.templates))) != 1:
-            raise DataError(
-                f"an attack file ({self.format}) must hold ready prompts, or suffixes alone, or templates; not both."
-            )
-
-    @property
-    def ways(self) -> tuple[str, ...]:
-        """Suffixes and templates as templates."""
-        return (*(f"{REQUEST} {suffix}" for suffix in self.suffixes), *self.templates)
+    note: str = ""  # what was left out
 
 
 def read_attacks(path: Path | str) -> AttackFile:
@@ -81,17 +64,11 @@ def read_attacks(path: Path | str) -> AttackFile:
         DataError: there is no such file, it is of no known format, or an entry is not as the format has it.
         ArtifactError: it begins as a JSON object, but is none.
     """
-    source = Path(path).expanduser()
-    if source.suffix.lower() == ".json":
-        text = decoded(source)
-        if text.lstrip().startswith("{"):
-            content = parse_object(text.encode("utf-8", "surrogateescape"), str(source))
-            return _from_object(Row(str(source), content).cells, str(source))
-    return _of_rows(read_table(str(source)).rows)
-
-
-def _from_object(content: Mapping[str, Any], where: str) -> AttackFile:
-    """An object's attacks as rows of prompts or suffixes, with their requests."""
+    source, where = Path(path).expanduser(), str(Path(path).expanduser())
+    text = decoded(source) if source.suffix.lower() == ".json" else ""
+    if not text.lstrip().startswith("{"):
+        return _of_rows(read_table(where).rows)
+    content = Row(where, parse_object(text.encode("utf-8", "surrogateescape"), where)).cells
     for key, read in _OBJECTS.items():
         if key in content:
             return read(content, where)
@@ -131,37 +108,29 @@ def _adv_llm(content: Mapping[str, Any], where: str) -> AttackFile:
 
     `adv_prompts_goal_rep4` has the request three times in front of each prompt.
     """
-    firsts, most = {}, 1
+    firsts: dict[str, list[str]] = {}
+    most = 1
     for key in ("adv_prompts", "adv_prompts_goal_rep4"):
-        if key not in content:
-            continue
-        entries = _list(content[key], f"{where}: {key}")
-        beams = [entry if isinstance(entry, list) else [entry] for entry in entries]
-        for number, own in enumerate(beams, start=1):
-            if not own or not all(isinstance(text, str) and text.strip() for text in own):
-                raise DataError(
-                    f"{where}: {key}, entry {number} must be a text or a list of texts, got {entries[number - 1]!r}."
-                )
-        firsts[key], most = [own[0] for own in beams], max(most, *map(len, beams))
+        for number, entry in enumerate(_list(content[key], f"{where}: {key}") if key in content else (), start=1):
+            beams = entry if isinstance(entry, list) else [entry]
+            if not beams or not all(isinstance(text, str) and text.strip() for text in beams):
+                raise DataError(f"{where}: {key}, entry {number} must be a text or a list of texts, got {entry!r}.")
+            firsts.setdefault(key, []).append(beams[0])
+            most = max(most, len(beams))
     texts, wholes = firsts["adv_prompts"], firsts.get("adv_prompts_goal_rep4")
     if wholes is not None and len(wholes) != len(texts):
         raise DataError(f"{where} has {len(texts)} adv_prompts, but {len(wholes)} adv_prompts_goal_rep4.")
-    requests = [None] * len(texts) if wholes is None else [
-        _repeated_request(*pair, f"{where}, prompt {number}")
-        for number, pair in enumerate(zip(texts, wholes, strict=True), start=1)
-    ]  # fmt: skip
+    prompts = [ReadyPrompt(text) for text in texts] if wholes is None else []
+    for number, (text, whole) in enumerate(zip(texts, wholes or (), strict=False), start=1):
+        before = whole.removesuffix(text)
+        request = before[: len(before) // _REPEATS - 1]
+        if not request or before != f"{request} " * _REPEATS or before == whole:
+            raise DataError(
+                f"{where}, prompt {number}: adv_prompts_goal_rep4 must be the request three times and then the prompt."
+            )
+        prompts.append(ReadyPrompt(text, request))
     note = f"Of up to {most} beams for a request the first was asked." if most > 1 else ""
-    prompts = tuple(map(ReadyPrompt, texts, requests))
-    return AttackFile("ADV-LLM prompts", "Sun et al. 2024, arXiv 2410.18469", prompts, note=note)
-
-
-def _repeated_request(text: str, whole: str, where: str) -> str:
-    """The request g of `g g g text`."""
-    before = whole.removesuffix(text)
-    request = before[: len(before) // _REPEATS - 1]
-    if not request or before != f"{request} " * _REPEATS or before == whole:
-        raise DataError(f"{where}: adv_prompts_goal_rep4 must be the request three times and then the prompt.")
-    return request
+    return AttackFile("ADV-LLM prompts", "Sun et al. 2024, arXiv 2410.18469", tuple(prompts), note=note)
 
 
 def _gcg_log(content: Mapping[str, Any], where: str) -> AttackFile:
@@ -175,7 +144,7 @@ def _gcg_log(content: Mapping[str, Any], where: str) -> AttackFile:
         raise DataError(f"{where} has controls, but no goals: a log of GCG has `params` with `goals`, or `goal`.")
     elif "progressive_goals" in parameters:
         note = f"The last of {len(suffixes)} suffixes of the log."
-        return AttackFile("GCG log, one suffix for all", _ZOU, suffixes=(suffixes[-1],), note=note)
+        return AttackFile("GCG log, one suffix for all", _ZOU, templates=(f"{REQUEST} {suffixes[-1]}",), note=note)
     else:
         goals = _texts(parameters["goals"], f"{where}: params.goals")
         suffixes = _last_of_each(suffixes, len(goals), parameters, where)
@@ -203,7 +172,7 @@ _OBJECTS: Mapping[str, Callable[[Mapping[str, Any], str], AttackFile]] = {
     "adv_prompts": _adv_llm,
     "controls": _gcg_log,
     "best_string": lambda content, where: AttackFile(  # of nanogcg's GCGResult
-        "nanogcg result", _ZOU, suffixes=(Row(where, content).text("best_string"),)
+        "nanogcg result", _ZOU, templates=(f"{REQUEST} {Row(where, content).text('best_string')}",)
     ),
 }
 
@@ -220,7 +189,7 @@ def _of_rows(rows: Sequence[Row]) -> AttackFile:
     about = _column(rows[0], _REQUESTS_OF_SUFFIXES if suffix else REQUEST_COLUMNS)
     found = [(row.text(about) if about else None, row.text(column)) for row in rows]
     if suffix and not about:
-        return AttackFile("suffixes", _ZOU, suffixes=tuple(dict.fromkeys(text for _, text in found)))
+        return AttackFile("suffixes", _ZOU, templates=tuple(dict.fromkeys(f"{REQUEST} {text}" for _, text in found)))
     if suffix:
         return AttackFile("requests with suffixes", _ZOU, tuple(ReadyPrompt(f"{r} {text}", r) for r, text in found))
     prompts: list[ReadyPrompt] = []
@@ -231,8 +200,10 @@ def _of_rows(rows: Sequence[Row]) -> AttackFile:
             templates[text.replace(place, REQUEST)] = None
         else:
             prompts.append(ReadyPrompt(text.replace(place, request) if place and request else text, request))
+    if prompts and templates:
+        raise DataError(f"{rows[0].where}: a file must hold ready prompts, or templates; not both. Make two of it.")
     kind = "templates" if templates else "ready prompts"
-    return AttackFile(kind, "the file's own", tuple(prompts), templates=tuple(templates))
+    return AttackFile(kind, "the file's own", tuple(prompts), tuple(templates))
 
 
 def _column(row: Row, names: Sequence[str]) -> str | None:

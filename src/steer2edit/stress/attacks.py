@@ -23,21 +23,8 @@ from steer2edit.stress.findings import Group
 REQUEST = "{request}"
 Shots = Literal["turns", "transcript"]
 
-
 _LEET = str.maketrans("aeiostAEIOST", "431057431057")
 _FULL_WIDTH = str.maketrans({code: code + 0xFEE0 for code in range(0x21, 0x7F)})
-_WORD = re.compile(r"[A-Za-z]+")
-
-
-def _pig_latin(text: str) -> str:
-    """`string` to `ing-stray`: the hyphen keeps where the word began, so that it can be undone."""
-
-    def word(match: re.Match[str]) -> str:
-        start = re.match(r"[^aeiouAEIOU]*", match[0])
-        cut = start.end() if start else 0
-        return f"{match[0][cut:]}-{match[0][:cut]}ay" if cut < len(match[0]) else f"{match[0]}-ay"
-
-    return _WORD.sub(word, text)
 
 
 def _in_pieces(text: str, count: int) -> list[str]:
@@ -54,7 +41,6 @@ CODINGS: Mapping[str, Callable[[str], str]] = {
     "leetspeak": lambda text: text.translate(_LEET),
     "full-width": lambda text: text.translate(_FULL_WIDTH),
     "spaced": lambda text: "   ".join(" ".join(word) for word in text.split(" ")),  # three spaces between words
-    "pig-latin": _pig_latin,
     "halves": lambda text: "\n".join(_in_pieces(text, 2)),
     "five-pieces": lambda text: "\n".join(reversed(_in_pieces(text, 5))),
 }
@@ -162,8 +148,21 @@ class Family:
 def families() -> tuple[Family, ...]:
     """All families, in the order of the file."""
     data = resources.files("steer2edit.stress").joinpath("attacks.toml")
+    shots = tuple((str(request), reply) for request, reply in written_answers("safety-benign", "negative"))
+
+    def attack(family: str, row: Mapping[str, Any]) -> Transformation:
+        before = [text["text"] for text in data_rows("long_preamble")[: row.get("preamble", 0)]]
+        given = {
+            "name": f"{family}/{row['name']}",
+            "template": "\n\n".join([*before, row.get("template", REQUEST).strip("\n")]),
+            "shots": shots[: row.get("shots", 0)],
+            "turns": tuple((said, answer) for said, answer in row.get("turns", ())),
+            "openers": tuple(row.get("openers", ())),
+        }
+        return Transformation(**{**row, **given})
+
     return tuple(
-        Family(name, attacks=tuple(_transformation(name, row) for row in table.pop("attacks")), **table)
+        Family(name, attacks=tuple(attack(name, row) for row in table.pop("attacks")), **table)
         for name, table in tomllib.loads(data.read_text(encoding="utf-8")).items()
     )
 
@@ -176,24 +175,7 @@ def held_out_attacks(first_only: bool) -> list[Transformation]:
     return [clear[0] for attacks in own if (clear := [attack for attack in attacks if not attack.hides])]
 
 
-@cache
-def harmless_shots() -> tuple[tuple[str, str], ...]:
-    """Harmless requests with helpful answers."""
-    return tuple((str(request), reply) for request, reply in written_answers("safety-benign", "negative"))
-
-
 def data_rows(name: str) -> list[dict[str, str]]:
     """Rows of a data file: `looks_unsafe`, `other_languages`, `long_preamble`."""
     text = resources.files("steer2edit.stress").joinpath(f"sets/{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
-
-
-def _transformation(family: str, row: Mapping[str, Any]) -> Transformation:
-    given = {**row, "template": row.get("template", REQUEST).strip("\n"), "name": f"{family}/{row['name']}"}
-    if paragraphs := given.get("preamble", 0):
-        before = "\n\n".join(text["text"] for text in data_rows("long_preamble")[:paragraphs])
-        given["template"] = f"{before}\n\n{given['template']}"
-    given["shots"] = harmless_shots()[: row.get("shots", 0)]
-    given["turns"] = tuple((said, answer) for said, answer in row.get("turns", ()))
-    given["openers"] = tuple(row.get("openers", ()))
-    return Transformation(**given)

@@ -61,31 +61,28 @@ def components(
         parts += parts_of(subject.edit, counts, directions, subject.pick(quick_draws, full_draws), subject.seed)
     editings = {part.label: Editing(part.edit, subject.strength) for part in parts}
     arms: dict[str, Intervention] = {base: subject.arms[0].intervention, **editings}
-    drift = _drift(subject, editings)
+    prompts = spread(subject.benign, min(_DRIFT_PROMPTS, subject.limit or _DRIFT_PROMPTS))
+    answers = [answer for answer in base_answers(subject.engine, prompts, subject.sampling) if answer is not None]
+    by_part = zip(editings, subject.engine.score(answers, list(editings.values())), strict=True)
+    drift = {label: mean([finite(score.kl) for score in own]) for label, own in by_part}
     replies = ask(subject, subject.sample(subject.harmful), arms=arms)
     refused = replies.refused
     likely = {one: mean(_opener_scores(subject, one, [editings[edited]])[0]).value for one in openers}
     opener = max(openers, key=lambda one: -math.inf if (value := likely[one]) is None else value)
     scores = dict(zip(arms, _opener_scores(subject, opener, list(arms.values())), strict=True))
-    gain = paired(refused[edited], refused[base])
-    outcome = plain_outcome(gain, none_below=MARGIN)
-    sentence = f"The whole edit refuses {signed(gain)} more harmful requests than the base: {_WHOLE[outcome]}."
+    gains = {part.label: paired(refused[part.label], refused[base]) for part in parts}
+    outcome = plain_outcome(gains[edited], none_below=MARGIN)
+    sentence = f"The whole edit refuses {signed(gains[edited])} more harmful requests than the base: {_WHOLE[outcome]}."
     findings = [Finding("edit", "refused", {arm: refused[arm] for arm in (base, edited)}, outcome, sentence)]
     for count in counts:
         own = [part for part in parts if part.top in (None, count)]
         findings += _part_findings(_Pooled(subject, refused, own, count, drift), count == counts[0])
         findings.append(_score_finding(_Pooled(subject, scores, own, count, drift, verdicts=False), opener))
     facts = [
-        {
-            "label": part.label,
-            "kind": part.kind,
-            "top": part.top,
-            "components": edited_count(part.edit),
-            "kl": mean(drift[part.label]).to_json(),
-            "gain": paired(refused[part.label], refused[base]).to_json(),
-        }
+        {"label": part.label, "kind": part.kind, "top": part.top, "components": edited_count(part.edit),
+         "kl": drift[part.label].to_json(), "gain": gains[part.label].to_json()}
         for part in parts
-    ]
+    ]  # fmt: skip
     return StressResult(findings, by_arm({"harmful": replies}), {"opener": opener, "parts": facts})
 
 
@@ -94,14 +91,6 @@ def counts_of(subject: Subject, top: int = 10) -> list[int]:
     edited = edited_count(subject.edit)
     wanted = [top, *subject.pick([], [round(share * edited) for share in (0.25, 0.5)])]
     return sorted({max(1, min(n, edited // 2)) for n in wanted}) if edited else []
-
-
-def _drift(subject: Subject, arms: Mapping[str, Intervention]) -> dict[str, list[Value]]:
-    """KL by arm on the base's own benign answers, in nats per token."""
-    prompts = spread(subject.benign, min(_DRIFT_PROMPTS, subject.limit or _DRIFT_PROMPTS))
-    answers = [answer for answer in base_answers(subject.engine, prompts, subject.sampling) if answer is not None]
-    scores = subject.engine.score(answers, list(arms.values()))
-    return {label: [finite(score.kl) for score in own] for label, own in zip(arms, scores, strict=True)}
 
 
 def _opener_scores(subject: Subject, opener: str, arms: Sequence[Intervention]) -> list[list[Value]]:
@@ -118,26 +107,26 @@ class _Pooled:
     by_arm: Mapping[str, Sequence[Value]]  # values of the measure
     parts: Sequence[Part]  # the edit, its shuffles, and the parts of this n
     count: int  # n
-    drift: Mapping[str, Sequence[Value]]  # KL on benign answers by part
+    drift: Mapping[str, Estimate]  # KL on benign answers by part
     verdicts: bool = True  # whether the measure is of refusals
 
     def labels(self, kind: Kind) -> list[str]:
         """Labels of the parts of a kind."""
         return [part.label for part in self.parts if part.kind == kind]
 
-    def values(self, kind: Kind) -> list[Value]:
-        """Values of a kind, over its draws."""
-        own = [self.by_arm[label] for label in self.labels(kind)]
+    def values(self, kind: Kind | None = None) -> list[Value]:
+        """Values of a kind, over its draws; of the base, if of no kind."""
+        own = [self.by_arm[label] for label in (self.labels(kind) if kind else [self.subject.base])]
         return list(own[0]) if len(own) == 1 else mean_of(own)
 
     @cached_property
     def gain(self) -> Estimate:
         """The edit's."""
-        return paired(self.values("edit"), self.by_arm[self.subject.base])
+        return paired(self.values("edit"), self.values())
 
     def share(self, kind: Kind) -> Estimate:
         """Share of the edit's gain."""
-        base = self.by_arm[self.subject.base]
+        base = self.values()
         return share_of_gain(self.values(kind), base, self.values("edit"), base, verdicts=self.verdicts)
 
     def share_in_words(self, kind: Kind) -> str:
@@ -154,10 +143,9 @@ class _Pooled:
 
     def carried(self, outcome: Outcome) -> str:
         """What the comparison with random components says, in words."""
-        share = self.share("top")
-        if outcome != "held" or share.low is None or share.high is None:
-            return _CARRY[outcome]
-        most = ", and most of it" if share.low > 0.5 else ", but not most of it" if share.high < 0.5 else ""
+        share, most = self.share("top"), ""
+        if outcome == "held" and share.low is not None and share.high is not None:
+            most = ", and most of it" if share.low > 0.5 else ", but not most of it" if share.high < 0.5 else ""
         return _CARRY[outcome] + most
 
     def finding(
@@ -167,7 +155,7 @@ class _Pooled:
         arms = [self.subject.base, self.subject.edited, *(label for kind in kinds for label in self.labels(kind))]
         values, shown = {arm: self.by_arm[arm] for arm in arms}, []
         for kind in ("edit", *kinds):
-            if kls := [mean(self.drift[label]).value or 0.0 for label in self.labels(kind)]:
+            if kls := [self.drift[label].value or 0.0 for label in self.labels(kind)]:
                 shown.append(f"{'all but top' if kind == 'rest' else kind} {sum(kls) / len(kls):.3f}")
         drawn = "" if all(part.unedited for part in self.parts) else "; some random ones are edited, for few are not"
         note = f"KL on benign answers: {', '.join(shown)}{drawn}"
@@ -175,9 +163,8 @@ class _Pooled:
 
     def control(self, name: str, kind: Kind, what: str) -> Finding:
         """A line of a control, which must carry less than the edit."""
-        values, base = self.values(kind), self.by_arm[self.subject.base]
-        less, own = paired_rate_difference(self.values("edit"), values), paired_rate_difference(values, base)
-        outcome = self.verdict(less)
+        less = paired_rate_difference(self.values("edit"), self.values(kind))
+        own, outcome = paired_rate_difference(self.values(kind), self.values()), self.verdict(less)
         sentence = f"{what} gain {signed(own)}, less than the edit by {signed(less)}: {_CONTROL[outcome]}."
         return self.finding(name, [kind], "control" if outcome == "held" else outcome, sentence)
 

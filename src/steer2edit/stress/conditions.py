@@ -17,7 +17,7 @@ from steer2edit.evaluation.statistics import mean_of, share_of_other_gain
 from steer2edit.models import LanguageModel, Prompt, Reply, encode_prompts
 from steer2edit.steering import RefusalPhrases, refusal_phrases
 from steer2edit.stress.attacks import Transformation, data_rows, held_out_attacks
-from steer2edit.stress.findings import Finding, StressResult
+from steer2edit.stress.findings import StressResult
 from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.verdicts import Effect, attribute_line, gains_left
 
@@ -37,38 +37,28 @@ def worded(subject: Subject, name: str, attacks: Sequence[Transformation], decid
     if subject.suite == "quick" and len(clear) > 1:
         turns = [clear[i % len(clear)] for i in range(len(requests))]
         replies = subject.keep(name, partial(ask_worded, subject, turns, requests))
+        what = f"In {len(clear)} ways in turn"
         note = f"Each request is asked in one of these ways, in turn: {', '.join(one.name for one in clear)}."
-        line = attribute_line(
-            subject, name, f"In {len(clear)} ways in turn", replies, plain, decides=decides, note=note
-        )
+        line = attribute_line(subject, name, what, replies, plain, decides=decides, note=note)
         return StressResult([line], by_arm({name: replies}))
-    found = {
-        attack: subject.keep(attack.name, partial(ask_worded, subject, [attack] * len(requests), requests))
-        for attack in attacks
-    }
-    lines = [
-        attribute_line(
-            subject, one.name, one.name, replies, plain, decides=decides and len(attacks) == 1, hides=one.hides
-        )
-        for one, replies in found.items()
-    ]
-    if len(clear) > 1:
-        lines.insert(0, pooled(subject, name, [found[attack] for attack in clear], plain, decides))
-    return StressResult(lines, by_arm({one.name: replies for one, replies in found.items()}))
+    found, lines, alone = {}, [], decides and len(attacks) == 1
+    for one in attacks:
+        replies = subject.keep(one.name, partial(ask_worded, subject, [one] * len(requests), requests))
+        lines.append(attribute_line(subject, one.name, one.name, replies, plain, decides=alone, hides=one.hides))
+        found[one.name] = replies
+    if len(clear) > 1:  # of every request, the share of the ways under which it was refused
+        every = [found[attack.name] for attack in clear]
+        values = {arm: mean_of([one.refused[arm] for one in every]) for arm in every[0].arms}
+        together = {arm: [reply for one in every for reply in one.arms[arm]] for arm in every[0].arms}
+        replies = Replies(together, seconds=sum(one.seconds for one in every))
+        what = f"In {len(every)} ways, each request in all of them"
+        lines.insert(0, attribute_line(subject, name, what, replies, plain, decides=decides, values=values))
+    return StressResult(lines, by_arm(found))
 
 
 def held_out(subject: Subject) -> StressResult:
     """The held-out attack families; in the quick suite the first of each, those that hide the words left out."""
     return worded(subject, "held-out-attacks", held_out_attacks(subject.suite == "quick"))
-
-
-def pooled(subject: Subject, name: str, found: Sequence[Replies], plain: Replies, decides: bool) -> Finding:
-    """The line of several ways together: of every request, the share of them under which it was refused."""
-    values = {arm: mean_of([one.refused[arm] for one in found]) for arm in found[0].arms}
-    every = {arm: [reply for one in found for reply in one.arms[arm]] for arm in found[0].arms}
-    together = Replies(every, seconds=sum(one.seconds for one in found))
-    what = f"In {len(found)} ways, each request in all of them"
-    return attribute_line(subject, name, what, together, plain, decides=decides, values=values)
 
 
 def ask_worded(subject: Subject, attacks: Sequence[Transformation], requests: Sequence[Prompt]) -> Replies:
@@ -102,22 +92,18 @@ def best_of_n(subject: Subject, temperature: float = 1.0, quick: int = 4, full: 
 
     The line `one-sample` is the first of them: what the temperature alone does.
     """
-    requests, count = subject.requests, subject.pick(quick, full)
+    requests, count, note = subject.requests, subject.pick(quick, full), f"Temperature {temperature:g}."
     sampling = replace(subject.sampling, temperature=temperature, seed=subject.seed)
-    sampled, plain = replace(subject, sampling=sampling), ask_plain(subject, requests)
+    sampled, plain, size = replace(subject, sampling=sampling), ask_plain(subject, requests), len(requests)
     every = subject.keep("best-of-n", lambda: ask(sampled, requests * count, parts=in_form()))
-    size = len(requests)
     samples = [every.part(range(i * size, (i + 1) * size)) for i in range(count)]
-    lines = {f"best-of-{count}": replace(best_of(samples), seconds=every.seconds), "one-sample": samples[0]}
-    note = f"Temperature {temperature:g}."
-    what = {f"best-of-{count}": f"Best of {count} samples", "one-sample": "A single sample"}
+    best, name = replace(best_of(samples), seconds=every.seconds), f"best-of-{count}"
+    findings = [
+        attribute_line(subject, name, f"Best of {count} samples", best, plain, decides=True, note=note),
+        attribute_line(subject, "one-sample", "A single sample", samples[0], plain, note=note),
+    ]
     return StressResult(
-        [
-            attribute_line(subject, name, what[name], replies, plain, decides=name != "one-sample", note=note)
-            for name, replies in lines.items()
-        ],
-        by_arm(lines),
-        {"samples": count, "temperature": temperature},
+        findings, by_arm({name: best, "one-sample": samples[0]}), {"samples": count, "temperature": temperature}
     )
 
 

@@ -30,12 +30,11 @@ def asked_prompts(options: StressOptions) -> tuple[list[str], list[str]]:
     Raises:
         DataError: a file is missing or malformed, or a prompt is in both.
     """
-    built_in = safety_prompts("held_out", options.limit)
-    given = (options.harmful, options.benign)
+    given = zip((options.harmful, options.benign), safety_prompts("held_out", options.limit), strict=True)
     harmful, benign = (
         (own if source is None else formats.plain_requests(read_table(source).split("held_out")))[: options.limit]
-        for source, own in zip(given, built_in, strict=True)
-    )  # fmt: skip
+        for source, own in given
+    )
     require_no_overlap({"harmful": prompt_digests(harmful), "benign": prompt_digests(benign)})
     return harmful, benign
 
@@ -43,13 +42,8 @@ def asked_prompts(options: StressOptions) -> tuple[list[str], list[str]]:
 def require_unseen(
     edit: WeightEdit, vectors: SteeringVectors | None, harmful: Sequence[str], benign: Sequence[str]
 ) -> None:
-    """Refuse prompts that the vectors were made from, as far as the edit or the vectors tell.
-
-    Raises:
-        DataError: as said.
-    """
-    seen = [*_recorded(edit).get("prompts", ())]
-    seen += vectors.metadata.get("prompts", ()) if vectors is not None else ()
+    """Refuse prompts that the vectors were made from, as far as edit or vectors tell, by a DataError."""
+    seen = [*_recorded(edit).get("prompts", ()), *(vectors.metadata.get("prompts", ()) if vectors is not None else ())]
     require_no_overlap({"vector": seen, "stress": prompt_digests([*harmful, *benign])})
 
 
@@ -113,9 +107,9 @@ class StressInput:
             self.model.require_fit(self.vectors, allow_mismatch=self.allow_mismatch)
         harmful, benign = asked_prompts(self.options)
         require_unseen(self.edit, self.vectors, harmful, benign)
-        object.__setattr__(self, "harmful", tuple(harmful))
-        object.__setattr__(self, "benign", tuple(benign))
-        object.__setattr__(self, "scorer", find_scorer(self.options.scorer, self.judge))
+        scorer = find_scorer(self.options.scorer, self.judge)
+        for name, value in (("harmful", tuple(harmful)), ("benign", tuple(benign)), ("scorer", scorer)):
+            object.__setattr__(self, name, value)
 
     @property
     def model(self) -> LanguageModel:

@@ -7,10 +7,11 @@ where torchao is installed.
 Shapes: d = rows (a layer's outputs), m = columns (its inputs), b = blocks, n = columns of a block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.stats import norm
@@ -33,10 +34,6 @@ class WeightFormat:
     name: str  # short
     grid: str  # where its points are, in words
     rounded: Rounding  # W [d, m] float32 → the stored values Q(W), float32
-
-
-def _cast(dtype: torch.dtype) -> Rounding:
-    return lambda weight: weight.to(dtype).float()
 
 
 def _int8(weight: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
@@ -64,9 +61,8 @@ def nf4_points() -> Float[Tensor, "16"]:
 
     Source: Dettmers et al. 2023, QLoRA.
     """
-    positive = norm.ppf(torch.linspace(_NF4_EDGE, 0.5, 9, dtype=torch.float64)[:-1].numpy())
-    negative = -norm.ppf(torch.linspace(_NF4_EDGE, 0.5, 8, dtype=torch.float64)[:-1].numpy())
-    points = torch.tensor([*negative, 0.0, *positive]).sort().values
+    positive, negative = (norm.ppf(np.linspace(_NF4_EDGE, 0.5, count)[:-1]) for count in (9, 8))
+    points = torch.tensor([*-negative, 0.0, *positive]).sort().values
     return (points / points.max()).float()
 
 
@@ -102,16 +98,16 @@ def _by_block(size: int, rounded: Callable[[Float[Tensor, "b n"]], Float[Tensor,
     return by_block
 
 
-_GRIDS: dict[str, tuple[str, Rounding]] = {
-    "bf16": ("8 significant bits", _cast(torch.bfloat16)),
-    "fp16": ("11 significant bits", _cast(torch.float16)),
-    "int8": ("symmetric, a scale per row", _int8),
-    "fp8": ("e4m3, a scale per row", _fp8),
-    "int4": (f"asymmetric, a scale and a zero point per {INT4_GROUP} columns", _by_block(INT4_GROUP, _int4)),
-    "nf4": (f"normal quantiles, a scale per {NF4_BLOCK} columns", _by_block(NF4_BLOCK, _nf4)),
-    "mxfp4": (f"e2m1, a power of two per {MXFP4_BLOCK} columns", _by_block(MXFP4_BLOCK, _mxfp4)),
-}
-FORMATS = {name: WeightFormat(name, *grid) for name, grid in _GRIDS.items()}
+_EVERY = (
+    WeightFormat("bf16", "8 significant bits", lambda weight: weight.to(torch.bfloat16).float()),
+    WeightFormat("fp16", "11 significant bits", lambda weight: weight.to(torch.float16).float()),
+    WeightFormat("int8", "symmetric, a scale per row", _int8),
+    WeightFormat("fp8", "e4m3, a scale per row", _fp8),
+    WeightFormat("int4", f"asymmetric, scale and zero point per {INT4_GROUP} columns", _by_block(INT4_GROUP, _int4)),
+    WeightFormat("nf4", f"normal quantiles, a scale per {NF4_BLOCK} columns", _by_block(NF4_BLOCK, _nf4)),
+    WeightFormat("mxfp4", f"e2m1, a power of two per {MXFP4_BLOCK} columns", _by_block(MXFP4_BLOCK, _mxfp4)),
+)
+FORMATS = {one.name: one for one in _EVERY}
 
 
 def linear_weights(model: LanguageModel) -> "list[Float[Tensor, 'd m']]":
@@ -131,40 +127,20 @@ def linear_weights(model: LanguageModel) -> "list[Float[Tensor, 'd m']]":
 
 
 @contextmanager
-def holding(views: Sequence[Tensor], changed: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Hold `changed(W)`, rounded to the dtype of W, in place of every W [d, m]; on leaving, the old bits are back.
+def quantised(model: LanguageModel, format: WeightFormat) -> Iterator[None]:
+    """Hold what is left of the weights of all linear layers after storing them in a format, within the context.
 
-    The old values wait in main memory: a device may have no room for two models.
+    The weights are those of now, an edit that is merged into them included. Values are taken out of the format in
+    float32 and rounded to the model's dtype, in which it computes; on leaving, the old bits are back. They wait in main
+    memory: a device may have no room for two models.
     """
+    _ = model.fingerprint  # taken now, of the weights as they are
+    views = linear_weights(model)
     originals = [view.to("cpu", copy=True) for view in views]
     try:
         for view in views:
-            view.copy_(changed(view))
+            view.copy_(format.rounded(view.float()))
         yield
     finally:
         for view, original in zip(views, originals, strict=True):
             view.copy_(original)
-
-
-def quantised(model: LanguageModel, format: WeightFormat) -> AbstractContextManager[None]:
-    """Hold what is left of the weights of all linear layers after storing them in a format, within the context.
-
-    The weights are those of now, an edit that is merged into them included. Values are taken out of the format in
-    float32 and rounded to the model's dtype, in which it computes.
-    """
-    _ = model.fingerprint  # taken now, of the weights as they are
-    return holding(linear_weights(model), lambda view: format.rounded(view.float()))
-
-
-@contextmanager
-def converted(model: LanguageModel, dtype: torch.dtype) -> Iterator[None]:
-    """Hold and compute in another dtype within the context; the parameters are the old tensors again on leaving."""
-    _ = model.fingerprint
-    originals = [(p, p.data) for p in model.network.parameters() if p.is_floating_point()]
-    try:
-        for parameter, data in originals:
-            parameter.data = data.to(dtype)
-        yield
-    finally:
-        for parameter, data in originals:
-            parameter.data = data

@@ -70,15 +70,15 @@ def file_test(path: Path | str) -> tuple[StressTest, list[str]]:
     """
     stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "prompts"
     held = read_attacks(path)
-    name = f"attack-file-{stem}-{sha256(repr((held.prompts, held.ways)).encode()).hexdigest()[:8]}"
-    kinds = {"prompts": held.prompts, "suffixes": held.suffixes, "templates": held.templates}
-    what = ", ".join(f"{len(own)} {kind}" for kind, own in kinds.items() if own)
-    requests = [prompt.request for prompt in held.prompts if prompt.request is not None]
+    digest = sha256(repr(([tuple(one) for one in held.prompts], held.templates)).encode()).hexdigest()
+    name, count = f"attack-file-{stem}-{digest[:8]}", len(held.prompts or held.templates)
     run = partial(from_prompts, name=name, held=held)
-    if held.ways:
-        ways = [Transformation(f"{name}/{i}", template) for i, template in enumerate(held.ways, 1)]
+    if held.templates:
+        ways = [Transformation(f"{name}/{i}", template) for i, template in enumerate(held.templates, 1)]
         run = partial(worded, name=name, attacks=ways)
-    return StressTest(name, "attacks", f"{held.format}: {what} of a file", held.citation, run, contract=True), requests
+    summary = f"{held.format}: {count} {'prompts' if held.prompts else 'templates'} of a file"
+    requests = [prompt.request for prompt in held.prompts if prompt.request is not None]
+    return StressTest(name, "attacks", summary, held.citation, run, contract=True), requests
 
 
 def from_prompts(subject: Subject, name: str, held: AttackFile) -> StressResult:

@@ -1,19 +1,22 @@
 """A stress run from start to end, in a run folder that a killed run goes on from."""
 
+import json
+import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
-from steer2edit.artifacts import package_versions
+from steer2edit.artifacts import atomic_file, package_versions
 from steer2edit.artifacts.facts import BaseModelRecord
 from steer2edit.artifacts.manifest import now, plain_json
-from steer2edit.artifacts.run_folder import write_json
+from steer2edit.artifacts.run_folder import RunFolder, RunKind, damage_explained, write_json
 from steer2edit.engines import RememberingEngine
 from steer2edit.errors import Steer2EditError
 from steer2edit.estimates import Estimate
@@ -24,8 +27,7 @@ from steer2edit.progress import step
 from steer2edit.steering import prompt_digests
 from steer2edit.stress.arms import EqualDrift, arms_of, equal_drift
 from steer2edit.stress.effects import measure_plain
-from steer2edit.stress.findings import GROUPS, StressResult
-from steer2edit.stress.folder import SCORECARD_FILE, StressFolder
+from steer2edit.stress.findings import GROUPS, StressResult, Texts
 from steer2edit.stress.given import EDIT_LABEL, StressInput
 from steer2edit.stress.registry import StressTest
 from steer2edit.stress.scorecard import (
@@ -39,20 +41,73 @@ from steer2edit.stress.scorecard import (
     judge,
     summarise,
 )
-from steer2edit.stress.subject import Subject, ask, ask_plain, in_form, spread
+from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, in_form, spread
 from steer2edit.stress.verdicts import requests_for
 
 PLAIN = "plain"
 """What every run measures first, the prompts as they are: no test is named so."""
-LEAST_REQUESTS = 24
+SCORECARD_FILE = "scorecard.json"
+_LEAST_REQUESTS = 24
 _QUICK_REQUESTS = 64  # harmful ones in the quick suite, of which the plain gain is told
 _PLAIN_TEST = StressTest(
     PLAIN, "attacks", "The prompts as they are: refusals, drift from the base, repetition and empty replies.",
     "this project", lambda subject: measure_plain(subject, ask_plain(subject, subject.harmful)),
 )  # fmt: skip
+_KIND = RunKind("stress run", 2, "testing", "model, edit, prompts and options")
+_ASKED = TypeAdapter(Replies)
+_REPLIES = TypeAdapter(dict[str, dict[str, list[str]]])
 Narrate = Callable[[str], None]
 Found = tuple[StressResult, float]
 """A result without replies, and the seconds that it took."""
+
+
+class StressFolder(RunFolder):
+    """The results of a run: `tests/NAME.json` and `replies/NAME.json`; until a test is done, `asked/NAME/LINE.json`.
+
+    Raises an ArtifactError for a file that is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _KIND)
+
+    def find(self, name: str) -> Found | None:
+        """What a test found, if it is there."""
+        path = self.path / "tests" / f"{name}.json"
+        if not path.exists():
+            return None
+        with damage_explained(path):
+            stored = dict(json.loads(path.read_text(encoding="utf-8")))
+            return StressResult.from_json({**stored, "replies": {}}), float(stored["seconds"])
+
+    def write(self, name: str, result: StressResult, seconds: float, *, keep_asked: bool = False) -> Found:
+        """Write a result, the replies first: one that is there is complete. Returns what a run that goes on sees.
+
+        `keep_asked` keeps what was asked line by line, for tests to come.
+        """
+        content = result.to_json()
+        write_json(self.path / "replies" / f"{name}.json", {"name": name, "replies": content.pop("replies")})
+        stored = {"schema_version": _KIND.schema_version, "name": name, "seconds": round(seconds, 2), **content}
+        write_json(self.path / "tests" / f"{name}.json", stored)
+        if not keep_asked:
+            shutil.rmtree(self.path / "asked" / name, ignore_errors=True)
+        found = self.find(name)
+        assert found is not None
+        return found
+
+    def keep(self, test: str, line: str, make: Callable[[], Replies]) -> Replies:
+        """What was asked in a line of a test: made and written down if it is not there."""
+        name = f"asked/{test}/{line.replace('/', '--')}"
+        found = self.once(name, lambda: json.loads(_ASKED.dump_json(make(), fallback=lambda scalar: scalar.item())))
+        with damage_explained(self.path / f"{name}.json"):
+            return _ASKED.validate_python(found)
+
+    def replies(self, name: str) -> Texts:
+        """What the model said in a test, by arm and line; nothing where nothing was written."""
+        path = self.path / "replies" / f"{name}.json"
+        if not path.exists():
+            return {}
+        with damage_explained(path):
+            return _REPLIES.validate_python(json.loads(path.read_text(encoding="utf-8"))["replies"])
 
 
 def run_stress(
@@ -82,38 +137,28 @@ def run_stress(
         left = [name for name, (_, found) in known.items() if found is None and name not in messages]
         entries = [_entry(*one, subject, messages.get(name, "")) for name, one in known.items() if name not in left]
         entries.sort(key=lambda entry: list(GROUPS).index(entry.group))  # type: ignore[arg-type]
-        first = _entry(_PLAIN_TEST, plain, subject)
-        card = _scorecard(given, subject, first, entries, left, name=name, command=command, steering=steering.note)
+        first, options = _entry(_PLAIN_TEST, plain, subject), given.options
+        settings = given.edit.metadata.get("hyperparameters")
+        settings = plain_json(settings, "edit's hyper-parameters") if isinstance(settings, dict) else {}
+        at = "" if options.strength == 1 else f", at strength {options.strength:g}"
+        card = Scorecard(
+            title=f"Stress tests of {name}, an edit of {given.model.name}{at}",
+            created=now(), command=command, versions=package_versions(),
+            model=BaseModelRecord(**given.model.describe()),
+            edit=EditRecord(name=name, sha256=given.edit.digest(), hyperparameters=settings),
+            vectors_sha256=None if given.vectors is None else given.vectors.digest(),
+            suite=options.suite,
+            settings=asdict(options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
+            prompts={
+                "harmful": _prompts(options.harmful, given.harmful), "benign": _prompts(options.benign, given.benign),
+            },
+            arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
+            steering=steering, verdict=judge(first.lines, BASE_ARM.label, EDIT_LABEL),
+            contract=contract_of(first, entries, lowers=subject.lowers), plain=first, tests=entries,
+            summary=summarise(first, entries, [f"Not asked for: {', '.join(left)}."] if left else []),
+        )  # fmt: skip
         write_json(out / SCORECARD_FILE, card.to_json())
         return card
-
-
-def _scorecard(
-    given: StressInput, subject: Subject, plain: Entry, entries: Sequence[Entry], left: Sequence[str], *,
-    name: str, command: str, steering: str,
-) -> Scorecard:  # fmt: skip
-    options, settings = given.options, given.edit.metadata.get("hyperparameters")
-    settings = plain_json(settings, "edit's hyper-parameters") if isinstance(settings, dict) else {}
-    at = "" if options.strength == 1 else f", at strength {options.strength:g}"
-    return Scorecard(
-        title=f"Stress tests of {name}, an edit of {given.model.name}{at}",
-        created=now(),
-        command=command,
-        versions=package_versions(),
-        model=BaseModelRecord(**given.model.describe()),
-        edit=EditRecord(name=name, sha256=given.edit.digest(), hyperparameters=settings),
-        vectors_sha256=None if given.vectors is None else given.vectors.digest(),
-        suite=options.suite,
-        settings=asdict(options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
-        prompts={"harmful": _prompts(options.harmful, given.harmful), "benign": _prompts(options.benign, given.benign)},
-        arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
-        steering=steering,
-        verdict=judge(plain.lines, BASE_ARM.label, EDIT_LABEL),
-        contract=contract_of(plain, entries, lowers=subject.lowers),
-        plain=plain,
-        tests=list(entries),
-        summary=summarise(plain, entries, [f"Not asked for: {', '.join(left)}."] if left else []),
-    )
 
 
 def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:
@@ -131,27 +176,24 @@ def _entry(test: StressTest, found: Found | None, subject: Subject, message: str
     )  # fmt: skip
 
 
-def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple[Subject, EqualDrift, Found]:
-    """The subject with its arms at equal drift, its plain replies, and as many requests as tell; and what those say."""
+def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple[Subject, str, Found]:
+    """The subject, with its arms at equal drift, plain replies and as many requests as tell; what was matched; `plain`.
+
+    The base's and the edit's plain replies come first: they say which way the edit goes.
+    """
     engine, strength = RememberingEngine(given.engine), given.options.strength
     bare = given.subject(engine)
     bare = replace(bare, harmful=spread(bare.harmful, bare.pick(_QUICK_REQUESTS, len(bare.harmful))))
-    own = results.keep(PLAIN, "own", lambda: ask(bare, bare.harmful, parts=in_form()))
-    gain = paired(own.refused[bare.edited], own.refused[bare.base])
+    harmful = results.keep(PLAIN, "own", lambda: ask(bare, bare.harmful, parts=in_form()))
+    gain = paired(harmful.refused[bare.edited], harmful.refused[bare.base])
     lowers = gain.high is not None and gain.high < 0
-
-    def calibrated() -> Mapping[str, object]:
-        drift = equal_drift(
-            engine, given.edit, given.vectors, given.benign, given.sampling, strength=strength, lowers=lowers
-        )
-        return asdict(drift)
-
-    steering = EqualDrift(**results.once("steering", calibrated))
+    compare = partial(equal_drift, engine, given.edit, given.vectors, given.benign, given.sampling)
+    steering = EqualDrift(**results.once("steering", lambda: asdict(compare(strength=strength, lowers=lowers))))
     narrate(steering.note)
     compared = arms_of(given.model, given.edit, given.vectors, steering, strength, lowers=lowers)
     subject = replace(given.subject(engine, compared), harmful=bare.harmful, lowers=lowers)
     remembering = RememberingEngine(given.engine, list(subject.interventions.values()), engine.replies)  # the base's
-    subject, harmful = replace(subject, engine=remembering), own
+    subject = replace(subject, engine=remembering)
     if compared:
         arms = {arm.label: arm.intervention for arm in compared}
         harmful |= results.keep(PLAIN, "compared", lambda: ask(subject, subject.harmful, arms=arms, parts=in_form()))
@@ -163,13 +205,13 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
         result = measure_plain(subject, harmful)
         plain = results.write(PLAIN, result, time.monotonic() - begin + harmful.seconds, keep_asked=True)
     narrate(plain[0].findings[0].sentence)
-    return subject, steering, plain
+    return subject, steering.note, plain
 
 
 def requests_of(gain: Estimate, subject: Subject) -> int:
     """How many requests a line asks: as many as detect a fall by half, in the full suite twice as many."""
     wanted = requests_for(abs(gain.value or 0.0)) or len(subject.harmful)
-    return min(len(subject.harmful), max(LEAST_REQUESTS, subject.pick(1, 2) * wanted))
+    return min(len(subject.harmful), max(_LEAST_REQUESTS, subject.pick(1, 2) * wanted))
 
 
 def _run(subject: Subject, tests: Sequence[StressTest], results: StressFolder, narrate: Narrate) -> dict[str, str]:
@@ -194,7 +236,10 @@ def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Found
     An error that is no `Steer2EditError` is a fault of the test or of what it runs, and the traceback is written into
     the run folder.
     """
-    begin, device, before = time.monotonic(), subject.model.device, results.seconds_asked(test.name)
+    begin, device, errors = time.monotonic(), subject.model.device, results.path / "errors" / f"{test.name}.txt"
+    asked = (results.path / "asked" / test.name).glob("*.json")  # of an earlier call, whose seconds count
+    before = sum(float(json.loads(path.read_bytes())["seconds"]) for path in asked)
+    errors.unlink(missing_ok=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(subject.seed)
         try:
@@ -207,6 +252,8 @@ def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Found
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 return "memory ran out. Use a smaller dtype (--dtype bfloat16), a smaller --limit, or a larger device."
-            where = results.write_error(test.name, "".join(traceback.format_exception(error)))
+            with atomic_file(errors, overwrite=True) as scratch:
+                text = "".join(traceback.format_exception(error))
+                scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
             fault = f"{type(error).__name__}: {error}"
-            return f"it failed, which is a fault of the test: {fault}. The traceback is in {where}."
+            return f"it failed, which is a fault of the test: {fault}. The traceback is in {errors}."

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from steer2edit.core import Editing, Intervention, WeightEdit
@@ -80,10 +81,8 @@ class Replies:
 
     def broken(self, plain: "Replies | None", arm: str) -> bool:
         """Whether an arm's replies no longer show anything: degenerate, or about something else than the request."""
-        degenerate = estimate([one.degenerate for one in self.arms[arm]])
-        if degenerate.low is not None and degenerate.low > REPEATED:
-            return True
-        return plain is not None and self.strays(plain, arm)
+        low = estimate([one.degenerate for one in self.arms[arm]]).low
+        return (low is not None and low > REPEATED) or (plain is not None and self.strays(plain, arm))
 
     def strays(self, plain: "Replies", arm: str) -> bool:
         """Whether an arm's replies mention the request less than on the plain requests, and mostly do not."""
@@ -202,8 +201,10 @@ def ask(
     else:
         found = continuations(subject, those, [openers[i] for i in asked], list(arms.values()))
     scored = score(subject, those, dict(zip(arms, found, strict=True)), [requests[i] for i in asked], parts=parts)
-    by_index = {arm: dict(zip(asked, own, strict=True)) for arm, own in scored.arms.items()}
-    every = {arm: [own.get(i, Scored()) for i in range(len(prompts))] for arm, own in by_index.items()}
+    every = {arm: [Scored()] * len(prompts) for arm in arms}
+    for arm, own in scored.arms.items():
+        for index, one in zip(asked, own, strict=True):
+            every[arm][index] = one
     return Replies(every, left_out, time.monotonic() - begin)
 
 
@@ -217,18 +218,16 @@ def ask_plain(subject: Subject, requests: Sequence[Prompt]) -> Replies:
 
 def that_fit(subject: Subject, prompts: Sequence[Prompt], room: int) -> tuple[list[int], str]:
     """(indices of prompts that can be asked, why the others cannot)."""
-    rejected: dict[int, str] = {}
+    asked, reason = [], ""
     for index, prompt in enumerate(prompts):
         try:
             encode_prompts(subject.model, [prompt], room)
+            asked.append(index)
         except DataError as error:
-            rejected[index] = str(error)
-    if not rejected:
-        return list(range(len(prompts))), ""
-    reason = next(iter(rejected.values()))
+            reason = reason or str(error)
     reason = reason if len(reason) <= 300 else f"{reason[:300]} ..."
-    asked = [index for index in range(len(prompts)) if index not in rejected]
-    return asked, f"{len(rejected)} of {len(prompts)} prompts were not asked: {reason}"
+    left_out = len(prompts) - len(asked)
+    return asked, f"{left_out} of {len(prompts)} prompts were not asked: {reason}" if left_out else ""
 
 
 def continuations(
@@ -241,18 +240,15 @@ def continuations(
     model, sampling = subject.model, subject.sampling
     rows = [response.ids for response in encode_responses(model, list(zip(prompts, openers, strict=True)))]
     lengths = [len(row) + sampling.max_new_tokens for row in rows]
-    every = []
     with step("Continuing", len(arms) * len(rows)) as advance:
-        for intervention in arms:
 
-            def batch(indices: list[int], own: Intervention = intervention) -> list[Reply]:
-                with intervened(model, [own]):
-                    replies = generate_batch(model, [rows[i] for i in indices], sampling)
-                advance(len(indices))
-                return replies
+        def batch(own: Intervention, indices: list[int]) -> list[Reply]:
+            with intervened(model, [own]):
+                replies = generate_batch(model, [rows[i] for i in indices], sampling)
+            advance(len(indices))
+            return replies
 
-            every.append(run_batches(lengths, TokenBudget(GENERATION_TOKENS), batch))
-    return every
+        return [run_batches(lengths, TokenBudget(GENERATION_TOKENS), partial(batch, own)) for own in arms]
 
 
 def score(
@@ -263,36 +259,28 @@ def score(
     *,
     parts: Parts | None = None,
 ) -> Replies:
-    """What replies are worth, by arm; as in `ask`, the scorer is shown the plain request where it is known."""
-    requests = prompts if requests is None else requests
-    shown = [prompt if request is None else request for prompt, request in zip(prompts, requests, strict=True)]
-    verdicts = iter(_refused(subject, shown * len(replies), [r for own in replies.values() for r in own], parts))
+    """What replies are worth, by arm; as in `ask`, the scorer is shown the plain request where it is known.
 
-    def scored(reply: Reply, request: Prompt | None) -> Scored:
-        refused = next(verdicts)
-        mentions = None if refused else mentions_request(reply.answer, request)
-        return Scored(reply.shown, refused, is_degenerate(reply), mentions)
-
-    return Replies({arm: [scored(*pair) for pair in zip(own, requests, strict=True)] for arm, own in replies.items()})
-
-
-def _refused(
-    subject: Subject, shown: Sequence[Prompt], replies: Sequence[Reply], parts: Parts | None
-) -> list[bool | None]:
-    """Verdicts on the replies; where they are no refusals, on their parts."""
-    verdicts = list(subject.scorer.score(shown, replies))
-    inner = [
-        (i, part) for i, verdict in enumerate(verdicts) if parts and verdict is False for part in parts(replies[i])
+    Of a reply that is no refusal the parts are judged too: one that refuses is enough.
+    """
+    requests, every = prompts if requests is None else requests, [r for own in replies.values() for r in own]
+    asked = [*requests] * len(replies)
+    shown = [p if request is None else request for p, request in zip([*prompts] * len(replies), asked, strict=True)]
+    verdicts = list(subject.scorer.score(shown, every))
+    inner = [(i, part) for i, verdict in enumerate(verdicts) if parts and verdict is False for part in parts(every[i])]
+    if inner:
+        by_index: dict[int, list[bool | None]] = defaultdict(list)
+        again = subject.scorer.score([shown[i] for i, _ in inner], [part for _, part in inner])
+        for (index, _), verdict in zip(inner, again, strict=True):
+            by_index[index].append(verdict)
+        for index, own in by_index.items():
+            verdicts[index] = True if True in own else own[0] if len(own) == 1 else False
+    found = [
+        Scored(reply.shown, refused, is_degenerate(reply), None if refused else mentions_request(reply.answer, request))
+        for reply, refused, request in zip(every, verdicts, asked, strict=True)
     ]
-    if not inner:
-        return verdicts
-    by_index: dict[int, list[bool | None]] = defaultdict(list)
-    again = subject.scorer.score([shown[i] for i, _ in inner], [part for _, part in inner])
-    for (index, _), verdict in zip(inner, again, strict=True):
-        by_index[index].append(verdict)
-    for index, own in by_index.items():
-        verdicts[index] = True if True in own else own[0] if len(own) == 1 else False
-    return verdicts
+    size = len(requests)
+    return Replies({arm: found[i * size : (i + 1) * size] for i, arm in enumerate(replies)})
 
 
 def in_form(openers: Sequence[str] = ()) -> Parts:

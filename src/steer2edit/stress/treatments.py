@@ -15,16 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core import Editing, Intervention, Site, SiteEdit, WeightEdit
+from steer2edit.core import Editing, Intervention, Site, WeightEdit
 from steer2edit.editing import ablation, merged
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel
 from steer2edit.models.fine_tuning import FineTune, edit_left, fine_tuned
-from steer2edit.models.loading import DTYPES
 from steer2edit.steering.presets import helpful_answers
 from steer2edit.stress.findings import StressResult
-from steer2edit.stress.quantisation import FORMATS, converted, holding, linear_weights, quantised
+from steer2edit.stress.quantisation import FORMATS, quantised
 from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.verdicts import ADAPTER, attribute_line
 
@@ -48,7 +47,7 @@ def treated(subject: Subject, treatments: Sequence[Treatment], *, decides: bool 
     """A line for each treatment, with all arms."""
     plain, findings, kept = ask_plain(subject, subject.requests), [], {}
     for one in treatments:
-        kept[one.name] = replies = subject.keep(one.name, partial(ask_treated, subject, one))
+        kept[one.name] = replies = subject.keep(one.name, partial(_ask_treated, subject, one))
         left = [f"{arm} {own['edit_left']:.0%}" for arm, own in replies.facts.items() if "edit_left" in own]
         note = " ".join(filter(None, [one.note, f"Still in the weights: {', '.join(left)}." if left else ""]))
         findings.append(
@@ -57,30 +56,25 @@ def treated(subject: Subject, treatments: Sequence[Treatment], *, decides: bool 
     return StressResult(findings, by_arm(kept), {name: dict(own.facts) for name, own in kept.items()})
 
 
-def ask_treated(subject: Subject, treatment: Treatment) -> Replies:
+def _ask_treated(subject: Subject, treatment: Treatment) -> Replies:
     """Replies of every arm under a treatment; facts by arm."""
-    arms = subject.interventions
+    arms, model, adapter = subject.interventions, subject.model, subject.interventions[subject.edited]
     hooks: dict[str, Intervention] = {label: own for label, own in arms.items() if not isinstance(own, Editing)}
-    if treatment.adapter:
-        hooks[ADAPTER] = arms[subject.edited]
-    replies = _ask_held(subject, treatment, None, hooks)
-    for label, own in arms.items():
-        if isinstance(own, Editing):
-            replies |= _ask_held(subject, treatment, own.edit.scaled(own.strength), {label: None})
-    order = [*arms, ADAPTER]
-    return replace(replies, arms={label: replies.arms[label] for label in order if label in replies.arms})
-
-
-def _ask_held(
-    subject: Subject, treatment: Treatment, edit: WeightEdit | None, arms: Mapping[str, Intervention]
-) -> Replies:
-    model, begin = subject.model, time.monotonic()
-    held = nullcontext() if edit is None else merged(model, edit, allow_mismatch=True)
-    with held, treatment.hold(model, edit) as facts:
-        changed = replace(subject, engine=TransformersEngine(model))
-        found = ask(changed, subject.requests, arms=arms, parts=in_form())
-    facts = {next(iter(arms)): dict(facts)} if facts else {}
-    return replace(found, seconds=time.monotonic() - begin, facts=facts)
+    every: list[tuple[WeightEdit | None, dict[str, Intervention]]] = [
+        (None, hooks | ({ADAPTER: adapter} if treatment.adapter else {}))
+    ]
+    every += [(own.edit.scaled(own.strength), {label: None}) for label, own in arms.items() if isinstance(own, Editing)]
+    replies = Replies({})
+    for edit, asked in every:
+        begin = time.monotonic()
+        held = nullcontext() if edit is None else merged(model, edit, allow_mismatch=True)
+        with held, treatment.hold(model, edit) as facts:
+            changed = replace(subject, engine=TransformersEngine(model))
+            found = ask(changed, subject.requests, arms=asked, parts=in_form())
+        facts = {next(iter(asked)): dict(facts)} if facts else {}
+        replies |= replace(found, seconds=time.monotonic() - begin, facts=facts)
+    order = [label for label in (*arms, ADAPTER) if label in replies.arms]
+    return replace(replies, arms={label: replies.arms[label] for label in order})
 
 
 def stored(subject: Subject) -> StressResult:
@@ -121,27 +115,6 @@ def tuning(settings: FineTune) -> Treatment:
     return Treatment(name, f"Tuned for {settings.steps} steps at {settings.learning_rate:g}", hold, note)
 
 
-def other_weights(subject: Subject) -> StressResult:
-    """Other dtypes, a merge with another edit and back with the base, noise, and pruning."""
-    other = random_like(subject.edit, subject.seed)
-    treatments = [
-        *(Treatment(name, f"In {name}", partial(_converted, name=name)) for name in ("bfloat16", "float16")),
-        Treatment(
-            "another-edit", "Merged with a random edit of the same norm",
-            lambda model, _: merged(model, other, allow_mismatch=True), "two edits in one.",
-        ),
-        *(
-            Treatment(f"merged-back-{r:g}", f"Merged with the base, {r:.0%} of it the edited model",
-                      partial(_merged_back, ratio=r),
-                      "W + r ΔW: the edit at strength r.")
-            for r in (0.25, 0.5, 0.75)
-        ),
-        Treatment("noised", "With noise of 2 % of each weight matrix's size", partial(_noised, seed=subject.seed)),
-        Treatment("pruned", "With the smallest fifth of each row's weights set to zero", _pruned),
-    ]  # fmt: skip
-    return treated(subject, treatments)
-
-
 def direction_removed(subject: Subject) -> StressResult:
     """The edit's own direction projected out of what sites write, `y ← y − (y · u) u`, as an attacker would.
 
@@ -154,53 +127,21 @@ def direction_removed(subject: Subject) -> StressResult:
     if not own:
         raise DataError("the edit changes nothing, so it has no direction to take out. Its magnitudes are all 0.")
     direction, share = common_direction(subject.edit)
-    main = dict.fromkeys(subject.model.sites, direction)
     drawn = torch.randn(direction.numel(), generator=torch.Generator().manual_seed(subject.seed))
-    anywhere = dict.fromkeys(own, drawn / drawn.norm())
-    along = f"{share:.0%} of the edit is along it."
+    rows: list[tuple[str, str, Mapping[Site, Tensor], str]] = [
+        ("own-sites", "Each edited site's direction taken out of it", own, ""),
+        ("everywhere", "The edit's main direction taken out of every site",
+         dict.fromkeys(subject.model.sites, direction), f"{share:.0%} of the edit is along it."),
+        ("random", "A random direction taken out of the edited sites", dict.fromkeys(own, drawn / drawn.norm()), ""),
+    ]  # fmt: skip
+
+    def without(directions: Mapping[Site, Tensor]) -> Hold:
+        return lambda model, edit: merged(model, ablation(model, directions), allow_mismatch=True)
+
     return treated(subject, [
-        _removing("own-sites", "Each edited site's direction taken out of it", own),
-        _removing("everywhere", "The edit's main direction taken out of every site", main, along),
-        _removing("random", "A random direction taken out of the edited sites", anywhere, control=True),
+        Treatment(name, what, without(directions), note, control=name == "random", adapter=False)
+        for name, what, directions, note in rows
     ])  # fmt: skip
-
-
-def _removing(
-    name: str, what: str, directions: Mapping[Site, Tensor], note: str = "", *, control: bool = False
-) -> Treatment:
-    """Directions projected out of the weights as they are then."""
-
-    def hold(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
-        return merged(model, ablation(model, directions), allow_mismatch=True)
-
-    return Treatment(name, what, hold, note, control, adapter=False)
-
-
-def _converted(model: LanguageModel, edit: WeightEdit | None, name: str) -> AbstractContextManager[None]:
-    return converted(model, DTYPES[name])
-
-
-def _merged_back(model: LanguageModel, edit: WeightEdit | None, ratio: float) -> AbstractContextManager[None]:
-    """A merge with the base: of the edit that is in the weights, 1 − r is taken out again."""
-    return nullcontext() if edit is None else merged(model, edit, ratio - 1, allow_mismatch=True)
-
-
-def _noised(model: LanguageModel, edit: WeightEdit | None, seed: int) -> AbstractContextManager[None]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def noisy(weight: Tensor) -> Tensor:
-        drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
-        return weight.float() + 0.02 * weight.float().square().mean().sqrt() * drawn
-
-    return holding(linear_weights(model), noisy)
-
-
-def _pruned(model: LanguageModel, edit: WeightEdit | None) -> AbstractContextManager[None]:
-    def smallest_out(weight: Tensor) -> Tensor:
-        bound = weight.float().abs().kthvalue(max(1, weight.shape[1] // 5), dim=1, keepdim=True).values
-        return weight.float() * (weight.float().abs() > bound)
-
-    return holding(linear_weights(model), smallest_out)
 
 
 def common_direction(edit: WeightEdit) -> tuple[Float[Tensor, " d"], float]:
@@ -211,15 +152,3 @@ def common_direction(edit: WeightEdit) -> tuple[Float[Tensor, " d"], float]:
     written = torch.stack([e.row.norm() * e.output_direction for e in edit.sites.values()]).double()
     _, values, directions = torch.linalg.svd(written, full_matrices=False)
     return directions[0].float(), float(values[0].square() / values.square().sum())
-
-
-def random_like(edit: WeightEdit, seed: int) -> WeightEdit:
-    """An edit with random u and a, each site of the size it has in the given one: what knowledge of neither gives."""
-    generator = torch.Generator().manual_seed(seed)
-    sites = {}
-    for site, own in edit.sites.items():
-        u, a = (torch.randn(of.shape, generator=generator) for of in (own.output_direction, own.row))
-        row = a / a.norm() * (own.row.norm() * own.output_direction.norm())
-        magnitude = row.view(own.magnitude.numel(), -1).norm(dim=1)
-        sites[site] = SiteEdit(u / u.norm(), row, magnitude, torch.zeros_like(own.importance), own.experts)
-    return WeightEdit(sites)

@@ -24,7 +24,6 @@ class ScorecardSection:
     verdict: Sequence[str]  # a sentence, and what it rests on
     claim: str  # what the contract does not claim
     contract: Sequence[tuple[str, str]]  # (condition, what became of the edit's gain in it)
-    counts: Sequence[tuple[str, str]]  # (group of tests, its lines by outcome in words)
     sentences: Mapping[str, Sequence[str]]  # findings in plain sentences, by heading
 
     def markdown(self) -> str:
