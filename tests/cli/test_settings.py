@@ -13,8 +13,8 @@ from steer2edit.cli import app
 from steer2edit.cli.options import expanded
 from steer2edit.errors import InvalidValueError
 from steer2edit.recipes.recipe import RecipeSearch
-from steer2edit.settings import ConvertOptions, ExtractOptions, Loading, SearchOptions, declared
-from steer2edit.settings.declared import Above, Checked, Text, read_numbers, read_values
+from steer2edit.settings import ConvertOptions, ExtractOptions, Loading, SearchOptions
+from steer2edit.settings.declared import Above, Checked, Text, declared, read_numbers, read_values
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 

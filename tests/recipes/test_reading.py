@@ -156,7 +156,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_survives_being_written_down(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, VALID))
-    again = read_recipe(written(tmp_path, yaml.safe_dump(recipe.to_json())))
+    again = read_recipe(written(tmp_path, yaml.safe_dump(recipe.model_dump(mode="json"))))
     assert isinstance(again, Recipe)
     assert again == recipe
 

@@ -20,14 +20,7 @@ from steer2edit.method import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparamet
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.models.fine_tuning import FineTune, fine_tuned
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
-from steer2edit.steering import (
-    ContrastSet,
-    extract,
-    load_contrast,
-    measure_effects,
-    measure_inputs,
-    require_no_overlap,
-)
+from steer2edit.steering import ContrastSet, extract, load_contrast, measure_effects, measure_inputs, require_no_overlap
 from steer2edit.steering.presets import helpful_answers
 from steer2edit.steering.source import IN_MEMORY, Source
 from steer2edit.tables import shown_reply, visible
@@ -80,14 +73,14 @@ class Preview:
             f"changed by {CHANGE.text(self.changes[edited])} with the {edited} and by "
             f"{CHANGE.text(self.changes[steered])} with {steered} (n = {self.changes[edited].n})."
         )
-        if not self.nothing:
-            return [f"With the edit {replies}.", odds]
-        return [
-            f"This edit changes nothing that can be seen: {replies}, and the log-odds hardly move. Make it stronger "
-            "(a larger --kl; by the paper's rule a smaller rho), or, if it is not, of measured effects (extract "
-            "--effects).",
-            odds,
-        ]
+        first = f"With the edit {replies}."
+        if self.nothing:
+            first = (
+                f"This edit changes nothing that can be seen: {replies}, and the log-odds hardly move. Make it "
+                "stronger (a larger --kl; by the paper's rule a smaller rho), or, if it is not, of measured effects "
+                "(extract --effects)."
+            )
+        return [first, odds]
 
     def __repr__(self) -> str:
         lines = []
@@ -169,23 +162,19 @@ def make_vectors(
     vectors = with_preview_rows(found, contrast)
     if source is None or isinstance(source, str | Path):
         made = options if source is None else replace(options, contrast=str(source))
-        vectors = replace(vectors, metadata={**vectors.metadata, RECIPE: _recipe(made)})
+        named = {name: value for name, value in vars(made).items() if value != getattr(ExtractOptions, name)}
+        recipe = {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
+        vectors = replace(vectors, metadata={**vectors.metadata, RECIPE: recipe})
     if options.effects or options.decided_by or options.silent_on or options.robust:
+        copies: dict[str, AbstractContextManager[object]] = {}
+        if options.robust:  # every other harmless answer: the contract's own fine-tune has them all
+            tune = replace(_LIGHT_TUNE, seed=options.seed + 1)
+            copies[options.robust] = fine_tuned(model, helpful_answers(model)[::2], tune)
         vectors = measure_effects(
             model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on,
-            seed=options.seed, copies={options.robust: _tuned(model, options.seed)} if options.robust else None,
+            seed=options.seed, copies=copies or None,
         )  # fmt: skip
     return vectors
-
-
-def _tuned(model: LanguageModel, seed: int) -> AbstractContextManager[object]:
-    """The model after a light fine-tune on every other harmless answer, for a while."""
-    return fine_tuned(model, helpful_answers(model)[::2], replace(_LIGHT_TUNE, seed=seed + 1))
-
-
-def _recipe(options: ExtractOptions) -> dict[str, Any]:
-    named = {name: value for name, value in vars(options).items() if value != getattr(ExtractOptions, name)}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
 
 
 def make_edit(

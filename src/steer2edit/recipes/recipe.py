@@ -1,31 +1,22 @@
 """What a recipe says: model, contrast, grids, budget, data sets; by name or file, checked (docs/recipes.md)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from steer2edit.core import TUNED_BLOCKS, Block
 from steer2edit.errors import DataError, did_you_mean
 from steer2edit.evaluation import TASK_KINDS
 from steer2edit.search.space import check_range, range_values
-from steer2edit.settings import ExtractOptions, SearchOptions, declared
-from steer2edit.settings.search import Range
+from steer2edit.settings import ExtractOptions, SearchOptions
+from steer2edit.settings.search import Range, Strategy
 from steer2edit.steering import find_behaviour
 
 
@@ -61,47 +52,35 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
-def _key(options: type, name: str, default: Any) -> tuple[Any, Any]:
-    """A setting of a command as the key of a recipe: type, limits and names are those of the command."""
-    setting = declared(options)[name]
-    kind: Any = (str | None if setting.optional else str) if setting.choices else setting.kind
-    above, option = setting.above, setting.option
-    limits: dict[str, Any] = {"le": option.max, **({"gt": above.limit} if above else {"ge": option.min})}
-    said: list[Any] = [Field(**{key: limit for key, limit in limits.items() if limit is not None})]
-    if setting.choices:
-        said.append(_known(name, setting.choices))
-    if setting.kind == tuple[float, ...]:
-        said.append(BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value))
-    if setting.kind in (float, float | None):
-        said[0] = Field(**{key: limit for key, limit in limits.items() if limit is not None}, allow_inf_nan=False)
-    return Annotated[kind, *said], default
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-def _part(title: str, options: type, *names: str, **others: Any) -> Any:
-    """A part of a recipe: settings of a command by name, with the command's defaults, and others as (type, default)."""
-    defaults = vars(options)
-    keys = {name: others.pop(name) if name in others else _key(options, name, defaults[name]) for name in names}
-    return create_model(title, __base__=_Part, **{**others, **keys})
+class RecipeContrast(_Part):
+    """What the vectors are made from, as the options of `extract`."""
+
+    source: Annotated[str, Field(min_length=1)]
+    labeller: str | None = None
+    max_new_tokens: Count = ExtractOptions.max_new_tokens
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = ExtractOptions.temperature
 
 
-if TYPE_CHECKING:
-    RecipeContrast = Any
-    RecipeSearch = Any
-    RecipeBudget = Any
-else:
-    RecipeContrast = _part(
-        "RecipeContrast", ExtractOptions, "labeller", "max_new_tokens", "temperature",
-        source=(Annotated[str, Field(min_length=1)], ...),
-    )  # fmt: skip
-    RecipeSearch = _part(
-        "RecipeSearch", SearchOptions, "strategy", "trials", "generation", "strengths", "utility",
-        strategy=_key(SearchOptions, "strategy", "grid"),
-        trials=(Annotated[int, Field(ge=1)] | None, None),  # by default as many as the grid asks for
-    )  # fmt: skip
-    RecipeBudget = _part(
-        "RecipeBudget", SearchOptions, "max_kl", "max_over_refusal", "min_utility",
-        max_kl=_key(SearchOptions, "max_kl", ...),
-    )  # fmt: skip
+class RecipeSearch(_Part):
+    """As the options of `search`; by default as many trials as the grid asks for."""
+
+    strategy: Annotated[str, _known("strategy", get_args(Strategy))] = "grid"
+    trials: Count | None = None
+    generation: Annotated[int, Field(ge=2)] = SearchOptions.generation
+    strengths: Annotated[tuple[float, ...], Field(strict=False)] = ()
+    utility: str | None = None
+
+
+class RecipeBudget(_Part):
+    """What the edit may cost, as the options of `search`."""
+
+    max_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    max_over_refusal: Share | None = None
+    min_utility: Share | None = None
 
 
 class Grid(_Part):
@@ -141,7 +120,7 @@ class RecipeModel(_Part):
 
     id: Annotated[str, Field(min_length=1)]
     refined: Grid
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_new_tokens: Count | None = None
     template_args: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -165,7 +144,7 @@ class Recipe(_Part):
     model: RecipeModel
     contrast: RecipeContrast
     coarse: Grid
-    search: RecipeSearch = Field(default_factory=lambda: RecipeSearch())
+    search: RecipeSearch = RecipeSearch()
     budget: RecipeBudget
     data_sets: list[DataSet] = Field(default_factory=list)
     seed: int = 0
@@ -175,10 +154,6 @@ class Recipe(_Part):
         if self.budget.min_utility is not None and self.search.utility is None:
             raise ValueError("budget.min_utility needs a task to measure: give search.utility, e.g. commonsenseqa")
         return self
-
-    def to_json(self) -> dict[str, Any]:
-        """All settings by name."""
-        return self.model_dump(mode="json")
 
 
 _SUFFIXES = (".yaml", ".yml")
@@ -207,6 +182,18 @@ def read_recipe(name: str) -> Recipe:
     return _parsed(resources.files("steer2edit.recipes") / f"{name}.yaml", f"recipe {name}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has already; YAML would take the last of them silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for index, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:index]]:
+                line = key.start_mark.line + 1
+                raise ValueError(f"the key {key.value!r} is there twice (line {line}). Keep one.")
+        return super().construct_mapping(node, deep)
+
+
 def _parsed(file: Path | Traversable, where: str) -> Recipe:
     try:
         text = file.read_text(encoding="utf-8")
@@ -215,15 +202,9 @@ def _parsed(file: Path | Traversable, where: str) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {where}: {error}") from error
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        twice = next(_repeated_keys(node), None)
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise DataError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if twice is not None:
-        raise DataError(
-            f"{where}: the key {twice.value!r} is there twice (line {twice.start_mark.line + 1}). Keep one."
-        )
     if not isinstance(content, dict):
         raise DataError(f"{where} must hold the keys of a recipe, got {_short(content)}. See docs/recipes.md.")
     try:
@@ -235,45 +216,18 @@ def _parsed(file: Path | Traversable, where: str) -> Recipe:
         raise DataError("\n".join(_explained(where, one) for one in found[:_MOST]) + more) from error
 
 
-def _repeated_keys(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """Keys that a mapping has before; YAML would take the last of them silently."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    yield key
-                seen.add(key.value)
-            yield from _repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for entry in node.value:
-            yield from _repeated_keys(entry)
-
-
 def _explained(where: str, error: ErrorDetails) -> str:
     """One line: file, key, value, and what to do."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        *parents, last = error["loc"]
-        known = _model_at(tuple(parents)).model_fields
-        return f"{where}: there is no key {key!r}. {did_you_mean(str(last), known)}"
+        known = {name for part in _Part.__subclasses__() for name in part.model_fields}
+        return f"{where}: there is no key {key!r}. {did_you_mean(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{where}: the key {key!r} is missing. See docs/recipes.md."
     reason = error["msg"].removeprefix("Value error, ").removesuffix(".")
     if not key:
         return f"{where}: {reason}."
     return f"{where}: {key} = {_short(error['input'])}: {reason[:1].lower()}{reason[1:]}."
-
-
-def _model_at(path: tuple[int | str, ...]) -> type[BaseModel]:
-    """The part of the schema that a path of keys leads to."""
-    model: type[BaseModel] = Recipe
-    for part in path:
-        if isinstance(part, str):
-            annotation = model.model_fields[part].annotation
-            kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-            (model,) = [kind for kind in kinds if issubclass(kind, BaseModel)]
-    return model
 
 
 def _short(value: object) -> str:

@@ -28,14 +28,14 @@ from steer2edit.settings.search import Stage
 from steer2edit.steering import prompt_digests, require_no_overlap
 
 
-def stage_of(options: RunOptions) -> Stage:
-    """The grid that is searched: one that was refined for the recipe's model tells nothing about another."""
-    return options.stage or ("coarse" if options.other_model else "refined")
-
-
 def template_args(recipe: Recipe, options: RunOptions, own: Mapping[str, Any]) -> dict[str, Any]:
     """The chat template's arguments: one's own, and those of the recipe for its own model."""
     return {**({} if options.other_model else recipe.model.template_args), **own}
+
+
+def _stage(options: RunOptions) -> Stage:
+    """The grid that is searched: one that was refined for the recipe's model tells nothing about another."""
+    return options.stage or ("coarse" if options.other_model else "refined")
 
 
 def _longest_reply(recipe: Recipe, options: RunOptions) -> int | None:
@@ -45,7 +45,7 @@ def _longest_reply(recipe: Recipe, options: RunOptions) -> int | None:
 
 def search_options(recipe: Recipe, options: RunOptions) -> SearchOptions:
     """The search that a recipe asks for; an InvalidValueError for fewer trials than its grid, which is tried whole."""
-    stage = stage_of(options)
+    stage = _stage(options)
     grid = recipe.coarse if stage == "coarse" else recipe.model.refined
     asked = {**recipe.search.model_dump(), **recipe.budget.model_dump(), **options.of_search}
     whole = asked["strategy"] == "grid"  # and one refined round around its best
@@ -90,43 +90,26 @@ def run_recipe(
         task.require_fit(model)
     with RunFolder(out, RUN).opened(identity(recipe.behaviour, model, source)):
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
-        _require_apart(recipe, vectors, tasks, options)
+        asked = [prompt for task in tasks for prompts in task.asked.values() for prompt in prompts]
+        chosen_on = behaviour(recipe.behaviour, "validation", limit=options.limit).digests
+        seen = {"vector": vectors.metadata.get("prompts", ()), "validation": chosen_on}
+        require_no_overlap({"data set": prompt_digests(asked), **seen})
         folder = out / "search"
         search = prepare_search(model, vectors, wanted, accepting=Accepting(force=force))
         results = search_and_report(search, folder, narrate, command)
         narrate(told(preview(model, vectors, load_edit(folder / "edit"))), [])
-        results["recipe"] = {
-            **recipe.to_json(), "stage": stage_of(options), "on_own_model": not options.other_model
-        }  # fmt: skip
+        where = {"stage": _stage(options), "on_own_model": not options.other_model}
+        results["recipe"] = {**recipe.model_dump(mode="json"), **where}
         if tasks:
             results["data_sets"] = _measured(model, vectors, tasks, specs, settings, folder, results, narrate)
         write_run(results, load_edit(folder / "edit"), folder)
         return results
 
 
-def _require_apart(recipe: Recipe, vectors: SteeringVectors, tasks: Sequence[Task], options: RunOptions) -> None:
-    """Data sets share no prompt with what the vectors were made from or the edit is chosen on."""
-    chosen_on = behaviour(recipe.behaviour, "validation", limit=options.limit)
-    asked = [prompt for task in tasks for prompts in task.asked.values() for prompt in prompts]
-    require_no_overlap(
-        {
-            "data set": prompt_digests(asked),
-            "vector": vectors.metadata.get("prompts", ()),
-            "validation": chosen_on.digests,
-        }
-    )
-
-
 def _measured(
-    model: LanguageModel,
-    vectors: SteeringVectors,
-    tasks: Sequence[Task],
-    specs: Sequence[str],
-    settings: TaskSettings,
-    folder: Path,
-    results: dict[str, Any],
-    narrate: Narrate,
-) -> dict[str, Any]:
+    model: LanguageModel, vectors: SteeringVectors, tasks: Sequence[Task], specs: Sequence[str],
+    settings: TaskSettings, folder: Path, results: dict[str, Any], narrate: Narrate,
+) -> dict[str, Any]:  # fmt: skip
     """Base, steering of about the edit's cost, and the recommended edit on the data sets; kept in the folder."""
     run = read_results(results)
     assert run.edited is not None

@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,38 +77,27 @@ def verify_artifacts(
     The adapter is compared in float32 with the run-time edit; the checkpoint in its own dtype with the edit merged into
     the weights. An ArtifactError for one that does not load in a fresh process.
     """
-    sampling = Sampling(max_new_tokens)
+    sampling, name = Sampling(max_new_tokens), "Verifying"
     exact = load_model(model.name, dtype="float32", device="cpu")
     with edited(exact, edit):
-        from_hook = [list(reply.ids) for reply in generate(exact, prompts, sampling, description="Verifying")]
+        from_hook = [list(reply.ids) for reply in generate(exact, prompts, sampling, description=name)]
     with merged(model, edit):
-        from_weights = [list(reply.ids) for reply in generate(model, prompts, sampling, description="Verifying")]
-    dtype = str(model.dtype).removeprefix("torch.")
-    base = str(exact.network.config._name_or_path)
+        from_weights = [list(reply.ids) for reply in generate(model, prompts, sampling, description=name)]
+    dtype, base = str(model.dtype).removeprefix("torch."), str(exact.network.config._name_or_path)
     asked = {"prompts": list(prompts), "max_new_tokens": max_new_tokens, "ends": end_ids(exact)}
-    from_adapter = _reloaded({"base": base, "adapter": str(adapter), "dtype": "float32", **asked})
-    from_checkpoint = _reloaded({"base": str(checkpoint), "adapter": None, "dtype": dtype, **asked})
-    return {
-        "adapter": _agreement(from_hook, from_adapter),
-        "checkpoint": _agreement(from_weights, from_checkpoint),
-    }
-
-
-def _reloaded(request: Mapping[str, Any]) -> list[list[int]]:
-    script = Path(__file__).with_name("reload.py")
-    done = subprocess.run(
-        [sys.executable, "-I", str(script)], input=json.dumps(request), capture_output=True, text=True
-    )
-    if done.returncode:
-        raise ArtifactError(
-            f"{request['adapter'] or request['base']} does not load in a fresh process: {done.stderr.strip()[-500:]}"
-        )
-    replies: list[list[int]] = json.loads(done.stdout)
-    return replies
-
-
-def _agreement(expected: list[list[int]], found: list[list[int]]) -> dict[str, int]:
-    return {"identical": sum(a == b for a, b in zip(expected, found, strict=True)), "n": len(expected)}
+    found = {}
+    for what, expected, request in (
+        ("adapter", from_hook, {"base": base, "adapter": str(adapter), "dtype": "float32", **asked}),
+        ("checkpoint", from_weights, {"base": str(checkpoint), "adapter": None, "dtype": dtype, **asked}),
+    ):
+        command = [sys.executable, "-I", str(Path(__file__).with_name("reload.py"))]
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+        if done.returncode:
+            place, error = adapter if what == "adapter" else checkpoint, done.stderr.strip()[-500:]
+            raise ArtifactError(f"{place} does not load in a fresh process: {error}")
+        same = sum(a == b for a, b in zip(expected, json.loads(done.stdout), strict=True))
+        found[what] = {"identical": same, "n": len(expected)}
+    return found
 
 
 RUN = RunKind("run", 1, "working", "model and options")
@@ -194,10 +183,10 @@ class _Run:
             found = calibrate(self.engine, lambda s: Steering(self.vectors, s), drift, self.kl, first=0.1)
             return {"strength": round(found.strength, 4)}
 
-        found = self.folder.once("steering", spending)
+        strength = self.folder.once("steering", spending)["strength"]
 
         def measure() -> list[Condition]:
-            arms = [BASE_ARM, steering_arm(self.vectors, found["strength"])]
+            arms = [BASE_ARM, steering_arm(self.vectors, strength)]
             if paper:
                 by_rule = at_drift(self.engine, convert(self.engine.model, self.vectors, PAPER), self.kl)
                 arms.append(edit_arm(by_rule, "the paper's rule"))
@@ -206,13 +195,18 @@ class _Run:
         final = self.folder.conditions("held_out", "conditions", measure)
         self.narrate(f"Held-out prompts; steering and edit spend KL {self.kl:g} on validation prompts:", final)
         save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=for_card(final), overwrite=True)
+        gaps = compare([final[1], final[-1]])[0]["differences"]  # item by item, but for what compares with the base
+        for name, gap in gaps.items():
+            metric = metric_name(name)
+            notation = POINTS if metric.scale == "share" else CHANGE
+            self.narrate(f"{metric.short}, edit less steering: {notation.text(Estimate(**gap), n=True)}.", [])
         return {
             "held_out": {"conditions": [c.to_json() for c in final]},
-            "edit_minus_steering": self._ahead(final[-1], final[1]),
+            "edit_minus_steering": gaps,
             "prompts": part.prompts,
             "chosen": {
                 "hyperparameters": self.edit.metadata["hyperparameters"],
-                "steering_strength": found["strength"],
+                "steering_strength": strength,
                 "rule": RULE,
             },
         }
@@ -234,15 +228,6 @@ class _Run:
             [],
         )
         return {"verification": found}
-
-    def _ahead(self, edit: Condition, steering: Condition) -> dict[str, Any]:
-        """Edit less steering, item by item, in every metric but those that compare with the base."""
-        gaps: dict[str, Any] = compare([steering, edit])[0]["differences"]
-        for name, gap in gaps.items():
-            metric = metric_name(name)
-            notation = POINTS if metric.scale == "share" else CHANGE
-            self.narrate(f"{metric.short}, edit less steering: {notation.text(Estimate(**gap), n=True)}.", [])
-        return gaps
 
 
 def vectors_once(model: LanguageModel, options: ExtractOptions, path: Path, narrate: Narrate) -> SteeringVectors:

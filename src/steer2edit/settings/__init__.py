@@ -1,9 +1,16 @@
 """Every setting once: what a command's options, a recipe's keys and Python's keywords are made of. Imports no torch."""
 
-from steer2edit.settings.declared import declared
 from steer2edit.settings.search import ComparisonOptions, RunOptions, SearchOptions, StressOptions
-from steer2edit.settings.shared import Accepting, Loading, Placing, PlainLoading, Reading
-from steer2edit.settings.vectors import ConvertOptions, ExtractOptions, RefitOptions
+from steer2edit.settings.shared import (
+    Accepting,
+    ConvertOptions,
+    ExtractOptions,
+    Loading,
+    Placing,
+    PlainLoading,
+    Reading,
+    RefitOptions,
+)
 
 __all__ = [
     "Accepting",
@@ -18,5 +25,4 @@ __all__ = [
     "RunOptions",
     "SearchOptions",
     "StressOptions",
-    "declared",
 ]

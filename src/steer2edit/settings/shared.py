@@ -1,4 +1,4 @@
-"""Settings that several commands have: one definition each."""
+"""Settings that several commands have, and what a user decides of an extraction, a conversion and a refit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from steer2edit.settings.declared import SETS, VALUES, Checked
+from steer2edit.errors import InvalidValueError
+from steer2edit.settings.declared import SETS, VALUES, Checked, Text, read_number_or_off
 
 Behaviour = Annotated[
     str | None,
@@ -116,3 +117,112 @@ class Loading(PlainLoading):
         default_factory=dict
     )
     system: str | None = None
+
+
+OFF = Text(read_number_or_off, default="off")
+
+
+@dataclass(frozen=True)
+class ExtractOptions(Checked):
+    """What vectors are made from.
+
+    Args:
+        contrast: A behaviour (safety, safety-benign, truthfulness, conciseness, sycophancy, abstention, over-refusal,
+            formality), a behaviour's folder, or a file: .jsonl, .json, .csv, .tsv, .txt, .parquet, or
+            hub:OWNER/NAME/FILE.
+        positive: File of positive rows, with --negative.
+        negative: File of negative rows, with --positive.
+        max_new_tokens: Longest generated response.
+        temperature: 0 for greedy generation.
+        direction: What v is: mean, the paper's difference of class means; or, beyond it, pca (of pairs), probe
+            (logistic regression) or lda (whitened difference). The diagnosis has the mean's beside.
+        span: What of a response is averaged; N for its first N tokens.
+        block_outputs: Measure the outputs of whole layers too: control vectors of other tools need them.
+        effects: Measure what every head and neuron does to the behaviour, and what it costs: convert --importance
+            effect makes edits of that.
+        decided_by: What of a response --effects are on: its first tokens, the whole answer, or its end: first, answer,
+            end. By default what suits the behaviour; first for a file.
+        silent_on: Requests on which edits made of --effects are to do nothing (convert --input-direction gated):
+            `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
+        robust: tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
+            more of the edit survives another fine-tune, and less is done without one.
+
+    Raises:
+        InvalidValueError: a value is out of range.
+    """
+
+    contrast: str | None = None
+    positive: Path | None = None
+    negative: Path | None = None
+    labeller: Labeller = None
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 24
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0
+    limit: Limit = None
+    direction: Literal["mean", "pca", "probe", "lda"] = "mean"
+    span: Annotated[str, typer.Option(metavar="response|thought|answer|N")] = "response"
+    block_outputs: bool = False
+    effects: bool = False
+    decided_by: str | None = None
+    silent_on: str | None = None
+    robust: Robust = None
+    seed: Seed = 0
+
+    @property
+    def source(self) -> str | tuple[Path, Path]:
+        """The preset or file, or the two files; an InvalidValueError for two sources, or none."""
+        if self.contrast and not (self.positive or self.negative):
+            return self.contrast
+        if self.contrast or not (self.positive and self.negative):
+            raise InvalidValueError(
+                "give either --contrast BEHAVIOUR|FOLDER|FILE, or both --positive FILE and --negative FILE."
+            )  # fmt: skip
+        return self.positive, self.negative
+
+
+@dataclass(frozen=True)
+class ConvertOptions(Checked):
+    """What edit is made.
+
+    Args:
+        rho_attn: Budget rho > 0 of attention heads, or off. Larger means weaker.
+        rho_mlp: Budget rho > 0 of MLP neurons, or off. Larger means weaker.
+        alpha: l1 share alpha in [0, 1). Larger means sparser. By default 0.5, and 0 for edits of effects.
+        input_direction: Rule for k: sensitivity (the paper's), mean, svd; or, beyond it, gated (with --importance
+            effect).
+        importance: Rule for g: cosine (the paper's), dot; or, beyond it, effect (extract --effects).
+        magnitude: Rule for lambda: elastic-net (the paper's), top-k, ridge.
+        kl: Scale the edit so that it drifts this far from the base on benign requests, KL in nats per token. By default
+            0.03 for edits of effects, and not at all otherwise.
+        min_expert_tokens: Leave out experts of a mixture that were given fewer tokens in the contrast set; by default
+            32.
+        contrast: Behaviour, folder or file to measure input means on, for vectors that were made elsewhere.
+
+    Raises:
+        InvalidValueError: a value is out of range, or an option lacks another that it needs.
+    """
+
+    rho_attn: Annotated[float | None, OFF] = None
+    rho_mlp: Annotated[float | None, OFF] = None
+    alpha: float | None = None
+    input_direction: str = "sensitivity"
+    importance: str = "cosine"
+    magnitude: str = "elastic-net"
+    kl: float | None = None
+    min_expert_tokens: Annotated[int | None, typer.Option(min=0)] = None
+    contrast: str | None = None
+    labeller: Labeller = None
+    limit: Limit = None
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class RefitOptions(Checked):
+    """What is changed of an edit's own recipe.
+
+    Args:
+        contrast: What the vectors are made from, where the edit does not say or its file has moved.
+    """
+
+    contrast: str | None = None
+    limit: Limit = None
+    force: Force = False
