@@ -15,8 +15,8 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Estimate, Value
 from steer2edit.evaluation.statistics import mean_of, share_of_gain, share_of_other_gain
 from steer2edit.models import Sampling
-from steer2edit.stress.arms import ABLATION, ROSI, arms_of, equal_drift
 from steer2edit.stress.findings import StressResult
+from steer2edit.stress.given import ABLATION, ROSI, arms_of, equal_drift
 from steer2edit.stress.subject import Replies, Scored
 from steer2edit.stress.verdicts import ADAPTER, attribute_line, needed_requests, requests_for, share_outcome
 

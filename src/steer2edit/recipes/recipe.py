@@ -1,7 +1,6 @@
 """What a recipe says: model, contrast, grids, budget, data sets; by name or file, checked (docs/recipes.md)."""
 
 import math
-from collections.abc import Hashable
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -182,10 +181,10 @@ def read_recipe(name: str) -> Recipe:
     return _parsed(resources.files("steer2edit.recipes") / f"{name}.yaml", f"recipe {name}")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Refuses a key that a mapping has already; YAML would take the last of them silently."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for index, key in enumerate(keys):
             if key.value in [earlier.value for earlier in keys[:index]]:

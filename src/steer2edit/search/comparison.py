@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
-from steer2edit.core import Editing, Intervention, Site, Steering, SteeringVectors, WeightEdit
+from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import ablation, compute_factors, natural_strength, rosi
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
@@ -54,41 +52,30 @@ def comparison_methods(
     MismatchError for an artifact of another model or vectors without input means, NoiseError for vectors that are all
     noise, and InvalidValueError for a given edit with the name of another method.
     """
-    sign = -1 if suppress else 1
-    made, left_out = _made_edits(model, vectors, allow_mismatch)
-    if shared := sorted({STEERING, "ablation", *made, *left_out} & edits.keys()):
-        raise InvalidValueError(f"an edit is called {shared[0]!r}, as a method is: rename its directory.")
-    for edit in edits.values():
-        model.require_fit(edit, allow_mismatch=allow_mismatch)
-    methods = {STEERING: Method("steering", lambda s: Steering(vectors, sign * s), 0.05, vectors.digest())}
-    methods |= {name: _editing(edit, sign, _ROSI_SIZE if name == "rosi" else None) for name, edit in made.items()}
-    methods |= {name: _editing(edit, sign) for name, edit in edits.items()}
-    if suppress:
-        methods["ablation"] = _editing(ablation(model, _directions(vectors)), 1)
-    return methods, left_out
-
-
-def _made_edits(
-    model: LanguageModel, vectors: SteeringVectors, allow_mismatch: bool
-) -> tuple[dict[str, WeightEdit], dict[str, str]]:
+    sign, left_out = -1 if suppress else 1, {}
+    directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
     recipes = {"paper": (PAPER_RULES, PAPER)}
-    left_out = {}
     if vectors.has_effects:
         recipes |= {"effects": (Rules(importance="effect"), EVERYTHING), "gated": (GATED_RULES, EVERYTHING)}
     else:
         left_out["effects"] = "the vectors have no measured effects: extract them with --effects"
-    factors, made = compute_factors(model, vectors, PAPER_RULES, allow_mismatch=allow_mismatch), {}
+    methods = {STEERING: Method("steering", lambda s: Steering(vectors, sign * s), 0.05, vectors.digest())}
+    factors = compute_factors(model, vectors, PAPER_RULES, allow_mismatch=allow_mismatch)
     for name, (rules, hyperparameters) in recipes.items():
         try:
             known = factors if rules == PAPER_RULES else compute_factors(model, vectors, rules, allow_mismatch=True)
-            made[name] = known.edit(hyperparameters)
+            methods[name] = _editing(known.edit(hyperparameters), sign)
         except (InvalidValueError, MismatchError, NoiseError) as error:  # nothing to edit, or not in those blocks
             left_out[name] = str(error)
-    return {**made, "rosi": rosi(model, _directions(vectors))}, left_out
-
-
-def _directions(vectors: SteeringVectors) -> dict[Site, Tensor]:
-    return {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
+    methods["rosi"] = _editing(rosi(model, directions), sign, _ROSI_SIZE)
+    if shared := sorted({"ablation", *methods, *left_out} & edits.keys()):
+        raise InvalidValueError(f"an edit is called {shared[0]!r}, as a method is: rename its directory.")
+    for name, edit in edits.items():
+        model.require_fit(edit, allow_mismatch=allow_mismatch)
+        methods[name] = _editing(edit, sign)
+    if suppress:
+        methods["ablation"] = _editing(ablation(model, directions), 1)
+    return methods, left_out
 
 
 def _editing(edit: WeightEdit, sign: int, size: float | None = None) -> Method:
@@ -136,7 +123,12 @@ def run_comparison(
     for name, conditions in found.items():
         narrate(f"{name}, on held-out items:", [base, *conditions])
     plan = _plan(options, held_out)
-    figures = method_figures(base, found, plan, _items(held_out), seed=options.seed)
+    items = {  # by metric, the prompts that it is measured on: metrics of the same prompts are resampled together
+        name: tuple(str(p) for prompts in task.asked.values() for p in prompts)  # type: ignore[attr-defined]
+        for task in held_out.tasks
+        for name in task.metric_names  # type: ignore[attr-defined]
+    }
+    figures = method_figures(base, found, plan, items, seed=options.seed)
     title = f"Methods compared, {held_out.name} on {engine.model.name}"
     return {
         **run_facts(title, held_out, engine.model, command, asdict(options)),
@@ -193,10 +185,8 @@ def _arms(
 
             def find(missing: list[str], target: float = target, keys: dict[str, str] = keys) -> list[dict[str, Any]]:
                 wanted = [(methods[keys[key]].at, firsts[keys[key]]) for key in missing]
-                found = calibrate_together(
-                    engine, wanted, task, target, tolerance=_TOLERANCE, most_steps=_MOST_STEPS
-                )  # fmt: skip
-                return [asdict(one) for one in found]
+                how = {"tolerance": _TOLERANCE, "most_steps": _MOST_STEPS}
+                return [asdict(one) for one in calibrate_together(engine, wanted, task, target, **how)]  # type: ignore[arg-type]
 
             found = folder.once_each("calibrated", list(keys), find)
             advance(1)
@@ -225,37 +215,22 @@ def _measured(
         return base, {name: [once(arm) for arm in own] for name, own in arms.items()}
 
 
-def _items(measured: Behaviour) -> dict[str, object]:
-    """By metric, the prompts that it is measured on: metrics of the same prompts are resampled together."""
-    return {
-        name: tuple(str(p) for prompts in task.asked.values() for p in prompts)  # type: ignore[attr-defined]
-        for task in measured.tasks
-        for name in task.metric_names  # type: ignore[attr-defined]
-    }
-
-
 def _summary(figures: Mapping[str, Mapping[str, Figure]], plan: Plan) -> list[str]:
     """In plain sentences: the method with the largest area below its curve, against steering."""
     area = f"area {COST}"
     best = max((name for name in figures if name != STEERING), key=lambda name: figures[name][area].value.value or 0.0)
     kl = f"at kl {(plan.kls[-2:-1] or plan.kls)[0]:g}"
-    costs = [f"area {metric}" for metric in plan.second[:1]]
     own, steered = figures[best], figures[STEERING]
-    lines = [
-        f"{metric_name(plan.attribute).brief} {own[kl].label}: {best} {figure_text(own[kl].value, own[kl].share)}, "
-        f"steering {figure_text(steered[kl].value, own[kl].share)}, "
+    lines = {
+        kl: f"{metric_name(plan.attribute).brief} {own[kl].label}: {best} "
+        f"{figure_text(own[kl].value, own[kl].share)}, steering {figure_text(steered[kl].value, own[kl].share)}, "
         f"difference {figure_text(own[kl].against_steering, own[kl].share, sign=True)}"
-    ]
-    lines += [
-        f"{best}, {own[c].label}, by steering's: {figure_text(own[c].against_steering, False)}" for c in (area, *costs)
-    ]
-    told = zip(lines, (own[kl], own[area], *(own[c] for c in costs)), strict=True)
-    return [line + _detected(figure) for line, figure in told]
-
-
-def _detected(figure: Figure) -> str:
-    found, none = figure.against_steering, 0.0 if figure.relation == "difference" else 1.0
-    if found.value is None or found.low is None:
-        return "."
-    within = found.low <= none <= (math.inf if found.high is None else found.high)
-    return ": no detectable difference." if within else "."
+    }
+    for key in (area, *(f"area {metric}" for metric in plan.second[:1])):
+        lines[key] = f"{best}, {own[key].label}, by steering's: {figure_text(own[key].against_steering, False)}"
+    for key in lines:
+        found, none = own[key].against_steering, 0.0 if own[key].relation == "difference" else 1.0
+        open_ = found.value is not None and found.low is not None
+        within = open_ and found.low <= none <= (math.inf if found.high is None else found.high)  # type: ignore[operator]
+        lines[key] += ": no detectable difference." if within else "."
+    return list(lines.values())

@@ -10,8 +10,7 @@ from steer2edit.estimates import NOT_SCORED, NUMBER, Estimate
 from steer2edit.evaluation import COST
 
 At = Literal["better", "value", "worse"]
-End = Literal["low", "value", "high"]
-_ENDS: Mapping[At, tuple[End, End]] = {"better": ("low", "high"), "value": ("value", "value"), "worse": ("high", "low")}
+_ENDS = {"better": ("low", "high"), "value": ("value", "value"), "worse": ("high", "low")}
 """Which field of an estimate a largest, and a smallest, allowed value is compared with."""
 _UNLIMITED = 0.5  # nats per token: a trade-off beyond it is of no interest
 _GROUP = 4  # configurations that are compared with one another for about the same cost
@@ -40,10 +39,14 @@ class Budget:
 
         A metric that is not scored is beyond any limit.
         """
-        upper, lower = _ENDS[at]
-        over = {name: _value(metrics, name, math.inf, upper) - limit for name, limit in self.at_most.items()}
-        under = {name: limit - _value(metrics, name, -math.inf, lower) for name, limit in self.at_least.items()}
-        return {**over, **under}
+        found: dict[str, float] = {}
+        for sign, limits, end in zip((1, -1), (self.at_most, self.at_least), _ENDS[at], strict=True):
+            for name, limit in limits.items():
+                value = metrics[name].value if name in metrics else None
+                if value is not None and (bound := getattr(metrics[name], end)) is not None:
+                    value = float(bound)
+                found[name] = math.inf if value is None else sign * (value - limit)
+        return found
 
     def violation(self, metrics: Mapping[str, Estimate], at: At = "value") -> float:
         """Sum of the relative excesses; 0 if every limit is kept."""
@@ -68,14 +71,6 @@ class Budget:
         beyond = [name for name, excess in self.excess(held_out).items() if excess > 0]
         found = [f"{n} {NUMBER.text(held_out[n]) if n in held_out else NOT_SCORED}, budget {limits[n]}" for n in beyond]
         return f"BEYOND ITS BUDGET on held-out items: {'; '.join(found)}." if found else ""
-
-
-def _value(metrics: Mapping[str, Estimate], name: str, worst: float, end: End) -> float:
-    estimate = metrics.get(name)
-    if estimate is None or estimate.value is None:
-        return worst
-    found = getattr(estimate, end)
-    return estimate.value if found is None else float(found)
 
 
 @dataclass(frozen=True)

@@ -153,19 +153,16 @@ def prepare_search(
     factors.require_signal(site for site in factors.sites if site.tuned_block in blocks)
     present = tuple(block for block in blocks if any(site.block == block for site in factors.sites))
     space = SearchSpace(present, options.ranges)
-    at_most, at_least = {COST: options.max_kl}, {}
-    if options.max_over_refusal is not None:
-        at_most["benign_refused"] = options.max_over_refusal
-    if options.min_utility is not None:
-        accuracy = utility_metric(validation)
-        if accuracy is None:
-            raise InvalidValueError(
-                f"--min-utility is the smallest accuracy, and {options.utility} reports none. Give --utility a task "
-                "with one, e.g. commonsenseqa."
-            )
-        at_least[accuracy] = options.min_utility
-    runner = engine or RememberingEngine(TransformersEngine(model))
-    search = Search(runner, vectors, factors, validation, held_out, Budget(at_most, at_least), space, options)
+    runner, accuracy = engine or RememberingEngine(TransformersEngine(model)), utility_metric(validation)
+    if options.min_utility is not None and accuracy is None:
+        raise InvalidValueError(
+            f"--min-utility is the smallest accuracy, and {options.utility} reports none. Give --utility a task with "
+            "one, e.g. commonsenseqa."
+        )
+    at_most = {COST: options.max_kl, "benign_refused": options.max_over_refusal}
+    at_least = {str(accuracy): options.min_utility}
+    most, least = ({name: v for name, v in own.items() if v is not None} for own in (at_most, at_least))
+    search = Search(runner, vectors, factors, validation, held_out, Budget(most, least), space, options)
     if not vectors.has_effects:
         return search
     try:

@@ -17,10 +17,10 @@ from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.evaluation.task import replies_to
 from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_responses
 from steer2edit.steering import borderline_prompts
-from steer2edit.stress.arms import DRIFT_PROMPTS
 from steer2edit.stress.attacks import data_rows, families
 from steer2edit.stress.conditions import ask_worded
 from steer2edit.stress.findings import Finding, StressResult, Texts
+from steer2edit.stress.given import DRIFT_PROMPTS
 from steer2edit.stress.subject import REPEATED, Replies, Subject, ask, by_arm, finite, spread, that_fit
 from steer2edit.stress.verdicts import Effect, level, plain_outcome, requests_for, signed
 

@@ -25,10 +25,9 @@ from steer2edit.evaluation.statistics import paired
 from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import step
 from steer2edit.steering import prompt_digests
-from steer2edit.stress.arms import EqualDrift, arms_of, equal_drift
 from steer2edit.stress.effects import measure_plain
 from steer2edit.stress.findings import GROUPS, StressResult, Texts
-from steer2edit.stress.given import EDIT_LABEL, StressInput
+from steer2edit.stress.given import EDIT_LABEL, EqualDrift, StressInput, arms_of, equal_drift
 from steer2edit.stress.registry import StressTest
 from steer2edit.stress.scorecard import (
     ArmRecord,

@@ -171,15 +171,9 @@ def judge(plain: Sequence[Line], base: str, edit: str) -> Verdict:
         low = (lines[name].arms if name in (DRIFT, BENIGN) else lines[name].differences)[edit].low
         broken[name] = low is not None and low > bound
     broken[DRIFT] |= drift[edit].n < drift[base].n  # not finite on some request
-    kind: VerdictKind = "gain"
-    if any(broken.values()):
-        kind = "broken"
-    elif not any(_differs(line.differences[edit], _NOISE if line.metric == "kl" else 0.0) for line in plain):
-        kind = "no-effect"
-    elif not _differs(gain):
-        kind = "no-gain"
-    elif (gain.value or 0.0) < 0:
-        kind = "loss"
+    differs = any(_differs(line.differences[edit], _NOISE if line.metric == "kl" else 0.0) for line in plain)
+    change: VerdictKind = "no-gain" if not _differs(gain) else "loss" if (gain.value or 0.0) < 0 else "gain"
+    kind: VerdictKind = "broken" if any(broken.values()) else change if differs else "no-effect"
     sentence = _SENTENCES[kind].format(n=min(gain.n, lines[BENIGN].differences[edit].n))
     reasons = [name for name, applies in broken.items() if applies] or [HARMFUL]
     return Verdict(kind=kind, sentence=sentence, reasons=[lines[name].sentence for name in reasons])

@@ -93,11 +93,11 @@ class Replies:
 
 def by_arm(lines: Mapping[str, Replies]) -> Texts:
     """What was said in several lines, by arm and line."""
-    found: dict[str, dict[str, list[str]]] = defaultdict(dict)
-    for line, replies in lines.items():
-        for arm, own in replies.arms.items():
-            found[arm][line] = [one.text for one in own]
-    return dict(found)
+    arms = dict.fromkeys(arm for replies in lines.values() for arm in replies.arms)
+    return {
+        arm: {line: [one.text for one in own.arms[arm]] for line, own in lines.items() if arm in own.arms}
+        for arm in arms
+    }
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,13 @@ class Subject:
     @property
     def edited(self) -> str:
         """Label of the arm with the edit."""
-        return self._edit.label
+        return next(arm.label for arm in self.arms if arm.kind == "edit")
 
     @property
     def strength(self) -> float:
         """That the edit is tested at."""
-        return self._edit.intervention.strength if isinstance(self._edit.intervention, Editing) else 1.0
+        own = self.interventions[self.edited]
+        return own.strength if isinstance(own, Editing) else 1.0
 
     @property
     def interventions(self) -> dict[str, Intervention]:
@@ -150,10 +151,6 @@ class Subject:
     def requests(self) -> list[Prompt]:
         """The harmful requests of a line: as many as a fall by half needs to be detected (see `verdicts`)."""
         return spread(self.harmful, self.limit or len(self.harmful))
-
-    @property
-    def _edit(self) -> Arm:
-        return next(arm for arm in self.arms if arm.kind == "edit")
 
     def pick(self, quick: _T, full: _T) -> _T:
         """What belongs to the suite."""
@@ -287,9 +284,8 @@ def in_form(openers: Sequence[str] = ()) -> Parts:
     """The answer without the form that an attack asked for, such as an opener (see `unwrapped`)."""
 
     def parts(reply: Reply) -> list[Reply]:
-        answer = reply.answer or ""
-        within = unwrapped(answer, openers)
-        return [] if within == answer.strip() else [reply.saying(within)]
+        within = unwrapped(reply.answer or "", openers)
+        return [] if within == (reply.answer or "").strip() else [reply.saying(within)]
 
     return parts
 
