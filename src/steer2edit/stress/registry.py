@@ -36,8 +36,7 @@ class StressTest:
 def all_tests() -> list[StressTest]:
     """All tests, in the order of the scorecard."""
     rows = tomllib.loads(resources.files("steer2edit.stress").joinpath("tests.toml").read_text(encoding="utf-8"))
-    functions = {name: resolve_name(f"steer2edit.stress.{row.pop('run')}") for name, row in rows.items()}
-    tests = [StressTest(name=name, run=functions[name], **row) for name, row in rows.items()]
+    tests = [StressTest(n, run=resolve_name(f"steer2edit.stress.{row.pop('run')}"), **row) for n, row in rows.items()]
     for one in families():
         own = one.group != "static"
         run = partial(worded, name=one.name, attacks=one.attacks, decides=own)
