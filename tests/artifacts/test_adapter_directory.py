@@ -366,9 +366,9 @@ def saved(tmp_path: Path, model: LanguageModel, edit: WeightEdit) -> Path:
 
 
 def test_no_directory_or_another_one(tmp_path: Path, model: LanguageModel, edit: WeightEdit, saved: Path) -> None:
-    with pytest.raises(ArtifactError, match="there is no edit directory"):
+    with pytest.raises(ArtifactError, match="holds no edit"):
         load_edit(tmp_path / "nothing")
-    with pytest.raises(ArtifactError, match="there is no edit directory"):
+    with pytest.raises(ArtifactError, match="holds no edit"):
         load_edit(saved / "README.md")
     with pytest.raises(ArtifactError, match="holds no edit"):
         load_edit(tmp_path)
@@ -380,7 +380,7 @@ def test_no_directory_or_another_one(tmp_path: Path, model: LanguageModel, edit:
     with pytest.raises(ArtifactError, match="holds 'weight-edit-components'"):
         load_vectors(saved / "steer2edit.safetensors")
     (saved / "steer2edit.json").unlink()
-    with pytest.raises(ArtifactError, match="steer2edit did not write it"):
+    with pytest.raises(ArtifactError, match="holds no edit of steer2edit"):
         load_edit(saved)
 
 

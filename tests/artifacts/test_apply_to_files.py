@@ -28,8 +28,7 @@ from steer2edit.artifacts import (
     read_manifest,
     save_checkpoint,
 )
-from steer2edit.audit import require_not_applied, verify_checkpoint
-from steer2edit.audit.verification import applied_strength
+from steer2edit.audit import verify_checkpoint
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, merged
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError, ModelError
@@ -112,9 +111,9 @@ def test_a_part_of_the_experts_and_a_row_of_zeros(tmp_path: Path) -> None:
 def test_side_files_and_what_is_left_out(tmp_path: Path) -> None:
     model = saved(tmp_path / "base")
     kept = {"modeling_own.py": b"print()", "nested/vocab.json": b"{}", "preprocessor_config.json": b"{}", "x.txt": b"",
-            "original/own.py": b""}  # fmt: skip
+            "original/own.py": b"", "onnx/config.json": b"{}"}  # fmt: skip
     left_out = {"pytorch_model.bin", "consolidated.safetensors", "params.json", "model.gguf", ".gitattributes",
-                "original/consolidated.00.pth", "original/params.json", "onnx/model.onnx_data", "onnx/config.json",
+                "original/consolidated.00.pth", "original/params.json", "onnx/model.onnx_data",
                 "openvino_model.xml", "openvino_model.bin", "flax_model.msgpack.index.json"}  # fmt: skip
     for name, content in {**kept, **dict.fromkeys(left_out, b"unedited")}.items():
         (tmp_path / "base" / name).parent.mkdir(exist_ok=True)
@@ -168,15 +167,13 @@ def test_an_edit_already_applied(tmp_path: Path, family: str, dtype: torch.dtype
     model = saved(tmp_path / "base", family, dtype)
     edit = planted_edit(model, (None, 0.3))
     base = open_base(str(tmp_path / "base"))
-    assert applied_strength(base, edit) is None
     apply_to_files(base, [(edit, 0.5)], tmp_path / "once")
     once = str(tmp_path / "once")
     with pytest.raises(MismatchError, match=r"already in .*: its steer2edit.json says so"):
         apply_to_files(once, [(edit, 1.0)], tmp_path / "twice")
     (tmp_path / "once" / "steer2edit.json").write_text("damaged")
-    with pytest.raises(MismatchError, match=r"already in .*: its weights hold it at strength 0\.5.* not added twice"):
-        require_not_applied(open_base(once), [edit])
-    require_not_applied(base, [edit])
+    with pytest.raises(MismatchError, match=r"other weights, or already edited ones"):
+        apply_to_files(once, [(edit, 1.0)], tmp_path / "twice")
     assert not (tmp_path / "twice").exists()
 
 
@@ -263,41 +260,40 @@ INT = torch.int32
 QUANTISED = {
     "gptq": (
         {"qweight": torch.ones(4, 32, dtype=INT), "scales": torch.ones(1, 32)},
-        {"quant_method": "gptq", "bits": 4}, "gptq, stored as",
+        {"quant_method": "gptq", "bits": 4},
     ),
     "awq": (
         {"qweight": torch.ones(32, 4, dtype=INT), "qzeros": torch.ones(1, 4)},
-        {"quant_method": "awq", "bits": 4}, "awq, stored as",
+        {"quant_method": "awq", "bits": 4},
     ),
     "bnb4": (
         {"weight": torch.ones(768, 1, dtype=torch.uint8), "weight.absmax": torch.ones(24)},
-        {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes, stored as",
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
     ),
     "bnb8": (
         {"weight": torch.ones(32, 32, dtype=torch.int8), "SCB": torch.ones(32)},
-        {"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, stored as",
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
     ),
     "fp8": (
         {"weight": torch.ones(32, 32).to(torch.float8_e4m3fn), "weight_scale_inv": torch.ones(1, 1)},
-        {"quant_method": "fp8"}, "fp8, stored as",
+        {"quant_method": "fp8"},
     ),
     "compressed-tensors": (
         {"weight_packed": torch.ones(32, 4, dtype=INT), "weight_scale": torch.ones(32, 1)},
         {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
-        "compressed-tensors",
     ),
-    "scaled": ({"weight": torch.ones(32, 32), "weight_scale": torch.ones(1)}, {}, "a quantised format"),
+    "scaled": ({"weight": torch.ones(32, 32), "weight_scale": torch.ones(1)}, {}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_a_quantised_projection_is_refused_and_its_plain_neighbours_are_edited(tmp_path: Path, kind: str) -> None:
-    parts, config, method = QUANTISED[kind]
+    parts, config = QUANTISED[kind]
     model = saved(tmp_path / "base")
     edit = random_edit(model)
     quantise(tmp_path / "base", parts, config, "self_attn.o_proj")
     with pytest.raises(
-        ArtifactError, match=rf"model.layers.1.self_attn.o_proj.weight is quantised .*{method}.*10 % .*4-bit.*adapter"
+        ArtifactError, match=r"model.layers.1.self_attn.o_proj.weight is quantised .*10 % .*4-bit.*adapter"
     ):
         apply_to_files(str(tmp_path / "base"), [(edit, 1.0)], tmp_path / "out", allow_mismatch=True)
     plain = WeightEdit({s: e for s, e in edit.sites.items() if s != Site(1, "attn")}, edit.metadata)
@@ -322,7 +318,7 @@ def test_fused_experts_in_mxfp4_are_refused(tmp_path: Path) -> None:
         f"{name}_scales": torch.ones(4, 32, 2, dtype=torch.uint8),
     }
     rewrite(tmp_path / "base", {name: blocks})
-    with pytest.raises(ArtifactError, match=r"down_proj is quantised .*down_proj_blocks.*34 % in MXFP4.* 119,"):
+    with pytest.raises(ArtifactError, match=r"down_proj is quantised .*down_proj_blocks.*34 % in MXFP4"):
         apply_to_files(str(tmp_path / "base"), [(edit, 1.0)], tmp_path / "out", allow_mismatch=True)
 
 

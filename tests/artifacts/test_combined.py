@@ -78,7 +78,7 @@ def test_files_and_manifest(combined: Path, directories: list[Path], model: Lang
     assert (raw["schema_version"], raw["kind"], raw["rank"]) == (1, "combined-edit", 2)
     assert raw["base"]["fingerprint"] == model.fingerprint
     assert [(m["name"], m["weight"]) for m in raw["members"]] == [("1-one", 1.0), ("2-two", -0.5)]
-    assert set(raw["interference"]["sites"]) == {str(site) for site in model.sites}
+    assert {pair["site"] for pair in raw["interference"]["pairs"]} == {str(site) for site in model.sites}
     config = json.loads((combined / CONFIG).read_text())
     assert (config["r"], config["lora_alpha"], len(config["target_modules"])) == (2, 2, 6)
     adapter = load_file(combined / "adapter_model.safetensors")
@@ -157,7 +157,7 @@ class TestRefused:
         assert not (tmp_path / "nothing").exists()
 
     def test_no_edit(self, tmp_path: Path, directories: list[Path]) -> None:
-        with pytest.raises(ArtifactError, match="there is no edit directory"):
+        with pytest.raises(ArtifactError, match="holds no edit"):
             read_members([directories[0], tmp_path / "nothing"], [1.0, 1.0])
 
     def test_another_shape(self, tmp_path: Path, directories: list[Path]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from steer2edit.artifacts import as_block_vectors, load_vectors, read_vectors, save_block_vectors, save_vectors
+from steer2edit.artifacts import as_vectors, load_vectors, read_vectors, save_block_vectors, save_vectors
 from steer2edit.core import BlockVectors, ClassMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 
@@ -313,14 +313,14 @@ def test_block_directions_become_site_vectors_only_when_told_where(tmp_path: Pat
     assert list(map(str, loaded.sites)) == ["L1.mlp", "L2.mlp"]
     assert loaded.metadata["block_outputs_used_at"] == "mlp"
     save_vectors(loaded, tmp_path / "v.safetensors")
-    require_same(as_block_vectors(tmp_path / "v.safetensors"), blocks(1, 2))  # nothing is lost on the way
+    require_same(BlockVectors.of(load_vectors(tmp_path / "v.safetensors")), blocks(1, 2))  # nothing is lost on the way
     with pytest.raises(ArtifactError, match="leave out --use-at"):
         load_vectors(tmp_path / "v.safetensors", use_at="mlp")
 
 
 def test_vectors_without_block_outputs_cannot_be_written_as_such() -> None:
     with pytest.raises(MismatchError, match="--block-outputs"):
-        as_block_vectors({"L1.mlp": torch.ones(2)})
+        BlockVectors.of(as_vectors({"L1.mlp": torch.ones(2)}))
 
 
 def test_block_outputs_in_our_own_file(tmp_path: Path) -> None:
@@ -373,4 +373,4 @@ def test_plain_files_have_v_and_the_input_mean(tmp_path: Path) -> None:
 )
 def test_damaged_block_outputs(tensors: dict, message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
-        as_block_vectors({"L0.mlp": torch.ones(2), **tensors})
+        as_vectors({"L0.mlp": torch.ones(2), **tensors})

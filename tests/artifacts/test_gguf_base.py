@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from steer2edit.artifacts import apply_to_files, save_edit
-from steer2edit.artifacts.exports.export import export_edit, portable_usage
+from steer2edit.artifacts.exports.export import export_edit, usage
 from steer2edit.core import WeightEdit
 from steer2edit.editing import edited, merged
 from steer2edit.editing.weights import merged_weight
@@ -75,7 +75,7 @@ def require_fit(model: LanguageModel, folder: Path) -> None:
     card = " ".join((folder / "out" / "README.md").read_text().split())
     assert f"they were computed from the GGUF file with the SHA-256 `{model.gguf_sha256}`, and their names and" in card
     assert manifest.usage[0].startswith(f"llama-cli -m {file} --lora ")
-    assert portable_usage(manifest)[0].startswith(f"llama-cli -m {file.name} --lora ")
+    assert usage(manifest)[0].startswith(f"llama-cli -m {file.name} --lora ")
 
 
 def test_exactness_and_fit(tiny: LanguageModel, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_granite_hybrid_without_mixers_is_a_granite(tmp_path: Path) -> None:
 def test_an_unknown_model_type(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.network.config.model_type = "lama"
-    with pytest.raises(ModelError, match=r"'lama' has no known name in GGUF.* Did you mean 'llama'\?"):
+    with pytest.raises(ModelError, match=r"'lama': it has no known name in GGUF.* Did you mean 'llama'\?"):
         write(model, sparse_edit(model), tmp_path / "a.gguf")
 
 

@@ -38,7 +38,7 @@ def test_nothing_left_out() -> None:
 def test_names_are_grouped_by_layer() -> None:
     names = [f"model.layers.{i}.conv.out_proj" for i in (0, 1, 2, 7, 10, 9)]
     assert grouped([*names, "model.layers.3.b", "head", "x.1.y.2.z", "x.1.y.3.z"]) == [
-        "model.layers.N.conv.out_proj (layers 0-2, 7, 9-10)",
+        "model.layers.N.conv.out_proj (layers 0, 1, 2, 7, 9, 10)",
         "model.layers.N.b (layer 3)",
         "x.N.y.2.z (layer 1)",
         "x.N.y.3.z (layer 1)",

@@ -45,11 +45,12 @@ def test_versions_name_what_the_files_depend_on() -> None:
     ("content", "message"),
     [
         ('{"schema_version": 2, "kind": "weight-edit"}', "schema version 2, .* Upgrade"),
-        ('{"schema_version": true}', "no valid schema version"),
-        ('{"schema_version": 0}', "no valid schema version"),
+        ('{"schema_version": true, "kind": "weight-edit"}', "no valid schema version"),
+        ('{"schema_version": 0, "kind": "weight-edit"}', "no valid schema version"),
+        ('{"schema_version": 1}', "describes a None, but a 'weight-edit'"),
         ('{"kind": "weight-edit"}', "no valid schema version"),
         ('{"schema_version": 1, "kind": "edited-checkpoint"}', "describes a 'edited-checkpoint', but a 'weight-edit'"),
-        ('{"schema_version": 1, "kind": "weight-edit"}', "is damaged: created: Field required"),
+        ('{"schema_version": 1, "kind": "weight-edit"}', "is damaged: edit: Field required"),
     ],
 )
 def test_manifest_of_another_version_or_kind(tmp_path: Path, content: str, message: str) -> None:

@@ -82,11 +82,9 @@ def test_how_experts_were_used_is_kept(tmp_path: Path) -> None:
     read = load_vectors(tmp_path / "v.safetensors").sites[MLP].tokens
     assert read is not None
     assert (read.positive.tolist(), read.negative.tolist()) == ([7, 0, 9], [-14, 0, -18])
-    rewrite(tmp_path / "v.safetensors", **{"L11.mlp.usage_positive": torch.ones(3)})  # as earlier versions wrote
-    require_equal(load_vectors(tmp_path / "v.safetensors"), written)
     for name, tensor, message in (
-        ("L11.mlp.tokens_negative", None, "of its experts it needs"),
-        ("L11.mlp.tokens_negative", torch.ones(2), "one entry per expert"),
+        ("L11.mlp.tokens_negative", None, "has only tokens_positive"),
+        ("L11.mlp.tokens_negative", torch.ones(2), "positive mean has 3 entries and the negative 2"),
         ("L11.mlp.tokens_positive", torch.tensor([1.0, float("nan"), 1.0]), "tokens mean has 1 non-finite"),
     ):
         save_vectors(written, tmp_path / "v.safetensors", overwrite=True)

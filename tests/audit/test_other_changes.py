@@ -129,7 +129,7 @@ def test_missing_and_added_tensors_and_shapes(base: Path, tmp_path: Path) -> Non
 
     found = audit(str(base), changed_copy(base, tmp_path / "other", change))
     assert set(found.structure.missing) == {"model.layers.2.input_layernorm.weight"}
-    assert dict(found.structure.added) == {"model.extra": None, "copy": "model.embed_tokens.weight"}
+    assert set(found.structure.added) == {"model.extra", "copy"}
     assert found.structure.other_shape == {Q_PROJ: ((32, 32), (5, 5))}
     assert found.classification.label == "other"
     for phrase in ("2 tensors added (model.extra; copy)", "1 tensor missing (", "1 tensor of another shape"):
@@ -188,8 +188,6 @@ def test_other_files(base: Path, tmp_path: Path) -> None:
         ("config.json", "differs"), ("modeling_own.py", "added"),
         ("pytorch_model.bin", "added"), ("generation_config.json", "missing"),
     }  # fmt: skip
-    (differing,) = [f for f in found.files if f.name == "config.json"]
-    assert differing.settings == {"rms_norm_eps": (config["rms_norm_eps"], 0.5)}
     assert "other files that differ" in found.classification.sentence
 
 

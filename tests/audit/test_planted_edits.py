@@ -74,8 +74,7 @@ def test_match_at_a_strength(tmp_path: Path) -> None:
     assert found.match is not None
     assert found.match.strength == 0.5
     assert found.match.matches
-    assert all(site.same_bits == 1 for site in found.match.sites)
-    assert all(site.direction_cosine > 0.999 and site.row_cosine > 0.999 for site in found.match.sites)
+    assert all(site.outside == 0 for site in found.match.sites)
     assert found.match.elsewhere == ()
     assert found.match.sentence == ("Matches the given edit at strength 0.5, in all 6 sites. Nothing else changed.")
 

@@ -45,7 +45,7 @@ def test_heads_and_neurons_of_a_bfloat16_edit_are_recovered(tmp_path: Path) -> N
     assert found.match is not None
     assert found.match.matches
     assert (found.match.strength, found.match.elsewhere) == (1, ())
-    assert all(site.same_bits == 1 for site in found.match.sites)
+    assert all(site.outside == 0 for site in found.match.sites)
     true = torch.cat([edit.sites[site].magnitude.double() for site in edit.sites])
     seen = torch.cat([found.sites[site].magnitude for site in edit.sites])
     assert int((true.abs() >= SHOWN).sum()) > 300

@@ -47,20 +47,14 @@ def restacked(base: Path, copy: Path, layers: list[int]) -> Audit:
 def test_a_layer_more_or_less(base: Path, tmp_path: Path) -> None:
     stacked = restacked(base, tmp_path / "stacked", [0, 1, 2, 2])
     assert stacked.classification.label == "other"
-    assert "1 layer added (model.layers.3, a copy of model.layers.2)" in stacked.classification.sentence
-    assert stacked.as_json()["layers"]["added"] == {"model.layers.3": "model.layers.2"}
+    assert "1 layer added (model.layers.3)" in stacked.classification.sentence
+    assert stacked.as_json()["layers"]["added"] == ["model.layers.3"]
     assert stacked.as_json()["settings"] == {"num_hidden_layers": (3, 4)}
     shortened = restacked(base, tmp_path / "shortened", [0, 1])
     assert shortened.classification.label == "other"
     assert shortened.classification.sentence.startswith("Not the same model: 1 layer missing (model.layers.2)")
     same = restacked(base, tmp_path / "same", [0, 1, 2])
     assert same.classification.sentence.startswith("Identical: all ")
-
-
-def test_layers_that_moved_are_no_fine_tune(base: Path, tmp_path: Path) -> None:
-    found = restacked(base, tmp_path / "cut", [0, 2])
-    assert found.classification.label == "other"
-    assert dict(found.structure.moved_layers) == {"model.layers.1": "model.layers.2"}
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_one_message(
 
 def test_no_edit(checkpoint: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     shown = failed(monkeypatch, capsys, checkpoint, "--edit", tmp_path / "no", "--out", tmp_path / "run")
-    assert "there is no edit directory" in shown
+    assert "holds no edit" in shown
 
 
 def test_a_file_of_attacks_is_a_test_of_its_own(checkpoint: Path, edits: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 docs/formats.md specifies them. Everything is written completely or not at all, read back and checked.
 """
 
-from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, atomic_file, require_free
+from steer2edit.artifacts.atomic import atomic_directory, atomic_file, require_free
 from steer2edit.artifacts.checkpoints.base import BaseCheckpoint, open_base
 from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files, save_checkpoint
 from steer2edit.artifacts.edits.adapter import load_edit, load_members, read_members, save_combined, save_edit
@@ -14,7 +14,6 @@ from steer2edit.artifacts.official import load_official_edit
 from steer2edit.artifacts.vector_files.block_files import save_block_vectors
 from steer2edit.artifacts.vector_files.vectors import (
     VectorSource,
-    as_block_vectors,
     as_vectors,
     load_vectors,
     read_vectors,
@@ -22,13 +21,11 @@ from steer2edit.artifacts.vector_files.vectors import (
 )
 
 __all__ = [
-    "MANIFEST_FILE",
     "BaseCheckpoint",
     "CheckpointManifest",
     "EditManifest",
     "VectorSource",
     "apply_to_files",
-    "as_block_vectors",
     "as_vectors",
     "atomic_directory",
     "atomic_file",

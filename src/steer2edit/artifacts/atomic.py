@@ -1,10 +1,9 @@
 """Writing a file or a directory completely or not at all.
 
-Everything is written beside the target under a temporary name (`.<name>-<random>.partial`), flushed to the disk,
-and renamed at the end. An exception, Ctrl+C included, removes what was written; a killed process or a power cut
-leaves at most the temporary name behind, never half a target. Whether a target may be replaced is decided when it is
-renamed, by one process at a time: of two that write one target, the first to end has written it, and the other is
-refused.
+Everything is written beside the target under a temporary name (`.<name>-<random>.partial`), flushed to the disk, and
+renamed at the end. An exception, Ctrl+C included, removes what was written; a killed process or a power cut leaves at
+most the temporary name. Whether a target may be replaced is decided when it is renamed, by one process at a time: of
+two that write one target, the first to end has written it, and the other is refused.
 """
 
 import errno
@@ -75,33 +74,33 @@ def atomic_directory(target: Path | str, *, overwrite: bool = False) -> Iterator
     `overwrite` replaces an existing directory that this package wrote; until the last moment it stays in place. An
     ArtifactError, with nothing left behind, where the target exists or cannot be written.
     """
-    with _atomic(Path(target), overwrite, "directory", "file") as scratch:
+    with _atomic(Path(target), overwrite, is_directory=True) as scratch:
         yield scratch
 
 
 @contextmanager
 def atomic_file(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a path to write a file at; on leaving without an exception it becomes `target`. As `atomic_directory`."""
-    with _atomic(Path(target), overwrite, "file", "directory") as scratch:
+    with _atomic(Path(target), overwrite, is_directory=False) as scratch:
         yield scratch
 
 
 @contextmanager
-def _atomic(target: Path, overwrite: bool, kind: str, other: str) -> Iterator[Path]:
+def _atomic(target: Path, overwrite: bool, *, is_directory: bool) -> Iterator[Path]:
     require_free(target, overwrite=overwrite)
-    if target.is_file() if kind == "directory" else target.is_dir():
-        raise ArtifactError(f"{target} is a {other}, and a {kind} is to be written there. Choose another name.")
-    scratch = _sibling(target, "partial")
+    if target.is_file() if is_directory else target.is_dir():
+        raise ArtifactError(f"{target} is a {'file' if is_directory else 'directory'}. Choose another name.")
+    scratch = target.with_name(f".{target.name}-{secrets.token_hex(4)}.partial")
     missing = [parent for parent in target.absolute().parents if not os.path.lexists(parent)]
     try:
         with _errors_explained(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if kind == "directory":
+            if is_directory:
                 scratch.mkdir()
         with _errors_explained(target, _ABOUT_THE_DISK):  # another error, a missing input say, is not about the target
             yield scratch
         with _errors_explained(target):
-            for path in (*(scratch.rglob("*") if kind == "directory" else ()), scratch):
+            for path in (*(scratch.rglob("*") if is_directory else ()), scratch):
                 _flush(path)
             _rename(scratch, target, overwrite)
             _flush(target.parent)
@@ -113,10 +112,6 @@ def _atomic(target: Path, overwrite: bool, kind: str, other: str) -> Iterator[Pa
             with suppress(OSError):  # another process may have put something there meanwhile
                 parent.rmdir()
         raise
-
-
-def _sibling(target: Path, suffix: str) -> Path:
-    return target.with_name(f".{target.name}-{secrets.token_hex(4)}.{suffix}")
 
 
 @contextmanager
@@ -147,7 +142,7 @@ def _flush(path: Path) -> None:
 
 def _rename(scratch: Path, target: Path, overwrite: bool) -> None:
     """Put what was written in the target's place, while no other process of this package renames beside it."""
-    descriptor, retired = os.open(target.parent, os.O_RDONLY), _sibling(target, "replaced")
+    descriptor, retired = os.open(target.parent, os.O_RDONLY), scratch.with_suffix(".replaced")
     try:
         with suppress(OSError):  # a file system without locks: of two at the same instant, the second replaces
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -56,26 +56,25 @@ def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManife
             f"the evaluation does not fit: {first_fault(error)}. Give `conditions`, a list of objects with `label` "
             "and `metrics` (by name: value, low, high, n, unscored); see docs/formats.md."
         ) from error
-    left_out, vectors = LeftOut.of(edit.metadata), edit.metadata.get("vectors")
+    metadata, vectors = edit.metadata, edit.metadata.get("vectors")
+    conditions = evaluation.conditions if evaluation else ()
     write_card(
         "edit",
         directory,
         base_model=base_on_the_hub(model),
         manifest=manifest,
         base=base_to_load(model),
-        base_name=portable(edit.metadata["model"]["name"]),
-        made_on=edit.metadata["model"],
+        base_name=portable(metadata["model"]["name"]),
+        made_on=metadata["model"],
         embedded=embedded_file(model.name) is not None,
         vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
         blocks=_blocks(edit),
         experts=expert_edits(edit),
-        left_out=left_out,
-        metadata=edit.metadata,
+        left_out=LeftOut.of(metadata),
+        metadata=metadata,
         top=edit.top_components(_TOP_COMPONENTS),
         evaluation=evaluation,
-        metrics=list(
-            dict.fromkeys(name for one in (evaluation.conditions if evaluation else ()) for name in one.metrics)
-        ),
+        metrics=list(dict.fromkeys(name for one in conditions for name in one.metrics)),
         estimate=lambda found: NOT_SCORED if found is None else NUMBER.text(found, n=True),
     )
 

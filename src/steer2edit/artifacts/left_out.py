@@ -5,7 +5,6 @@ And what it does not: sites whose vectors are noise.
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import groupby
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -66,11 +65,9 @@ class LeftOut(Record):
         """One sentence each on experts, modules and noise, as far as there are any."""
         found = []
         if self.experts is not None and (tokens := self.tokens):
-            layers = len({site for site, _ in tokens})
-            found.append(
-                f"Left out, because they were given fewer than {self.experts.min_tokens} tokens: "
-                f"{counted(len(tokens), 'expert')} of {counted(layers, 'layer')}."
-            )
+            experts, layers = counted(len(tokens), "expert"), counted(len({site for site, _ in tokens}), "layer")
+            few = f"they were given fewer than {self.experts.min_tokens} tokens"
+            found.append(f"Left out, because {few}: {experts} of {layers}.")
         if self.modules:
             names = ", ".join(grouped(self.modules))
             found.append(f"Left out, because they have no heads or neurons that an adapter could edit: {names}.")
@@ -88,16 +85,13 @@ def counted(count: int, noun: str) -> str:
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Names that differ in their layer only as one: `model.layers.N.conv.out_proj (layers 0-5, 7)`."""
+    """Names that differ in their layer only as one: `model.layers.N.conv.out_proj (layers 0, 1, 7)`."""
     layers: dict[str, set[int]] = {}
     for name in names:
         before, number, after = re.fullmatch(r"(.*?\.)(\d+)(\..*)|.*", name).groups()  # type: ignore[union-attr]
         layers.setdefault(f"{before}N{after}" if number else name, set()).update([int(number)] if number else [])
     shown = []
     for name, numbers in sorted(layers.items(), key=lambda item: not item[1]):
-        runs = [
-            [n for _, n in run] for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
-        ]
-        ranges = ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-        shown.append(f"{name} ({'layer' if len(numbers) == 1 else 'layers'} {ranges})" if numbers else name)
+        listing = ", ".join(map(str, sorted(numbers)))
+        shown.append(f"{name} ({'layer' if len(numbers) == 1 else 'layers'} {listing})" if numbers else name)
     return shown

@@ -2,19 +2,19 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.facts import BaseCheckpointRecord, BaseModelRecord, EditMetadata, Record, Sha256
 from steer2edit.artifacts.tensors import file_sha256
-from steer2edit.core import Experts, WeightEdit
+from steer2edit.core import Experts
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.estimates import Condition
 from steer2edit.steering.data_files import without_repeats
@@ -27,23 +27,29 @@ _PACKAGES = ("steer2edit", "torch", "transformers", "peft", "safetensors")
 Count = Annotated[int, Field(gt=0)]
 
 
+def now() -> datetime:
+    """The time in UTC, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of those whose behaviour an artifact depends on."""
+    return {name: packages.version(name) for name in _PACKAGES}
+
+
 class Manifest(Record):
     """What `steer2edit.json` says of every artifact; each kind has a `schema_version` and a `kind` besides."""
 
-    created: datetime
-    versions: dict[str, str]
-
-    @classmethod
-    def made_now(cls, **fields: Any) -> Self:
-        """A manifest of what is being written."""
-        return cls(created=now(), versions=package_versions(), **fields)
+    created: datetime = Field(default_factory=now)
+    versions: dict[str, str] = Field(default_factory=package_versions)
 
 
 class TargetRecord(Record):
-    """One target of an adapter: the module as the file calls it, the weight if that does not follow, shapes."""
+    """One target of an adapter: the module as the file calls it, the weight, shapes."""
 
     name: str
-    parameter: str | None = None
+    parameter: str
     a: tuple[Count, Count]
     b: tuple[Count, Count]
 
@@ -60,24 +66,11 @@ class SiteRecord(Record):
     targets: list[TargetRecord] | None = None
 
     @property
-    def module_in_file(self) -> str:
-        """What the adapter's file calls the module."""
-        return self.targets[0].name if self.targets else self.module
-
-    def shapes_in_file(self, keys: Callable[[str], tuple[str, str]]) -> dict[str, tuple[int, int]]:
-        """Shapes of what the adapter's file holds of it, by the names that `keys` makes of a module's."""
-        targets = self.targets or [TargetRecord(name=self.module, a=(1, self.shape[1]), b=(self.shape[0], 1))]
-        return {
-            key: shape
-            for target in (targets if self.in_adapter else ())
-            for key, shape in zip(keys(target.name), (target.a, target.b), strict=True)
-        }
-
-    @property
-    def weights(self) -> list[str]:
-        """The parameters that the adapter edits."""
-        targets = [target.parameter or f"{target.name}.weight" for target in self.targets or ()]
-        return (targets or [f"{self.module}.weight"]) if self.in_adapter else []
+    def in_file(self) -> list[TargetRecord]:
+        """What the adapter's file has of it."""
+        d, m = self.shape
+        own = TargetRecord(name=self.module, parameter=f"{self.module}.weight", a=(1, m), b=(d, 1))
+        return (self.targets or [own]) if self.in_adapter else []
 
 
 class EvaluationRecord(Record):
@@ -100,30 +93,26 @@ class EditManifest(Manifest):
 
 
 class AppliedEditRecord(Record):
-    """One of the edits that were added, and its strength. `sha256` is `WeightEdit.digest`; version 1 had none."""
+    """One of the edits that were added, and its strength. `sha256` is `WeightEdit.digest`."""
 
     edit: EditMetadata
     strength: FiniteFloat
-    sha256: Sha256 | None
-
-    def is_of(self, edit: WeightEdit) -> bool:
-        """Whether this is that edit."""
-        return self.sha256 == edit.digest() if self.sha256 else self.edit == dict(edit.metadata)
+    sha256: Sha256
 
 
 class EditedTensorRecord(Record):
-    """One tensor that differs from the base's. Version 1 had only the file."""
+    """One tensor that differs from the base's."""
 
     file: str
-    sha256: Sha256 | None
-    site: str | None
+    sha256: Sha256
+    site: str
     projections: list[str]
 
 
 class CheckpointManifest(Manifest):
     """`steer2edit.json` of an edited checkpoint."""
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[2] = 2
     kind: Literal["edited-checkpoint"] = "edited-checkpoint"
     base: BaseCheckpointRecord
     edits: Annotated[list[AppliedEditRecord], Field(min_length=1)]
@@ -131,18 +120,6 @@ class CheckpointManifest(Manifest):
     edited_tensors: dict[str, EditedTensorRecord]
     not_copied: list[str]
     earlier_edits: tuple[AppliedEditRecord, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_version_1(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or raw.get("schema_version") != 1:
-            return raw
-        tensors = raw.get("edited_tensors")
-        if isinstance(tensors, dict):
-            unknown: dict[str, Any] = {"sha256": None, "site": None, "projections": []}
-            tensors = {name: {"file": file, **unknown} for name, file in tensors.items()}
-        applied = {"edit": raw.get("edit"), "strength": raw.get("strength"), "sha256": None}
-        return {**raw, "edits": [applied], "edited_tensors": tensors}
 
 
 class MemberRecord(Record):
@@ -188,17 +165,6 @@ class ExportManifest(Manifest):
 
 
 _M = TypeVar("_M", bound=Manifest)
-_version = cache(packages.version)  # each is a file to read
-
-
-def now() -> datetime:
-    """The time in UTC, in whole seconds."""
-    return datetime.now(UTC).replace(microsecond=0)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of this package and of those whose behaviour an artifact depends on."""
-    return {name: _version(name) for name in _PACKAGES}
 
 
 def plain_json(value: Any, what: str) -> Any:
@@ -247,15 +213,12 @@ def read_manifest(directory: Path, kind: type[_M]) -> _M:
     """Read a directory's `steer2edit.json`; an ArtifactError where it is missing, damaged, newer or of another kind."""
     path = directory / MANIFEST_FILE
     raw = read_json(path)
-    expected = kind.model_fields["kind"].default
-    if raw.get("kind", expected) != expected:  # before the version: each kind counts its own
-        remedy = " `apply`, `export` and `push` take a combined edit; elsewhere use its members, in members/." * (
-            raw["kind"] == "combined-edit"
-        )
-        raise ArtifactError(f"{path} describes a {raw['kind']!r}, but a {expected!r} is needed here.{remedy}")
+    expected, found = kind.model_fields["kind"].default, raw.get("kind")
+    if found != expected:  # before the version: each kind counts its own
+        remedy = " `apply`, `export` and `push` take a combined edit; elsewhere use its members, in members/."
+        remedy = remedy if found == "combined-edit" else ""
+        raise ArtifactError(f"{path} describes a {found!r}, but a {expected!r} is needed here.{remedy}")
     require_version(raw.get("schema_version"), str(path), kind.model_fields["schema_version"].default)
-    if "kind" not in raw:
-        raise ArtifactError(f"{path} does not say what it describes, but a {expected!r} is needed here.")
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -291,7 +254,6 @@ def parse_object(raw: bytes, what: str) -> dict[str, Any]:
     An ArtifactError where the bytes are not JSON in UTF-8, hold something else or a number that is not finite, or name
     a key twice: readers would disagree on which one counts.
     """
-
     try:
         text = raw.decode("utf-8")
         content = json.loads(text, object_pairs_hook=without_repeats, parse_constant=_finite, parse_float=_finite)

@@ -18,16 +18,9 @@ from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
 
-_BLOCKS: tuple[Block, ...] = ("attn", "mlp")
 _MODULE = re.compile(r"model\.layers\[(\d+)\]\.(self_attn\.o_proj|mlp\.down_proj)")
-_SETTINGS = ("rho_attn", "rho_mlp", "alpha")
 _UNIT_TOLERANCE = 0.02  # the official code stores unit vectors in bfloat16
 _Factors = dict[int, tuple[float, Tensor]]  # λ and k̂ by component; a neuron's k̂ is 1, its sign is in λ
-
-
-def is_official(content: object) -> bool:
-    """Whether this is meant to be a directions file of the official Steer2Edit code."""
-    return isinstance(content, dict) and bool({"pre", "post"} & content.keys())
 
 
 def is_official_edit(content: object) -> bool:
@@ -62,10 +55,7 @@ def official_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     if any(".output_" in name for name in means):
         return means
     if not directions:
-        raise InvalidValueError(
-            "these directions of the official code have no 'post' (projection outputs) with pos_mean and neg_mean, or "
-            "direction: there is nothing to steer along."
-        )
+        raise InvalidValueError("there is no 'post' with pos_mean and neg_mean, or direction: nothing to steer along.")
     return means | directions
 
 
@@ -98,13 +88,14 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         raise ArtifactError(f"{path} is no edit of the official code ('attn', 'mlp' and 'meta'), but holds {found}.")
     try:
         meta = _dictionary(content["meta"], "meta")
-        settings = {name: _number(meta[name], f"meta.{name}") for name in _SETTINGS if meta.get(name) is not None}
-        if "alpha" not in settings:
+        known = {k: _number(v, f"meta.{k}") for k, v in meta.items() if k in ("rho_attn", "rho_mlp", "alpha")}
+        if "alpha" not in known:
             raise InvalidValueError("meta has no alpha: the file is damaged.")
-        rho_attn, rho_mlp = (rho if (rho := settings.get(name, 0.0)) > 0 else None for name in _SETTINGS[:2])
-        hyperparameters = Hyperparameters(rho_attn, rho_mlp, settings["alpha"])
+        rho_attn, rho_mlp = (rho if (rho := known.get(f"rho_{block}", 0.0)) > 0 else None for block in ("attn", "mlp"))
+        hyperparameters = Hyperparameters(rho_attn, rho_mlp, known["alpha"])
         sites: dict[Site, SiteEdit] = {}
-        for block in _BLOCKS:
+        blocks: tuple[Block, ...] = ("attn", "mlp")
+        for block in blocks:
             directions = _dictionary(meta.get(f"vhat_{block}", {}), f"meta.vhat_{block}")
             for site, factors in _by_site(content[block], block).items():
                 u = _unit_vector(directions.get(site.layer), f"meta.vhat_{block}[{site.layer}]")

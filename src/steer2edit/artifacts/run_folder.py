@@ -92,11 +92,7 @@ class RunFolder:
         return [stored[key] for key in keys]
 
     def conditions(self, name: str, key: str, measure: Callable[[], Sequence[Condition]]) -> list[Condition]:
-        """The conditions that `NAME.json` holds under a key; measured and written down if it has none.
-
-        The file keeps the conditions of all keys side by side, in the order they were measured, so that it can be seen
-        how often held-out items were looked at. Raises as `once`.
-        """
+        """The conditions that `NAME.json` holds under a key, beside those of others; measured if it has none."""
         found = self.once(name, lambda: [condition.to_json() for condition in measure()], key=key)
         with damage_explained(self.path / f"{name}.json"):
             return [Condition.from_json(one) for one in found]
@@ -157,5 +153,5 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else value
+    text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -84,16 +84,9 @@ def read_pt(path: Path, *, mapped: bool = False) -> Any:
     except Exception as error:  # a hostile or damaged pickle can raise anything; whatever it is, the file is refused
         reason = " ".join(str(error).split())
         if "GLOBAL" in reason or "REDUCE" in reason:
-            remedy = "Save only tensors, best as safetensors."
-            if "steering_vectors" in reason or "SteeringVector" in reason:
-                remedy = (
-                    "It seems to be an object of the steering-vectors library. In Python, where you have that object: "
-                    "steer2edit.save_vectors(steer2edit.as_vectors(vector), 'vectors.safetensors'), with use_at='mlp' "
-                    "in as_vectors for a vector of decoder blocks."
-                )
             raise ArtifactError(
                 f"{path} is refused: besides tensors it holds pickled Python objects, which can run code when they "
-                f"are loaded. Nothing in it was run. {remedy}"
+                "are loaded. Nothing in it was run. Save only tensors, best as safetensors."
             ) from error
         shown = reason.split("This file can still be loaded")[0][:200]  # torch goes on with how to load it unchecked
         raise ArtifactError(

@@ -5,6 +5,6 @@ docs/audit.md says how it decides, and what it cannot tell.
 
 from steer2edit.audit.audit import Audit, audit
 from steer2edit.audit.change import TensorChange
-from steer2edit.audit.verification import require_not_applied, verify_checkpoint
+from steer2edit.audit.verification import verify_checkpoint
 
-__all__ = ["Audit", "TensorChange", "audit", "require_not_applied", "verify_checkpoint"]
+__all__ = ["Audit", "TensorChange", "audit", "verify_checkpoint"]

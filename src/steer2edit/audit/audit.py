@@ -14,10 +14,9 @@ from steer2edit.artifacts.checkpoints.files import CheckpointFiles, open_checkpo
 from steer2edit.artifacts.tensors import write_tensors
 from steer2edit.audit.adapter import adapter_views, is_adapter
 from steer2edit.audit.change import Recovered, TensorChange, describe_change
-from steer2edit.audit.classify import Classification, classify, mean_along
-from steer2edit.audit.match import EditMatch, match_edit
 from steer2edit.audit.matrices import MatrixPair, float_dtype
 from steer2edit.audit.structure import (
+    PROVENANCE,
     Differences,
     FileChange,
     Places,
@@ -29,13 +28,12 @@ from steer2edit.audit.structure import (
     differing_settings,
     tie_heads,
 )
+from steer2edit.audit.verdict import Classification, EditMatch, classify, match_edit, mean_along
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import DataError, MismatchError, ModelError
 from steer2edit.models import StoredMatrix, checkpoint_directory, load_skeleton
 from steer2edit.models.layout import Layout
 from steer2edit.progress import step
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +77,7 @@ class Audit:
         own = self.structure
         shapes = {name: {"before": before, "after": after} for name, (before, after) in own.other_shape.items()}
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "kind": "audit",
             "base": self.base,
             "edited": self.edited,
@@ -95,20 +93,15 @@ class Audit:
                 "other_shape": shapes,
                 "unread": self.unread,
             },
-            "layers": {"added": own.added_layers, "missing": own.missing_layers, "moved": own.moved_layers},
+            "layers": {"added": own.added_layers, "missing": own.missing_layers},
             "settings": own.settings,
-            "files": [vars(file) for file in self.files],
+            "files": [file._asdict() for file in self.files],
             "match": None if self.match is None else self.match.as_json(),
             "notes": self.notes,
         }
 
     def write_directions(self, path: Path, *, overwrite: bool = False) -> None:
-        """Write u of every site with a rank-1 change, in the form in which vectors made elsewhere are read.
-
-        Raises:
-            ArtifactError: the file exists or cannot be written.
-            DataError: no site has a rank-1 change.
-        """
+        """Write u of every site with a rank-1 change, as vectors made elsewhere are read; a DataError if none has."""
         if not self.sites:
             raise DataError(f"{self.edited} has no projection with a rank-1 change: there is no direction to write.")
         tensors = {str(site): edit.output_direction.float() for site, edit in sorted(self.sites.items())}
@@ -172,8 +165,7 @@ def audit(
 
     Raises:
         ModelError: one of the models is not there.
-        ArtifactError: files are damaged, no checkpoint in safetensors files and no LoRA adapter, or an adapter with
-            settings that are not understood.
+        ArtifactError: files are damaged, no checkpoint and no LoRA adapter, or have settings that are not understood.
         MismatchError: the two are of different models.
     """
     sides = _open(base, str(edited), layout, trust_remote_code)
@@ -185,7 +177,8 @@ def audit(
             identical += not found
             changes += found
             advance(1)
-    differing = [f.name for f in sides.files if f.matters and not (f.name == "config.json" and sides.settings)]
+    told = {*PROVENANCE, *(["config.json"] if sides.settings else [])}
+    differing = [file.name for file in sides.files if file.name not in told]
     code = tuple(name for name in differing if name.endswith(".py"))
     structure = compare_structure(sides.before, sides.after, sides.settings, code)
     unread = counted(sides.unread, "tensor", "of the adapter not looked at")
@@ -194,8 +187,7 @@ def audit(
     if edit is not None:
         if not sides.places.by_key:
             raise ModelError(f"{edited} cannot be compared with an edit: {'; '.join(sides.notes)}")
-        match = match_edit(edit, changes, sides.places.by_site, sides.pair_of, [*structure.phrases, *unread, *besides])
-    own = [change for change in changes if not structure.is_moved(change.tensor)]
+        match = match_edit(edit, changes, sides.places, sides.pair_of, [*structure.phrases, *unread, *besides])
     return Audit(
         base=base,
         edited=str(edited),
@@ -206,7 +198,7 @@ def audit(
         structure=structure,
         unread=sides.unread,
         files=tuple(sides.files),
-        classification=classify(own, len(sides.common), structure.phrases, unread, besides),
+        classification=classify(changes, len(sides.common), structure.phrases, unread, besides),
         match=match,
         notes=tuple(sides.notes),
     )
@@ -226,7 +218,8 @@ def _open(base: str, edited: str, layout: Path | Layout | None, trust_remote_cod
         notes.append(f"heads and neurons cannot be named: {error}")
     if is_adapter(other):
         after, unread = adapter_views(other, before, places)
-        files = [f for f in changed_files(ours, CheckpointFiles(other, (), {})) if f.what == "differs" and f.matters]
+        files = changed_files(ours, CheckpointFiles(other, (), {}))
+        files = [file for file in files if file.what == "differs" and file.name not in PROVENANCE]
         return _Sides(before, after, places, files, notes, unread=unread, is_adapter=True)
     theirs = open_checkpoint(other)
     after = dict(theirs.tensors)
@@ -240,17 +233,15 @@ def _require_related(base: str, edited: str, before: Views, after: Views) -> Non
     shared = [name for name in before if name in after]
     other_shape = [name for name in shared if before[name].shape != after[name].shape]
     if len(shared) * 2 < len(before):
-        missing = sorted(before.keys() - after.keys())
-        raise MismatchError(
-            f"{edited} has only {len(shared)} of the {len(before)} tensors of {base} (it lacks {missing[0]}, ...): it "
-            "is another model, or its tensors are named or packed otherwise. Give the base that it was made from."
+        what = (
+            f"has only {len(shared)} of the {len(before)} tensors of {base}: it is another model, or packed otherwise"
         )
+        raise MismatchError(f"{edited} {what}. Give the base that it was made from.")
     if len(other_shape) * 2 > len(shared):
-        name = other_shape[0]
+        name, shapes = other_shape[0], [list(views[other_shape[0]].shape) for views in (before, after)]
         raise MismatchError(
-            f"{edited} is no edit of {base}: {len(other_shape)} of {len(shared)} tensors have other shapes, "
-            f"such as {name}, {list(before[name].shape)} in the base and {list(after[name].shape)} in the other. Give "
-            "the base that it was made from."
+            f"{edited} is no edit of {base}: {len(other_shape)} of {len(shared)} tensors have other shapes, such as "
+            f"{name}, {shapes[0]} in the base and {shapes[1]} in the other. Give the base that it was made from."
         )
 
 
@@ -262,7 +253,7 @@ def _changes(sides: _Sides, name: str) -> Iterator[TensorChange]:
     if float_dtype(before) is None or float_dtype(after) is None:
         yield TensorChange(name, "bits", before.shape, (before.dtype_name, after.dtype_name))
         return
-    places = sides.places.by_tensor.get(name, [])
+    places = sides.places.of_tensor(name)
     experts = {place.expert for place in places}
     is_whole = None in experts or (places and len(experts) == before.shape[0])
     for place in places if is_whole else [None]:

@@ -67,27 +67,6 @@ class Recovered:
         product = -(self.row @ self.sensitivity)
         return float(product / energy), float(product / (energy.sqrt() * self.row.norm()).clamp_min(1e-30))
 
-    @property
-    def components(self) -> list[dict[str, Any]]:
-        """The heads or neurons that carry the change, strongest first."""
-        order = self.magnitude.abs().argsort(descending=True, stable=True).tolist()
-        values = {"magnitude": self.magnitude, "error": self.error, "norm": self.norm}
-        return [
-            {"component": str(self.place.component(i)), **{name: float(of[i]) for name, of in values.items()}}
-            for i in order
-            if bool(self.edited[i])
-        ]
-
-    def as_json(self) -> dict[str, Any]:
-        """As JSON (docs/audit.md)."""
-        strength, cosine = self.ablation
-        return {
-            "norm": float(self.row.norm()),
-            "along_sensitivity": self.along,
-            "ablation": {"strength": strength, "cosine": cosine},
-            "components": self.components,
-        }
-
 
 def recover(pair: MatrixPair, fit: RankOne, place: StoredMatrix) -> Recovered:
     """Heads or neurons of a projection's rank-1 change, from the fit of its stored matrix."""
@@ -152,12 +131,20 @@ class TensorChange:
     @property
     def components(self) -> list[dict[str, Any]]:
         """The heads or neurons that carry a rank-1 change, strongest first: their names, λ, its error and ‖a_i‖."""
-        return [] if self.recovered is None else self.recovered.components
+        if (found := self.recovered) is None:
+            return []
+        order = found.magnitude.abs().argsort(descending=True, stable=True).tolist()
+        values = {"magnitude": found.magnitude, "error": found.error, "norm": found.norm}
+        return [
+            {"component": str(found.place.component(i)), **{name: float(of[i]) for name, of in values.items()}}
+            for i in order
+            if bool(found.edited[i])
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """As JSON (docs/audit.md)."""
         same = ("kind", "rank", "shape", "dtypes", "size", "singular_values", "noise_edge", "entries", "rounded_to")
-        return {
+        whole = {
             "tensor": self.name,
             "site": None if self.place is None else str(self.place.site),
             **{name: getattr(self, name) for name in same},
@@ -165,7 +152,15 @@ class TensorChange:
             "relative_size": self.relative_size if math.isfinite(self.relative_size) else None,
             "unexplained_entries": self.unexplained,
             "exceptions": [{"row": row, "column": column, "remains": rest} for row, column, rest in self.exceptions],
-            **(self.recovered.as_json() if self.recovered is not None else {}),
+        }
+        if (found := self.recovered) is None:
+            return whole
+        strength, cosine = found.ablation
+        return whole | {
+            "norm": float(found.row.norm()),
+            "along_sensitivity": found.along,
+            "ablation": {"strength": strength, "cosine": cosine},
+            "components": self.components,
         }
 
 
@@ -193,12 +188,9 @@ def describe_change(tensor: str, pair: MatrixPair, place: StoredMatrix | None = 
     change = replace(change, singular_values=tuple(values[:SHOWN_ENTRIES].tolist()), noise_edge=noise_edge)
     if rank is None:
         return change
-    if rank <= _TRY_RANK_ONE:
-        fit = fit_rank_one(pair, totals, right[:, 0], thorough=rank <= 1)
-        if fit.accepted:
-            recovered = None if place is None else recover(pair, fit, place)
-            fitted = {"exceptions": fit.exceptions, "unexplained": fit.outside, "recovered": recovered}
-            return replace(change, kind="rank-1", rank=1, **fitted)  # type: ignore[arg-type]
+    if rank <= _TRY_RANK_ONE and (fit := fit_rank_one(pair, totals, right[:, 0], thorough=rank <= 1)).accepted:
+        change = replace(change, exceptions=fit.exceptions, unexplained=fit.outside)
+        return replace(change, kind="rank-1", rank=1, recovered=None if place is None else recover(pair, fit, place))
     return replace(change, kind="low-rank", rank=rank) if rank else replace(change, kind="rounding")
 
 

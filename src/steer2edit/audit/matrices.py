@@ -47,7 +47,7 @@ def float_dtype(tensor: StoredTensor) -> torch.dtype | None:
 class Block:
     """Some rows before and after."""
 
-    start: int  # the first row's index
+    rows: slice  # which rows of the matrix these are
     before: Float[Tensor, "r q"]  # W, in the working dtype
     after: Float[Tensor, "r q"]  # W'
     dtype: torch.dtype  # the dtype whose rounding hides changes
@@ -64,11 +64,6 @@ class Block:
         The sum W + ΔW is rounded once; tools that merge in the weights' dtype round ΔW itself before.
         """
         return (0.5 * _SLACK) * (spacing(self.after, self.dtype) + spacing(self.change, self.dtype))
-
-    @property
-    def rows(self) -> slice:
-        """Which rows of the matrix these are."""
-        return slice(self.start, self.start + self.before.shape[0])
 
 
 @dataclass(frozen=True)
@@ -129,8 +124,8 @@ class MatrixPair:
                     continue
             sides = (side.read_rows(first + start, first + stop)[inside] for side in (self.before, self.after))
             before, after = (side.to(self.working) for side in sides)
-            yield Block(done, before, after, self.dtype)
-            done += len(before)
+            rows_here, done = slice(done, done + len(before)), done + len(before)
+            yield Block(rows_here, before, after, self.dtype)
 
     def strongest(self, energy: Float[Tensor, " p"]) -> "MatrixPair":
         """The rows that changed most, as a small matrix of their own."""
@@ -157,37 +152,33 @@ class Totals:
     def of(cls, pair: MatrixPair) -> "Totals":
         """Read a pair once, and sum up what changed."""
         p, q = pair.shape
-        empty = (
-            torch.zeros(p, dtype=torch.float64),
-            torch.zeros(p, dtype=torch.bool),
-            torch.zeros(q, dtype=torch.bool),
+        energy, rows, columns = (
+            torch.zeros(n, dtype=d) for n, d in ((p, torch.float64), (p, torch.bool), (q, torch.bool))
         )
-        totals = cls(*empty, {*ROUNDED_TO, pair.dtypes[1]})
+        totals = cls(energy, rows, columns, {*ROUNDED_TO, pair.dtypes[1]})
         for block in pair.blocks():
             totals.rounded_to = {to for to in totals.rounded_to if _is_rounded(block.before, block.after, to)}
             totals.rounded_from = totals.rounded_from and _is_rounded(block.after, block.before, pair.dtypes[0])
             totals.not_finite += int((~block.after.isfinite()).sum()) + int((~block.before.isfinite()).sum())
-            if not totals.not_finite:
-                totals._add(block)
+            if totals.not_finite:
+                continue
+            change, nonzero = block.change, block.change != 0
+            totals.changed += int(nonzero.sum())
+            found = nonzero.nonzero()[: SHOWN_ENTRIES - len(totals.entries)].tolist()
+            totals.entries += [(row + block.rows.start, column) for row, column in found]
+            totals.row_energy[block.rows] = change.double().square().sum(1)
+            totals.row_changed[block.rows] = nonzero.any(1)
+            totals.column_changed |= nonzero.any(0)
+            totals.before_energy += float(block.before.double().square().sum())
+            if change.numel():
+                spacings = change.abs() / spacing(torch.maximum(block.before.abs(), block.after.abs()), block.dtype)
+                totals.most_spacings = max(totals.most_spacings, float(spacings.max()))
         return totals
 
     @property
     def energy(self) -> float:
         """‖W' − W‖²."""
         return float(self.row_energy.sum())
-
-    def _add(self, block: Block) -> None:
-        change, nonzero = block.change, block.change != 0
-        self.changed += int(nonzero.sum())
-        found = nonzero.nonzero()[: SHOWN_ENTRIES - len(self.entries)].tolist()
-        self.entries += [(row + block.start, column) for row, column in found]
-        self.row_energy[block.rows] = change.double().square().sum(1)
-        self.row_changed[block.rows] = nonzero.any(1)
-        self.column_changed |= nonzero.any(0)
-        self.before_energy += float(block.before.double().square().sum())
-        if change.numel():
-            spacings = change.abs() / spacing(torch.maximum(block.before.abs(), block.after.abs()), block.dtype)
-            self.most_spacings = max(self.most_spacings, float(spacings.max()))
 
 
 def _is_rounded(before: Float[Tensor, "r q"], after: Float[Tensor, "r q"], dtype: torch.dtype) -> bool:

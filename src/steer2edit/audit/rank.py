@@ -22,7 +22,7 @@ from steer2edit.audit.matrices import SHOWN_ENTRIES, MatrixPair, Totals
 LARGEST_RANK = 256
 _SIZES = (8, 64, LARGEST_RANK + 16)
 _SEED = 0
-_MARGIN = 1.5
+_MARGIN = 1.5  # for what is not independent in rounding
 _FAR = 20.0  # halfwidths at which an entry's pull is halved
 _INSIDE_PULL = 0.02  # curvature of entries that do not pull: keeps a step from overshooting
 _OUTSIDE = 2.0  # halfwidths beyond which an entry is not explained
@@ -67,14 +67,9 @@ def spectrum(pair: MatrixPair, totals: Totals) -> tuple[Float[Tensor, " k"], Flo
 def _rounding_noise(pair: MatrixPair, totals: Totals) -> tuple[float, float]:
     """What rounding alone would leave in the change: its largest singular value, and its squared norm Σ h²/3.
 
-    An entry's rounding error lies within ± h (its halfwidth), so its variance is at most about h²/3. A matrix of
-    independent errors with these variances has its largest singular value at about
-
-        max over rows of √(Σ_j h_ij²/3) + max over columns of √(Σ_i h_ij²/3),
-
-    which for equal entries is σ(√p + √q); a margin of one half is for what is not independent in rounding. Only rows
-    and columns in which something changed count: in the others the weight lay on the dtype's grid before and after,
-    without error.
+    An entry's error lies within ± h (its halfwidth), so its variance is at most about h²/3, and a matrix of independent
+    errors has its largest singular value at about max over rows of √(Σ_j h_ij²/3) + max over columns of √(Σ_i h_ij²/3).
+    Only rows and columns in which something changed count: the others had no error.
 
     Source: the bound is Bandeira and van Handel's for independent entries (Ann. Probab. 44, 2016, Theorem 1.1).
     """
@@ -137,7 +132,7 @@ def fit_rank_one(pair: MatrixPair, totals: Totals, start: Float[Tensor, " q"], *
         beyond = remains.abs() > _OUTSIDE * block.halfwidth.clamp_min(smallest)
         outside += int(beyond.sum())
         for row, column in beyond.nonzero()[: max(0, SHOWN_ENTRIES - len(exceptions))].tolist():
-            exceptions.append((row + block.start, column, float(remains[row, column])))
+            exceptions.append((row + block.rows.start, column, float(remains[row, column])))
     accepted = outside <= max(_FEW, _ALLOWED_SHARE * totals.changed)
     return RankOne(left, right, outside, tuple(exceptions), accepted)
 
@@ -152,7 +147,7 @@ def _fit_blocks(
         pull, curvature, square, settled = torch.zeros_like(right), torch.zeros_like(right), 0.0, True
         for block in pair.blocks():
             inverse = 1 / block.halfwidth.clamp_min(smallest)
-            own = left.get(block.start)
+            own = left.get(block.rows.start)
             if own is None:
                 own = block.change @ right / right.square().sum()
             for _ in range(steps):
@@ -163,7 +158,7 @@ def _fit_blocks(
             pull += own @ gradient
             curvature += own.square() @ weight
             square += float(own.double().square().sum())
-            left[block.start] = own
+            left[block.rows.start] = own
         length = square**0.5
         right = (right + _newton(pull, curvature)) * length
         left = {start: own / length for start, own in left.items()}

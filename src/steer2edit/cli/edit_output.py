@@ -13,11 +13,7 @@ from steer2edit.cli.late import artifacts, core, editing, evaluation, models
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from steer2edit.audit.structure import FileChange
-
 UNITS = {"attn": "heads", "ssm": "mixer heads", "mlp": "neurons"}
-_MOST_SETTINGS = 6
-_LONGEST_VALUE = 60
 
 
 def print_first(told: "evaluation.RefusalDirection | None") -> None:
@@ -213,23 +209,15 @@ def _kind(change: "late.audit.TensorChange") -> str:
 def _print_the_rest(audit: "late.audit.Audit") -> None:
     found = audit.structure
     for what, tensors in (("Added", found.added), ("Missing", found.missing)):
-        for name, copy in tensors.items():
-            say(f"{what} tensor: {name}" + (f" (a copy of {copy})" if copy else ""))
+        for name in tensors:
+            say(f"{what} tensor: {name}")
     for name, (before, after) in found.other_shape.items():
         say(f"Other shape: {name}, {list(before)} in the base, {list(after)} here")
+    for name, values in found.settings.items():
+        say(f"Setting {name}: {values[0]!r:.60} → {values[1]!r:.60}")
     for name, why in audit.unread.items():
         say(f"Not looked at: {name} ({why})")
     for file in audit.files:
-        say(f"File {file.what}: {file.name}{_settings(file)}")
+        say(f"File {file.what}: {file.name}")
     for note in audit.notes:
         say(f"Note: {note}")
-
-
-def _settings(file: "FileChange") -> str:
-    def brief(value: object) -> str:
-        text = repr(value)
-        return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
-
-    shown = [f"{key}: {brief(a)} → {brief(b)}" for key, (a, b) in list(file.settings.items())[:_MOST_SETTINGS]]
-    more = len(file.settings) - len(shown)
-    return f" ({'; '.join(shown)}{f'; {more} more' if more > 0 else ''})" if shown else ""

@@ -88,18 +88,17 @@ def combine(
 
 def print_interference(interference: "Interference", names: list[str], top: int) -> None:
     """The sites where edits meet, the most interfering first, and the total."""
-    rows = [(site, pair) for site, own in interference.sites.items() for pair in own.pairs]
-    rows.sort(key=lambda row: -abs(row[1].cosine))
+    pairs = sorted(interference.pairs, key=lambda pair: -abs(pair.cosine))
     columns = ["site", "edits", "cos u", "cos a", "cos ΔW", "edited by both", "of these opposed"]
     table = [
         [
-            str(site),
+            pair.site,
             f"{pair.first + 1}, {pair.second + 1}",
             *(f"{value:+.3f}" for value in (pair.output_cosine, pair.row_cosine, pair.cosine)),
             f"{pair.shared:.0%}",
             "–" if pair.opposed is None else f"{pair.opposed:.0%}",
         ]
-        for site, pair in rows[:top]
+        for pair in pairs[:top]
     ]
     if table:
         print_table(columns, table, "Where the edits meet")

@@ -18,9 +18,7 @@ def merged_weight(weight: Float[Tensor, "d m"], edit: SiteEdit, strength: float 
     return wide.to(weight.dtype)
 
 
-def add_outer(
-    wide: Float[Tensor, "d m"], u: Float[Tensor, " d"], a: Float[Tensor, " m"], product: Tensor | None = None
-) -> None:
+def add_outer(wide: Float[Tensor, "d m"], u: Float[Tensor, " d"], a: Float[Tensor, " m"]) -> None:
     """`W ← W + u aᵀ` in place: the one definition of what an edit does to weights.
 
     The product is rounded before it is added, as a LoRA's is when it is merged; a fused multiply-add would differ.
@@ -29,9 +27,8 @@ def add_outer(
         wide: W, float32 or float64.
         u: output direction.
         a: row, with its strength.
-        product: memory for u aᵀ, [d, m] of the dtype of u; made anew if not given.
     """
-    wide.add_(torch.outer(u, a, out=product))
+    wide.add_(torch.outer(u, a))
 
 
 @contextmanager

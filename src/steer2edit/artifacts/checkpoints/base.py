@@ -16,8 +16,8 @@ from torch import Tensor
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.checkpoints.files import CheckpointFiles, StoredTensor, open_checkpoint
 from steer2edit.artifacts.edits.low_rank import ScaledEdits
-from steer2edit.artifacts.manifest import AppliedEditRecord, CheckpointManifest, read_json, read_manifest
-from steer2edit.core import Site, SiteEdit, WeightEdit
+from steer2edit.artifacts.manifest import AppliedEditRecord, CheckpointManifest, read_manifest
+from steer2edit.core import Site, SiteEdit
 from steer2edit.editing.weights import add_outer
 from steer2edit.errors import ArtifactError, MismatchError
 from steer2edit.models import (
@@ -38,11 +38,6 @@ _INSTEAD = {".qweight": ".weight", ".weight_packed": ".weight", "_blocks": "", "
 _BESIDE = dict.fromkeys(
     (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".weight.quant_map", ".SCB", ".weight_format"), ".weight"
 ) | {"_scale_inv": "", "_scale": ""}
-_LOSSES = (
-    "Rounded again, an edit of 5 % of the weight's norm keeps 10 % of its strength in 4-bit integers, 34 % in MXFP4, "
-    "94 % in FP8 and all of it in 8-bit integers, and is off by 101, 119, 44 and 18 % of its own size."
-)
-"""Measured (docs/precision.md)."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +88,8 @@ class Addition:
     edit: SiteEdit
     strength: float
 
-    def add_to(self, wide: Float[Tensor, "r c"], start: int, product: Tensor) -> None:
-        """Add it in place to rows of its tensor from `start` on, in float32 or float64; `product` is memory to use."""
+    def add_to(self, wide: Float[Tensor, "r c"], start: int) -> None:
+        """Add it in place to rows of its tensor from `start` on, in float32 or float64."""
         own = self.projection.rows
         first, stop = max(start, own.start), min(start + len(wide), own.stop)
         if first >= stop:
@@ -103,7 +98,7 @@ class Addition:
         u, a = self.edit.output_direction, self.strength * self.edit.row
         if self.projection.transposed:
             u, a = a, u  # (u aᵀ)ᵀ: the products are the same numbers
-        add_outer(rows, u[part], a, product[: len(rows)])
+        add_outer(rows, u[part], a)
 
 
 Plan = Mapping[StoredTensor, Sequence[Addition]]
@@ -131,19 +126,15 @@ class BaseCheckpoint:
         """Of the checkpoint."""
         return self.files.directory
 
-    @property
-    def projections(self) -> list[Projection]:
-        """All projections of the model."""
-        return [p for site in self.model.sites.values() for p in site.projections]
-
     @cached_property
     def fingerprint(self) -> str | None:
         """`LanguageModel.fingerprint` from the files; `None` where any projection is quantised."""
-        if any(self._is_quantised(p) for p in self.projections):
+        projections = [p for site in self.model.sites.values() for p in site.projections]
+        if any(map(self._is_quantised, projections)):
             return None
-        matrices = {p.key: self.find(p) for p in self.projections}
-        shapes = {key: matrix.shape for key, matrix in matrices.items()}
-        return sampled_fingerprint(shapes, (matrix.sampled_rows() for matrix in matrices.values()))
+        matrices = [self.find(p) for p in projections]
+        shapes = {matrix.key: matrix.shape for matrix in matrices}
+        return sampled_fingerprint(shapes, (matrix.sampled_rows() for matrix in matrices))
 
     @cached_property
     def manifest(self) -> CheckpointManifest | None:
@@ -162,22 +153,27 @@ class BaseCheckpoint:
         """Where a weight is; an ArtifactError where it is of another shape, or quantised: what an edit would lose."""
         stored = self.stored[projection.key]
         if self._is_quantised(projection):
-            raise _quantised_error(self.files, stored.tensor, self.quantised.get(stored.tensor, stored.tensor))
+            raise ArtifactError(
+                f"{stored.tensor} is quantised in {self.directory} (stored as "
+                f"{self.quantised.get(stored.tensor, stored.tensor)}), so that the edit cannot be added to it: rounded "
+                "again, an edit of 5 % of the weight's norm keeps 10 % of its strength in 4-bit integers, 34 % in "
+                "MXFP4, 94 % in FP8 (docs/precision.md). Use the edit as an adapter on this checkpoint, which rounds "
+                "nothing of it (its directory loads with PEFT; see steer2edit export), or apply it to the unquantised "
+                "checkpoint and quantise afterwards, to 8-bit integers at the least. Measure what will be served."
+            )
         tensor = self.files.tensors[stored.tensor]
         return StoredProjection(projection.key, tensor, stored.expert, stored.transposed, projection.shape)
 
-    def additions(self, site: Site, edit: WeightEdit, strength: float = 1.0) -> list[Addition]:
-        """What an edit adds to the matrices of a site; one whose part of a is zero is left alone. Raises as `find`."""
-        parts = [(p, edit.sites[site].part(p.columns)) for p in self.model.sites[site].projections]
-        return [Addition(site, self.find(p), part, strength) for p, part in parts if strength and bool(part.row.any())]
-
     def plan(self, edits: ScaledEdits) -> Plan:
-        """What edits add to which tensor; raises as `find`."""
+        """What edits add to which tensor; a matrix whose part of a is zero is left alone. Raises as `find`."""
         plan: dict[StoredTensor, list[Addition]] = {}
         for edit, strength in edits:
-            for site in edit.sites:
-                for addition in self.additions(site, edit, strength):
-                    plan.setdefault(addition.projection.tensor, []).append(addition)
+            for site in edit.sites if strength else ():
+                for projection in self.model.sites[site].projections:
+                    part = edit.sites[site].part(projection.columns)
+                    if bool(part.row.any()):
+                        addition = Addition(site, self.find(projection), part, strength)
+                        plan.setdefault(addition.projection.tensor, []).append(addition)
         return plan
 
     def require_fit(self, edits: ScaledEdits, *, allow_mismatch: bool = False) -> None:
@@ -192,7 +188,7 @@ class BaseCheckpoint:
             is_own = "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint
             if is_own and not allow_mismatch:
                 continue
-            if any(record.is_of(edit) for record in self.earlier_edits):
+            if edit.digest() in {record.sha256 for record in self.earlier_edits}:
                 raise MismatchError(
                     f"this edit is already in {self.model.name!r}: its {MANIFEST_FILE} says so. It is not added "
                     f"twice. {EDIT_THE_BASE}"
@@ -201,12 +197,11 @@ class BaseCheckpoint:
                 raise MismatchError(self._mismatch(made_on))
 
     def _mismatch(self, made_on: Mapping[str, Any]) -> str:
-        name, made = self.model.name, made_on.get("name")
+        name, made, anyway = self.model.name, made_on.get("name"), "pass --allow-mismatch (allow_mismatch=True)"
         if self.fingerprint is None:
             return (
-                f"some projections of {name!r} are quantised, so that it cannot be told from its files whether it is "
-                f"the model the edit was made on ({made!r}). Pass --allow-mismatch (allow_mismatch=True) if you know "
-                "that it is."
+                f"some projections of {name!r} are quantised, so that it cannot be told whether it is the model the "
+                f"edit was made on ({made!r}). If you know that it is, {anyway}."
             )
         if self.manifest is not None:
             return (
@@ -217,7 +212,7 @@ class BaseCheckpoint:
         return (
             f"these edits were made on {made or 'another model'!r} (fingerprint {str(made_on['fingerprint'])[:12]}), "
             f"but {name!r} has fingerprint {self.fingerprint[:12]}: other weights, or already edited ones. Use the "
-            "model they were made on, or pass --allow-mismatch (allow_mismatch=True) if you know that they fit."
+            f"model they were made on, or, if you know that they fit, {anyway}."
         )
 
     def describe(self) -> dict[str, Any]:
@@ -246,28 +241,10 @@ def _quantised_tensors(files: CheckpointFiles) -> dict[str, str]:
     """Names that a checkpoint's quantised weights would have as plain ones, and the tensor that each is stored as."""
     found: dict[str, str] = {}
     for name, tensor in files.tensors.items():
-        found |= dict.fromkeys(_plain_names(name, _INSTEAD), name)
-        found |= {plain: plain for plain in _plain_names(name, _BESIDE) if plain in files.tensors}
+        for suffix, plain in (_INSTEAD | _BESIDE).items():
+            weight = name.removesuffix(suffix) + plain
+            if name.endswith(suffix) and (suffix in _INSTEAD or weight in files.tensors):
+                found[weight] = name if suffix in _INSTEAD else weight
         if name.endswith(".weight") and not tensor.is_plain_float:
             found[name] = name
     return found
-
-
-def _plain_names(name: str, endings: Mapping[str, str]) -> list[str]:
-    return [name.removesuffix(suffix) + plain for suffix, plain in endings.items() if name.endswith(suffix)]
-
-
-def _quantised_error(files: CheckpointFiles, weight: str, stored: str) -> ArtifactError:
-    """The error for an edit of a quantised weight: what would be lost, and what to do instead."""
-    config = read_json(files.directory / "config.json")
-    text = config.get("text_config")
-    parts = [part for part in (config, text) if isinstance(part, dict)]
-    settings = [part.get("quantization_config") or part.get("compression_config") for part in parts]
-    method = next((found.get("quant_method") for found in settings if isinstance(found, dict)), None)
-    return ArtifactError(
-        f"{weight} is quantised in {files.directory} ({method or 'a quantised format'}, stored as {stored}), so that "
-        f"the edit cannot be added to it. {_LOSSES} Use the edit as an adapter on this checkpoint, which rounds "
-        "nothing of it (its directory loads with PEFT; see steer2edit export), or apply it to the unquantised "
-        "checkpoint and quantise afterwards, to 8-bit integers at the least. Measure what will be served, either way: "
-        "a 4-bit base may not act on an edit as the exact one does."
-    )

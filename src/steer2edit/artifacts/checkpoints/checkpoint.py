@@ -1,18 +1,20 @@
 """The edited checkpoint: the base's files with `W + strength · u aᵀ` in place of W, and nothing else changed."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from steer2edit.artifacts.atomic import atomic_directory, require_free, require_read_back
-from steer2edit.artifacts.checkpoints.base import BaseCheckpoint, Plan, open_base
-from steer2edit.artifacts.checkpoints.files import find_side_files, open_checkpoint
-from steer2edit.artifacts.checkpoints.patching import patched_copy, written_anew
+from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, require_free, require_read_back
+from steer2edit.artifacts.checkpoints.base import BaseCheckpoint, open_base
+from steer2edit.artifacts.checkpoints.files import CheckpointFiles, open_checkpoint, require_inside
+from steer2edit.artifacts.checkpoints.patching import write_files
 from steer2edit.artifacts.edits.low_rank import ScaledEdits
+from steer2edit.artifacts.facts import BaseCheckpointRecord
 from steer2edit.artifacts.manifest import (
     AppliedEditRecord,
     CheckpointManifest,
@@ -25,9 +27,49 @@ from steer2edit.core import WeightEdit, finite_strength
 from steer2edit.errors import ArtifactError, InvalidValueError, ModelError
 from steer2edit.models import LanguageModel, stored_parameters
 from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE, has_weights
-from steer2edit.progress import step
 
-_MB = 2**20
+_WEIGHTS = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".keras", ".msgpack", ".npz", ".npy"),
+    *(".gguf", ".ggml", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".nemo", ".pdparams", ".engine", ".data"),
+}
+_OF_OTHER_WEIGHTS = {"adapter_config.json", "params.json", "openvino_model.xml"}
+"""Files that engines read first, and that lead nowhere without weights in other formats."""
+
+
+class SideFiles(NamedTuple):
+    """Files of a checkpoint besides its shards (config, tokenizer, code, ...), as paths within its directory."""
+
+    own: list[Path]  # what belongs to the checkpoint
+    # weights that are not the checkpoint's, which would still be unedited, with their indices and settings; hidden
+    # entries; folders that are links; pipes, sockets and devices
+    left_out: list[Path]
+
+
+def find_side_files(files: CheckpointFiles) -> SideFiles:
+    """Sort a directory's entries; an ArtifactError where a file of its own is a link out of it, or to nowhere."""
+    found, index = SideFiles([], []), [] if SINGLE_FILE in files.shards else [INDEX_FILE]
+    for path in _entries(files.directory, Path()):
+        whole = files.directory / path
+        if str(path) in (MANIFEST_FILE, *files.shards):
+            continue
+        other = path.suffix.lower() in _WEIGHTS or path.name in _OF_OTHER_WEIGHTS or path.name.startswith(".")
+        other = other or (path.name.endswith(".index.json") and str(path) not in index)
+        if other or (whole.exists() and not whole.is_file()):
+            found.left_out.append(path)
+        else:
+            require_inside(whole, files.directory)
+            found.own.append(path)
+    return found
+
+
+def _entries(directory: Path, within: Path) -> Iterator[Path]:
+    """Files of a folder and of those in it; a hidden folder, or one that is a link, as an entry of its own."""
+    for entry in sorted(os.scandir(directory / within), key=lambda entry: entry.name):
+        path = within / entry.name
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            yield from _entries(directory, path)
+        else:
+            yield path
 
 
 def apply_to_files(
@@ -44,8 +86,7 @@ def apply_to_files(
 
     Names, shards, headers and dtypes are the base's, and every byte of them but those of edited tensors, which are
     `W + Σ strength · u aᵀ`, added in float32 (float64 if W is) and rounded once. Memory is that of a few million
-    numbers, whatever the size of the model. Weights in `pytorch_model.bin` are written as safetensors, one file for
-    each, with the same names, dtypes and bits.
+    numbers. Weights in `pytorch_model.bin` are written as safetensors, with the same names, dtypes and bits.
 
     Args:
         base: a Hub id (its local snapshot), a local directory, `smollm2`, or what `open_base` opened. It is only read.
@@ -53,8 +94,7 @@ def apply_to_files(
         directory: must not exist.
         layout: a layout file for an architecture that is not known.
         trust_remote_code: run the Python code that the checkpoint brings, to know its structure.
-        allow_mismatch: accept edits of a model with another fingerprint; never one that the base's manifest says is in
-            it already (`audit.require_not_applied` tells it from the weights).
+        allow_mismatch: accept edits of another model; never one that the base's manifest says is in it already.
         overwrite: replace an existing artifact of this package.
 
     Returns:
@@ -64,8 +104,7 @@ def apply_to_files(
         MismatchError: an edit is for another model or shape, or is in the base already.
         InvalidValueError: a strength is not finite, or all are 0; or an edited weight would not be finite.
         ModelError: there is no such model, or its files lack a projection.
-        ArtifactError: the base is quantised or damaged; or the directory exists or cannot be written, or reads back
-            differently.
+        ArtifactError: the base is quantised or damaged; or the directory exists or cannot be written.
     """
     _require_strengths(edits)
     require_free(directory, overwrite=overwrite)
@@ -92,14 +131,8 @@ def save_checkpoint(
 
     Args:
         model: the base. It is only read.
-        edit: the edit.
-        directory: must not exist.
-        strength: factor of the edit.
-        allow_mismatch: accept an edit of a model with another fingerprint.
-        overwrite: replace an existing artifact of this package.
-
-    Raises:
-        As `apply_to_files`.
+        edit: the edit; `strength` is its factor.
+        directory, allow_mismatch, overwrite: as of `apply_to_files`, which also says what is raised.
     """
     edits = [(edit, strength)]
     model.require_fit(edit, allow_mismatch=allow_mismatch)
@@ -120,11 +153,7 @@ def save_checkpoint(
 
 
 def _base_of_loaded(model: LanguageModel) -> BaseCheckpoint | None:
-    """The checkpoint of a loaded model, or `None` where the model in memory does not come from such files.
-
-    A local directory or the Hub cache is accepted only if every projection, and every other tensor that is loaded as it
-    is, is in the model's dtype bit for bit the model's.
-    """
+    """The checkpoint of a loaded model; `None` unless the files' tensors, in its dtype, are the model's bit for bit."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -151,7 +180,7 @@ def _pairs(base: BaseCheckpoint) -> Iterator[tuple[Tensor, Tensor]]:
         if not state[own].is_meta and tensor.shape == tuple(state[own].shape):
             rows = state[own].reshape(tensor.rows, tensor.columns)
             yield from ((tensor.read_rows(start, stop), rows[start:stop]) for start, stop in tensor.chunks())
-    for projection in base.projections:
+    for projection in (p for site in base.model.sites.values() for p in site.projections):
         stored = base.find(projection)
         weight = projection.weight.T if stored.transposed else projection.weight
         yield from ((part, weight[own]) for own, part in stored.chunks())
@@ -162,9 +191,7 @@ def _require_strengths(edits: ScaledEdits) -> None:
         raise InvalidValueError("there is no edit to apply: give at least one, with its strength.")
     strengths = [finite_strength(strength) for _, strength in edits]
     if not any(strengths):
-        raise InvalidValueError(
-            "the strength must not be 0: that writes a copy of the base. 1 applies an edit as it is."
-        )
+        raise InvalidValueError("the strength must not be 0: that writes a copy of the base. 1 applies it as it is.")
 
 
 def _write(
@@ -175,17 +202,17 @@ def _write(
     source: Literal["files", "memory"] = "files",
 ) -> CheckpointManifest:
     plan, side = base.plan(edits), find_side_files(base.files)
-    hashes = _write_files(base, plan, side.own, scratch)
+    hashes = write_files(base.files, [*side.own, *map(Path, base.files.shards)], scratch, plan)
     if base.files.headers and SINGLE_FILE not in base.files.shards:
-        total = sum(tensor.size for tensor in base.files.tensors.values())
+        total = sum(tensor.end - tensor.begin for tensor in base.files.tensors.values())
         names = {name: tensor.file.name for name, tensor in base.files.tensors.items()}
         index = json.dumps({"metadata": {"total_size": total}, "weight_map": names}, ensure_ascii=False, indent=2)
         (scratch / INDEX_FILE).write_text(f"{index}\n", encoding="utf-8")
-    places = [
+    copy, own = (
         {name: (t.file.name, t.dtype_name, t.shape, t.begin) for name, t in files.tensors.items()}
         for files in (open_checkpoint(scratch), base.files)
-    ]
-    require_read_back(places[0] == places[1], f"the copy of {base.directory}")
+    )
+    require_read_back(copy == own, f"the copy of {base.directory}")
     edited = {
         tensor.name: EditedTensorRecord(
             file=tensor.file.name,
@@ -195,12 +222,16 @@ def _write(
         )
         for tensor, additions in sorted(plan.items(), key=lambda item: item[0].name)
     }
-    manifest = CheckpointManifest.made_now(
-        base=described,
-        edits=[
-            AppliedEditRecord(edit=_with_model(edit, described), strength=strength, sha256=edit.digest())
-            for edit, strength in edits
-        ],
+    applied = []
+    for edit, strength in edits:
+        metadata = plain_json(edit.metadata, "edit's metadata")
+        made_on = {**described, **(metadata.get("model") or {})}  # one that does not say its model gets this one
+        if made_on["fingerprint"] is not None:
+            metadata["model"] = made_on
+        applied.append(AppliedEditRecord(edit=metadata, strength=strength, sha256=edit.digest()))
+    manifest = CheckpointManifest(
+        base=BaseCheckpointRecord.model_validate(described),
+        edits=applied,
         source=source,
         edited_tensors=edited,
         not_copied=[path.as_posix().encode("utf-8", "backslashreplace").decode() for path in side.left_out],
@@ -208,32 +239,3 @@ def _write(
     )
     write_manifest(manifest, scratch)
     return manifest
-
-
-def _with_model(edit: WeightEdit, described: Mapping[str, Any]) -> dict[str, Any]:
-    """The edit's metadata; one that does not say which model it is for gets the one it was applied to."""
-    metadata: dict[str, Any] = plain_json(edit.metadata, "edit's metadata")
-    made_on = {**described, **(metadata.get("model") or {})}
-    if made_on["fingerprint"] is not None:
-        metadata["model"] = made_on
-    return metadata
-
-
-def _write_files(base: BaseCheckpoint, plan: Plan, side: Sequence[Path], scratch: Path) -> dict[str, str]:
-    """Copy the base's files, with the edits in its tensors; SHA-256 of the bytes of each edited tensor."""
-    total = sum((base.directory / path).stat().st_size for path in side)
-    total, done = total + sum(tensor.size for tensor in base.files.tensors.values()), 0
-    hashes: dict[str, str] = {}
-    with step("Writing the checkpoint (MB)", -(-total // _MB)) as advance:
-        for path in (*side, *map(Path, base.files.shards)):
-            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
-            if path.name in base.files.headers:
-                written = written_anew(base.files, path.name, scratch / path, plan)
-            else:
-                own = {tensor: additions for tensor, additions in plan.items() if tensor.file == base.directory / path}
-                written = patched_copy(base.directory / path, scratch / path, own)
-            for size, own_hashes in written:
-                done, before = done + size, done
-                advance(done // _MB - before // _MB)
-                hashes |= own_hashes
-    return hashes

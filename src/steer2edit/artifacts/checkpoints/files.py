@@ -1,4 +1,4 @@
-"""A checkpoint's files, read by byte offset: which tensor lies where, any rows of it, and what belongs to it besides.
+"""A checkpoint's weights, read by byte offset: which tensor lies where, and any rows of it.
 
 safetensors checks every header on opening: sizes, dtypes, and offsets that fill the file without overlap or hole. What
 is added here are the offsets themselves, that index and files agree and lie in the checkpoint's directory, and the
@@ -8,18 +8,17 @@ places that tensors of a `.bin` file have in the safetensors file that they are 
 import math
 import os
 import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.manifest import parse_object
 from steer2edit.artifacts.tensors import DTYPE_NAMES, DTYPES, bytes_of, laid_out, read_pt, same_bits
 from steer2edit.errors import ArtifactError
@@ -29,16 +28,6 @@ CHUNK = 2**18
 """Numbers that are worked on at a time."""
 _KINDS = ((SINGLE_FILE, INDEX_FILE, ".safetensors"), (PICKLE_FILE, PICKLE_INDEX_FILE, ".bin"))
 _LONGEST_INDEX = 100_000_000
-_WEIGHTS = {
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".keras", ".msgpack", ".npz", ".npy"),
-    *(".gguf", ".ggml", ".onnx", ".onnx_data", ".ot", ".tflite", ".mlmodel", ".nemo", ".pdparams", ".engine", ".data"),
-}
-_DESCRIBES = {
-    "adapter_config.json": "adapter_model.",
-    "params.json": "consolidated.",
-    "openvino_model.xml": "openvino_model.",
-}
-"""Files that engines read first, by the beginning of the weights without which they lead nowhere."""
 
 Change = Callable[[Tensor, int, int], None]
 """`change(values, start, stop)` changes rows `start` to `stop`, which are given in float64, in place."""
@@ -90,15 +79,6 @@ class StoredTensor:
         """Columns of the matrix."""
         return self.shape[-1] if self.shape else 1
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.end - self.begin
-
-    def row_offset(self, row: int) -> int:
-        """Offset of a row's first byte from the tensor's first."""
-        return row * self.columns * self.dtype.itemsize
-
     def chunks(self, rows: range | None = None) -> Iterator[tuple[int, int]]:
         """Ranges of rows, `CHUNK` numbers each and at least one row, that together are all of them or those given."""
         rows = range(self.rows) if rows is None else rows
@@ -106,29 +86,21 @@ class StoredTensor:
         for start in rows[::count]:
             yield start, min(start + count, rows.stop)
 
-    def read_rows(
-        self, start: int, stop: int, into: Shaped[Tensor, "_ columns"] | None = None
-    ) -> Shaped[Tensor, "rows columns"]:
-        """Rows from `start` to before `stop`, in float64 where the tensor is changed; an ArtifactError if unreadable.
-
-        `into` is memory of at least as many rows, in the tensor's dtype, whose first rows are filled and returned.
-        """
-        found = torch.empty((stop - start, self.columns), dtype=self.dtype) if into is None else into[: stop - start]
+    def read_rows(self, start: int, stop: int) -> Shaped[Tensor, "rows columns"]:
+        """Rows from `start` to before `stop`, in float64 where it is changed; an ArtifactError if unreadable."""
+        found = torch.empty((stop - start, self.columns), dtype=self.dtype)
         if found.numel():
-            self._read(self.row_offset(start), bytes_of(found))
+            self._read(start * self.columns * self.dtype.itemsize, bytes_of(found))
         for change in self.changes:
             found = found.double()
             change(found, start, stop)
         return found
 
-    def changed(self, change: Change) -> "StoredTensor":
-        """The tensor with rows changed, in float64, whenever they are read."""
-        return replace(self, changes=(*self.changes, change), computed=True)
-
     def blocks(self) -> Iterator[bytes]:
         """The tensor's bytes as they are stored, some at a time, whatever its dtype."""
-        for start in range(0, self.size, CHUNK):
-            block = bytearray(min(CHUNK, self.size - start))
+        size = self.end - self.begin
+        for start in range(0, size, CHUNK):
+            block = bytearray(min(CHUNK, size - start))
             self._read(start, memoryview(block))
             yield bytes(block)
 
@@ -166,16 +138,6 @@ class CheckpointFiles:
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
 
-class SideFiles(NamedTuple):
-    """Files of a checkpoint besides its shards (config, tokenizer, code, ...), as paths within its directory."""
-
-    own: list[Path]  # what belongs to the checkpoint
-    # weights that are not the checkpoint's, which would still be unedited, and what cannot be loaded without them:
-    # their indices and settings, and what else is in a folder of theirs, but for code; hidden entries; folders that are
-    # links; pipes, sockets and devices
-    left_out: list[Path]
-
-
 def unreadable(path: Path, error: OSError) -> ArtifactError:
     """The error for a file that the system does not let us read."""
     return ArtifactError(f"cannot read {path}: {error.strerror or error}. Check the path and its permissions.")
@@ -190,12 +152,10 @@ def open_checkpoint(directory: Path | str) -> CheckpointFiles:
             points outside the directory.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise ArtifactError(f"there is no checkpoint directory {directory}. Check the path.")
     kinds = [kind for kind in _KINDS if any(os.path.lexists(directory / name) for name in kind[:2])]
     if not kinds:
         raise ArtifactError(
-            f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}, nor {PICKLE_FILE}: it is no checkpoint."
+            f"{directory} is no checkpoint's directory: it has no {SINGLE_FILE}, {INDEX_FILE} or {PICKLE_FILE}."
         )
     single, index, suffix = kinds[0]
     weight_map = None if os.path.lexists(directory / single) else _read_index(directory / index, suffix)
@@ -203,15 +163,20 @@ def open_checkpoint(directory: Path | str) -> CheckpointFiles:
     headers: dict[str, bytes] = {}
     shards = []
     for file in [single] if weight_map is None else sorted(set(weight_map.values())):
-        path = _require_inside(directory / file, directory)
+        path = require_inside(directory / file, directory)
         shards.append(file)
         if suffix == ".bin":
             shards[-1] = file.removeprefix("pytorch_").removesuffix(".bin") + ".safetensors"
             found, headers[shards[-1]] = _open_pickled(path, directory / shards[-1])
         else:
             found = open_tensors(path)
-        if weight_map is not None:
-            _require_as_indexed(directory / index, file, found, weight_map)
+        named = found.keys() if weight_map is None else {name for name, shard in weight_map.items() if shard == file}
+        if wrong := sorted(named ^ found.keys()):
+            holds = "holds it" if wrong[0] in found else "does not hold it"
+            raise ArtifactError(
+                f"{directory / index} and {file} do not agree on {wrong[0]!r}: the file {holds} ({len(wrong)} such "
+                "tensors). The files do not belong together: get them again."
+            )
         tensors |= found
     return CheckpointFiles(directory, tuple(shards), MappingProxyType(tensors), MappingProxyType(headers))
 
@@ -250,22 +215,25 @@ def _placed(
 def _open_pickled(source: Path, target: Path) -> tuple[dict[str, StoredTensor], bytes]:
     """The tensors of a `.bin` file, each with its place in a safetensors file, and what that file begins with.
 
-    Tensors that share memory are each written: which of them the model ties is the config's to say.
+    Tensors that share memory are each written: which of them the model ties is the config's to say. One that repeats a
+    few numbers of its memory could be of any size, and is refused.
     """
     content = read_pt(source, mapped=True)
-    if not isinstance(content, Mapping) or not all(isinstance(n, str) and _is_plain(t) for n, t in content.items()):
+    plain = isinstance(content, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.dtype in DTYPE_NAMES
+        and tensor.nbytes <= tensor.untyped_storage().nbytes()
+        for name, tensor in content.items()
+    )
+    if not plain:
         raise ArtifactError(f"{source} does not hold plain tensors by name, and nothing else: it is no checkpoint's.")
     header, begin = laid_out(content, {"format": "pt"})
     return _placed(target, header, len(begin), content), begin
 
 
-def _is_plain(tensor: Any) -> bool:
-    """A tensor with memory of its own for every number: one that repeats a few could be of any size."""
-    plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.dtype in DTYPE_NAMES
-    return plain and tensor.nbytes <= tensor.untyped_storage().nbytes()
-
-
-def _require_inside(path: Path, directory: Path) -> Path:
+def require_inside(path: Path, directory: Path) -> Path:
     """The path, if what it leads to lies in the directory, or in the blobs of the Hub cache that it is from."""
     try:
         root, target = directory.resolve(strict=True), path.resolve(strict=True)
@@ -284,7 +252,7 @@ def _require_inside(path: Path, directory: Path) -> Path:
 
 
 def _read_index(path: Path, suffix: str) -> dict[str, str]:
-    _require_inside(path, path.parent)
+    require_inside(path, path.parent)
     try:
         if path.stat().st_size > _LONGEST_INDEX:
             raise ArtifactError(f"{path} is larger than {_LONGEST_INDEX} bytes: it is no index of a checkpoint.")
@@ -301,54 +269,3 @@ def _read_index(path: Path, suffix: str) -> dict[str, str]:
                 "the same directory, without a path. Do not use this checkpoint unless you know why."
             )
     return weight_map
-
-
-def _require_as_indexed(
-    index: Path, shard: str, tensors: Mapping[str, StoredTensor], weight_map: Mapping[str, str]
-) -> None:
-    wrong = sorted({name for name, where in weight_map.items() if where == shard} ^ tensors.keys())
-    if wrong:
-        holds = f"{shard} holds it" if wrong[0] in tensors else f"{shard} does not hold it"
-        raise ArtifactError(
-            f"{index.name} says that {wrong[0]!r} is in {weight_map.get(wrong[0], 'no file')}, but {holds} "
-            f"({len(wrong)} such tensors). The files in {index.parent} do not belong together: get them again."
-        )
-
-
-def find_side_files(files: CheckpointFiles) -> SideFiles:
-    """Sort a directory's entries; an ArtifactError where a file of its own is a link out of it, or to nowhere."""
-    directory, shards = files.directory, files.shards
-    entries = [path for path in _entries(directory, Path()) if str(path) not in (MANIFEST_FILE, *shards)]
-    weights = [path for path in entries if path.suffix.lower() in _WEIGHTS]
-    found = SideFiles([], [])
-    for path in entries:
-        whole = directory / path
-        special = whole.exists() and not whole.is_file()
-        if not special and path not in weights and _belongs(path, weights, SINGLE_FILE not in shards):
-            _require_inside(whole, directory)
-            found.own.append(path)
-        else:
-            found.left_out.append(path)
-    return found
-
-
-def _entries(directory: Path, within: Path) -> Iterator[Path]:
-    """Files of a folder and of those in it; a hidden folder, or one that is a link, as an entry of its own."""
-    for entry in sorted(os.scandir(directory / within), key=lambda entry: entry.name):
-        path = within / entry.name
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-            yield from _entries(directory, path)
-        else:
-            yield path
-
-
-def _belongs(path: Path, weights: Collection[Path], indexed: bool) -> bool:
-    if path.name.startswith("."):
-        return False
-    if path.name.endswith(".index.json"):
-        return indexed and str(path) == INDEX_FILE
-    beside = [other.name for other in weights if other.parent == path.parent]
-    if path.parent != Path():
-        return not beside or path.suffix == ".py"
-    described = _DESCRIBES.get(path.name)
-    return described is None or not any(name.startswith(described) for name in beside)

@@ -26,6 +26,7 @@ from steer2edit.artifacts.manifest import (
     EditManifest,
     MemberRecord,
     SiteRecord,
+    TargetRecord,
     kind_of,
     plain_json,
     read_manifest,
@@ -57,12 +58,9 @@ def save_edit(
 
     Args:
         model: the model that the edit is for. It is only read.
-        edit: the edit. Its metadata is kept as it is; if it does not say which model it is for, this one is
-            noted there.
+        edit: the edit. If its metadata does not say which model it is for, this one is noted there.
         directory: must not exist.
-        evaluation: for the model card and the manifest: `conditions`, a list of objects with `label` and `metrics`
-            (by name: value, low, high, n, unscored), and `metrics`, what each metric's name means; `beyond_budget`, a
-            sentence for the card's first line.
+        evaluation: for the model card and the manifest: `conditions`, `metrics` and `beyond_budget` (docs/formats.md).
         overwrite: replace an existing artifact of this package.
 
     Raises:
@@ -87,7 +85,7 @@ def save_edit(
         beside = {f"{s}.{name}": getattr(e, name) for s, e in edit.sites.items() for name in _beside(sites[str(s)])}
         header = {"format": "pt", "kind": "weight-edit-components", "schema_version": "1"}
         write_tensors(beside, scratch / COMPONENTS_FILE, header)
-        manifest = EditManifest.made_now(
+        manifest = EditManifest(
             edit=dict(edit.metadata),
             sites=sites,
             files={name: file_sha256(scratch / name) for name in (ADAPTER_FILE, COMPONENTS_FILE)},
@@ -107,26 +105,30 @@ def load_edit(directory: Path | str) -> WeightEdit:
         ArtifactError: it is not there, not ours, of a newer version, incomplete, damaged, or was changed since.
     """
     directory = Path(directory)
-    _require_edit_directory(directory)
+    if not (directory / MANIFEST_FILE).is_file():
+        remedy = "Give the directory that convert wrote."
+        if (directory / CONFIG_FILE).is_file():
+            remedy = f"Audit this adapter of others: steer2edit inspect --base BASE --edited {directory}."
+        raise ArtifactError(f"{directory} holds no edit of steer2edit (no {MANIFEST_FILE}). {remedy}")
     manifest = read_manifest(directory, EditManifest)
     try:
         records = {Site.parse(name): record for name, record in manifest.sites.items()}
     except InvalidValueError as error:
         raise ArtifactError(f"{directory / MANIFEST_FILE} is damaged: sites: {error}") from error
-    lora.check_adapter_config(directory, 1, [weight for record in records.values() for weight in record.weights])
-    in_adapter: dict[str, tuple[int, ...]] = {}
-    beside: dict[str, tuple[int, ...]] = {}
+    targets = [target for record in records.values() for target in record.in_file]
+    lora.check_adapter_config(directory, 1, [target.parameter for target in targets])
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {ADAPTER_FILE: {}, COMPONENTS_FILE: {}}
+    for target in targets:
+        shapes[ADAPTER_FILE] |= zip(lora.adapter_keys(target.name), (target.a, target.b), strict=True)
     for site, record in records.items():
-        in_adapter |= record.shapes_in_file(lora.adapter_keys)
         sizes = zip(_FIELDS, (*record.shape, record.components, record.components), strict=True)
-        beside |= {f"{site}.{field}": (size,) for field, size in sizes if field in _beside(record)}
+        shapes[COMPONENTS_FILE] |= {f"{site}.{field}": (n,) for field, n in sizes if field in _beside(record)}
     tensors: dict[str, Tensor] = {}
-    for name, shapes in ((ADAPTER_FILE, in_adapter), (COMPONENTS_FILE, beside)):
+    for name, expected in shapes.items():
         found = read_tensors(directory / name, "tensors of an edit")[0]
-        _require_shapes(directory / name, found, shapes)
+        _require_shapes(directory / name, found, expected)
         tensors |= found
-    hashes = {name: manifest.files.get(name) for name in (ADAPTER_FILE, COMPONENTS_FILE)}
-    require_unchanged(directory, hashes, "Make the edit again.")
+    require_unchanged(directory, {name: manifest.files.get(name) for name in shapes}, "Make the edit again.")
     try:
         return WeightEdit({site: _site_edit(site, record, tensors) for site, record in records.items()}, manifest.edit)
     except InvalidValueError as error:
@@ -153,39 +155,25 @@ def _site_record(
     model: LanguageModel, site: Site, edit: SiteEdit, targets: Sequence[LoraTarget], names: Mapping[str, str]
 ) -> SiteRecord:
     """What the manifest says of a site; its targets where it is not one module of its own name, told to PEFT by it."""
-    own: list[dict[str, Any]] = [
-        {"name": names[t.name], "parameter": t.parameter, "a": a.shape, "b": b.shape}
-        for t, (a, b) in ((target, target.pair) for target in targets)
+    own = [
+        TargetRecord(name=names[t.name], parameter=t.parameter, a=a.shape, b=b.shape)  # type: ignore[arg-type]
+        for t in targets
+        for a, b in [t.pair]
     ]
-    record = {
-        "module": model.sites[site].name,
-        "shape": model.sites[site].shape,
-        "components": edit.magnitude.numel(),
-        "edited_components": int(edit.magnitude.count_nonzero()),
-        "in_adapter": bool(edit.row.any()),
-        "experts": edit.experts,
-        "targets": own if any(t.by_parameter or names[t.name] != t.name for t in targets) else None,
-    }
-    return SiteRecord.model_validate(record)
+    return SiteRecord(
+        module=model.sites[site].name,
+        shape=model.sites[site].shape,
+        components=edit.magnitude.numel(),
+        edited_components=int(edit.magnitude.count_nonzero()),
+        in_adapter=bool(edit.row.any()),
+        experts=edit.experts,
+        targets=own if any(t.by_parameter or names[t.name] != t.name for t in targets) else None,
+    )
 
 
 def _beside(record: SiteRecord) -> tuple[str, ...]:
     """What is beside the adapter of a site: all four where the adapter does not hold u and a, or not as they are."""
     return _FIELDS[2:] if record.in_adapter and record.experts is None else _FIELDS
-
-
-def _require_edit_directory(directory: Path) -> None:
-    if not directory.is_dir():
-        raise ArtifactError(f"there is no edit directory {directory}. Give the directory that convert wrote.")
-    if (directory / MANIFEST_FILE).is_file():
-        return
-    if (directory / CONFIG_FILE).is_file():
-        raise ArtifactError(
-            f"{directory} is a PEFT adapter without {MANIFEST_FILE}: steer2edit did not write it, so which components "
-            "it edits is unknown. Audit it (steer2edit inspect --base BASE --edited ADAPTER), or give a directory that "
-            "convert wrote."
-        )
-    raise ArtifactError(f"{directory} holds no edit (no {MANIFEST_FILE}). Give the directory that convert wrote.")
 
 
 def _require_shapes(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -203,7 +191,7 @@ def _require_shapes(path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[s
 def _site_edit(site: Site, record: SiteRecord, tensors: Mapping[str, Tensor]) -> SiteEdit:
     found = {field: tensors[f"{site}.{field}"] for field in _beside(record)}
     if "row" not in found:
-        key_a, key_b = lora.adapter_keys(record.module_in_file)
+        key_a, key_b = lora.adapter_keys(record.in_file[0].name)
         found |= {"output_direction": tensors[key_b][:, 0].contiguous(), "row": tensors[key_a][0]}
     return SiteEdit(**found, experts=record.experts)
 
@@ -272,15 +260,12 @@ def read_members(directories: Sequence[Path], weights: Sequence[float]) -> list[
 def save_combined(
     model: LanguageModel, members: Sequence[Member], directory: Path | str, *, overwrite: bool = False
 ) -> Interference:
-    """Write several edits as one adapter directory, complete or not at all, and load it through PEFT to check it.
+    """Write several edits as one adapter directory, complete or not at all; returns how they interfere.
 
     Args:
         model: the base, or its structure alone (`load_skeleton`); only names and shapes are read.
         members: the edits with their weights, all of this base.
         directory: as of `save_edit`, and `overwrite` likewise.
-
-    Returns:
-        How the edits interfere.
 
     Raises:
         InvalidValueError: the edits are empty or cancel each other.
@@ -298,9 +283,15 @@ def save_combined(
     interference = measure_interference(weighted)
     with atomic_directory(directory, overwrite=overwrite) as scratch:
         lora.write_lora(model, targets, scratch)
-        manifest = CombinedManifest.made_now(
+        records = []
+        for number, member in enumerate(members, 1):  # under names that every file system and the Hub take
+            name = f"{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', member.directory.name).strip('.-') or 'edit'}"
+            shutil.copytree(member.directory, copy := scratch / MEMBERS / name)
+            record = MemberRecord(name=name, weight=member.weight, sha256=file_sha256(copy / MANIFEST_FILE))
+            records.append(record)
+        manifest = CombinedManifest(
             base=members[0].edit.metadata["model"],
-            members=[_copy_member(member, number, scratch) for number, member in enumerate(members, 1)],
+            members=records,
             rank=targets[0].rank,
             modules=sorted(t.parameter for t in targets),
             interference=asdict(interference),
@@ -314,14 +305,3 @@ def save_combined(
         load_members(scratch)
         check_loads_through_peft(model.network, scratch, {t.name: t.pair for t in targets})
     return interference
-
-
-def _copy_member(member: Member, number: int, scratch: Path) -> MemberRecord:
-    """Copy an edit's files, under a name that every file system and the Hub take."""
-    name = f"{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', member.directory.name).strip('.-') or 'edit'}"
-    target = scratch / MEMBERS / name
-    target.mkdir(parents=True)
-    for path in sorted(member.directory.iterdir()):
-        if path.is_file():
-            shutil.copyfile(path, target / path.name)
-    return MemberRecord(name=name, weight=member.weight, sha256=file_sha256(target / MANIFEST_FILE))

@@ -2,23 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.cards import CARD_FILE
 from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, MEMBERS, load_members
 from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE
 from steer2edit.artifacts.edits.scorecard_section import has_contract
-from steer2edit.artifacts.exports.export import portable_usage, read_export
+from steer2edit.artifacts.exports.export import read_export, usage
 from steer2edit.artifacts.manifest import CombinedManifest, kind_of, read_json, read_manifest
 from steer2edit.artifacts.tensors import file_sha256
 from steer2edit.errors import ArtifactError
+from steer2edit.models.model_path import HUB_ID
 from steer2edit.progress import step
 
 if TYPE_CHECKING:
@@ -54,8 +51,7 @@ def push(
 ) -> Pushed:
     """Create the repository if need be, and commit the artifact's files to it.
 
-    What is pushed names no path of this machine: of a folder only its name, and for the base the Hub id where the model
-    card knows it.
+    What is pushed names no path of this machine: of a folder only its name.
 
     Args:
         directory: an edit, a combined edit, or an export.
@@ -69,6 +65,7 @@ def push(
             no token, no connection, no permission, or the Hub refuses.
     """
     from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
     files = pushed_files(directory)
     if not (without_contract or has_contract(directory)):
@@ -78,15 +75,27 @@ def push(
             "pass --without-contract."
         )
     operations, local_base = _operations(directory, files)
-    with _explained(repository), step(f"Pushing to {repository}", 1) as advance:
-        if not get_token():
-            raise ArtifactError("there is no token for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN.")
-        api = HfApi()
-        full = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
-        if revision is not None and revision != "main":
-            api.create_branch(full, branch=revision, exist_ok=True)
-        commit = api.create_commit(full, operations, commit_message="Upload a steer2edit edit", revision=revision)
-        advance(1)
+    try:
+        with step(f"Pushing to {repository}", 1) as advance:
+            if not get_token():
+                raise ArtifactError("there is no token for the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN.")
+            api = HfApi()
+            full = api.create_repo(repository, private=private or None, exist_ok=True).repo_id
+            if revision is not None and revision != "main":
+                api.create_branch(full, branch=revision, exist_ok=True)
+            commit = api.create_commit(full, operations, commit_message="Upload a steer2edit edit", revision=revision)
+            advance(1)
+    except HFValidationError as error:
+        raise ArtifactError(f"{repository!r} is no name of a repository: {error} Give name or owner/name.") from error
+    except HfHubHTTPError as error:
+        remedy = _REMEDIES.get(error.response.status_code, "Try again, or see the Hub's status page.")
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"cannot push to {repository}: the Hub refused it ({reason}). {remedy}") from error
+    except (HTTPError, ConnectionError, RuntimeError) as error:  # the last where a large file did not get through
+        raise ArtifactError(
+            f"cannot push to {repository}: the Hub cannot be reached ({error}). Check the connection, HF_ENDPOINT, "
+            "and that HF_HUB_OFFLINE is not set."
+        ) from error
     return Pushed(repository, str(commit.commit_url), files, local_base)
 
 
@@ -120,17 +129,19 @@ def _operations(directory: Path, files: tuple[str, ...]) -> tuple[list["CommitOp
     from huggingface_hub import CommitOperationAdd
 
     contents: dict[str, Path | bytes] = {name: directory / name for name in files}
+    manifest = read_json(directory / MANIFEST_FILE)
+    base = str((manifest.get("base") or manifest["edit"]["model"])["name"])
+    hub_id = HUB_ID if base.lower() == "smollm2" else None
     local_base: str | None = None
     hashes: dict[str, str] = {}
     for name in sorted((name for name in files if name.endswith(".json")), key=lambda name: name == MANIFEST_FILE):
         before = read_json(directory / name)
         after = {key: _portable(value) for key, value in before.items()}
         if Path(name).name == CONFIG_FILE and after != before:
-            hub_id = _base_of_card((directory / name).with_name(CARD_FILE))
             local_base = local_base or (None if hub_id else str(before[_BASE]))
             after[_BASE] = hub_id or after[_BASE]
         if name == MANIFEST_FILE and before.get("kind") == "export":
-            after["usage"] = portable_usage(read_export(directory))
+            after["usage"] = usage(read_export(directory))
         if after != before or (name == MANIFEST_FILE and hashes):
             text = json.dumps(after, ensure_ascii=False, indent=2)
             for old, new in hashes.items():  # an export's manifest has those of its other files
@@ -147,38 +158,3 @@ def _portable(value: Any) -> Any:
     if isinstance(value, list):
         return [_portable(one) for one in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _base_of_card(card: Path) -> str | None:
-    """The Hub id that the card beside an adapter's config knows."""
-    from huggingface_hub import ModelCard
-
-    if not card.is_file():
-        return None
-    try:
-        base: str | None = ModelCard.load(card, ignore_metadata_errors=True).data.base_model
-    except (ValueError, yaml.YAMLError):  # somebody wrote in it
-        return None
-    return base
-
-
-@contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except HFValidationError as error:
-        raise ArtifactError(f"{repository!r} is no name of a repository: {error} Give name or owner/name.") from error
-    except OfflineModeIsEnabled as error:
-        raise ArtifactError(
-            f"cannot push to {repository}: offline mode is on. Unset HF_HUB_OFFLINE to reach the Hub."
-        ) from error
-    except HfHubHTTPError as error:
-        remedy = _REMEDIES.get(error.response.status_code, "Try again, or see the Hub's status page.")
-        reason = " ".join(str(error).split())[:300]
-        raise ArtifactError(f"cannot push to {repository}: the Hub refused it ({reason}). {remedy}") from error
-    except (HTTPError, ConnectionError, RuntimeError) as error:  # the last where a large file did not get through
-        raise ArtifactError(
-            f"cannot push to {repository}: the Hub cannot be reached ({error}). Check the connection and HF_ENDPOINT."
-        ) from error

@@ -31,7 +31,6 @@ from steer2edit.models.stored import renamed
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
-
 Pair = tuple[Float[Tensor, "Er m"], Float[Tensor, "d rE"]]
 """One module's `lora_A` and `lora_B`; E = 1 for a plain matrix."""
 

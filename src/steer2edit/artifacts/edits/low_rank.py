@@ -71,25 +71,14 @@ def combined_factors(edits: ScaledEdits) -> dict[Site, LowRank]:
 def factorise(terms: Sequence[tuple[SiteEdit, float]]) -> LowRank:
     """The factors of `Σ s_i u_i a_iᵀ` from one site's edits and their weights, of its numerical rank in float32.
 
-    Edits with the same direction (u_i = ±u_j, bit for bit) are added up in a. What is left is kept as it is if it has
-    full rank; otherwise it is replaced by the leading singular pairs, which is exact up to float32 rounding. Factors
-    are in float32, of rank 0 if nothing is changed.
+    What has full rank is kept as it is; otherwise it is replaced by the leading singular pairs, which is exact up to
+    float32 rounding. Factors are in float32, of rank 0 if nothing is changed.
     """
-    directions: list[Tensor] = []
-    rows: list[Tensor] = []
-    for edit, weight in terms:
-        u, row = edit.output_direction, weight * edit.row.double()
-        for i, known in enumerate(directions):
-            if torch.equal(u, known) or torch.equal(u, -known):
-                rows[i] = rows[i] + (row if torch.equal(u, known) else -row)
-                break
-        else:
-            directions.append(u)
-            rows.append(row)
-    U, A = torch.stack(directions, dim=1).double(), torch.stack(rows)
+    U = torch.stack([edit.output_direction for edit, _ in terms], dim=1).double()
+    A = torch.stack([weight * edit.row.double() for edit, weight in terms])
     Q, R = torch.linalg.qr(U)
     P, sizes, V = torch.linalg.svd(R @ A, full_matrices=False)
-    rank = int((sizes > _ROUNDING * sizes[:1]).sum())
+    rank = int((sizes > _ROUNDING * A.norm(dim=1).max()).sum())
     if rank < len(A):
         B = Q @ P[:, :rank]
         sign = torch.where((U[:, :1] * B).sum(dim=0) < 0, -1.0, 1.0)
@@ -101,7 +90,8 @@ def factorise(terms: Sequence[tuple[SiteEdit, float]]) -> LowRank:
 class PairAtSite:
     """Two edits at one site."""
 
-    first: int  # positions of the edits in the list
+    site: str
+    first: int  # places in the list
     second: int
     output_cosine: float  # cos(u_1, u_2)
     row_cosine: float  # cos(a_1, a_2); 0 where one of them is zero
@@ -111,35 +101,22 @@ class PairAtSite:
 
 
 @dataclass(frozen=True)
-class SiteInterference:
-    """All edits of one site together; without interference, ‖Σ ΔW_i‖² is Σ ‖ΔW_i‖²."""
-
-    interference: float  # ‖Σ‖² / Σ‖·‖² − 1; 0 where nothing is changed
-    norm: float  # ‖Σ ΔW_i‖ (Frobenius)
-    pairs: tuple[PairAtSite, ...]  # every two of them
-
-
-@dataclass(frozen=True)
 class Interference:
     """All edits over all sites."""
 
-    interference: float  # ‖Σ‖² / Σ‖·‖² − 1 over all sites
-    sites: dict[str, SiteInterference]  # where more than one edit acts, or only one
+    interference: float  # ‖Σ‖² / Σ‖·‖² − 1
+    pairs: tuple[PairAtSite, ...]  # every two at every site
 
 
 def measure_interference(edits: ScaledEdits) -> Interference:
     """Compare every two edits at every site, with the weights they are combined with."""
-    grams, sites = [], {}
+    whole, separate, pairs = 0.0, 0.0, list[PairAtSite]()
     for site in sorted({site for edit, _ in edits for site in edit.sites}):
-        gram, pairs = _at_site(edits, site)
-        grams.append((float(gram.sum()), float(gram.diagonal().sum())))
-        sites[str(site)] = SiteInterference(_interference(*grams[-1]), max(grams[-1][0], 0.0) ** 0.5, tuple(pairs))
-    return Interference(_interference(*map(sum, zip(*grams, strict=True))), sites)
-
-
-def _interference(whole: float, separate: float) -> float:
+        gram, own = _at_site(edits, site)
+        whole, separate = whole + float(gram.sum()), separate + float(gram.diagonal().sum())
+        pairs += own
     # rounding can take an exact cancellation below zero
-    return max(whole, 0.0) / separate - 1 if separate else 0.0
+    return Interference(max(whole, 0.0) / separate - 1 if separate else 0.0, tuple(pairs))
 
 
 def _at_site(edits: ScaledEdits, site: Site) -> tuple[Float[Tensor, "n n"], list[PairAtSite]]:
@@ -158,7 +135,7 @@ def _at_site(edits: ScaledEdits, site: Site) -> tuple[Float[Tensor, "n n"], list
         opposed = int((lam[i].sign() * lam[j].sign() < 0).sum())
         u, a, whole = (_cosine(products, i, j) for products in (directions, gram_rows, gram))
         shared = both / max(either, 1)
-        pairs.append(PairAtSite(own[i], own[j], u, a, whole, shared, opposed / both if both else None))
+        pairs.append(PairAtSite(str(site), own[i], own[j], u, a, whole, shared, opposed / both if both else None))
     return gram, pairs
 
 

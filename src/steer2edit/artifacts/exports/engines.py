@@ -91,12 +91,13 @@ def _tensors(
     model: LanguageModel, targets: Sequence[LoraTarget], architecture: str, renamed: Mapping[str, str]
 ) -> dict[str, NDArray[np.float32]]:
     """The factors by their names in the file, by the gguf package's own map, shaped as llama.cpp wants them."""
-    layers = int(model.network.config.get_text_config().num_hidden_layers)
-    names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], layers)
+    config, table = model.network.config.get_text_config(), _table("gguf_architectures")
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], int(config.num_hidden_layers))
+    factors = table["factors"].get(config.model_type, {})
     tensors: dict[str, NDArray[np.float32]] = {}
     for target in targets:
         module = target.parameter.removesuffix(".weight").replace("language_model.", "")
-        for ours, theirs in {**_table("gguf_architectures")["renamed"], **renamed}.items():
+        for ours, theirs in {**table["renamed"], **renamed}.items():
             module = module.replace(ours, theirs)
         found = names.get_type_and_name(module)
         if found is None or found[0] not in _OUTPUTS:
@@ -104,8 +105,13 @@ def _tensors(
                 f"llama.cpp's {architecture!r} has no tensor for the output projection {target.parameter}: this "
                 "variant of the architecture cannot be exported. Export another format."
             )
-        a, b = target.a * _factor(model, target.name), target.b
-        a, b = (a[0], b) if target.experts is None else (a, b.expand(target.experts, -1, -1))
+        scale, a, b = 1.0, target.a, target.b
+        for suffix, where in factors.items():  # what llama.cpp's converter multiplies into this projection
+            if target.name.endswith(suffix):
+                attribute, _, index = where.partition(".")
+                value = getattr(config, attribute)
+                scale = float(value[int(index)] if index else value)
+        a, b = (scale * a[0], b) if target.experts is None else (scale * a, b.expand(target.experts, -1, -1))
         for side, tensor in (("a", a), ("b", b)):
             tensors[f"{found[1]}.weight.lora_{side}"] = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
     return tensors
@@ -115,18 +121,15 @@ def _architecture(model: LanguageModel) -> tuple[str, dict[str, str]]:
     """(name in GGUF, module names to replace before looking them up)."""
     config, table = model.network.config, _table("gguf_architectures")
     whole, text = config.model_type, config.get_text_config().model_type
-    for model_type in (text, whole):
-        if model_type in table["refused"]:
-            raise ModelError(
-                f"there is no GGUF adapter for the model type {model_type!r}: {table['refused'][model_type]} "
-                "Export another format, or write the edited checkpoint (apply) and convert that."
-            )
-    if text not in table["architectures"] or (whole != text and whole not in table["multimodal"]):
-        unknown = text if text not in table["architectures"] else whole
+    wrong = next((name for name in (text, whole) if name in table["refused"]), None)
+    if wrong is None and (text not in table["architectures"] or (whole != text and whole not in table["multimodal"])):
+        wrong = text if text not in table["architectures"] else whole
+    if wrong is not None:
+        why = "it has no known name in GGUF, or its projections may be stored there in another order. "
+        why += did_you_mean(wrong, table["architectures"])
         raise ModelError(
-            f"the model type {unknown!r} has no known name in GGUF, or its projections may be stored there in another "
-            f"order. {did_you_mean(unknown, table['architectures'])} "
-            "Export another format, or write the edited checkpoint (apply) and convert that."
+            f"there is no GGUF adapter for the model type {wrong!r}: {table['refused'].get(wrong, why)} Export another "
+            "format, or write the edited checkpoint (apply) and convert that."
         )
     if text != "granitemoehybrid":
         return (table["multimodal"].get(whole) if whole != text else "") or table["architectures"][text], {}
@@ -135,17 +138,6 @@ def _architecture(model: LanguageModel) -> tuple[str, dict[str, str]]:
     renamed = {} if experts else {"shared_mlp.output_linear": "mlp.down_proj"}
     mixers = any(site.block == "ssm" for site in model.sites)
     return "granitehybrid" if mixers else "granitemoe" if experts else "granite", renamed
-
-
-def _factor(model: LanguageModel, module: str) -> float:
-    """What llama.cpp's converter multiplies into this projection, and so into its edit."""
-    config = model.network.config.get_text_config()
-    for suffix, where in _table("gguf_architectures")["factors"].get(config.model_type, {}).items():
-        if module.endswith(suffix):
-            attribute, _, index = where.partition(".")
-            value = getattr(config, attribute)
-            return float(value[int(index)] if index else value)
-    return 1.0
 
 
 def max_lora_rank(rank: int) -> int:

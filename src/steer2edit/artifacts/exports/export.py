@@ -4,9 +4,9 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 
@@ -50,18 +50,14 @@ def export_edit(
     model: LanguageModel | None = None,
     overwrite: bool = False,
 ) -> ExportManifest:
-    """Write one adapter per strength, all of them or none, each read back and compared.
+    """Write one adapter per strength, all of them or none, each read back and compared; returns how to serve them.
 
     Args:
         source: an edit directory, or a combined one.
         format: `peft`, `gguf-lora` or `vllm`.
         strengths: what the edit is multiplied by; finite, not 0, each once.
-        directory: must not exist.
+        directory: must not exist, unless `overwrite` may replace an artifact of this package.
         model: the base, or its structure alone (`load_skeleton`), where the format needs it (`needs_model`).
-        overwrite: replace an existing artifact of this package.
-
-    Returns:
-        What was written, and how to serve it.
 
     Raises:
         InvalidValueError: an unknown format, or a strength that makes no adapter.
@@ -75,31 +71,27 @@ def export_edit(
     with atomic_directory(directory, overwrite=overwrite) as scratch, step("Exporting", len(names)) as advance:
         adapters = []
         for name, strength in names.items():
-            path = _write(source, members, format, strength, name, scratch, model)
+            path = scratch / (f"{source.resolve().name}-{name}.gguf" if format == "gguf-lora" else name)
+            _write(source, members, format, strength, path, model)
             files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
             hashes = {str(p.relative_to(scratch)): file_sha256(p) for p in files}
             adapters.append(ExportedAdapter(strength=strength, path=path.name, files=hashes))
             advance(1)
-        manifest = ExportManifest.made_now(
-            format=format,
+        manifest = ExportManifest(
+            format=cast("Format", format),
             base=members[0][0].metadata["model"],
             source_sha256=file_sha256(source / MANIFEST_FILE),
             rank=max(factors.rank for factors in combined_factors(members).values()),
             adapters=adapters,
             usage=[],
         )
-        manifest = manifest.model_copy(update={"usage": _usage(manifest, str, directory)})
+        manifest = manifest.model_copy(update={"usage": usage(manifest, directory)})
         write_manifest(manifest, scratch)
         write_card(
             "export", scratch, library="gguf" if format == "gguf-lora" else "peft", manifest=manifest,
-            base_name=portable(manifest.base.name), usage=portable_usage(manifest),
+            base_name=portable(manifest.base.name), usage=usage(manifest),
         )  # fmt: skip
     return manifest
-
-
-def portable_usage(manifest: ExportManifest) -> list[str]:
-    """How to serve an export from within its folder, without paths of this machine."""
-    return _usage(manifest, portable, Path())
 
 
 def read_export(directory: Path) -> ExportManifest:
@@ -129,27 +121,20 @@ def _names(strengths: Sequence[float]) -> dict[str, float]:
 
 
 def _write(
-    source: Path,
-    members: ScaledEdits,
-    format: str,
-    strength: float,
-    name: str,
-    scratch: Path,
-    model: LanguageModel | None,
-) -> Path:
-    """Write one adapter; returns its file or directory."""
-    path = scratch / (f"{source.resolve().name}-{name}.gguf" if format == "gguf-lora" else name)
+    source: Path, members: ScaledEdits, format: str, strength: float, path: Path, model: LanguageModel | None
+) -> None:
+    """Write one adapter to a file or a directory."""
     if not needs_model(members, format):
         _write_scaled_copy(source, strength, path)
         load_members(path)
-        return path
+        return
     if model is None:
         raise InvalidValueError(f"the format {format} needs the base model's structure: pass model=load_skeleton(...).")
     targets = lora_targets(model, combined_factors([(edit, weight * strength) for edit, weight in members]))
     if format == "vllm":
         path.mkdir()
         write_vllm_lora(model, targets, path)
-        return path
+        return
     made_on = members[0][0].metadata["model"]
     notes = {
         "strength": repr(strength),
@@ -159,7 +144,6 @@ def _write(
         **({"base_model.gguf_sha256": model.gguf_sha256} if model.gguf_sha256 else {}),
     }
     write_gguf_lora(model, targets, notes, path)
-    return path
 
 
 def _write_scaled_copy(source: Path, strength: float, target: Path) -> None:
@@ -197,10 +181,11 @@ def _write_scaled_copy(source: Path, strength: float, target: Path) -> None:
         (target / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
-def _usage(manifest: ExportManifest, naming: Callable[[str], str], directory: Path) -> list[str]:
-    """Commands and remarks: how to serve adapters that are in a directory, with the base named in a way."""
+def usage(manifest: ExportManifest, directory: Path | None = None) -> list[str]:
+    """How to serve an export that is in a directory; without one, from within its folder, naming no path of here."""
+    naming = portable if directory is None else str
     names = [adapter.path for adapter in manifest.adapters]
-    paths = [str(directory / name) for name in names]
+    paths = [str((directory or Path()) / name) for name in names]
     file = gguf_file(manifest.base.name) if manifest.base.gguf_sha256 else None
     text = rendered(
         "usage.txt",

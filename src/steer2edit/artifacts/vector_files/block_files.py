@@ -32,7 +32,7 @@ def save_block_vectors(
     """Write block directions as a GGUF control vector or a `.svec` file, and check it by reading it again.
 
     Args:
-        blocks: the directions, e.g. `BlockVectors.of(vectors)` or `as_block_vectors(source)`.
+        blocks: the directions, e.g. `BlockVectors.of(vectors)`.
         path: a name that ends in `.gguf` or `.svec` and does not exist.
         model_hint: the model's type, e.g. `llama`, which both formats name; taken from the metadata if it is there.
         overwrite: replace an existing file.
@@ -50,15 +50,14 @@ def save_block_vectors(
         )
     model = blocks.metadata.get("model")
     known = model.get("model_type") if isinstance(model, dict) else blocks.metadata.get("model_hint")
-    hint = model_hint or known
-    if not hint or not isinstance(hint, str):
+    if not (hint := model_hint or known) or not isinstance(hint, str):
         raise ArtifactError(
             f"{path.name} must name the type of the model, which these vectors do not know. Give it: --model-hint "
             "llama (model_hint), the model_type of the model's config.json."
         )
-    write, read = (_write_gguf, read_control_vectors) if path.suffix == ".gguf" else (_write_svec, read_svec)
-    left_out: list[int] = [layer for layer in blocks.layers if not layer and path.suffix == ".gguf"]
-    directions = {layer: blocks.direction(layer).contiguous() for layer in blocks.layers if layer not in left_out}
+    is_gguf = path.suffix == ".gguf"
+    write, read = (_write_gguf, read_control_vectors) if is_gguf else (_write_svec, read_svec)
+    directions = {layer: blocks.direction(layer).contiguous() for layer in blocks.layers if layer or not is_gguf}
     if not directions:
         raise ArtifactError("these vectors have layer 0 only, and control vectors have no direction.0.")
     with atomic_file(path, overwrite=overwrite) as scratch:
@@ -66,7 +65,7 @@ def save_block_vectors(
         found = read(scratch).layers
         same = found.keys() == directions.keys() and all(same_bits(found[k].positive, directions[k]) for k in found)
         require_read_back(same, path)
-    return left_out
+    return [layer for layer in blocks.layers if layer not in directions]
 
 
 def _write_gguf(path: Path, directions: dict[int, Tensor], hint: str, _: BlockVectors) -> None:
@@ -124,8 +123,7 @@ def read_control_vectors(path: Path) -> BlockVectors:
         ) from error
     if 0 in directions:
         raise ArtifactError(
-            f"{path} has a direction.0, which this format does not know: llama.cpp refuses the whole file. "
-            "Write it again without, or with the layers numbered as llama.cpp numbers them."
+            f"{path} has a direction.0, which this format does not know: llama.cpp refuses such a file."
         )
     hint, count = (header.keys.get(f"{_ARCHITECTURE}.{key}") for key in ("model_hint", "layer_count"))
     if not isinstance(hint, str | None) or isinstance(count, str | float | bool):
@@ -137,10 +135,7 @@ def read_control_vectors(path: Path) -> BlockVectors:
 def _only_row(value: Any) -> Any:
     rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     if len(rows) != 1:
-        raise ValueError(
-            f"it has {len(rows)} rows: directions by token, of a plane or by head are not directions of block outputs. "
-            "One row per layer is read"
-        )
+        raise ValueError(f"it has {len(rows)} rows (by token, of a plane or by head), and one row per layer is read")
     return rows[0]
 
 
@@ -168,8 +163,7 @@ def read_svec(path: Path) -> BlockVectors:
             f"{path} is no .svec file: {first_fault(error)}. It has a list of finite numbers for each layer, counted "
             "from 0, in `directions`."
         ) from error
-    made: dict[str, Any] = {"format": "CAST vectors", "file": path.name, "model_hint": read.model_type}
-    if read.explained_variances:
-        made["explained_variances"] = read.explained_variances
+    known = {"explained_variances": read.explained_variances} if read.explained_variances else {}
+    made = {"format": "CAST vectors", "file": path.name, "model_hint": read.model_type, **known}
     directions = {int(k): torch.tensor(v, dtype=torch.float64).float() for k, v in read.directions.items()}
     return BlockVectors.from_mapping(directions, **made)

@@ -1,16 +1,15 @@
 """Vectors as other tools hold them, by the places of ours: a site, or a layer for what the whole block puts out.
 
-Objects of the steering-vectors library, files of lm-eval's model `steered`, and features of sparse autoencoders: a
-SAELens folder, whose `W_dec` [d_sae, d] writes feature i along row i, or an export of Neuronpedia. See docs/formats.md.
+Files of lm-eval's model `steered`, and features of sparse autoencoders: a SAELens folder, whose `W_dec` [d_sae, d]
+writes feature i along row i, or an export of Neuronpedia. See docs/formats.md.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.artifacts.checkpoints.files import open_tensors
@@ -22,62 +21,42 @@ _WEIGHTS = "sae_weights.safetensors"
 _HOOKPOINT = re.compile(r"(?:[A-Za-z_]+\.)*?(?:layers|h|blocks)\.(0|[1-9][0-9]{0,8})(?:\.([A-Za-z0-9_.]+))?")
 
 
-@runtime_checkable
-class LayerActivations(Protocol):
-    """What is read of an object of the steering-vectors library, which itself is not needed."""
-
-    layer_activations: Mapping[int, Tensor]
-    layer_type: str
-
-
-def from_object(vector: LayerActivations) -> SteeringVectors | BlockVectors:
-    """Vectors of sites (`self_attn`, `mlp`: what these put out is what their projection puts out) or of block outputs.
-
-    An InvalidValueError where it is of another layer type, has no layer, or a tensor that is no vector.
-    """
-    blocks: dict[str, Block | None] = {"decoder_block": None, "self_attn": "attn", "mlp": "mlp"}
-    if vector.layer_type not in blocks:
-        raise InvalidValueError(
-            f"layer_type {vector.layer_type!r} is no place that writes to the residual stream: train the vector on "
-            "decoder_block, self_attn or mlp."
-        )
-    block, found = blocks[vector.layer_type], {}
-    for layer, tensor in vector.layer_activations.items():
-        if not isinstance(layer, int) or isinstance(layer, bool) or not isinstance(tensor, Tensor):
-            raise InvalidValueError(
-                f"layer_activations must be tensors by layer number, got {layer!r}: {type(tensor).__name__}."
-            )
-        row = _one_row(tensor, f"layer {layer}: an activation")
-        found[layer if block is None else Site(layer, block)] = row
-    kind = BlockVectors if block is None else SteeringVectors
-    return kind.from_mapping(found, format="steering-vectors", layer_type=vector.layer_type)  # type: ignore[arg-type]
-
-
 def is_steered(content: object) -> bool:
     """Whether this is meant to be a file of lm-eval's model `steered`."""
-    entries = list(content.values()) if isinstance(content, dict) else content if isinstance(content, list) else []
+    entries = list(content.values()) if isinstance(content, dict) else []
     return bool(entries) and all(isinstance(e, dict) and "steering_vector" in e for e in entries)
 
 
-def steered_vectors(content: Any, **metadata: Any) -> SteeringVectors | BlockVectors:
+def steered_vectors(content: Mapping[Any, Any], **metadata: Any) -> SteeringVectors | BlockVectors:
     """Vectors of sites, or of block outputs, as the hookpoints of a file of lm-eval's model `steered` say.
 
         {"layers.7.self_attn.o_proj": {"steering_vector": v, "steering_coefficient": c, "action": "add", "bias": None}}
 
-    `add` adds c·v to what the named module puts out, so the steering vector here is c·v. The documentation of lm-eval
-    shows a list with `hookpoint` in each entry, its code reads the mapping: both are read here. An InvalidValueError
-    where a hookpoint or action is unknown, an entry incomplete, or hookpoints are of both kinds.
+    `add` adds c·v to what the named module puts out, so the steering vector here is c·v. An InvalidValueError where a
+    hookpoint or action is unknown, an entry incomplete, or hookpoints are of both kinds.
     """
-    entries = content if isinstance(content, dict) else {entry.get("hookpoint"): entry for entry in content}
-    if len(entries) != len(content):
-        raise InvalidValueError("a hookpoint is missing or there twice: name every one once.")
     found: dict[Any, Tensor] = {}
-    for hookpoint, entry in entries.items():
+    for hookpoint, entry in content.items():
         place = hooked_place(hookpoint)
+        action, coefficient, vector = (entry.get(k) for k in ("action", "steering_coefficient", "steering_vector"))
         if place in found:
             raise InvalidValueError(f"{hookpoint!r}: {place} is there twice, under two names.")
-        found[place] = _shift(hookpoint, entry)
-    metadata["coefficients"] = {str(name): float(entry["steering_coefficient"]) for name, entry in entries.items()}
+        if action != "add":
+            raise InvalidValueError(
+                f"{hookpoint!r} has the action {action!r}: only 'add' is a steering vector. 'clamp' replaces what the "
+                "activation has along a direction, which is no addition."
+            )
+        if isinstance(coefficient, bool) or not isinstance(coefficient, int | float):
+            raise InvalidValueError(f"{hookpoint!r}: steering_coefficient must be a number, got {coefficient!r}.")
+        if (
+            not isinstance(vector, Tensor)
+            or not vector.is_floating_point()
+            or vector.numel() != max(vector.shape, default=0)
+        ):
+            got = f"{str(vector.dtype)[6:]} of shape {list(vector.shape)}" if isinstance(vector, Tensor) else vector
+            raise InvalidValueError(f"{hookpoint!r}: steering_vector must be one row of floats, got {got}.")
+        found[place] = coefficient * vector.detach().to("cpu", torch.float32).reshape(-1)
+    metadata["coefficients"] = {str(name): float(entry["steering_coefficient"]) for name, entry in content.items()}
     if len({type(place) for place in found}) > 1:
         raise InvalidValueError(
             "it has hookpoints of projections and of whole layers, which are different quantities. Put them into two "
@@ -123,29 +102,6 @@ def _block(path: str) -> Block | None:
         return "mlp"
     words = re.split(r"[._]", outer or last)
     return next((_WORDS[word] for word in words if word in _WORDS and (not outer or _OUTPUTS.fullmatch(last))), None)
-
-
-def _shift(hookpoint: object, entry: Mapping[str, Any]) -> Float[Tensor, " d"]:
-    vector, coefficient, action = (entry.get(key) for key in ("steering_vector", "steering_coefficient", "action"))
-    if action != "add":
-        raise InvalidValueError(
-            f"{hookpoint!r} has the action {action!r}: only 'add' is a steering vector. 'clamp' replaces what the "
-            "activation has along a direction, which is no addition."
-        )
-    if isinstance(coefficient, bool) or not isinstance(coefficient, int | float):
-        raise InvalidValueError(f"{hookpoint!r}: steering_coefficient must be a number, got {coefficient!r}.")
-    if not isinstance(vector, Tensor):
-        raise InvalidValueError(f"{hookpoint!r}: steering_vector must be a tensor, got {type(vector).__name__}.")
-    return coefficient * _one_row(vector, f"{hookpoint!r}: steering_vector").detach().to("cpu", torch.float32)
-
-
-def _one_row(tensor: Tensor, what: str) -> Float[Tensor, " d"]:
-    if not tensor.is_floating_point() or tensor.numel() != max(tensor.shape, default=0):
-        raise InvalidValueError(
-            f"{what} must be one row of floating-point numbers, got {str(tensor.dtype)[6:]} of shape "
-            f"{list(tensor.shape)}."
-        )
-    return tensor.reshape(-1)
 
 
 def read_sae_feature(folder: Path, feature: int) -> SteeringVectors | BlockVectors:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,10 @@ from torch import Tensor
 from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.facts import VectorsHeader
 from steer2edit.artifacts.manifest import SCHEMA_VERSION, first_fault, parse_object, plain_json, require_version
-from steer2edit.artifacts.official import is_official, is_official_edit, official_tensors
+from steer2edit.artifacts.official import is_official_edit, official_tensors
 from steer2edit.artifacts.tensors import read_pt, read_tensors, require_file, write_tensors
 from steer2edit.artifacts.vector_files.block_files import read_control_vectors, read_svec
-from steer2edit.artifacts.vector_files.foreign import (
-    LayerActivations,
-    from_object,
-    is_steered,
-    read_neuronpedia,
-    steered_vectors,
-)
+from steer2edit.artifacts.vector_files.foreign import is_steered, read_neuronpedia, steered_vectors
 from steer2edit.core import (
     BLOCKS,
     BlockVectors,
@@ -37,19 +30,16 @@ from steer2edit.core import (
 )
 from steer2edit.errors import ArtifactError, InvalidValueError
 
-VectorSource = (
-    SteeringVectors | BlockVectors | LayerActivations | Path | str | Mapping[Site, Tensor] | Mapping[str, Tensor]
-)
+VectorSource = SteeringVectors | BlockVectors | Path | str | Mapping[Site, Tensor] | Mapping[str, Tensor]
 
 _KIND = "steering-vectors"
 _PLAIN = "v"  # a key that is a site's or a layer's name alone is v itself
 _OUTPUT = (_PLAIN, "output_positive", "output_negative")
 _INPUT = ("input_mean", "input_positive", "input_negative")
 _TOKENS = ("tokens_positive", "tokens_negative")
-_EARLIER = ("usage_positive", "usage_negative")  # of earlier versions: not read
 _EFFECTS = ("direction", "effect", "drift", "gated", "agreement")
 _LAYER = "0|[1-9][0-9]{0,8}"
-_SITE_PARTS = "|".join((*_OUTPUT[1:], *_INPUT, *_TOKENS, *_EARLIER, *_EFFECTS))
+_SITE_PARTS = "|".join((*_OUTPUT[1:], *_INPUT, *_TOKENS, *_EFFECTS))
 _NAME = re.compile(
     rf"(?P<site>L(?:{_LAYER})\.(?:{'|'.join(BLOCKS)}))(?:\.(?P<part>{_SITE_PARTS}))?"
     rf"|B(?P<layer>{_LAYER})(?:\.(?P<mean>{'|'.join(_OUTPUT[1:])}))?"
@@ -106,18 +96,17 @@ def load_vectors(path: Path | str, use_at: UseAt | None = None) -> SteeringVecto
 
     Args:
         path: of the file.
-        use_at: for a file that holds directions of block outputs, and only for such a file: which projections of the
-            same layer take them as their steering vectors, `attn`, `mlp` or `both`.
+        use_at: for a file with directions of block outputs, and only for such a file: which projections of the same
+            layer take them as their steering vectors, `attn`, `mlp` or `both`.
 
     Raises:
-        ArtifactError: see `read_vectors`; or it holds directions of block outputs and `use_at` was not given, or the
-            other way round.
+        ArtifactError: as `read_vectors`; or `use_at` is missing, or given for another file.
     """
     return as_vectors(Path(path), use_at)
 
 
 def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
-    """Read a file of vectors as what it is.
+    """Read a file of vectors as what it is: vectors by site, or by block where that is what the file holds.
 
     Args:
         path: a `.safetensors` file that `save_vectors` wrote; one made elsewhere, with v [d] as `L3.attn` and
@@ -125,22 +114,16 @@ def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
             directions, with v by site, or for lm-eval's model `steered`; a GGUF control vector; a `.svec` file; or an
             export of Neuronpedia. A `.pt` file is read with `weights_only=True`: no code in it ever runs.
 
-    Returns:
-        Vectors by site, or by block where that is what the file holds.
-
     Raises:
         ArtifactError: it is missing, truncated, of another format, of a newer version, or incomplete.
     """
     path = Path(path)
     require_file(path, "steering vectors")
-    readers = {".safetensors": _load_safetensors, ".pt": _load_pt, ".gguf": read_control_vectors, ".svec": read_svec}
-    readers |= {".json": read_neuronpedia}
+    readers = {
+        ".safetensors": _load_safetensors, ".pt": _load_pt, ".gguf": read_control_vectors, ".svec": read_svec,
+        ".json": read_neuronpedia,
+    }  # fmt: skip
     suffix = path.suffix.lower()
-    if suffix == ".csv":
-        raise ArtifactError(
-            f"{path}: a .csv of lm-eval names features of sparse autoencoders that lm-eval then loads; there are no "
-            "vectors in it. Save them by hookpoint as .pt."
-        )
     if suffix not in readers:
         raise ArtifactError(f"{path}: steering vectors are read from {' or '.join(readers)} files, not {suffix!r}.")
     try:
@@ -150,59 +133,39 @@ def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
 
 
 def as_vectors(source: VectorSource, use_at: UseAt | None = None) -> SteeringVectors:
-    """Vectors from wherever a user has them: themselves, a file, an object, or a mapping site → v.
+    """Vectors from wherever a user has them: themselves, a file, or a mapping site → v.
 
     Args:
-        source: vectors; a path for `load_vectors`; an object of the steering-vectors library; or a mapping from a
-            site or its name (`L3.mlp`) to v [d], optionally with `L3.mlp.input_mean` → μ [m].
+        source: vectors; a path for `load_vectors`; or a mapping from a site or its name (`L3.mlp`) to v [d],
+            optionally with `L3.mlp.input_mean` → μ [m].
         use_at: as in `load_vectors`, for directions of block outputs.
 
     Raises:
         ArtifactError: see `load_vectors`.
         InvalidValueError: a key is no site, or a tensor has another form.
     """
-    found, is_file = _read(source), isinstance(source, Path | str)
+    found: SteeringVectors | BlockVectors
+    if isinstance(source, Path | str):
+        found = read_vectors(source)
+    elif isinstance(source, SteeringVectors | BlockVectors):
+        found = source
+    elif isinstance(source, Mapping):
+        found = _assembled({str(key): tensor for key, tensor in source.items()}, {"origin": "imported"})
+    else:
+        raise InvalidValueError(f"vectors are given by site (L3.mlp) or as a file, got {source!r:.80}.")
     if not isinstance(found, BlockVectors):
         if use_at is not None:
-            where = source if is_file else "the source"
+            where = source if isinstance(source, Path | str) else "the source"
             raise ArtifactError(f"{where} holds vectors of projections already: leave out --use-at (use_at).")
         return found
     if use_at is not None:
         return site_vectors(found, use_at)
-    if not is_file:
-        raise InvalidValueError(
-            "these are directions of block outputs, not of projections, and are not converted silently. Say where to "
-            "use them: use_at='mlp', 'attn' or 'both'."
-        )
+    name = f"{source} holds" if isinstance(source, Path | str) else "these are"
     raise ArtifactError(
-        f"{source} holds {found.metadata.get('format', 'vectors')}: one direction per block output, not one per "
-        "projection. They are other quantities and are not converted silently. Extract vectors with steer2edit "
-        f"extract; or say at which projections to use them: steer2edit vectors {Path(str(source)).name} --use-at "
-        f"mlp|attn|both --to {Path(str(source)).stem}.safetensors (use_at)."
+        f"{name} {found.metadata.get('format', 'vectors')}: one direction per block output, not one per projection. "
+        "They are other quantities and are not converted silently. Say at which projections to use them, "
+        "--use-at mlp|attn|both (use_at='mlp'), or extract vectors with steer2edit extract."
     )
-
-
-def as_block_vectors(source: VectorSource) -> BlockVectors:
-    """Directions of block outputs: themselves, from a file, from an object, or measured along with vectors.
-
-    Raises:
-        ArtifactError: see `read_vectors`.
-        MismatchError: there are only vectors of projections.
-    """
-    found = _read(source)
-    return found if isinstance(found, BlockVectors) else BlockVectors.of(found)
-
-
-def _read(source: VectorSource) -> SteeringVectors | BlockVectors:
-    if isinstance(source, Path | str):
-        return read_vectors(source)
-    if isinstance(source, SteeringVectors | BlockVectors):
-        return source
-    if isinstance(source, LayerActivations):
-        return from_object(source)
-    if not isinstance(source, Mapping):
-        raise InvalidValueError(f"vectors are given by site (L3.mlp), as a file or as an object, got {source!r:.80}.")
-    return _assembled({str(key): tensor for key, tensor in source.items()}, {"origin": "imported"})
 
 
 def _load_safetensors(path: Path) -> SteeringVectors:
@@ -223,14 +186,12 @@ def _require_known(facts: Mapping[str, Any], path: Path) -> None:
     try:
         TypeAdapter(VectorsHeader).validate_python(facts)
     except ValidationError as error:
-        raise ArtifactError(
-            f"{path}: vectors do not say this in a known form: {first_fault(error)}. Extract them again."
-        ) from error
+        raise ArtifactError(f"{path}: what it says is damaged: {first_fault(error)}. Extract again.") from error
 
 
 def _load_pt(path: Path) -> SteeringVectors | BlockVectors:
     content, made = read_pt(path), {"origin": "imported", "file": path.name}
-    if is_official(content):
+    if isinstance(content, dict) and {"pre", "post"} & content.keys():
         return _assembled(official_tensors(content), {**made, "format": "official Steer2Edit directions"})
     if is_steered(content):
         return steered_vectors(content, format="lm-eval steered", file=path.name)
@@ -274,33 +235,33 @@ def _assembled(
 def _site_means(site: str, parts: Mapping[str, Tensor]) -> SiteMeans:
     groups = (_OUTPUT, _INPUT, _TOKENS, _EFFECTS)
     outputs, inputs, tokens, effects = ({p: parts[p] for p in group if p in parts} for group in groups)
-    means = SiteMeans(_class_means(site, outputs, _OUTPUT), _class_means(site, inputs, _INPUT) if inputs else None)
-    if tokens:
-        if set(_TOKENS) - tokens.keys() or len({tensor.numel() for tensor in tokens.values()}) != 1:
-            needed = ", ".join(_TOKENS)
-            raise InvalidValueError(f"{site}: of its experts it needs {needed}, one entry per expert in each.")
-        means = replace(means, tokens=ClassMeans(*(tokens[name] for name in _TOKENS)))
+    measured = None
     if effects:
         if set(_EFFECTS) - effects.keys() or effects["agreement"].numel() != 1:
             raise InvalidValueError(f"{site}: of its effects it needs {', '.join(_EFFECTS)}, the last one number.")
         direction, effect, drift, gated, agreement = (effects[name] for name in _EFFECTS)
-        means = replace(means, effects=SiteEffects(direction, effect, drift, gated, agreement.item()))
-    return means
+        measured = SiteEffects(direction, effect, drift, gated, agreement.item())
+    return SiteMeans(
+        _class_means(site, outputs, _OUTPUT),
+        _class_means(site, inputs, _INPUT) if inputs else None,
+        _class_means(site, tokens, _TOKENS) if tokens else None,
+        measured,
+    )
 
 
-def _class_means(name: str, parts: Mapping[str, Tensor], group: tuple[str, str, str]) -> ClassMeans:
+def _class_means(name: str, parts: Mapping[str, Tensor], group: tuple[str, ...]) -> ClassMeans:
     """From a pair, or from one tensor: v, which is a difference, or μ, which is the middle."""
-    single, *pair = group
-    if parts.keys() == {single}:
-        tensor = parts[single]
-        return ClassMeans(tensor, torch.zeros_like(tensor) if single == _PLAIN else tensor)
-    if parts.keys() != set(pair):
-        only = f"only {', '.join(parts)}" if parts else f"no {single}"
-        raise InvalidValueError(f"{name} has {only}: it needs {single}, or {' and '.join(pair)}.")
-    positive, negative = (parts[part] for part in pair)
+    *single, first, second = group
+    if list(parts) == single:
+        tensor = parts[single[0]]
+        return ClassMeans(tensor, torch.zeros_like(tensor) if single == [_PLAIN] else tensor)
+    if parts.keys() != {first, second}:
+        only = f"only {', '.join(parts)}" if parts else f"no {group[0]}"
+        raise InvalidValueError(f"{name} has {only}: it needs {', or '.join([*single, f'{first} and {second}'])}.")
+    positive, negative = parts[first], parts[second]
     if positive.shape != negative.shape:
         raise InvalidValueError(
             f"{name}: the positive mean has {positive.numel()} entries and the negative {negative.numel()}: they "
-            "cannot belong to one projection."
+            "cannot belong together."
         )
     return ClassMeans(positive, negative)
