@@ -102,6 +102,8 @@ def results() -> Json:
         "schema_version": 1,
         "title": "A small run",
         "behaviour": "safety",
+        "attribute": "harmful_refused",
+        "direction": 1,
         "model": {"name": "tiny", "revision": None, "model_type": "llama", "fingerprint": "f" * 64},
         "created": "2026-01-02T03:04:05+00:00",
         "versions": {"torch": "2.9.1"},

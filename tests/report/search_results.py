@@ -78,6 +78,8 @@ def search_results(
         "schema_version": 1,
         "title": "Search for a test",
         "behaviour": behaviour,
+        "attribute": name,
+        "direction": -1 if name == "reply_tokens" else 1,
         "model": {"name": "tiny"},
         "settings": {"trials": 9},
         "validation": {"conditions": [*validation, filtered]},

@@ -15,7 +15,6 @@ from steer2edit.core import Experts, Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError
 from steer2edit.report import render_report, write_report
 from steer2edit.report.figures import (
-    block_extent,
     diagnosis_figure,
     edit_figures,
     expert_figure,
@@ -78,7 +77,7 @@ def test_the_strongest_experts_as_a_table(mixture: WeightEdit) -> None:
 
 
 def test_neurons_are_named_by_their_expert_beside_dense_layers(mixture: WeightEdit) -> None:
-    assert [row[0] for row in largest_components(mixture, block_extent(mixture, "mlp"))] == [
+    assert [row[0] for row in largest_components(mixture, "mlp")] == [
         "L2.E3.N23", "L1.E1.N0", "L1.E0.N0", "L1.shared.N0", "L0.N31", "L2.shared.N23", "L1.E0.N23",
     ]  # fmt: skip
 
@@ -218,7 +217,7 @@ def test_a_large_mixture() -> None:
     site = SiteEdit(torch.ones(1), lam, lam, lam, sizes)
     edit = WeightEdit({Site(layer, "mlp"): site for layer in range(6)})
     found = figure_json(edit_figures(edit, 6)["experts"])
-    assert len(largest_components(edit, block_extent(edit, "mlp"))) == 20
+    assert len(largest_components(edit, "mlp")) == 20
     heat = found["data"][0]
     assert len(heat["z"]) == 257
     assert heat["z"][255][3] == pytest.approx(

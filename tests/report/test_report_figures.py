@@ -6,7 +6,7 @@ import pytest
 
 from steer2edit.core import Block, Head, WeightEdit
 from steer2edit.report import render_report
-from steer2edit.report.figures import block_extent, diagnosis_figure, edit_figures, head_figure, neuron_figure
+from steer2edit.report.figures import diagnosis_figure, edit_figures, head_figure, neuron_figure
 from steer2edit.report.html import figure_json
 from steer2edit.report.planes import Plane
 from steer2edit.report.run_page import largest_components
@@ -25,7 +25,7 @@ def plane(run: RunResults, damage: str = "kl") -> Plane:
 
 
 def largest(edit: WeightEdit, block: Block) -> list[list[str]]:
-    return largest_components(edit, block_extent(edit, block))
+    return largest_components(edit, block)
 
 
 def test_the_heat_map_holds_lambda_by_head_and_layer(edit: WeightEdit) -> None:
@@ -168,7 +168,7 @@ def test_conciseness_is_better_downwards(results: Json, edit: WeightEdit) -> Non
     for part in ("validation", "held_out"):
         for entry in results[part]["conditions"]:
             entry["metrics"]["reply_tokens"] = {"value": 30.0, "low": 20.0, "high": 40.0, "n": 20}
-    results["behaviour"] = "conciseness"
+    results |= {"attribute": "reply_tokens", "direction": -1}
     run = read_results(results)
     axis = figure_json(held_out_figure(run, plane(run)))["layout"]["yaxis"]
     assert axis["title"]["text"] == "Reply length (tokens)  ↓ less is better"

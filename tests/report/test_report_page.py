@@ -79,7 +79,8 @@ def with_strings(value: Any, text: str) -> Any:
         return [with_strings(entry, text) for entry in value]
     if isinstance(value, dict):
         return {
-            key: entry if key in ("kind", "behaviour") else with_strings(entry, text) for key, entry in value.items()
+            key: entry if key in ("kind", "behaviour", "attribute") else with_strings(entry, text)
+            for key, entry in value.items()
         }
     return value
 
@@ -261,8 +262,8 @@ def test_what_is_wanted_of_each_set_is_what_the_behaviour_says(results: Json) ->
                                   "costs": {"harmful_refused": "fall", "benign_refused": "rise"}})  # fmt: skip
     names = ("borderline_refused", "harmful_refused", "benign_refused")
     assert [run.wanted(name) for name in names] == [-1, 1, -1]
-    of_before = read_results(results)
-    assert [of_before.wanted(name) for name in ("harmful_refused", "benign_refused")] == [1, -1]
+    of_others = read_results(results)
+    assert [of_others.wanted(name) for name in ("harmful_refused", "benign_refused")] == [1, -1]
 
 
 def test_verdicts_of_other_behaviours_are_not_called_refusals(results: Json) -> None:
@@ -367,7 +368,17 @@ def test_provenance_is_complete(results: Json, edit: WeightEdit) -> None:
 
 def test_a_minimal_run_says_what_it_lacks(edit: WeightEdit) -> None:
     text = Page(
-        render_report({"schema_version": 1, "title": "t", "behaviour": "safety", "model": {"name": "m"}}, edit)
+        render_report(
+            {
+                "schema_version": 1,
+                "title": "t",
+                "behaviour": "safety",
+                "attribute": "harmful_refused",
+                "direction": 1,
+                "model": {"name": "m"},
+            },
+            edit,
+        )
     ).text
     for absent in ("no held-out evaluation", "nothing to plot", "not diagnosed", "kept no replies"):
         assert absent in text

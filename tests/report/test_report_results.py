@@ -17,7 +17,8 @@ def test_results_are_read_into_typed_fields(results: Json) -> None:
 
 
 def test_parts_a_run_did_not_make_may_be_missing() -> None:
-    run = read_results({"schema_version": 1, "title": "t", "behaviour": "safety", "model": {"name": "m"}})
+    run = read_results({"schema_version": 1, "title": "t", "behaviour": "safety", "attribute": "harmful_refused",
+                        "direction": 1, "model": {"name": "m"}})  # fmt: skip
     assert run.held_out.conditions == ()
     assert run.chosen.within_limits is not None
 
@@ -55,7 +56,7 @@ def test_a_wrong_site_name_is_refused(results: Json) -> None:
 @pytest.mark.parametrize("field", ["replies", "outcomes"])
 def test_replies_that_are_not_aligned_with_the_prompts_are_refused(results: Json, field: str) -> None:
     results["held_out"]["conditions"][1][field]["harmful"].pop()
-    with pytest.raises(DataError, match=rf"'steering 0.2' has 1 {field} for the set 'harmful', which has 2 prompts"):
+    with pytest.raises(DataError, match=r"'steering 0.2' has 1 replies to the 2 prompts of 'harmful'"):
         read_results(results)
 
 

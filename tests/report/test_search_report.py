@@ -14,14 +14,7 @@ from steer2edit.report.html import figure_json
 from steer2edit.report.planes import Plane
 from steer2edit.report.run_page import trial_rows
 from steer2edit.report.run_results import read_results
-from steer2edit.report.tradeoff import (
-    complete_trials,
-    held_out_figure,
-    searched,
-    sensitivity_figure,
-    tradeoff_figures,
-    validation_figure,
-)
+from steer2edit.report.tradeoff import held_out_figure, tradeoff_figures, validation_figure
 
 Json = dict[str, Any]
 
@@ -94,39 +87,6 @@ def test_what_the_filter_stopped_is_counted_and_not_called_unscored(edit: Weight
     # 9 tried; 4 complete and 3 stopped are drawn
     assert "Not drawn: 2 trials that were thrown out before they were measured." in text
     assert "a metric was not scored" not in text
-
-
-def test_sensitivity_shows_complete_trials_against_what_was_searched(edit: WeightEdit) -> None:
-    run = read_results(search_results())
-    trials = complete_trials(run)
-    assert [t.parameters["trial"] for t in trials] == ["a", "b", "c", "d"]
-    assert list(searched(trials)) == ["rho_attn", "rho_mlp", "alpha"]
-    points = [
-        t
-        for t in figure_json(sensitivity_figure(run))["data"]
-        if t["marker"]["symbol" if "symbol" in t["marker"] else "size"] == 6
-    ]
-    by_axes = {(t["xaxis"], t["yaxis"]): (t["x"], t["y"]) for t in points}
-    assert by_axes["x", "y"] == ([0.2, 0.4, 0.1], [0.25, 0.5, 0.625])  # without c, whose attention is off
-    assert by_axes["x3", "y3"] == ([0.5, 0.25, 0.75, 0.5], [0.25, 0.5, 0.375, 0.625])
-    assert by_axes["x4", "y4"] == ([0.2, 0.4, 0.1], [0.0625, 0.125, 0.5])  # cost below
-    assert "The 4 edits that were measured on all validation items" in render_report(search_results(), edit)
-
-
-def test_a_searched_share_of_the_mlps_own_gets_a_column() -> None:
-    results = search_results()
-    for i, entry in enumerate(e for e in results["validation"]["conditions"] if e["kind"] == "edit"):
-        entry["parameters"] |= {"alpha_mlp": 0.1 + i / 10}
-    found = list(searched(complete_trials(read_results(results))))
-    assert found == ["rho_attn", "rho_mlp", "alpha", "alpha_mlp"]
-
-
-def test_without_a_complete_trial_there_is_no_sensitivity(edit: WeightEdit) -> None:
-    results = search_results()
-    for entry in results["validation"]["conditions"]:
-        entry["parameters"] |= {"stopped": "early"} if entry["kind"] == "edit" else {}
-    assert sensitivity_figure(read_results(results)) is None
-    assert "Too few edits were measured on all items" in Page(render_report(results, edit)).text
 
 
 def test_the_comparison_is_told_in_sentences(edit: WeightEdit) -> None:

@@ -3,7 +3,7 @@
 The words are in the template.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from steer2edit.estimates import Condition, Estimate
@@ -38,22 +38,18 @@ def verdict(found: Estimate, direction: int = 1) -> Verdict:
 
 def change(run: RunResults, after: Condition, before: Condition | None, name: str) -> Change:
     """The paired difference of a metric; without values by item its estimate alone, which no interval goes with."""
-    if before is None or not (after.scored(name) and before.scored(name)):
-        found = Estimate(None, None, None, 0)
-    else:
+    found = Estimate(None, None, None, 0)
+    if before is not None and after.scored(name) and before.scored(name):
         own, other = after.values.get(name, ()), before.values.get(name, ())
-        if own and len(own) == len(other):
-            found = paired(own, other)
-        else:
-            gap = (after.value(name) or 0.0) - (before.value(name) or 0.0)
-            found = Estimate(gap, None, None, after.metrics[name].n)
+        gap = (after.value(name) or 0.0) - (before.value(name) or 0.0)
+        same = own and len(own) == len(other)
+        found = paired(own, other) if same else Estimate(gap, None, None, after.metrics[name].n)
     return Change(metric_name(name), found, verdict(found, run.wanted(name)))
 
 
 def costs(run: RunResults, edited: Condition) -> tuple[Verdict, dict[str, Change]]:
     """What of benign behaviour changed; bad where a limit is broken or something surely got worse."""
-    attribute, _ = run.goal
-    names = [n for n in edited.metrics if n != attribute and (n in run.costs or n.endswith("_refused"))]
+    names = [n for n in edited.metrics if n != run.attribute and (n in run.costs or n.endswith("_refused"))]
     changes = {name: change(run, edited, run.base, name) for name in names}
     within = run.chosen.within_limits(edited)
     if within is False or any(one.verdict == "bad" for one in changes.values()):
@@ -63,11 +59,7 @@ def costs(run: RunResults, edited: Condition) -> tuple[Verdict, dict[str, Change
 
 def ahead(run: RunResults, edited: Condition) -> Change | None:
     """The edit against steering; `None` where no steering was measured."""
-    name, _ = run.goal
     if run.comparison is not None:  # signed so that positive is better
         gap = run.comparison.at_equal_cost
-        return Change(metric_name(name), gap, verdict(gap), "curve")
-    if run.steered is None:
-        return None
-    found = change(run, edited, run.steered, name)
-    return Change(found.metric, found.found, found.verdict, "nearest")
+        return Change(metric_name(run.attribute), gap, verdict(gap), "curve")
+    return replace(change(run, edited, run.steered, run.attribute), at="nearest") if run.steered else None

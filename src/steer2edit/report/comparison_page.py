@@ -5,8 +5,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-
 from steer2edit.evaluation import COST
 from steer2edit.report import themes
 from steer2edit.report.html import rendered, write_page
@@ -63,13 +61,9 @@ def write_comparison_page(results: Mapping[str, Any], path: Path) -> None:
         "conditions": [found.base, *(condition for own in found.methods.values() for condition in own)],
         "provenance": [*provenance(found), *flat(found.settings)],
     }
-    figures = {f"curves-{name}": _curves(found, plane) for name, plane in planes.items()}
+    marks = [
+        Marks(name, [found.base, *own], {"size": 8, "color": colour}, {"color": colour, "width": 2}, band=True)
+        for colour, (name, own) in zip(cycle(_COLOURS), found.methods.items(), strict=False)
+    ]
+    figures = {f"curves-{name}": plane_figure(plane, marks) for name, plane in planes.items()}
     write_page(rendered("comparison", figures, content), path, overwrite=True)
-
-
-def _curves(found: ComparisonResults, plane: Plane) -> go.Figure:
-    marks = []
-    for colour, (name, own) in zip(cycle(_COLOURS), found.methods.items(), strict=False):
-        line = {"color": colour, "width": 2}
-        marks.append(Marks(name, [found.base, *own], {"size": 8, "color": colour}, line, band=True))
-    return plane_figure(plane, marks)

@@ -1,8 +1,7 @@
 """How much an edit touches of every block; figures of an edit and of a diagnosis, each by layer along x."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import torch
@@ -14,7 +13,7 @@ from steer2edit.core.expert_edits import expert_edits
 from steer2edit.estimates import Notation
 from steer2edit.report import themes
 from steer2edit.report.html import plot_text
-from steer2edit.steering.diagnosis import Diagnosis, SiteDiagnosis
+from steer2edit.steering.diagnosis import Diagnosis
 
 _MARGIN = {"l": 60, "r": 20, "t": 30, "b": 50}
 _LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
@@ -24,8 +23,6 @@ _WIDE = 64  # rows from which gaps between the cells would hide them
 _SHARED = "shared"
 _HOVER = "%{hovertext}<extra></extra>"
 _NUMBER = Notation(".3f", typeset=True)
-
-
 _STYLES: Mapping[Block, tuple[str, str, str, float]] = {
     "attn": ("attention", themes.ATTN, "circle", -0.12),
     "ssm": ("state-space mixer", themes.SSM, "diamond", 0.0),
@@ -34,9 +31,8 @@ _STYLES: Mapping[Block, tuple[str, str, str, float]] = {
 """In a diagnosis: name, colour, symbol, and how far marks stand beside the layer, so that intervals do not overlap."""
 
 
-@dataclass(frozen=True)
-class BlockExtent:
-    """How much of one block an edit touches; without a site the block is off."""
+class BlockExtent(NamedTuple):
+    """How much of one block an edit touches: its sites, without which it is off, and counts of components."""
 
     sites: tuple[Site, ...]
     edited: int
@@ -44,26 +40,25 @@ class BlockExtent:
     strengthened: int
 
 
-def block_extent(edit: WeightEdit, block: Block) -> BlockExtent:
-    """The edited sites of one block and counts of its edited components."""
-    sites = tuple(site for site in edit.sites if site.block == block)
-    found = torch.cat([edit.sites[site].magnitude for site in sites]) if sites else torch.empty(0)
-    return BlockExtent(sites, int(found.count_nonzero()), found.numel(), int((found > 0).sum()))
-
-
 def shown_blocks(edit: WeightEdit) -> dict[Block, BlockExtent]:
     """The blocks to speak of: those every model has, and of the others those the edit has."""
-    found = {block: block_extent(edit, block) for block in BLOCKS}
-    return {block: extent for block, extent in found.items() if block in TUNED_BLOCKS or extent.sites}
+    shown: dict[Block, BlockExtent] = {}
+    for block in BLOCKS:
+        sites = tuple(site for site in edit.sites if site.block == block)
+        if sites or block in TUNED_BLOCKS:
+            found = torch.cat([torch.empty(0), *(edit.sites[site].magnitude for site in sites)])
+            shown[block] = BlockExtent(sites, int(found.count_nonzero()), found.numel(), int((found > 0).sum()))
+    return shown
 
 
 def edit_figures(edit: WeightEdit, layers: int) -> dict[str, go.Figure]:
     """What the edit does by layer: heads, neurons, experts; a block that is off has none."""
-    figures = {}
-    for block, name in (("attn", "heads"), ("ssm", "mixer-heads")):
-        if any(site.block == block for site in edit.sites):
-            figures[name] = head_figure(edit, layers, block)  # type: ignore[arg-type]
-    if any(site.block == "mlp" for site in edit.sites):
+    figures, blocks = {}, {site.block for site in edit.sites}
+    if "attn" in blocks:
+        figures["heads"] = head_figure(edit, layers)
+    if "ssm" in blocks:
+        figures["mixer-heads"] = head_figure(edit, layers, "ssm")
+    if "mlp" in blocks:
         figures["neurons"] = neuron_figure(edit, layers)
     if expert_edits(edit):
         figures["experts"] = expert_figure(edit, LeftOut.of(edit.metadata), layers)
@@ -102,7 +97,7 @@ def _whole_ticks(count: int) -> dict[str, object]:
 
 def head_figure(edit: WeightEdit, layers: int, block: Block = "attn") -> go.Figure:
     """Heat map of λ by layer (x) and head (y) of one block, of which the edit has a site."""
-    by_layer = {site.layer: edit.sites[site] for site in block_extent(edit, block).sites}
+    by_layer = {site.layer: own for site, own in edit.sites.items() if site.block == block}
     heads = max(len(own.magnitude) for own in by_layer.values())
 
     def cell(head: int, layer: int) -> tuple[float, str] | None:
@@ -147,21 +142,19 @@ def expert_figure(edit: WeightEdit, left_out: LeftOut, layers: int) -> go.Figure
     return figure.update_yaxes(tickvals=shown, ticktext=[names[row] for row in shown])
 
 
-def _two_rows(layers: int, height: int, titles: Sequence[str]) -> go.Figure:
+def _two_rows(layers: int, height: int, above: str, below: str) -> go.Figure:
     """Two plots by layer, one below the other."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     figure.update_layout(height=height, margin=_MARGIN, legend=_LEGEND)
     figure.update_xaxes(range=[-0.6, layers - 0.4], zeroline=False, showgrid=False, **_whole_ticks(layers))
     figure.update_xaxes(title_text="layer", row=2)
-    for row, title in enumerate(titles, start=1):
-        figure.update_yaxes(title_text=title, row=row)
-    return figure
+    return figure.update_yaxes(title_text=above, row=1).update_yaxes(title_text=below, row=2)
 
 
 def neuron_figure(edit: WeightEdit, layers: int) -> go.Figure:
     """MLP edits by layer: sums of positive and of negative λ above, counts of edited neurons below."""
-    figure = _two_rows(layers, 440, ("Σ λ", "neurons"))
-    sites = block_extent(edit, "mlp").sites
+    figure = _two_rows(layers, 440, "Σ λ", "neurons")
+    sites = [site for site in edit.sites if site.block == "mlp"]
     for sign, name, colour in ((1, "strengthened (λ > 0)", themes.POSITIVE), (-1, "weakened (λ < 0)", themes.NEGATIVE)):
         parts = [(edit.sites[site].magnitude * sign).clamp(min=0) for site in sites]
         sums = [sign * part.double().sum().item() for part in parts]
@@ -179,36 +172,29 @@ def neuron_figure(edit: WeightEdit, layers: int) -> go.Figure:
 
 def diagnosis_figure(diagnosis: Diagnosis, layers: int) -> go.Figure:
     """Split-half cosine (above) and AUROC with interval (below) by layer, one line per block; noise is crossed."""
-    figure = _two_rows(layers, 480, ("split-half cosine", "AUROC"))
-    for block in _STYLES:
-        found = {site: entry for site, entry in sorted(diagnosis.sites.items()) if site.block == block}
-        if found:
-            _add_diagnosis(figure, found, block)
+    figure = _two_rows(layers, 480, "split-half cosine", "AUROC")
+    for block, (name, colour, symbol, offset) in _STYLES.items():
+        found = [(site, entry) for site, entry in sorted(diagnosis.sites.items()) if site.block == block]
+        hovers = [
+            f"<b>{site}</b>{' (noise)' if e.noise else ''}<br>split-half cosine "
+            f"{_NUMBER.value(e.split_half_cosine)}<br>AUROC {_NUMBER.value(e.auroc)} ({_NUMBER.value(e.auroc_low)} to "
+            f"{_NUMBER.value(e.auroc_high)})<br>norm of v {_NUMBER.value(e.norm)}"
+            for site, e in found
+        ]
+        shared = {"x": [site.layer + offset for site, _ in found], "hovertext": hovers, "hovertemplate": _HOVER}
+        bars = themes.error_bars([(e.auroc_low, e.auroc, e.auroc_high) for _, e in found], colour, width=2)
+        rows = ([e.split_half_cosine for _, e in found], None), ([e.auroc for _, e in found], bars)
+        for row, (values, error) in enumerate(rows, start=1) if found else ():
+            place: dict[str, Any] = {"row": row, "col": 1, "showlegend": row == 1, **shared}
+            figure.add_scatter(
+                y=values, error_y=error, name=name, legendgroup=name, mode="lines+markers",
+                line={"color": colour, "width": 1.5}, marker={"symbol": symbol, "size": 6}, **place,
+            )  # fmt: skip
+            crossed = [value if e.noise else None for value, (_, e) in zip(values, found, strict=True)]
+            if any(value is not None for value in crossed):
+                place["showlegend"] = not any(trace.name == "noise" for trace in figure.data)
+                cross = {"symbol": "x", "size": 9, "color": themes.CHOSEN}
+                figure.add_scatter(y=crossed, name="noise", legendgroup="noise", mode="markers", marker=cross, **place)
     figure.add_hline(y=0.5, row=2, col=1, line={"dash": "dot", "width": 1}, annotation_text="chance")
     figure.update_xaxes(showgrid=True)
     return figure.update_yaxes(rangemode="tozero", row=1)
-
-
-def _add_diagnosis(figure: go.Figure, found: Mapping[Site, SiteDiagnosis], block: Block) -> None:
-    name, colour, symbol, offset = _STYLES[block]
-    entries = list(found.values())
-    hovers = [
-        f"<b>{site}</b>{' (noise)' if e.noise else ''}<br>split-half cosine {_NUMBER.value(e.split_half_cosine)}<br>"
-        f"AUROC {_NUMBER.value(e.auroc)} ({_NUMBER.value(e.auroc_low)} to {_NUMBER.value(e.auroc_high)})<br>"
-        f"norm of v {_NUMBER.value(e.norm)}"
-        for site, e in found.items()
-    ]
-    shared = {"x": [site.layer + offset for site in found], "hovertext": hovers, "hovertemplate": _HOVER}
-    bars = themes.error_bars([(e.auroc_low, e.auroc, e.auroc_high) for e in entries], colour, width=2)
-    rows = ([entry.split_half_cosine for entry in entries], None), ([entry.auroc for entry in entries], bars)
-    for row, (values, error) in enumerate(rows, start=1):
-        place: dict[str, Any] = {"row": row, "col": 1, "showlegend": row == 1, **shared}
-        figure.add_scatter(
-            y=values, error_y=error, name=name, legendgroup=name, mode="lines+markers",
-            line={"color": colour, "width": 1.5}, marker={"symbol": symbol, "size": 6}, **place,
-        )  # fmt: skip
-        crossed = [value if entry.noise else None for value, entry in zip(values, entries, strict=True)]
-        if any(value is not None for value in crossed):
-            place["showlegend"] = not any(trace.name == "noise" for trace in figure.data)
-            cross = {"symbol": "x", "size": 9, "color": themes.CHOSEN}
-            figure.add_scatter(y=crossed, name="noise", legendgroup="noise", mode="markers", marker=cross, **place)

@@ -58,11 +58,10 @@ def figure_json(figure: go.Figure) -> dict[str, Any]:
 
 def rendered(template: str, figures: Mapping[str, go.Figure], content: Mapping[str, Any]) -> str:
     """A page of this package's templates, with figures by their id, scripts, themes and security policy."""
-    scripts = _scripts()
+    scripts, policy = _scripts()
     embedded = {name: figure_json(figure) for name, figure in figures.items()}
-    return _environment().get_template(f"{template}.html.jinja").render(
-        content, figures=embedded, scripts=scripts, policy=_security_policy(scripts), themes=themes()
-    )  # fmt: skip
+    page = _environment().get_template(f"{template}.html.jinja")
+    return page.render(content, figures=embedded, scripts=scripts, policy=policy, themes=themes())
 
 
 def write_page(page: str, path: str | Path, *, overwrite: bool) -> None:
@@ -88,25 +87,18 @@ def metrics_of(conditions: Sequence[Condition]) -> list[Metric]:
 
 
 @cache
-def _scripts() -> tuple[Markup, ...]:
-    """What the page runs: plotly.js, and our own."""
-    return _inline(get_plotlyjs()), _inline(_environment().get_template("report.js.jinja").render())
+def _scripts() -> tuple[list[Markup], str]:
+    """What the page runs, trusted as it is: plotly.js, and our own; and the page's security policy.
 
-
-def _inline(script: str) -> Markup:
-    """A script of ours, trusted as it is. The browser hashes it with newlines normalised, so we normalise them too."""
-    script = script.replace("\r\n", "\n")
-    assert "</script" not in script.lower()
-    assert "<!--" not in script
-    return Markup(script)
-
-
-@cache
-def _security_policy(scripts: tuple[Markup, ...]) -> str:
-    """No request at all; scripts only by their hash, so that no text of the page can ever run as one."""
+    No request at all; scripts only by their hash, so that no text of the page can ever run as one. The browser hashes
+    them with newlines normalised, so we normalise them too.
+    """
+    sources = (get_plotlyjs(), _environment().get_template("report.js.jinja").render())
+    scripts = [Markup(source.replace("\r\n", "\n")) for source in sources]
+    assert not any("</script" in script.lower() or "<!--" in script for script in scripts)
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
+    return scripts, (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )

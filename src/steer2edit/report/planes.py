@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from steer2edit.estimates import Condition
-from steer2edit.evaluation import Metric, metric_name
+from steer2edit.evaluation import metric_name
 from steer2edit.report import themes
 from steer2edit.report.html import plot_text
 
@@ -33,24 +33,16 @@ class Plane:
         return condition.value(self.attribute) or 0.0
 
     def hover_text(self, condition: Condition) -> str:
-        """Label, both metrics with intervals, and parameters, as plotly pseudo-HTML."""
-        lines = [f"<b>{plot_text(condition.label)}</b>"]
-        for metric in map(metric_name, (self.attribute, self.damage)):
-            lines.append(plot_text(f"{metric.short}: {metric.in_words.sentence(condition.metrics[metric.name])}"))
-        return "<br>".join(lines + [plot_text(line) for line in _parameter_lines(condition)])
-
-
-def _parameter_lines(condition: Condition) -> list[str]:
-    """The settings of a condition, a line each; what is beyond the paper and off is left out."""
-    lines = []
-    for name, value in condition.parameters.items():
-        if name == "share" and isinstance(value, int | float):
-            lines.append(f"measured on {value:.0%} of the items")
-        elif value is None and name in ("rho_attn", "rho_mlp"):
-            lines.append(f"{name} = off")
-        elif value is not None:
-            lines.append(f"{name} = {f'{value:.4g}' if isinstance(value, float) else value}")
-    return lines
+        """Label, both metrics with intervals, and parameters that are on, as plotly pseudo-HTML."""
+        metrics = map(metric_name, (self.attribute, self.damage))
+        lines = [f"{metric.short}: {metric.in_words.sentence(condition.metrics[metric.name])}" for metric in metrics]
+        for name, value in condition.parameters.items():
+            if name == "share" and isinstance(value, int | float):
+                lines.append(f"measured on {value:.0%} of the items")
+            elif value is not None or name in ("rho_attn", "rho_mlp"):
+                shown = "off" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+                lines.append(f"{name} = {shown}")
+        return "<br>".join([f"<b>{plot_text(condition.label)}</b>", *map(plot_text, lines)])
 
 
 @dataclass(frozen=True)
@@ -70,43 +62,35 @@ class Marks:
         if not shown:
             return
         modes = (["lines"] if self.line else []) + (["markers"] if self.marker else [])
-        place: dict[str, Any] = {"x": list(map(plane.x, shown)), "y": list(map(plane.y, shown))}
-        if self.marker is None:
-            place["hoverinfo"] = "skip"
-        else:
-            place |= {
-                "marker": self.marker,
-                "hovertext": list(map(plane.hover_text, shown)),
-                "hovertemplate": "%{hovertext}<extra></extra>",
-            }
+        place: dict[str, Any] = {"x": list(map(plane.x, shown)), "y": list(map(plane.y, shown)), "hoverinfo": "skip"}
+        if self.marker is not None:
+            hover = {"hovertext": list(map(plane.hover_text, shown)), "hovertemplate": "%{hovertext}<extra></extra>"}
+            place |= {"marker": self.marker, "hoverinfo": None, **hover}
         for axis, metric in (("error_x", plane.damage), ("error_y", plane.attribute)) if self.bars else ():
             found = [condition.metrics[metric] for condition in shown]
             place[axis] = themes.error_bars([(e.low, e.value, e.high) for e in found], (self.marker or {}).get("color"))
         name = plot_text(self.name)
-        if self.band:
-            _add_band(figure, plane, shown, name, str((self.line or {})["color"]))
+        if self.band and self.line:
+            ends = [(plane.x(c), c.metrics[plane.attribute].low, c.metrics[plane.attribute].high) for c in shown]
+            known = [(x, low, high) for x, low, high in ends if low is not None and high is not None]
+            red, green, blue = (int(self.line["color"][i : i + 2], 16) for i in (1, 3, 5))
+            figure.add_scatter(
+                x=[x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
+                y=[low for _, low, _ in known] + [high for _, _, high in reversed(known)],
+                fill="toself", fillcolor=f"rgba({red}, {green}, {blue}, 0.15)", mode="lines", line={"width": 0},
+                legendgroup=name, showlegend=False, hoverinfo="skip",
+            )  # fmt: skip
         figure.add_scatter(name=name, mode="+".join(modes), line=self.line, legendgroup=name, **place)
-
-
-def _add_band(figure: go.Figure, plane: Plane, conditions: Sequence[Condition], name: str, colour: str) -> None:
-    ends = [(plane.x(c), c.metrics[plane.attribute].low, c.metrics[plane.attribute].high) for c in conditions]
-    known = [(x, low, high) for x, low, high in ends if low is not None and high is not None]
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    figure.add_scatter(
-        x=[x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
-        y=[low for _, low, _ in known] + [high for _, _, high in reversed(known)],
-        fill="toself", fillcolor=f"rgba({red}, {green}, {blue}, 0.15)", mode="lines", line={"width": 0},
-        legendgroup=name, showlegend=False, hoverinfo="skip",
-    )  # fmt: skip
 
 
 def plane_figure(plane: Plane, marks: Sequence[Marks], limit: float | None = None) -> go.Figure:
     """The traces on axes with titles, and the limit of the damage as a vertical line."""
-    figure = go.Figure()
+    figure, damage = go.Figure(), metric_name(plane.damage)
     for one in marks:
         one.draw(figure, plane)
-    set_axis(figure.layout.xaxis, metric_name(plane.damage))
-    set_axis(figure.layout.yaxis, metric_name(plane.attribute))
+    for axis, metric in ((figure.layout.xaxis, damage), (figure.layout.yaxis, metric_name(plane.attribute))):
+        axis.title.text = plot_text(metric.axis)
+        axis.tickformat = ".0%" if metric.scale == "share" else None
     figure.layout.yaxis.title.text += "  ↑ more is better" if plane.direction > 0 else "  ↓ less is better"
     figure.update_layout(
         height=480,
@@ -115,13 +99,6 @@ def plane_figure(plane: Plane, marks: Sequence[Marks], limit: float | None = Non
         hovermode="closest",
     )
     if limit is not None:
-        text = f"limit {metric_name(plane.damage).bound(limit).removesuffix(' nats per token')}"
+        text = f"limit {damage.bound(limit).removesuffix(' nats per token')}"
         figure.add_vline(x=limit, line={"dash": "dot", "width": 1.5}, annotation={"text": text, "yanchor": "bottom"})
     return figure
-
-
-def set_axis(axis: go.layout.XAxis | go.layout.YAxis, metric: Metric) -> None:
-    """Title and number format of an axis."""
-    axis.title.text = plot_text(metric.axis)
-    if metric.scale == "share":
-        axis.tickformat = ".0%"

@@ -2,36 +2,30 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.core import WeightEdit
+from steer2edit.core import Block, WeightEdit
 from steer2edit.core.expert_edits import expert_edits, top_experts
 from steer2edit.estimates import NOT_SCORED, Condition, Notation
-from steer2edit.evaluation import metric_name
 from steer2edit.report.answers import ahead, change, costs
-from steer2edit.report.figures import BlockExtent, diagnosis_figure, edit_figures, shown_blocks
+from steer2edit.report.figures import diagnosis_figure, edit_figures, shown_blocks
 from steer2edit.report.html import rendered, write_page
 from steer2edit.report.run_results import ComparisonResults, RunResults, read_results
-from steer2edit.report.tradeoff import (
-    SYMBOLS,
-    beyond_edge,
-    complete_trials,
-    searched,
-    sensitivity_figure,
-    tradeoff_figures,
-)
+from steer2edit.report.tradeoff import beyond_edge, tradeoff_figures
 from steer2edit.steering.diagnosis import Diagnosis
 from steer2edit.tables import visible
 
 _TOP = 20
 _PLAIN, _SIGNED = Notation(".3f", typeset=True), Notation(".3f", signed=True, typeset=True)
 _SIGNED_4 = Notation(".4f", signed=True, typeset=True)
-_WORDS = {"refused": ("refused", "answered"), "shown": ("shown", "not shown")}
-"""By what a set's verdicts are of, the last word of its metric: what a reply is that has it, and one that has not."""
+_WORDS: dict[str, dict[bool | None, str]] = {
+    "refused": {True: "refused", False: "answered", None: NOT_SCORED},
+    "shown": {True: "shown", False: "not shown", None: NOT_SCORED},
+}
+"""By what a set's verdicts are of, the last word of its metric: what a reply is called."""
 _FIRST = 3
 """Exchanges on the first screen."""
 
@@ -54,45 +48,34 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
     run = read_results(results)
     planes, layers = tradeoff_figures(run), 1 + max(site.layer for site in {*edit.sites, *run.diagnosis.sites})
     figures = {**dict(chain.from_iterable(own.items() for own in planes.values())), **edit_figures(edit, layers)}
-    if run.is_search and (sensitivity := sensitivity_figure(run)):
-        figures["sensitivity"] = sensitivity
     if run.diagnosis.sites:
         figures["diagnosis"] = diagnosis_figure(run.diagnosis, layers)
     tabs = {plane: list(own) for plane, own in planes.items()}
     shown = next(((plane, names.pop()) for plane, names in tabs.items()), None)  # the last figure of the first plane
     sets, left_out, edited, blocks = reply_sets(run), LeftOut.of(edit.metadata), run.edited, shown_blocks(edit)
-    trials, experts = complete_trials(run), expert_edits(edit)
+    experts, diagnosis = expert_edits(edit), diagnosis_rows(run.diagnosis)
     content = {
         "run": run,
         "edited": edited,
-        "worked": edited and change(run, edited, run.base, run.goal[0]),
+        "worked": edited and change(run, edited, run.base, run.attribute),
         "cost": edited and costs(run, edited),
         "ahead": edited and ahead(run, edited),
         "first_replies": first_replies(sets),
         "shown": shown,
         "tabs": {plane: names for plane, names in tabs.items() if names},
         "beyond_edge": beyond_edge,
-        "trials": len(trials),
-        "searched": list(searched(trials).values()),
         "trial_rows": trial_rows(run),
-        "chosen": _chosen(run),
-        "limits": [
-            f"{metric_name(name).running} {words} {metric_name(name).bound(value)}"
-            for words, own in (("at most", run.chosen.limits), ("at least", run.chosen.floors))
-            for name, value in own.items()
-        ],
         "edit": edit,
         "measured_effects": edit.metadata.get("rules", {}).get("importance") == "effect",
         "blocks": blocks,
-        "largest": {block: largest_components(edit, extent) for block, extent in blocks.items()},
+        "largest": {block: largest_components(edit, block) for block in blocks},
         "experts": experts,
         "mixtures": len({expert.site for expert in experts}),
         "largest_experts": largest_experts(edit),
         "left_out": [visible(sentence) for sentence in left_out.sentences],
         "left_out_rows": [(str(s), left_out.experts_of(s)) for s in dict.fromkeys(s for s, _ in left_out.tokens)],
-        "diagnosis": diagnosis_rows(run.diagnosis),
-        "judged": any(e.split_half_cosine is not None or e.auroc is not None for e in run.diagnosis.sites.values()),
-        "noisy": [str(site) for site, entry in sorted(run.diagnosis.sites.items()) if entry.noise],
+        "diagnosis": diagnosis,
+        "noisy": [row[0] for row in diagnosis if row[-1]],
         "reply_sets": sets,
         "provenance": provenance(run),
         "settings": flat(run.settings),
@@ -103,17 +86,6 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
 def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
     """Write the page of `render_report`, complete or not at all; an ArtifactError where one must not be replaced."""
     write_page(render_report(results, edit), path, overwrite=overwrite)
-
-
-def _chosen(run: RunResults) -> str:
-    values = [
-        f"{SYMBOLS.get(name, name)} = {'off' if value is None else f'{value:.4g}'}"
-        for name, value in run.chosen.hyperparameters.items()
-        if value is not None or name in ("rho_attn", "rho_mlp")
-    ]
-    if run.chosen.steering_strength is not None and not run.is_search:
-        values.append(f"steering strength = {run.chosen.steering_strength:g}")
-    return ", ".join(values)
 
 
 def trial_rows(run: RunResults) -> list[tuple[str, str]]:
@@ -146,12 +118,13 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
     return rows
 
 
-def largest_components(edit: WeightEdit, extent: BlockExtent) -> Rows:
+def largest_components(edit: WeightEdit, block: Block) -> Rows:
     """λ and g of one block's components with the largest |λ|.
 
     By block, because each has its own ρ, unless λ is measured: a head's λ and a neuron's are not on one scale.
     """
-    found = WeightEdit({site: edit.sites[site] for site in extent.sites}).top_components(_TOP) if extent.sites else []
+    sites = {site: own for site, own in edit.sites.items() if site.block == block}
+    found = WeightEdit(sites).top_components(_TOP) if sites else []
     return [[str(name), _SIGNED_4.number(magnitude), _SIGNED_4.number(g)] for name, magnitude, g in found]
 
 
@@ -175,8 +148,7 @@ def diagnosis_rows(diagnosis: Diagnosis) -> Rows:
     return rows
 
 
-@dataclass(frozen=True)
-class ShownReply:
+class ShownReply(NamedTuple):
     """One reply."""
 
     condition: Condition
@@ -185,13 +157,12 @@ class ShownReply:
     mark: str  # `good` or `bad`, by what is wanted of this set; empty where that is not known
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """A held-out prompt, and the replies to it side by side."""
 
     prompt: str
-    replies: tuple[ShownReply, ...]
-    before_and_after: tuple[ShownReply, ...]  # the base's and the edit's
+    replies: list[ShownReply]
+    before_and_after: list[ShownReply]  # the base's and the edit's
     verdict: str  # what a reply is told to be: `refused`, or `shown`
     changed: bool  # whether the edited reply differs from the base's
     refused: bool | None  # whether the edited reply is that; `None` if unknown
@@ -219,11 +190,12 @@ def first_replies(sets: Mapping[str, Sequence[Exchange]]) -> list[Exchange]:
 def _exchange(run: RunResults, name: str, index: int, prompt: str) -> Exchange:
     conditions = [condition for condition in run.side_by_side if condition.replies.get(name)]
     verdict = next((word for word in _WORDS if any(f"{name}_{word}" in c.metrics for c in conditions)), "refused")
-    wanted = run.wanted(f"{name}_{verdict}") > 0
-    outcomes = [condition.outcomes[name][index] if condition.outcomes.get(name) else None for condition in conditions]
+    wanted, words = run.wanted(f"{name}_{verdict}") > 0, _WORDS[verdict]
+    outcomes = [one.outcomes[name][index] if one.outcomes.get(name) else None for one in conditions]
+    marks = ["" if outcome is None else "good" if outcome == wanted else "bad" for outcome in outcomes]
     shown = [
-        ShownReply(one, one.replies[name][index], _said(verdict, one, name, outcome), _mark(outcome, wanted))
-        for one, outcome in zip(conditions, outcomes, strict=True)
+        ShownReply(one, one.replies[name][index], words[outcome] if one.outcomes.get(name) else "", mark)
+        for one, outcome, mark in zip(conditions, outcomes, marks, strict=True)
     ]
     compared = [conditions.index(one) for one in (run.base, run.edited) if one in conditions]
     both = len(compared) == 2
@@ -231,21 +203,11 @@ def _exchange(run: RunResults, name: str, index: int, prompt: str) -> Exchange:
     flipped = before is not None and after is not None and before != after
     return Exchange(
         prompt,
-        tuple(shown),
-        tuple(shown[i] for i in compared),
+        shown,
+        [shown[i] for i in compared],
         verdict,
         changed=both and len({shown[i].text for i in compared}) == 2,
         refused=after,
         flip=f"{'now' if after else 'no longer'} {verdict}" if flipped else "",
-        mark=_mark(after, wanted) if flipped else "",
+        mark=marks[compared[1]] if flipped else "",
     )
-
-
-def _said(verdict: str, condition: Condition, name: str, outcome: bool | None) -> str:
-    if not condition.outcomes.get(name):
-        return ""
-    return NOT_SCORED if outcome is None else _WORDS[verdict][0 if outcome else 1]
-
-
-def _mark(outcome: bool | None, wanted: bool) -> str:
-    return "" if outcome is None else "good" if outcome == wanted else "bad"

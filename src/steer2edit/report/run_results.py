@@ -3,26 +3,25 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from steer2edit.errors import DataError
 from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
-from steer2edit.evaluation import COST, attribute_of
+from steer2edit.evaluation import COST
 from steer2edit.evaluation.judge import prompt_text
 from steer2edit.report.html import visible_json
 from steer2edit.search.curves import Figure, Plan, TradeoffComparison
 from steer2edit.steering.diagnosis import Diagnosis
 
 
-def _prompt_text(prompt: object) -> object:
+def _prompt_text(prompt: Any) -> Any:
     """A prompt as text; chat messages become `role: content` paragraphs."""
-    if not isinstance(prompt, list):
-        return prompt
-    if not all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt):
-        raise ValueError("a chat prompt is a list of messages, each with role and content")
-    return prompt_text(prompt)
+    try:
+        return prompt_text(prompt)
+    except (KeyError, TypeError) as error:
+        raise ValueError("a chat prompt is a list of messages, each with role and content") from error
 
 
 Prompt = Annotated[str, BeforeValidator(_prompt_text)]
@@ -50,10 +49,6 @@ class Conditions(_Part):
         """The conditions of one kind, in order."""
         return [condition for condition in self.conditions if condition.kind == kind]
 
-    def first(self, kind: ConditionKind) -> Condition | None:
-        """The first condition of one kind."""
-        return next(iter(self.of(kind)), None)
-
 
 class Chosen(_Part):
     """What was chosen on validation prompts; without limits nothing is called within or beyond one."""
@@ -78,13 +73,12 @@ class Chosen(_Part):
 
     def within_limits(self, condition: Condition) -> bool | None:
         """Whether every limit is respected; `None` where that cannot be told."""
-        verdicts: list[bool | None] = []
-        for sign, limits in ((1, self.limits), (-1, self.floors)):
-            values = [(condition.value(name), limit) for name, limit in limits.items()]
-            verdicts += [None if value is None else sign * value <= sign * limit for value, limit in values]
-        if False in verdicts:
+        limits = [(name, limit, 1) for name, limit in self.limits.items()]
+        limits += [(name, limit, -1) for name, limit in self.floors.items()]
+        found = [(condition.value(name), limit, sign) for name, limit, sign in limits]
+        if any(value is not None and sign * value > sign * limit for value, limit, sign in found):
             return False
-        return True if verdicts and None not in verdicts else None
+        return True if found and all(value is not None for value, _, _ in found) else None
 
 
 def _same(given: object, wanted: float | None) -> bool:
@@ -106,8 +100,8 @@ class _Run(_Part):
     schema_version: int
     title: str
     behaviour: str
-    attribute: str | None = None
-    direction: int | None = None
+    attribute: str
+    direction: int
     costs: dict[str, Literal["rise", "fall"]] = Field(default_factory=dict)
     model: ModelFacts
     created: str = ""
@@ -115,37 +109,27 @@ class _Run(_Part):
     command: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _says_what_it_moves(self) -> Self:
-        """Results of before say the behaviour alone, which was one of those that come with the package."""
-        assert self.goal
-        return self
-
     @property
     def goal(self) -> tuple[str, int]:
         """(metric that the edit is to move, +1 if more of it is wanted or −1 if less)."""
-        if self.attribute is None or self.direction is None:
-            return attribute_of(self.behaviour)
         return self.attribute, self.direction
 
     def wanted(self, name: str) -> int:
         """+1 where more of a metric is wanted, −1 where less: of the attribute, and of what counts as a cost.
 
-        Of another metric, and in results that do not name their costs, it is the opposite of what is wanted of the
-        attribute: requests beside those of the behaviour are to be met as before.
+        Of another metric it is the opposite of what is wanted of the attribute: requests beside those of the behaviour
+        are to be met as before.
         """
-        attribute, direction = self.goal
-        if name == attribute:
-            return direction
-        return {"rise": -1, "fall": 1}.get(self.costs.get(name, ""), -direction)
+        if name == self.attribute:
+            return self.direction
+        return {"rise": -1, "fall": 1}.get(self.costs.get(name, ""), -self.direction)
 
 
 class RunResults(_Run):
     """The JSON of a run. Parts that a run did not make stay empty, and the report says so.
 
     Only a search has `trials` (how many were tried, and how many ended in which way), `front` (the keys of its trials,
-    by growing cost), and `comparison`; only a recipe has `data_sets`. `beyond_budget` says which
-    limits the chosen edit breaks on held-out items.
+    by growing cost), and `comparison`; only a recipe has `data_sets`.
     """
 
     diagnosis: Diagnosis = Diagnosis()
@@ -158,7 +142,7 @@ class RunResults(_Run):
     front: tuple[str, ...] = ()
     comparison: TradeoffComparison | None = None
     data_sets: Conditions = Conditions()
-    beyond_budget: str = ""
+    beyond_budget: str = ""  # which limits the chosen edit breaks on held-out items
 
     @property
     def is_search(self) -> bool:
@@ -174,7 +158,7 @@ class RunResults(_Run):
     @property
     def base(self) -> Condition | None:
         """The base model on held-out prompts."""
-        return self.held_out.first("base")
+        return next(iter(self.held_out.of("base")), None)
 
     @property
     def edited(self) -> Condition | None:
@@ -188,13 +172,10 @@ class RunResults(_Run):
         steering, edited = self.held_out.of("steering"), self.edited
         if edited is None or not edited.scored(COST):
             return next(iter(steering), None)
-        wanted = edited.value(COST) or 0.0
-
-        def away(condition: Condition) -> float:
-            cost = condition.value(COST)
-            return math.inf if cost is None else abs(cost - wanted)
-
-        return min(steering, key=away, default=None)
+        wanted, far = edited.value(COST) or 0.0, math.inf
+        return min(
+            steering, key=lambda c: abs((c.value(COST) or 0.0) - wanted) if c.scored(COST) else far, default=None
+        )
 
     @property
     def shown(self) -> list[Condition]:
@@ -215,15 +196,10 @@ class RunResults(_Run):
 
     @model_validator(mode="after")
     def _aligned(self) -> "RunResults":
-        for condition in self.held_out.conditions:
-            for kind, listing in (("replies", condition.replies), ("outcomes", condition.outcomes)):
-                for name, entries in listing.items():
-                    expected = len(self.prompts.get(name, ()))
-                    if len(entries) != expected:
-                        raise ValueError(
-                            f"held-out condition {condition.label!r} has {len(entries)} {kind} for the set "
-                            f"{name!r}, which has {expected} prompts: they must be aligned"
-                        )
+        for one in self.held_out.conditions:
+            for name, entries in (*one.replies.items(), *one.outcomes.items()):
+                if len(entries) != (expected := len(self.prompts.get(name, ()))):
+                    raise ValueError(f"{one.label!r} has {len(entries)} replies to the {expected} prompts of {name!r}")
         return self
 
 
@@ -243,8 +219,7 @@ _Results = TypeVar("_Results", RunResults, ComparisonResults)
 
 def read_results(results: Mapping[str, Any], kind: type[_Results] = RunResults) -> _Results:  # type: ignore[assignment]
     """Check the JSON of a run or of a comparison, as its `results.json` holds it; a DataError names what is wrong."""
-    version = results.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if (version := results.get("schema_version")) != SCHEMA_VERSION:
         raise DataError(
             f"results have schema version {version!r}, this version of steer2edit reads {SCHEMA_VERSION}: "
             "render them with the version that wrote them, or run the evaluation again."
@@ -257,7 +232,7 @@ def read_results(results: Mapping[str, Any], kind: type[_Results] = RunResults) 
         return kind.model_validate(plain)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'results'}: {e['msg']}" for e in error.errors()]
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        shown = "; ".join(problems[:5])
         raise DataError(
             f"these are not the results of a run: {shown}. Give the results.json that a run wrote."
         ) from error

@@ -34,6 +34,17 @@ def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_re
     card = Scorecard.model_validate(visible_json(card.to_json()))
     groups = [("Plain prompts", [card.plain]), *card.groups()]
     lines = [rate_lines(tests, card) for _, tests in groups]
+    provenance = {
+        "model": card.model.name,
+        "revision": card.model.revision,
+        "model fingerprint": card.model.fingerprint,
+        "edit": card.edit.name,
+        "edit SHA-256": card.edit.sha256,
+        "vectors SHA-256": card.vectors_sha256,
+        "suite": card.suite,
+        **{name: value for name, value in card.settings.items() if name != "suite"},
+        **card.versions,
+    }
     content = {
         "card": card,
         "titles": SUMMARY_TITLES,
@@ -42,7 +53,7 @@ def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_re
         "replies": {name: _shown(visible_json(own), full_replies) for name, own in (replies or {}).items()},
         "full_replies": full_replies,
         "arms_of": lambda lines: list(dict.fromkeys(arm for line in lines for arm in line.arms)),
-        "provenance": _provenance(card),
+        "provenance": [(name, str(value)) for name, value in provenance.items() if value not in (None, "")],
     }
     figures = {f"rates-{i}": _rates_figure(own[:_MOST_LINES], card.arms) for i, own in enumerate(lines) if own}
     return rendered("scorecard", figures, content)
@@ -60,36 +71,20 @@ def write_stress_page(run: Path, page: Path | None = None, *, full_replies: bool
     return page
 
 
-def _shown(
-    replies: Mapping[str, Mapping[str, Sequence[str]]], full: bool
-) -> list[tuple[str, dict[str, list[str]], int]]:
+def _shown(replies: Mapping[str, Mapping[str, Sequence[str]]], full: bool) -> list[tuple[str, Any, int]]:
     """(line, replies by arm, how many more there are); shortened unless all are shown."""
+
+    def shortened(text: str) -> str:
+        return text if full or len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} …"
+
     shown = []
     for line in dict.fromkeys(line for by_line in replies.values() for line in by_line):
         texts = {arm: by_line[line] for arm, by_line in replies.items() if line in by_line}
-        more = 0 if full else max(0, max(map(len, texts.values())) - SHOWN_REPLIES)
-        few = {arm: list(own) if full else list(map(_shortened, own[:SHOWN_REPLIES])) for arm, own in texts.items()}
-        shown.append((line, few, more))
+        longest = max(map(len, texts.values()))
+        most = longest if full else SHOWN_REPLIES
+        few = {arm: list(map(shortened, own[:most])) for arm, own in texts.items()}
+        shown.append((line, few, max(0, longest - most)))
     return shown
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} …"
-
-
-def _provenance(card: Scorecard) -> list[tuple[str, str]]:
-    rows: dict[str, Any] = {
-        "model": card.model.name,
-        "revision": card.model.revision,
-        "model fingerprint": card.model.fingerprint,
-        "edit": card.edit.name,
-        "edit SHA-256": card.edit.sha256,
-        "vectors SHA-256": card.vectors_sha256,
-        "suite": card.suite,
-        **{name: value for name, value in card.settings.items() if name != "suite"},
-        **card.versions,
-    }
-    return [(name, str(value)) for name, value in rows.items() if value not in (None, "")]
 
 
 def rate_lines(tests: Sequence[Entry], card: Scorecard) -> list[tuple[str, Line]]:
