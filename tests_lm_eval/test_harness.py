@@ -19,7 +19,7 @@ from steer2edit.evaluation.harness import harness_results
 from steer2edit.evaluation.statistics import rate
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.steering import steered
+from steered import steered
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 
 CHOICES, TEXT = "steer2edit_capitals", "steer2edit_sequences"

@@ -16,7 +16,7 @@ from steer2edit.artifacts import (
 from steer2edit.core import BlockVectors, Site, SteeringVectors
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
-from steer2edit.steering import steered
+from steered import steered
 
 IDS = torch.arange(3, 15).view(2, 6)
 

@@ -6,7 +6,7 @@ import torch
 from families import tiny_model
 from steer2edit.core import BlockVectors, ClassMeans, Site, SiteMeans, SteeringVectors, site_vectors
 from steer2edit.errors import InvalidValueError, MismatchError
-from steer2edit.steering import steered
+from steered import steered
 
 IDS = torch.arange(3, 15).view(2, 6)
 

@@ -13,7 +13,6 @@ from steer2edit.editing import convert, edited, merged
 from steer2edit.errors import MismatchError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.steering import steered
 
 CONFIGURATION = Hyperparameters(0.2, 0.2, 0.2)
 Use = Callable[[LanguageModel, WeightEdit], AbstractContextManager[None]]
@@ -36,10 +35,9 @@ class TestVectors:
         assert "--allow-mismatch (allow_mismatch=True)" in message
         edit = convert(model, vectors, CONFIGURATION, allow_mismatch=True)
         assert edit.metadata["model"]["fingerprint"] == model.fingerprint
-        with pytest.raises(MismatchError, match="these vectors were made on"), steered(model, vectors, 0.1):
-            pass
-        with steered(model, vectors, 0.1, allow_mismatch=True):
-            pass
+        with pytest.raises(MismatchError, match="these vectors were made on"):
+            model.require_fit(vectors)
+        model.require_fit(vectors, allow_mismatch=True)
 
     def test_of_the_same_model_after_an_edit(self, model: LanguageModel) -> None:
         vectors = random_vectors(model)
@@ -87,8 +85,7 @@ class TestVectors:
             "--allow-missing (allow_missing=True) to leave those sites as they are."
         )
         assert list(convert(model, vectors, CONFIGURATION, allow_missing=True).sites) == all_sites(2)
-        with steered(model, vectors, 0.1):  # steering some layers is nothing unusual
-            pass
+        model.require_fit(vectors)  # steering some layers is nothing unusual
 
     def test_with_many_missing_layers_names_the_first(self) -> None:
         model = tiny_model("llama", num_hidden_layers=8)

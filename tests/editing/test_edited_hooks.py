@@ -9,7 +9,7 @@ from steer2edit.core import Editing, Site, Steering, WeightEdit
 from steer2edit.editing import convert, edited, intervened, merged
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.steering import steered
+from steered import steered
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from steer2edit.editing import compute_factors, convert, intervened, merged
 from steer2edit.errors import InvalidValueError
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.steering import steered
+from steered import steered
 
 
 def every_kind(model: LanguageModel) -> list[Intervention]:

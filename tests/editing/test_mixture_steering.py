@@ -9,7 +9,7 @@ from families import MIXTURES, tiny_model
 from steer2edit.core import Site, Steering, SteeringVectors
 from steer2edit.editing import intervened
 from steer2edit.models import LanguageModel
-from steer2edit.steering import steered
+from steered import steered
 
 OUTPUTS = {
     "granitemoe": ["block_sparse_moe"],

@@ -23,7 +23,7 @@ from steer2edit.models import (
     encode_responses,
     generate,
 )
-from steer2edit.steering import steered
+from steered import steered
 from tiny_chat import tiny_chat_model
 
 OTHERS = ("qwen3_moe", "gpt_oss", "llama4_text", "qwen3_next", "lfm2_moe", "granitemoehybrid", "falcon_h1")

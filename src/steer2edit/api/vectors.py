@@ -15,7 +15,7 @@ from steer2edit.models import LanguageModel
 from steer2edit.recipes.making import make_vectors
 from steer2edit.settings import ExtractOptions
 from steer2edit.steering import ContrastSet
-from steer2edit.steering.source import Source
+from steer2edit.steering.contrast import Source
 
 if TYPE_CHECKING:
     import pandas

@@ -21,8 +21,8 @@ from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.models.fine_tuning import FineTune, fine_tuned
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
 from steer2edit.steering import ContrastSet, extract, load_contrast, measure_effects, measure_inputs, require_no_overlap
+from steer2edit.steering.contrast import IN_MEMORY, Source
 from steer2edit.steering.presets import helpful_answers
-from steer2edit.steering.source import IN_MEMORY, Source
 from steer2edit.tables import shown_reply, visible
 
 STRENGTH = 0.3

@@ -1,7 +1,7 @@
-"""Representation: contrast sets, extraction with diagnosis, and activation steering."""
+"""Representation: contrast sets, and extraction with diagnosis."""
 
 from steer2edit.steering.behaviour_folder import BehaviourFolder, ItemSet, built_in_names, find_behaviour
-from steer2edit.steering.contrast import Contrast, ContrastSet, build_contrast
+from steer2edit.steering.contrast import Contrast, ContrastSet, build_contrast, load_contrast
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.effects import measure_effects
 from steer2edit.steering.examples import Example, read_examples
@@ -10,8 +10,6 @@ from steer2edit.steering.labels import find_labeller
 from steer2edit.steering.overlap import prompt_digests, require_no_overlap
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
 from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
-from steer2edit.steering.source import load_contrast
-from steer2edit.steering.steered import steered
 
 __all__ = [
     "BehaviourFolder",
@@ -35,5 +33,4 @@ __all__ = [
     "refusal_phrases",
     "require_no_overlap",
     "safety_prompts",
-    "steered",
 ]

@@ -1,31 +1,35 @@
 """Contrast sets: positive and negative responses, in train, validation and held-out parts that share no prompt."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel, Prompt, Sampling, generate
-from steer2edit.steering.examples import Example, prompt_key
-from steer2edit.steering.labels import Candidate, Label, Labeller, example_text
+from steer2edit.steering.behaviour_folder import BehaviourFolder, find_behaviour
+from steer2edit.steering.examples import Example, examples_in_memory, prompt_key, read_examples
+from steer2edit.steering.labels import Candidate, Label, Labeller, example_text, find_labeller
 from steer2edit.steering.rows import SPLITS, Split
 
-SHARES: dict[Split, float] = {"train": 0.6, "validation": 0.2, "held_out": 0.2}
 Pair = tuple[Prompt, str]
+Source = str | Path | tuple[Path, Path] | Sequence[Any]
+"""A behaviour that comes with the package; a behaviour's folder; a file; two files, positive and negative; or rows in
+memory (`examples_in_memory`)."""
+IN_MEMORY = "pairs in memory"
+_BUILT: tuple[Split, ...] = ("train", "validation")
+_SHORT = Sampling(max_new_tokens=24)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Prompts with their responses, by class.
+    """Prompts with their responses, by class."""
 
-    Args:
-        positive: (prompt, response) pairs that show the behaviour.
-        negative: pairs that do not.
-    """
-
-    positive: tuple[Pair, ...]
-    negative: tuple[Pair, ...]
+    positive: tuple[Pair, ...]  # (prompt, response) pairs that show the behaviour
+    negative: tuple[Pair, ...]  # pairs that do not
 
     def counts(self) -> dict[str, int]:
         """Number of responses by class."""
@@ -42,30 +46,26 @@ class Contrast:
 class ContrastSet:
     """What a steering vector is extracted from and judged on.
 
-    Args:
-        name: preset or file.
-        parts: the contrast of each split; `train` makes the vector, `validation` diagnoses it, `held_out` is for
-            the final figures and is not looked at here.
-        notes: JSON-able facts on how it was made.
-        decided_by: what of a response decides the behaviour: its first tokens, the whole answer, or its end.
-        silent_on: requests on which gated edits are to do nothing, where the behaviour says so.
-
     Raises:
-        DataError: a class of `train` is empty, or two splits share prompts.
+        DataError: a class of `train` is empty.
     """
 
-    name: str
+    name: str  # of a behaviour, or of what it was read from
+    # the contrast of each split: `train` makes the vector, `validation` diagnoses it, `held_out` is not looked at here
     parts: dict[Split, Contrast]
-    notes: dict[str, Any]
-    decided_by: str = "first"
-    silent_on: str | None = None
+    notes: dict[str, Any]  # JSON-able facts on how it was made
+    decided_by: str = "first"  # what of a response decides the behaviour: its first tokens, all of the answer, its end
+    silent_on: str | None = None  # requests on which gated edits are to do nothing, where the behaviour says so
 
     def __post_init__(self) -> None:
-        for label, pairs in (("positive", self.train.positive), ("negative", self.train.negative)):
-            if not pairs:
+        remedy = "Check the 'label' and 'split' columns."
+        if labels := self.notes.get("labels"):
+            remedy = f"The labels found were {labels}; another labeller or more prompts may help."
+        for label, count in (counts := self.train.counts()).items():
+            if not count:
                 raise DataError(
-                    f"the contrast set {self.name!r} has no {label} response to learn from "
-                    f"(train has {self.train.counts()}). {_remedy(self.notes)}"
+                    f"the contrast set {self.name!r} has no {label} response to learn from (train has {counts}). "
+                    f"{remedy}"
                 )
 
     @property
@@ -83,10 +83,52 @@ class ContrastSet:
         return {"name": self.name, "counts": {s: c.counts() for s, c in self.parts.items()}, **self.notes}
 
 
-def _remedy(notes: dict[str, Any]) -> str:
-    if notes.get("labels"):
-        return f"The labels found were {notes['labels']}; another labeller or more prompts may help."
-    return "Check the 'label' and 'split' columns."
+def load_contrast(
+    source: Source,
+    model: LanguageModel,
+    *,
+    labeller: str | None = None,
+    limit: int | None = None,
+    sampling: Sampling = _SHORT,
+    seed: int = 0,
+) -> ContrastSet:
+    """The contrast set of a behaviour, of one data file, of two files (positive, negative), or of rows in memory.
+
+    Args:
+        source: a behaviour that comes with the package, a behaviour's folder, a file as `read_table` takes it, two
+            paths, or rows.
+        model: generates the responses that are missing.
+        labeller: name or `module:function`; a behaviour brings its own.
+        limit: use at most this many prompts of every split.
+        sampling: how responses are generated.
+        seed: of the assignment to splits.
+
+    Raises:
+        DataError: unknown behaviour, bad file, no labeller where one is needed, an empty class.
+    """
+    if isinstance(source, str | Path):
+        found = find_behaviour(source)
+        examples = found.examples()
+    elif isinstance(source, tuple) and len(source) == 2 and all(isinstance(one, Path) for one in source):
+        positive, negative = source
+        found = BehaviourFolder(name=f"{positive.name} against {negative.name}")
+        examples = read_examples(positive, "positive") + read_examples(negative, "negative")
+    else:
+        found, examples = BehaviourFolder(name=IN_MEMORY), examples_in_memory(source)
+    labeller, silent_on = labeller or found.labeller, found.silent_on
+    if silent_on not in (None, "benign"):
+        silent_on = str(found.file(silent_on) or silent_on)
+    chosen = find_labeller(labeller) if labeller else None
+    examples = assign_splits(examples, seed)
+    if limit is not None:
+        kept: dict[object, dict[str, None]] = {}
+        for example in examples:
+            keys = kept.setdefault((example.split, example.label), {})
+            if len(keys) < limit:
+                keys[example.key] = None
+        examples = [e for e in examples if e.key in kept[(e.split, e.label)]]
+    contrast = build_contrast(found.name, examples, model, labeller=chosen, sampling=sampling, seed=seed)
+    return replace(contrast, decided_by=found.decided_by, silent_on=silent_on)
 
 
 def build_contrast(
@@ -95,11 +137,12 @@ def build_contrast(
     model: LanguageModel,
     *,
     labeller: Labeller | None = None,
-    splits: Sequence[Split] = ("train", "validation"),
-    sampling: Sampling = Sampling(max_new_tokens=24),
+    sampling: Sampling = _SHORT,
     seed: int = 0,
 ) -> ContrastSet:
     """Assign splits, generate the responses that are missing, label them, and sort them into classes.
+
+    Held-out rows are neither generated for nor kept: they are for the final figures.
 
     Args:
         name: of the set, for artifacts and messages.
@@ -107,7 +150,6 @@ def build_contrast(
         model: generates.
         labeller: gives generated replies their label. A row that has a label already keeps its generated reply only
             if the labeller agrees. Needed where rows have no label.
-        splits: the parts to build; rows of other parts are not generated for.
         sampling: how replies are generated.
         seed: of the assignment to splits.
 
@@ -116,7 +158,7 @@ def build_contrast(
     """
     assigned = assign_splits(examples, seed)
     require_disjoint(assigned, name)
-    assigned = [e for e in assigned if e.split in splits]
+    assigned = [e for e in assigned if e.split in _BUILT]
     if empty := [e.key for e in assigned if e.response is not None and not e.response.strip()]:
         raise DataError(f"the contrast set {name!r}: {len(empty)} responses are empty, e.g. to {empty[0][:60]!r}.")
     missing = [e for e in assigned if e.response is None]
@@ -128,36 +170,18 @@ def build_contrast(
     replies = generate(model, [e.prompt for e in missing], sampling, description="Generating responses")
     candidates = [Candidate(e.prompt, r, e.reference) for e, r in zip(missing, replies, strict=True)]
     labels = labeller(candidates) if labeller else [e.label for e in missing]
-    texts = [example_text(labeller, reply) for reply in replies]
-    answered = _settle(assigned, missing, texts, labels)
-    notes = {"generated": len(missing), "labels": _tally(labels) if missing else {}, "sampling": asdict(sampling)}
-    return ContrastSet(name, {split: _contrast(answered, split) for split in splits}, notes)
-
-
-def _settle(
-    assigned: Sequence[Example],
-    missing: Sequence[Example],
-    texts: Sequence[str | None],
-    labels: Sequence[Label | None],
-) -> list[Example]:
-    """All rows with response and label; generated ones whose label is `None`, or not the wanted one, are dropped."""
     answered = [e for e in assigned if e.response is not None]
-    for example, text, label in zip(missing, texts, labels, strict=True):
-        if label is not None and example.label in (None, label) and text:
+    for example, reply, label in zip(missing, replies, labels, strict=True):
+        # dropped where the labeller leaves it out, or disagrees with the row
+        if label is not None and example.label in (None, label) and (text := example_text(labeller, reply)):
             answered.append(replace(example, response=text, label=label))
-    return answered
 
+    def pairs(split: Split, label: Label) -> tuple[Pair, ...]:
+        return tuple((e.prompt, e.response) for e in answered if e.split == split and e.label == label and e.response)
 
-def _tally(labels: Iterable[Label | None]) -> dict[str, int]:
-    names = [label or "left out" for label in labels]
-    return {name: names.count(name) for name in sorted(set(names))}
-
-
-def _contrast(examples: Sequence[Example], split: Split) -> Contrast:
-    def pairs(label: Label) -> tuple[Pair, ...]:
-        return tuple((e.prompt, e.response) for e in examples if e.split == split and e.label == label and e.response)
-
-    return Contrast(pairs("positive"), pairs("negative"))
+    tally = dict(sorted(Counter(label or "left out" for label in labels).items()))
+    parts = {split: Contrast(pairs(split, "positive"), pairs(split, "negative")) for split in _BUILT}
+    return ContrastSet(name, parts, {"generated": len(missing), "labels": tally, "sampling": asdict(sampling)})
 
 
 def assign_splits(examples: Sequence[Example], seed: int = 0) -> list[Example]:
@@ -165,29 +189,23 @@ def assign_splits(examples: Sequence[Example], seed: int = 0) -> list[Example]:
 
     Prompts are ordered by a keyed hash, so the assignment depends on the prompts and the seed alone.
     """
+
+    def digest(key: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{key}".encode()).digest()
+
     known = {e.key: e.split for e in examples if e.split is not None}
-    unassigned = sorted({e.key for e in examples if e.split is None} - known.keys(), key=lambda k: _digest(k, seed))
-    first = round(SHARES["train"] * len(unassigned))
-    second = round((SHARES["train"] + SHARES["validation"]) * len(unassigned))
+    unassigned = sorted({e.key for e in examples if e.split is None} - known.keys(), key=digest)
+    first, second = (round(share * len(unassigned)) for share in (0.6, 0.8))
     for index, key in enumerate(unassigned):
         known[key] = "train" if index < first else "validation" if index < second else "held_out"
     return [e if e.split else replace(e, split=known[e.key]) for e in examples]
 
 
-def _digest(key: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
-
-
 def require_disjoint(examples: Sequence[Example], name: str) -> None:
-    """Require that no prompt is in two splits.
-
-    Raises:
-        DataError: it names how many are, and the first.
-    """
+    """Require that no prompt is in two splits; a DataError says how many are, and the first."""
     prompts = {split: {e.key for e in examples if e.split == split} for split in SPLITS}
-    for one, other in (("train", "validation"), ("train", "held_out"), ("validation", "held_out")):
-        shared = sorted(prompts[one] & prompts[other])  # type: ignore[index]
-        if shared:
+    for one, other in combinations(SPLITS, 2):
+        if shared := sorted(prompts[one] & prompts[other]):
             raise DataError(
                 f"the contrast set {name!r}: {len(shared)} prompts are in both {one} and {other}, e.g. "
                 f"{shared[0][:60]!r}. A prompt may be in one part only: figures on seen prompts mean nothing."

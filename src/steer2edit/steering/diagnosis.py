@@ -22,28 +22,19 @@ _Z = float(stats.norm.ppf(0.975))
 
 @dataclass(frozen=True)
 class SiteDiagnosis:
-    """How far one site's vector can be trusted.
+    """How far one site's vector can be trusted."""
 
-    Args:
-        norm: ‖v‖.
-        split_half_cosine: cosine of the vectors from the two halves of the training responses; `None` with fewer
-            than two responses in a class.
-        auroc: how often a positive held-out response projects further along v than a negative one; `None` without
-            held-out responses.
-        auroc_low: lower end of its 95 % interval.
-        auroc_high: upper end.
-        noise: the halves disagree (cosine < 0.5), or the interval of the AUROC reaches down to 0.5.
-    """
-
-    norm: FiniteFloat
+    norm: FiniteFloat  # ‖v‖
+    # of the vectors from the two halves of the training responses; `None` with fewer than two responses in a class
     split_half_cosine: FiniteFloat | None
+    # how often a positive held-out response projects further along v than a negative one; `None` without any
     auroc: FiniteFloat | None
-    auroc_low: FiniteFloat | None
+    auroc_low: FiniteFloat | None  # of its 95 % interval
     auroc_high: FiniteFloat | None
 
     @property
     def noise(self) -> bool:
-        """Whether what was measured does not tell the vector from noise."""
+        """Whether the halves disagree (cosine < 0.5), or the interval of the AUROC reaches down to 0.5."""
         disagree = self.split_half_cosine is not None and self.split_half_cosine < MINIMAL_COSINE
         return disagree or (self.auroc_low is not None and self.auroc_low <= 0.5)
 
@@ -52,11 +43,7 @@ class SiteDiagnosis:
         return {**asdict(self), "noise": self.noise}
 
 
-def _site(name: object) -> object:
-    return Site.parse(name) if isinstance(name, str) else name
-
-
-SiteName = Annotated[Site, BeforeValidator(_site)]
+SiteName = Annotated[Site, BeforeValidator(lambda name: Site.parse(name) if isinstance(name, str) else name)]
 
 
 class Diagnosis(BaseModel):
@@ -79,18 +66,14 @@ def diagnose(
 ) -> dict[str, Any]:
     """Diagnosis of every site: `{"summary": sentence, "counts": ..., "sites": {"L0.attn": {...}}}`.
 
-    Args:
-        model: the model.
-        vectors: what to judge.
-        half_vectors: the vectors from each half of the training responses.
-        contrast: its validation part gives the held-out responses.
-        batch_tokens: as for the extraction.
+    `half_vectors` are from each half of the training responses; held-out responses are the contrast's validation part.
     """
     held_out = contrast.validation
     positive, negative = _projections(model, vectors, (held_out.positive, held_out.negative), batch_tokens)
     sites = {}
     for site, means in vectors.sites.items():
-        cosine = _cosine(half_vectors[0][site], half_vectors[1][site])
+        halves = [vector for by_site in half_vectors.values() if (vector := by_site[site]) is not None]
+        cosine = torch.nn.functional.cosine_similarity(*halves, dim=0).item() if len(halves) == 2 else None
         separability = auroc(positive[site], negative[site])
         sites[str(site)] = SiteDiagnosis(means.steering_vector.norm().item(), cosine, *separability)
     return {
@@ -107,14 +90,10 @@ def noisy_sites(vectors: SteeringVectors) -> frozenset[Site]:
 
 
 def require_signal(noisy: Collection[Site], sites: Iterable[Site]) -> None:
-    """Require a signal in every block that is to be edited.
-
-    Args:
-        noisy: of `noisy_sites`.
-        sites: that are to be edited.
+    """Require that the vectors of some site of every block (`attn` with `ssm`, `mlp`) to be edited are no noise.
 
     Raises:
-        NoiseError: the vectors of all sites of a block (`attn` with `ssm`, or `mlp`) are noise.
+        NoiseError: all of a block's are.
     """
     wanted = list(sites)
     for block in TUNED_BLOCKS:
@@ -151,12 +130,6 @@ def _projections(
     return found
 
 
-def _cosine(a: Float[Tensor, " d"] | None, b: Float[Tensor, " d"] | None) -> float | None:
-    if a is None or b is None:
-        return None
-    return torch.nn.functional.cosine_similarity(a, b, dim=0).item()
-
-
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> tuple[float | None, float | None, float | None]:
     """Area under the ROC curve with a 95 % interval: (value, low, high), all `None` if a class is empty or a
     value is not finite.
@@ -176,12 +149,9 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> tuple[float |
         spread = 1 + ((n1 + n2) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
         return abs(area - theta) - _Z * math.sqrt(theta * (1 - theta) * spread / (n1 * n2))
 
-    low = optimize.brentq(distance, 0, area) if area > 0 and distance(area) < 0 else area
-    high = optimize.brentq(distance, area, 1) if area < 1 and distance(area) < 0 else area
-    if area == 1:
-        low = optimize.brentq(distance, 0, 1 - 1e-12)
-    if area == 0:
-        high = optimize.brentq(distance, 1e-12, 1)
+    # at 0 and at 1 both ends of a bracket would be roots
+    low = optimize.brentq(distance, 0, min(area, 1 - 1e-12)) if area > 0 else 0.0
+    high = optimize.brentq(distance, max(area, 1e-12), 1) if area < 1 else 1.0
     return area, float(low), float(high)
 
 

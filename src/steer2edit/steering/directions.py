@@ -8,10 +8,11 @@ Each points from negative to positive and is as long as the difference of means,
 Tokens are never stored; responses are, by their means: 4 bytes per response and output row, which is less than a matrix
 of second moments as long as there are fewer responses than output rows.
 
-Shapes: n, k = positive and negative responses, p = pairs, d = width of a site's output.
+Shapes: n, k = positive and negative responses, d = width of a site's output.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +24,14 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.models import BatchMeans, LanguageModel, mean_output
 from steer2edit.steering.contrast import Contrast
 
+KINDS = ("mean", "pca", "probe", "lda")
+"""What `extract` can take as v."""
 Pairs = Sequence[tuple[int, int]]
 Halves = dict[int, dict[Site, Float[Tensor, " d"] | None]]
 
 
 class OutputRows:
-    """The mean output of every response of a class, by site.
-
-    Args:
-        model: whose responses they are.
-        count: how many there are.
-    """
+    """The mean output of each of `count` responses of a class, by site."""
 
     def __init__(self, model: LanguageModel, count: int) -> None:
         self._model, self._count = model, count
@@ -57,26 +55,31 @@ def directions(
     """
     if min(train.counts().values()) < 2:
         raise InvalidValueError(f"{kind} needs at least two responses of each class, got {train.counts()}.")
-    pairs, sites = train.pairs(), positive.sites
-    halves: Halves = {half: {} for half in (0, 1)}
-    found = {}
-    for site, more in sites.items():
+    pairs, halves, found = train.pairs(), Halves({0: {}, 1: {}}), {}
+    for site, more in positive.sites.items():
         less = negative.sites[site]
         found[site] = _direction(kind, more, less, pairs)
         for half, own in halves.items():
             enough = min(len(more), len(less)) >= 4
-            own[site] = _direction(kind, more[half::2], less[half::2], _halved(pairs, half)) if enough else None
+            # the pairs within the half, as rows of it; in order, where none are
+            within = [(i // 2, j // 2) for i, j in pairs if i % 2 == j % 2 == half] or [(0, 0)]
+            own[site] = _direction(kind, more[half::2], less[half::2], within) if enough else None
     return found, halves
 
 
 def _direction(
     kind: str, positive: Float[Tensor, "n d"], negative: Float[Tensor, "k d"], pairs: Pairs
 ) -> Float[Tensor, " d"]:
-    mean = positive.mean(dim=0) - negative.mean(dim=0)
-    size = torch.cat([positive, negative]).square().mean().sqrt()
+    mean, both = positive.mean(dim=0) - negative.mean(dim=0), torch.cat([positive, negative])
+    size = both.square().mean().sqrt()
     if mean.norm() == 0 or not torch.isfinite(size):
         return mean  # a site that writes nothing, or one that overflows: the means are refused then
-    axis = _KINDS[kind](positive / size, negative / size, pairs)
+    if kind == "pca":
+        first, second = map(list, zip(*pairs, strict=True))
+        axis: Tensor = torch.linalg.svd((positive[first] - negative[second]) / size, full_matrices=False).Vh[0]
+    else:
+        classifier = _classifier(kind).fit((both / size).double().numpy(), np.arange(len(both)) < len(positive))
+        axis = torch.from_numpy(classifier.coef_[0]).float()
     if not axis.norm() > 0:
         return torch.zeros_like(mean)
     sign = -1.0 if axis @ mean < 0 else 1.0
@@ -84,36 +87,10 @@ def _direction(
     return found
 
 
-def _pca(positive: Float[Tensor, "n d"], negative: Float[Tensor, "k d"], pairs: Pairs) -> Float[Tensor, " d"]:
-    first, second = map(list, zip(*pairs, strict=True))
-    axis: Tensor = torch.linalg.svd(positive[first] - negative[second], full_matrices=False).Vh[0]
-    return axis
-
-
-def _probe(positive: Float[Tensor, "n d"], negative: Float[Tensor, "k d"], pairs: Pairs) -> Float[Tensor, " d"]:
+def _classifier(kind: str) -> Any:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression
 
-    return _fitted(LogisticRegression(max_iter=1000), positive, negative)
-
-
-def _lda(positive: Float[Tensor, "n d"], negative: Float[Tensor, "k d"], pairs: Pairs) -> Float[Tensor, " d"]:
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    return _fitted(LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), positive, negative)
-
-
-def _fitted(classifier: "object", positive: Float[Tensor, "n d"], negative: Float[Tensor, "k d"]) -> Tensor:
-    labels = np.repeat([1, 0], [len(positive), len(negative)])
-    classifier.fit(torch.cat([positive, negative]).double().numpy(), labels)  # type: ignore[attr-defined]
-    return torch.from_numpy(classifier.coef_[0]).float()  # type: ignore[attr-defined]
-
-
-_KINDS: Mapping[str, Callable[[Tensor, Tensor, Pairs], Tensor]] = {"pca": _pca, "probe": _probe, "lda": _lda}
-KINDS = ("mean", *_KINDS)
-"""What `extract` can take as v."""
-
-
-def _halved(pairs: Pairs, half: int) -> Pairs:
-    """The pairs within one half, as rows of it; in order, where none are."""
-    own = [(i // 2, j // 2) for i, j in pairs if i % 2 == j % 2 == half]
-    return own or [(0, 0)]
+    if kind == "probe":
+        return LogisticRegression(max_iter=1000)
+    return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")

@@ -1,7 +1,4 @@
-"""Labellers: which generated replies are positive examples of a behaviour, and which negative.
-
-A labeller is a plain function from replies to labels; `None` leaves a reply out.
-"""
+"""Labellers: functions from generated replies to their class, positive or negative; `None` leaves a reply out."""
 
 import importlib
 import re
@@ -18,17 +15,11 @@ Label = Literal["positive", "negative"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A generated reply that waits for a label.
-
-    Args:
-        prompt: what was asked.
-        reply: what the model answered.
-        reference: the known right answer, if the data has one.
-    """
+    """A generated reply that waits for a label."""
 
     prompt: Prompt
     reply: Reply
-    reference: str | None = None
+    reference: str | None = None  # the known right answer, if the data has one
 
 
 Labeller = Callable[[Sequence[Candidate]], list[Label | None]]
@@ -59,7 +50,11 @@ def by_length(percentile: float = 25.0) -> Labeller:
             return [None] * len(candidates)
         shortest = finished[max(0, round(len(finished) * percentile / 100) - 1)]
         longest = every[min(len(every) - 1, round(len(every) * (1 - percentile / 100)))]
-        return [_by_bounds(c.reply, shortest, longest) for c in candidates]
+        if shortest >= longest:
+            return [None] * len(candidates)
+        long: list[Label | None] = ["negative" if len(c.reply.ids) >= longest else None for c in candidates]
+        short = [c.reply.finished and 0 < len(c.reply.ids) <= shortest for c in candidates]
+        return ["positive" if is_short else other for is_short, other in zip(short, long, strict=True)]
 
     label.reads_thought = True  # type: ignore[attr-defined]
     return label
@@ -70,63 +65,46 @@ def example_text(labeller: Labeller | None, reply: Reply) -> str | None:
     return reply.text if getattr(labeller, "reads_thought", False) else reply.answer
 
 
-def _by_bounds(reply: Reply, shortest: int, longest: int) -> Label | None:
-    if not reply.ids or shortest >= longest:
-        return None
-    if reply.finished and len(reply.ids) <= shortest:
-        return "positive"
-    return "negative" if len(reply.ids) >= longest else None
-
-
 def by_reference(candidates: Sequence[Candidate]) -> list[Label | None]:
-    """Replies that give the reference answer are positive, other replies negative.
+    """Replies that give the reference answer are positive, other replies negative; a DataError without a reference.
 
     Compared as text without case, punctuation and articles: the reply must equal the reference, or, where the
     reference is a number, have it as its last number.
-
-    Raises:
-        DataError: a row has no reference.
     """
-    return [_matches(candidate) for candidate in candidates]
 
+    def label(candidate: Candidate) -> Label | None:
+        if candidate.reference is None:
+            raise DataError(
+                f"the labeller 'reference' needs a 'reference' in every row; {candidate.prompt!r} has none."
+            )
+        if not (text := candidate.reply.answer):
+            return None
+        wanted = candidate.reference.strip()
+        if re.fullmatch(r"-?[\d,]*\.?\d+", wanted):
+            found = re.findall(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", text)
+            right = bool(found) and float(found[-1].replace(",", "")) == float(wanted.replace(",", ""))
+        else:
+            right = words(text) == words(wanted)
+        return "positive" if right else "negative"
 
-def _matches(candidate: Candidate) -> Label | None:
-    if candidate.reference is None:
-        raise DataError(f"the labeller 'reference' needs a 'reference' in every row; {candidate.prompt!r} has none.")
-    if not candidate.reply.answer:
-        return None
-    wanted, text = candidate.reference.strip(), candidate.reply.answer
-    number = re.fullmatch(r"-?[\d,]*\.?\d+", wanted)
-    if number:
-        found = re.findall(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", text)
-        right = bool(found) and float(found[-1].replace(",", "")) == float(wanted.replace(",", ""))
-    else:
-        right = _normalised(text) == _normalised(wanted)
-    return "positive" if right else "negative"
+    def words(text: str) -> list[str]:
+        return [word for word in re.sub(r"[^\w\s]", " ", text.lower()).split() if word not in {"a", "an", "the"}]
 
-
-def _normalised(text: str) -> str:
-    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
-    return " ".join(word for word in words if word not in {"a", "an", "the"})
+    return [label(candidate) for candidate in candidates]
 
 
 def by_callable(function: Callable[[Prompt, str], Any]) -> Labeller:
     """A user's own `function(prompt, answer)` that returns "positive", "negative" or `None`; it sees no thought.
 
-    Raises:
-        DataError: the function returns something else.
+    What it makes raises a DataError where the function returns something else.
     """
 
     def label(candidates: Sequence[Candidate]) -> list[Label | None]:
-        return [None if c.reply.answer is None else _checked(function(c.prompt, c.reply.answer)) for c in candidates]
+        found = [None if c.reply.answer is None else function(c.prompt, c.reply.answer) for c in candidates]
+        if wrong := [value for value in found if value not in ("positive", "negative", None)]:
+            raise DataError(f"a labeller must return 'positive', 'negative' or None, got {wrong[0]!r}.")
+        return found
 
-    return label
-
-
-def _checked(value: Any) -> Label | None:
-    if value not in ("positive", "negative", None):
-        raise DataError(f"a labeller must return 'positive', 'negative' or None, got {value!r}.")
-    label: Label | None = value
     return label
 
 

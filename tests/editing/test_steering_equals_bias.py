@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from families import tiny_model
-from steer2edit.core import SteeringVectors
+from steer2edit.core import Steering, SteeringVectors
+from steer2edit.editing import intervened
 from steer2edit.errors import MismatchError
 from steer2edit.models import LanguageModel
-from steer2edit.steering import steered
 
 IDS = torch.arange(3, 3 + 24).view(2, 12)
 FAMILIES = ["llama", "gemma2", "gpt2", "gpt_neox", "falcon"]
@@ -36,7 +36,7 @@ def test_equals_the_vector_in_the_bias(family: str, strength: float) -> None:
         v = strength * vectors.sites[site].steering_vector
         bias = projection.only.bias
         projection.module.bias = nn.Parameter(v if bias is None else bias + v)
-    with steered(model, vectors, strength):
+    with intervened(model, [Steering(vectors, strength)]):
         found = logits(model)
     assert float((found - logits(other)).norm() / found.norm()) < 1e-5
     assert float((found - base).norm() / base.norm()) > 1e-2
@@ -46,7 +46,7 @@ def test_equals_the_vector_in_the_bias(family: str, strength: float) -> None:
 def test_strength_zero_changes_nothing() -> None:
     model = tiny_model()
     base = logits(model)
-    with steered(model, vectors_for(model), 0.0):
+    with intervened(model, [Steering(vectors_for(model), 0.0)]):
         assert torch.equal(logits(model), base)
 
 
@@ -55,7 +55,7 @@ def test_restored_after_an_exception() -> None:
     base, state = logits(model), {k: v.clone() for k, v in model.network.state_dict().items()}
 
     def run() -> None:
-        with steered(model, vectors_for(model), 1.0):
+        with intervened(model, [Steering(vectors_for(model), 1.0)]):
             logits(model)
             raise RuntimeError("inside")
 
@@ -71,7 +71,7 @@ def test_keeps_the_dtype(dtype: torch.dtype) -> None:
     model = tiny_model()
     model.network.to(dtype)
     base = logits(model)
-    with steered(model, vectors_for(model), 0.5):
+    with intervened(model, [Steering(vectors_for(model), 0.5)]):
         changed = logits(model)
     assert changed.dtype == dtype
     assert not torch.equal(changed, base)
@@ -83,9 +83,9 @@ def test_some_sites_only() -> None:
     whole = vectors_for(model)
     part = SteeringVectors({site: means for site, means in whole.sites.items() if str(site) == "L1.mlp"})
     base = logits(model)
-    with steered(model, part, 1.0):
+    with intervened(model, [Steering(part, 1.0)]):
         one = logits(model)
-    with steered(model, whole, 1.0):
+    with intervened(model, [Steering(whole, 1.0)]):
         all_of_them = logits(model)
     assert not torch.equal(one, base)
     assert not torch.equal(one, all_of_them)
@@ -95,26 +95,14 @@ class TestMismatch:
     def test_another_model(self) -> None:
         model, other = tiny_model(), tiny_model(seed=1)
         vectors = SteeringVectors(vectors_for(model).sites, {"model": other.describe()})
-        with (
-            pytest.raises(MismatchError, match="these vectors were made on 'tiny-llama'"),
-            steered(model, vectors, 1.0),
-        ):
-            pass
-        base = logits(model)
-        with steered(model, vectors, 1.0, allow_mismatch=True):
-            assert not torch.equal(logits(model), base)
+        with pytest.raises(MismatchError, match="these vectors were made on 'tiny-llama'"):
+            model.require_fit(vectors)
+        model.require_fit(vectors, allow_mismatch=True)
 
     def test_another_shape(self) -> None:
-        model = tiny_model()
-        vectors = SteeringVectors.from_mapping({"L0.attn": torch.ones(31)})
-        with (
-            pytest.raises(MismatchError, match=r"L0\.attn.* of 31 entries.*\[32, 32\]"),
-            steered(model, vectors, 1.0),
-        ):
-            pass
+        with pytest.raises(MismatchError, match=r"L0\.attn.* of 31 entries.*\[32, 32\]"):
+            tiny_model().require_fit(SteeringVectors.from_mapping({"L0.attn": torch.ones(31)}))
 
     def test_a_site_the_model_lacks(self) -> None:
-        model = tiny_model()
-        vectors = SteeringVectors.from_mapping({"L7.attn": torch.ones(32)})
-        with pytest.raises(MismatchError, match=r"have L7\.attn, but"), steered(model, vectors, 1.0):
-            pass
+        with pytest.raises(MismatchError, match=r"have L7\.attn, but"):
+            tiny_model().require_fit(SteeringVectors.from_mapping({"L7.attn": torch.ones(32)}))
