@@ -27,64 +27,40 @@ _NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 
 
 class ItemSet(BaseModel):
-    """A set of items and how it is scored; keys that are not listed here are the scorer's own.
-
-    Args:
-        scorer: what scores an item. `like = "SET"` in place of it: as another set, but for what is said.
-        metrics: what the set's metrics are called after, by default the set.
-        items: their file in the folder, by default `SET.jsonl` (or another format), else the contrast's own rows;
-            or `BEHAVIOUR:SET`, a set of a behaviour that comes with the package.
-        max_new_tokens: longest reply; each scorer has a default of its own.
-        usual: how many items are used of each split where no limit asks for more.
-        optional: measured by comparisons, or where data is given for it.
-    """
+    """A set of items and how it is scored; keys that are not listed here are the scorer's own."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    scorer: str
-    metrics: Annotated[str, Field(pattern=rf"^({_NAME})?$")] | None = None
+    scorer: str  # what scores an item. `like = "SET"` in place of it: as another set, but for what is said
+    metrics: Annotated[str, Field(pattern=rf"^({_NAME})?$")] | None = None  # what they are called after, if not the set
+    # their file in the folder, by default `SET.jsonl` (or another format), else the contrast's own rows; or
+    # `BEHAVIOUR:SET`, a set of a behaviour that comes with the package
     items: str | None = None
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    usual: dict[Split, int] = Field(default_factory=dict)
-    optional: bool = False
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None  # longest reply; each scorer has a default of its own
+    usual: dict[Split, int] = Field(default_factory=dict)  # how many are used of a split where no limit asks for more
+    optional: bool = False  # measured by comparisons, or where data is given for it
 
 
 class BehaviourFolder(BaseModel):
-    """What a `behaviour.toml` says, and where it stands.
-
-    Args:
-        name: of the folder, or of the contrast file.
-        folder: where its files are; `None` for a contrast file alone.
-        contrast: what vectors are made from: a file, or the contrast file itself as it was given.
-        description: what it contrasts, in a few words.
-        labeller: sorts replies that the model generates for the contrast.
-        decided_by: what of a response decides the behaviour (`extract --effects`): first, answer or end.
-        silent_on: requests on which gated edits are to do nothing.
-        measured_as: another behaviour whose sets measure this one.
-        attribute: the metric that an edit is to move, by default the first of the first set.
-        direction: whether more or less of it is wanted.
-        guide: a finer metric of the attribute.
-        costs: other metrics that an edit is to leave alone: their `rise` or `fall` is what it costs beside drift.
-        reach: a level of the attribute whose drift comparisons report.
-        sets: by name, what is measured.
-    """
+    """What a `behaviour.toml` says, and where it stands."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str = ""
-    folder: Path | None = None
-    contrast: str = "contrast"
-    description: str = ""
-    labeller: str | None = None
-    decided_by: Literal["first", "answer", "end"] = "first"
-    silent_on: str | None = None
-    measured_as: str | None = None
-    attribute: str | None = None
-    direction: Literal["higher", "lower"] = "higher"
-    guide: str | None = None
+    name: str = ""  # of the folder, or of the contrast file
+    folder: Path | None = None  # where its files are; `None` for a contrast file alone
+    contrast: str = "contrast"  # what vectors are made from: a file, or the contrast file itself as it was given
+    description: str = ""  # what it contrasts, in a few words
+    labeller: str | None = None  # sorts replies that the model generates for the contrast
+    decided_by: Literal["first", "answer", "end"] = "first"  # what of a response decides the behaviour
+    silent_on: str | None = None  # requests on which gated edits are to do nothing
+    measured_as: str | None = None  # another behaviour whose sets measure this one
+    attribute: str | None = None  # the metric that an edit is to move, by default the first of the first set
+    direction: Literal["higher", "lower"] = "higher"  # whether more or less of it is wanted
+    guide: str | None = None  # a finer metric of the attribute
+    # other metrics that an edit is to leave alone: what of them it costs beside drift
     costs: dict[str, Literal["rise", "fall"]] = Field(default_factory=dict)
-    reach: float | None = None
-    sets: dict[Annotated[str, Field(pattern=rf"^{_NAME}$")], ItemSet] = Field(default_factory=dict)
+    reach: float | None = None  # a level of the attribute whose drift comparisons report
+    sets: dict[Annotated[str, Field(pattern=rf"^{_NAME}$")], ItemSet] = Field(default_factory=dict)  # what is measured
 
     @property
     def where(self) -> str:
@@ -92,9 +68,7 @@ class BehaviourFolder(BaseModel):
         return str(self.folder / FILE if self.folder else self.name)
 
     def file(self, stem: str) -> Path | None:
-        """The file of its folder with this name, whatever its format; `None` if there is none.
-
-        `BEHAVIOUR:SET` is the file of a behaviour that comes with the package.
+        """The file of its folder, or `BEHAVIOUR:SET`, with this name, whatever its format; `None` if there is none.
 
         Raises:
             DataError: the name leads out of the folder.
@@ -110,17 +84,11 @@ class BehaviourFolder(BaseModel):
         return found
 
     def examples(self) -> list[Example]:
-        """The rows of its contrast.
-
-        Raises:
-            DataError: there are none, or the file is malformed.
-        """
-        if self.folder is None:
-            return read_examples(self.contrast)
-        path = self.file(self.contrast)
-        if path is None:
+        """The rows of its contrast; a DataError where there are none."""
+        source = self.contrast if self.folder is None else self.file(self.contrast)
+        if source is None:
             raise DataError(f"the behaviour {self.name!r} has no contrast: put contrast.jsonl into {self.folder}.")
-        return read_examples(path)
+        return read_examples(source)
 
 
 def find_behaviour(source: str | Path) -> BehaviourFolder:
@@ -133,7 +101,12 @@ def find_behaviour(source: str | Path) -> BehaviourFolder:
         return _built_in(source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _user_folder(path)
+        name = path.resolve().name
+        if name in built_in_names() and path.resolve() != (BUILT_IN / name).resolve():
+            raise DataError(f"{path} is called as one that comes with the package, {name!r}. Rename the folder.")
+        if not re.fullmatch(_NAME, name):
+            raise DataError(f"a behaviour's folder must be named in letters, digits, - and _, got {name!r}. Rename it.")
+        return _read(path)
     if path.suffix.lower() in SUFFIXES or str(source).startswith(HUB):
         pairs = {"pairs": ItemSet(scorer="preference")}
         return BehaviourFolder(name=path.name, contrast=str(source), sets=pairs)
@@ -154,15 +127,6 @@ def _built_in(name: str) -> BehaviourFolder:
     return _read(BUILT_IN / name)
 
 
-def _user_folder(path: Path) -> BehaviourFolder:
-    name = path.resolve().name
-    if name in built_in_names() and path.resolve() != (BUILT_IN / name).resolve():
-        raise DataError(f"{path} is called as a behaviour that comes with the package, {name!r}. Rename the folder.")
-    if not re.fullmatch(_NAME, name):
-        raise DataError(f"a behaviour's folder must be named in letters, digits, - and _, got {name!r}. Rename it.")
-    return _read(path)
-
-
 def _read(folder: Path) -> BehaviourFolder:
     path = folder / FILE
     if not path.is_file():
@@ -173,7 +137,12 @@ def _read(folder: Path) -> BehaviourFolder:
         raise DataError(f"{path} is not TOML: {error}.") from error
     if own := {"name", "folder"} & content.keys():
         raise DataError(f"{path}: there is no key {min(own)!r}: a behaviour is called after its folder.")
-    content["sets"] = _with_likenesses(content.get("sets", {}), path)
+    sets = content.get("sets")
+    for name, own in sets.items() if isinstance(sets, dict) else ():
+        if isinstance(own, dict) and (like := own.pop("like", None)) is not None:
+            if not isinstance(sets.get(like), dict):
+                raise DataError(f"{path}: sets.{name}.like: there is no set {like!r}. {did_you_mean(str(like), sets)}")
+            sets[name] = {**sets[like], **own}
     try:
         return BehaviourFolder(**{**content, "name": folder.resolve().name, "folder": folder})
     except ValidationError as error:
@@ -183,16 +152,3 @@ def _read(folder: Path) -> BehaviourFolder:
             known = BehaviourFolder.model_fields.keys() - {"name", "folder"}
             reason = f"there is no such key. {did_you_mean(key, known)}"
         raise DataError(f"{path}: {key}: {reason.rstrip('.')}. See docs/behaviours.md.") from error
-
-
-def _with_likenesses(sets: Any, path: Path) -> Any:
-    """The sets, where one that is `like` another has that one's keys and its own."""
-    if not isinstance(sets, dict):
-        return sets
-    made = {}
-    for name, own in sets.items():
-        like = own.get("like") if isinstance(own, dict) else None
-        if like is not None and not isinstance(sets.get(like), dict):
-            raise DataError(f"{path}: sets.{name}.like: there is no set {like!r}. {did_you_mean(str(like), sets)}")
-        made[name] = own if like is None else {**sets[like], **{key: v for key, v in own.items() if key != "like"}}
-    return made

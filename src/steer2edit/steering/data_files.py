@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,32 +31,25 @@ def read_records(source: str, columns_without_header: Sequence[str] = ()) -> lis
         raise DataError(f"cannot tell the format of {source}: the name must end in {', '.join(SUFFIXES)}.")
     if suffix == ".parquet":
         return _parquet(path)
-    text = decoded(path)
-    if suffix in (".csv", ".tsv"):
-        records = _csv(source, text, columns_without_header)
-    else:
-        records = {".jsonl": _jsonl, ".json": _json, ".txt": _lines}[suffix](source, text)
-    _require_utf8(source, text, records)
-    return list(records)
+    text, limit = decoded(path), csv.field_size_limit(2**31 - 1)  # cells may be of any size
+    try:
+        is_csv = suffix in (".csv", ".tsv")
+        records = _csv(source, text, columns_without_header) if is_csv else _records(source, text, suffix)
+        _require_utf8(source, text, records)
+        return list(records)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 where the mark at its beginning says so.
-
-    Raises:
-        DataError: it is missing, unreadable, or in another encoding; it names the line.
-    """
+    """The text of a file in UTF-8, or in UTF-16 where its mark says so; a DataError where it is neither, or missing."""
     text = decoded(path)
     _require_utf8(str(path), text, iter(()))
     return text
 
 
 def without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of pairs whose names differ.
-
-    Raises:
-        ValueError: a name is there twice: which of the two is meant?
-    """
+    """A mapping of pairs; a ValueError where a name is there twice: which of the two is meant?"""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -98,23 +91,16 @@ def _parsed(where: str, text: str) -> Any:
         raise DataError(f"{where} is not JSON: {error}.") from error
 
 
-def _jsonl(where: str, text: str) -> Iterator[Record]:
+def _records(where: str, text: str, suffix: str) -> Iterator[Record]:
+    if suffix == ".json":
+        rows = _parsed(where, text)
+        if not isinstance(rows, list):
+            raise DataError(f"{where} must hold a list of rows, got {type(rows).__name__}.")
+        yield from ((0, row) for row in rows)
+        return
     for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            yield line, _parsed(f"{where}, line {line}", content)
-
-
-def _json(where: str, text: str) -> Iterator[Record]:
-    rows = _parsed(where, text)
-    if not isinstance(rows, list):
-        raise DataError(f"{where} must hold a list of rows, got {type(rows).__name__}.")
-    yield from ((0, row) for row in rows)
-
-
-def _lines(where: str, text: str) -> Iterator[Record]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        if content.strip():
-            yield line, {"prompt": content.strip()}
+        if plain := content.strip():
+            yield line, _parsed(f"{where}, line {line}", content) if suffix == ".jsonl" else {"prompt": plain}
 
 
 def _csv(where: str, text: str, columns_without_header: Sequence[str]) -> Iterator[Record]:
@@ -122,34 +108,30 @@ def _csv(where: str, text: str, columns_without_header: Sequence[str]) -> Iterat
 
     The header decides what separates cells: of comma, semicolon and tab the one that it has most of.
     """
-    with _cells_of_any_size():
-        headers = {mark: _first_cells(text, mark) for mark in _MARKS}
-        mark = max(headers, key=lambda one: len(headers[one]))
-        spaced = any(name.startswith(" ") for name in headers[mark])
-        if len(headers[","]) == len(columns_without_header) and re.fullmatch(r"\s*[A-J]\s*", headers[","][-1]):
-            mark, header = ",", list(columns_without_header)
-            rows = _cells(where, text, mark)
-        else:
-            rows = _cells(where, text, mark, spaced)
-            _, header = next(rows, (0, []))
-        while header and not header[-1].strip():
-            header.pop()
-        for number, (line, cells) in enumerate(rows, start=1):
-            if any(cells[len(header) :]):
-                raise DataError(
-                    f"{where}, row {number} (line {line}) has more cells than the header: put text that has "
-                    f"{_MARKS[mark]} into double quotes."
-                )
-            pairs = zip_longest(header, cells[: len(header)], fillvalue="")
-            try:
-                yield line, without_repeats((name, cell or None) for name, cell in pairs)
-            except ValueError as error:
-                raise DataError(f"{where}: the column {error}.") from error
-
-
-def _first_cells(text: str, mark: str) -> list[str]:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
-    return next((cells for cells in rows if any(map(str.strip, cells))), [""])
+    headers = {}
+    for mark in _MARKS:
+        first = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+        headers[mark] = next((cells for cells in first if any(map(str.strip, cells))), [""])
+    mark = max(headers, key=lambda one: len(headers[one]))
+    if len(headers[","]) == len(columns_without_header) and re.fullmatch(r"\s*[A-J]\s*", headers[","][-1]):
+        mark, header = ",", list(columns_without_header)
+        rows = _cells(where, text, mark)
+    else:
+        rows = _cells(where, text, mark, any(name.startswith(" ") for name in headers[mark]))
+        _, header = next(rows, (0, []))
+    while header and not header[-1].strip():
+        header.pop()
+    for number, (line, cells) in enumerate(rows, start=1):
+        if any(cells[len(header) :]):
+            raise DataError(
+                f"{where}, row {number} (line {line}) has more cells than the header: put text that has "
+                f"{_MARKS[mark]} into double quotes."
+            )
+        pairs = zip_longest(header, cells[: len(header)], fillvalue="")
+        try:
+            yield line, without_repeats((name, cell or None) for name, cell in pairs)
+        except ValueError as error:
+            raise DataError(f"{where}: the column {error}.") from error
 
 
 def _cells(where: str, text: str, mark: str, spaced: bool = False) -> Iterator[tuple[int, list[str]]]:
@@ -166,15 +148,6 @@ def _cells(where: str, text: str, mark: str, spaced: bool = False) -> Iterator[t
             f"{where}, line {line} is not CSV: {error}. Put text that has {_MARKS[mark]}, quotes or line breaks into "
             "double quotes, and write a quote in it twice."
         ) from error
-
-
-@contextmanager
-def _cells_of_any_size() -> Iterator[None]:
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
 
 
 def _parquet(path: Path) -> list[Record]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from steer2edit.errors import DataError
-from steer2edit.models import Message, Prompt
+from steer2edit.models import Prompt
 from steer2edit.steering.labels import Label
 from steer2edit.steering.rows import SPLITS, Row, Split, read_table
 
@@ -17,21 +17,13 @@ PAIR = ("prompt", *_SIDES)
 
 @dataclass(frozen=True)
 class Example:
-    """One row of contrast data.
+    """One row of contrast data."""
 
-    Args:
-        prompt: a request, or a conversation that ends with one.
-        response: the answer; `None` if the model is to generate it.
-        label: its class; `None` if a labeller is to decide.
-        reference: the known right answer, for the labeller `reference`.
-        split: the part it belongs to; `None` if it is to be assigned.
-    """
-
-    prompt: Prompt
-    response: str | None = None
-    label: Label | None = None
-    reference: str | None = None
-    split: Split | None = None
+    prompt: Prompt  # a request, or a conversation that ends with one
+    response: str | None = None  # `None` if the model is to generate it
+    label: Label | None = None  # `None` if a labeller is to decide
+    reference: str | None = None  # the known right answer, for the labeller `reference`
+    split: Split | None = None  # `None` if it is to be assigned
 
     @property
     def key(self) -> str:
@@ -94,26 +86,17 @@ def _examples_of(row: Row, label: Label | None) -> list[Example]:
             "the row needs text in both 'positive' and 'negative' and then neither a label nor a response, or a single "
             f"response; found {', '.join(name for name, cell in row.cells.items() if cell is not None)}"
         )
-    prompt, response = _prompt_and_response(row, bool(pairs))
+    prompt = row.prompt()
+    response = None if row.get("response") is None else row.whole_text("response")
+    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        if response is not None or pairs:
+            raise row.error(
+                "the conversation ends with the assistant, and there is a response besides: take the assistant's last "
+                "message out, or put its words in front of the response"
+            )
+        prompt, response = prompt[:-1], prompt[-1]["content"]
+        if not prompt or not response.strip():
+            raise row.error("the conversation needs a request, and words of the assistant that answer it")
     reference = None if reference is None else str(reference)
     example = Example(prompt, response, label or own, reference, row.one_of("split", SPLITS))
     return [replace(example, response=text, label=side) for side, text in pairs.items()] or [example]
-
-
-def _prompt_and_response(row: Row, has_pair: bool) -> tuple[Prompt, str | None]:
-    """A conversation that ends with the assistant brings its own response."""
-    prompt = row.prompt()
-    given = row.get("response") is not None
-    response = row.whole_text("response") if given else None
-    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
-        return prompt, response
-    if given or has_pair:
-        raise row.error(
-            "the conversation ends with the assistant, and there is a response besides: take the assistant's last "
-            "message out, or put its words in front of the response"
-        )
-    begun: Sequence[Message] = prompt[:-1]
-    response = prompt[-1]["content"]
-    if not begun or not response.strip():
-        raise row.error("the conversation needs a request, and words of the assistant that answer it")
-    return begun, response

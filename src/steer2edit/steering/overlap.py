@@ -11,21 +11,14 @@ from steer2edit.steering.examples import prompt_key
 
 def prompt_digests(prompts: Iterable[Prompt]) -> list[str]:
     """A short digest of every different prompt, whatever its case and spacing, sorted."""
-    return sorted({_digest(prompt) for prompt in prompts})
-
-
-def _digest(prompt: Prompt) -> str:
-    return hashlib.sha256(" ".join(prompt_key(prompt).casefold().split()).encode()).hexdigest()[:16]
+    plain = {" ".join(prompt_key(prompt).casefold().split()) for prompt in prompts}
+    return sorted({hashlib.sha256(text.encode()).hexdigest()[:16] for text in plain})
 
 
 def require_no_overlap(uses: Mapping[str, Iterable[str]]) -> None:
-    """Require that no prompt has two uses.
+    """Require that no prompt has two uses; a DataError names those, and how many prompts they share.
 
-    Args:
-        uses: digests of prompts by what they are used for, e.g. `vectors`, `validation`, `held-out`.
-
-    Raises:
-        DataError: it names the uses and how many prompts they share.
+    `uses` are digests of prompts by what they are used for, e.g. `vectors`, `validation`, `held-out`.
     """
     for (one, mine), (other, theirs) in itertools.combinations(uses.items(), 2):
         if shared := len(set(mine) & set(theirs)):

@@ -12,13 +12,10 @@ from steer2edit.steering.rows import Split, read_table
 def built_in_requests(
     name: Literal["harmful", "benign", "borderline"], split: Split, wanted: int | None = None
 ) -> list[str]:
-    """Requests of one split of the behaviour safety.
+    """Requests of one split of a set of the behaviour safety.
 
-    Args:
-        name: of the set.
-        split: train, validation or held_out.
-        wanted: how many the caller can use. There are the usual ones at least (96, 48 and 96; 112, 16 and 16 borderline
-            ones), and more where more are wanted: up to 300 held-out ones.
+    There are the usual ones at least (96, 48 and 96; 112, 16 and 16 borderline ones), and more where more are `wanted`:
+    up to 300 held-out ones.
     """
     safety = find_behaviour("safety")
     path = safety.file(name)

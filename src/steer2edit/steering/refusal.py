@@ -21,31 +21,21 @@ _SENTENCE_END = re.compile(r"[.!?:](?:\s+|$)|\n+")
 
 @dataclass(frozen=True)
 class RefusalPhrases:
-    """Which phrases mark a refusal, and where they count.
+    """Which phrases mark a refusal, and where they count; all but `anywhere` in lower case."""
 
-    Args:
-        name: of the list.
-        openers: a reply that begins with one is a refusal; lower case.
-        apologies: a reply that begins with one is a refusal if it also contains an inability; lower case.
-        inabilities: lower case.
-        anywhere: a reply that contains one with exact case is a refusal.
-    """
-
-    name: str
-    openers: tuple[str, ...] = ()
-    apologies: tuple[str, ...] = ()
+    name: str  # of the list
+    openers: tuple[str, ...] = ()  # a reply that begins with one is a refusal
+    apologies: tuple[str, ...] = ()  # a reply that begins with one is a refusal if it also contains an inability
     inabilities: tuple[str, ...] = ()
-    anywhere: tuple[str, ...] = ()
+    anywhere: tuple[str, ...] = ()  # a reply that contains one with exact case is a refusal
 
     def is_refusal(self, reply: str) -> bool | None:
         """Whether the reply refuses; `None` (unscored) if it is empty."""
         text = _with_plain_apostrophes(reply)
         if not text:
             return None
-        if any(phrase in text for phrase in self.anywhere):
-            return True
         lowered = _beginning(text)
-        if lowered.startswith(self.openers):
+        if any(phrase in text for phrase in self.anywhere) or lowered.startswith(self.openers):
             return True
         return lowered.startswith(self.apologies) and any(phrase in lowered for phrase in self.inabilities)
 
@@ -79,11 +69,7 @@ def _beginning(text: str) -> str:
 
 @cache
 def refusal_phrases(name: str = "strict") -> RefusalPhrases:
-    """A named list: `strict` (the default) or `official`.
-
-    Raises:
-        InvalidValueError: there is no list of that name.
-    """
+    """A named list: `strict` (the default) or `official`; an InvalidValueError where it is neither."""
     text = resources.files("steer2edit.steering").joinpath("refusals.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     if name not in tables:

@@ -21,19 +21,15 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a data set, which knows where it stands.
-
-    Args:
-        where: for messages, e.g. `advbench.csv, row 3 (line 4)`.
-        cells: by column, without regard to case and surrounding space; `Best Answer` is `best_answer`.
+    """One row of a data set, which knows where it stands. What its methods raise are DataErrors that say so.
 
     Raises:
         DataError: two columns have one name, or there is half of a surrogate pair anywhere: JSON can hold it, text
             cannot.
     """
 
-    where: str
-    cells: Mapping[str, Any]
+    where: str  # for messages, e.g. `advbench.csv, row 3 (line 4)`
+    cells: Mapping[str, Any]  # by column, without regard to case and surrounding space; `Best Answer` is `best_answer`
 
     def __post_init__(self) -> None:
         try:
@@ -46,13 +42,8 @@ class Row:
             self._require_whole(name, value)
 
     def needs(self, *columns: str) -> None:
-        """Refuse a row that lacks columns.
-
-        Raises:
-            DataError: names them and the columns found.
-        """
-        missing = [column for column in columns if _plain(column) not in self.cells]
-        if missing:
+        """Refuse a row that lacks columns."""
+        if missing := [column for column in columns if _plain(column) not in self.cells]:
             raise DataError(
                 f"{self.where} has no column {', '.join(map(repr, missing))}: need {', '.join(columns)}, "
                 f"found {', '.join(self.cells) or 'none'}."
@@ -67,11 +58,7 @@ class Row:
         return self.whole_text(column).strip()
 
     def whole_text(self, column: str) -> str:
-        """The cell, which must be a text with something in it.
-
-        Raises:
-            DataError: it is not, or it is a conversation.
-        """
+        """The cell, which must be a text with something in it, and no conversation."""
         self.needs(column)
         value = self.get(column)
         if not isinstance(value, str) or not value.strip():
@@ -81,11 +68,7 @@ class Row:
         return value
 
     def one_of(self, column: str, known: Sequence[str]) -> Any:
-        """The cell, one of the known words, or `None`.
-
-        Raises:
-            DataError: it is another.
-        """
+        """The cell, which must be one of the known words, or `None`."""
         value = self.get(column)
         word = value.strip() if isinstance(value, str) else value
         if word not in (None, *known):
@@ -93,11 +76,7 @@ class Row:
         return word
 
     def prompt(self) -> Prompt:
-        """The request of the row, a text or a conversation, in one of `PROMPT_COLUMNS`.
-
-        Raises:
-            DataError: there is none, or there are two, or it is neither.
-        """
+        """The one request of the row, a text or a conversation, in one of `PROMPT_COLUMNS`."""
         columns = [name for name in PROMPT_COLUMNS if name in self.cells]
         if not columns:
             raise DataError(
@@ -115,11 +94,7 @@ class Row:
         return self.whole_text(filled[0]) if isinstance(value, str) else self._messages(filled[0], value)
 
     def request(self) -> Prompt:
-        """The prompt, where nothing but the request is used: a conversation must end with it.
-
-        Raises:
-            DataError: it ends with the assistant.
-        """
+        """The prompt, where nothing but the request is used: a conversation must end with it."""
         prompt = self.prompt()
         if isinstance(prompt, str):
             return prompt.strip()
@@ -128,11 +103,7 @@ class Row:
         return prompt
 
     def parsed(self, column: str, text: str, what: str) -> Any:
-        """JSON in a cell.
-
-        Raises:
-            DataError: it is not.
-        """
+        """The text of a cell, which must be JSON of what is said."""
         try:
             value = json.loads(text, object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:
@@ -145,15 +116,17 @@ class Row:
         return DataError(f"{self.where}: {what}.")
 
     def _messages(self, column: str, value: Any) -> list[Message]:
-        if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
+        messages = value if isinstance(value, list) else []
+        texts = [m.get(key) if isinstance(m, dict) else None for m in messages for key in ("role", "content")]
+        if not texts or not all(isinstance(text, str) for text in texts):
             raise self.error(f"a prompt must be text or a list of {{role, content}} messages, got {_shown(value)}")
-        for number, message in enumerate(value, start=1):
+        for number, message in enumerate(messages, start=1):
             if more := [key for key in message if key not in ("role", "content") and message[key] is not None]:
                 raise self.error(
                     f"message {number} of {column} has {', '.join(map(repr, more))} besides role and content, which "
                     "would be lost: take it out, or put it into the content"
                 )
-        return [Message(role=message["role"], content=message["content"]) for message in value]
+        return [Message(role=message["role"], content=message["content"]) for message in messages]
 
     def _require_whole(self, column: str, value: Any) -> None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -166,19 +139,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one data set.
+    """The rows of one data set; a DataError without any."""
 
-    Args:
-        name: in letters, digits and underscores: what metrics are called after.
-        where: for messages.
-        rows: never none.
-
-    Raises:
-        DataError: there are no rows.
-    """
-
-    name: str
-    where: str
+    name: str  # in letters, digits and underscores: what metrics are called after
+    where: str  # for messages
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
@@ -236,10 +200,6 @@ def read_table(source: str | Path, columns_without_header: Sequence[str] = (), *
 
 def _plain(column: object) -> str:
     return str(column).strip().lower().replace(" ", "_")
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
 
 
 def _shown(value: Any) -> str:
