@@ -14,7 +14,7 @@ from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import judge as judge_module
 from steer2edit.evaluation.judge import REFUSAL_QUESTION, Judge, Judgement, fill_template, read_template, yes_or_no
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.models import Reply
+from steer2edit.models import Prompt, Reply
 from steer2edit.steering import RefusalPhrases
 
 
@@ -41,6 +41,10 @@ def pairs(replies: Sequence[str]) -> list[tuple[str, str]]:
     return [("request", reply) for reply in replies]
 
 
+def verdicts(judge: Judge, asked: Sequence[tuple[Prompt, str]]) -> list[bool | None]:
+    return [judgement.verdict for judgement in judge.judgements(asked)]
+
+
 def said(*texts: str) -> list[Reply]:
     return [Reply(text, (), finished=True) for text in texts]
 
@@ -53,7 +57,7 @@ class TestVerdicts:
     def test_good_answers(self) -> None:
         with judge_server(by_prefix) as server:
             judge = judge_at(server)
-            assert judge.verdicts(pairs(["No way.", "Sure!", "No."])) == [True, False, True]
+            assert verdicts(judge, pairs(["No way.", "Sure!", "No."])) == [True, False, True]
             assert judge.score(["a", "b"], said("Sure!", "No.")) == [False, True]
         assert judge.unscored == Counter()
         assert server.bodies[0] == {
@@ -67,7 +71,7 @@ class TestVerdicts:
         conversation = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "How do I bake?"}]
         with judge_server(lambda *_: Answer("no")) as server:
             judge = judge_at(server, question="Q {prompt} A {reply} E")
-            assert judge.verdicts([("How?", "Like so."), (conversation, "Like so.")]) == [False, False]
+            assert verdicts(judge, [("How?", "Like so."), (conversation, "Like so.")]) == [False, False]
         assert server.questions == ["Q How? A Like so. E", "Q user: Hello\n\nuser: How do I bake? A Like so. E"]
 
     def test_order_is_kept_when_later_answers_come_first(self) -> None:
@@ -78,19 +82,19 @@ class TestVerdicts:
             return Answer(by_prefix(question, before).text, delay=delay)
 
         with judge_server(slow_first) as server:
-            assert judge_at(server).verdicts(pairs(replies)) == [bool(i % 3) for i in range(20)]
+            assert verdicts(judge_at(server), pairs(replies)) == [bool(i % 3) for i in range(20)]
         assert 2 <= server.most_in_flight <= 8
 
     def test_concurrency_is_a_limit(self) -> None:
         with judge_server(lambda *_: Answer("no", delay=0.02)) as server:
-            judge_at(server, concurrency=2).verdicts(pairs([str(i) for i in range(9)]))
+            verdicts(judge_at(server, concurrency=2), pairs([str(i) for i in range(9)]))
         assert server.most_in_flight == 2
 
     def test_equal_questions_are_asked_once(self) -> None:
         with judge_server(by_prefix) as server:
             judge = judge_at(server)
-            assert judge.verdicts(pairs(["No.", "Yes", "No.", "No."])) == [True, False, True, True]
-            assert judge.verdicts(pairs(["Yes", "No way"])) == [False, True]  # nor in a later call
+            assert verdicts(judge, pairs(["No.", "Yes", "No.", "No."])) == [True, False, True, True]
+            assert verdicts(judge, pairs(["Yes", "No way"])) == [False, True]  # nor in a later call
         assert sorted(server.questions) == ["No way", "No.", "Yes"]
 
     def test_what_was_not_judged_is_asked_again(self) -> None:
@@ -98,8 +102,8 @@ class TestVerdicts:
             lambda question, before: Answer("no" if before else "", status=200 if before else 500)
         ) as server:
             judge = judge_at(server, retries=0)
-            assert judge.verdicts(pairs(["a"])) == [None]
-            assert judge.verdicts(pairs(["a"])) == [False]
+            assert verdicts(judge, pairs(["a"])) == [None]
+            assert verdicts(judge, pairs(["a"])) == [False]
 
     def test_empty_replies_are_unscored_and_not_asked(self) -> None:
         with judge_server(by_prefix) as server:
@@ -109,7 +113,7 @@ class TestVerdicts:
                 Judgement(True),
                 Judgement(None, "empty"),
             ]
-            assert judge.verdicts([]) == []
+            assert verdicts(judge, []) == []
         assert server.questions == ["No."]
         assert judge.unscored == {"empty": 2}
 
@@ -118,7 +122,7 @@ class TestUnscored:
     def test_nonsense_then_good(self) -> None:
         with judge_server(lambda q, before: Answer("no" if before else "I like bread")) as server:
             judge = judge_at(server)
-            assert judge.verdicts(pairs(["a"])) == [False]
+            assert verdicts(judge, pairs(["a"])) == [False]
         assert server.questions == ["a", "a"]
         assert server.times[1] - server.times[0] >= 0.5  # the backoff
         assert judge.unscored == {}
@@ -157,13 +161,13 @@ class TestUnscored:
 
     def test_backoff_doubles_up_to_a_limit(self, delays: list[float]) -> None:
         with judge_server(lambda *_: Answer("no idea")) as server:
-            judge_at(server, retries=6).verdicts(pairs(["a"]))
+            verdicts(judge_at(server, retries=6), pairs(["a"]))
         assert len(server.questions) == 7
         assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
 
     def test_a_failing_server_then_success(self) -> None:
         with judge_server(lambda _, before: Answer("yes") if before else Answer("down", status=500)) as server:
-            assert judge_at(server).verdicts(pairs(["a"])) == [True]
+            assert verdicts(judge_at(server), pairs(["a"])) == [True]
         assert len(server.questions) == 2
 
     def test_a_failing_server_and_a_refused_item(self) -> None:
@@ -178,14 +182,14 @@ class TestUnscored:
     def test_the_endpoint_may_say_how_long_to_wait(self) -> None:
         busy = Answer("busy", status=429, headers={"Retry-After-Ms": "5"})
         with judge_server(lambda _, before: Answer("yes") if before else busy) as server:
-            assert judge_at(server).verdicts(pairs(["a"])) == [True]
+            assert verdicts(judge_at(server), pairs(["a"])) == [True]
         assert server.times[1] - server.times[0] < 0.5 * 0.75  # the client's own delay is at least this
 
     def test_counts_add_up_over_calls(self) -> None:
         with judge_server(lambda *_: Answer("perhaps")) as server:
             judge = judge_at(server, retries=0)
-            judge.verdicts(pairs(["a", "a", "b"]))
-            judge.verdicts(pairs(["c", ""]))
+            verdicts(judge, pairs(["a", "a", "b"]))
+            verdicts(judge, pairs(["c", ""]))
         assert judge.unscored == {"nonsense": 4, "empty": 1}
 
 
@@ -198,12 +202,12 @@ class TestNoJudgeAtAll:
             judge_server(lambda *_: Answer("go away", status=status)) as server,
             pytest.raises(DataError, match=rf"{said}.*HTTP {status}, model 'm'.*go away.*Check the address"),
         ):
-            judge_at(server).verdicts(pairs(self.REPLIES))
+            verdicts(judge_at(server), pairs(self.REPLIES))
         assert len(server.questions) == 1
 
     def test_wrong_path(self) -> None:
         with judge_server(lambda *_: Answer("yes")) as server, pytest.raises(DataError, match="ends in /v1"):
-            Judge(server.url.removesuffix("/v1"), "m", REFUSAL_QUESTION).verdicts(pairs(["a"]))
+            Judge(server.url.removesuffix("/v1"), "m", REFUSAL_QUESTION).judgements(pairs(["a"]))
 
     def test_refused_half_way(self) -> None:
         answers = {f"reply {i}": Answer("yes") for i in range(3)}
@@ -211,7 +215,7 @@ class TestNoJudgeAtAll:
             judge_server(lambda question, _: answers.get(question, Answer("spent", status=401))) as server,
             pytest.raises(DataError, match="refuses the key"),
         ):
-            judge_at(server, concurrency=2).verdicts(pairs(self.REPLIES))
+            verdicts(judge_at(server, concurrency=2), pairs(self.REPLIES))
         assert len(server.questions) < 50  # the rest is cancelled
 
     def test_connection_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +226,7 @@ class TestNoJudgeAtAll:
             connect = socket.create_connection
             monkeypatch.setattr(socket, "create_connection", lambda *a, **k: attempts.append(a) or connect(*a, **k))
             with pytest.raises(DataError, match=rf"cannot reach the judge at '{address}'.*Start the endpoint"):
-                Judge(address, "m", REFUSAL_QUESTION, retries=1).verdicts(pairs(self.REPLIES))
+                Judge(address, "m", REFUSAL_QUESTION, retries=1).judgements(pairs(self.REPLIES))
             assert len(attempts) == 2  # not once per item
 
     def test_every_request_rejected(self) -> None:
@@ -230,13 +234,13 @@ class TestNoJudgeAtAll:
             judge_server(lambda *_: Answer("max_tokens is not supported", status=400)) as server,
             pytest.raises(DataError, match=r"refuses every request.*max_tokens is not supported.*parameters"),
         ):
-            judge_at(server).verdicts(pairs(["a", "b"]))
+            verdicts(judge_at(server), pairs(["a", "b"]))
 
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(InvalidValueError, match=r"openai.*not installed.*pip install steer2edit\[judge\]"):
-        Judge("http://127.0.0.1:9/v1", "m", REFUSAL_QUESTION).verdicts(pairs(["a"]))
+        Judge("http://127.0.0.1:9/v1", "m", REFUSAL_QUESTION).judgements(pairs(["a"]))
 
 
 class TestKey:
@@ -244,19 +248,19 @@ class TestKey:
         monkeypatch.setenv("MY_JUDGE_KEY", "hidden-7411\n")
         with judge_server(by_prefix) as server:
             judge = judge_at(server, key_env="MY_JUDGE_KEY")
-            judge.verdicts(pairs(["a"]))
+            verdicts(judge, pairs(["a"]))
         assert server.keys == ["Bearer hidden-7411"]
         assert "hidden" not in repr(judge)
 
     def test_no_other_key_is_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", "hidden-7411")
         with judge_server(by_prefix) as server:
-            judge_at(server).verdicts(pairs(["a"]))
+            verdicts(judge_at(server), pairs(["a"]))
         assert server.keys == ["Bearer none"]
 
     def test_missing(self) -> None:
         with judge_server(by_prefix) as server, pytest.raises(InvalidValueError, match=r"'NO_SUCH_KEY'.*Export it"):
-            judge_at(server, key_env="NO_SUCH_KEY").verdicts(pairs(["a"]))
+            judge_at(server, key_env="NO_SUCH_KEY").judgements(pairs(["a"]))
         assert server.questions == []
 
     def test_it_is_not_repeated_in_errors(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +269,7 @@ class TestKey:
             judge_server(lambda *_: Answer("wrong key: hidden-7411", status=401)) as server,
             pytest.raises(DataError, match=r"wrong key: \*\*\*") as caught,
         ):
-            judge_at(server, key_env="MY_JUDGE_KEY").verdicts(pairs(["a"]))
+            judge_at(server, key_env="MY_JUDGE_KEY").judgements(pairs(["a"]))
         assert "hidden" not in str(caught.value)
         assert caught.value.__suppress_context__  # a traceback would print the answer
 
@@ -283,7 +287,7 @@ class TestHostileText:
     def test_replies_arrive_whole_and_unread(self) -> None:
         with judge_server(lambda *_: Answer("no")) as server:
             judge = judge_at(server, question="<{prompt}|{reply}>", concurrency=1)
-            assert judge.verdicts([(text, text) for text in self.HOSTILE]) == [False] * len(self.HOSTILE)
+            assert verdicts(judge, [(text, text) for text in self.HOSTILE]) == [False] * len(self.HOSTILE)
         assert server.questions == [f"<{text}|{text}>" for text in self.HOSTILE]
 
     def test_answers_are_shown_escaped_and_short(self) -> None:
@@ -298,7 +302,7 @@ class TestHostileText:
             judge_server(lambda *_: Answer("\x1b[2Jgone", status=404)) as server,
             pytest.raises(DataError, match=r": '\\x1b\[2Jgone'\. Check"),
         ):
-            judge_at(server).verdicts(pairs(["a"]))
+            verdicts(judge_at(server), pairs(["a"]))
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ from steer2edit.steering.rows import Row, Split, Table, read_table
 
 BENIGN = "benign"
 """The set that drift is measured on: the behaviour's own, or the requests that come with the package."""
-
-
 _USUAL: dict[Split, int] = {"validation": 48, "held_out": 96}
 
 
@@ -44,16 +42,9 @@ def _rows(found: BehaviourFolder, name: str, wanted: TaskSettings) -> Table:
     return replace(table, rows=table.rows[: max(usual, wanted.limit or 0)][: wanted.limit])
 
 
-def _benign(found: BehaviourFolder, wanted: TaskSettings) -> list[str]:
-    """Requests that drift is measured on: the behaviour's own, or those that come with the package."""
-    if BENIGN not in found.sets:
-        own = ItemSet(scorer="", items=BENIGN if found.file(BENIGN) else f"safety:{BENIGN}", usual=_USUAL)
-        found = found.model_copy(update={"sets": {BENIGN: own}})
-    return plain_requests(_rows(found, BENIGN, wanted))
-
-
-def _task(name: str, own: ItemSet, table: Table, wanted: TaskSettings, scorer: Any) -> Task:
+def _task(found: BehaviourFolder, name: str, wanted: TaskSettings, scorer: Any) -> Task:
     """A set as the task that its scorer makes of it."""
+    own, table = found.sets[name], _rows(found, name, wanted)
     kind, called = SET_SCORERS[own.scorer][0], name if own.metrics is None else own.metrics
     if issubclass(kind, PreferenceTask):
         return kind(called, true_and_false(table), "letter" if own.scorer == "choice" else "text", name)
@@ -78,11 +69,7 @@ SET_SCORERS: dict[str, tuple[type[Task], type | None]] = {
 
 
 def scorer_settings(found: BehaviourFolder, name: str) -> Any:
-    """The scorer's own keys as what they say.
-
-    Raises:
-        DataError: an unknown scorer, or a key that is not one of its.
-    """
+    """The scorer's own keys as what they say; a DataError of an unknown scorer, or a key that is not one of its."""
     own, where = found.sets[name], f"{found.where}: sets.{name}"
     if own.scorer not in SET_SCORERS:
         raise DataError(f"{where}: there is no scorer {own.scorer!r}. {did_you_mean(own.scorer, SET_SCORERS)}")
@@ -97,9 +84,8 @@ def scorer_settings(found: BehaviourFolder, name: str) -> Any:
         return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(["", *map(str, first["loc"])])
-        reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-        raise DataError(f"{where}{key}: {reason}. See docs/behaviours.md.") from error
+        key, reason = ".".join(["", *map(str, first["loc"])]), first["msg"].removeprefix("Value error, ")
+        raise DataError(f"{where}{key}: {reason.rstrip('.')}. See docs/behaviours.md.") from error
 
 
 def _contrast_rows(found: BehaviourFolder, split: Split, seed: int) -> Table:
@@ -147,9 +133,8 @@ class Behaviour:
         asked = [[type(task).__name__, len(task)] for task in self.tasks]
         answers = [task.items if isinstance(task, PreferenceTask) else None for task in self.tasks]
         scorers = [repr(task.scorer) for task in self.tasks if type(task) is VerdictTask]
-        benign = list(map(str, self.drift.items))
-        items = json.dumps([self.name, asked, self.prompts, answers, benign, scorers], sort_keys=True, default=str)
-        return hashlib.sha256(items.encode()).hexdigest()
+        items = [self.name, asked, self.prompts, answers, list(map(str, self.drift.items)), scorers]
+        return hashlib.sha256(json.dumps(items, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def digests(self) -> list[str]:
@@ -169,11 +154,7 @@ def unscored_reasons(tasks: Sequence[Task]) -> dict[str, dict[str, int]]:
 
 
 def attribute_of(name: str) -> tuple[str, int]:
-    """(metric that an edit for a behaviour is to move, +1 if more of it is wanted or −1 if less).
-
-    Raises:
-        DataError: there is no such behaviour.
-    """
+    """(metric that an edit for a behaviour is to move, +1 if more of it is wanted or −1 if less)."""
     found = behaviour(name, "validation", limit=1)
     return found.attribute, found.direction
 
@@ -205,19 +186,21 @@ def behaviour(
     Raises:
         DataError: there is no such behaviour or set, its `behaviour.toml` is wrong, or the data is malformed.
     """
-    found, data = _measured(find_behaviour(source)), data or {}
+    found, data = _measured(source), data or {}
     known = {*found.sets, BENIGN}
     if unknown := [own for own in data if own not in known]:
         raise DataError(f"{found.name} has no set {unknown[0]!r} to give data for. {did_you_mean(unknown[0], known)}")
     wanted = TaskSettings(split, limit, max_new_tokens, scorer or PhraseScorer(), divide=seed, data=data)
-    tasks: list[Task] = []
-    for name, own in found.sets.items():
-        settings = scorer_settings(found, name)
-        if borderline or name in data or not own.optional:
-            tasks.append(_task(name, own, _rows(found, name, wanted), wanted, settings))
+    scorers = {name: scorer_settings(found, name) for name in found.sets}
+    asked = [name for name, own in found.sets.items() if borderline or name in data or not own.optional]
+    tasks = [_task(found, name, wanted, scorers[name]) for name in asked]
     names = [name for task in tasks for name in task.metric_names]
     prompts = {name: list(map(prompt_key, own)) for task in tasks for name, own in task.asked.items()}
-    drift = wanted.make(DriftTask, "", _benign(found, wanted))
+    benign = found
+    if BENIGN not in found.sets:
+        set_of_file = ItemSet(scorer="", items=BENIGN if found.file(BENIGN) else f"safety:{BENIGN}", usual=_USUAL)
+        benign = found.model_copy(update={"sets": {BENIGN: set_of_file}})
+    drift = wanted.make(DriftTask, "", plain_requests(_rows(benign, BENIGN, wanted)))
     attribute = found.attribute or names[0]
     if attribute not in names:
         raise DataError(f"{found.where}: attribute: no set reports {attribute!r}. {did_you_mean(attribute, names)}")
@@ -228,8 +211,9 @@ def behaviour(
     return Behaviour(found.name, attribute, direction, (*tasks, drift), prompts, guide, costs, found.reach)
 
 
-def _measured(found: BehaviourFolder) -> BehaviourFolder:
+def _measured(name: str) -> BehaviourFolder:
     """The behaviour whose sets measure this one."""
+    found = find_behaviour(name)
     if found.measured_as is not None:
         return find_behaviour(found.measured_as)
     if not found.sets:
@@ -244,14 +228,12 @@ BEHAVIOURS = tuple(name for name in built_in_names() if find_behaviour(name).set
 def behaviour_of(vectors: SteeringVectors, option: str = "behaviour") -> str:
     """The behaviour that vectors are of, by what they were made from; `option` is what a user says it with otherwise.
 
-    Raises:
-        DataError: they were not made from a behaviour that comes with the package: of a folder or a file they know the
-            name alone, and not where it is.
+    A DataError where they were not made from one that comes with the package: of others they know the name alone.
     """
     contrast = vectors.metadata.get("contrast")
     name = contrast.get("name") if isinstance(contrast, dict) else None
     if isinstance(name, str) and name in built_in_names():
-        return _measured(find_behaviour(name)).name
+        return _measured(name).name
     source = "do not say what they were made from" if name is None else f"were made from {name!r}"
     raise DataError(
         f"these vectors {source}, which tells no behaviour. Say what to measure: {option} {' | '.join(BEHAVIOURS)}, or "

@@ -30,7 +30,7 @@ class Secant:
 
         KL(s) ≈ ½ c s²  for small s,   so the first step is  s ← s · √(target / KL(s))
 
-    Ask for `strength`, measure the drift there, and `tell` it, until `done`.
+    Ask for `strength`, measure the drift there, and `tell` it, until the `best` is `reached`.
 
     Args:
         target: KL > 0, in nats per token.
@@ -38,7 +38,7 @@ class Secant:
         tolerance: relative error of the drift that is accepted.
 
     Raises:
-        InvalidValueError: the target is not positive.
+        InvalidValueError: the target is not positive, or (of `tell`) there is no drift at all.
 
     Source: secant calibration to a target divergence, as in steering-lite.
     """
@@ -46,24 +46,13 @@ class Secant:
     def __init__(self, target: float, first: float = 1.0, tolerance: float = 0.05) -> None:
         if not 0 < target < math.inf:
             raise InvalidValueError(f"the target KL must be > 0, got {target}.")
-        self.strength = first
+        self.strength, self.steps = first, 0
         self.best = Calibration(0.0, 0.0, 0, False)
-        self._target = target
-        self._tolerance = tolerance
+        self._target, self._tolerance = target, tolerance
         self._tried: list[tuple[float, float]] = [(0.0, 0.0)]
-        self.steps = 0
-
-    @property
-    def done(self) -> bool:
-        """Whether the drift is within the tolerance of the target."""
-        return self.best.reached
 
     def tell(self, drift: float | None) -> None:
-        """Take note of the drift at `strength` (`None`: not finite, far too strong), and move on.
-
-        Raises:
-            InvalidValueError: there is no drift at all.
-        """
+        """Take note of the drift at `strength` (`None`: not finite, far too strong), and move on."""
         self.steps += 1
         if drift is None:
             below = self._tried[-1][0]
@@ -92,13 +81,9 @@ def calibrate(
     tolerance: float = 0.05,
     most_steps: int = 10,
 ) -> Calibration:
-    """Find the strength at which an intervention spends a drift on benign requests, by `Secant` in so many steps.
-
-    Raises:
-        InvalidValueError: the target is not positive, or the intervention does not drift at all.
-    """
-    settings = {"tolerance": tolerance, "most_steps": most_steps}
-    return calibrate_together(engine, [(at_strength, first)], task, target, **settings)[0]  # type: ignore[arg-type]
+    """Find the strength at which an intervention spends a drift on benign requests, by `Secant` in so many steps."""
+    together = [(at_strength, first)]
+    return calibrate_together(engine, together, task, target, tolerance=tolerance, most_steps=most_steps)[0]
 
 
 def calibrate_together(
@@ -116,26 +101,21 @@ def calibrate_together(
     """
     secants = [Secant(target, first, tolerance) for _, first in interventions]
     for _ in range(most_steps):
-        left = [i for i, secant in enumerate(secants) if not secant.done]
+        left = [
+            (own, secant) for (own, _), secant in zip(interventions, secants, strict=True) if not secant.best.reached
+        ]
         if not left:
             break
-        found = task.measure(engine, [interventions[i][0](secants[i].strength) for i in left])
-        for i, one in zip(left, found, strict=True):
-            secants[i].tell(one.metrics["kl"].value)
+        found = task.measure(engine, [own(secant.strength) for own, secant in left])
+        for (_, secant), one in zip(left, found, strict=True):
+            secant.tell(one.metrics["kl"].value)
     return [secant.best for secant in secants]
 
 
 def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) -> WeightEdit:
-    """The edit scaled so that it spends a drift on built-in benign validation requests.
+    """The edit scaled so that it spends a drift KL(base ‖ edited) > 0, in nats per token, on built-in benign requests.
 
-    Args:
-        engine: runs the model.
-        edit: any scale; its direction stays.
-        kl: KL(base ‖ edited) > 0, in nats per token, that it is to spend.
-        prompts: how many requests it is measured on.
-
-    Returns:
-        The scaled edit; its metadata say what was measured (`drift`).
+    Its metadata say what was measured (`drift`), on how many validation requests (`prompts`).
 
     Raises:
         InvalidValueError: the edit changes nothing, or no strength comes near the drift.

@@ -121,44 +121,33 @@ def harness_results(
         raise InvalidValueError(f"limit must be >= 1, got {limit}.")
     if model.tokenizer is None:
         raise ModelError(f"{model.name!r} was loaded without a tokenizer; the harness needs one.")
-    harness = _import_harness()
-    loaded = _load_tasks(harness, list(tasks))
-    for name, task in loaded["tasks"].items():
-        _prepare(name, task)
-    language_model = _wrapped(harness, model)
-    found = []
-    with step("Harness", len(interventions)) as advance:
-        for intervention in interventions:
-            with intervened(model, [intervention]), generating(model), _checked(model):
-                results = harness.evaluator.evaluate(
-                    lm=language_model,
-                    task_dict=loaded,
-                    limit=limit,
-                    bootstrap_iters=_BOOTSTRAP,
-                    log_samples=True,
-                )
-            found.append(read_metrics(results))
-            advance(1)
-    return found
-
-
-def _import_harness() -> Any:
     try:
         import lm_eval.evaluator
         import lm_eval.models.huggingface
-        import lm_eval.tasks
+        import lm_eval.tasks as harness_tasks
     except ImportError as error:
         raise InvalidValueError(
             "the lm-evaluation-harness (the package lm_eval) is not installed, or lacks a part: "
             f"{error}. Run: pip install steer2edit[lm-eval]"
         ) from error
-    return lm_eval
+    harness: Any = lm_eval
+    loaded = _load_tasks(harness_tasks, list(tasks))
+    language_model = _wrapped(harness.models.huggingface, model)
+    found = []
+    with step("Harness", len(interventions)) as advance:
+        for intervention in interventions:
+            with intervened(model, [intervention]), generating(model), _checked(model):
+                settings = {"limit": limit, "bootstrap_iters": _BOOTSTRAP, "log_samples": True}
+                results = harness.evaluator.evaluate(lm=language_model, task_dict=loaded, **settings)
+            found.append(read_metrics(results))
+            advance(1)
+    return found
 
 
 def _load_tasks(harness: Any, names: list[str]) -> dict[str, Any]:
-    """The harness's task objects; raises as `harness_results`."""
+    """The harness's task objects, prepared; raises as `harness_results`."""
     by_name = [name for name in names if not (name.endswith(".yaml") and Path(name).is_file())]
-    manager = harness.tasks.TaskManager(include_defaults=bool(by_name))  # reading its own 14,000 files takes long
+    manager = harness.TaskManager(include_defaults=bool(by_name))  # reading its own 14,000 files takes long
     for name in by_name:
         require_known(name, manager.all_tasks)
     try:
@@ -169,6 +158,8 @@ def _load_tasks(harness: Any, names: list[str]) -> dict[str, Any]:
             "files, in the Hub's cache, or reachable on the Hub; a task file's paths count from the directory you "
             "run in."
         ) from error
+    for name, task in loaded["tasks"].items():
+        _prepare(name, task)
     return loaded
 
 
@@ -179,9 +170,7 @@ def _wrapped(harness: Any, model: LanguageModel) -> Any:
     logger.setLevel(logging.ERROR)  # it warns of launchers that are not used here
     try:
         # a copy of the tokenizer: the harness gives one without a padding token one
-        return harness.models.huggingface.HFLM(
-            pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=_BATCH
-        )
+        return harness.HFLM(pretrained=model.network, tokenizer=copy.deepcopy(model.tokenizer), batch_size=_BATCH)
     finally:
         logger.setLevel(level)
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,27 +46,18 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def require_template(template: str) -> None:
-    """Refuse a template that would not show the judge the reply.
-
-    Raises:
-        InvalidValueError: it has no `{reply}`.
-    """
-    if "{reply}" in template:
-        return
-    found = re.findall(r"\{(\w+)\}", template)
-    hint = f" {did_you_mean(found[0], ('prompt', 'reply'))}" if found else ""
-    raise InvalidValueError(
-        f"the judge's template must contain {{reply}}, and {{prompt}} where the request matters; it has "
-        f"{', '.join(map(repr, found)) or 'no placeholder'}.{hint}"
-    )
+    """Refuse, with an InvalidValueError, a template that would not show the judge the reply."""
+    if "{reply}" not in template:
+        found = re.findall(r"\{(\w+)\}", template)
+        hint = f" {did_you_mean(found[0], ('prompt', 'reply'))}" if found else ""
+        raise InvalidValueError(
+            f"the judge's template must contain {{reply}}, and {{prompt}} where the request matters; it has "
+            f"{', '.join(map(repr, found)) or 'no placeholder'}.{hint}"
+        )
 
 
 def read_template(path: Path) -> str:
-    """A judge's template from a text file (UTF-8).
-
-    Raises:
-        DataError: the file is missing, unreadable, or has no `{reply}`.
-    """
+    """A judge's template from a text file (UTF-8); a DataError where it is missing, unreadable, or has no `{reply}`."""
     template = read_text(path)
     try:
         require_template(template)
@@ -103,10 +95,7 @@ class Judge:
 
     A failed request is repeated by the client (timeouts, lost connections, 408, 409, 429, 5xx; it waits as long as the
     endpoint says, else 0.5 s, doubled each time up to 8 s). An answer that cannot be read is asked for again after
-    the same delays.
-
-    Raises:
-        InvalidValueError: a setting is outside its range.
+    the same delays. A setting outside its range raises an InvalidValueError.
     """
 
     url: str  # of the endpoint, e.g. `http://localhost:8000/v1`
@@ -149,10 +138,7 @@ class Judge:
 
     def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
         """One verdict per reply, in order, on its answer as people read it; see `judgements`."""
-        return self.verdicts([(p, reply.shown_answer or "") for p, reply in zip(prompts, replies, strict=True)])
-
-    def verdicts(self, pairs: Sequence[tuple[Prompt, str]]) -> list[bool | None]:
-        """One verdict per (prompt, reply), in order; `None` is unscored. See `judgements`."""
+        pairs = [(prompt, reply.shown_answer or "") for prompt, reply in zip(prompts, replies, strict=True)]
         return [judgement.verdict for judgement in self.judgements(pairs)]
 
     def judgements(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Judgement]:
@@ -186,16 +172,14 @@ class Judge:
                     "address."
                 )
             advance(1)
-            with ThreadPoolExecutor(self.concurrency) as pool:
-                try:
-                    for question, judgement in zip(
-                        questions[1:], pool.map(lambda q: self._ask(client, q), questions[1:]), strict=True
-                    ):
-                        found[question] = judgement
-                        advance(1)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+            pool = ThreadPoolExecutor(self.concurrency)
+            try:
+                rest = questions[1:]
+                for question, judgement in zip(rest, pool.map(partial(self._ask, client), rest), strict=True):
+                    found[question] = judgement
+                    advance(1)
+            finally:
+                pool.shutdown(cancel_futures=True)
         if all(judgement.reason == "rejected" for judgement in found.values()):
             raise DataError(
                 f"the judge at {self.url!r} refuses every request for the model {self.model!r}: {first.detail}. "
@@ -216,8 +200,7 @@ class Judge:
     def _key(self) -> str | None:
         if self.key_env is None:
             return None
-        key = os.environ.get(self.key_env, "").strip()
-        if not key:
+        if not (key := os.environ.get(self.key_env, "").strip()):
             raise InvalidValueError(
                 f"the environment variable {self.key_env!r} must hold the judge's key, but is not set. "
                 "Export it, or leave the option out for an endpoint without a key."
@@ -232,13 +215,9 @@ class Judge:
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(min(_FIRST_DELAY * 2 ** (attempt - 1), _LONGEST_DELAY))
-            message = [{"role": "user", "content": question}]
+            asked: Any = {"model": self.model, "messages": [{"role": "user", "content": question}]}
             try:
-                completion = client.chat.completions.create(
-                    model=self.model,
-                    messages=message,
-                    extra_body=dict(self.parameters),  # type: ignore[arg-type]
-                )
+                completion = client.chat.completions.create(**asked, extra_body=dict(self.parameters))
             except APIError as error:
                 return self._failure(error)
             except json.JSONDecodeError as error:
@@ -252,11 +231,7 @@ class Judge:
         return Judgement(None, "nonsense", self._shown(answer))
 
     def _failure(self, error: "APIError") -> Judgement:
-        """Why there is no answer.
-
-        Raises:
-            DataError: no other item would fare better.
-        """
+        """Why there is no answer; a DataError where no other item would fare better."""
         status = getattr(error, "status_code", None)
         said = error.body.get("message") if isinstance(error.body, dict) else None
         detail = self._shown(said if isinstance(said, str) else error.message)

@@ -41,11 +41,7 @@ class PhraseScorer:
 
 
 def find_scorer(name: str, judge: Scorer | None = None) -> Scorer:
-    """A scorer of refusals: `strict` or `official` phrases, or the `judge` that is given.
-
-    Raises:
-        InvalidValueError: there is no such scorer, or no judge is given.
-    """
+    """A scorer of refusals: `strict` or `official` phrases, or the `judge` that is given; else an InvalidValueError."""
     if name not in SCORERS:
         raise InvalidValueError(f"unknown scorer {name!r}. {did_you_mean(name, SCORERS)}")
     if name != "judge":
@@ -60,11 +56,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True)
 class Phrases:
-    """A reply shows the behaviour if it contains any of these phrases and none of those.
-
-    Raises:
-        InvalidValueError: there is no phrase at all, or an empty one.
-    """
+    """A reply shows the behaviour if it contains any of these phrases and none of those."""
 
     any: tuple[str, ...] = ()  # of which one must be there, where there are any; whole words, whatever their case
     none: tuple[str, ...] = ()  # of which none may be there
@@ -76,14 +68,12 @@ class Phrases:
 
     def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
         """Whether each answer shows it; `None` where it is empty. The prompts are not looked at."""
-        return [self._shown(reply.answer) for reply in replies]
-
-    def _shown(self, answer: str | None) -> bool | None:
-        if answer is None or not answer.strip():
-            return None
-        text = answer.replace("\u2019", "'")
-        found, excluded = (any(_words(own).findall(text)) for own in (self.any, self.none))
-        return (found or not self.any) and not excluded
+        verdicts: list[bool | None] = []
+        for answer in (reply.answer for reply in replies):
+            text = (answer or "").replace("\u2019", "'")
+            found, excluded = (bool(_words(own).search(text)) for own in (self.any, self.none))
+            verdicts.append((found or not self.any) and not excluded if text.strip() else None)
+        return verdicts
 
 
 @cache
@@ -95,11 +85,7 @@ def _words(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class LocalJudge:
-    """Any causal model as a judge, asked for one token: whether yes is likelier than no.
-
-    Raises:
-        InvalidValueError: the question does not show the reply.
-    """
+    """Any causal model as a judge, asked for one token: whether yes is likelier than no."""
 
     model: str  # a directory (of the behaviour's folder, or anywhere), a Hub id or smollm2
     question: str  # with `{prompt}` and `{reply}`, to be answered yes or no
@@ -121,16 +107,13 @@ class LocalJudge:
         asked = [i for i, text in enumerate(shown) if text.strip()]
         requests = [Request(fill_template(self.question, prompts[i], shown[i])) for i in asked]
         verdicts: list[bool | None] = [None] * len(replies)
-        yes, no = (self._first_tokens(word) for word in ("yes", "no"))
+        tokenizer = self.loaded.tokenizer
+        assert tokenizer is not None
+        spelt = ((word, f" {word}", word.capitalize(), f" {word.capitalize()}") for word in ("yes", "no"))
+        yes, no = (sorted({tokenizer.encode(text, add_special_tokens=False)[0] for text in own}) for own in spelt)
         for i, found in zip(asked, TransformersEngine(self.loaded).next_token(requests), strict=True):
             verdicts[i] = bool(torch.logsumexp(found[yes], 0) > torch.logsumexp(found[no], 0))
         return verdicts
-
-    def _first_tokens(self, word: str) -> list[int]:
-        tokenizer = self.loaded.tokenizer
-        assert tokenizer is not None
-        spelt = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
-        return sorted({tokenizer.encode(text, add_special_tokens=False)[0] for text in spelt})
 
 
 @dataclass(frozen=True)
@@ -138,9 +121,6 @@ class PythonScorer:
     """A function of the user's own, `function(prompt, reply)`: True, False, or `None` for unscored.
 
     It is run as it is: a folder is trusted that its user names. A reply on which it fails is unscored, with the reason.
-
-    Raises:
-        InvalidValueError: there is no such module or function.
     """
 
     function: str  # `module:function`; the module is a file of the behaviour's folder
@@ -173,13 +153,19 @@ class PythonScorer:
         object.__setattr__(self, "_call", call)
 
     def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
-        """What the function says of each answer; a reply without an answer is unscored.
-
-        Raises:
-            DataError: it fails on every reply.
-        """
+        """What the function says of each answer; without one it is unscored. A DataError if it fails on every reply."""
         failed: Counter[str] = Counter()
-        found = [self._scored(p, r, failed) for p, r in zip(prompts, replies, strict=True)]
+        found: list[bool | None] = []
+        for prompt, reply in zip(prompts, replies, strict=True):
+            value = None
+            try:
+                value = None if reply.answer is None else self._call(prompt, reply.answer)
+            except Exception as error:  # the user's own code
+                failed[_reason(error)] += 1
+            if value is not None and not isinstance(value, bool):
+                failed[f"it returned {value!r:.80}, which is neither True, False nor None"] += 1
+                value = None
+            found.append(value)
         if failed and failed.total() == sum(reply.answer is not None for reply in replies):
             raise DataError(
                 f"the scorer {self.function!r} fails on every reply: {failed.most_common(1)[0][0]}. It is given "
@@ -187,19 +173,6 @@ class PythonScorer:
             )
         self.unscored.update(failed)
         return found
-
-    def _scored(self, prompt: Prompt, reply: Reply, failed: Counter[str]) -> bool | None:
-        if reply.answer is None:
-            return None
-        try:
-            value = self._call(prompt, reply.answer)
-        except Exception as error:  # the user's own code
-            failed[_reason(error)] += 1
-            return None
-        if value is None or isinstance(value, bool):
-            return value
-        failed[f"it returned {value!r:.80}, which is neither True, False nor None"] += 1
-        return None
 
 
 def _reason(error: Exception) -> str:

@@ -60,7 +60,7 @@ def _by_effect(search: Search) -> tuple[Hyperparameters, float]:
     edit = search.effects
     assert edit is not None
     secant = Secant((1 - _JUST_WITHIN) * search.goal.largest_cost, natural_strength(edit) or 1.0, _JUST_WITHIN)
-    while not secant.done and secant.steps < _MOST_STEPS:
+    while not secant.best.reached and secant.steps < _MOST_STEPS:
         drift = search.validation.drift.measure(search.engine, [Editing(edit, secant.strength)])[0].metrics["kl"]
         secant.tell(drift.value if drift.high is None else drift.high)
     return Hyperparameters.from_json(edit.metadata["hyperparameters"]), secant.best.strength or 1.0
