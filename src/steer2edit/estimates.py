@@ -17,21 +17,13 @@ Value = bool | float | None
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, a rate, a difference or a ratio.
+    """A mean, a rate, a difference or a ratio."""
 
-    Args:
-        value: the estimate; `None` if nothing could be scored.
-        low: lower end of the 95 % interval; `None` where it has none.
-        high: upper end.
-        n: how many items it rests on.
-        unscored: how many items could not be scored.
-    """
-
-    value: float | None
-    low: float | None
+    value: float | None  # `None` if nothing could be scored
+    low: float | None  # lower end of the 95 % interval; `None` where it has none
     high: float | None
-    n: int
-    unscored: int = 0
+    n: int  # how many items it rests on
+    unscored: int = 0  # how many items could not be scored
 
     @property
     def has_interval(self) -> bool:
@@ -50,25 +42,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Condition:
-    """One intervention and what was measured under it.
+    """One intervention and what was measured under it."""
 
-    Args:
-        label: shown to people, e.g. `steering 0.2` or `ρ_attn=0.2 ρ_mlp=0.9 α=0.5`.
-        metrics: estimate by metric name (see `evaluation.metric_name`).
-        kind: base, steering or edit.
-        parameters: JSON-able settings of the intervention.
-        replies: generated text by set name (`harmful`, `benign`), in the order of the prompts.
-        outcomes: whether each reply of a set refuses, `None` where it could not be scored.
-        values: what each item came to, by metric name: what paired comparisons are made from.
-    """
-
-    label: str
-    metrics: Mapping[str, Estimate] = field(default_factory=dict)
+    label: str  # shown to people, e.g. `steering 0.2` or `ρ_attn=0.2 ρ_mlp=0.9 α=0.5`
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)  # by metric name (see `evaluation.metric_name`)
     kind: ConditionKind = "edit"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    replies: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    outcomes: Mapping[str, Sequence[bool | None]] = field(default_factory=dict)
-    values: Mapping[str, Sequence[Value]] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # JSON-able settings of the intervention
+    replies: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by set name, in the order of the prompts
+    outcomes: Mapping[str, Sequence[bool | None]] = field(default_factory=dict)  # whether each shows the behaviour
+    values: Mapping[str, Sequence[Value]] = field(default_factory=dict)  # of each item, by metric name
 
     def value(self, name: str) -> float | None:
         """A metric's estimate; `None` if it was not measured or not scored."""
@@ -85,7 +67,10 @@ class Condition:
 
     def to_json(self) -> dict[str, Any]:
         """All fields; estimates as objects, and `None` for what JSON cannot hold and an estimate does not count."""
-        values = {name: [_finite(value) for value in values] for name, values in self.values.items()}
+        values = {
+            name: [value if value is not None and math.isfinite(value) else None for value in values]
+            for name, values in self.values.items()
+        }
         return {**asdict(self), "values": values}
 
     @classmethod
@@ -98,27 +83,15 @@ class Condition:
         return {"label": self.label, "metrics": {name: one.to_json() for name, one in self.metrics.items()}}
 
 
-def _finite(value: Value) -> Value:
-    return value if value is not None and math.isfinite(value) else None
-
-
 @dataclass(frozen=True)
 class Notation:
-    """How the numbers of a quantity are written.
+    """How the numbers of a quantity are written."""
 
-    Args:
-        digits: Python's format of a number.
-        unit: behind it, with its space.
-        scale: what a number is multiplied by: 100 for percent.
-        signed: whether a plus is written: of differences.
-        typeset: with a true minus sign and unbreakable spaces, for pages.
-    """
-
-    digits: str = ".3g"
-    unit: str = ""
-    scale: float = 1.0
-    signed: bool = False
-    typeset: bool = False
+    digits: str = ".3g"  # Python's format of a number
+    unit: str = ""  # behind it, with its space
+    scale: float = 1.0  # what a number is multiplied by: 100 for percent
+    signed: bool = False  # whether a plus is written: of differences
+    typeset: bool = False  # with a true minus sign, for pages
 
     def number(self, value: float | None) -> str:
         """The bare number: `58`, `+0.148`; or that there is no bound."""
@@ -148,11 +121,8 @@ class Notation:
 
     def sentence(self, found: Estimate) -> str:
         """For running text of a page: `58.3 % (44.3 to 71.2 %, n = 48)`."""
-        return f"{self.value(found)} ({', '.join(filter(None, (self.interval(found), _spaced(found.counts))))})"
-
-
-def _spaced(counts: str) -> str:
-    return counts.replace(" = ", "\u00a0=\u00a0")
+        counts = found.counts.replace(" = ", "\u00a0=\u00a0")
+        return f"{self.value(found)} ({', '.join(filter(None, (self.interval(found), counts)))})"
 
 
 PERCENT, POINTS = Notation(".0f", " %", 100.0), Notation(".0f", " points", 100.0, signed=True)
@@ -161,10 +131,5 @@ _TABLE, _TABLE_CHANGE = Notation(".3f"), Notation(".3f", signed=True)
 
 
 def column(share: bool, change: bool = False) -> Notation:
-    """How a column of a terminal's table writes its estimates: `58 % [48, 67]`, `+12 points`, `0.148 [0.120, 0.176]`.
-
-    Args:
-        share: whether they are rates.
-        change: whether they are differences.
-    """
+    """How a column of a terminal writes rates (`share`) or means, or changes of them: `58 % [48, 67]`, `+12 points`."""
     return (POINTS if change else PERCENT) if share else (_TABLE_CHANGE if change else _TABLE)

@@ -32,7 +32,8 @@ def show_progress(*, piped: bool = True) -> Iterator[None]:
     if _shown.get() is not None or not (kernel or piped or sys.stderr.isatty()):
         yield
     elif kernel or not sys.stderr.isatty():
-        with _in_use(_Line(_cell(), _OFTEN) if kernel else _Line(_log, _SELDOM)) as line:
+        line = _Line(_cell(), _OFTEN) if kernel else _Line(_log, _SELDOM)
+        with _in_use(line):
             yield
         line.clear()
     else:
@@ -69,10 +70,10 @@ def console_of_bars() -> "Console | None":
 
 
 @contextmanager
-def _in_use(shown: Any) -> Iterator[Any]:
+def _in_use(shown: Any) -> Iterator[None]:
     token = _shown.set(shown)
     try:
-        yield shown
+        yield
     finally:
         _shown.reset(token)
 
@@ -84,46 +85,38 @@ class _Task:
     begun: float
     done: float = 0.0
 
-    def __str__(self) -> str:
-        return f"{self.description} {int(self.done)} of {self.total}"
-
 
 class _Line:
-    """All steps under way as one line of text, which is written now and then."""
+    """All steps under way as one line of text, which is written now and then; called as rich's Progress is."""
 
     def __init__(self, write: Callable[[str], None], every: float) -> None:
         self._write, self._every = write, every
         self._tasks: dict[int, _Task] = {}
-        self._count, self._next = 0, time.monotonic() + min(every, 5.0)
+        self._next = time.monotonic() + min(every, 5.0)
 
     def add_task(self, description: str, total: int) -> int:
-        """As rich's."""
-        self._count += 1
-        self._tasks[self._count] = _Task(description, total, time.monotonic())
-        return self._count
+        place = max(self._tasks, default=0) + 1
+        self._tasks[place] = _Task(description, total, time.monotonic())
+        return place
 
     def advance(self, task: int, count: float) -> None:
-        """As rich's; writes the line if it is time."""
         self._tasks[task].done += count
         if (now := time.monotonic()) >= self._next:
             self._next = now + self._every
-            self._write(f"{', '.join(map(str, self._tasks.values()))}{self._remaining(now)}")
+            first, *_ = tasks = list(self._tasks.values())
+            line = ", ".join(f"{own.description} {int(own.done)} of {own.total}" for own in tasks)
+            if 0 < first.done < first.total:
+                seconds = (now - first.begun) * (first.total - first.done) / first.done
+                line += f"; about {seconds / 60:.0f} min left" if seconds > 90 else f"; about {seconds:.0f} s left"
+            self._write(line)
 
     def remove_task(self, task: int) -> None:
-        """As rich's."""
         del self._tasks[task]
 
     def clear(self) -> None:
         """Leave no line behind where it can be taken back."""
         if self._every == _OFTEN:
             self._write("")
-
-    def _remaining(self, now: float) -> str:
-        first = next(iter(self._tasks.values()))
-        if not 0 < first.done < first.total:
-            return ""
-        seconds = (now - first.begun) * (first.total - first.done) / first.done
-        return f"; about {seconds / 60:.0f} min left" if seconds > 90 else f"; about {seconds:.0f} s left"
 
 
 def _notebook() -> Any:

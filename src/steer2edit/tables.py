@@ -5,6 +5,7 @@ A line is broken between an estimate and its interval, never within a number.
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from rich.cells import cell_len
 
@@ -37,35 +38,22 @@ def text_table(columns: Sequence[str], rows: Cells, width: int) -> list[str]:
     """The lines of a table, the first column text and the others figures.
 
     Where it is too wide its cells are broken, and where it still is, it is divided into several, one below the other,
-    each with the first column. Nothing is ever cut off.
-
-    Args:
-        columns: their titles; a newline in one is kept.
-        rows: as many cells each.
-        width: of the terminal.
+    each with the first column. Nothing is ever cut off; a newline in a title is kept.
     """
     table = [[visible(cell) for cell in row] for row in (columns, *rows)]
     least = [max(_longest(row[place]) for row in table) for place in range(len(columns))]
-    lines: list[str] = []
-    for group in _groups(least, width):
-        own = [[row[place] for place in group] for row in table]
-        if lines:
-            lines.append("")
-        lines += _laid_out(own, _widths(own, [least[place] for place in group], width))
-    return lines
-
-
-def _groups(least: Sequence[int], width: int) -> list[list[int]]:
-    """Columns that fit beside each other, each group with the first."""
-    groups: list[list[int]] = [[0]]
-    used = least[0]
+    groups, used = [[0]], least[0]  # columns that fit beside each other, each group with the first
     for place, own in enumerate(least[1:], start=1):
         if used + len(_GAP) + own > width and len(groups[-1]) > 1:
             groups.append([0])
             used = least[0]
         groups[-1].append(place)
         used += len(_GAP) + own
-    return groups
+    lines: list[str] = []
+    for group in groups:
+        part = [[row[place] for place in group] for row in table]
+        lines += [""] * bool(lines) + _laid_out(part, _widths(part, [least[place] for place in group], width))
+    return lines
 
 
 def _widths(table: Cells, least: Sequence[int], width: int) -> list[int]:
@@ -83,12 +71,10 @@ def _laid_out(table: Cells, widths: Sequence[int]) -> list[str]:
     lines = []
     for row in table:
         cells = [_broken(cell, width) for cell, width in zip(row, widths, strict=True)]
-        height = max(map(len, cells))
-        for line in range(height):
-            texts = [cell[line] if line < len(cell) else "" for cell in cells]
-            padded = [" " * (width - cell_len(text)) for text, width in zip(texts, widths, strict=True)]
-            justified = [a + b if not i else b + a for i, (a, b) in enumerate(zip(texts, padded, strict=True))]
-            lines.append(_GAP.join(justified).rstrip())
+        for texts in zip_longest(*cells, fillvalue=""):
+            spaces = [" " * (width - cell_len(text)) for text, width in zip(texts, widths, strict=True)]
+            first, *others = zip(texts, spaces, strict=True)
+            lines.append(_GAP.join(["".join(first), *(space + text for text, space in others)]).rstrip())
     return lines
 
 

@@ -305,7 +305,7 @@ class TestMMLU:
     @pytest.mark.parametrize("answer", [4, -1, "E", "c", "", True, None, "10"])
     def test_bad_answers(self, answer: Any, jsonl: Any) -> None:
         row = {"question": "What?", "choices": ["a", "b", "c", "d"], "answer": answer}
-        with pytest.raises(DataError, match=r"row 1: answer must be an index below 4 or a letter up to D, got"):
+        with pytest.raises(DataError, match=r"row 1: answer must be one of 0, A, 1, B, 2, C, 3, D, got"):
             mmlu_questions(read_table(jsonl(row)))
 
     def test_same_choice_everywhere(self, jsonl: Any) -> None:

@@ -21,11 +21,7 @@ _VALIDATION_SHARE = 0.4
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """A question with choices, of which the one at index `answer` is right.
-
-    Raises:
-        DataError: fewer than two choices, an empty text, or no such answer.
-    """
+    """A question with choices, of which the one at index `answer` is right; what is none is a DataError."""
 
     question: str
     choices: tuple[str, ...]
@@ -43,11 +39,7 @@ class ChoiceQuestion:
 
 @dataclass(frozen=True)
 class TruthQuestion:
-    """A question of TruthfulQA.
-
-    Raises:
-        DataError: no true or no false answer, or an empty text.
-    """
+    """A question of TruthfulQA; a DataError without a true or a false answer, or where a text is empty."""
 
     question: str
     best: str  # the best true answer
@@ -64,11 +56,7 @@ class TruthQuestion:
 
 @dataclass(frozen=True)
 class MathProblem:
-    """A problem with one final answer, a number or LaTeX; `None` if it could not be read: the item is unscored.
-
-    Raises:
-        DataError: the problem is empty.
-    """
+    """A problem with one final answer, a number or LaTeX; `None` if it could not be read: the item is unscored."""
 
     problem: str
     answer: str | None
@@ -104,20 +92,12 @@ def divided(table: Table, split: Split, seed: int) -> Table:
 
 
 def requests(table: Table) -> list[Prompt]:
-    """Requests: AdvBench's `goal`, StrongREJECT's `forbidden_prompt`, `prompt`, `messages`, `instruction`; lines.
-
-    Raises:
-        DataError: a row has none of the columns, or an empty text, or a conversation that ends with the assistant.
-    """
+    """Requests: AdvBench's `goal`, StrongREJECT's `forbidden_prompt`, `prompt`, `messages`, `instruction`; lines."""
     return [row.request() for row in table]
 
 
 def plain_requests(table: Table) -> list[str]:
-    """Requests that must be texts, each once.
-
-    Raises:
-        DataError: as `requests`, or a row has a conversation.
-    """
+    """Requests that must be texts, each once; a DataError where a row has a conversation."""
     found: dict[str, None] = {}
     for row in table:
         request = row.request()
@@ -225,7 +205,10 @@ def mmlu_questions(row: Row) -> ChoiceQuestion:
     else:
         row.needs("question", "choices", "answer")
         choices = _texts(row, "choices", row.get("choices"))
-    return ChoiceQuestion(row.text("question"), choices, _index(row, len(choices)))
+    indices = {name: i for i, letter in enumerate(LETTERS[: len(choices)]) for name in (f"{i}", letter)}
+    if (index := indices.get(str(row.get("answer")).strip())) is None:
+        raise row.error(f"answer must be one of {', '.join(indices)}, got {row.get('answer')!r}")
+    return ChoiceQuestion(row.text("question"), choices, index)
 
 
 def gsm8k_problems(table: Table) -> list[MathProblem]:
@@ -291,19 +274,6 @@ def _targets(row: Row, column: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise row.error(f"{column} must have a label, 0 or 1, for every answer, got {value!r}")
     true = tuple(text for text, label in pairs if label == 1)
     return true, tuple(text for text, label in pairs if label == 0)
-
-
-def _index(row: Row, choices: int) -> int:
-    """The answer as an index: it is one, or its letter, in JSON or in CSV."""
-    answer = row.get("answer")
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < choices:
-        return answer
-    text = answer.strip() if isinstance(answer, str) else ""
-    if re.fullmatch(r"\d", text) and int(text) < choices:
-        return int(text)
-    if len(text) == 1 and text in LETTERS[:choices]:
-        return LETTERS.index(text)
-    raise row.error(f"answer must be an index below {choices} or a letter up to {LETTERS[choices - 1]}, got {answer!r}")
 
 
 def _texts(row: Row, column: str, value: Any) -> tuple[str, ...]:

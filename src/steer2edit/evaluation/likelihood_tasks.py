@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -38,11 +39,10 @@ class _LikelihoodTask(Task):
         answers = [self.answers(item) for item in self.items]
         encoded = encode_responses(engine.model, [pair for own in answers for pair in own])
         measurements = []
-        for scores in engine.score(encoded, interventions, kl=False):
-            remaining = iter(scores)
+        for scores in map(iter, engine.score(encoded, interventions, kl=False)):
             rows = []
             for item, own in zip(self.items, answers, strict=True):
-                found = [next(remaining) for _ in own]
+                found = list(islice(scores, len(own)))
                 finite = all(math.isfinite(score.log_probability) for score in found)
                 rows.append(self._judged(item, found) if finite else (None,) * len(self.kinds))
             measurements.append(Measurement(self.by_metric(rows)))
@@ -73,17 +73,12 @@ class ChoiceTask(_LikelihoodTask):
         return [(prompt, letter) for letter in LETTERS[: len(item.choices)]]
 
     def _judged(self, item: ChoiceQuestion, scores: Sequence[ResponseScore]) -> tuple[Value, ...]:
-        per_token, total = [-score.nll for score in scores], [score.log_probability for score in scores]
-        return self._is_right(item, per_token), self._is_right(item, total)
-
-    def _is_right(self, item: ChoiceQuestion, scores: Sequence[float]) -> bool:
-        """Published sets have a few questions with the same choice twice: as a text it cannot beat itself."""
-        right = item.choices[item.answer]
-        return all(
-            scores[item.answer] > score
-            for index, (choice, score) in enumerate(zip(item.choices, scores, strict=True))
-            if index != item.answer and (self.style == "letter" or choice != right)
-        )
+        right = scores[item.answer]
+        # published sets have a few questions with the same choice twice: as a text it cannot beat itself
+        same = item.choices[item.answer] if self.style == "text" else None
+        others = [one for i, one in enumerate(scores) if i != item.answer and item.choices[i] != same]
+        total = all(right.log_probability > one.log_probability for one in others)
+        return all(right.nll < one.nll for one in others), total
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,8 @@ class Metric:
         return self.in_words.value(value).removeprefix("+")
 
 
-_KINDS: Mapping[str, Mapping[str, Any]] = tomllib.loads(
-    resources.files("steer2edit.evaluation").joinpath("metrics.toml").read_text(encoding="utf-8")
-)
+_TEXT = resources.files("steer2edit.evaluation").joinpath("metrics.toml").read_text(encoding="utf-8")
+_KINDS: Mapping[str, Mapping[str, Any]] = tomllib.loads(_TEXT)
 _LONGEST_FIRST = sorted(_KINDS, key=len, reverse=True)
 
 
@@ -86,9 +85,8 @@ def metric_name(name: str) -> Metric:
     if owner and "{set}" not in brief:
         brief, short, description = f"{{set}} {brief}", f"{short}, {{set}}", f"{{set}}: {description}"
     brief, short, description = (text.format(set=owner) for text in (brief, short, description))
-    return Metric(
-        name, brief, short[:1].upper() + short[1:], description, kind["scale"], kind.get("against_base", False)
-    )
+    short = short[:1].upper() + short[1:]
+    return Metric(name, brief, short, description, kind["scale"], kind.get("against_base", False))
 
 
 def for_card(conditions: Sequence[Condition]) -> dict[str, Any]:

@@ -48,10 +48,9 @@ def refusal_direction(edit: WeightEdit, strength: float = 1.0) -> RefusalDirecti
     contrast = (vectors if isinstance(vectors, dict) else {}).get("contrast")
     name = contrast.get("name") if isinstance(contrast, dict) else contrast
     if name not in REFUSAL_CONTRASTS:
-        said = "Its files do not say which contrast it was made from"
-        if name:
-            said = f"Its files name the contrast {name!r}, which is none of refusals that the package knows"
-        return RefusalDirection("unknown", f"{said}: measure it with --model.")
+        known = f"name the contrast {name!r}, which is none of refusals that the package knows"
+        said = known if name else "do not say which contrast it was made from"
+        return RefusalDirection("unknown", f"Its files {said}: measure it with --model.")
     sign = REFUSAL_CONTRASTS[name]
     shows = f"the contrast {name}, which {'refuses' if sign > 0 else 'complies'}"
     if edit.metadata.get("method") == "ablation":

@@ -45,12 +45,11 @@ class ReplyTask(Task):
         # all at once: a judge asks about many replies at a time, and about equal ones once
         every = [reply for replies in by_intervention for reply in replies]
         judged = iter(self._judged(list(self.items) * len(interventions), every))
-        return [
-            Measurement(
-                self.by_metric([next(judged) for _ in replies]), {self.set_name: [reply.shown for reply in replies]}
-            )
-            for replies in by_intervention
-        ]
+        measurements = []
+        for replies in by_intervention:
+            values = self.by_metric([next(judged) for _ in replies])
+            measurements.append(Measurement(values, {self.set_name: [reply.shown for reply in replies]}))
+        return measurements
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,9 @@ class ThinkingTask(LengthTask):
     suffix = "thinking"
 
     def _judged(self, items: Sequence[Prompt], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
-        return [
-            (
-                None if reply.thought is None else float(len(reply.thought_ids)),
-                None if reply.answer is None else float(len(reply.answer_ids)),
-            )
-            for reply in replies
-        ]
+        thoughts = [None if reply.thought is None else float(len(reply.thought_ids)) for reply in replies]
+        answers = [None if reply.answer is None else float(len(reply.answer_ids)) for reply in replies]
+        return list(zip(thoughts, answers, strict=True))
 
 
 @dataclass(frozen=True)
@@ -143,12 +138,11 @@ class MathTask(ReplyTask):
         return item.problem
 
     def _judged(self, items: Sequence[MathProblem], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
-        return [(_solved(*pair), pair[1].finished) for pair in zip(items, replies, strict=True)]
-
-
-def _solved(problem: MathProblem, reply: Reply) -> bool | None:
-    right = None if problem.answer is None or reply.answer is None else is_right(problem.answer, reply.answer)
-    return right if right is None else right and reply.finished
+        found: list[tuple[Value, ...]] = []
+        for item, reply in zip(items, replies, strict=True):
+            right = None if item.answer is None or reply.answer is None else is_right(item.answer, reply.answer)
+            found.append((right and reply.finished, reply.finished))
+        return found
 
 
 def is_empty(reply: Reply) -> bool | None:
@@ -157,10 +151,7 @@ def is_empty(reply: Reply) -> bool | None:
 
 
 def repeated_share(ids: Sequence[int]) -> float | None:
-    """Share of repeated 4-grams among a reply's tokens: `1 − distinct 4-grams / 4-grams`.
-
-    Returns:
-        In [0, 1); `None` for fewer than four tokens, which have no 4-gram.
+    """Share of repeated 4-grams among a reply's tokens: `1 − distinct / all`, in [0, 1); `None` without a 4-gram.
 
     Source: seq-rep-4 of Welleck et al., "Neural Text Generation with Unlikelihood Training", arXiv 1908.04319.
     """
@@ -175,14 +166,8 @@ def is_right(answer: str, reply: str) -> bool | None:
     """Whether the final answer of a reply is the known one.
 
     The last `\\boxed{}` of the reply counts, else the formula or number that `math-verify` finds in it. What cannot be
-    compared within five seconds is wrong.
-
-    Args:
-        answer: the known answer, a number or LaTeX; the verdict is `None` (unscored) if it cannot be read.
-        reply: free text.
-
-    Raises:
-        InvalidValueError: `math-verify` is not installed.
+    compared within five seconds is wrong; where the known answer (a number or LaTeX) cannot be read, the verdict is
+    `None`. An InvalidValueError without `math-verify`.
     """
     parse, verify, rules = math_verify_functions()
     known = parse(f"\\boxed{{{answer}}}", rules, parsing_timeout=SECONDS)
@@ -197,15 +182,11 @@ def is_right(answer: str, reply: str) -> bool | None:
 def math_verify_functions() -> tuple[Any, Any, Any]:
     """Reading and comparing by math-verify, imported once, and the settings of both."""
     try:
-        from math_verify import (  # type: ignore[import-untyped]
-            ExprExtractionConfig,
-            LatexExtractionConfig,
-            parse,
-            verify,
-        )
+        import math_verify as math  # type: ignore[import-untyped]
     except ImportError as error:
         raise InvalidValueError(
             "exact match needs the package math-verify, which is not installed. "
             "Run: pip install math-verify[antlr4_13_2]"
         ) from error
-    return parse, verify, (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+    rules = (math.LatexExtractionConfig(boxed_match_priority=0), math.ExprExtractionConfig())
+    return math.parse, math.verify, rules

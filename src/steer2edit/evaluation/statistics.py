@@ -14,7 +14,9 @@ from steer2edit.estimates import Condition, Estimate, Value
 from steer2edit.evaluation.metrics import metric_name
 
 CONFIDENCE = 0.95
-_Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+_TAIL = (1 - CONFIDENCE) / 2
+_Z = float(stats.norm.ppf(1 - _TAIL))
+_DRAWS = 10_000
 
 
 def estimate(values: Sequence[Value]) -> Estimate:
@@ -51,9 +53,8 @@ def reported_mean(value: float, error: float | None, n: int) -> Estimate:
     """What another program reports, ± 1.96 of its standard errors where it gives one."""
     if not math.isfinite(value):
         return Estimate(None, None, None, 0, n)
-    return (
-        Estimate(value, None, None, n) if error is None else Estimate(value, value - _Z * error, value + _Z * error, n)
-    )
+    low, high = (None, None) if error is None else (value - _Z * error, value + _Z * error)
+    return Estimate(value, low, high, n)
 
 
 def paired(after: Sequence[Value], before: Sequence[Value]) -> Estimate:
@@ -78,11 +79,7 @@ def paired_rate_difference(after: Sequence[Value], before: Sequence[Value]) -> E
 
     Of shares, gained is Σ max(d, 0) and lost Σ max(−d, 0) over the items' differences d; since |d| ≥ d², the interval
     is never narrower than for the items' own variance. What the shares themselves are sampled from is not accounted
-    for.
-
-    Args:
-        after: outcomes; an item that is `None` in either is unscored.
-        before: outcomes of the same items.
+    for. An item that is `None` in either is unscored.
 
     Source: Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in
     Medicine 24 (2005) 729-740.
@@ -99,33 +96,22 @@ def paired_rate_difference(after: Sequence[Value], before: Sequence[Value]) -> E
 
 
 def compare(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
-    """Differences of every condition but the first to the first, metric by metric.
+    """Of every condition but the first `label`, `to` (the first's), and `differences` to it, an estimate by metric.
 
     Metrics that compare with the base by themselves (KL, NLL increase) are left out.
-
-    Returns:
-        Per condition: `label`, `to` (the first's label), and `differences`, an estimate by metric name.
     """
     base, *others = conditions
     names = [name for name in base.values if not metric_name(name).against_base]
-    return [
-        {
-            "label": other.label,
-            "to": base.label,
-            "differences": {
-                name: paired(other.values[name], base.values[name]).to_json() for name in names if name in other.values
-            },
-        }
-        for other in others
-    ]
+    found = []
+    for other in others:
+        shared = [name for name in names if name in other.values]
+        differences = {name: paired(other.values[name], base.values[name]).to_json() for name in shared}
+        found.append({"label": other.label, "to": base.label, "differences": differences})
+    return found
 
 
 def _are_verdicts(values: Sequence[Value]) -> bool:
     return all(value is None or isinstance(value, bool) for value in values)
-
-
-_DRAWS = 10_000
-_TAIL = (1 - CONFIDENCE) / 2
 
 
 def mean_of(draws: Sequence[Sequence[Value]]) -> list[Value]:
@@ -148,19 +134,11 @@ def share_of_gain(
 ) -> Estimate:
     """Share of a gain: `Σ(part − part_base) / Σ(whole − whole_base)` over the items that are scored in all four.
 
-    The interval is from the Bayesian bootstrap over items, whose weights are Gamma(1). To either gain the half items of
+    `part` is with what the share is asked of (a part of an edit, or a treated edit), `whole` with all of it. The
+    interval is from the Bayesian bootstrap over items, whose weights are Gamma(1). To either gain the half items of
     Agresti and Min are added, one won and one lost, of weight Gamma(½): they keep it from having no width where all
-    items agree. Draws without a gain say nothing on a share and are left out; they are few where the gain is told from
-    zero.
-
-    Args:
-        part: with what the share is asked of: a part of an edit, or a treated edit.
-        part_base: without it.
-        whole: with all of it.
-        whole_base: without it.
-        verdicts: values are verdicts, or shares of draws in [0, 1]; other numbers, which seldom agree and have a unit,
-            get no half items.
-        seed: of the bootstrap.
+    items agree. Only `verdicts` and shares of draws get them: other numbers seldom agree, and have a unit. Draws
+    without a gain say nothing on a share and are left out; they are few where the gain is told from zero.
 
     Returns:
         Without an interval where the whole gain itself is not told from zero (its paired interval); without a value

@@ -21,10 +21,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found under one intervention, item by item, so that interventions can be compared in pairs.
-
-    What could not be scored is `None`; values are bools of a rate, or numbers of a mean.
-    """
+    """What was found under one intervention, item by item: bools of a rate, or numbers of a mean."""
 
     values: Mapping[str, Sequence[Value]]  # of every item in order, by metric name
     replies: Mapping[str, list[str]] = field(default_factory=dict)  # generated text by set name
@@ -37,10 +34,7 @@ class Measurement:
 
 
 def merged_measurements(measurements: Sequence[Any]) -> Measurement:
-    """One measurement of several tasks, or of several parts of one task: items of the same name are appended.
-
-    Anything with values, replies and outcomes is one.
-    """
+    """One measurement of several (whatever has values, replies and outcomes): items of the same name are appended."""
     merged: dict[str, dict[str, list[Any]]] = {"values": {}, "replies": {}, "outcomes": {}}
     for one in measurements:
         for kind, lists in merged.items():
@@ -146,21 +140,15 @@ def evaluate(engine: Engine, tasks: Sequence[Task], arms: Sequence[Arm]) -> list
             by_task.append(task.measure(engine, interventions))
             advance(1)
     merged = [merged_measurements([measurements[index] for measurements in by_task]) for index in range(len(arms))]
-    return [condition_of(arm, found) for arm, found in zip(arms, merged, strict=True)]
-
-
-def condition_of(arm: Arm, found: Measurement) -> Condition:
-    """What was found under an arm, as it is reported."""
-    return Condition(arm.label, found.metrics, arm.kind, arm.parameters, found.replies, found.outcomes, found.values)
+    return [
+        Condition(arm.label, one.metrics, arm.kind, arm.parameters, one.replies, one.outcomes, one.values)
+        for arm, one in zip(arms, merged, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What all tasks of an evaluation share.
-
-    Raises:
-        InvalidValueError: the limit is below 1.
-    """
+    """What all tasks of an evaluation share."""
 
     split: Split = "validation"  # validation for choosing, held_out for final figures
     limit: int | None = None  # use at most this many items of every set
