@@ -113,7 +113,7 @@ class TestContrastFile:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("sets = 3", r"sets: .*valid dictionary"),
+        ("sets = 3", r"sets must be tables"),
         ("colour = 1\n" + SCORED, r"behaviour\.toml: colour: there is no such key\. Known: attribute, contrast"),
         ('name = "x"\n' + SCORED, r"no key 'name': a behaviour is called after its folder"),
         ("attribute = \n", r"behaviour\.toml is not TOML"),

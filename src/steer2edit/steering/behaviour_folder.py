@@ -137,8 +137,10 @@ def _read(folder: Path) -> BehaviourFolder:
         raise DataError(f"{path} is not TOML: {error}.") from error
     if own := {"name", "folder"} & content.keys():
         raise DataError(f"{path}: there is no key {min(own)!r}: a behaviour is called after its folder.")
-    sets = content.get("sets")
-    for name, own in sets.items() if isinstance(sets, dict) else ():
+    sets = content.get("sets", {})
+    if not isinstance(sets, dict):
+        raise DataError(f"{path}: sets must be tables, [sets.NAME], got {sets!r:.80}. See docs/behaviours.md.")
+    for name, own in sets.items():
         if isinstance(own, dict) and (like := own.pop("like", None)) is not None:
             if not isinstance(sets.get(like), dict):
                 raise DataError(f"{path}: sets.{name}.like: there is no set {like!r}. {did_you_mean(str(like), sets)}")

@@ -72,8 +72,10 @@ def diagnose(
     positive, negative = _projections(model, vectors, (held_out.positive, held_out.negative), batch_tokens)
     sites = {}
     for site, means in vectors.sites.items():
-        halves = [vector for by_site in half_vectors.values() if (vector := by_site[site]) is not None]
-        cosine = torch.nn.functional.cosine_similarity(*halves, dim=0).item() if len(halves) == 2 else None
+        one, other = half_vectors[0][site], half_vectors[1][site]
+        cosine = None
+        if one is not None and other is not None:
+            cosine = torch.nn.functional.cosine_similarity(one, other, dim=0).item()
         separability = auroc(positive[site], negative[site])
         sites[str(site)] = SiteDiagnosis(means.steering_vector.norm().item(), cosine, *separability)
     return {
