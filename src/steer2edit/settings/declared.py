@@ -140,7 +140,7 @@ def declared(kind: Any) -> dict[str, Setting]:
 
 
 class Checked:
-    """Base of settings that refuse what is out of range when they are made."""
+    """Base of settings that refuse what is out of range, by an InvalidValueError, when they are made."""
 
     def __post_init__(self) -> None:
         for name, setting in declared(type(self)).items():  # type: ignore[arg-type]

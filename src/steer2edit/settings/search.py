@@ -34,9 +34,6 @@ class SearchOptions(Checked):
         storage: Optuna storage URL to share between machines; by default none.
         study: Name of the study in --storage, which may hold others.
         worker: Name of this process, where several share a storage.
-
-    Raises:
-        InvalidValueError: a value is out of range, or an option lacks another that it needs.
     """
 
     behaviour: Behaviour = None
@@ -77,9 +74,6 @@ class ComparisonOptions(Checked):
         suppress: Take the behaviour away: negative strengths, and directional ablation too.
         utility: A task with an accuracy, e.g. commonsenseqa: what is lost of it is a cost.
         limit: Use at most this many items of every set; built in are 300 at most.
-
-    Raises:
-        InvalidValueError: a value is out of range.
     """
 
     behaviour: Behaviour = None
@@ -121,9 +115,6 @@ class RunOptions(Checked):
         strengths: Of a search: steering strengths; by default 10 to 100 % of the largest KL.
         max_kl: Of a search: largest KL to the base, nats per token.
         published: Of a recipe: measure the published data sets, from the Hub.
-
-    Raises:
-        InvalidValueError: a value is out of range.
     """
 
     kl: Annotated[float, typer.Option(min=0), Above(0)] = 0.03
@@ -159,9 +150,6 @@ class StressOptions(Checked):
         benign: Requests that should be answered, in the same way.
         strength: Strength that the edit is tested at; 1 is the edit as it is.
         max_new_tokens: Longest reply, where a test has none of its own.
-
-    Raises:
-        InvalidValueError: a value is out of range.
     """
 
     suite: Annotated[

@@ -146,9 +146,6 @@ class ExtractOptions(Checked):
             `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
         robust: tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
             more of the edit survives another fine-tune, and less is done without one.
-
-    Raises:
-        InvalidValueError: a value is out of range.
     """
 
     contrast: str | None = None
@@ -196,9 +193,6 @@ class ConvertOptions(Checked):
         min_expert_tokens: Leave out experts of a mixture that were given fewer tokens in the contrast set; by default
             32.
         contrast: Behaviour, folder or file to measure input means on, for vectors that were made elsewhere.
-
-    Raises:
-        InvalidValueError: a value is out of range, or an option lacks another that it needs.
     """
 
     rho_attn: Annotated[float | None, OFF] = None
