@@ -8,10 +8,9 @@ from steer2edit.core import Block, Head, WeightEdit
 from steer2edit.report import render_report
 from steer2edit.report.figures import diagnosis_figure, edit_figures, head_figure, neuron_figure
 from steer2edit.report.html import figure_json
-from steer2edit.report.planes import Plane
 from steer2edit.report.run_page import largest_components
 from steer2edit.report.run_results import RunResults, read_results
-from steer2edit.report.tradeoff import held_out_figure, tradeoff_figures, validation_figure
+from steer2edit.report.tradeoff import Plane, held_out_figure, tradeoff_figures, validation_figure
 
 Json = dict[str, Any]
 

@@ -11,10 +11,9 @@ from steer2edit.core import WeightEdit
 from steer2edit.errors import DataError
 from steer2edit.report import render_report
 from steer2edit.report.html import figure_json
-from steer2edit.report.planes import Plane
 from steer2edit.report.run_page import trial_rows
 from steer2edit.report.run_results import read_results
-from steer2edit.report.tradeoff import held_out_figure, tradeoff_figures, validation_figure
+from steer2edit.report.tradeoff import Plane, held_out_figure, tradeoff_figures, validation_figure
 
 Json = dict[str, Any]
 

@@ -83,7 +83,7 @@ class Results:
         if self.goal is None:
             return ""
         from steer2edit.report import themes
-        from steer2edit.report.planes import Marks, Plane, plane_figure
+        from steer2edit.report.tradeoff import Marks, Plane, plane_figure
 
         plane = Plane(COST, *self.goal)
         colours = {"base": themes.BASE, "steering": themes.STEERING, "edit": themes.EDIT}

@@ -178,9 +178,8 @@ def behaviour(
         limit: use at most this many prompts of every set; safety has up to 300 held-out ones, and uses 96 without.
         max_new_tokens: longest reply; each behaviour has a default of its own.
         scorer: tells refusals; by default the strict phrases.
-        data: the user's own data by set, a file or `hub:OWNER/NAME/FILE`; what is not given is the behaviour's. Data
-            without a column `split` is divided at random.
-        seed: of that division.
+        data: the user's own data by set, a file or `hub:OWNER/NAME/FILE`; what is not given is the behaviour's.
+        seed: of the division of data without a column `split`.
         borderline: measure optional sets too (safe requests that sound alarming, of safety); so it is with data.
 
     Raises:

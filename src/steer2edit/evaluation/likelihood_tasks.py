@@ -180,9 +180,6 @@ class DriftTask(Task):
 
 def base_answers(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> list[EncodedResponse | None]:
     """The base model's own answers as exact tokens; `None` for a prompt that it answers with nothing."""
-    encoded = encode_prompts(engine.model, prompts)
     replies = engine.generate([Request(prompt) for prompt in prompts], sampling)
-    return [
-        EncodedResponse((*ids, *reply.ids), len(ids)) if reply.ids else None
-        for ids, reply in zip(encoded, replies, strict=True)
-    ]
+    pairs = zip(encode_prompts(engine.model, prompts), replies, strict=True)
+    return [EncodedResponse((*ids, *reply.ids), len(ids)) if reply.ids else None for ids, reply in pairs]

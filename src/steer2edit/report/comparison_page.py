@@ -8,9 +8,9 @@ from typing import Any
 from steer2edit.evaluation import COST
 from steer2edit.report import themes
 from steer2edit.report.html import rendered, write_page
-from steer2edit.report.planes import Marks, Plane, plane_figure
 from steer2edit.report.run_page import flat, provenance
 from steer2edit.report.run_results import ComparisonResults, read_results
+from steer2edit.report.tradeoff import Marks, Plane, plane_figure
 from steer2edit.search.curves import figure_text
 
 Table = tuple[str, list[str], list[list[str]]]

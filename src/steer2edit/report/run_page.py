@@ -1,16 +1,21 @@
-"""The page of a run: results and the weight edit that the run chose, as the variables of its template."""
+"""The page of a run: results and the weight edit that the run chose, as the variables of its template.
+
+The first screen answers by paired differences: did the edit work, what did it cost, is it ahead of steering?
+"""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Block, WeightEdit
 from steer2edit.core.expert_edits import expert_edits, top_experts
-from steer2edit.estimates import NOT_SCORED, Condition, Notation
-from steer2edit.report.answers import ahead, change, costs
+from steer2edit.estimates import NOT_SCORED, Condition, Estimate, Notation
+from steer2edit.evaluation import Metric, metric_name
+from steer2edit.evaluation.statistics import paired
 from steer2edit.report.figures import diagnosis_figure, edit_figures, shown_blocks
 from steer2edit.report.html import rendered, write_page
 from steer2edit.report.run_results import ComparisonResults, RunResults, read_results
@@ -30,6 +35,8 @@ _FIRST = 3
 """Exchanges on the first screen."""
 
 Rows = list[list[str]]
+Verdict = Literal["good", "bad", "open"]
+"""What colour says: better, worse, or not to be told."""
 
 
 def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
@@ -86,6 +93,56 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
 def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
     """Write the page of `render_report`, complete or not at all; an ArtifactError where one must not be replaced."""
     write_page(render_report(results, edit), path, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a metric is from what it is compared with."""
+
+    metric: Metric
+    found: Estimate
+    verdict: Verdict
+    # what it is measured against, of steering: interpolated at the edit's own drift (`curve`), or at the nearest
+    # strength that was measured (`nearest`)
+    at: Literal["", "curve", "nearest"] = ""
+
+
+def verdict(found: Estimate, direction: int = 1) -> Verdict:
+    """Good or bad where the interval lies on one side of 0; `direction` is +1 where more is wanted."""
+    above = found.low is not None and found.low > 0
+    below = found.high is not None and found.high < 0
+    if found.value is None or above == below:
+        return "open"
+    return "good" if above == (direction > 0) else "bad"
+
+
+def change(run: RunResults, after: Condition, before: Condition | None, name: str) -> Change:
+    """The paired difference of a metric; without values by item its estimate alone, which no interval goes with."""
+    found = Estimate(None, None, None, 0)
+    if before is not None and after.scored(name) and before.scored(name):
+        own, other = after.values.get(name, ()), before.values.get(name, ())
+        gap = (after.value(name) or 0.0) - (before.value(name) or 0.0)
+        same = own and len(own) == len(other)
+        found = paired(own, other) if same else Estimate(gap, None, None, after.metrics[name].n)
+    return Change(metric_name(name), found, verdict(found, run.wanted(name)))
+
+
+def costs(run: RunResults, edited: Condition) -> tuple[Verdict, dict[str, Change]]:
+    """What of benign behaviour changed; bad where a limit is broken or something surely got worse."""
+    names = [n for n in edited.metrics if n != run.attribute and (n in run.costs or n.endswith("_refused"))]
+    changes = {name: change(run, edited, run.base, name) for name in names}
+    within = run.chosen.within_limits(edited)
+    if within is False or any(one.verdict == "bad" for one in changes.values()):
+        return "bad", changes
+    return "good" if within else "open", changes
+
+
+def ahead(run: RunResults, edited: Condition) -> Change | None:
+    """The edit against steering; `None` where no steering was measured."""
+    if run.comparison is not None:  # signed so that positive is better
+        gap = run.comparison.at_equal_cost
+        return Change(metric_name(run.attribute), gap, verdict(gap), "curve")
+    return replace(change(run, edited, run.steered, run.attribute), at="nearest") if run.steered else None
 
 
 def trial_rows(run: RunResults) -> list[tuple[str, str]]:

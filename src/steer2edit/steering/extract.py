@@ -166,10 +166,7 @@ def measure_inputs(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> SteeringVectors:
-    """Fill in the input means that vectors made elsewhere lack, from a contrast set.
-
-    Returns:
-        The same vectors with the missing input means; those that are known stay.
+    """Fill in the input means that vectors made elsewhere lack, from a contrast set; those that are known stay.
 
     Raises:
         MismatchError: the vectors have a site or a shape that the model has not.
