@@ -113,9 +113,7 @@ def require_files(base: BaseCheckpoint, plan: Plan, written: Path) -> int:
             advance(1)
     for path in find_side_files(base.files).own:
         if not (written / path).is_file() or not filecmp.cmp(base.directory / path, written / path, shallow=False):
-            raise ArtifactError(
-                f"{written}: {path} is not the base's. The checkpoint was changed since it was written."
-            )
+            raise ArtifactError(f"{written}: {path} is not the base's. It was changed since it was written.")
     return len(found.tensors)
 
 

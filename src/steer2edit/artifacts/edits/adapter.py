@@ -140,12 +140,8 @@ def load_edit(directory: Path | str) -> WeightEdit:
 def _with_plain_metadata(model: LanguageModel, edit: WeightEdit) -> WeightEdit:
     """The edit as it will be read: float32 tensors, and metadata that JSON keeps and that names the model."""
     metadata = plain_json(edit.metadata, "edit's metadata")
-    made_on = metadata.get("model") or {}
-    if not isinstance(made_on, dict):
-        raise InvalidValueError(
-            f"the edit's metadata says model = {made_on!r}: it must be an object with name and fingerprint, as "
-            "LanguageModel.describe() gives it, or be left out."
-        )
+    if not isinstance(made_on := metadata.get("model") or {}, dict):
+        raise InvalidValueError(f"an edit's model must be as LanguageModel.describe() gives it, got {made_on!r}.")
     metadata["model"] = {**model.describe(), **made_on}
     sites = {s: replace(e, **{name: getattr(e, name).float().cpu() for name in _FIELDS}) for s, e in edit.sites.items()}
     return WeightEdit(sites, metadata)
@@ -238,9 +234,7 @@ def read_members(directories: Sequence[Path], weights: Sequence[float]) -> list[
         raise InvalidValueError(f"got {len(weights)} weights for {len(directories)} edits. Give one weight for each.")
     for weight in weights:
         if not math.isfinite(weight) or weight == 0:
-            raise InvalidValueError(
-                f"a weight must be a finite number other than 0, got {weight}. Leave that edit out."
-            )
+            raise InvalidValueError(f"a weight must be a finite number other than 0, got {weight}. Leave the edit out.")
     members = [
         replace(member, weight=member.weight * weight)
         for directory, weight in zip(directories, weights, strict=True)
@@ -275,10 +269,7 @@ def save_combined(
     weighted = [(m.edit, m.weight) for m in members]
     factors = combined_factors(weighted)
     if not any(bool(f.a.any()) for f in factors.values()):
-        raise InvalidValueError(
-            "the sum of these edits changes nothing: they are empty, or cancel each other exactly. Give other "
-            "edits or weights."
-        )
+        raise InvalidValueError("the edits are empty, or cancel each other exactly. Give other edits or weights.")
     targets = lora.lora_targets(model, factors)
     interference = measure_interference(weighted)
     with atomic_directory(directory, overwrite=overwrite) as scratch:

@@ -41,9 +41,7 @@ def require_card(directory: Path) -> None:
     """Refuse, with an ArtifactError, a directory without an edit or a model card: for a check before hours of work."""
     load_edit(directory)
     if not (directory / CARD_FILE).is_file():
-        raise ArtifactError(
-            f"{directory} has no model card {CARD_FILE} to write a scorecard into. Make the edit again."
-        )
+        raise ArtifactError(f"{directory} has no model card {CARD_FILE} to write a scorecard into. Make it again.")
 
 
 def write_scorecard_section(directory: Path, section: ScorecardSection) -> None:

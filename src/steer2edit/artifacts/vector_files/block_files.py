@@ -45,9 +45,7 @@ def save_block_vectors(
     """
     path = Path(path)
     if path.suffix not in BLOCK_SUFFIXES:
-        raise ArtifactError(
-            f"directions of block outputs are written as {' or '.join(BLOCK_SUFFIXES)}, got {path.name!r}."
-        )
+        raise ArtifactError(f"directions of blocks are written as {' or '.join(BLOCK_SUFFIXES)}, got {path.name!r}.")
     model = blocks.metadata.get("model")
     known = model.get("model_type") if isinstance(model, dict) else blocks.metadata.get("model_hint")
     if not (hint := model_hint or known) or not isinstance(hint, str):
