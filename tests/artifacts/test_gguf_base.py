@@ -13,7 +13,7 @@ from steer2edit.artifacts import apply_to_files, save_edit
 from steer2edit.artifacts.exports.export import export_edit, usage
 from steer2edit.core import WeightEdit
 from steer2edit.editing import edited, merged
-from steer2edit.editing.weights import merged_weight
+from steer2edit.editing.applying import merged_weight
 from steer2edit.errors import ModelError
 from steer2edit.models import LanguageModel, load_model, load_skeleton
 from steer2edit.models.model_path import gguf_file

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steer2edit.core import ExpertNeuron, Experts, Site, SiteEdit, WeightEdit
-from steer2edit.core.expert_edits import expert_edits, top_experts
+from steer2edit.core.edit import expert_edits, top_experts
 from steer2edit.errors import InvalidValueError
 
 SIZES = Experts(routed=2, width=3, shared=2)

@@ -72,7 +72,8 @@ class TestVectors:
     def test_of_a_deeper_model(self, model: LanguageModel) -> None:
         vectors = random_vectors(tiny_model("llama", num_hidden_layers=4))
         with pytest.raises(
-            MismatchError, match=r"these vectors have L3\.attn, but 'tiny-llama' has no such site\. Use the model"
+            MismatchError,
+            match=r"L3\.attn: these vectors are for .*, but 'tiny-llama' has no such site\. Use the model",
         ):
             convert(model, vectors, CONFIGURATION, allow_mismatch=True, allow_missing=True)
 
@@ -145,7 +146,7 @@ class TestEdits:
         other = tiny_model("llama", num_hidden_layers=4)
         edit = convert(other, random_vectors(other), CONFIGURATION)
         with (
-            pytest.raises(MismatchError, match=r"these edits have L3\.attn, but 'tiny-llama' has no such site"),
+            pytest.raises(MismatchError, match=r"L3\.attn: these edits are for .*, but 'tiny-llama' has no such site"),
             use(model, edit, allow_mismatch=True),
         ):
             raise AssertionError("not reached")

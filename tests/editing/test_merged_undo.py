@@ -6,7 +6,7 @@ from edit_models import hook_count, logits, random_vectors, relative, weight_byt
 
 from families import tiny_network
 from steer2edit.core import Site, SiteEdit, WeightEdit
-from steer2edit.editing import convert, edited, merged, merged_weight, weights
+from steer2edit.editing import applying, convert, edited, merged, merged_weight
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
 
@@ -65,7 +65,7 @@ def test_undo_when_the_edit_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> N
         done.append(1)
         return merged_weight(weight, edit, strength)
 
-    monkeypatch.setattr(weights, "merged_weight", fail_at_the_third)
+    monkeypatch.setattr(applying, "merged_weight", fail_at_the_third)
     with pytest.raises(StopError), merged(model, edit):
         raise AssertionError("not reached")
     assert weight_bytes(model.network) == before

@@ -44,7 +44,6 @@ def test_an_adapter_is_the_edit_at_its_strength(tmp_path: Path) -> None:
     base = logits(model.network)
     for index, editing in enumerate(random_edits(model, [1.0, -0.5])):
         directory = tmp_path / str(index)
-        directory.mkdir()
         write_adapter(model, editing, directory)
         loaded = PeftModel.from_pretrained(copy.deepcopy(model.network), str(directory))
         with merged(model, editing.edit, editing.strength):

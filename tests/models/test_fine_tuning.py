@@ -8,7 +8,7 @@ from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.errors import ModelError
 from steer2edit.models import EncodedResponse, LanguageModel, span_log_probabilities, token_log_probabilities
-from steer2edit.models.fine_tuning import FineTune, fine_tuned, reply_end, training_rows
+from steer2edit.models.fine_tuning import FineTune, fine_tuned, training_rows
 from tiny_chat import END, END_OF_TEXT, tiny_chat_model
 
 PAIRS = [
@@ -170,7 +170,6 @@ def test_the_end_of_a_turn_is_the_templates() -> None:
     end, other = (model.tokenizer.convert_tokens_to_ids(token) for token in (END, END_OF_TEXT))
     assert model.network.generation_config is not None
     model.network.generation_config.eos_token_id = [other, end]
-    assert reply_end(model) == (end,)
     assert training_rows(model, PAIRS[2:])[0].ids[-1] == end
     model.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    assert reply_end(model) == (other,)
+    assert training_rows(model, PAIRS[2:])[0].ids[-1] == other

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from steer2edit.core import Site
 from steer2edit.errors import LayoutError, ModelError
 from steer2edit.models import load_model, loading
-from steer2edit.models.model_path import model_path
+from steer2edit.models.model_path import GIVE_A_MODEL, model_path
 from tiny_gguf import tiny_llama, write_gguf
 
 IDS = torch.arange(3, 3 + 24).view(2, 12)
@@ -129,9 +129,7 @@ class TestSuccess:
 class TestNames:
     def test_a_directory_that_is_not_there(self, tmp_path: Path) -> None:
         for name in (str(tmp_path / "nowhere"), "./nowhere", "~/nowhere-at-all"):
-            assert message_of(lambda name=name: load_model(name)) == (
-                f"there is no model {name!r}. Give a directory, a .gguf file, a Hub id such as org/name, or smollm2."
-            )
+            assert message_of(lambda name=name: load_model(name)) == (f"there is no model {name!r}. {GIVE_A_MODEL}")
 
     def test_a_file(self, saved: Path) -> None:
         message = message_of(lambda: load_model(str(saved / "model.safetensors")))

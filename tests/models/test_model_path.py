@@ -53,15 +53,15 @@ def config(folder: Path, **changes: object) -> None:
 FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "GGUF alone": (
         lambda f: alone(f, "small-q4_k_m.gguf"),
-        r"is a folder of GGUF files \(small-q4_k_m.gguf\)\. Give one of them, '.*/small-q4_k_m.gguf', or the model in",
+        rf"another format than safetensors \('.*/small-q4_k_m.gguf'\)\. {SAFETENSORS}, or one of its GGUF files",
     ),
-    "GGUF and config": (lambda f: without_weights(f, "small.gguf"), "is a folder of GGUF files"),
-    "ONNX": (lambda f: without_weights(f, "onnx/model.onnx"), rf"is an ONNX export .*onnx/model.onnx.*{SAFETENSORS}"),
-    "MLX": (lambda f: without_weights(f, "weights.npz"), "is an MLX export"),
+    "GGUF and config": (lambda f: without_weights(f, "small.gguf"), r"another format .*small\.gguf"),
+    "ONNX": (lambda f: without_weights(f, "onnx/model.onnx"), rf"another format .*onnx/model.onnx.*{SAFETENSORS}"),
+    "MLX": (lambda f: without_weights(f, "weights.npz"), "another format"),
     "quantised by MLX": (lambda f: config(f, quantization={"bits": 4, "group_size": 64}), "is quantised for MLX"),
-    "Flax": (lambda f: without_weights(f, "flax_model.msgpack"), "is weights for Flax"),
-    "pickles of Meta's": (lambda f: alone(f, "consolidated.00.pth"), "is a pickle, without"),
-    "an adapter": (lambda f: (alone(f, "x"), adapter(f)), r"is an adapter of 'org/base' .*Give that model"),
+    "Flax": (lambda f: without_weights(f, "flax_model.msgpack"), "another format"),
+    "pickles of Meta's": (lambda f: alone(f, "consolidated.00.pth"), "another format"),
+    "an adapter": (lambda f: (alone(f, "x"), adapter(f)), r"is an adapter of 'org/base' .*Give that"),
     "weights and an adapter": (adapter, r"both a model's weights and an adapter \(adapter_config.json\)"),
     "one level too high": (lambda f: higher(f, "checkpoint-9"), r"has no config.json, but the folder '.*checkpoint-9'"),
     "the Hub's cache": (
@@ -87,10 +87,8 @@ def test_a_folder_that_is_something_else(saved: Path, tmp_path: Path, kind: str)
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("a.gguf", "is no GGUF file, whatever its name says"),
+        ("a.gguf", "is a file, .*begins with GGUF"),
         ("sha256-0a", "is not a sound GGUF file"),  # as Ollama names it
-        ("model.pth", "is a pickle"),
-        ("model.onnx", "is an ONNX export"),
         ("v.safetensors", "is a file, and a model is a directory"),
     ],
 )

@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from families import tiny_network
 from steer2edit.errors import DataError, ModelError
 from steer2edit.models import (
-    EncodedResponse,
     LanguageModel,
     Prompt,
     Sampling,
@@ -20,13 +17,12 @@ from steer2edit.models import (
     generate,
     load_model,
 )
+from steer2edit.models.chat import render
 from steer2edit.models.chat_format import load_tokenizer, read_template
-from steer2edit.models.rendering import render
 from tiny_chat import CHAT_TEMPLATE, END, tiny_chat_model, tiny_tokenizer
 
 ONLY_SYSTEM = "{% for m in messages if m['role'] == 'system' %}{{ m['content'] }}{% endfor %}:\n"
 NO_SYSTEM = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] | trim }}\n{% endfor %}"
-NAMED = [{"name": "default", "template": CHAT_TEMPLATE}, {"name": "tool_use", "template": "x"}, "?"]
 
 
 class TestTemplateFiles:
@@ -36,7 +32,7 @@ class TestTemplateFiles:
             (CHAT_TEMPLATE, CHAT_TEMPLATE),
             ("\ufeff" + CHAT_TEMPLATE, CHAT_TEMPLATE),
             (json.dumps({"chat_template": CHAT_TEMPLATE}), CHAT_TEMPLATE),
-            (json.dumps({"bos_token": "<s>", "chat_template": NAMED}), {"default": CHAT_TEMPLATE, "tool_use": "x"}),
+            (json.dumps({"bos_token": "<s>", "chat_template": CHAT_TEMPLATE}), CHAT_TEMPLATE),
         ],
     )
     def test_a_template_or_json_that_has_one(self, tmp_path: Path, content: str, right: object) -> None:
@@ -55,14 +51,6 @@ class TestTemplateFiles:
         for name in ("none-there", "binary"):
             with pytest.raises(ModelError, match=f"cannot read the chat template '.*{name}'"):
                 read_template(tmp_path / name)
-
-    def test_named_templates_render_by_the_default_one(self, tmp_path: Path) -> None:
-        model = tiny_chat_model()
-        model.network.save_pretrained(tmp_path)
-        model.tokenizer.save_pretrained(tmp_path)
-        (tmp_path / "t.json").write_text(json.dumps({"chat_template": NAMED}))
-        loaded = load_model(str(tmp_path), device="cpu", chat_template=str(tmp_path / "t.json"))
-        assert encode_prompts(loaded, ["Hi"]) == encode_prompts(model, ["Hi"])
 
     @pytest.mark.parametrize("template", [ONLY_SYSTEM, "{{ messages[0]['content'] }", "{{ messages[1]['content'] }}"])
     def test_a_message_names_the_file(self, tmp_path: Path, template: str) -> None:
@@ -132,72 +120,25 @@ class TestTokensWithoutARow:
 
 
 class MistralCommonBackend(PreTrainedTokenizerFast):
-    """As transformers' class of this name: tokens of a conversation, no template, no offsets, nothing added."""
+    """As transformers' class of this name."""
 
     def __init__(self) -> None:
         super().__init__(tokenizer_object=tiny_tokenizer().backend_tokenizer, eos_token=END)
 
-    @property
-    def is_fast(self) -> bool:
-        raise AttributeError("is_fast")
-
-    def apply_chat_template(  # type: ignore[override]
-        self, messages: Any, *, tokenize: bool, return_dict: bool, continue_final_message: bool = False,
-        add_generation_prompt: bool = False,
-    ) -> list[int]:  # fmt: skip
-        assert tokenize
-        assert not return_dict
-        if messages[-1]["role"] == "assistant" and not continue_final_message:
-            raise ValueError("Expected last role User")
-        ids = [1]
-        for message in messages:
-            own = self(message["content"], add_special_tokens=False)["input_ids"]
-            ids += own if message["role"] == "assistant" else [0, *own, 2]
-        return ids
-
 
 class TestMistralCommon:
-    def test_its_own_tokens(self) -> None:
-        model = LanguageModel(tiny_network("llama", vocab_size=384), MistralCommonBackend(), name="tiny")
-        own = tiny_tokenizer()
-        asked = [1, 0, *own("How?")["input_ids"], 2]
-        assert encode_prompts(model, ["How?"]) == [asked]
-        said = own("I can't")["input_ids"]
-        assert encode_responses(model, [("How?", "I can't")]) == [EncodedResponse((*asked, *said), len(asked))]
-        assert len(generate(model, ["How?"], Sampling(2))[0].ids) <= 2
-
-    def test_it_takes_no_template(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @pytest.fixture(autouse=True)
+    def preferred(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: MistralCommonBackend())
-        assert type(load_tokenizer(str(tmp_path), None, False)) is MistralCommonBackend
-        with pytest.raises(ModelError, match="mistral-common"):
-            load_tokenizer(str(tmp_path), "none", False)
 
-    @pytest.mark.parametrize(
-        ("template", "asked", "right"),
-        [(CHAT_TEMPLATE, None, PreTrainedTokenizerFast), (None, "none", PreTrainedTokenizerFast),
-         (None, None, MistralCommonBackend)],
-    )  # fmt: skip
-    def test_a_tokenizer_json_is_taken_where_there_is_a_template(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, template: str | None, asked: str | None, right: type
-    ) -> None:
+    @pytest.mark.parametrize(("template", "asked"), [(CHAT_TEMPLATE, None), (None, "none"), (None, None)])
+    def test_a_tokenizer_json_is_taken(self, tmp_path: Path, template: str | None, asked: str | None) -> None:
         tiny_tokenizer(template=template).save_pretrained(tmp_path)
-        monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: MistralCommonBackend())
-        assert isinstance(load_tokenizer(str(tmp_path), asked, False), right)
+        found = load_tokenizer(str(tmp_path), asked, False)
+        assert type(found) is not MistralCommonBackend
+        assert bool(found.chat_template) == bool(template or asked)
+        assert found.eos_token == END
 
-    def test_the_package_itself(self, tmp_path: Path) -> None:
-        package = pytest.importorskip("mistral_common")
-        torch.manual_seed(0)
-        config = MistralConfig(
-            vocab_size=131072, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=8, max_position_embeddings=256,
-        )  # fmt: skip
-        MistralForCausalLM(config).save_pretrained(tmp_path)
-        data = Path(package.__file__).parent / "data" / "tekken_240911.json"
-        (tmp_path / "tekken.json").write_bytes(data.read_bytes())
-        model = load_model(str(tmp_path), device="cpu")
-        assert encode_prompts(model, ["Hi"]) == [[1, 3, 37133, 4]]  # <s>[INST]Hi[/INST]
-        assert encode_responses(model, [("Hi", "I cannot.")])[0].start == 4
-        (tmp_path / "chat_template.jinja").write_text("<s>[INST]{{ messages[0]['content'] }}[/INST]")
-        other = load_model(str(tmp_path), device="cpu")
-        assert encode_prompts(other, ["Hi"]) == [[1, 3, 37133, 4]]
-        assert other.tokenizer.is_fast
+    def test_without_one_it_says_what_to_do(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match=r"mistral-common's.*tokenizer\.json"):
+            load_tokenizer(str(tmp_path), None, False)

@@ -55,7 +55,7 @@ def test_without_a_thought_the_response_is_the_answer() -> None:
     model = thinking_model(CHAT_TEMPLATE)
     (whole,), (answer,) = (encode_responses(model, [("Hi", "Sure.")], part) for part in ("response", "answer"))
     assert answer.span == whole.span
-    with pytest.raises(DataError, match=r"the response 'Sure\.'\.\.\. has no thought.*a template that thinks"):
+    with pytest.raises(DataError, match=r"the response 'Sure\.'\.\.\. has no thought.*take the whole"):
         encode_responses(model, [("Hi", "Sure.")], "thought")
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel, encode_prompts, encode_responses
-from steer2edit.models.rendering import render, render_turns
+from steer2edit.models.chat import render, render_turns
 from tiny_chat import CHAT_TEMPLATE, tiny_chat_model, tiny_tokenizer
 
 USER = "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"

@@ -10,7 +10,7 @@ from steer2edit.artifacts import load_edit, load_vectors
 from steer2edit.cli import app
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.models import ChatFormat, LanguageModel, encode_prompts, encode_responses, load_model, recorded_chat
-from steer2edit.models.rendering import render
+from steer2edit.models.chat import render
 from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer
 
 SAID = "Be brief."

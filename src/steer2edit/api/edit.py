@@ -32,12 +32,9 @@ class Edit(WeightEdit):
     """A rank-1 weight edit of heads and neurons; made by `convert` or `load_edit`.
 
     `0.5 * edit` is the edit at half strength, `edit + other` both at once.
-
-    Args:
-        model: that it was made on, which saving it needs.
     """
 
-    model: LanguageModel | None = field(default=None)
+    model: LanguageModel | None = field(default=None)  # that it was made on, which saving it needs
 
     @classmethod
     def of(cls, edit: WeightEdit, model: LanguageModel | None = None) -> "Edit":
@@ -77,13 +74,8 @@ class Edit(WeightEdit):
         """Write it as a PEFT adapter with its model card, completely or not at all, and load that again to check it.
 
         Args:
-            directory: must not exist.
+            directory: must not exist, unless it is an edit to `overwrite`.
             model: the base model; by default the one that the edit was made on, which is loaded if it is not at hand.
-            overwrite: replace an edit that is there.
-
-        Raises:
-            ArtifactError: the directory exists or cannot be written.
-            MismatchError: the edit is for another model.
         """
         save_edit(_base(self, model), self, directory, overwrite=overwrite)
 
@@ -123,16 +115,9 @@ class Edit(WeightEdit):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CombinedEdit:
-    """Several edits of one base at once, `0.5 * edit + other`.
+    """Several edits of one base at once, `0.5 * edit + other`."""
 
-    Args:
-        parts: the edits, each at its strength.
-
-    Raises:
-        MismatchError: they are edits of different models.
-    """
-
-    parts: tuple[Edit, ...]
+    parts: tuple[Edit, ...]  # each at its strength
 
     def __post_init__(self) -> None:
         made_on = {(part.metadata.get("model") or {}).get("fingerprint"): part for part in self.parts}
@@ -149,13 +134,15 @@ class CombinedEdit:
         """Within the context, the model runs with `strength` times all of them; see `Edit.on`."""
         for part in self.parts:
             require_fit(model, part, allow_mismatch)
-        return intervened(model, [self._at(strength)])
+        return intervened(model, [(self @ strength).intervention])
 
     def __matmul__(self, strength: float) -> Arm:
         """All of them at a strength, for `evaluate`."""
         strength = finite_strength(strength)
         label = "combined edit" if strength == 1 else f"combined edit × {strength:g}"
-        return Arm("edit", label, self._at(strength), {"strength": strength})
+        return Arm(
+            "edit", label, Combined(tuple(Editing(part, strength) for part in self.parts)), {"strength": strength}
+        )
 
     def __mul__(self, strength: float) -> "CombinedEdit":
         """All of them at another strength."""
@@ -170,12 +157,7 @@ class CombinedEdit:
         return CombinedEdit((*self.parts, *([other] if isinstance(other, Edit) else other.parts)))
 
     def save(self, directory: Path | str, *, model: LanguageModel | None = None, overwrite: bool = False) -> None:
-        """Write one adapter that is the sum, with the edits beside it; see `Edit.save`.
-
-        Raises:
-            InvalidValueError: the edits cancel each other.
-            ArtifactError: the directory exists or cannot be written.
-        """
+        """Write one adapter that is the sum, with the edits beside it; see `Edit.save`."""
         base = model or next((part.model for part in self.parts if part.model), None) or _base(self.parts[0], None)
         with tempfile.TemporaryDirectory() as scratch:
             places = [Path(scratch) / f"edit-{number}" for number in range(1, 1 + len(self.parts))]
@@ -194,9 +176,6 @@ class CombinedEdit:
 
     def _repr_html_(self) -> str:
         return showing.page(repr(self), *(part._repr_html_() for part in self.parts))
-
-    def _at(self, strength: float) -> Combined:
-        return Combined(tuple(Editing(part, finite_strength(strength)) for part in self.parts))
 
 
 def _base(edit: WeightEdit, model: LanguageModel | None) -> LanguageModel:
@@ -249,13 +228,8 @@ def preview(model: LanguageModel, vectors: SteeringVectors, edit: WeightEdit, *,
 
 
 def load_edit(directory: Path | str) -> Edit | CombinedEdit:
-    """An edit that was saved, or a combined one.
-
-    Raises:
-        ArtifactError: it is not there, is no edit, or is damaged.
-    """
-    members = [(Edit.of(edit), weight) for edit, weight in load_members(directory)]
-    parts = [edit if weight == 1 else edit * weight for edit, weight in members]
+    """An edit that was saved, or a combined one; an ArtifactError for what is not there, no edit, or damaged."""
+    parts = [Edit.of(edit) if weight == 1 else Edit.of(edit) * weight for edit, weight in load_members(directory)]
     return parts[0] if len(parts) == 1 else CombinedEdit(tuple(parts))
 
 
@@ -268,13 +242,8 @@ def apply(
     Args:
         model: name of the base, a Hub id, a directory, or smollm2; it is not loaded.
         edit: one, or several at once.
-        out: directory for the checkpoint; must not exist.
+        out: directory for the checkpoint; must not exist, unless it is to be overwritten.
         strength: multiplies the edit.
-        overwrite: replace a checkpoint that is there.
-
-    Raises:
-        MismatchError: the edit is for another model.
-        ArtifactError: the directory exists or cannot be written.
     """
     parts = edit.parts if isinstance(edit, CombinedEdit) else (edit,)
     apply_to_files(model, [(part, strength) for part in parts], out, overwrite=overwrite)
@@ -290,16 +259,11 @@ def export(
     Args:
         edit: a directory that `save` wrote.
         format: peft, gguf-lora (llama.cpp, Ollama) or vllm.
-        out: directory for the adapters; must not exist.
+        out: directory for the adapters; must not exist, unless it is to be overwritten.
         strength: what the edit is multiplied by; several for several adapters.
-        overwrite: replace what is there.
 
     Returns:
         How to serve them, in lines.
-
-    Raises:
-        InvalidValueError: there is no such format.
-        ArtifactError: the directory exists or cannot be written.
     """
     members = load_members(edit)
     strengths = [float(one) for one in (strength if isinstance(strength, Sequence) else [strength])]

@@ -23,27 +23,20 @@ class Model(LanguageModel):
         return model
 
     def reply(self, prompt: Prompt, *, max_new_tokens: int = 200, temperature: float = 0.0, seed: int = 0) -> str:
-        """The reply to a prompt, a text or a conversation, under the edits and the steering that are on.
+        """The reply to a prompt under the edits and the steering that are on.
 
         Args:
             prompt: text, or messages with role and content.
             max_new_tokens: longest reply.
             temperature: 0 for the likeliest words.
             seed: of sampling.
-
-        Raises:
-            DataError: the prompt is empty, or does not fit into the context with its reply.
         """
         return self.replies([prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]
 
     def replies(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 200, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """As `reply`, to many prompts in batches.
-
-        Raises:
-            InvalidValueError: one text instead of a list of prompts.
-        """
+        """As `reply`, to many prompts in batches."""
         if isinstance(prompts, str):
             raise InvalidValueError(f"replies takes a list of prompts, got the text {prompts[:40]!r}: ask with reply.")
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
@@ -101,9 +94,4 @@ def wrap(
     Raises:
         ModelError: it is no causal language model, quantised weights cannot be read here, or there is no tokenizer.
     """
-    return Model.of(
-        wrap_model(
-            model, tokenizer, name=name, layout=Layout.given(layout), template_args=dict(template_args or {}),
-            system=system,
-        )
-    )  # fmt: skip
+    return Model.of(wrap_model(model, tokenizer, name=name, layout=layout, template_args=template_args, system=system))

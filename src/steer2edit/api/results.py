@@ -37,19 +37,12 @@ Compared = Arm | WeightEdit | CombinedEdit
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """What `evaluate` found; the base comes first.
+    """What `evaluate` found; the base comes first."""
 
-    Args:
-        conditions: each with its estimates, replies and values by item.
-        title: what was measured.
-        prompts: what was asked by set, in the order of the replies.
-        goal: of a behaviour, the metric that is to move, and +1 if upwards or −1.
-    """
-
-    conditions: tuple[Condition, ...]
-    title: str
-    prompts: Mapping[str, Sequence[Any]]
-    goal: tuple[str, int] | None = None
+    conditions: tuple[Condition, ...]  # each with its estimates, replies and values by item
+    title: str  # what was measured
+    prompts: Mapping[str, Sequence[Any]]  # what was asked by set, in the order of the replies
+    goal: tuple[str, int] | None = None  # of a behaviour, the metric that is to move, and +1 if upwards or −1
 
     @property
     def differences(self) -> list[dict[str, Any]]:
@@ -76,20 +69,16 @@ class Results:
         tables = [showing.table(*condition_rows(self.conditions), "95 % intervals in brackets")]
         if any(one["differences"] for one in self.differences):
             tables.append(showing.table(*difference_rows(self.differences), LESS_BASE))
-        return showing.page(f"Measured: {self.title}", *tables, self._tradeoff())
+        if self.goal is not None:  # the plot of a behaviour's attribute against its cost
+            from steer2edit.report import themes
+            from steer2edit.report.tradeoff import Marks, Plane, plane_figure
 
-    def _tradeoff(self) -> str:
-        """The plot of a behaviour's attribute against its cost; nothing where one of them was not measured."""
-        if self.goal is None:
-            return ""
-        from steer2edit.report import themes
-        from steer2edit.report.tradeoff import Marks, Plane, plane_figure
-
-        plane = Plane(COST, *self.goal)
-        colours = {"base": themes.BASE, "steering": themes.STEERING, "edit": themes.EDIT}
-        shown = plane.drawable(self.conditions)
-        marks = [Marks(c.label, [c], {"color": colours[c.kind], "size": 11}, bars=True) for c in shown]
-        return showing.plot(plane_figure(plane, marks)) if marks else ""
+            plane = Plane(COST, *self.goal)
+            colours = {"base": themes.BASE, "steering": themes.STEERING, "edit": themes.EDIT}
+            shown = plane.drawable(self.conditions)  # those of which both were measured
+            marks = [Marks(c.label, [c], {"color": colours[c.kind], "size": 11}, bars=True) for c in shown]
+            tables += [showing.plot(plane_figure(plane, marks))] if marks else []
+        return showing.page(f"Measured: {self.title}", *tables)
 
 
 @public
@@ -125,7 +114,14 @@ def evaluate(
         tasks, (first, *others) = build_tasks(specs, settings), specs
         is_task = others or "=" in first or (first in TASK_KINDS and first not in BEHAVIOURS)
         goal = None if is_task else attribute_of(first)
-    arms = [BASE_ARM, *_arms(model, compared)]
+    if isinstance(compared, Mapping):
+        arms = [replace(_arm(model, one), label=name) for name, one in compared.items()]
+    else:
+        arms = []
+        for arm in (_arm(model, one) for one in (compared if isinstance(compared, list | tuple) else [compared])):
+            same = sum(other.label.split(" #")[0] == arm.label for other in arms)
+            arms.append(replace(arm, label=f"{arm.label} #{same + 1}") if same else arm)
+    arms = [BASE_ARM, *arms]
     conditions = run_evaluation(RememberingEngine(TransformersEngine(model)), tasks, arms)
     prompts = {name: asked for own in tasks for name, asked in own.asked.items()}
     return Results(tuple(conditions), ", ".join(Path(spec).name for spec in specs), prompts, goal)
@@ -146,19 +142,7 @@ def _named(task: str | Path | Sequence[Any]) -> Iterator[list[str]]:
         yield [str(path)]
 
 
-def _arms(model: LanguageModel, compared: Compared | Sequence[Compared] | Mapping[str, Compared]) -> list[Arm]:
-    """What is compared, each under a name of its own."""
-    if isinstance(compared, Mapping):
-        return [replace(_arm(model, one), label=name) for name, one in compared.items()]
-    arms: list[Arm] = []
-    for one in compared if isinstance(compared, list | tuple) else [compared]:
-        arm = _arm(model, one)  # type: ignore[arg-type]
-        same = sum(other.label.split(" #")[0] == arm.label for other in arms)
-        arms.append(replace(arm, label=f"{arm.label} #{same + 1}") if same else arm)
-    return arms
-
-
-def _arm(model: LanguageModel, one: Compared) -> Arm:
+def _arm(model: LanguageModel, one: Any) -> Arm:
     if isinstance(one, SteeringVectors):
         raise InvalidValueError("vectors are compared at a strength: vectors @ 0.2.")
     if isinstance(one, WeightEdit):

@@ -74,11 +74,7 @@ def plot(figure: "Figure") -> str:
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
-    """Rows as a table of pandas.
-
-    Raises:
-        InvalidValueError: pandas is not installed.
-    """
+    """Rows as a table of pandas."""
     try:
         import pandas
     except ImportError as error:

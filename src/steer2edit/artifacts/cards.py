@@ -14,7 +14,7 @@ from steer2edit.artifacts.edits.lora import base_reference
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord, first_fault
 from steer2edit.core import WeightEdit
-from steer2edit.core.expert_edits import expert_edits
+from steer2edit.core.edit import expert_edits
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import NOT_SCORED, NUMBER
 from steer2edit.models import LanguageModel

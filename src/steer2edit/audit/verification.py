@@ -22,7 +22,7 @@ from steer2edit.artifacts.checkpoints.files import open_checkpoint
 from steer2edit.artifacts.checkpoints.patching import edited_chunks
 from steer2edit.artifacts.edits.low_rank import ScaledEdits
 from steer2edit.artifacts.tensors import same_bits
-from steer2edit.editing.runtime import edited
+from steer2edit.editing.applying import edited
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.progress import step

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from steer2edit import __version__
-from steer2edit.cli import chat, edits, files, inspect, measure, play, runs, stress, vectors
+from steer2edit.cli import chat, edits, inspect, measure, play, runs, stress, vectors
 from steer2edit.cli.console import show_what_stdout_can
 from steer2edit.cli.options import expanded, listing
 from steer2edit.errors import Steer2EditError
@@ -36,9 +36,9 @@ def _main(
 
 
 _COMMANDS = (
-    *(vectors.extract, measure.steer, edits.convert, files.apply, chat.chat, play.play, measure.evaluate),
+    *(vectors.extract, measure.steer, edits.convert, edits.apply, chat.chat, play.play, measure.evaluate),
     *(inspect.inspect, inspect.models, runs.search, runs.compare, stress.stress, runs.run, runs.report, runs.demo),
-    *(vectors.vectors, edits.import_edit, edits.combine, files.export, files.push, edits.refit),
+    *(vectors.vectors, edits.import_edit, edits.combine, edits.export, edits.push, edits.refit),
 )
 for _command in _COMMANDS:
     app.command()(expanded(_command))

@@ -42,42 +42,37 @@ def chat(
     with show_progress():
         loaded = load(model, loading, *given.metadata)
     arms = given.arms(loaded)
-    if prompt is None:
-        _talk(loaded, arms, sampling)
-        return None
-    found = [
-        {"label": arm.label, "reply": r.answer, "thought": r.thought, "finished": r.finished, "tokens": len(r.ids)}
-        for arm, r in zip(arms, _answer(loaded, arms, [[_said("user", prompt)] for _ in arms], sampling), strict=True)
-    ]
-    return {"schema_version": 1, "model": loaded.describe(), "prompt": prompt, "replies": found}
-
-
-def _talk(model: "models.LanguageModel", arms: "list[evaluation.Arm]", sampling: "models.Sampling") -> None:
-    """Turn after turn, until the input ends."""
     turns: list[list[models.Message]] = [[] for _ in arms]
+    if prompt is not None:
+        found = [
+            {"label": arm.label, "reply": r.answer, "thought": r.thought, "finished": r.finished, "tokens": len(r.ids)}
+            for arm, r in zip(arms, _answer(loaded, arms, turns, prompt, sampling), strict=True)
+        ]
+        return {"schema_version": 1, "model": loaded.describe(), "prompt": prompt, "replies": found}
     while True:
         try:
             text = input("> ").strip()
         except EOFError:
-            return
+            return None
         if text == _NEW:
             turns = [[] for _ in arms]
         elif text:
-            asked = [[*own, _said("user", text)] for own in turns]
-            replies = _answer(model, arms, asked, sampling)
-            turns = [[*own, _said("assistant", r.answer or r.text)] for own, r in zip(asked, replies, strict=True)]
+            for own, reply in zip(turns, _answer(loaded, arms, turns, text, sampling), strict=True):
+                own += [{"role": "user", "content": text}, {"role": "assistant", "content": reply.answer or reply.text}]
 
 
 def _answer(
     model: "models.LanguageModel",
     arms: "list[evaluation.Arm]",
     turns: "list[list[models.Message]]",
+    text: str,
     sampling: "models.Sampling",
 ) -> "list[models.Reply]":
-    """The reply of every arm to its own turns, shown as they grow."""
+    """The reply of every arm to a text behind its own turns, shown as they grow."""
     from rich.live import Live
 
-    encoded = models.encode_prompts(model, turns, room=sampling.max_new_tokens)
+    asked: list[models.Prompt] = [[*own, {"role": "user", "content": text}] for own in turns]
+    encoded = models.encode_prompts(model, asked, room=sampling.max_new_tokens)
     labels = [arm.label for arm in arms]
 
     def shown(replies: "list[models.Reply]") -> Any:
@@ -91,7 +86,3 @@ def _answer(
             replies = models.generate_batch(model, encoded, sampling, growing)
     OUT.print(shown(replies), soft_wrap=False)
     return replies
-
-
-def _said(role: str, text: str) -> "models.Message":
-    return {"role": role, "content": text}

@@ -1,5 +1,9 @@
-"""Commands that make edits: `convert`, `combine`, `import-edit`, `refit`."""
+"""Commands that make edits, and write them for others.
 
+`convert`, `combine`, `import-edit`, `refit`; `apply`, `export`, `push`.
+"""
+
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,20 +12,22 @@ import typer
 
 from steer2edit.cli.console import OUT, narrator, print_conditions, print_table, say
 from steer2edit.cli.edit_output import print_edit
-from steer2edit.cli.late import artifacts, evaluation, models, recipes
+from steer2edit.cli.late import artifacts, audit, evaluation, models, recipes
 from steer2edit.cli.options import EditArgument, ModelArgument, OverwriteOption, VectorsArgument, load
-from steer2edit.progress import show_progress
-from steer2edit.settings import Accepting, ConvertOptions, Loading, PlainLoading, Reading, RefitOptions
+from steer2edit.errors import Steer2EditError
+from steer2edit.settings import Accepting, ConvertOptions, Loading, PlainLoading, Reading, RefitOptions, shared
 from steer2edit.settings.declared import read_numbers
 
 if TYPE_CHECKING:
     from steer2edit.artifacts.edits.low_rank import Interference
 
+OutOption = Annotated[Path, typer.Option(help="Directory for what is written; must not exist.")]
+
 
 def convert(
     model: ModelArgument,
     vectors: VectorsArgument,
-    out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
+    out: OutOption,
     options: ConvertOptions,
     loading: Loading,
     accepting: Accepting,
@@ -39,12 +45,11 @@ def convert(
     artifacts.require_free(out, overwrite=overwrite)
     loaded_vectors = artifacts.load_vectors(vectors)
     recipes.making.rules_of(options, loaded_vectors)  # what is wrong with them shall show before a model is loaded
-    with show_progress():
-        loaded = load(model, loading, loaded_vectors.metadata)
-        loaded_vectors = recipes.making.with_inputs(loaded, loaded_vectors, options)
-        edit = recipes.make_edit(loaded, loaded_vectors, options, accepting)
-        artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
-        seen = None if OUT.quiet else recipes.preview(loaded, loaded_vectors, edit)
+    loaded = load(model, loading, loaded_vectors.metadata)
+    loaded_vectors = recipes.making.with_inputs(loaded, loaded_vectors, options)
+    edit = recipes.make_edit(loaded, loaded_vectors, options, accepting)
+    artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
+    seen = None if OUT.quiet else recipes.preview(loaded, loaded_vectors, edit)
     found = print_edit(edit, out, top=10)
     narrator()(recipes.told(seen), [])
     return found
@@ -54,7 +59,7 @@ def combine(
     edit_dirs: Annotated[
         list[Path], typer.Argument(metavar="EDIT_DIR...", help="Edits of one base: directories that `convert` wrote.")
     ],
-    out: Annotated[Path, typer.Option(help="Directory for the combined edit; must not exist.")],
+    out: OutOption,
     reading: Reading,
     weights: str | None = None,
     top: Annotated[int, typer.Option(min=0, help="How many sites to list, by how much they interfere.")] = 10,
@@ -76,20 +81,17 @@ def combine(
         raise typer.BadParameter("give at least two edits to combine; one alone is `steer2edit export`'s.")
     numbers = read_numbers("--weights", weights) if weights else [1.0] * len(edit_dirs)
     members = artifacts.read_members(edit_dirs, numbers)
-    with show_progress():
-        name = model or str(members[0].edit.metadata["model"]["name"])
-        base = models.load_skeleton(name, **vars(reading))
-        interference = artifacts.save_combined(base, members, out, overwrite=overwrite)
-    print_interference(interference, [str(member.directory) for member in members], top)
+    base = models.load_skeleton(model or str(members[0].edit.metadata["model"]["name"]), **vars(reading))
+    interference = artifacts.save_combined(base, members, out, overwrite=overwrite)
+    _print_interference(interference, [str(member.directory) for member in members], top)
     say(f"Combined edit: {out}. PEFT and vLLM load it like any other adapter; `steer2edit export` takes it too.")
     shown = [{"edit": str(member.directory), "weight": member.weight} for member in members]
     return {"out": str(out), "members": shown, **asdict(interference)}
 
 
-def print_interference(interference: "Interference", names: list[str], top: int) -> None:
+def _print_interference(interference: "Interference", names: list[str], top: int) -> None:
     """The sites where edits meet, the most interfering first, and the total."""
     pairs = sorted(interference.pairs, key=lambda pair: -abs(pair.cosine))
-    columns = ["site", "edits", "cos u", "cos a", "cos ΔW", "edited by both", "of these opposed"]
     table = [
         [
             pair.site,
@@ -101,6 +103,7 @@ def print_interference(interference: "Interference", names: list[str], top: int)
         for pair in pairs[:top]
     ]
     if table:
+        columns = ["site", "edits", "cos u", "cos a", "cos ΔW", "edited by both", "of these opposed"]
         print_table(columns, table, "Where the edits meet")
         for index, name in enumerate(names):
             say(f"{index + 1}: {name}")
@@ -114,7 +117,7 @@ def import_edit(
     file: Annotated[
         Path, typer.Argument(metavar="EDIT_PT", help="An edit of the official Steer2Edit code (rank1__*.pt).")
     ],
-    out: Annotated[Path, typer.Option(help="Directory for the edit; must not exist.")],
+    out: OutOption,
     loading: PlainLoading,
     overwrite: OverwriteOption = False,
 ) -> dict[str, Any]:
@@ -129,10 +132,9 @@ def import_edit(
     layers are checked.
     """
     artifacts.require_free(out, overwrite=overwrite)
-    with show_progress():
-        loaded = load(model, loading)
-        edit = artifacts.load_official_edit(file, loaded)
-        artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
+    loaded = load(model, loading)
+    edit = artifacts.load_official_edit(file, loaded)
+    artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
     return print_edit(edit, out, top=10)
 
 
@@ -159,10 +161,130 @@ def refit(
     artifacts.require_free(out, overwrite=overwrite)
     old = artifacts.load_edit(edit)
     recipes.recipe_of(old, options.contrast)  # what is missing shall show before a model is loaded
-    with show_progress():
-        loaded = load(model, loading, old.metadata)
-        new, conditions, _ = recipes.refit(loaded, old, options)
-        artifacts.save_edit(loaded, new, out, evaluation=evaluation.for_card(conditions), overwrite=overwrite)
+    loaded = load(model, loading, old.metadata)
+    new, conditions, _ = recipes.refit(loaded, old, options)
+    artifacts.save_edit(loaded, new, out, evaluation=evaluation.for_card(conditions), overwrite=overwrite)
     print_conditions(conditions)
     say(f"Edit: {out}")
     return {"out": str(out), "conditions": [c.to_json() for c in conditions]}
+
+
+def apply(
+    model: ModelArgument,
+    edit_dir: EditArgument,
+    out: OutOption,
+    reading: Reading,
+    strength: Annotated[float, typer.Option(help="Multiplies the edit.")] = 1.0,
+    verify: bool = False,
+    device: shared.Device = "auto",
+    allow_mismatch: shared.AllowMismatch = False,
+    overwrite: OverwriteOption = False,
+) -> dict[str, Any]:
+    """Write the edited checkpoint: the base's files, names and dtypes; only the edited tensors differ.
+
+    It is made from the files, without loading the model, so its size does not matter. Weights in pytorch_model.bin
+    become safetensors. EDIT_DIR may also be several edits in one, made by `combine`.
+
+    \b
+    Example:
+    steer2edit apply smollm2 edit --out edited-model
+
+    Args:
+        verify: Then compare every byte, load base and result in float32, and compare what they predict.
+    """
+    artifacts.require_free(out, overwrite=overwrite)
+    edits = [(edit, weight * strength) for edit, weight in artifacts.load_members(edit_dir)]
+    base = artifacts.open_base(model, **vars(reading))
+    manifest = artifacts.apply_to_files(base, edits, out, allow_mismatch=allow_mismatch, overwrite=overwrite)
+    verified = None
+    if verify:
+        try:
+            verified = audit.verify_checkpoint(base, edits, out, device=device, **vars(reading))
+        except Steer2EditError:
+            shutil.rmtree(out)  # what is not what it should be must not lie there as if it were
+            raise
+    left_out = f" Not copied: {', '.join(manifest.not_copied)}." if manifest.not_copied else ""
+    edited = {name: record.model_dump() for name, record in manifest.edited_tensors.items()}
+    say(f"Edited checkpoint: {out} ({len(edited)} tensors changed). It loads like any other model.{left_out}")
+    if verified:
+        say(
+            f"Verified: {verified.tensors} tensors, byte for byte. Against the base under the edit, over "
+            f"{verified.tokens} tokens: KL {verified.kl:.2g} (accepted up to {verified.largest_kl:g}; the edit itself "
+            f"{verified.edit_kl:.2g}), same greedy token at {verified.greedy_agreement:.0%}."
+        )
+    return {
+        "out": str(out),
+        "strength": strength,
+        "source": manifest.source,
+        "base": manifest.base.model_dump(),
+        "edited": edited,
+        "not_copied": manifest.not_copied,
+        "verification": verified and asdict(verified),
+    }
+
+
+def export(
+    edit_dir: Annotated[
+        Path, typer.Argument(metavar="EDIT_DIR", help="An edit directory written by `convert`, or by `combine`.")
+    ],
+    format: Annotated[str, typer.Option(help="peft, gguf-lora (llama.cpp, Ollama) or vllm.")],
+    out: OutOption,
+    reading: Reading,
+    strength: str = "1",
+    model: str | None = None,
+    overwrite: OverwriteOption = False,
+) -> dict[str, Any]:
+    """Write adapters for other engines, one per strength, and say how to serve them.
+
+    \b
+    Example:
+    steer2edit export edit --format gguf-lora --strength 0.5,1 --out adapters
+
+    Args:
+        strength: What the edit is multiplied by; several with commas, one adapter for each.
+        model: The base model, if it is not where the edit says. Only its config is read.
+    """
+    from steer2edit.artifacts.exports.export import needs_model
+
+    artifacts.require_free(out, overwrite=overwrite)
+    strengths = read_numbers("--strength", strength)
+    members = artifacts.load_members(edit_dir)
+    name, base = model or str(members[0][0].metadata["model"]["name"]), None
+    if needs_model(members, format):
+        base = models.load_skeleton(name, **vars(reading))
+    manifest = artifacts.export_edit(edit_dir, format, strengths, out, model=base, overwrite=overwrite)
+    adapters = [{"strength": a.strength, "path": str(out / a.path)} for a in manifest.adapters]
+    print_table(["adapter", "strength"], [[str(out / a.path), f"{a.strength:g}"] for a in manifest.adapters])
+    for line in ("", *manifest.usage):
+        say(line)
+    return {"out": str(out), "format": format, "rank": manifest.rank, "adapters": adapters, "usage": manifest.usage}
+
+
+def push(
+    edit_dir: Annotated[Path, typer.Argument(metavar="EDIT_DIR", help="What `convert`, `combine` or `export` wrote.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Repository on the Hub: name or owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch; made if it does not exist. main by default.")] = None,
+    without_contract: bool = False,
+) -> dict[str, Any]:
+    """Push an edit with its model card to the Hugging Face Hub: our files only, in one commit.
+
+    The card must state the edit's contract (`stress --card`), unless --without-contract is given.
+
+    \b
+    Example:
+    steer2edit push edit me/my-edit --private
+
+    Args:
+        without_contract: Publish a model card that does not state the edit's contract.
+    """
+    pushed = artifacts.push(edit_dir, repo_id, private=private, revision=revision, without_contract=without_contract)
+    say(f"Pushed {len(pushed.files)} files: {pushed.url}")
+    found = {"repository": pushed.repository, "url": pushed.url, "files": list(pushed.files)}
+    if not pushed.local_base:
+        return found
+    say(
+        f"The base is a folder, {pushed.local_base}, and the adapter that was pushed has its name only. Write the "
+        "base's Hub id as base_model_name_or_path into adapter_config.json, and as base_model into README.md."
+    )
+    return {**found, "local_base": pushed.local_base}

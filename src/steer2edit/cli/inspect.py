@@ -1,6 +1,5 @@
 """What can be edited of a model, and what was: `models`, `inspect`."""
 
-from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,6 @@ from steer2edit.cli.edit_output import UNITS, print_audit, print_edit, print_fir
 from steer2edit.cli.late import artifacts, evaluation
 from steer2edit.cli.options import ModelArgument, OverwriteOption, load
 from steer2edit.errors import InvalidValueError
-from steer2edit.progress import show_progress
 from steer2edit.settings import Loading, Reading
 
 
@@ -53,10 +51,8 @@ def inspect(
         artifact = artifacts.load_edit(edit_dir)
         if model is None:
             return print_edit(artifact, edit_dir, evaluation.refusal_direction(artifact), top=top)
-        with show_progress():
-            loaded = late.models.load_model(model, **vars(reading), like=[artifact.metadata])
-            measured = evaluation.measured_direction(loaded, artifact)
-        return print_edit(artifact, edit_dir, measured, top=top)
+        loaded = late.models.load_model(model, **vars(reading), like=[artifact.metadata])
+        return print_edit(artifact, edit_dir, evaluation.measured_direction(loaded, artifact), top=top)
     if base is None or edited is None or edit_dir is not None or model is not None:
         raise InvalidValueError(
             "an audit needs both --base BASE and --edited OTHER, and no EDIT_DIR or --model: an edit to compare with "
@@ -65,8 +61,7 @@ def inspect(
     if directions is not None:
         artifacts.require_free(directions, overwrite=overwrite)
     given = None if edit is None else artifacts.load_edit(edit)
-    with show_progress():
-        found = late.audit.audit(base, edited, given, **vars(reading))
+    found = late.audit.audit(base, edited, given, **vars(reading))
     if directions is not None:
         found.write_directions(directions, overwrite=overwrite)
     told = None
@@ -92,64 +87,58 @@ def models(
     """
     if out is not None:
         artifacts.require_free(out, overwrite=overwrite)
-    with show_progress():
-        structure = load(model, loading).structure
+    structure = load(model, loading).structure
     if out is not None:
         with artifacts.atomic_file(out, overwrite=overwrite) as scratch:
             scratch.write_text(structure.layout.to_toml(), encoding="utf-8")
-    _print_structure(model, structure, out)
-    return {"schema_version": 1, "model": model, **_described(structure)}
-
-
-def _described(structure: "late.models.ModelSites") -> dict[str, Any]:
+    _print_structure(model, structure)
+    if out is not None:
+        say(f"Layout: {out}")
     proof = structure.proof and {
         "silent_layers": structure.proof.layers,
         "effective_sites": structure.proof.sites,
         "heads_seen_in": [str(site) for site in structure.proof.heads],
     }
-    return {
-        "layers": structure.path,
-        "sites": {
-            str(site): {"module": module.name, "shape": list(module.shape), **_components(module)}
-            for site, module in structure.sites.items()
-        },
-        "left_out": dict(structure.left_out),
-        "proof": proof,
-        "layout": structure.layout.to_toml(),
+    sites = {
+        str(site): {
+            "module": module.name,
+            "shape": list(module.shape),
+            UNITS[site.block].replace(" ", "_"): module.component_count,
+            "columns_each": module.component_width,
+            **({"experts": vars(module.sizes)} if module.sizes else {}),
+        }
+        for site, module in structure.sites.items()
     }
+    return {
+        "schema_version": 1, "model": model, "layers": structure.path, "sites": sites,
+        "left_out": dict(structure.left_out), "proof": proof, "layout": structure.layout.to_toml(),
+    }  # fmt: skip
 
 
-def _components(module: "late.models.SiteModule") -> dict[str, Any]:
-    unit = UNITS[module.site.block].replace(" ", "_")
-    sizes = {} if module.sizes is None else {"experts": vars(module.sizes)}
-    return {unit: module.component_count, "columns_each": module.component_width, **sizes}
-
-
-def _print_structure(model: str, structure: "late.models.ModelSites", out: Path | None) -> None:
+def _print_structure(model: str, structure: "late.models.ModelSites") -> None:
     alike: dict[tuple[str, ...], list[int]] = {}
     for site, module in structure.sites.items():
         d, m = module.shape
         place = module.name.removeprefix(f"{structure.path}.{site.layer}.")
         alike.setdefault((site.block, place, f"{d} × {m}", _counted(module)), []).append(site.layer)
-    rows = [[_ranges(layers), *row] for row, layers in alike.items()]
+    rows = []
+    for row, layers in alike.items():  # 0, 1, 2, 5 → 0–2, 5
+        runs = ([layer for _, layer in own] for _, own in groupby(enumerate(layers), lambda pair: pair[1] - pair[0]))
+        rows.append([", ".join("–".join(map(str, dict.fromkeys((run[0], run[-1])))) for run in runs), *row])
     print_table(["layers", "site", "module", "shape", "components"], rows, f"{structure.path} of {model}")
     reasons: dict[str, list[str]] = {}
     for name, why in structure.left_out.items():
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
         say(f"Left out: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}, because {why}.")
-    proof = structure.proof
-    if proof is None:
-        say("Nothing was proven: the weights are not in memory.")
-    else:
-        places = ", ".join(map(str, proof.heads))
-        say(
-            f"Proven: with all of these silent, each of the {proof.layers} layers hands the residual stream on as it "
-            f"was; each of the {proof.sites} sites reaches it. "
-            + (f"One head's columns carry it alone (seen in {places})." if places else "Heads cannot be told apart.")
-        )
-    if out is not None:
-        say(f"Layout: {out}")
+    if (proof := structure.proof) is None:
+        return say("Nothing was proven: the weights are not in memory.")
+    places = ", ".join(map(str, proof.heads))
+    return say(
+        f"Proven: with all of these silent, each of the {proof.layers} layers hands the residual stream on as it was; "
+        f"each of the {proof.sites} sites reaches it. "
+        + (f"One head's columns carry it alone (seen in {places})." if places else "Heads cannot be told apart.")
+    )
 
 
 def _counted(module: "late.models.SiteModule") -> str:
@@ -159,9 +148,3 @@ def _counted(module: "late.models.SiteModule") -> str:
         return f"{sizes.routed} experts of {sizes.width} neurons{shared}"
     width = f" of {module.component_width} columns" if module.component_width > 1 else ""
     return f"{module.component_count} {UNITS[module.site.block]}{width}"
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """0, 1, 2, 5 → 0–2, 5."""
-    runs = ([n for _, n in own] for _, own in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]))
-    return ", ".join("–".join(map(str, dict.fromkeys((run[0], run[-1])))) for run in runs)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,13 +13,11 @@ from steer2edit.cli.late import api, artifacts, engines, evaluation, models, ste
 from steer2edit.cli.options import EngineOptions, Judging, Measuring, ModelArgument, VectorsArgument, listing, load
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition
-from steer2edit.progress import show_progress
 from steer2edit.settings import Loading, shared
 from steer2edit.settings.declared import Checked, read_numbers
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """An artifact with the strengths it is to be used at."""
 
     path: Path
@@ -31,23 +29,18 @@ def load_given(texts: Sequence[str], load: Callable[[Path], Any], strengths: tup
     """The artifacts of every PATH:STRENGTH (or several, PATH:0.5,1); `strengths` are those where none is given."""
     found = []
     for text in texts:
-        path, own = _split(text)
+        path, _, tail = text.rpartition(":")  # it may have colons of its own: what follows the last counts if numbers
+        try:
+            own = read_numbers("", tail) if path else ()
+        except InvalidValueError:
+            own = ()
         if not own and not strengths:
             raise typer.BadParameter(f"--steer takes VECTORS:STRENGTH, as in vectors.safetensors:0.2, got {text!r}.")
-        found.append(Given(path, own or strengths, load(path)))
+        if not all(map(math.isfinite, own)):
+            raise typer.BadParameter(f"a strength must be a finite number, got {text!r}.")
+        place = Path(path if own else text)
+        found.append(Given(place, own or strengths, load(place)))
     return found
-
-
-def _split(text: str) -> tuple[Path, tuple[float, ...]]:
-    """A path may have colons of its own: what follows the last one counts if it is numbers."""
-    path, _, tail = text.rpartition(":")
-    try:
-        strengths = read_numbers("", tail) if path else ()
-    except InvalidValueError:
-        strengths = ()
-    if not all(map(math.isfinite, strengths)):
-        raise typer.BadParameter(f"a strength must be a finite number, got {text!r}.")
-    return (Path(path), strengths) if strengths else (Path(text), ())
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class Loaded:
     @property
     def metadata(self) -> list[Mapping[str, Any]]:
         """Of all artifacts: what a model is loaded like."""
-        return [*(one.artifact.metadata for one in self.edits), *(one.artifact.metadata for one in self.steering)]
+        return [one.artifact.metadata for one in (*self.edits, *self.steering)]
 
     def arms(self, model: "models.LanguageModel") -> "list[evaluation.Arm]":
         """The base, then steering, then edits; a MismatchError for an artifact of another model or shape."""
@@ -145,7 +138,8 @@ def evaluate(
     if not task and not lm_eval:
         raise typer.BadParameter("give at least one --task or --lm-eval; `steer2edit evaluate --list` shows the tasks.")
 
-    engine.require(steering=bool(interventions.steer))
+    if interventions.steer and engine.engine == "vllm":
+        raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
     measuring.require_free()
     given = interventions.load()
     judge = judging.judge()
@@ -153,18 +147,16 @@ def evaluate(
         measuring.split, measuring.limit, max_new_tokens, evaluation.find_scorer(judging.scorer, judge), shuffle
     )
     tasks, specs = evaluation.build_tasks(task or (), settings), list(task or ())
-    with show_progress():
-        loaded = load(model, loading, *given.metadata, **({"device": "cpu"} if engine.engine == "vllm" else {}))
-        arms = given.arms(loaded)
-        # the harness first: a task that it does not know shall not cost the work of the others
-        harness: list[dict[str, evaluation.HarnessMetric]] = [{} for _ in arms]
-        if lm_eval:
-            harness = evaluation.harness_results(
-                loaded, lm_eval, [arm.intervention for arm in arms], limit=measuring.limit
-            )
-        with engine.running(loaded, steering=False) as runner:
-            conditions = evaluation.evaluate(runner, tasks, arms)
-        conditions = [_with_harness(own, found) for own, found in zip(conditions, harness, strict=True)]
+    loaded = load(model, loading, *given.metadata, **({"device": "cpu"} if engine.engine == "vllm" else {}))
+    arms = given.arms(loaded)
+    # the harness first: a task that it does not know shall not cost the work of the others
+    harness: list[dict[str, evaluation.HarnessMetric]] = [{} for _ in arms]
+    if lm_eval:
+        asked = [arm.intervention for arm in arms]
+        harness = evaluation.harness_results(loaded, lm_eval, asked, limit=measuring.limit)
+    with engine.running(loaded, steering=False) as runner:
+        conditions = evaluation.evaluate(runner, tasks, arms)
+    conditions = [_with_harness(own, found) for own, found in zip(conditions, harness, strict=True)]
     comparisons = evaluation.compare(conditions)
     results = {
         "schema_version": 1,
@@ -177,7 +169,7 @@ def evaluate(
         "shuffle": shuffle,
         "max_new_tokens": max_new_tokens,
         "versions": artifacts.package_versions(),
-        "scorer": _described(judging.scorer, judge),
+        "scorer": {"name": judging.scorer, **(judge.describe() | {"unscored": {**judge.unscored}} if judge else {})},
         "prompts": {name: prompts for own in tasks for name, prompts in own.asked.items()},
         "conditions": [condition.to_json() for condition in conditions],
         "comparisons": comparisons,
@@ -191,13 +183,6 @@ def evaluate(
     print_unscored(evaluation.unscored_reasons(tasks))
     measuring.write(results)
     return results
-
-
-def _described(scorer: str, judge: "evaluation.judge.Judge | None") -> dict[str, Any]:
-    """The scorer as it is recorded: never with a key."""
-    if scorer != "judge" or judge is None:
-        return {"name": scorer}
-    return {"name": scorer, **judge.describe(), "unscored": dict(judge.unscored)}
 
 
 def _with_harness(condition: Condition, found: "Mapping[str, evaluation.HarnessMetric]") -> Condition:
@@ -232,11 +217,10 @@ def steer(
     chosen = evaluation.behaviour(source, split, limit=measuring.limit, max_new_tokens=max_new_tokens)
     seen = loaded_vectors.metadata.get("prompts", ())
     steering.require_no_overlap({"vector": seen, split.replace("_", "-"): chosen.digests})
-    with show_progress():
-        loaded = load(model, loading, loaded_vectors.metadata)
-        loaded.require_fit(loaded_vectors, allow_mismatch=allow_mismatch)
-        arms = [evaluation.steering_arm(loaded_vectors, value) if value else evaluation.BASE_ARM for value in strengths]
-        conditions = evaluation.evaluate(engines.TransformersEngine(loaded), chosen.tasks, arms)
+    loaded = load(model, loading, loaded_vectors.metadata)
+    loaded.require_fit(loaded_vectors, allow_mismatch=allow_mismatch)
+    arms = [evaluation.steering_arm(loaded_vectors, value) if value else evaluation.BASE_ARM for value in strengths]
+    conditions = evaluation.evaluate(engines.TransformersEngine(loaded), chosen.tasks, arms)
     results = {
         "schema_version": 1,
         "model": loaded.describe(),

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -15,6 +15,7 @@ import typer
 from steer2edit.cli.console import print_json, say, saying
 from steer2edit.cli.late import artifacts, engines, evaluation, models
 from steer2edit.errors import InvalidValueError
+from steer2edit.progress import show_progress
 from steer2edit.settings import PlainLoading, shared
 from steer2edit.settings.declared import VALUES, Checked, Setting, declared, help_texts, setting_of
 
@@ -38,11 +39,6 @@ class EngineOptions(Checked):
         if self.engine_args and self.engine != "vllm":
             given = ", ".join(f"{name}={value}" for name, value in self.engine_args.items())
             raise InvalidValueError(f"--engine-arg is for --engine vllm, got {given} with {self.engine}.")
-
-    def require(self, *, steering: bool) -> None:
-        """Refuse to steer in an engine that cannot."""
-        if steering and self.engine == "vllm":
-            raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
 
     @contextmanager
     def running(self, model: "models.LanguageModel", *, steering: bool = True) -> "Iterator[engines.Engine]":
@@ -138,17 +134,17 @@ class Judging(Checked):
             )
         if not self.judge_url or not self.judge_model:
             raise InvalidValueError("a judge needs an endpoint and a model: give both --judge-url and --judge-model.")
-        template = (
-            evaluation.judge.REFUSAL_QUESTION
-            if self.judge_prompt is None
-            else evaluation.judge.read_template(self.judge_prompt)
-        )
+        template = evaluation.judge.REFUSAL_QUESTION
+        if self.judge_prompt is not None:
+            template = evaluation.judge.read_template(self.judge_prompt)
         return evaluation.judge.Judge(self.judge_url, self.judge_model, template, self.judge_key_env)
 
 
 _ARGS = re.compile(r"^Args:\n(?: .*\n?|\n)*", re.MULTILINE)
-RESUMABLE = ("search", "compare", "stress", "run", "demo")
+_RESUMABLE = ("search", "compare", "stress", "run", "demo")
 """Commands whose --out is a run folder."""
+_TALKING = ("chat", "play")
+"""Commands that do not only work while they run: the others show their progress all the time."""
 
 
 def listing(show: Callable[[], None], help: str, flag: str = "--list") -> Any:
@@ -178,16 +174,15 @@ def expanded(command: Callable[..., Mapping[str, Any] | None]) -> Callable[..., 
     hints, helps = get_type_hints(command, include_extras=True), help_texts(command.__doc__)
     given = inspect.signature(command).parameters
     groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and isinstance(kind, type)}
-    parameters = {
-        parameter.name: parameter
-        for name in given
-        for parameter in (
-            map(_option, declared(groups[name]).values())
-            if name in groups
-            else [_parameter(name, hints[name], given[name].default, helps)]
-        )
-    }
-
+    parameters: dict[str, inspect.Parameter] = {}
+    for name in given:
+        own, default = declared(groups[name]) if name in groups else {}, given[name].default
+        if name in helps and (setting := setting_of(name, hints[name], default, helps)):
+            own = {name: setting}
+        elif name not in groups:
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters[name] = inspect.Parameter(name, keyword, default=default, annotation=hints[name])
+        parameters |= {key: _option(setting) for key, setting in own.items()}
     if hints["return"] is not type(None):
         parameters[_JSON.name] = _JSON
 
@@ -195,10 +190,13 @@ def expanded(command: Callable[..., Mapping[str, Any] | None]) -> Callable[..., 
         as_json = values.pop(_JSON.name, False)
         own = {name: _made(kind, values) for name, kind in groups.items()}
         try:
-            with saying(not as_json):
+            with saying(not as_json), nullcontext() if command.__name__ in _TALKING else show_progress():
                 found = command(**{**{name: value for name, value in values.items() if name in given}, **own})
         except KeyboardInterrupt as error:
-            sys.stderr.write(_interrupted(command.__name__, values.get("out")))
+            said = "Nothing was left half-written; give the command again to begin anew."
+            if command.__name__ in _RESUMABLE:
+                said = f"What was found is in {values.get('out')}: the same command goes on from there."
+            sys.stderr.write(f"\nStopped. {said}\n")
             raise typer.Exit(130) from error
         if as_json and found is not None:
             print_json(found)
@@ -207,19 +205,6 @@ def expanded(command: Callable[..., Mapping[str, Any] | None]) -> Callable[..., 
     call.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     call.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return call
-
-
-def _interrupted(command: str, out: Path | None) -> str:
-    """How to go on with a command that was stopped."""
-    if command in RESUMABLE:
-        return f"\nStopped. What was found is in {out}: the same command goes on from there.\n"
-    return "\nStopped. Nothing was left half-written; give the command again to begin anew.\n"
-
-
-def _parameter(name: str, hint: Any, default: Any, helps: Mapping[str, str]) -> inspect.Parameter:
-    setting = setting_of(name, hint, default, helps) if name in helps else None
-    plain = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-    return _option(setting) if setting else plain
 
 
 def _option(setting: Setting) -> inspect.Parameter:

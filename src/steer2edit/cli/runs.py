@@ -20,7 +20,6 @@ from steer2edit.cli.options import (
     listing,
     load,
 )
-from steer2edit.progress import show_progress
 from steer2edit.settings import Accepting, ComparisonOptions, Loading, Placing, RunOptions, SearchOptions, shared
 from steer2edit.tables import shown_reply
 
@@ -34,8 +33,7 @@ _WRITTEN = {
 
 
 def _list_recipes() -> None:
-    for name in recipes.recipe_names():
-        recipe = recipes.read_recipe(name)
+    for name, recipe in ((name, recipes.read_recipe(name)) for name in recipes.recipe_names()):
         say(name, style="bold")
         say(f"  {recipe.title}\n  behaviour: {recipe.behaviour}\n  model:     {recipe.model.id}")
 
@@ -68,11 +66,19 @@ def run(
     steer2edit run smollm2 safety --out run
     steer2edit run smollm2 llama2-safety --limit 16 --out recipe
     """  # fmt: skip
-    if recipes.is_recipe(what or model):
-        return _run_recipe(model, what, out, options, loading, force)
-    if what is None:
+    if what is None and not recipes.is_recipe(model):
         raise typer.BadParameter(f"say what the edit is for, as in `steer2edit run {model} safety --out {out}`.")
-    return make_and_test(model, what, out, options, loading, force=force)
+    if what is not None and not recipes.is_recipe(what):
+        return make_and_test(model, what, out, options, loading, force=force)
+    options = replace(options, other_model=what is not None)
+    wanted = recipes.read_recipe(what or model)
+    recipes.search_options(wanted, options)  # what cannot be asked for shall not cost loading a model
+    name, narrate = wanted.model.id if what is None else model, narrator()
+    narrate(f"{wanted.title}, on {name}.", [])
+    arguments = recipes.template_args(wanted, options, loading.template_args)
+    loaded = load(name, loading, artifacts.run_folder.begun_with(out), template_args=arguments)
+    results = recipes.run_recipe(wanted, loaded, out, narrate, options, force=force, command=typed())
+    return _end_of_search(results, out)
 
 
 def make_and_test(
@@ -82,10 +88,9 @@ def make_and_test(
     evaluation.behaviour(what, "held_out", limit=options.limit)  # bad data shall show before a model is loaded
     begun = time.perf_counter()
     narrate = narrator(begun)
-    with show_progress():
-        loaded = load(model, loading, artifacts.run_folder.begun_with(out))
-        narrate(f"Loaded {loaded.name}: {len(loaded.sites)} sites.", [])
-        results = recipes.run_behaviour(loaded, what, out, narrate, options, force=force, command=typed(), **extras)
+    loaded = load(model, loading, artifacts.run_folder.begun_with(out))
+    narrate(f"Loaded {loaded.name}: {len(loaded.sites)} sites.", [])
+    results = recipes.run_behaviour(loaded, what, out, narrate, options, force=force, command=typed(), **extras)
     if options.search:
         return _end_of_search(results, out)
     print_replies(results)
@@ -94,21 +99,6 @@ def make_and_test(
         if (out / name).exists():
             say(f"  {out / name}  {text}")
     return results
-
-
-def _run_recipe(
-    model: str, what: str | None, out: Path, options: RunOptions, loading: Loading, force: bool
-) -> dict[str, Any]:
-    options = replace(options, other_model=what is not None)
-    wanted = recipes.read_recipe(what or model)
-    recipes.search_options(wanted, options)  # what cannot be asked for shall not cost loading a model
-    name, narrate = wanted.model.id if what is None else model, narrator()
-    narrate(f"{wanted.title}, on {name}.", [])
-    with show_progress():
-        arguments = recipes.template_args(wanted, options, loading.template_args)
-        loaded = load(name, loading, artifacts.run_folder.begun_with(out), template_args=arguments)
-        results = recipes.run_recipe(wanted, loaded, out, narrate, options, force=force, command=typed())
-    return _end_of_search(results, out)
 
 
 def _end_of_search(results: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -170,14 +160,11 @@ def search(
     loaded_vectors = artifacts.load_vectors(vectors)
     options = late.search.options_for(loaded_vectors, options)
     late.search.behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
-    with show_progress():
-        loaded = load(model, loading, artifacts.run_folder.begun_with(out), loaded_vectors.metadata)
-        with engine.running(loaded) as runner:
-            remembering = engines.RememberingEngine(runner)
-            prepared = late.search.prepare_search(
-                loaded, loaded_vectors, options, engine=remembering, accepting=accepting
-            )
-            results = recipes.search_and_report(prepared, out, narrator(), typed())
+    loaded = load(model, loading, artifacts.run_folder.begun_with(out), loaded_vectors.metadata)
+    with engine.running(loaded) as runner:
+        remembering = engines.RememberingEngine(runner)
+        prepared = late.search.prepare_search(loaded, loaded_vectors, options, engine=remembering, accepting=accepting)
+        results = recipes.search_and_report(prepared, out, narrator(), typed())
     for line in results["summary"]:
         say(line)
     say(f"\nAdapter: {out / 'edit'}\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")
@@ -208,15 +195,14 @@ def compare(
         raise typer.BadParameter("two --edit have the same name: rename a directory.")
     options = late.search.options_for(loaded_vectors, options)
     late.search.behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
-    with show_progress():
-        loaded = load(model, loading, artifacts.run_folder.begun_with(out), loaded_vectors.metadata)
-        methods, left_out = late.search.comparison_methods(
-            loaded, loaded_vectors, edits, suppress=options.suppress, allow_mismatch=allow_mismatch
-        )
-        results = late.search.run_comparison(
-            engines.RememberingEngine(engines.TransformersEngine(loaded)), loaded_vectors, methods, options, out,
-            narrator(), left_out=left_out, command=typed(),
-        )  # fmt: skip
+    loaded = load(model, loading, artifacts.run_folder.begun_with(out), loaded_vectors.metadata)
+    methods, left_out = late.search.comparison_methods(
+        loaded, loaded_vectors, edits, suppress=options.suppress, allow_mismatch=allow_mismatch
+    )
+    results = late.search.run_comparison(
+        engines.RememberingEngine(engines.TransformersEngine(loaded)), loaded_vectors, methods, options, out,
+        narrator(), left_out=left_out, command=typed(),
+    )  # fmt: skip
     artifacts.run_folder.write_json(out / "results.json", results)
     late.report.write_comparison_page(results, out / "report.html")
     found = late.report.run_results.read_results(results, late.report.run_results.ComparisonResults)

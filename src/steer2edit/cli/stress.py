@@ -13,7 +13,6 @@ from steer2edit.cli.late import artifacts, engines, evaluation
 from steer2edit.cli.options import FullRepliesOption, Judging, ModelArgument, listing, load
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import PERCENT, column
-from steer2edit.progress import show_progress
 from steer2edit.settings import Loading, StressOptions, shared
 
 _COLUMNS = ("", "outcome", "n", "base", "edit", "edit less base", "edit less steering")
@@ -72,23 +71,19 @@ def rows_of(entry: "late.stress.scorecard.Entry") -> Iterator[list[str]]:
     """The rows of one test in the table, but for those of the contract."""
     for line in (line for line in entry.lines if not line.decides):
         first, *others = line.arms
+        own, change = column(line.share), column(line.share, change=True)
         for arm in line.judged or (["edit"] if "edit" in others else others or [first]):
-            yield _row(entry.name, line, first, arm)
-
-
-def _row(test: str, line: "late.stress.scorecard.Line", first: str, arm: str) -> list[str]:
-    found, difference = line.arms[arm], line.judged.get(arm) or line.differences.get(arm)
-    against, change = line.edit_minus_steering, column(line.share, change=True)
-    compared = "" if (first, arm) == ("base", "edit") or first == arm else f" ({arm} against {first})"
-    return [
-        f"{late.stress.scorecard.named(test, line.name)} {line.metric}{compared}",
-        line.outcome,
-        str(found.n),
-        column(line.share).text(line.arms[first]),
-        column(line.share).text(found),
-        "" if difference is None else change.text(difference),
-        "" if against is None or arm != "edit" else change.text(against),
-    ]
+            difference, against = line.judged.get(arm) or line.differences.get(arm), line.edit_minus_steering
+            compared = "" if (first, arm) == ("base", "edit") or first == arm else f" ({arm} against {first})"
+            yield [
+                f"{late.stress.scorecard.named(entry.name, line.name)} {line.metric}{compared}",
+                line.outcome,
+                str(line.arms[arm].n),
+                own.text(line.arms[first]),
+                own.text(line.arms[arm]),
+                "" if difference is None else change.text(difference),
+                "" if against is None or arm != "edit" else change.text(against),
+            ]
 
 
 def stress(
@@ -145,16 +140,15 @@ def stress(
         else late.stress.given_vectors(vectors, loaded_edit, allow_mismatch=allow_mismatch)
     )
     late.stress.require_unseen(loaded_edit, found, [request for _, requests in files for request in requests], ())
-    with show_progress():
-        like = [loaded_edit.metadata, {} if found is None else found.metadata]
-        base = load(model, loading, artifacts.run_folder.begun_with(out), *like)
-        given = late.stress.StressInput(
-            engines.TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge
-        )
-        result = late.stress.run_stress(
-            given, tests, out, say, name=edit.resolve().name,
-            others=[test for test in known.values() if test not in tests], command=typed(),
-        )  # fmt: skip
+    like = [loaded_edit.metadata, {} if found is None else found.metadata]
+    base = load(model, loading, artifacts.run_folder.begun_with(out), *like)
+    given = late.stress.StressInput(
+        engines.TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge
+    )
+    result = late.stress.run_stress(
+        given, tests, out, say, name=edit.resolve().name,
+        others=[test for test in known.values() if test not in tests], command=typed(),
+    )  # fmt: skip
     page = late.report.write_stress_page(out, full_replies=full_replies)
     if card:
         write_scorecard_section(edit, result.card_section())

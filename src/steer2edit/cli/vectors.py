@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from steer2edit.cli.console import print_table, say
-from steer2edit.cli.edit_output import print_expert_tokens, print_left_out, tokens_by_expert
-from steer2edit.cli.late import artifacts, core, recipes
+from steer2edit.cli.edit_output import print_left_out
+from steer2edit.cli.late import artifacts, core, editing, recipes
 from steer2edit.cli.options import ModelArgument, OverwriteOption, load
-from steer2edit.progress import show_progress
 from steer2edit.settings import ExtractOptions, Loading
 
 
@@ -32,14 +31,16 @@ def extract(
     """
     _ = options.source  # none, or two, shall show before a model is loaded
     artifacts.require_free(out, overwrite=overwrite)
-    with show_progress():
-        loaded = load(model, loading)
-        vectors = recipes.make_vectors(loaded, options)
+    loaded = load(model, loading)
+    vectors = recipes.make_vectors(loaded, options)
     artifacts.save_vectors(vectors, out, overwrite=overwrite)
-    tokens = tokens_by_expert(loaded, vectors)
+    tokens: dict[str, int] = {}  # that each expert was given over both classes, by its name, `L3.E5`
+    for site, means in vectors.sites.items():
+        if (sizes := loaded.sites[site].sizes) and means.seen is not None:
+            tokens |= {f"L{site.layer}.{name}": n for name, n in zip(sizes.names, means.seen, strict=True)}
     _print_extracted(out, vectors, tokens)
     found = {"out": str(out), "metadata": dict(vectors.metadata), "diagnosis": dict(vectors.diagnosis or {})}
-    return {**found, "tokens_by_expert": dict(tokens)} if tokens else found
+    return {**found, "tokens_by_expert": tokens} if tokens else found
 
 
 def _print_extracted(out: Path, vectors: "core.SteeringVectors", tokens: dict[str, int]) -> None:
@@ -49,7 +50,7 @@ def _print_extracted(out: Path, vectors: "core.SteeringVectors", tokens: dict[st
         [
             name,
             f"{site['norm']:.3g}",
-            _or_dash(site["split_half_cosine"]),
+            "-" if site["split_half_cosine"] is None else f"{site['split_half_cosine']:.2f}",
             _with_interval(site),
             *([_with_interval(mean["sites"][name])] if mean else []),
             "NOISE" if site["noise"] else "",
@@ -61,28 +62,28 @@ def _print_extracted(out: Path, vectors: "core.SteeringVectors", tokens: dict[st
     say(f"{direction}: {diagnosis['summary']}" if mean else diagnosis["summary"], style="bold")
     if mean:
         say(f"mean: {mean['summary']}")
-    counts = diagnosis["counts"]
-    made, unseen = (
-        f"{of['positive']} positive and {of['negative']} negative" for of in (counts["train"], counts["held_out"])
-    )
+    classes = (diagnosis["counts"]["train"], diagnosis["counts"]["held_out"])
+    made, unseen = (f"{of['positive']} positive and {of['negative']} negative" for of in classes)
     say(f"Made of {made} responses; {unseen} held out.")
     if gate := vectors.metadata.get("effects", {}).get("gate"):
         say(
             f"Gate: of a request to act on and one to stay silent on, neither of which it was made from, it moves the "
             f"first more in {gate['auroc']:.0%} of pairs ({gate['requests']} and {gate['silent']} requests)."
         )
-    print_expert_tokens(tokens)
+    if tokens:
+        fewest, too_few = min(tokens, key=tokens.__getitem__), sum(n < editing.MIN_TOKENS for n in tokens.values())
+        layers = artifacts.left_out.counted(len({name.partition(".")[0] for name in tokens}), "layer")
+        verdict = f"{too_few} were given fewer than {editing.MIN_TOKENS}, and convert leaves those out"
+        verdict = verdict if too_few else "all can be edited"
+        say(f"Experts: {len(tokens)} in {layers}; fewest tokens: {tokens[fewest]} ({fewest}); {verdict}.")
     print_left_out(vectors.metadata)
     say(f"Vectors: {out}")
 
 
 def _with_interval(site: Mapping[str, Any]) -> str:
-    auroc, *interval = (_or_dash(site[name]) for name in ("auroc", "auroc_low", "auroc_high"))
-    return auroc if site["auroc"] is None else f"{auroc} [{', '.join(interval)}]"
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    values = [site[name] for name in ("auroc", "auroc_low", "auroc_high")]
+    auroc, low, high = ("-" if value is None else f"{value:.2f}" for value in values)
+    return auroc if values[0] is None else f"{auroc} [{low}, {high}]"
 
 
 def vectors(
@@ -132,14 +133,14 @@ def vectors(
     source = file or from_sae
     assert source is not None
     found = artifacts.read_vectors(source) if feature is None else read_sae_feature(source, feature)
-    result = describe(found, source)
+    result = _described(found, source)
     if to is not None:
         result["written"] = _write(found, source, to, use_at, model_hint, plain, overwrite)
     _print_vectors(result)
     return result
 
 
-def describe(found: "core.SteeringVectors | core.BlockVectors", file: Path) -> dict[str, Any]:
+def _described(found: "core.SteeringVectors | core.BlockVectors", file: Path) -> dict[str, Any]:
     """JSON-able: format, norms by site and by block output, and the metadata."""
     blocks = found.layers if isinstance(found, core.BlockVectors) else found.block_outputs or {}
     sites = {} if isinstance(found, core.BlockVectors) else found.sites
@@ -163,14 +164,9 @@ def describe(found: "core.SteeringVectors | core.BlockVectors", file: Path) -> d
 
 
 def _write(
-    found: "core.SteeringVectors | core.BlockVectors",
-    file: Path,
-    to: Path,
-    use_at: str | None,
-    model_hint: str | None,
-    plain: bool,
-    overwrite: bool,
-) -> dict[str, Any]:
+    found: "core.SteeringVectors | core.BlockVectors", file: Path, to: Path, use_at: str | None,
+    model_hint: str | None, plain: bool, overwrite: bool,
+) -> dict[str, Any]:  # fmt: skip
     from steer2edit.artifacts.vector_files.block_files import BLOCK_SUFFIXES
 
     if to.suffix in BLOCK_SUFFIXES:
@@ -190,8 +186,8 @@ def _write(
 
 def _print_vectors(result: dict[str, Any]) -> None:
     rows = [
-        [name, f"{site['norm']:.3g}", str(site["outputs"]), "-" if site["inputs"] is None else str(site["inputs"])]
-        for name, site in result["sites"].items()
+        [name, f"{own['norm']:.3g}", str(own["outputs"]), str(own["inputs"] or "-")]
+        for name, own in result["sites"].items()
     ]
     if rows:
         print_table(["site", "‖v‖", "outputs", "input means"], rows)

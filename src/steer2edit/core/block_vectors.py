@@ -26,17 +26,12 @@ _BLOCKS: dict[UseAt, tuple[Block, ...]] = {"attn": ("attn",), "mlp": ("mlp",), "
 class BlockVectors:
     """One direction per layer, of the layer's output.
 
-    Args:
-        layers: class means of the output by layer, [d]; layers count from 0. A direction made elsewhere, which has no
-            class means, is stored as `positive = v`, `negative = 0`.
-        metadata: JSON-able facts: where it comes from, the model's type, ...
-
     Raises:
         InvalidValueError: no layer, a negative layer, directions of different widths, or a mean that is not finite.
     """
 
-    layers: Mapping[int, ClassMeans]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[int, ClassMeans]  # of the output, [d]; layers count from 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: where it comes from, the model's type, ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", checked_block_outputs(self.layers))
@@ -44,11 +39,6 @@ class BlockVectors:
     @classmethod
     def from_mapping(cls, directions: Mapping[int, Tensor], **metadata: Any) -> "BlockVectors":
         """Directions that were made elsewhere: layer → v [d]."""
-        for layer, direction in directions.items():
-            if not direction.is_floating_point():
-                raise InvalidValueError(
-                    f"layer {layer}: a direction is a vector of floating-point numbers, got {str(direction.dtype)[6:]}."
-                )
         layers = {layer: ClassMeans.of_direction(v, f"layer {layer}") for layer, v in directions.items()}
         return cls(layers, {"origin": "imported", **metadata})
 

@@ -43,11 +43,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """Read `L12.attn`, `L12.ssm` or `L12.mlp`.
-
-        Raises:
-            InvalidValueError: if the text has another form.
-        """
+        """Read `L12.attn`, `L12.ssm` or `L12.mlp`; an InvalidValueError for another form."""
         match = re.fullmatch(rf"L(\d+)\.({'|'.join(BLOCKS)})", text)
         if match is None:
             raise InvalidValueError(f"not a site: {text!r}. Write L<layer>.attn or L<layer>.mlp, e.g. L12.attn.")
@@ -55,9 +51,7 @@ class Site:
 
     def component(self, index: int, experts: "Experts | None" = None) -> "Component":
         """The head or neuron with this index; an expert's, where the site is a mixture of experts."""
-        if experts is not None:
-            return experts.neuron(self.layer, index)
-        return _KINDS[self.block](self.layer, index)
+        return experts.neuron(self.layer, index) if experts else _KINDS[self.block](self.layer, index)
 
 
 @dataclass(frozen=True, order=True)
@@ -98,17 +92,10 @@ class Neuron(Component):
 
 @dataclass(frozen=True, order=True)
 class ExpertNeuron(Component):
-    """A neuron of one expert: one input column of that expert's output projection. Printed `L12.E5.N801`.
+    """A neuron of one expert; its `index` is among all neurons of the site. Printed `L12.E5.N801`."""
 
-    Args:
-        layer: of the site.
-        index: among all neurons of the site.
-        expert: which routed expert; `None` for the shared one.
-        neuron: within its expert.
-    """
-
-    expert: int | None
-    neuron: int
+    expert: int | None  # which routed expert; `None` for the shared one
+    neuron: int  # within its expert
     block, letter = "mlp", "N"
 
     def __str__(self) -> str:
@@ -124,16 +111,11 @@ class Experts:
 
     An mlp site with experts is one wide projection: the down-projections of all routed experts side by side, and the
     shared expert's last. Its row a, its λ and its g follow that order.
-
-    Args:
-        routed: number of routed experts.
-        width: neurons of each of them.
-        shared: neurons of the shared expert, 0 if there is none.
     """
 
-    routed: int
-    width: int
-    shared: int = 0
+    routed: int  # number of routed experts
+    width: int  # neurons of each of them
+    shared: int = 0  # neurons of the shared expert, 0 if there is none
 
     def __post_init__(self) -> None:
         if self.routed < 1 or self.width < 1 or self.shared < 0:

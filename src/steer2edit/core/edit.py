@@ -23,21 +23,13 @@ Edited = TypeVar("Edited", bound="WeightEdit")
 
 @dataclass(frozen=True, eq=False)
 class SiteEdit:
-    """One site's edit `ΔW = u aᵀ` and the quantities it was made from.
+    """One site's edit `ΔW = u aᵀ` and the quantities it was made from."""
 
-    Args:
-        output_direction: u [d], of unit length.
-        row: a [m] = concat_i(λ_i k_i).
-        magnitude: λ [n], signed; 0 where a component is not edited.
-        importance: g [n].
-        experts: how the components divide into experts, where the site is a mixture of experts.
-    """
-
-    output_direction: Float[Tensor, " d"]
-    row: Float[Tensor, " m"]
-    magnitude: Float[Tensor, " n"]
-    importance: Float[Tensor, " n"]
-    experts: Experts | None = None
+    output_direction: Float[Tensor, " d"]  # u, of unit length
+    row: Float[Tensor, " m"]  # a = concat_i(λ_i k_i)
+    magnitude: Float[Tensor, " n"]  # λ, signed; 0 where a component is not edited
+    importance: Float[Tensor, " n"]  # g
+    experts: Experts | None = None  # how the components divide into experts, where the site is a mixture of experts
 
     def __post_init__(self) -> None:
         n, m = self.magnitude.numel(), self.row.numel()
@@ -83,18 +75,10 @@ class SiteEdit:
 
 @dataclass(frozen=True, eq=False)
 class WeightEdit:
-    """A model's edit: one `SiteEdit` per edited site.
+    """A model's edit: one `SiteEdit` per edited site, at least one."""
 
-    Args:
-        sites: the edits by site. A site that is not in the mapping is left as it is.
-        metadata: JSON-able facts: method, hyper-parameters, base model and fingerprint, ...
-
-    Raises:
-        InvalidValueError: there is no site at all.
-    """
-
-    sites: Mapping[Site, SiteEdit]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    sites: Mapping[Site, SiteEdit]  # a site that is not in the mapping is left as it is
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: method, hyper-parameters, base model, ...
 
     def __post_init__(self) -> None:
         if not self.sites:
@@ -140,7 +124,8 @@ class WeightEdit:
             known |= (whole := wanted & {str(site), f"L{site.layer}"})
             kept = torch.full_like(own.magnitude, not whole, dtype=torch.bool)
             if any(name.startswith(f"L{site.layer}.") for name in wanted):
-                named = {str(site.component(i, own.experts)): i for i in _changed(own).nonzero().flatten().tolist()}
+                changed = own.row.view(own.magnitude.numel(), -1).any(dim=1) | (own.magnitude != 0)
+                named = {str(site.component(i, own.experts)): i for i in changed.nonzero().flatten().tolist()}
                 known |= (parts := wanted & named.keys())
                 kept[[named[name] for name in parts]] = False
             sites[site] = own.only(kept)
@@ -171,6 +156,50 @@ class WeightEdit:
         return sorted(strongest, key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]
 
 
-def _changed(edit: SiteEdit) -> Bool[Tensor, " n"]:
-    """Which components the edit changes."""
-    return edit.row.view(edit.magnitude.numel(), -1).any(dim=1) | (edit.magnitude != 0)
+@dataclass(frozen=True)
+class ExpertEdit:
+    """What a weight edit does to one expert of a mixture, summed over its neurons. Printed `L12.E5`."""
+
+    site: Site  # the mixture
+    name: str  # of the expert: E5, or shared
+    neurons: int  # how many it has
+    strengthened: int  # how many of them have λ > 0
+    weakened: int  # how many have λ < 0
+    raised: float  # the sum of the positive λ, ≥ 0
+    lowered: float  # the sum of the negative λ, ≤ 0
+
+    def __str__(self) -> str:
+        return f"L{self.site.layer}.{self.name}"
+
+    @property
+    def edited(self) -> int:
+        """How many neurons have λ ≠ 0."""
+        return self.strengthened + self.weakened
+
+    @property
+    def mass(self) -> float:
+        """Σ|λ|."""
+        return self.raised - self.lowered
+
+    @property
+    def signed_mass(self) -> float:
+        """Σ|λ| with the sign of Σλ: opposite neurons do not cancel, and the sign says which of them outweigh."""
+        return self.mass if self.raised + self.lowered >= 0 else -self.mass
+
+
+def expert_edits(edit: WeightEdit) -> list[ExpertEdit]:
+    """Every expert of every mixture that the edit has, by layer and in the order of the site's columns."""
+    found = []
+    mixtures = [(site, own.magnitude, own.experts) for site, own in edit.sites.items() if own.experts]
+    for site, magnitudes, sizes in mixtures:
+        for name, magnitude in zip(sizes.names, torch.split(magnitudes, sizes.widths), strict=True):
+            up, down = magnitude.clamp(min=0).double(), magnitude.clamp(max=0).double()
+            counts = magnitude.numel(), int(up.count_nonzero()), int(down.count_nonzero())
+            found.append(ExpertEdit(site, name, *counts, up.sum().item(), down.sum().item()))
+    return found
+
+
+def top_experts(edit: WeightEdit, count: int | None = None) -> list[ExpertEdit]:
+    """The experts of largest Σ|λ|, largest first, all unless a count is given; only those with an edited neuron."""
+    edited = [expert for expert in expert_edits(edit) if expert.edited]
+    return sorted(edited, key=lambda expert: -expert.mass)[:count]

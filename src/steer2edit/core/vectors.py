@@ -37,10 +37,11 @@ class ClassMeans:
         """A direction made elsewhere, which has no class means: `positive = v`, `negative = 0`; float32, on the CPU.
 
         Raises:
-            InvalidValueError: it is no vector.
+            InvalidValueError: it is no vector of floating-point numbers.
         """
-        if direction.ndim != 1 or not direction.numel():
-            raise InvalidValueError(f"{what}: a direction is a vector, got shape {list(direction.shape)}.")
+        if direction.ndim != 1 or not direction.numel() or not direction.is_floating_point():
+            got = f"{str(direction.dtype)[6:]} of shape {list(direction.shape)}"
+            raise InvalidValueError(f"{what}: a direction is a vector of floating-point numbers, got {got}.")
         v = direction.detach().to("cpu", torch.float32, copy=True)
         return cls(v, torch.zeros_like(v))
 
@@ -60,11 +61,7 @@ class ClassMeans:
         return self.positive, self.negative
 
     def require_finite(self, what: str, name: str) -> None:
-        """Refuse means that overflowed.
-
-        Raises:
-            InvalidValueError: an entry is NaN or infinite.
-        """
+        """Refuse means that overflowed, with an InvalidValueError: an entry is NaN or infinite."""
         for sign, tensor in zip(("positive", "negative"), self.tensors, strict=True):
             if bad := int((~torch.isfinite(tensor)).sum()):
                 raise InvalidValueError(
@@ -75,25 +72,16 @@ class ClassMeans:
 
 @dataclass(frozen=True)
 class SiteEffects:
-    """What one site's input columns do to the model, to first order, where the site writes them along u.
+    """What one site's input columns do to the model, to first order, where the site writes them along u."""
 
-    Args:
-        direction: u, [d]: what moves the decision most for its drift (`method.natural_direction`).
-        attribute: s, [m]: how much more the attribute is there, in nats, per unit of a column.
-        drift: C, [m], ≥ 0: curvature of KL(base ‖ edited) per token along a column: KL ≈ ½ Σ C_j a_j², columns apart.
-        gated: ŝ, [m]: the effects with all columns together, so that what drifts, and what is done where the
-            behaviour is not wanted, cancels (`method.gate`).
-        agreement: cosine between the s of two halves of the pairs of responses, of which u was taken from one.
-
-    Raises:
-        InvalidValueError: other shapes, an entry that is not finite, or a negative curvature.
-    """
-
-    direction: Float[Tensor, " d"]
-    attribute: Float[Tensor, " m"]
+    direction: Float[Tensor, " d"]  # u: what moves the decision most for its drift (`method.natural_direction`)
+    attribute: Float[Tensor, " m"]  # s: how much more the attribute is there, in nats, per unit of a column
+    # C ≥ 0: curvature of KL(base ‖ edited) per token along a column: KL ≈ ½ Σ C_j a_j², columns apart
     drift: Float[Tensor, " m"]
+    # ŝ: the effects with all columns together, so that what drifts, and what is done where the behaviour is not
+    # wanted, cancels (`method.gate`)
     gated: Float[Tensor, " m"]
-    agreement: float
+    agreement: float  # cosine between the s of two halves of the pairs of responses, of which u was taken from one
 
     def __post_init__(self) -> None:
         if {tensor.shape for tensor in self.tensors[1:]} != {self.attribute.shape}:
@@ -114,22 +102,13 @@ class SiteEffects:
 
 @dataclass(frozen=True)
 class SiteMeans:
-    """What one site's steering vector is made of.
+    """What one site's steering vector is made of; `None` where something has not been measured."""
 
-    Args:
-        output: class means of the projection's output y, [d]. A vector made elsewhere, which has no class
-            means, is stored as `positive = v`, `negative = 0`.
-        input: class means of the projection's input x, [m]; `None` if they have not been measured. Of an expert,
-            over the tokens that were routed to it.
-        tokens: how many tokens each expert of a mixture was given, the shared one last, [e]; its input mean is over
-            these. `None` for a dense site, or if it has not been measured.
-        effects: what its columns do; `None` if it has not been measured.
-    """
-
-    output: ClassMeans
-    input: ClassMeans | None = None
+    output: ClassMeans  # of the projection's output y, [d]
+    input: ClassMeans | None = None  # of its input x, [m]; of an expert, over the tokens that were routed to it
+    # how many tokens each expert of a mixture was given, the shared one last, [e]; `None` for a dense site
     tokens: ClassMeans | None = None
-    effects: SiteEffects | None = None
+    effects: SiteEffects | None = None  # what its columns do
 
     def __post_init__(self) -> None:
         if self.effects is not None and self.effects.direction.shape != self.output.positive.shape:
@@ -157,22 +136,13 @@ class SiteMeans:
 
 @dataclass(frozen=True, eq=False)
 class SteeringVectors:
-    """One steering vector per site, with the input means that a conversion needs.
+    """One steering vector per site, with the input means that a conversion needs."""
 
-    Args:
-        sites: the means by site; float32, on the CPU.
-        metadata: JSON-able facts: model, fingerprint, contrast, counts, span rule, ...
-        diagnosis: JSON-able result of the diagnosis by site name, or `None` if it was not made.
-        block_outputs: class means of whole layers' outputs by layer, [d], which control vectors of other tools need
-            (`BlockVectors`); `None` if they have not been measured. No edit depends on them.
-
-    Raises:
-        InvalidValueError: no site at all, or a mean that has NaN or infinite entries.
-    """
-
-    sites: Mapping[Site, SiteMeans]
+    sites: Mapping[Site, SiteMeans]  # at least one; float32, on the CPU
+    # JSON-able facts: model, fingerprint, contrast, counts, span rule, ...
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    diagnosis: Mapping[str, Any] | None = None
+    diagnosis: Mapping[str, Any] | None = None  # JSON-able, by site name
+    # of whole layers' outputs by layer, [d], which control vectors of other tools need (`BlockVectors`)
     block_outputs: Mapping[int, ClassMeans] | None = None
 
     @property
@@ -234,11 +204,7 @@ class SteeringVectors:
 
 
 def checked_block_outputs(layers: Mapping[int, ClassMeans]) -> Mapping[int, ClassMeans]:
-    """Class means of layers' outputs, in order of the layers.
-
-    Raises:
-        InvalidValueError: no layer, a negative layer, outputs of different widths, or a mean that is not finite.
-    """
+    """Class means of layers' outputs, in order of the layers; an InvalidValueError for what cannot be."""
     if not layers:
         raise InvalidValueError("block outputs need at least one layer, got none.")
     first = next(iter(layers.values())).positive.numel()

@@ -45,13 +45,7 @@ class Factors:
     force: bool = False  # edit blocks whose vectors are all noise
 
     def edit(self, hyperparameters: Hyperparameters) -> WeightEdit:
-        """The edit of one configuration.
-
-        Raises:
-            InvalidValueError: it is empty; the message says which ρ would edit something.
-            MismatchError: as `edits`.
-            NoiseError: as `edits`.
-        """
+        """The edit of one configuration, as `edits`; an InvalidValueError that says what would edit something."""
         edit = self.edits([hyperparameters])[0]
         if edit.is_empty:
             raise InvalidValueError(f"{hyperparameters} changes nothing: {self._why_empty(hyperparameters)}")
@@ -85,11 +79,7 @@ class Factors:
         return found
 
     def require_signal(self, sites: Iterable[Site]) -> None:
-        """Require a signal in every block of these sites, unless that was waived.
-
-        Raises:
-            NoiseError: the vectors of all sites of a block are noise.
-        """
+        """Refuse blocks whose vectors are all noise with a NoiseError, unless that was waived."""
         if not self.force:
             require_signal(self.noisy, sites)
 
@@ -100,17 +90,13 @@ class Factors:
             found = (f.largest_importance for site, f in self.sites.items() if site.tuned_block == block)
             largest = max(found, default=0.0)
             if rho is not None and 0 < largest <= rho * alpha:
+                scale = 10.0 ** (2 - math.floor(math.log10(largest / alpha)))  # to three digits, rounded down
                 reasons.append(
                     f"|g| of {block} is at most {largest:.3g}, and only components above ρα = {rho * alpha:.3g} are "
-                    f"edited. Give rho_{block} (--rho-{block}) below {_floored(largest / alpha)} at this α"
+                    f"edited. Give rho_{block} (--rho-{block}) below {math.floor(largest / alpha * scale) / scale:.3g}"
+                    " at this α"
                 )
         return "; ".join(reasons or [_NOTHING_LEFT]) + "."
-
-
-def _floored(value: float) -> str:
-    """Three digits, rounded down: below it is below the value."""
-    digits = 2 - math.floor(math.log10(value))
-    return f"{math.floor(value * 10.0**digits) / 10.0**digits:.3g}"
 
 
 def natural_strength(edit: WeightEdit) -> float | None:
@@ -241,21 +227,17 @@ def _left_out(model: LanguageModel, site: Site, means: SiteMeans, min_tokens: in
     return {expert: seen for expert, seen in enumerate(means.seen) if seen < min_tokens}
 
 
-def _require_direction(site: Site, means: SiteMeans) -> None:
-    if not bool(means.steering_vector.any()):
-        raise InvalidValueError(
-            f"{site}: the steering vector is zero, so it has no direction. The positive and negative responses "
-            "gave the same mean there: check the contrast set, or leave the site out of the vectors."
-        )
-
-
 def _by_rule(
     model: LanguageModel, vectors: SteeringVectors, site: Site, rules: Rules, left_out: Iterable[int]
 ) -> SiteFactors:
     """Factors from the weights of a site."""
     module, means = model.sites[site], vectors.sites[site]
     assert means.input is not None
-    _require_direction(site, means)
+    if not bool(means.steering_vector.any()):
+        raise InvalidValueError(
+            f"{site}: the steering vector is zero, so it has no direction. The positive and negative responses "
+            "gave the same mean there: check the contrast set, or leave the site out of the vectors."
+        )
     parts = []
     with module.in_memory():
         for projection in module.projections:

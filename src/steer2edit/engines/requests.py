@@ -100,8 +100,9 @@ class RememberingEngine:
         interventions: Sequence[Intervention] = (None,),
         replies: Mapping[Asked, Reply] | None = None,
     ) -> None:
-        self.model, self._engine = engine.model, engine
-        self._interventions, self.replies = tuple(interventions), dict(replies or {})
+        self.model, self._engine, self._interventions = engine.model, engine, interventions  # kept: ids stay theirs
+        self._places = {_identity(one): place for place, one in enumerate(interventions)}
+        self.replies = dict(replies or {})
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         """As the engine does; greedy replies that are remembered, from memory."""
@@ -110,7 +111,7 @@ class RememberingEngine:
         encoded = encode_prompts(self.model, [request.prompt for request in requests], room=sampling.max_new_tokens)
         keys: list[Asked | int] = []  # the request's index, where its reply is not to be remembered
         for index, (ids, request) in enumerate(zip(encoded, requests, strict=True)):
-            place = next((i for i, known in enumerate(self._interventions) if _same(known, request.intervention)), None)
+            place = self._places.get(_identity(request.intervention))
             keys.append(index if place is None else (place, tuple(ids), sampling.max_new_tokens))
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.replies}
         replies = self._engine.generate(list(missing.values()), sampling) if missing else []
@@ -129,12 +130,12 @@ class RememberingEngine:
         return self._engine.next_token(requests)
 
 
-def _same(one: Intervention, other: Intervention) -> bool:
-    if isinstance(one, Editing) and isinstance(other, Editing):
-        return one.edit is other.edit and one.strength == other.strength
-    if isinstance(one, Steering) and isinstance(other, Steering):
-        return one.vectors is other.vectors and one.strength == other.strength
-    return one is None and other is None
+def _identity(intervention: Intervention) -> tuple[object, ...]:
+    if isinstance(intervention, Editing):
+        return id(intervention.edit), intervention.strength
+    if isinstance(intervention, Steering):
+        return id(intervention.vectors), intervention.strength
+    return (None if intervention is None else id(intervention),)
 
 
 class RoutingEngine:

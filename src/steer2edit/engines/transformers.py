@@ -44,17 +44,16 @@ class TransformersEngine:
     def __init__(
         self, model: LanguageModel, *, generation_tokens: int | None = None, scoring_tokens: int | None = None
     ) -> None:
+        config = model.network.config.get_text_config()
+        # a token's key-value cache, with one layer's activations; its distributions over the vocabulary
+        kept = (2 * int(getattr(config, "num_hidden_layers", 1)) + 16) * int(config.hidden_size) * model.dtype.itemsize
+        wide = _WIDE_COPIES * 4 * int(config.vocab_size)
         self.model = model
-        self._generation = TokenBudget(generation_tokens) if generation_tokens else generation_budget(model)
-        self._scoring = TokenBudget(scoring_tokens) if scoring_tokens else scoring_budget(model)
+        self._generation = TokenBudget(generation_tokens or _most_tokens(model, kept, GENERATION_TOKENS))
+        self._scoring = TokenBudget(scoring_tokens or _most_tokens(model, wide, _CPU_SCORING_TOKENS))
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
-        """Replies in the order of the requests; one batch may hold different interventions.
-
-        Raises:
-            DataError: an empty prompt, or one that does not fit into the context with its reply.
-            ModelError: memory does not suffice for a single reply.
-        """
+        """Replies in the order of the requests; one batch may hold different interventions. Raises as `generate`."""
         prompts, asked = [r.prompt for r in requests], [r.intervention for r in requests]
         return generate(
             self.model, prompts, sampling, budget=self._generation, around=lambda batch: self._under(asked, batch)
@@ -126,20 +125,7 @@ class TransformersEngine:
         return intervened(self.model, rows[:1] if all(row is rows[0] for row in rows) else rows)
 
 
-def generation_budget(model: LanguageModel) -> TokenBudget:
-    """Tokens of a generation batch: its key-value cache and one layer's activations stay within memory."""
-    config = model.network.config.get_text_config()
-    layers = int(getattr(config, "num_hidden_layers", 1))
-    return _budget(model, (2 * layers + 16) * int(config.hidden_size) * model.dtype.itemsize, GENERATION_TOKENS)
-
-
-def scoring_budget(model: LanguageModel) -> TokenBudget:
-    """Tokens of a scoring batch: the distributions over the vocabulary stay within memory."""
-    vocabulary = int(model.network.config.get_text_config().vocab_size)
-    return _budget(model, _WIDE_COPIES * 4 * vocabulary, _CPU_SCORING_TOKENS)
-
-
-def _budget(model: LanguageModel, bytes_per_token: int, on_cpu: int) -> TokenBudget:
+def _most_tokens(model: LanguageModel, bytes_per_token: int, on_cpu: int) -> int:
     """It goes by the memory that the weights' devices have, not what is free: the same run makes the same batches."""
     if model.device.type == "cuda":
         devices = {p.device for p in model.network.parameters() if p.device.type == "cuda"}
@@ -151,4 +137,4 @@ def _budget(model: LanguageModel, bytes_per_token: int, on_cpu: int) -> TokenBud
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
     room = max(0.0, _SHARE * (memory - weights))
-    return TokenBudget(int(min(most, max(1, room // bytes_per_token))))
+    return int(min(most, max(1, room // bytes_per_token)))

@@ -75,7 +75,8 @@ class VllmEngine:
         self._vllm = import_vllm()
         self.model = model
         self._max_edits = max_edits
-        self._adapters = AdapterCache(model, max_edits, drop=self._drop)
+        # a slot is freed at once, not when it is needed: one must stay free (`llm_settings`)
+        self._adapters = AdapterCache(model, max_edits, lambda number: self._llm.llm_engine.remove_lora(number))
         settings = llm_settings(model, max_edits, engine_args or {})
         self._llm = start(self._vllm, checkpoint_of(model, checkpoint), settings)
 
@@ -88,11 +89,8 @@ class VllmEngine:
         """Replies in the order of the requests; one batch may hold different edits and the base.
 
         When sampling, a request's draws depend on the seed, its prompt and how often the same request came before in
-        this call, not on the rest of the batch: a prompt is drawn with the same random numbers under every edit.
-
-        Raises:
-            DataError: an empty prompt, or one that does not fit into the context with its reply.
-            InvalidValueError: activation steering, or a temperature that vLLM would change.
+        this call, not on the rest of the batch: a prompt is drawn with the same random numbers under every edit. A
+        temperature that vLLM would change is refused.
         """
         edits = [as_edit(request.intervention) for request in requests]
         encoded = self._encode(requests, room=sampling.max_new_tokens)
@@ -115,12 +113,7 @@ class VllmEngine:
         """Score of every response under every intervention: `scores[intervention][response]`.
 
         The KL is exact: vLLM returns the log-probability of the whole vocabulary at every position, and a
-        distribution that lacks an entry is refused.
-
-        Raises:
-            DataError: a response that does not fit into the context with one more token.
-            InvalidValueError: activation steering.
-            ModelError: vLLM returned incomplete distributions.
+        distribution that lacks an entry is refused. A response needs room for one more token in the context.
         """
         edits = [as_edit(intervention) for intervention in interventions]
         self._require_room([len(response.ids) for response in responses], 1)
@@ -196,10 +189,6 @@ class VllmEngine:
             advance(len(group))
         return [results[i] for i in range(len(jobs))]
 
-    def _drop(self, number: int) -> None:
-        """Free an adapter's slot at once instead of when it is needed: one slot must stay free (`llm_settings`)."""
-        self._llm.llm_engine.remove_lora(number)
-
     def _params(self, **settings: Any) -> Any:
         """Greedy and one token unless said otherwise; only our own end tokens end a reply."""
         defaults = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "ignore_eos": True}
@@ -239,11 +228,7 @@ class VllmEngine:
 def _draws(
     encoded: Sequence[tuple[int, ...]], edits: Sequence[Editing | None], sampling: Sampling
 ) -> list[dict[str, Any]]:
-    """Settings of each request's draws; none for greedy decoding.
-
-    Raises:
-        InvalidValueError: a temperature that vLLM would change.
-    """
+    """Settings of each request's draws; none for greedy decoding."""
     if sampling.temperature == 0:
         return [{} for _ in encoded]
     if sampling.temperature < _LOWEST_TEMPERATURE:

@@ -43,11 +43,7 @@ def import_vllm() -> ModuleType:
 
 
 def checkpoint_of(model: LanguageModel, given: Path | str | None) -> str:
-    """What vLLM loads: the checkpoint given, else where the model was loaded from.
-
-    Raises:
-        ModelError: neither is there.
-    """
+    """What vLLM loads: the checkpoint given, else where the model was loaded from."""
     checkpoint = given or getattr(model.network.config, "_name_or_path", None)
     if not checkpoint:
         raise ModelError(
@@ -66,9 +62,6 @@ def llm_settings(model: LanguageModel, max_edits: int, engine_args: Mapping[str,
     Adapter slots are made for the sites' modules only, which takes less memory and time. Moreover, one on the output
     layer (vLLM makes it by default) ends the CPU build when a prompt's log-probabilities are asked for, and a module
     that cannot have one is refused where the modules are named, but silently left out where they are not.
-
-    Raises:
-        InvalidValueError: the user's arguments have one that the engine decides.
     """
     own = {
         "enable_lora": True,
@@ -104,11 +97,7 @@ def start(vllm: ModuleType, checkpoint: str, settings: Mapping[str, Any]) -> Any
 
 
 def whole_distributions(flat: Any, start: int, vocabulary: int) -> Float[Tensor, "t v"]:
-    """Log-distributions at the positions from `start` on, float32.
-
-    Raises:
-        ModelError: a token of the vocabulary is missing at some position: a divergence would not be exact.
-    """
+    """Log-distributions at the positions from `start` on, float32; a ModelError where a token is missing."""
     begin, count = flat.start_indices[start], len(flat.start_indices) - start
     tokens = torch.tensor(flat.token_ids[begin:])
     if len(tokens) == count * (vocabulary + 1):
@@ -155,11 +144,7 @@ class AdapterCache:
         self.close = weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
 
     def hold(self, edits: Sequence[Editing]) -> dict[tuple[int, float], Adapter]:
-        """The adapters of these edits, by `edit_key`; the least recently used others give way.
-
-        Raises:
-            MismatchError: an edit has sites or shapes that the model has not.
-        """
+        """The adapters of these edits, by `edit_key`; the least recently used others give way."""
         wanted = {edit_key(editing): editing for editing in edits}
         assert len(wanted) <= self._capacity
         for key in wanted.keys() & self._adapters.keys():
@@ -169,33 +154,25 @@ class AdapterCache:
             dropped = self._adapters.pop(next(iter(self._adapters)))
             self._drop(dropped.number)
             shutil.rmtree(dropped.directory)
-        for key, editing in wanted.items():
-            if key in missing:
-                self._adapters[key] = self._write(editing)
+        for key, editing in ((key, wanted[key]) for key in wanted if key in missing):
+            self._model.require_shapes(editing.edit.shapes, "edits")
+            self._written += 1
+            adapter = Adapter(self._written, self._root / str(self._written), editing)
+            write_adapter(self._model, editing, adapter.directory)
+            self._adapters[key] = adapter
         return {key: self._adapters[key] for key in wanted}
-
-    def _write(self, editing: Editing) -> Adapter:
-        self._model.require_shapes(editing.edit.shapes, "edits")
-        self._written += 1
-        directory = self._root / str(self._written)
-        directory.mkdir()
-        write_adapter(self._model, editing, directory)
-        return Adapter(self._written, directory, editing)
 
 
 def write_adapter(model: LanguageModel, editing: Editing, directory: Path) -> None:
     """Write the adapter's two files: per site `lora_A = strength · aᵀ`, `lora_B = u`, in float32."""
+    directory.mkdir()
     edits = editing.edit.scaled(editing.strength).sites
     factors = {site: LowRank.of(edit) for site, edit in edits.items() if bool(edit.row.any())}
     write_lora(model, lora_targets(model, factors), directory)
 
 
 def as_edit(intervention: Intervention) -> Editing | None:
-    """The edit of an intervention, `None` where it leaves the base as it is.
-
-    Raises:
-        InvalidValueError: it is activation steering, or several interventions at once.
-    """
+    """The edit of an intervention, `None` where it leaves the base as it is; steering is refused."""
     if isinstance(intervention, Combined):
         raise InvalidValueError(
             "several interventions at once cannot run on this engine, which takes one adapter per request. Use the "

@@ -33,32 +33,25 @@ def length_batches(lengths: Sequence[int], max_tokens: int = DEFAULT_BATCH_TOKEN
     A single item longer than `max_tokens` still gets a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    begin = 0
-    while begin < len(order):
-        rows = _rows_within(max_tokens, lengths[order[begin]])
-        yield order[begin : begin + rows]
-        begin += rows
+    while order:
+        rows = max(1, max_tokens // max(1, lengths[order[0]]))
+        yield order[:rows]
+        order = order[rows:]
 
 
 def run_batches(
-    lengths: Sequence[int],
-    budget: TokenBudget,
-    run: Callable[[list[int]], Sequence[Result]],
+    lengths: Sequence[int], budget: TokenBudget, run: Callable[[list[int]], Sequence[Result]]
 ) -> list[Result]:
     """Results of all items in their order, batch by batch, longest first.
 
     `run` makes of the indices of a batch its results, in that order. A batch that runs out of memory is run again in
-    halves, and the budget stays at what was found to fit.
-
-    Raises:
-        ModelError: memory does not suffice for a single item.
+    halves, and the budget stays at what was found to fit; a ModelError where a single item does not.
     """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     results: dict[int, Result] = {}
-    while len(results) < len(order):
-        remaining = order[len(results) :]
-        longest = lengths[remaining[0]]
-        batch = remaining[: _rows_within(budget.tokens, longest)]
+    while len(results) < len(lengths):
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])[len(results) :]
+        longest = lengths[order[0]]
+        batch = order[: max(1, budget.tokens // max(1, longest))]
         try:
             results.update(zip(batch, run(batch), strict=True))
             continue
@@ -74,10 +67,6 @@ def run_batches(
             )
         budget.tokens = (len(batch) // 2) * longest
     return [results[i] for i in range(len(lengths))]
-
-
-def _rows_within(tokens: int, longest: int) -> int:
-    return max(1, tokens // max(1, longest))
 
 
 def out_of_memory(error: BaseException) -> bool:

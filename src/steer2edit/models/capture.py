@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Site
@@ -63,8 +63,8 @@ def span_means(
     Yields:
         The batch's means, float32, on the sites' devices.
     """
-    lengths = [len(response.ids) for response in responses]
-    batches = (_Batch(model, i, [responses[j] for j in i]) for i in length_batches(lengths, batch_tokens))
+    indices = length_batches([len(response.ids) for response in responses], batch_tokens)
+    batches = (_Batch(model, rows, [responses[i] for i in rows]) for rows in indices)
     with step(description, len(responses)) as advance:
         if offload_hooks(model.layers):
             waiting = list(batches)
@@ -96,7 +96,14 @@ class _Batch:
     def __init__(self, model: LanguageModel, rows: list[int], responses: Sequence[EncodedResponse]) -> None:
         self.rows, self._model = rows, model
         self._ids, self._mask = pad([response.ids for response in responses], pad_id=0, device=model.device)
-        self._spans = _Spans.of(responses, self._ids.shape[1], model.device)
+        self._spans = [response.span for response in responses]
+        share = torch.zeros(self._ids.shape)
+        for row, span in zip(share, self._spans, strict=True):
+            row[span.start : span.stop] = 1 / len(span)
+        averaging: Tensor = torch.block_diag(*(row[row > 0] for row in share))  # type: ignore[no-untyped-call]
+        self._averaging = averaging.to(model.device)  # the matrix that averages spans row by row, [b, s]
+        self._share = share.flatten().to(model.device)  # weight of every flat position in its row's mean, [b · t]
+        self._positions = self._share.nonzero().flatten()  # flat positions of all spans, [s]
         self._inputs: dict[Site, Tensor] = {}  # of a dense site, or of the shared expert
         self._routed: dict[Site, tuple[Tensor, Tensor]] = {}
         self._outputs: dict[Site, dict[int, Tensor]] = {}  # of a mixture, the parts of its sum
@@ -104,21 +111,28 @@ class _Batch:
 
     @torch.inference_mode()
     def run(self) -> None:
-        """The forward pass."""
         self._model.network.base_model(input_ids=self._ids, attention_mask=self._mask, use_cache=False)
 
     def at_matrix(self, site: Site, x: Tensor) -> None:
         """At a matrix that sees every token."""
-        self._inputs[site] = self._spans.mean(x)
+        self._inputs[site] = self._mean(x)
 
     def at_experts(self, site: Site, routed: RoutedTokens, output: Tensor) -> Tensor:
-        """At the routed experts."""
-        self._routed[site] = _routed_means(self._spans, routed, len(self._model.sites[site].routed))
+        """At the routed experts: (mean input [b, experts · m], tokens [b, experts]) over each row's span."""
+        device, rows, count = routed.inputs.device, len(self.rows), len(self._model.sites[site].routed)
+        share, row = self._share.to(device)[routed.token], routed.token // (routed.tokens // rows)
+        inside = (share > 0).nonzero().flatten()
+        slot, slots = (row * count + routed.expert)[inside], rows * count
+        total = torch.zeros(slots, routed.inputs.shape[1], device=device)
+        total.index_add_(0, slot, routed.inputs[inside].float())
+        tokens = torch.bincount(slot, minlength=slots).float()
+        mean = total / tokens.clamp(min=1)[:, None]
+        self._routed[site] = mean.view(rows, -1), tokens.view(rows, -1)
         return output
 
     def at_output(self, site: Site, index: int, y: Tensor) -> None:
         """At one of the outputs that add up to what a mixture writes."""
-        self._outputs.setdefault(site, {})[index] = self._spans.mean(y)
+        self._outputs.setdefault(site, {})[index] = self._mean(y)
 
     def at_block(self, layer: int, output: Tensor) -> None:
         """At what a layer hands on."""
@@ -127,7 +141,7 @@ class _Batch:
                 "the layers of this model hand on several residual streams, so there is no one output of a layer to "
                 "take control vectors from. Leave out --block-outputs."
             )
-        self._blocks[layer] = self._spans.mean(output)
+        self._blocks[layer] = self._mean(output)
 
     @torch.inference_mode()
     def means(self, layer: int | None = None) -> BatchMeans:
@@ -141,19 +155,29 @@ class _Batch:
             return SpanMeans(self._inputs.pop(site))
         inputs, tokens = self._routed.pop(site)
         if site in self._inputs:  # of the shared expert, which every token is given to
-            length = torch.tensor([[len(span)] for span in self._spans.ranges]).to(inputs)
+            length = torch.tensor([[len(span)] for span in self._spans]).to(inputs)
             inputs = torch.cat([inputs, self._inputs.pop(site)], dim=1)
             tokens = torch.cat([tokens, length], dim=1)
-        output = torch.stack(list(self._outputs.pop(site).values())).sum(dim=0)
-        return SpanMeans(inputs, output, tokens)
+        return SpanMeans(inputs, torch.stack(list(self._outputs.pop(site).values())).sum(dim=0), tokens)
+
+    def _mean(self, values: Float[Tensor, "... n"]) -> Float[Tensor, "b n"]:
+        """Mean over each row's span, in float32, of values by token."""
+        if values.device.type == "cpu":  # row by row, what is summed stays in the cache: several times faster
+            rows = values.reshape(len(self.rows), -1, values.shape[-1])
+            mean = torch.empty(len(rows), rows.shape[-1])
+            for own, given, at in zip(mean, rows, self._spans, strict=True):
+                torch.mean(given[at.start : at.stop], dim=0, dtype=torch.float32, out=own)
+            return mean
+        span = values.flatten(0, -2).index_select(0, self._positions.to(values.device)).float()
+        return self._averaging.to(values.device) @ span
 
 
 @contextmanager
 def _recorded(model: LanguageModel, current: Callable[[], _Batch], block_outputs: bool) -> Iterator[None]:
     """Record what sites are given, and layers hand on, for the batch that is running."""
     with ExitStack() as stack:
-        for site in model.sites.values():
-            stack.enter_context(_recorded_site(site, current))
+        for module in model.sites.values():
+            stack.enter_context(_recorded_site(module, current))
         for index, layer in enumerate(model.layers if block_outputs else ()):
             stack.enter_context(layer.register_forward_hook(partial(at_output, partial(_at_block, current, index))))
         yield
@@ -171,49 +195,3 @@ def _recorded_site(module: SiteModule, current: Callable[[], _Batch]) -> Abstrac
         routed=lambda routed, y: current().at_experts(site, routed, y),
         output=lambda index, y: current().at_output(site, index, y),
     )
-
-
-@dataclass(frozen=True)
-class _Spans:
-    """The span positions of a batch of b rows of t tokens."""
-
-    ranges: list[range]  # the span within each row
-    positions: Int[Tensor, " s"]  # flat positions of all spans, [s]
-    averaging: Float[Tensor, "b s"]  # the matrix that averages them row by row, [b, s]
-    # of each token of the batch in its row's mean, [b · t]: 1 / length within the span, 0 outside
-    share: Float[Tensor, " bt"]
-
-    @classmethod
-    def of(cls, responses: Sequence[EncodedResponse], longest: int, device: torch.device) -> "_Spans":
-        ranges = [response.span for response in responses]
-        share = torch.zeros(len(ranges), longest)
-        for row, span in zip(share, ranges, strict=True):
-            row[span.start : span.stop] = 1 / len(span)
-        averaging = torch.block_diag(*(row[row > 0] for row in share))  # type: ignore[no-untyped-call]
-        share = share.flatten()
-        return cls(ranges, share.nonzero().flatten().to(device), averaging.to(device), share.to(device))
-
-    def mean(self, values: Float[Tensor, "... n"]) -> Float[Tensor, "b n"]:
-        """Mean over each row's span, in float32, of values by token."""
-        if values.device.type == "cpu":  # row by row, what is summed stays in the cache: several times faster
-            rows = values.reshape(len(self.ranges), -1, values.shape[-1])
-            mean = torch.empty(len(rows), rows.shape[-1])
-            for own, given, at in zip(mean, rows, self.ranges, strict=True):
-                torch.mean(given[at.start : at.stop], dim=0, dtype=torch.float32, out=own)
-            return mean
-        span = values.flatten(0, -2).index_select(0, self.positions.to(values.device)).float()
-        return self.averaging.to(values.device) @ span
-
-
-def _routed_means(spans: _Spans, routed: RoutedTokens, count: int) -> tuple[Tensor, Tensor]:
-    """(mean input [b, count · m], tokens [b, count]) of the routed experts, over each row's span."""
-    device = routed.inputs.device
-    rows = len(spans.ranges)
-    share, row = spans.share.to(device)[routed.token], routed.token // (routed.tokens // rows)
-    inside = (share > 0).nonzero().flatten()
-    slot = (row * count + routed.expert)[inside]
-    slots = rows * count
-    total = torch.zeros(slots, routed.inputs.shape[1], device=device).index_add_(0, slot, routed.inputs[inside].float())
-    tokens = torch.bincount(slot, minlength=slots).float()
-    mean = total / tokens.clamp(min=1)[:, None]
-    return mean.view(rows, -1), tokens.view(rows, -1)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import meta
-from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from steer2edit.errors import InvalidValueError, ModelError
@@ -65,12 +65,9 @@ class ChatFormat:
 
     @classmethod
     def going_on(
-        cls,
-        arguments: Mapping[str, Any],
-        like: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        source: str | None,
-        system: str | None = None,
-    ) -> "ChatFormat":
+        cls, arguments: Mapping[str, Any], like: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        source: str | None, system: str | None = None,
+    ) -> "ChatFormat":  # fmt: skip
         """The format of what is gone on from, by the first metadata with a record; what is given takes precedence."""
         recorded = recorded_chat(*((like,) if isinstance(like, Mapping) else like))
         day = {"date": str(recorded["date"])} if recorded.get("date") else {}
@@ -78,18 +75,19 @@ class ChatFormat:
         return cls({**(recorded.get("arguments") or {}), **arguments}, source=source, system=own, **day)
 
     def require_used(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse an argument that a tokenizer's template does not read.
-
-        Raises:
-            InvalidValueError: as said; the message lists those that it reads.
-        """
-        for name in self.arguments:
-            if not re.search(rf"\b{re.escape(name)}\b", template_of(tokenizer)):
-                known = _variables(tokenizer)
-                raise InvalidValueError(
-                    f"the chat template has no variable {name!r}, so an argument of that name would change nothing. It "
-                    f"knows {', '.join(known) or 'none'}. Check the spelling, or leave the argument out."
-                )
+        """Refuse an argument that a tokenizer's template does not read, with an InvalidValueError that lists those."""
+        unread = [name for name in self.arguments if not re.search(rf"\b{name}\b", template_of(tokenizer))]
+        if not unread:
+            return
+        templates, known = tokenizer.chat_template, set[str]()
+        for text in templates.values() if isinstance(templates, dict) else [templates] if templates else []:
+            environment = chat_template_utils._compile_jinja_template(text).environment
+            known |= meta.find_undeclared_variables(environment.parse(text)) - environment.globals.keys() - _SETTINGS
+        shown = ", ".join(sorted(name for name in known if not name.endswith("_token")))
+        raise InvalidValueError(
+            f"the chat template has no variable {unread[0]!r}, so an argument of that name would change nothing. It "
+            f"knows {shown or 'none'}. Check the spelling, or leave the argument out."
+        )
 
     def describe(self, template: str) -> dict[str, Any]:
         """JSON-able record for artifacts: the template's SHA-256, the arguments, and the day if it may write that."""
@@ -111,16 +109,6 @@ class ChatFormat:
             chat_template_utils.datetime = actual
 
 
-def _variables(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What a tokenizer's chat templates read beside what they are given anyway."""
-    templates = tokenizer.chat_template
-    found: set[str] = set()
-    for text in templates.values() if isinstance(templates, dict) else [templates] if templates else []:
-        environment = chat_template_utils._compile_jinja_template(text).environment
-        found |= meta.find_undeclared_variables(environment.parse(text)) - environment.globals.keys()
-    return sorted(name for name in found - _SETTINGS if not name.endswith("_token"))
-
-
 def recorded_chat(*metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     """The first record of `ChatFormat.describe` in the metadata of artifacts, or in what makes a run this run."""
     for own in metadata:
@@ -137,50 +125,31 @@ _PLAIN_TEXT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{
 def load_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer, with its own chat template or the one that is asked for.
 
-    transformers prefers mistral-common's tokenizer where that package is installed. It renders by rules of its own, so
-    another is taken where there is a chat template.
+    transformers prefers mistral-common's tokenizer where that package is installed. That one renders by rules of its
+    own, without text or offsets, so what `tokenizer.json` or `tekken.json` makes is taken instead.
 
     Raises:
-        ModelError: the file is no template, or the tokenizer takes none.
+        ModelError: the file is no template, or there is no tokenizer but mistral-common's.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if renders_tokens(tokenizer):
-        other = _without_mistral_common(path, tokenizer)
-        tokenizer = other if other is not None and (chat_template or other.chat_template) else tokenizer
-    if chat_template is not None and renders_tokens(tokenizer):
-        raise ModelError(
-            f"the chat template {chat_template!r} cannot be used: the package mistral-common gives this checkpoint's "
-            "tokenizer, which takes none. Leave --chat-template out, put a tokenizer.json beside the weights, "
-            "or uninstall mistral-common."
-        )
+    if type(tokenizer).__name__ == "MistralCommonBackend":
+        special = tokenizer.special_tokens_map
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+        except Exception as error:  # transformers says in many ways that there is none
+            raise ModelError(
+                f"there is no tokenizer in {path!r} but mistral-common's, which renders no text: put a tokenizer.json "
+                "beside the weights."
+            ) from error
+        for name, token in special.items():
+            if getattr(tokenizer, name, None) is None:
+                setattr(tokenizer, name, token)
     if chat_template == "none":
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = (tokenizer.bos_token if begins else "") + _PLAIN_TEXT_TEMPLATE
     elif chat_template is not None:
         tokenizer.chat_template = read_template(Path(chat_template))
     return tokenizer
-
-
-def _without_mistral_common(path: str, its: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of `tokenizer.json`, or what transformers makes of `tekken.json`."""
-    try:
-        other: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(path)
-    except Exception:  # transformers says in many ways that there is none
-        return None
-    for name, token in its.special_tokens_map.items():
-        if getattr(other, name, None) is None:
-            setattr(other, name, token)
-    return other
-
-
-def renders_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it is mistral-common's: it renders a conversation as tokens, and has no template, text or offsets."""
-    return type(tokenizer).__name__ == "MistralCommonBackend"
-
-
-def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, AddedToken]:
-    """Tokens that were added to the vocabulary, by id; mistral-common's tokenizer cannot say which."""
-    return {} if renders_tokens(tokenizer) else dict(tokenizer.added_tokens_decoder)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -190,16 +159,11 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a tokenizer's chat template, or of its named ones; empty if it has none."""
-    template = getattr(tokenizer, "chat_template", None)
-    return str(template) if template else ""
+    return str(getattr(tokenizer, "chat_template", None) or "")
 
 
 def read_template(file: Path) -> Any:
-    """The Jinja text of a file, or what a JSON file has as its `chat_template`: a text, or texts by name.
-
-    Raises:
-        ModelError: it cannot be read, or is JSON without one.
-    """
+    """The Jinja text of a file, or what a JSON file has as its `chat_template`; a ModelError where there is none."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -209,12 +173,9 @@ def read_template(file: Path) -> Any:
     except (ValueError, RecursionError):
         return text
     template = content.get("chat_template") if isinstance(content, dict) else None
-    if isinstance(template, list):  # of templates with a name
-        named = [one for one in template if isinstance(one, dict) and {"name", "template"} <= one.keys()]
-        template = {one["name"]: one["template"] for one in named}
-    if not template or not isinstance(template, (str, dict)):
+    if not template or not isinstance(template, str):
         raise ModelError(
-            f"'{file}' is JSON without a chat_template, and a chat template is wanted: give a Jinja file, or a "
-            "chat_template.json or tokenizer_config.json that has one."
+            f"'{file}' is JSON without a chat_template that is text: give a Jinja file, or a chat_template.json or "
+            "tokenizer_config.json that has one."
         )
     return template

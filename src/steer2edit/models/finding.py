@@ -8,7 +8,8 @@ Shapes: b, t = rows and tokens of the short pass, d = width of the residual stre
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from steer2edit.core import Block
 from steer2edit.errors import LayoutError
 from steer2edit.models.heads import heads_of
-from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, LayerRuns, silenced
+from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, silenced
 from steer2edit.models.layout import ExpertLayout, Layout
 from steer2edit.models.site_module import is_linear, is_mixture
 
@@ -37,15 +38,11 @@ class _Findings:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def find_layout(network: PreTrainedModel, layers: LayerRuns) -> Layout:
-    """The layout of a model by its layers, as they ran.
-
-    Raises:
-        LayoutError: something changes the residual stream that is no module.
-    """
+def find_layout(network: PreTrainedModel, place: str, layers: list[LayerRun]) -> Layout:
+    """The layout of a model by its layers, as they ran; a LayoutError where what changes the stream is no module."""
     model_type, config = network.config.model_type, network.config.get_text_config()
-    kinds = {kind_of(run.module): run for run in reversed(layers.runs)}  # the first of each
-    found = [_find(run, config, model_type) for run in layers.runs if run is kinds[kind_of(run.module)]]
+    kinds = {kind_of(run.module): run for run in reversed(layers)}  # the first of each
+    found = [_find(run, config, model_type) for run in layers if run is kinds[kind_of(run.module)]]
     left_out = {path: why for kind in found for path, why in kind.left_out.items()}
     dense = {kind.sites.get("mlp") for kind in found}
     sites: dict[Block, tuple[str, ...]] = {
@@ -53,23 +50,18 @@ def find_layout(network: PreTrainedModel, layers: LayerRuns) -> Layout:
         for block in ("attn", "ssm", "mlp")
     }
     heads = {path: name for kind in found for path, name in kind.heads.items()}
+    mixtures = [kind.experts for kind in found if kind.experts]
+    outputs = tuple(dict.fromkeys(path for one in mixtures for path in one.outputs))
+    shared = next((one.shared for one in mixtures if one.shared), None)
     return Layout(
         model_type,
-        (layers.path,),
+        (place,),
         **sites,
         heads={p: name for p, name in heads.items() if name != "num_attention_heads" and p not in left_out},
-        experts=_merged([kind.experts for kind in found if kind.experts]),
+        experts=replace(mixtures[0], outputs=outputs, shared=shared) if mixtures else None,
         left_out=tuple(left_out),
         reasons=left_out,
     )
-
-
-def _merged(experts: list[ExpertLayout]) -> ExpertLayout | None:
-    if not experts:
-        return None
-    first, outputs = experts[0], dict.fromkeys(path for one in experts for path in one.outputs)
-    shared = next((one.shared for one in experts if one.shared), None)
-    return ExpertLayout(first.module, tuple(outputs), shared, first.transposed, first.scaled_inputs)
 
 
 def kind_of(layer: nn.Module) -> tuple[Any, ...]:
@@ -109,10 +101,7 @@ def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
 
     The innermost modules with a matrix of d outputs are silenced one after another, the last called first, until the
     layer is silent; then each that is not needed is taken out again, the first called first. Modules around them, or
-    without such a matrix, stand in where that is not enough.
-
-    Raises:
-        LayoutError: the layer is never silent.
+    without such a matrix, stand in where that is not enough; a LayoutError where the layer is never silent.
     """
     d, known = run.width, set(known)
     writing = [path for path, output in run.called.items() if output.shape[-1:] == (d,) and path not in known]
@@ -133,8 +122,7 @@ def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
 
 def _fewest(run: LayerRun, candidates: list[str], known: set[str], without_norms: bool) -> list[str] | None:
     def silent(paths: list[str]) -> bool:
-        modules = [run.module.get_submodule(path) for path in (*known, *paths)]
-        return run.silent(modules, without_norms=without_norms)
+        return run.silent(map(run.module.get_submodule, (*known, *paths)), without_norms=without_norms)
 
     if not silent(candidates):
         return None
@@ -186,7 +174,12 @@ def _place_others(
         if why:
             found.left_out[path] = why
         else:
-            found.experts = _experts(run, path, dense, writers)
+            scaled = not hasattr(others[path], "has_gate")
+            # the first dense writer whose output is added to theirs as it is
+            shared = next((p for p in dense if not _own_norm(run, others[path], writers[p], writers.values())), None)
+            outputs = tuple(dict.fromkeys(_output_of(run, p, writers) for p in (path, shared) if p))
+            transposed = scaled or bool(getattr(others[path], "is_transposed", False))
+            found.experts = ExpertLayout(path, outputs, shared, transposed, scaled)
     for path in dense:
         if found.experts:
             if path != found.experts.shared:
@@ -208,46 +201,26 @@ def _unwatched(run: LayerRun, module: nn.Module) -> str:
     return "" if watched else "its experts do not run through transformers' experts interface"
 
 
-def _experts(run: LayerRun, path: str, dense: list[str], writers: Mapping[str, nn.Module]) -> ExpertLayout:
-    """The experts, with the first dense writer whose output is added to theirs as it is."""
-    module = writers[path]
-    shared = next((p for p in dense if not _own_norm(run, module, writers[p], writers.values())), None)
-    outputs = tuple(dict.fromkeys(_output_of(run, p, writers) for p in (path, shared) if p))
-    scaled = not hasattr(module, "has_gate")
-    return ExpertLayout(path, outputs, shared, scaled or bool(getattr(module, "is_transposed", False)), scaled)
-
-
 def _own_norm(run: LayerRun, experts: nn.Module, dense: nn.Module, writers: Iterable[nn.Module]) -> bool:
     """Whether the experts' sum passes through a norm before the dense output is added: then its size is nothing."""
     one, other = (
-        run.output({**silenced(writers), experts: _Fixed(factor, 0), dense: _Fixed(1.0, 1)}) - run.hidden
+        run.output({**silenced(writers), experts: partial(_fixed, factor, 0), dense: partial(_fixed, 1.0, 1)})
+        - run.hidden
         for factor in (1.0, 1000.0)
     )
     return bool(torch.allclose(one, other, rtol=1e-2, atol=1e-2 * float(one.abs().max())))
 
 
-@dataclass(frozen=True)
-class _Fixed:
+def _fixed(factor: float, seed: int, output: Tensor) -> Tensor:
     """A fixed output, whatever the input is."""
-
-    factor: float
-    seed: int
-
-    def __call__(self, output: Tensor) -> Tensor:
-        row = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(self.seed))
-        return (self.factor * row).to(output).expand_as(output).clone()
+    row = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(seed))
+    return (factor * row).to(output).expand_as(output).clone()
 
 
-@dataclass(frozen=True)
-class _Kept:
+def _kept(name: str, into: dict[str, Tensor], output: Tensor) -> Tensor:
     """Takes an output without changing it."""
-
-    name: str
-    into: dict[str, Tensor]
-
-    def __call__(self, output: Tensor) -> Tensor:
-        self.into[self.name] = output.clone()
-        return output
+    into[name] = output.clone()
+    return output
 
 
 def _output_of(run: LayerRun, path: str, writers: Mapping[str, nn.Module]) -> str:
@@ -255,7 +228,7 @@ def _output_of(run: LayerRun, path: str, writers: Mapping[str, nn.Module]) -> st
     parts = path.split(".")
     around = [name for i in range(1, len(parts)) if (name := ".".join(parts[:i])) in run.called]
     outputs: dict[str, Tensor] = {}
-    watched = {run.module.get_submodule(name): _Kept(name, outputs) for name in around}
+    watched = {run.module.get_submodule(name): partial(_kept, name, outputs) for name in around}
     run.output({**silenced(writers.values()), **watched})
     quiet = (n for n in around if n in outputs and outputs[n].shape[-1] == run.width and not outputs[n].any())
     return next(quiet, path)

@@ -6,14 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from steer2edit.core import WeightEdit
 from steer2edit.errors import ModelError
 from steer2edit.models.batching import pad
-from steer2edit.models.chat import EncodedResponse, encode_responses
+from steer2edit.models.chat import EncodedResponse, Prompt, encode_responses
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.rendering import Prompt
 from steer2edit.models.reply import end_ids, turn_end
 from steer2edit.progress import step
 
@@ -33,14 +31,9 @@ class FineTune:
 
 def training_rows(model: LanguageModel, pairs: Sequence[tuple[Prompt, str]]) -> list[EncodedResponse]:
     """(prompt, reply) pairs as tokens, each reply with its end token; a DataError where one is empty or too long."""
-    end = reply_end(model)
-    return [EncodedResponse((*row.ids, *end), row.start) for row in encode_responses(model, pairs)]
-
-
-def reply_end(model: LanguageModel) -> tuple[int, ...]:
-    """The token that ends a reply in the model's chat template; where that has none, the first that ends replies."""
-    end = turn_end(model)
-    return tuple(end_ids(model)[:1]) if end is None else (end,)
+    end = turn_end(model)  # where the chat template has none, the first that ends replies
+    own = tuple(end_ids(model)[:1]) if end is None else (end,)
+    return [EncodedResponse((*row.ids, *own), row.start) for row in encode_responses(model, pairs)]
 
 
 @contextmanager
@@ -49,9 +42,6 @@ def fine_tuned(model: LanguageModel, rows: Sequence[EncodedResponse], settings: 
 
     The model's own weights are not touched: edits that are merged in when this is entered are what is fine-tuned.
     On leaving, the LoRA's modules are taken off, and every parameter is trainable or not as before.
-
-    Raises:
-        ModelError: PEFT finds no linear layer to train, or the loss is not finite.
     """
     from peft import LoraConfig, get_peft_model  # slow to import
 
@@ -106,12 +96,18 @@ def edit_left(model: LanguageModel, edit: WeightEdit) -> float:
 
 
 def _train(model: LanguageModel, rows: Sequence[EncodedResponse], settings: FineTune) -> list[float]:
+    """Mean negative log-likelihood of the replies' tokens at every step."""
     parameters = [p for p in model.network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     losses = []
     with step("Fine-tuning", settings.steps) as advance:
         for chosen in batches_of(len(rows), settings):
-            loss = _loss(model, [rows[i] for i in chosen])
+            own = [rows[i] for i in chosen]
+            ids, mask = pad([row.ids for row in own], pad_id=0, device=model.device)
+            labels = ids.masked_fill(mask == 0, _IGNORED)
+            for i, row in enumerate(own):
+                labels[i, : row.start] = _IGNORED
+            loss = model.network(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
             torch.autograd.backward(loss)
             optimiser.step()
             optimiser.zero_grad()
@@ -131,13 +127,3 @@ def batches_of(count: int, settings: FineTune) -> Iterator[list[int]]:
             order += torch.randperm(count, generator=generator).tolist()
         yield order[: settings.batch]
         order = order[settings.batch :]
-
-
-def _loss(model: LanguageModel, rows: Sequence[EncodedResponse]) -> Tensor:
-    """Mean negative log-likelihood of the replies' tokens."""
-    ids, mask = pad([row.ids for row in rows], pad_id=0, device=model.device)
-    labels = ids.masked_fill(mask == 0, _IGNORED)
-    for i, row in enumerate(rows):
-        labels[i, : row.start] = _IGNORED
-    loss: Tensor = model.network(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
-    return loss

@@ -15,9 +15,8 @@ from transformers import GenerationConfig
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.models.batching import TokenBudget, pad, run_batches
-from steer2edit.models.chat import EncodedResponse, encode_prompts
+from steer2edit.models.chat import EncodedResponse, Prompt, encode_prompts
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.rendering import Prompt
 from steer2edit.models.reply import Reply, end_ids, reply_of
 from steer2edit.progress import step
 

@@ -85,11 +85,7 @@ def gguf_bytes(path: Path) -> Iterator[mmap.mmap]:
 
 
 def gguf_header(data: mmap.mmap) -> GgufHeader:
-    """What the header of a GGUF file says, each tensor within the file.
-
-    Raises:
-        UnsoundError: it is truncated, damaged, or no GGUF.
-    """
+    """What the header of a GGUF file says, each tensor within the file; an UnsoundError where it is not sound."""
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise UnsoundError("it does not begin with GGUF")
@@ -101,8 +97,8 @@ def gguf_header(data: mmap.mmap) -> GgufHeader:
         name = cursor.text()
         if name in keys:
             raise UnsoundError(f"the key {name!r} is there twice")
-        keys[name] = _value(cursor, *cursor.numbers("I"))
-    found = [_tensor(cursor) for _ in range(tensor_count)]
+        keys[name] = cursor.value(*cursor.numbers("I"))
+    found = [cursor.tensor() for _ in range(tensor_count)]
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise UnsoundError(f"its alignment is {alignment!r}, which is no power of two")
@@ -133,37 +129,34 @@ class _Cursor:
     def text(self) -> str:
         return self.take(*self.numbers("Q")).decode("utf-8")
 
+    def value(self, kind: int) -> Value:
+        if kind == _TEXT:
+            return self.text()
+        if kind in _SCALARS:
+            number: Value = self.numbers(_SCALARS[kind])[0]
+            return number
+        if kind != _ARRAY:
+            raise UnsoundError(f"a key of the unknown type {kind}")
+        kind, count = self.numbers("IQ")
+        if kind not in (_TEXT, *_SCALARS):
+            raise UnsoundError(f"a list of the type {kind}")
+        if kind in _SCALARS:
+            self.take(struct.calcsize(f"<{_SCALARS[kind]}") * count)
+        for _ in range(count if kind == _TEXT else 0):
+            self.take(*self.numbers("Q"))
+        return None
 
-def _value(cursor: _Cursor, kind: int) -> Value:
-    if kind == _TEXT:
-        return cursor.text()
-    if kind in _SCALARS:
-        number: Value = cursor.numbers(_SCALARS[kind])[0]
-        return number
-    if kind != _ARRAY:
-        raise UnsoundError(f"a key of the unknown type {kind}")
-    kind, count = cursor.numbers("IQ")
-    if kind in _SCALARS:
-        cursor.take(struct.calcsize(f"<{_SCALARS[kind]}") * count)
-    elif kind == _TEXT:
-        for _ in range(count):
-            cursor.take(*cursor.numbers("Q"))
-    else:
-        raise UnsoundError(f"a list of the type {kind}")
-    return None
-
-
-def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int, int]:
-    """Name, shape, type, offset and size in bytes."""
-    name, (axes,) = cursor.text(), cursor.numbers("I")
-    if axes > _MOST_AXES:
-        raise UnsoundError(f"the tensor {name!r} has {axes} axes")
-    shape = cursor.numbers("Q" * axes)
-    kind, offset = cursor.numbers("IQ")
-    if kind not in GGML_QUANT_SIZES:
-        raise UnsoundError(f"the tensor {name!r} is of the unknown type {kind}")
-    numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    return name, shape[::-1], kind, offset, -(-prod(shape) // numbers) * size
+    def tensor(self) -> tuple[str, tuple[int, ...], int, int, int]:
+        """Name, shape, type, offset and size in bytes."""
+        name, (axes,) = self.text(), self.numbers("I")
+        if axes > _MOST_AXES:
+            raise UnsoundError(f"the tensor {name!r} has {axes} axes")
+        shape = self.numbers("Q" * axes)
+        kind, offset = self.numbers("IQ")
+        if kind not in GGML_QUANT_SIZES:
+            raise UnsoundError(f"the tensor {name!r} is of the unknown type {kind}")
+        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        return name, shape[::-1], kind, offset, -(-prod(shape) // numbers) * size
 
 
 def gguf_checkpoint(file: Path) -> Path:
@@ -177,17 +170,15 @@ def gguf_checkpoint(file: Path) -> Path:
     if (target / "config.json").is_file():
         return target
     header = read_header(file)
-    if header.keys.get("split.count") not in (None, 0, 1):
+    if (parts := header.keys.get("split.count")) not in (None, 0, 1):
         raise ModelError(
-            f"{str(file)!r} is one of {header.keys['split.count']} parts of a model, and one file is wanted. Merge "
-            "them (llama-gguf-split --merge)."
+            f"{str(file)!r} is one of {parts} parts of a model, and one file is wanted: llama-gguf-split --merge."
         )
     if _EMBEDDING not in header.tensors:  # transformers would make a model of its default size for it, at random
         kind = header.keys.get("general.type") or header.architecture
         raise ModelError(
             f"{str(file)!r} is a GGUF file without a model's weights ({_EMBEDDING}): it says that it is {kind!r}. Give "
-            "the model's, or the checkpoint in safetensors that it was made from; of an adapter, the PEFT adapter or "
-            "the edit that it was made from."
+            "the model's, or what it was made from: the checkpoint in safetensors, the PEFT adapter or the edit."
         )
     try:
         with step(f"Dequantising {file.name}, once", 1) as advance:

@@ -4,12 +4,12 @@ Shapes: b, t = rows and tokens of the short pass, m = columns of a projection.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -31,8 +31,12 @@ def heads_of(
     spans = head_spans(run, module, writers)
     if spans:
         good = [name for name, count in counts.items() if fits(spans[0], columns // count)]
-        together = f"its {columns} columns belong together {spans[0][1] - spans[0][0] + 1} at a time"
-        return (_nearest(good, path), "") if good else ("", f"{together}, and the config has no such number of heads")
+        if not good:
+            together = f"its {columns} columns belong together {spans[0][1] - spans[0][0] + 1} at a time"
+            return "", f"{together}, and the config has no such number of heads"
+        words = set(re.split(r"[._]", path)) - {"attn", "attention", "proj", "out"}  # the one called most like it
+        likeness = {n: (-len(words & set(n.split("_"))), "key" in n or "kv" in n, n != good[0]) for n in good}
+        return min(good, key=likeness.__getitem__), ""
     if counts.get("num_attention_heads") == 1:
         return "num_attention_heads", ""
     return "", "it has no heads that can be told apart"
@@ -48,15 +52,6 @@ def head_count(config: PreTrainedConfig, name: str, layer: int) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _nearest(names: list[str], path: str) -> str:
-    """Of attributes with the same number, the one that is called most like the module."""
-    words = set(re.split(r"[._]", path)) - {"attn", "attention", "proj", "out"}
-    return min(
-        names,
-        key=lambda name: (-len(words & set(name.split("_"))), "key" in name or "kv" in name, name != names[0]),
-    )
-
-
 def head_spans(run: LayerRun, writer: nn.Module, silent: Iterable[nn.Module]) -> list[tuple[int, int]]:
     """First and last column of a mixer's projection that one number before it reaches, for those that tell heads apart.
 
@@ -66,54 +61,44 @@ def head_spans(run: LayerRun, writer: nn.Module, silent: Iterable[nn.Module]) ->
     """
     quiet: dict[nn.Module, Any] = {**run.frozen_norms, **silenced(silent)}
     base = run.inputs([writer], quiet, stop=True)[writer].reshape(ROWS, TOKENS, -1)
-    spans = []
+    spans: list[tuple[int, int]] = []
     for path, output in run.called.items():
         module = run.module.get_submodule(path)
         if module is writer:
             break
-        if module in quiet or not _is_matrix(module, output):
+        weight = getattr(module, "weight", None)
+        matrix = isinstance(weight, Tensor) and weight.ndim == 2 and output.shape[-1] in weight.shape
+        whole = output.numel() == ROWS * TOKENS * output.shape[-1] and not isinstance(module, nn.Embedding)
+        if module in quiet or not whole or not (matrix or is_linear(module)):
             continue
         columns = torch.linspace(0, output.shape[-1] - 1, _PROBES).round().int().tolist()
         for start in range(0, _PROBES, ROWS):
-            seen = run.inputs([writer], {**quiet, module: _Probe(columns[start : start + ROWS])}, stop=True)[writer]
-            spans += [span for row in _reached(base, seen.reshape(base.shape)) if (span := _span(row)) is not None]
+            probe = partial(_probed, columns[start : start + ROWS])
+            seen = run.inputs([writer], {**quiet, module: probe}, stop=True)[writer]
+            spans += _reached(base, seen.reshape(base.shape))
     return sorted(spans, key=lambda span: span[1] - span[0])
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """Adds to one column of an output, in every row of the batch another."""
-
-    columns: list[int]
-
-    def __call__(self, output: Tensor) -> Tensor:
-        if output.numel() % (ROWS * TOKENS):  # a second call, on something else
-            return output
-        changed = output.clone().reshape(ROWS, TOKENS, -1)
-        size = 4 * changed.float().square().mean().sqrt().to(output.dtype) + 0.1
-        for row, column in enumerate(self.columns):
-            changed[row, :, column] += size
-        return changed.reshape(output.shape)
+def _probed(columns: Sequence[int], output: Tensor) -> Tensor:
+    """An output with something added to one column, in every row of the batch another."""
+    if output.numel() % (ROWS * TOKENS):  # a second call, on something else
+        return output
+    changed = output.clone().reshape(ROWS, TOKENS, -1)
+    size = 4 * changed.float().square().mean().sqrt().to(output.dtype) + 0.1
+    for row, column in enumerate(columns):
+        changed[row, :, column] += size
+    return changed.reshape(output.shape)
 
 
-def _is_matrix(module: nn.Module, output: Tensor) -> bool:
-    if isinstance(module, nn.Embedding) or output.numel() != ROWS * TOKENS * output.shape[-1]:
-        return False
-    weight = getattr(module, "weight", None)
-    return is_linear(module) or (isinstance(weight, Tensor) and weight.ndim == 2 and output.shape[-1] in weight.shape)
-
-
-def _reached(before: Float[Tensor, "b t m"], after: Float[Tensor, "b t m"]) -> Bool[Tensor, "b m"]:
-    """The columns that a change reaches noticeably, in each row; none where it makes no difference to speak of."""
+def _reached(before: Float[Tensor, "b t m"], after: Float[Tensor, "b t m"]) -> Iterator[tuple[int, int]]:
+    """First and last column that a change reaches noticeably, of each row in which they lie together."""
     change = (before.float() - after.float()).abs().amax(dim=1)
     largest = change.amax(dim=1, keepdim=True)
-    return (change > 0.01 * largest) & (largest > 1e-4 * before.float().abs().max())
-
-
-def _span(reached: Bool[Tensor, " m"]) -> tuple[int, int] | None:
-    at = reached.nonzero().flatten().tolist()
-    width = at[-1] - at[0] + 1 if at else 0
-    return (at[0], at[-1]) if 1 < width <= min(len(reached) / 2, 2 * len(at)) else None
+    for reached in (change > 0.01 * largest) & (largest > 1e-4 * before.float().abs().max()):
+        at = reached.nonzero().flatten().tolist()
+        width = at[-1] - at[0] + 1 if at else 0
+        if 1 < width <= min(len(reached) / 2, 2 * len(at)):
+            yield at[0], at[-1]
 
 
 def fits(span: tuple[int, int], width: int) -> bool:

@@ -72,20 +72,14 @@ def hooked(
     """
     with ExitStack() as stack:
         if matrix is not None:
-            for projection in site.plain:
-                stack.enter_context(projection.module.register_forward_hook(partial(_at_matrix, matrix, projection)))
+            for p in site.plain:
+                stack.enter_context(p.module.register_forward_hook(lambda _, given, y, p=p: matrix(p, given[0], y)))
         if site.experts is not None and routed is not None:
             stack.enter_context(routed_tokens(site.experts, routed))
         if site.experts is not None and output is not None:
             for index, module in enumerate(site.experts.outputs):
                 stack.enter_context(module.register_forward_hook(partial(at_output, partial(output, index))))
         yield
-
-
-def _at_matrix(
-    matrix: AtMatrix, projection: Projection, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
-) -> Tensor | None:
-    return matrix(projection, inputs[0], output)
 
 
 def at_output(change: Callable[[Tensor], Tensor | None], module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -222,8 +216,7 @@ class SiteUpdate:
     def apply_routed(self, routed: RoutedTokens, y: Tensor) -> Tensor:
         """The experts' output y [..., d] → y + Σ r_e (x_e · a_e) u over the experts e that a token is routed to.
 
-        r_e is the routing weight. u is one for all experts of a token, so the sum over them is a number, not a vector:
-        nothing of size d is made per expert, whether rows have one u or each its own.
+        r_e is the routing weight. u is one for all experts of a token, so nothing of size d is made per expert.
         """
         assert self.a is not None
         assert self.u is not None
@@ -245,11 +238,7 @@ _MISFIT = "a batch of {batch} rows cannot run under {rows} interventions: give o
 
 
 def _by_row(values: Float[Tensor, "... n"], rows: int) -> Float[Tensor, "b t n"]:
-    """Values as [b, t, n]; some projections (OPT's MLP) see the batch flattened to [b · t, n].
-
-    Raises:
-        InvalidValueError: there is more than one intervention, but not one for every row of the batch.
-    """
+    """Values as [b, t, n]; some projections (OPT's MLP) see the batch flattened to [b · t, n]."""
     batch = len(values) if values.ndim > 2 else rows
     if rows not in (1, batch) or len(values) % batch:
         raise InvalidValueError(_MISFIT.format(batch=len(values), rows=rows))
@@ -266,7 +255,7 @@ def along(x: Float[Tensor, "b t m"], a: Float[Tensor, "_a 1 m"]) -> Float[Tensor
 
 @contextmanager
 def updated_outputs(model: LanguageModel, updates: Mapping[Site, SiteUpdate]) -> Iterator[None]:
-    """Add each update to what its site writes within the context."""
+    """Add each update to what its site writes within the context; the shift of a mixture once, to the block's sum."""
     with ExitStack() as stack:
         for site, update in updates.items():
             stack.enter_context(_updated(model.sites[site], update))
@@ -274,13 +263,12 @@ def updated_outputs(model: LanguageModel, updates: Mapping[Site, SiteUpdate]) ->
 
 
 def _updated(site: SiteModule, update: SiteUpdate) -> AbstractContextManager[None]:
-    """The edits at every matrix; the shift of a mixture once, at the block's output."""
     if site.experts is None:
         return hooked(site, matrix=lambda projection, x, y: update.apply(x, y))
     edits = None if update.a is None else update.part(slice(0, site.routed[-1].columns.stop))
     return hooked(
         site,
-        matrix=None if update.a is None else lambda projection, x, y: update.part(projection.columns).apply(x, y),
+        matrix=None if edits is None else lambda projection, x, y: update.part(projection.columns).apply(x, y),
         routed=None if edits is None else edits.apply_routed,
         output=None if update.shift is None else lambda index, y: None if index else update.apply_shift(y),
     )

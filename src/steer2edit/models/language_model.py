@@ -24,14 +24,7 @@ _EXACT_IN_EVERY_DTYPE = 2.0**-16  # a bf16 number at least this large is represe
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What every step of the pipeline works on.
-
-    Attributes:
-        structure: where the model can be edited, and what was proven of that.
-        sites: the projections that can be edited.
-        left_out: names of the modules that write to the residual stream but have no heads or neurons.
-        layers: the decoder layers.
-    """
+    """What every step of the pipeline works on."""
 
     network: PreTrainedModel  # a transformers causal language model
     tokenizer: PreTrainedTokenizerBase | None = None  # its tokenizer, or `None` where only weights are needed
@@ -40,10 +33,11 @@ class LanguageModel:
     revision: str | None = None  # commit of the Hub repository, if known
     chat: ChatFormat = field(default_factory=ChatFormat)  # how prompts are rendered
     gguf_sha256: str | None = None  # of the GGUF file that it was read from, if it was
-    structure: ModelSites = field(init=False, repr=False)
-    sites: dict[Site, SiteModule] = field(init=False)
+    structure: ModelSites = field(init=False, repr=False)  # where it can be edited, and what was proven of that
+    sites: dict[Site, SiteModule] = field(init=False)  # the projections that can be edited
+    # names of the modules that write to the residual stream but have no heads or neurons
     left_out: tuple[str, ...] = field(init=False)
-    layers: nn.ModuleList = field(init=False, repr=False)
+    layers: nn.ModuleList = field(init=False, repr=False)  # the decoder layers
 
     def __post_init__(self) -> None:
         self.network.eval()
@@ -78,34 +72,28 @@ class LanguageModel:
         whether it is loaded in float32, bfloat16 or (from a half-precision checkpoint) float16. It is taken once, of
         the base weights: edits that are merged in for a while do not change what model this is.
         """
-        shapes = {p.key: p.shape for site in self.sites.values() for p in site.projections}
-        return sampled_fingerprint(shapes, self._sampled_rows())
 
-    def _sampled_rows(self) -> Iterator[torch.Tensor]:
-        for site in self.sites.values():
-            with site.in_memory():
-                for projection in site.projections:
-                    yield projection.weight[:: sample_step(projection.shape[0])]
+        def rows() -> Iterator[Tensor]:
+            for site in self.sites.values():
+                with site.in_memory():
+                    for projection in site.projections:
+                        yield projection.weight[:: sample_step(projection.shape[0])]
+
+        return sampled_fingerprint({p.key: p.shape for s in self.sites.values() for p in s.projections}, rows())
 
     def require_fit(
         self, artifact: WeightEdit | SteeringVectors, *, allow_mismatch: bool = False, allow_missing: bool = True
     ) -> None:
         """Refuse an edit or vectors of another model, of another shape, or (unless `allow_missing`) with sites missing.
 
-        Raises:
-            MismatchError: as said.
+        That is a MismatchError; its two halves are `require_shapes` and `require_same`.
         """
         what = "edits" if isinstance(artifact, WeightEdit) else "vectors"
         self.require_shapes(artifact.shapes, what, complete=not allow_missing)
         self.require_same(artifact.metadata, what, allow_mismatch=allow_mismatch)
 
     def require_same(self, metadata: Mapping[str, Any], what: str, *, allow_mismatch: bool = False) -> None:
-        """Refuse an artifact that was made on another model, or with another system message or
-        other arguments of its chat template.
-
-        Raises:
-            MismatchError: something differs and `allow_mismatch` is not set.
-        """
+        """Refuse an artifact of another model, another system message or other arguments of the chat template."""
         if allow_mismatch:
             return
         made_with = recorded_chat(metadata)
@@ -119,35 +107,26 @@ class LanguageModel:
                     "(load_model(..., like=METADATA)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
                 )
         made_on = metadata.get("model") or {}
-        if "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint:
-            return
-        raise MismatchError(
-            f"these {what} were made on {made_on.get('name', 'another model')!r} (fingerprint "
-            f"{made_on['fingerprint'][:12]}), but {self.name!r} has fingerprint {self.fingerprint[:12]}: other "
-            "weights, or already edited ones. Use the model they were made on, or pass --allow-mismatch "
-            "(allow_mismatch=True) if you know that they fit."
-        )
+        if "fingerprint" in made_on and made_on["fingerprint"] != self.fingerprint:
+            raise MismatchError(
+                f"these {what} were made on {made_on.get('name', 'another model')!r} (fingerprint "
+                f"{made_on['fingerprint'][:12]}), but {self.name!r} has fingerprint {self.fingerprint[:12]}: other "
+                "weights, or already edited ones. Use the model they were made on, or pass --allow-mismatch "
+                "(allow_mismatch=True) if you know that they fit."
+            )
 
     def require_shapes(
         self, shapes: Mapping[Site, tuple[int, int | None]], what: str, *, complete: bool = False
     ) -> None:
-        """Refuse an artifact whose sites or shapes are not the model's.
-
-        Raises:
-            MismatchError: a site the model lacks, another shape, or (if `complete`) missing sites.
-        """
+        """Refuse an artifact with a site the model lacks, another shape, or (if `complete`) sites missing."""
         for site, (d, m) in shapes.items():
-            if site not in self.sites:
-                raise MismatchError(
-                    f"these {what} have {site}, but {self.name!r} has no such site. Use the model that "
-                    "they were made for."
-                )
-            own = self.sites[site].shape
-            if d != own[0] or m not in (None, own[1]):
+            own = self.sites[site].shape if site in self.sites else None
+            if own is None or d != own[0] or m not in (None, own[1]):
                 wanted = f"outputs of {d} entries" if m is None else f"a weight of shape {[d, m]}"
+                there = "no such site" if own is None else list(own)
                 raise MismatchError(
-                    f"{site}: these {what} are for {wanted}, but {self.name!r} has {list(own)}. Use the model "
-                    "that they were made for."
+                    f"{site}: these {what} are for {wanted}, but {self.name!r} has {there}. Use the model that they "
+                    "were made for."
                 )
         missing = [str(site) for site in self.sites if site not in shapes]
         if complete and missing:

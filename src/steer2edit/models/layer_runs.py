@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steer2edit.errors import LayoutError, ModelError
+from steer2edit.models.twin import config_parts
 
 ROWS, TOKENS = 4, 6
 Change = Callable[[Tensor], Tensor]
@@ -34,15 +35,14 @@ class Bypass:
     factors: Mapping[torch.Size, Tensor] = field(default_factory=dict)
 
 
-# Hooks are functions of the module, not nested ones: a type checker that decorates functions does so whenever one is
-# made.
+# Hooks that are put on often are functions of the module, not nested ones: a type checker that decorates functions does
+# so whenever one is made.
 
 
 def _change(change: Change | Bypass, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     if isinstance(change, Bypass):
-        if not _are_alike(inputs, output):
-            return output
-        return (inputs[0] * change.factors.get(output.shape, 1.0)).to(output.dtype)
+        alike = _are_alike(inputs, output)
+        return (inputs[0] * change.factors.get(output.shape, 1.0)).to(output.dtype) if alike else output
     if isinstance(output, tuple | list):
         return type(output)([change(output[0]), *output[1:]])
     return change(output)
@@ -60,20 +60,6 @@ def _note_input(
     into[module] = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).clone()
     if len(into) == enough:
         raise _SeenAll
-
-
-def _note_output(path: str, into: dict[str, Tensor], module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-    tensor = next(_tensors_in(output), None)
-    if tensor is not None:
-        into.setdefault(path, tensor)
-
-
-def _note_factors(
-    into: dict[nn.Module, dict[torch.Size, Tensor]], module: nn.Module, inputs: tuple[Any, ...], output: Any
-) -> None:
-    if _are_alike(inputs, output):
-        factor = output / inputs[0]
-        into.setdefault(module, {})[factor.shape] = torch.where(factor.isfinite(), factor, 1.0)
 
 
 @dataclass(frozen=True)
@@ -130,10 +116,15 @@ class LayerRun:
     def called(self) -> dict[str, Tensor]:
         """First output tensor of every module of the layer that is called, by path, in the order they return."""
         outputs: dict[str, Tensor] = {}
+        paths = {module: path for path, module in self.module.named_modules() if path}
+
+        def note(module: nn.Module, _: Any, output: Any) -> None:
+            if (tensor := next(_tensors_in(output), None)) is not None:
+                outputs.setdefault(paths[module], tensor)
+
         with ExitStack() as stack:
-            for path, module in self.module.named_modules():
-                if path:
-                    stack.callback(module.register_forward_hook(partial(_note_output, path, outputs)).remove)
+            for module in paths:
+                stack.callback(module.register_forward_hook(note).remove)
             self.output()
         return outputs
 
@@ -147,9 +138,15 @@ class LayerRun:
     def frozen_norms(self) -> dict[nn.Module, Bypass]:
         """Changes under which every norm multiplies each number by what it multiplied it by without any change."""
         factors: dict[nn.Module, dict[torch.Size, Tensor]] = {}
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            if _are_alike(inputs, output):
+                factor = output / inputs[0]
+                factors.setdefault(module, {})[factor.shape] = torch.where(factor.isfinite(), factor, 1.0)
+
         with ExitStack() as stack:
             for module in self.norms:
-                stack.callback(module.register_forward_hook(partial(_note_factors, factors)).remove)
+                stack.callback(module.register_forward_hook(note).remove)
             self.output()
         return {module: Bypass(by_shape) for module, by_shape in factors.items()}
 
@@ -167,10 +164,10 @@ class LayerRun:
                 f"a {type(self.module).__name__} of the model is given numbers that are not finite: a weight is "
                 "damaged, or the model overflows in this dtype. Load it in bfloat16 or float32, or get it again."
             )
-        if not bool(out.isfinite().all()):
-            return False
         rounding = 16 * torch.finfo(self.hidden.dtype).eps * given.abs().amax(dim=0)
-        return torch.equal(given, out) or _scaled(given, out, rounding) or _mixed(given, out, rounding, self.width)
+        return bool(out.isfinite().all()) and (
+            torch.equal(given, out) or _scaled(given, out, rounding) or _mixed(given, out, rounding, self.width)
+        )
 
 
 def _scaled(given: Float[Tensor, "bt nd"], out: Float[Tensor, "bt nd"], rounding: Float[Tensor, " nd"]) -> bool:
@@ -194,21 +191,11 @@ def silenced(modules: Iterable[nn.Module]) -> dict[nn.Module, Change]:
     return dict.fromkeys(modules, torch.zeros_like)
 
 
-@dataclass(frozen=True)
-class LayerRuns:
-    """All decoder layers of a model, in order, and the path of their list."""
+def run_layers(network: PreTrainedModel, path: str | None = None) -> tuple[str, list[LayerRun]]:
+    """(path, layers) of the longest list of modules with parts that all are given hidden states and return such.
 
-    path: str
-    runs: tuple[LayerRun, ...]
-
-
-def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
-    """The decoder layers: the longest list of modules with parts that all are given hidden states and return such.
-
-    Hidden states are one residual stream [b, t, d]; only where no list has that, several ([b, t, n, d] or the like).
-
-    Raises:
-        LayoutError: the model does not run on a few tokens, or has no such list.
+    Hidden states are one residual stream [b, t, d]; only where no list has that, several ([b, t, n, d] or the like). A
+    LayoutError where the model does not run on a few tokens, or has no such list.
     """
     config, embedding = network.config.get_text_config(), network.get_input_embeddings()
     width = getattr(config, "hidden_size", None)
@@ -220,48 +207,44 @@ def run_layers(network: PreTrainedModel, path: str | None = None) -> LayerRuns:
     }
     given: dict[nn.Module, dict[int | str, Any]] = {}
     returned: dict[nn.Module, Any] = {}
+
+    def note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module not in given:  # the first call, with its arguments as they are before it
+            arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+            given[module] = {
+                key: value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
+                for key, value in arguments.items()
+            }
+
+    def note_return(module: nn.Module, _: Any, output: Any) -> None:
+        returned.setdefault(module, output)
+
     with ExitStack() as stack, torch.inference_mode():
         for module in dict.fromkeys(member for one in lists.values() for member in one):
-            stack.callback(module.register_forward_pre_hook(partial(_note_call, given), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(partial(_note_return, returned)).remove)
+            stack.callback(module.register_forward_pre_hook(note_call, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(note_return).remove)
         _short_pass(network)
     for several in (False, True):
-        found: list[LayerRuns] = []
+        found: dict[str, list[LayerRun]] = {}
         for name, members in lists.items():
             runs = [
                 _layer_run(f"{name}.{i}", member, given.get(member), returned.get(member), d, several)
                 for i, member in enumerate(members)
             ]
             if all(runs):
-                found.append(LayerRuns(name, tuple(run for run in runs if run is not None)))
+                found[name] = [run for run in runs if run is not None]
         if found:
-            return max(found, key=lambda one: len(one.runs))
+            return max(found.items(), key=lambda one: len(one[1]))
     raise LayoutError(
         f"no decoder layers are found in the model type {network.config.model_type!r}: no list of modules is given "
         f"hidden states of width {d} and hands on such."
     )
 
 
-def _note_call(
-    into: dict[nn.Module, dict[int | str, Any]], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """The arguments of a module's first call, as they are before it."""
-    if module not in into:
-        arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        into[module] = {
-            key: value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
-            for key, value in arguments.items()
-        }
-
-
-def _note_return(into: dict[nn.Module, Any], module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    into.setdefault(module, output)
-
-
 def _short_pass(network: PreTrainedModel) -> None:
     """A forward pass on a few tokens of ordinary text, which are no image's or padding."""
     embedding = network.get_input_embeddings().weight
-    settings = [pair for part in _configs(network.config) for pair in vars(part).items()]
+    settings = [pair for part in config_parts(network.config) for pair in vars(part).items()]
     special = {value for name, value in settings if re.search(r"token_(id|index)", name) and isinstance(value, int)}
     usual = [i for i in range(min(embedding.shape[0], 4096)) if i not in special] or [0]
     generator = torch.Generator().manual_seed(0)
@@ -281,13 +264,6 @@ def _short_pass(network: PreTrainedModel) -> None:
             f"the model type {network.config.model_type!r} writes to its own weights as it runs ({changed[0]}), so an "
             "edit of them would be another one in the files. This architecture cannot be edited."
         )
-
-
-def _configs(config: Any) -> Iterator[Any]:
-    yield config
-    for value in vars(config).values():
-        if hasattr(value, "model_type"):
-            yield from _configs(value)
 
 
 def _layer_run(

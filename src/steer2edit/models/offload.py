@@ -14,21 +14,11 @@ from torch import nn
 
 def disk_map(network: nn.Module, layers: str) -> dict[str, str]:
     """accelerate's `device_map`: the layers, of this path, on the disk, all else where they run."""
-    rest = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, str] = {}
-
-    def place(prefix: str, module: nn.Module) -> None:
-        for name, child in module.named_children():
-            path = f"{prefix}{name}"
-            if path == layers:
-                found.update({f"{path}.{index}": "disk" for index, _ in child.named_children()})
-            elif layers.startswith(f"{path}."):
-                place(f"{path}.", child)
-            else:
-                found[path] = rest
-
-    place("", network)
-    return found
+    rest, parts = "cuda" if torch.cuda.is_available() else "cpu", layers.split(".")
+    around = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+    children = [(of, name) for of in ("", *around) for name, _ in network.get_submodule(of).named_children()]
+    places = {f"{of}.{name}".removeprefix("."): "disk" if of == layers else rest for of, name in children}
+    return {path: place for path, place in places.items() if path not in around}
 
 
 def offload_hooks(module: nn.Module) -> list[tuple[Any, nn.Module]]:
@@ -48,13 +38,9 @@ def in_memory(modules: Iterable[nn.Module]) -> Iterator[None]:
             if hook.offload:  # not held already
                 hook.pre_forward(module)
                 hook.offload = False
-                stack.callback(_let_go, hook, module)
+                stack.callback(hook.post_forward, module, None)
+                stack.callback(setattr, hook, "offload", True)  # before the other: callbacks run from the last on
         yield
-
-
-def _let_go(hook: Any, module: nn.Module) -> None:
-    hook.offload = True
-    hook.post_forward(module, None)
 
 
 class LayerByLayer:

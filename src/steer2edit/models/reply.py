@@ -6,10 +6,9 @@ from itertools import takewhile
 from typing import Any
 
 from steer2edit.errors import DataError
-from steer2edit.models.chat import embedding_rows, require_rows
-from steer2edit.models.chat_format import added_tokens, decoded
+from steer2edit.models.chat import embedding_rows, render, render_turns, require_rows, tokenizer_of
+from steer2edit.models.chat_format import decoded
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.rendering import render, render_turns, tokenizer_of
 from steer2edit.models.thoughts import find_thought
 
 CUT = " […]"
@@ -68,8 +67,8 @@ def reply_of(model: LanguageModel, prompt: Sequence[int], row: Sequence[int], en
     if found is None:
         return Reply(str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(), ids, finished)
     raw, form = decoded(tokenizer, ids), found.form
-    special = {token.content for token in added_tokens(tokenizer).values() if token.special}
-    special |= {*tokenizer.all_special_tokens}
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = added.union(tokenizer.all_special_tokens)
     written, _, behind = raw.partition(form.closes)
     thought = _without(_without(written.strip().removeprefix(form.opens), form.labels), special).strip()
     thought_ids = ids[found.thought.start : found.thought.stop]
@@ -90,10 +89,8 @@ def _without(text: str, marks: Iterable[str]) -> str:
 def end_ids(model: LanguageModel) -> list[int]:
     """Tokens that end a reply: all that the checkpoint, the tokenizer or the chat template names.
 
-    A configuration's class has a default for it, so what it names must be a special or added token of the tokenizer.
-
-    Raises:
-        DataError: the embedding has no row for one of them.
+    A configuration's class has a default for it, so what it names must be a special or added token of the tokenizer. A
+    DataError where the embedding has no row for one of them.
     """
     network, tokenizer = model.network, model.tokenizer
     declared = _listed(getattr(network.generation_config, "eos_token_id", None))
@@ -135,4 +132,4 @@ def _listed(tokens: Any) -> list[int]:
 
 def _marks(tokenizer: Any) -> set[int]:
     """Tokens that are no text of their own: special ones, and those added to the vocabulary."""
-    return {*tokenizer.all_special_ids, *added_tokens(tokenizer)}
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

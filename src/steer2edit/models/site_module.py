@@ -63,8 +63,7 @@ class Projection:
     def weight(self) -> Float[Tensor, "d m"]:
         """W as [d, m]: a view of the parameter, so that writing to it edits the model; a copy, where it is quantised.
 
-        Raises:
-            ModelError: the weight is on no device, or its quantised format cannot be read here.
+        A ModelError where it is on no device, or its quantised format cannot be read here.
         """
         if self._is_elsewhere:
             with in_memory([self.module]):
@@ -75,8 +74,7 @@ class Projection:
         if not stored.is_floating_point() or stored.itemsize < 2 or stored.is_meta:
             raise ModelError(
                 f"{self.key}: the weight is not available as plain floating point (dtype {stored.dtype}, device "
-                f"{stored.device}). Load the model unquantised, and with enough memory that no layer is left on the "
-                "meta device."
+                f"{stored.device}). Load the model unquantised, and in memory."
             )
         own = stored.detach() if self.expert is None else stored.detach()[self.expert]
         return own.T if self.transposed else own
@@ -110,7 +108,7 @@ class Projection:
         return next(chain(self.module.parameters(), self.module.buffers())).device
 
     def require_plain(self, doing: str) -> None:
-        """Refuse to write to a weight that is quantised, or on the disk. Raises ModelError."""
+        """Refuse to write to a weight that is quantised, or on the disk, with a ModelError."""
         if self._is_elsewhere:
             raise ModelError(
                 f"{self.key} is on the disk (--device disk), and {doing} would be lost. Write the edited checkpoint "

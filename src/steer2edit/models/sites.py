@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from steer2edit.core import BLOCKS, Block, Experts, Site
+from steer2edit.core import BLOCKS, Experts, Site
 from steer2edit.errors import LayoutError
 from steer2edit.models.finding import find_layout, find_writers, kind_of
 from steer2edit.models.heads import fits, head_count, head_spans
-from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, LayerRuns, run_layers, silenced
+from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, run_layers, silenced
 from steer2edit.models.layout import ExpertLayout, Layout
 from steer2edit.models.site_module import PLAIN, ExpertBlock, Projection, SiteModule, is_linear, is_quantised
 from steer2edit.models.twin import tiny_twin
@@ -47,10 +48,8 @@ def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelS
     """The sites of a model, found where no layout is given, and proven.
 
     They are found on a tiny twin of the model, whose random weights hide nothing, and proven on the model itself, or on
-    the twin where weights are not in memory. A model whose twin cannot be made, or is another, is looked at itself.
-
-    Raises:
-        LayoutError: nothing that can be edited is found, or something that is not named changes the residual stream.
+    the twin where weights are not in memory. A model whose twin cannot be made, or is another, is looked at itself. A
+    LayoutError where nothing can be edited, or something that is not named changes the residual stream.
     """
     in_memory = not any(parameter.is_meta for parameter in network.parameters())
     twin, why = (None, "") if layout and in_memory else tiny_twin(network)
@@ -75,8 +74,8 @@ def _proven(network: PreTrainedModel, layout: Layout | None) -> ModelSites:
     """The sites of a layout, or of the one that is found, with their proof."""
     given = _structure(network, layout) if layout else None
     with _nothing_zero(network):
-        layers = run_layers(network, given.path if given else None)
-        found = given or _structure(network, find_layout(network, layers))
+        path, layers = run_layers(network, given.path if given else None)
+        found = given or _structure(network, find_layout(network, path, layers))
         return replace(found, proof=_prove(network, layers, found.sites, found.left_out))
 
 
@@ -98,7 +97,11 @@ def _nothing_zero(network: nn.Module) -> Iterator[None]:
 
 
 def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:
-    path, layers = _layers(network, layout)
+    lists = {path: _submodule(network, path) for path in layout.layers}
+    path, layers = next((own for own in lists.items() if isinstance(own[1], nn.ModuleList) and len(own[1])), ("", None))
+    if not isinstance(layers, nn.ModuleList):
+        where = " or ".join(map(repr, layout.layers))
+        raise LayoutError(f"layout {layout.name!r}: there is no list of layers at {where} (docs/add-a-model.md).")
     config = network.config.get_text_config()
     found = [site for index, layer in enumerate(layers) for site in _layer_sites(layout, path, index, layer, config)]
     used = {projection.name for site in found for projection in site.projections}
@@ -115,15 +118,6 @@ def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:
             f"({reasons or 'its layout names no module'})."
         )
     return ModelSites(layout, path, {site.site: site for site in found}, left_out)
-
-
-def _layers(network: PreTrainedModel, layout: Layout) -> tuple[str, nn.ModuleList]:
-    for path in layout.layers:
-        layers = _submodule(network, path)
-        if isinstance(layers, nn.ModuleList) and len(layers):
-            return path, layers
-    where = " or ".join(map(repr, layout.layers))
-    raise LayoutError(f"layout {layout.name!r}: there is no list of layers at {where} (docs/add-a-model.md).")
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
@@ -146,8 +140,14 @@ def _layer_sites(
         place = next((p for p in layout.paths(block) if _submodule(layer, p) is not None), None)
         if place is not None:
             projection = _dense(f"{prefix}.{place}", layer.get_submodule(place), layer)
-            width = _width(site, block, projection, layout.heads.get(place, "num_attention_heads"), config)
-            yield SiteModule(site, projection.name, (projection,), width)
+            heads, columns = layout.heads.get(place, "num_attention_heads"), projection.shape[1]
+            count = columns if block == "mlp" else head_count(config, heads, index)
+            if count is None or columns % count:
+                raise LayoutError(
+                    f"{site}: {columns} input columns do not divide into heads: the config has {heads} = "
+                    f"{getattr(config, heads, None)!r}. Name the attribute with their number (docs/add-a-model.md)."
+                )
+            yield SiteModule(site, projection.name, (projection,), columns // count)
 
 
 def _dense(name: str, module: nn.Module, layer: nn.Module, start: int = 0) -> Projection:
@@ -186,35 +186,18 @@ def _expert_site(site: Site, prefix: str, layer: nn.Module, module: nn.Module, e
     return SiteModule(site, name, tuple(projections), 1, block)
 
 
-def _width(site: Site, block: Block, projection: Projection, heads: str, config: PreTrainedConfig) -> int:
-    """Columns per component: one for a neuron, (input width) / (number of heads) for a head."""
-    if block == "mlp":
-        return 1
-    columns, count = projection.shape[1], head_count(config, heads, site.layer)
-    if count is None:
-        raise LayoutError(
-            f"{site}: the config has no number of heads in {heads!r} (got {getattr(config, heads, None)!r})."
-        )
-    if columns % count:
-        raise LayoutError(f"{site}: {columns} input columns do not divide into the config's {count} attention heads.")
-    return int(columns // count)
-
-
 def _prove(
-    network: PreTrainedModel, layers: LayerRuns, sites: Mapping[Site, SiteModule], left_out: Iterable[str]
+    network: PreTrainedModel, layers: list[LayerRun], sites: Mapping[Site, SiteModule], left_out: Iterable[str]
 ) -> Proof:
     """Prove a model's sites.
 
     *Silence*: with the outputs of all named writers zero, every layer hands the residual stream on unchanged.
     *Effect*: the output of each site reaches the residual stream. *Components*: a number before a mixer's projection
-    that belongs to one head changes that head's columns alone, where that can be seen.
-
-    Raises:
-        LayoutError: one of them fails; the message says in which layer and module.
+    that belongs to one head changes that head's columns alone, where that can be seen. Otherwise a LayoutError.
     """
     seen: set[object] = set()
     heads = []
-    for index, run in enumerate(layers.runs):
+    for index, run in enumerate(layers):
         own = {site: module for site, module in sites.items() if site.layer == index}
         others = [network.get_submodule(name) for name in left_out if name.startswith(f"{run.name}.")]
         writers = list(dict.fromkeys([*(p.module for m in own.values() for p in m.projections), *others]))
@@ -223,7 +206,7 @@ def _prove(
         if (kind := kind_of(run.module)) not in seen:
             seen.add(kind)
             heads += [s for s, module in own.items() if s.block != "mlp" and _prove_components(run, s, module, writers)]
-    return Proof(len(layers.runs), len(sites), tuple(heads))
+    return Proof(len(layers), len(sites), tuple(heads))
 
 
 def _prove_silence(run: LayerRun, writers: list[nn.Module]) -> None:
@@ -238,24 +221,20 @@ def _prove_silence(run: LayerRun, writers: list[nn.Module]) -> None:
     )
 
 
-@dataclass(frozen=True)
-class _AllRowsBut:
+def _all_rows_but(row: int | None, output: Tensor) -> Tensor:
     """Zeros for every row of the batch but one; `None` for every row."""
-
-    row: int | None
-
-    def __call__(self, output: Tensor) -> Tensor:
-        silent = torch.zeros_like(output)
-        if self.row is not None:  # the batch may be flattened, and given to every expert
-            by_row = (-1, ROWS, TOKENS * output.shape[-1])
-            silent.view(by_row)[:, self.row] = output.reshape(by_row)[:, self.row]
-        return silent
+    silent = torch.zeros_like(output)
+    if row is not None:  # the batch may be flattened, and given to every expert
+        by_row = (-1, ROWS, TOKENS * output.shape[-1])
+        silent.view(by_row)[:, row] = output.reshape(by_row)[:, row]
+    return silent
 
 
 def _prove_effects(run: LayerRun, sites: Mapping[Site, SiteModule], writers: list[nn.Module]) -> None:
     """In one run: each row of the batch has another site that is not silent, and the last has none."""
     parts = [{p.module for p in module.projections} for module in sites.values()]
-    out = run.output({w: _AllRowsBut(next((i for i, own in enumerate(parts) if w in own), None)) for w in writers})
+    rows = {writer: next((i for i, own in enumerate(parts) if writer in own), None) for writer in writers}
+    out = run.output({writer: partial(_all_rows_but, row) for writer, row in rows.items()})
     quiet = run.output(silenced(writers))
     for row, (site, module) in enumerate(sites.items()):
         if torch.equal(out[row], quiet[row]) and any(projection.weight.any() for projection in module.projections):
@@ -263,7 +242,7 @@ def _prove_effects(run: LayerRun, sites: Mapping[Site, SiteModule], writers: lis
 
 
 def _prove_components(run: LayerRun, site: Site, module: SiteModule, writers: list[nn.Module]) -> bool:
-    spans = head_spans(run, module.module, writers)
+    spans = head_spans(run, module.only.module, writers)
     if spans and not fits(spans[0], module.component_width):
         first, last = spans[0]
         raise LayoutError(

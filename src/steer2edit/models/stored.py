@@ -75,10 +75,8 @@ def stored_matrices(model: LanguageModel, tensors: Mapping[str, Sequence[int] | 
     """Which tensor of a checkpoint's files holds each projection of a model, by `Projection.key`.
 
     Files may name tensors otherwise than the model does, and hold experts one by one that the model has fused;
-    transformers' own rules for loading say which is which.
-
-    Raises:
-        ModelError: a projection is in no tensor, or loading computes it in a way that cannot be edited in the file.
+    transformers' own rules for loading say which is which. A ModelError for a projection that is in no tensor, or that
+    loading computes in a way that cannot be edited in the file.
     """
     state = model.network.state_dict()
     wanted: dict[str, list[tuple[SiteModule, Projection]]] = {}

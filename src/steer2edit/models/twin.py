@@ -64,9 +64,10 @@ def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
         if hasattr(part, "qk_rope_head_dim") and (rotated := _rotated(vars(part).get("rope_parameters"))):
             part.head_dim = int(HEAD_WIDTH / rotated)
         if own is not None:
+            usual = vars(part)  # a layer's own number stays another than the usual one
             part.per_layer_config = {
-                i: {name: _unlike(vars(part).get(name), value) for name, value in _all_small(settings).items()}
-                for i, settings in own.per_layer_overrides.items()
+                i: {k: 2 * v if v == usual.get(k) and isinstance(v, int) else v for k, v in _all_small(table).items()}
+                for i, table in own.per_layer_overrides.items()
             }
     return tiny
 
@@ -74,8 +75,7 @@ def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def tiny_network(config: PreTrainedConfig, build: Callable[..., Any], seed: int = 0) -> PreTrainedModel:
     """A model in float32 whose random weights and biases are large enough to matter, and whose gates are open.
 
-    Raises:
-        Exception: of any kind, as transformers raises where a config's sizes do not fit together.
+    transformers raises an Exception of any kind where a config's sizes do not fit together.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -136,8 +136,3 @@ def _small(name: str, value: Any) -> Any:
     if not isinstance(value, int):
         return value
     return value % VOCABULARY if limit == 0 else min(value, limit)
-
-
-def _unlike(usual: Any, own: Any) -> Any:
-    """A layer's own number, which stays another than the usual one."""
-    return 2 * own if own == usual and isinstance(own, int) else own

@@ -4,7 +4,6 @@ Every text of a model, a visitor or a file is made visible and escaped as the te
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -44,22 +43,12 @@ def replies(answers: Sequence[Answer], session: Session, prompt: str, *, busy: b
     return _part("replies")(answers, [session.asked(answer.arm, prompt) for answer in answers], busy)
 
 
-@dataclass(frozen=True)
-class _Switch:
-    """A button that switches a part; the sign of a value gives its colour, and a share how much of it."""
-
-    name: str
-    on: bool
-    text: str
-    value: float = 0.0
-    share: float = 0.0
-
-
 def _switch(
     session: Session, name: str, text: str, site: Site | None = None, value: float = 0.0, share: float = 0.0
-) -> _Switch:
+) -> dict[str, Any]:
+    """A button that switches a part; the sign of a value gives its colour, and a share how much of it."""
     within = {name} if site is None else {name, str(site), f"L{site.layer}"}
-    return _Switch(name, not session.off & within, text, value, share)
+    return {"name": name, "on": not session.off & within, "text": text, "value": value, "share": share}
 
 
 def component_map(session: Session) -> str:
@@ -70,7 +59,7 @@ def component_map(session: Session) -> str:
     sizes = {site: own.magnitude.abs() for site, own in sites.items()}
     most = max((float(size.sum()) for site, size in sizes.items() if site.block == "mlp"), default=0.0)
     largest = max((float(size.max()) for site, size in sizes.items() if site.block != "mlp"), default=0.0)
-    rows: dict[int, dict[Any, list[_Switch]]] = {}
+    rows: dict[int, dict[Any, list[dict[str, Any]]]] = {}
     for site, own in sites.items():
         row = rows.setdefault(site.layer, {"layer": [_switch(session, f"L{site.layer}", f"L{site.layer}")]})
         if site.block == "mlp":

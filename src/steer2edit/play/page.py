@@ -127,22 +127,20 @@ class Page:
     def _read(self, session: Session | None, said: Session | None, prompt: str, *controls: Any) -> tuple[Session, str]:
         """The session as the controls have it, and the prompt."""
         edit, strength, steering, drift, tokens, temperature = controls
-        others = {
-            "strength": float(strength),
-            "drift": float(drift),
-            "sampling": Sampling(int(tokens), float(temperature)),
-        }
-        now = (session or self._stage.first).choosing(edit or None, steering or None, **others)
+        others = {"strength": float(strength), "drift": float(drift)}
+        sampling = Sampling(int(tokens), float(temperature))
+        now = (session or self._stage.first).choosing(edit or None, steering or None, sampling=sampling, **others)
         if said:
             now = replace(now, turns=said.turns, added=said.added if said.edit == now.edit else None)
         return now, prompt
 
     def _shown(self, session: Session, prompt: str) -> dict[Any, Any]:
         """All that follows from the session."""
-        unit = self._stage.unit(session)
         command, python = as_code(self._stage, session, prompt or _PROMPT)
-        found = "" if unit is None else f"1 is strength {unit.strength:.3g}: KL {unit.drift:.3g} on benign requests"
-        found += "" if unit is None or session.edit is None else f", as of the edit at {session.matched[0]:g}"
+        found = ""
+        if unit := self._stage.unit(session):
+            found = f"1 is strength {unit.strength:.3g}: KL {unit.drift:.3g} on benign requests"
+            found += f", as of the edit at {session.matched[0]:g}" if session.edit is not None else ""
         return {
             self.session: session, self.unit: markup.note(found), self.map: markup.component_map(session),
             self.top: markup.component_list(session), self.command: command, self.python: python,

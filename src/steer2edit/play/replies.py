@@ -1,21 +1,17 @@
-"""The replies of all arms: of one prompt as they grow, with what each of their tokens costs, or of a set of prompts.
-
-Shapes: t = tokens of a reply.
-"""
+"""The replies of all arms: of one prompt as they grow, with what each of their tokens costs, or of a set of prompts."""
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import sqrt
 from queue import SimpleQueue
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import kl_div
 
-from steer2edit.core import Component, Editing, Intervention
+from steer2edit.core import Component, Editing
 from steer2edit.editing import intervened
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError
@@ -87,10 +83,6 @@ class Turn:
     session: Session | None = None
 
 
-class _StoppedError(Exception):
-    """Nobody waits for the replies any more."""
-
-
 def talk(stage: Stage, session: Session, prompt: str) -> Iterator[Turn]:
     """A turn as it grows; the last one is finished. Closing the iterator stops the model."""
     arms = stage.arms(session)
@@ -102,8 +94,9 @@ def talk(stage: Stage, session: Session, prompt: str) -> Iterator[Turn]:
     for arm, ids, reply in zip(arms, encode_prompts(stage.model, asked), replies, strict=True):
         response, drifts = EncodedResponse((*ids, *reply.ids), len(ids)), Tensor()
         if reply.ids and arm.intervention is not None:
-            with stage.engine():
-                drifts = token_drifts(stage.model, response, arm.intervention)
+            with stage.engine(), intervened(stage.model, [None, arm.intervention]):
+                before, after = span_log_probabilities(stage.model, [response, response])
+                drifts = kl_div(after, before, log_target=True, reduction="none").sum(dim=-1).cpu()
             edited = (response, arm.intervention) if isinstance(arm.intervention, Editing) else None
         answers.append(Answer(arm, reply, tuple(_pieces(stage.model, reply, drifts.tolist()))))
     yield Turn(tuple(answers))
@@ -125,8 +118,8 @@ def _growing(
     stopped = threading.Event()
 
     def hand_on(replies: list[Reply]) -> None:
-        if stopped.is_set():
-            raise _StoppedError
+        if stopped.is_set():  # nobody waits for them any more
+            raise CancelledError
         grown.put(replies)
 
     def run() -> list[Reply]:
@@ -143,13 +136,6 @@ def _growing(
             yield finished.result()
         finally:
             stopped.set()
-
-
-def token_drifts(model: LanguageModel, response: EncodedResponse, intervention: Intervention) -> Float[Tensor, " t"]:
-    """KL(base ‖ model) of the next-token distribution at each token of a reply, in nats."""
-    with intervened(model, [None, intervention]):
-        before, after = span_log_probabilities(model, [response, response])
-    return torch.nn.functional.kl_div(after, before, log_target=True, reduction="none").sum(dim=-1).cpu()
 
 
 def _pieces(model: LanguageModel, reply: Reply, drifts: Sequence[float]) -> list[Piece]:

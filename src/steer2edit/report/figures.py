@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import BLOCKS, TUNED_BLOCKS, Block, Site, WeightEdit
-from steer2edit.core.expert_edits import expert_edits
+from steer2edit.core.edit import expert_edits
 from steer2edit.estimates import Notation
 from steer2edit.report import themes
 from steer2edit.report.html import plot_text

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Block, WeightEdit
-from steer2edit.core.expert_edits import expert_edits, top_experts
+from steer2edit.core.edit import expert_edits, top_experts
 from steer2edit.estimates import NOT_SCORED, Condition, Estimate, Notation
 from steer2edit.evaluation import Metric, metric_name
 from steer2edit.evaluation.statistics import paired

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.editing import merged
-from steer2edit.errors import ModelError
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,
@@ -26,8 +25,7 @@ from steer2edit.models import (
     span_log_probabilities,
     token_log_probabilities,
 )
-from steer2edit.models.chat_format import added_tokens, renders_tokens
-from steer2edit.models.rendering import tokenizer_of
+from steer2edit.models.chat import tokenizer_of
 from steer2edit.progress import step
 from steer2edit.stress.findings import Finding, Outcome, StressResult
 from steer2edit.stress.subject import Subject, ask, ask_plain, by_arm, in_form
@@ -62,14 +60,7 @@ def find_suffix(
     """Search a suffix of a request that makes the reply of the model, as its weights are now, begin with `target`.
 
     Returns it, and the loss of the best candidate by step, in nats per token of the target; first that of the start.
-
-    Raises:
-        ModelError: the model's tokenizer makes tokens of no text.
     """
-    if renders_tokens(tokenizer_of(model)):
-        raise ModelError(
-            f"no suffixes can be searched for {model.name!r}: its tokenizer, mistral-common's, has no text."
-        )
     generator = torch.Generator().manual_seed(seed)
     forbidden = forbidden_tokens(model)
     best, losses = budget.start, target_losses(model, [with_suffix(prompt, budget.start)], target)
@@ -132,7 +123,7 @@ def token_gradient(model: LanguageModel, row: EncodedResponse, begin: int, end: 
 def forbidden_tokens(model: LanguageModel) -> Tensor:
     """Tokens that no suffix may have: special ones, what is not printable ASCII, and rows that are no token at all."""
     tokenizer = tokenizer_of(model)
-    special = set(tokenizer.all_special_ids) | set(added_tokens(tokenizer))
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     rows = int(model.network.get_input_embeddings().weight.shape[0])
     known = min(rows, len(tokenizer))
     texts = tokenizer.batch_decode([[i] for i in range(known)])

@@ -18,7 +18,7 @@ from steer2edit.artifacts.checkpoints.files import CheckpointFiles, StoredTensor
 from steer2edit.artifacts.edits.low_rank import ScaledEdits
 from steer2edit.artifacts.manifest import AppliedEditRecord, CheckpointManifest, read_manifest
 from steer2edit.core import Site, SiteEdit
-from steer2edit.editing.weights import add_outer
+from steer2edit.editing.applying import add_outer
 from steer2edit.errors import ArtifactError, MismatchError
 from steer2edit.models import (
     LanguageModel,
