@@ -59,6 +59,7 @@ class _Gate(TypedDict):
 class _Effects(TypedDict):
     decided_by: str
     gate: NotRequired[_Gate]
+    drift: NotRequired[Annotated[FiniteFloat, Field(gt=0)]]
 
 
 class _Row(TypedDict):

@@ -167,12 +167,12 @@ def make_vectors(
         vectors = replace(vectors, metadata={**vectors.metadata, RECIPE: recipe})
     if options.effects or options.decided_by or options.silent_on or options.robust:
         copies: dict[str, AbstractContextManager[object]] = {}
-        if options.robust:  # every other harmless answer: the contract's own fine-tune has them all
+        if options.robust == "tuned":  # every other harmless answer: the contract's own fine-tune has them all
             tune = replace(_LIGHT_TUNE, seed=options.seed + 1)
-            copies[options.robust] = fine_tuned(model, helpful_answers(model)[::2], tune)
+            copies["tuned"] = fine_tuned(model, helpful_answers(model)[::2], tune)
         vectors = measure_effects(
             model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on,
-            seed=options.seed, copies=copies or None,
+            seed=options.seed, copies=copies or None, wordings=options.robust == "wordings",
         )  # fmt: skip
     return vectors
 
@@ -181,7 +181,7 @@ def make_edit(
     model: LanguageModel, vectors: SteeringVectors, options: ConvertOptions, accepting: Accepting = Accepting()
 ) -> WeightEdit:
     """The edit that the options ask for: the recommended one of measured effects where vectors have these and no budget
-    is given, else by the paper's rule; scaled to a drift if one is given, and 0.03 for edits of effects.
+    is given, else by the paper's rule; scaled to a drift if one is given, and to at most 0.03 for edits of effects.
 
     Raises:
         InvalidValueError: a value is out of range, or nothing is edited.
@@ -192,7 +192,9 @@ def make_edit(
     vectors = with_inputs(model, vectors, options)
     least = MIN_TOKENS if options.min_expert_tokens is None else options.min_expert_tokens
     edit = convert(model, vectors, hyperparameters, rules, min_tokens=least, **vars(accepting))
-    kl = EFFECT_KL if options.kl is None and rules.importance == "effect" else options.kl
+    kl = options.kl
+    if kl is None and rules.importance == "effect":  # less where the row was made for less
+        kl = min(EFFECT_KL, vectors.metadata.get("effects", {}).get("drift", EFFECT_KL))
     return edit if kl is None else at_drift(TransformersEngine(model), edit, kl)
 
 

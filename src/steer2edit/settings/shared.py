@@ -54,7 +54,7 @@ Device = Annotated[
     str,
     typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, balanced (all devices), or disk."),
 ]
-Robust = Literal["tuned"] | None
+Robust = Literal["wordings", "tuned"] | None
 Force = Annotated[bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")]
 
 
@@ -144,7 +144,9 @@ class ExtractOptions(Checked):
             end. By default what suits the behaviour; first for a file.
         silent_on: Requests on which edits made of --effects are to do nothing (convert --input-direction gated):
             `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
-        robust: tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
+        robust: wordings: make the effects in steps with the edit in place, on other wordings of the requests and behind
+            begun replies too, so that the edit holds in more of these; for behaviours that first tokens decide.
+            tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
             more of the edit survives another fine-tune, and less is done without one.
     """
 

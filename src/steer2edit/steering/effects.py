@@ -15,6 +15,7 @@ C = mean square of the effects on the score of tokens drawn from the model, over
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from steer2edit.core import Site, SiteEffects, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.method import gated_effects, natural_direction, output_direction
+from steer2edit.method import Gate, gated_effects, natural_direction, output_direction
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.effects import (
     Score,
@@ -36,6 +37,7 @@ from steer2edit.models.effects import (
 )
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
+from steer2edit.steering.closed_loop import TOKENS, closed_loop, worded_prompts, worded_responses
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_key, read_examples
@@ -69,6 +71,7 @@ def measure_effects(
     silent_on: str | Path | None = None,
     benign: str = BUILT_IN,
     copies: Mapping[str, AbstractContextManager[object]] | None = None,
+    wordings: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     seed: int = 0,
 ) -> SteeringVectors:
@@ -89,6 +92,8 @@ def measure_effects(
         copies: contexts by name in which the model is another, that the edit is to hold in too: tuned, say. Effects are
             measured in each as well: wanted ones are averaged, and it is to be silent and not to drift in all. How well
             the gate tells requests apart is said of the model as it is.
+        wordings: make the gated effects in steps with the edit in place, to hold in other wordings of the requests and
+            behind begun replies too (`closed_loop`); for what the first tokens decide.
         batch_tokens: rows × longest row of a batch stays within this.
         seed: of the tokens that are drawn.
 
@@ -108,6 +113,11 @@ def measure_effects(
             f"effects need at least {_FEWEST} training responses of each class to the same requests, so that two "
             f"halves can be compared; {contrast.name!r} has {counts['positive']} positive and {counts['negative']} "
             f"negative ones, which make {count} pairs. Give more."
+        )
+    if wordings and decided_by != "first":
+        raise InvalidValueError(
+            "--robust wordings is for behaviours that the first tokens of a response decide, and this one is decided "
+            f"by {decided_by!r}. Leave it out."
         )
     answered = benign_answers(model, benign)
     measure = _Measurement(model, decided_by, batch_tokens, dict.fromkeys(vectors.sites))
@@ -129,19 +139,24 @@ def measure_effects(
     wanted = _paired(contrast.train, positive, negative)
     gate = gated_effects(wanted, silent, draws)
     told = gated_effects(_paired(contrast.train, *parts[0][:2]), *parts[0][2:]) if copies else gate
-    sites = {}
-    for site, means in vectors.sites.items():
-        half = [wanted[site][i::2].mean(dim=0) for i in (0, 1)]
-        agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
-        gated = gate.effects[site] * (NATURAL / max(gate.gain, 1e-30))
-        attribute = positive[site].mean(dim=0) - negative[site].mean(dim=0)
-        sites[site] = replace(means, effects=SiteEffects(directions[site], attribute, drift[site], gated, agreement))
     made: dict[str, Any] = {
         "decided_by": decided_by,
         "benign": benign,
         "benign_replies": len(answered),
         "draws": _DRAWS,
     }
+    if wordings:
+        gated, made["drift"] = measure.held(contrast.train, gate, answered, stays, silent, draws)
+    else:
+        gated = {site: own * (NATURAL / max(gate.gain, 1e-30)) for site, own in gate.effects.items()}
+    sites = {}
+    for site, means in vectors.sites.items():
+        half = [wanted[site][i::2].mean(dim=0) for i in (0, 1)]
+        agreement = torch.nn.functional.cosine_similarity(half[0], half[1], dim=0).item()
+        attribute = positive[site].mean(dim=0) - negative[site].mean(dim=0)
+        sites[site] = replace(
+            means, effects=SiteEffects(directions[site], attribute, drift[site], gated[site], agreement)
+        )
     if copies:
         made["copies"] = list(copies)
     if prompts:
@@ -217,6 +232,27 @@ class _Measurement:
         draws = self.draws([reply for _, reply in answered], "Effects on benign replies", generator)
         none = {site: rows[:0] for site, rows in draws.items()}
         return positive, negative, self.silent(train, stays) if stays else none, draws
+
+    def held(
+        self, train: Contrast, gate: Gate, answered: Answers, stays: Answers, silent: Features, draws: Features
+    ) -> tuple[Features, float]:
+        """ŝ of the row that `closed_loop` makes, and the KL that it spends."""
+        asked = encode_responses(self.model, train.positive)
+        responses = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for r in asked]
+        responses += worded_responses(self.model, train.positive)
+        if stays:
+            others = self.own_replies(worded_prompts([prompt for prompt, _ in stays]), ())
+            silent = {site: torch.cat([silent[site], rows]) for site, rows in self.silent(train, others).items()}
+        effects = partial(self._rows, score=first_tokens(TOKENS), doing="Effects with the edit in place")
+        rows, kl = closed_loop(
+            self.model, {site: u for site, u in self.directions.items() if u is not None}, gate, responses,
+            [reply for _, reply in answered], effects, silent, draws,
+        )  # fmt: skip
+        return {
+            site: row * (cost + cost.mean())
+            for site, row in rows.items()
+            for cost in [draws[site].square().mean(dim=0)]
+        }, kl
 
     def decisions(self, responses: Sequence[EncodedResponse], doing: str, *, positive: bool = True) -> Features:
         """Effects of every response on its own decision; a negative one that its end decides, in its middle."""

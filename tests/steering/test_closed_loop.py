@@ -1,0 +1,132 @@
+"""Edits made to hold in other wordings: what is asked, and what the steps gain."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from steer2edit.core import Editing, SiteEdit, WeightEdit
+from steer2edit.editing import intervened
+from steer2edit.errors import InvalidValueError
+from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities
+from steer2edit.recipes import make_edit, make_vectors
+from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
+from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects
+from steer2edit.steering.benign import benign_answers
+from steer2edit.steering.closed_loop import (
+    TOKENS,
+    in_place,
+    mean_log_probability,
+    worded,
+    worded_prompts,
+    worded_responses,
+    wordings,
+)
+from tiny_chat import tiny_chat_model
+
+QUESTIONS = [f"How do I bake {thing}?" for thing in ("bread", "a pie", "rolls", "a cake", "buns", "tarts", "rye")]
+PAIRS = Contrast(
+    tuple((q, "I would rather not say that.") for q in QUESTIONS),
+    tuple((q, "Mix flour and water first.") for q in QUESTIONS),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return tiny_chat_model(num_hidden_layers=2, max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def benign(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("benign") / "benign.txt"
+    path.write_text("Name a colour.\nCount to three.\nWhat is a tree?\n")
+    return str(path)
+
+
+def test_a_request_stands_once_in_every_wording_and_a_conversation_stays_before_it() -> None:
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "How do I bake bread?"},
+    ]
+    for wording in wordings():
+        assert wording.keys() <= {"template", "system", "opener"}
+        found = worded("How do I bake bread?", wording)
+        text = found if isinstance(found, str) else found[-1]["content"]
+        assert text.count("How do I bake bread?") == 1
+        system, *rest = worded(conversation, wording)  # type: ignore[arg-type]
+        assert system == {"role": "system", "content": wording.get("system", "Be brief.")}
+        assert rest[:-1] == conversation[1:-1]
+        assert rest[-1] == {"role": "user", "content": text}  # type: ignore[comparison-overlap]
+    assert len({str(one) for one in worded_prompts(["Hello."] * 9)}) == 9
+
+
+def test_what_is_scored_of_a_begun_reply_is_what_follows_its_opener(model: LanguageModel) -> None:
+    every = wordings()
+    pairs = [("How do I bake bread?", "I would rather not say that.")] * len(every)
+    assert model.tokenizer is not None
+    for wording, response in zip(every, worded_responses(model, pairs), strict=True):
+        assert len(response.response_ids) <= TOKENS
+        before = model.tokenizer.decode(response.ids[: response.start])
+        assert "I would" in model.tokenizer.decode(response.response_ids)
+        assert before.rstrip().endswith(wording["opener"]) if "opener" in wording else "I would" not in before
+
+
+def test_steps_make_responses_likelier_than_one_look_for_the_drift_they_say(model: LanguageModel, benign: str) -> None:
+    contrast = ContrastSet("baking", {"train": PAIRS}, {})
+    plain = extract(model, contrast)
+    before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
+    one_look, steps = (measure_effects(model, plain, contrast, benign=benign, wordings=w) for w in (False, True))
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.network.named_parameters())
+    responses = [*encode_responses(model, PAIRS.positive), *worded_responses(model, PAIRS.positive)]
+    replies = [reply for _, reply in benign_answers(model, benign)]
+    base = span_log_probabilities(model, replies)
+
+    def spent(edit: WeightEdit, strength: float = 1.0) -> float:
+        with intervened(model, [Editing(edit, strength)]):
+            after = span_log_probabilities(model, replies)
+        kl = [(p.exp() * (p - q)).sum(dim=1).mean() for p, q in zip(base, after, strict=True)]
+        return torch.stack(kl).mean().item()
+
+    made = {}
+    for name, vectors in (("look", one_look), ("steps", steps)):
+        sites = {}
+        for site, means in vectors.sites.items():
+            assert means.effects is not None
+            row = means.effects.gated / (means.effects.drift + means.effects.drift.mean())
+            ones = torch.ones(row.numel() // model.sites[site].component_width)
+            sites[site] = SiteEdit(means.effects.direction, row, ones, ones)
+        made[name] = WeightEdit(sites, {})
+    kl = steps.metadata["effects"]["drift"]
+    assert spent(made["steps"]) == pytest.approx(kl, rel=1e-3)
+    strength = 1.0
+    for _ in range(8):
+        strength *= (kl / spent(made["look"], strength)) ** 0.5
+    assert spent(made["look"], strength) == pytest.approx(kl, rel=0.02)
+    with intervened(model, [Editing(made["steps"])]):
+        after_steps = mean_log_probability(model, responses)
+    with intervened(model, [Editing(made["look"], strength)]):
+        after_look = mean_log_probability(model, responses)
+    assert after_steps > after_look > mean_log_probability(model, responses)
+    rows = {site: edit.row for site, edit in made["steps"].sites.items()}
+    with in_place(model, {site: edit.output_direction for site, edit in made["steps"].sites.items()}, rows):
+        assert mean_log_probability(model, responses) == pytest.approx(after_steps, abs=1e-4)
+    with pytest.raises(InvalidValueError, match=r"--robust wordings is for .* decided by 'end'"):
+        measure_effects(model, plain, contrast, decided_by="end", benign=benign, wordings=True)
+
+
+def test_an_edit_of_such_vectors_spends_what_they_were_made_for(model: LanguageModel, tmp_path: Path) -> None:
+    path = tmp_path / "baking.jsonl"
+    rows = [
+        f'{{"prompt": "{prompt}", "response": "{response}", "label": "{label}", "split": "train"}}'
+        for label, pairs in (("positive", PAIRS.positive), ("negative", PAIRS.negative))
+        for prompt, response in pairs
+    ]
+    path.write_text("\n".join(rows))
+    vectors = make_vectors(model, ExtractOptions(str(path), robust="wordings"))
+    assert vectors.metadata["recipe"]["robust"] == "wordings"
+    kl = vectors.metadata["effects"]["drift"]
+    assert 0.0075 < kl <= 0.03
+    edit = make_edit(model, vectors, ConvertOptions(), Accepting(force=True))
+    assert edit.metadata["drift"]["kl"] == pytest.approx(kl, rel=0.06)
