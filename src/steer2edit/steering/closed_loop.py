@@ -7,9 +7,8 @@ one. So the row is begun at a quarter of that drift and goes on in steps, each m
                                             request as it is, and to the same in one of several wordings
     a ← a + δ M⁻¹s(a) / ‖M⁻¹s(a)‖_M         s(a) = mean_i ∂log p_i/∂a under u aᵀ; M, of the base model, as in the gate
 
-where δ is the best of three shares of the first row's length in drift, and it ends where none of them gains or all
-spend too much. log p by
-itself stops to pull where a response is likely already, so no negative ones are needed.
+where δ is halved until A falls by that, and the next step is no longer. Every other response says where a step goes,
+all of them how far. log p by itself stops to pull where a response is likely already: no negative ones are needed.
 """
 
 import math
@@ -47,8 +46,8 @@ TOKENS = 8
 _BEGIN, _MOST = 0.0075, 0.03  # nats per token that the row begins with, and may come to
 _FIRST = 16.0  # nats that the first row that is tried adds, to first order
 _TRIES = 8
-_STEPS = 6
-_SHARES = (0.06, 0.12, 0.24)  # of the first row's length, that a step may have
+_STEPS = 8
+_LONGEST, _SHORTEST = 0.5, 0.03  # steps, in the first row's length
 _REPLIES = 24  # benign ones that drift is measured on
 _REQUEST = "{request}"
 
@@ -137,18 +136,26 @@ def closed_loop(
             break
         scale *= min(max((_BEGIN / max(spent, 1e-12)) ** 0.5, 0.25), 4.0)  # KL is nearly quadratic in the strength
     length = scale * gate.gain**0.5  # of the row in drift: ‖a‖_M
-    best = attribute(rows)
+    best, share = attribute(rows), _LONGEST
     with step("Steps with the edit in place", _STEPS) as advance:
-        for _ in range(_STEPS):
+        for i in range(_STEPS):
             with in_place(model, directions, rows):
-                look = gated_effects(effects(responses), silent, draws)
+                look = gated_effects(effects(responses[i % 2 :: 2]), silent, draws)
             towards, unit = rows_of(look.effects, draws), length / max(look.gain, 1e-30) ** 0.5
-            tried = [{site: row + share * unit * towards[site] for site, row in rows.items()} for share in _SHARES]
-            values = [attribute(one) for one in tried]
+            value = -math.inf
+            tried = share
+            while tried >= _SHORTEST:
+                one = {site: row + tried * unit * towards[site] for site, row in rows.items()}
+                if (now := attribute(one)) <= value and math.isfinite(value):
+                    break  # the longer step was better
+                if now > value:
+                    value, share, found = now, tried, one
+                tried /= 2
+            if value > best:
+                best, rows = value, found
+            else:
+                share = tried
             advance(1)
-            if not max(values) > best:
-                break
-            best, rows = max(values), tried[values.index(max(values))]
     return rows, drift(rows)
 
 
