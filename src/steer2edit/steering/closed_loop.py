@@ -129,34 +129,43 @@ def closed_loop(
         with in_place(model, directions, rows):
             return mean_log_probability(model, responses)
 
-    found, scale = rows_of(gate.effects, draws), _FIRST / max(gate.gain, 1e-30)
-    for _ in range(_TRIES):
-        rows = {site: scale * row for site, row in found.items()}
-        if abs((spent := drift(rows)) - _BEGIN) <= 0.1 * _BEGIN:
-            break
-        scale *= min(max((_BEGIN / max(spent, 1e-12)) ** 0.5, 0.25), 4.0)  # KL is nearly quadratic in the strength
-    length = scale * gate.gain**0.5  # of the row in drift: ‖a‖_M
+    first = rows_of(gate.effects, draws)
+    scale = _begun(first, _FIRST / max(gate.gain, 1e-30), drift)
+    rows, length = _scaled(first, scale), scale * gate.gain**0.5  # of the row in drift: ‖a‖_M
     best, share = attribute(rows), _LONGEST
     with step("Steps with the edit in place", _STEPS) as advance:
         for i in range(_STEPS):
             with in_place(model, directions, rows):
                 look = gated_effects(effects(responses[i % 2 :: 2]), silent, draws)
-            towards, unit = rows_of(look.effects, draws), length / max(look.gain, 1e-30) ** 0.5
-            value = -math.inf
-            tried = share
-            while tried >= _SHORTEST:
-                one = {site: row + tried * unit * towards[site] for site, row in rows.items()}
-                if (now := attribute(one)) <= value and math.isfinite(value):
-                    break  # the longer step was better
-                if now > value:
-                    value, share, found = now, tried, one
-                tried /= 2
+            towards = _scaled(rows_of(look.effects, draws), length / max(look.gain, 1e-30) ** 0.5)
+            value, share, found = _longest_step(rows, towards, share, attribute)
             if value > best:
                 best, rows = value, found
-            else:
-                share = tried
             advance(1)
     return rows, drift(rows)
+
+
+def _begun(rows: Rows, scale: float, drift: Callable[[Rows], float]) -> float:
+    """The scale at which rows spend what they are to begin with."""
+    for _ in range(_TRIES):
+        if abs((spent := drift(_scaled(rows, scale))) - _BEGIN) <= 0.1 * _BEGIN:
+            break
+        scale *= min(max((_BEGIN / max(spent, 1e-12)) ** 0.5, 0.25), 4.0)  # KL is nearly quadratic in the strength
+    return scale
+
+
+def _longest_step(
+    rows: Rows, towards: Rows, share: float, attribute: Callable[[Rows], float]
+) -> tuple[float, float, Rows]:
+    """A, the length and the rows after a step, which is halved until A falls by that; A is −∞ where none is left."""
+    value, found = -math.inf, rows
+    while share >= _SHORTEST:
+        tried = {site: row + share * towards[site] for site, row in rows.items()}
+        if (now := attribute(tried)) <= value and math.isfinite(value):
+            break
+        value, found = now, tried
+        share /= 2
+    return value, 2 * share, found
 
 
 def rows_of(effects: Features, draws: Features) -> Rows:
@@ -166,6 +175,10 @@ def rows_of(effects: Features, draws: Features) -> Rows:
         C = draws[site].double().square().mean(dim=0)
         found[site] = torch.where(C + C.mean() > 0, own.double() / (C + C.mean()), 0).float()
     return found
+
+
+def _scaled(rows: Rows, scale: float) -> Rows:
+    return {site: scale * row for site, row in rows.items()}
 
 
 def mean_log_probability(model: LanguageModel, responses: Sequence[EncodedResponse]) -> float:
