@@ -7,8 +7,8 @@ one. So the row is begun at a quarter of that drift and goes on in steps, each m
                                             request as it is, and to the same in one of several wordings
     a ← a + δ M⁻¹s(a) / ‖M⁻¹s(a)‖_M         s(a) = mean_i ∂log p_i/∂a under u aᵀ; M, of the base model, as in the gate
 
-where δ is halved until A falls by that, and the next step is no longer. Every other response says where a step goes,
-all of them how far. log p by itself stops to pull where a response is likely already: no negative ones are needed.
+where δ, at first twice that of the step before, is halved until A falls by that. log p by itself stops to pull where a
+response is likely already: no negative ones are needed.
 """
 
 import math
@@ -134,11 +134,11 @@ def closed_loop(
     rows, length = _scaled(first, scale), scale * gate.gain**0.5  # of the row in drift: ‖a‖_M
     best, share = attribute(rows), _LONGEST
     with step("Steps with the edit in place", _STEPS) as advance:
-        for i in range(_STEPS):
+        for _ in range(_STEPS):
             with in_place(model, directions, rows):
-                look = gated_effects(effects(responses[i % 2 :: 2]), silent, draws)
+                look = gated_effects(effects(responses), silent, draws)
             towards = _scaled(rows_of(look.effects, draws), length / max(look.gain, 1e-30) ** 0.5)
-            value, share, found = _longest_step(rows, towards, share, attribute)
+            value, share, found = _longest_step(rows, towards, min(2 * share, _LONGEST), attribute)
             if value > best:
                 best, rows = value, found
             advance(1)
