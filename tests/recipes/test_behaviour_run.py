@@ -15,7 +15,7 @@ from steer2edit.estimates import Condition
 from steer2edit.evaluation.statistics import paired
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.recipes import preview, run_behaviour
-from steer2edit.settings import RunOptions
+from steer2edit.settings import ExtractOptions, RunOptions
 from tiny_chat import tiny_chat_model
 
 HELD_OUT = 40
@@ -50,6 +50,21 @@ def killed(*arguments: object, **named: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize(("what", "asked", "robust"), [
+    ("safety", None, "wordings"), ("safety", "tuned", "tuned"), ("conciseness", None, None),
+])  # fmt: skip
+def test_the_edit_is_made_to_hold_as_suits_the_behaviour(
+    what: str, asked: Any, robust: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recorded(model: LanguageModel, options: ExtractOptions) -> None:
+        assert options.robust == robust
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steer2edit.recipes.run.make_vectors", recorded)
+    with pytest.raises(KeyboardInterrupt):
+        run_behaviour(tiny(), what, tmp_path / "run", Told(), RunOptions(robust=asked, limit=8))
+
+
 def test_a_run_goes_on_where_it_was_stopped(contrast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_behaviour(tiny(), contrast, tmp_path / "whole", Told(), FEW, force=True)
     out = tmp_path / "killed"
@@ -76,7 +91,7 @@ def test_a_run_goes_on_where_it_was_stopped(contrast: str, tmp_path: Path, monke
     rows = load_vectors(out / "vectors.safetensors").metadata["preview"]
     assert [row["positive"][0] for row in rows[:4]] == whole["preview"]["prompts"]
     assert "<html" in (out / "report.html").read_text()
-    with pytest.raises(MismatchError, match=r"belongs to another run\. It differs in: kl \(0\.03, now 0\.1\)"):
+    with pytest.raises(MismatchError, match=r"belongs to another run\. It differs in: kl \(by default, now 0\.1\)"):
         run_behaviour(tiny(), contrast, out, Told(), RunOptions(max_new_tokens=4, kl=0.1), force=True)
 
 

@@ -30,7 +30,7 @@ from steer2edit.report import write_comparison_page, write_report
 from steer2edit.search import COMPARISON, PAPER, Narrate, prepare_search, run_facts, run_search, search_results
 from steer2edit.search.search import Search
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions, SearchOptions
-from steer2edit.steering import require_no_overlap, safety_prompts
+from steer2edit.steering import find_behaviour, require_no_overlap, safety_prompts
 
 RESULTS_FILE = "results.json"
 
@@ -129,13 +129,16 @@ def run_behaviour(
     part = behaviour(  # first: bad data shall not cost an extraction
         what, "held_out", limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed
     )
+    contrast = options.contrast or what
     source = ExtractOptions(
-        options.contrast or what, limit=options.limit, seed=options.seed, effects=True, robust=options.robust,
+        contrast, limit=options.limit, seed=options.seed, effects=True,
+        robust=options.robust or find_behaviour(contrast).robust,
         max_new_tokens=options.max_new_tokens or ExtractOptions.max_new_tokens,
     )  # fmt: skip
     for task in part.tasks:
         task.require_fit(model)
-    about = {**identity(what, model, source), "kl": options.kl, "search": options.search}
+    about = {**identity(what, model, source), "robust": source.robust, "kl": options.kl or "by default",
+             "search": options.search}  # fmt: skip
     with RunFolder(out, RUN).opened(about) as folder:
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
         require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": part.digests})
@@ -152,7 +155,7 @@ def run_behaviour(
         edit = load_edit(out / "edit")
         seen = preview(model, vectors, edit)
         narrate(told(seen), [])
-        run = _Run(folder, RememberingEngine(TransformersEngine(model)), vectors, edit, options.kl, narrate)
+        run = _Run(folder, RememberingEngine(TransformersEngine(model)), vectors, edit, narrate)
         results = {
             **run_facts(f"An edit for {part.name}, {model.name}", part, model, command, asdict(options)),
             "diagnosis": vectors.diagnosis,
@@ -172,15 +175,14 @@ class _Run:
     engine: Engine
     vectors: SteeringVectors
     edit: WeightEdit
-    kl: float
     narrate: Narrate
 
     def held_out(self, part: Behaviour, paper: bool) -> dict[str, Any]:
         """Base, steering, the paper's rule if it is wanted, and the edit, at the same drift on held-out items."""
-        drift = DriftTask("", safety_prompts("validation")[1][:_DRIFT_PROMPTS])
+        drift, kl = DriftTask("", safety_prompts("validation")[1][:_DRIFT_PROMPTS]), self.edit.metadata["drift"]["kl"]
 
         def spending() -> dict[str, float]:
-            found = calibrate(self.engine, lambda s: Steering(self.vectors, s), drift, self.kl, first=0.1)
+            found = calibrate(self.engine, lambda s: Steering(self.vectors, s), drift, kl, first=0.1)
             return {"strength": round(found.strength, 4)}
 
         strength = self.folder.once("steering", spending)["strength"]
@@ -188,12 +190,12 @@ class _Run:
         def measure() -> list[Condition]:
             arms = [BASE_ARM, steering_arm(self.vectors, strength)]
             if paper:
-                by_rule = at_drift(self.engine, convert(self.engine.model, self.vectors, PAPER), self.kl)
+                by_rule = at_drift(self.engine, convert(self.engine.model, self.vectors, PAPER), kl)
                 arms.append(edit_arm(by_rule, "the paper's rule"))
             return evaluate(self.engine, part.tasks, [*arms, edit_arm(self.edit, "edit")])
 
         final = self.folder.conditions("held_out", "conditions", measure)
-        self.narrate(f"Held-out prompts; steering and edit spend KL {self.kl:g} on validation prompts:", final)
+        self.narrate(f"Held-out prompts; steering and edit spend KL {kl:.2g} on validation prompts:", final)
         save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=for_card(final), overwrite=True)
         gaps = compare([final[1], final[-1]])[0]["differences"]  # item by item, but for what compares with the base
         for name, gap in gaps.items():

@@ -105,19 +105,21 @@ class RunOptions(Checked):
     `other_model` says that a recipe runs on another model than its own, for which it was not refined.
 
     Args:
-        kl: Drift that the edit and steering beside it spend, KL in nats per token.
+        kl: Drift that the edit and steering beside it spend, KL in nats per token. By default 0.03, and less where
+            the edit is made to hold for less.
         search: Search for the edit, instead of making it of measured effects in one go.
         stage: Of a recipe: grid to search, refined (by default on the recipe's own model) or coarse.
         strategy: Of a search: grid, tpe or random, instead of the recipe's.
         trials: Of a search: configurations to try in all; ask for more later to extend a run.
         contrast: Preset or data file to make the vectors from, instead of the behaviour's.
-        robust: wordings or tuned: an edit that holds in more wordings, or after a fine-tune: see extract.
+        robust: wordings or tuned: an edit that holds in more wordings, or after a fine-tune: see extract. By default
+            what suits the behaviour: wordings for safety.
         strengths: Of a search: steering strengths; by default 10 to 100 % of the largest KL.
         max_kl: Of a search: largest KL to the base, nats per token.
         published: Of a recipe: measure the published data sets, from the Hub.
     """
 
-    kl: Annotated[float, typer.Option(min=0), Above(0)] = 0.03
+    kl: Annotated[float | None, typer.Option(min=0), Above(0)] = None
     search: bool = False
     stage: Stage | None = None
     strategy: Strategy | None = None
