@@ -78,7 +78,7 @@ def test_a_card_without_a_contract_is_refused_unless_told(hub: Hub, folder: Path
     assert hub.commits == []
     edit = Path(shutil.copytree(folder / "edit", tmp_path / "edit"))
     section = ScorecardSection(
-        load_edit(edit).digest(), "2026-01-01", "quick", ["A gain."], "No claim.", [("Plain", "holds")], [], {}
+        load_edit(edit).digest(), "2026-01-01", "quick", ["A gain."], "No claim.", [("Plain", "holds")], {}
     )
     write_scorecard_section(edit, section)
     push_with_contract(edit, "me/edit")

@@ -155,7 +155,7 @@ def test_a_format_that_cannot_be_loaded(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     settings = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
-    wrong = r"are quantised \(gptq\), and cannot be loaded on this machine: .* Install what it asks for, or use the unq"
+    wrong = r"are quantised, and cannot be loaded on this machine: .*GPTQ.*\. Install what it asks for, or use the unq"
     with pytest.raises(ModelError, match=wrong):
         load_model(str(tmp_path), device="cpu")
 
