@@ -176,7 +176,7 @@ def test_bfloat16_model_keeps_float32_factors(tmp_path: Path, model: LanguageMod
 def test_metadata_without_a_model_gets_this_one(tmp_path: Path, model: LanguageModel, edit: WeightEdit) -> None:
     save_edit(model, WeightEdit(edit.sites), tmp_path / "edit")
     assert load_edit(tmp_path / "edit").metadata == {"model": model.describe()}
-    with pytest.raises(InvalidValueError, match="an edit's model must be .* got 'llama'"):
+    with pytest.raises(InvalidValueError, match=r"an edit's model must be .* got 'llama'"):
         save_edit(model, WeightEdit(edit.sites, {"model": "llama"}), tmp_path / "other")
 
 

@@ -186,7 +186,8 @@ def _read(
             raise
         raise ModelError(
             f"the weights of {name!r} are quantised, and cannot be loaded on this machine: "
-            f"{' '.join(str(error).split())[:300].rstrip('.')}. Install what it asks for, or use the unquantised checkpoint."
+            f"{' '.join(str(error).split())[:300].rstrip('.')}. Install what it asks for, or use the "
+            "unquantised checkpoint."
         ) from error
     if getattr(network, "_hf_peft_config_loaded", False):
         raise ModelError(
