@@ -113,8 +113,10 @@ def _fault_of_folder(path: Path, weights_alone: bool) -> str:
         )
     if (path / _ADAPTER_CONFIG).is_file():
         base = _json(path / _ADAPTER_CONFIG).get("base_model_name_or_path") or "another model"
-        fault = f"is an adapter of {base!r} ({_ADAPTER_CONFIG}), no model. Give that model, or a checkpoint it is merged into"
-        return "" if weights_alone else fault
+        fault = (
+            f"is an adapter of {base!r} ({_ADAPTER_CONFIG}), no model. Give that model, or a checkpoint it is merged"
+        )
+        return "" if weights_alone else f"{fault} into"
     if weights and (weights_alone or config):
         return f"is quantised for MLX. {_GIVE}" if "quantization" in _json(path / "config.json") else ""
     within = sorted(found.parent for pattern in ("*", "snapshots/*") for found in path.glob(f"{pattern}/config.json"))
