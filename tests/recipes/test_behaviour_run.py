@@ -51,9 +51,9 @@ def killed(*arguments: object, **named: object) -> None:
 
 
 @pytest.mark.parametrize(("what", "asked", "robust"), [
-    ("safety", None, "wordings"), ("safety", "tuned", "tuned"), ("conciseness", None, None),
+    ("safety", "wordings", "wordings"), ("safety", None, None), ("conciseness", "tuned", "tuned"),
 ])  # fmt: skip
-def test_the_edit_is_made_to_hold_as_suits_the_behaviour(
+def test_the_edit_is_made_to_hold_in_what_is_asked_for(
     what: str, asked: Any, robust: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def recorded(model: LanguageModel, options: ExtractOptions) -> None:

@@ -30,7 +30,7 @@ from steer2edit.report import write_comparison_page, write_report
 from steer2edit.search import COMPARISON, PAPER, Narrate, prepare_search, run_facts, run_search, search_results
 from steer2edit.search.search import Search
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions, SearchOptions
-from steer2edit.steering import find_behaviour, require_no_overlap, safety_prompts
+from steer2edit.steering import require_no_overlap, safety_prompts
 
 RESULTS_FILE = "results.json"
 
@@ -129,10 +129,8 @@ def run_behaviour(
     part = behaviour(  # first: bad data shall not cost an extraction
         what, "held_out", limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed
     )
-    contrast = options.contrast or what
     source = ExtractOptions(
-        contrast, limit=options.limit, seed=options.seed, effects=True,
-        robust=options.robust or find_behaviour(contrast).robust,
+        options.contrast or what, limit=options.limit, seed=options.seed, effects=True, robust=options.robust,
         max_new_tokens=options.max_new_tokens or ExtractOptions.max_new_tokens,
     )  # fmt: skip
     for task in part.tasks:
