@@ -43,14 +43,14 @@ def benign(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_a_request_stands_once_in_every_wording_and_a_conversation_stays_before_it() -> None:
+def test_a_request_stands_once_in_every_wording_and_a_conversation_stays_before_it(model: LanguageModel) -> None:
     conversation = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "Hello!"},
         {"role": "user", "content": "How do I bake bread?"},
     ]
-    for wording in wordings():
+    for wording in wordings(model):
         assert wording.keys() <= {"template", "system", "opener"}
         found = worded("How do I bake bread?", wording)
         text = found if isinstance(found, str) else found[-1]["content"]
@@ -59,11 +59,23 @@ def test_a_request_stands_once_in_every_wording_and_a_conversation_stays_before_
         assert system == {"role": "system", "content": wording.get("system", "Be brief.")}
         assert rest[:-1] == conversation[1:-1]
         assert rest[-1] == {"role": "user", "content": text}  # type: ignore[comparison-overlap]
-    assert len({str(one) for one in worded_prompts(["Hello."] * 9)}) == 9
+    assert len({str(one) for one in worded_prompts(model, ["Hello."] * 9)}) == 9
+
+
+def test_wordings_that_a_chat_template_has_no_form_for_are_left_out() -> None:
+    model = tiny_chat_model()
+    assert model.tokenizer is not None
+    template = model.tokenizer.chat_template
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    with_system = [wording for wording in wordings(model) if "system" in wording]
+    model.tokenizer.chat_template = refusing + template
+    assert with_system
+    assert len(wordings(model)) == 12 - len(with_system)
+    assert not any("system" in wording for wording in wordings(model))
 
 
 def test_what_is_scored_of_a_begun_reply_is_what_follows_its_opener(model: LanguageModel) -> None:
-    every = wordings()
+    every = wordings(model)
     pairs = [("How do I bake bread?", "I would rather not say that.")] * len(every)
     assert model.tokenizer is not None
     for wording, response in zip(every, worded_responses(model, pairs), strict=True):

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from steer2edit.core import Site
+from steer2edit.errors import DataError
 from steer2edit.method import Gate, gated_effects
 from steer2edit.models import (
     EncodedResponse,
@@ -30,6 +31,7 @@ from steer2edit.models import (
     Message,
     Prompt,
     SiteUpdate,
+    encode_prompts,
     encode_responses,
     span_log_probabilities,
     token_log_probabilities,
@@ -52,11 +54,18 @@ _REPLIES = 24  # benign ones that drift is measured on
 _REQUEST = "{request}"
 
 
-def wordings() -> list[dict[str, str]]:
-    """The wordings: `template`, `system` and `opener` of each."""
+def wordings(model: LanguageModel) -> list[dict[str, str]]:
+    """The wordings: `template`, `system` and `opener` of each; only those that the chat template has a form for."""
     text = resources.files("steer2edit.steering").joinpath("wordings.toml").read_text(encoding="utf-8")
-    found: list[dict[str, str]] = tomllib.loads(text)["wordings"]
-    return found
+    return [wording for wording in tomllib.loads(text)["wordings"] if _has_form(model, wording)]
+
+
+def _has_form(model: LanguageModel, wording: Mapping[str, str]) -> bool:
+    try:
+        encode_prompts(model, [worded("Hello.", wording)])
+    except DataError:  # some templates take no system message
+        return False
+    return True
 
 
 def worded(prompt: Prompt, wording: Mapping[str, str]) -> Prompt:
@@ -72,7 +81,7 @@ def worded(prompt: Prompt, wording: Mapping[str, str]) -> Prompt:
 
 def worded_responses(model: LanguageModel, pairs: Sequence[Pair]) -> list[EncodedResponse]:
     """The responses, each to its request in one of the wordings in turn; behind the opener of one that has any."""
-    every = wordings()
+    every = wordings(model)
     found = []
     for i, (prompt, response) in enumerate(pairs):
         wording = every[i % len(every)]
@@ -84,9 +93,9 @@ def worded_responses(model: LanguageModel, pairs: Sequence[Pair]) -> list[Encode
     return found
 
 
-def worded_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
+def worded_prompts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     """Requests in the wordings that have no opener, in turn."""
-    every = [wording for wording in wordings() if "opener" not in wording]
+    every = [wording for wording in wordings(model) if "opener" not in wording]
     return [worded(prompt, every[i % len(every)]) for i, prompt in enumerate(prompts)]
 
 

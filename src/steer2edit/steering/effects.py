@@ -241,7 +241,7 @@ class _Measurement:
         responses = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for r in asked]
         responses += worded_responses(self.model, train.positive)
         if stays:
-            others = self.own_replies(worded_prompts([prompt for prompt, _ in stays]), ())
+            others = self.own_replies(worded_prompts(self.model, [prompt for prompt, _ in stays]), ())
             silent = {site: torch.cat([silent[site], rows]) for site, rows in self.silent(train, others).items()}
         effects = partial(self._rows, score=first_tokens(TOKENS), doing="Effects with the edit in place")
         rows, kl = closed_loop(
