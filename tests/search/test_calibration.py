@@ -11,7 +11,8 @@ from steer2edit.core import Intervention, Steering
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation import Calibration, DriftTask, calibrate
+from steer2edit.evaluation import DriftTask, calibrate
+from steer2edit.steering.secant import Calibration
 from unchecked import unchecked
 
 

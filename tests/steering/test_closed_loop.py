@@ -17,7 +17,6 @@ from steer2edit.steering.closed_loop import (
     TOKENS,
     in_place,
     mean_log_probability,
-    worded,
     worded_prompts,
     worded_responses,
     wordings,
@@ -51,27 +50,26 @@ def test_a_request_stands_once_in_every_wording_and_a_conversation_stays_before_
         {"role": "user", "content": "How do I bake bread?"},
     ]
     for wording in wordings(model):
-        assert wording.keys() <= {"template", "system", "opener"}
-        found = worded("How do I bake bread?", wording)
+        found = wording("How do I bake bread?")
         text = found if isinstance(found, str) else found[-1]["content"]
         assert text.count("How do I bake bread?") == 1
-        system, *rest = worded(conversation, wording)  # type: ignore[arg-type]
-        assert system == {"role": "system", "content": wording.get("system", "Be brief.")}
+        system, *rest = wording(conversation)  # type: ignore[arg-type]
+        assert system == {"role": "system", "content": "Be brief." if wording.system is None else wording.system}
         assert rest[:-1] == conversation[1:-1]
         assert rest[-1] == {"role": "user", "content": text}  # type: ignore[comparison-overlap]
     assert len({str(one) for one in worded_prompts(model, ["Hello."] * 9)}) == 9
 
 
-def test_wordings_that_a_chat_template_has_no_form_for_are_left_out() -> None:
+def test_a_template_without_system_messages_has_them_in_the_request() -> None:
     model = tiny_chat_model()
     assert model.tokenizer is not None
-    template = model.tokenizer.chat_template
+    systems = [wording.system for wording in wordings(model) if wording.system]
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
-    with_system = [wording for wording in wordings(model) if "system" in wording]
-    model.tokenizer.chat_template = refusing + template
-    assert with_system
-    assert len(wordings(model)) == 12 - len(with_system)
-    assert not any("system" in wording for wording in wordings(model))
+    model.tokenizer.chat_template = refusing + model.tokenizer.chat_template
+    found = [wording("Hello.") for wording in wordings(model)]
+    assert systems
+    assert {f"{system}\n\nHello." for system in systems} <= {str(prompt) for prompt in found}
+    assert all(isinstance(prompt, str) for prompt in found)
 
 
 def test_what_is_scored_of_a_begun_reply_is_what_follows_its_opener(model: LanguageModel) -> None:
@@ -82,7 +80,7 @@ def test_what_is_scored_of_a_begun_reply_is_what_follows_its_opener(model: Langu
         assert len(response.response_ids) <= TOKENS
         before = model.tokenizer.decode(response.ids[: response.start])
         assert "I would" in model.tokenizer.decode(response.response_ids)
-        assert before.rstrip().endswith(wording["opener"]) if "opener" in wording else "I would" not in before
+        assert before.rstrip().endswith(wording.opener) if wording.opener else "I would" not in before
 
 
 def test_steps_make_responses_likelier_than_one_look_for_the_drift_they_say(model: LanguageModel, benign: str) -> None:

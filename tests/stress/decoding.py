@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 
 from steer2edit.models import Prompt
-from steer2edit.stress.attacks import REQUEST, Transformation, request_of
+from steer2edit.steering.transformation import REQUEST, Transformation, request_of
 
 _UNLEET = str.maketrans("431057", "aeiost")
 LOSSY = {"leetspeak"}

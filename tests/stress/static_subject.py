@@ -9,7 +9,7 @@ from steer2edit.engines import Request
 from steer2edit.evaluation import BASE_ARM, edit_arm, steering_arm
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
-from steer2edit.stress.attacks import request_of
+from steer2edit.steering.transformation import request_of
 from steer2edit.stress.subject import Subject
 from tiny_chat import tiny_chat_model
 

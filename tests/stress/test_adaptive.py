@@ -15,8 +15,8 @@ from steer2edit.engines import Request, TransformersEngine
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts
 from steer2edit.models.generation import span_log_probabilities, token_log_probabilities
+from steer2edit.steering.transformation import Transformation
 from steer2edit.stress import gcg
-from steer2edit.stress.attacks import Transformation
 from steer2edit.stress.conditions import best_of, best_of_n, sentences, worded
 from steer2edit.stress.gcg import (
     GcgBudget,

@@ -14,14 +14,9 @@ from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation.statistics import estimate
 from steer2edit.models import Reply, Sampling
 from steer2edit.steering import refusal_phrases, safety_prompts
-from steer2edit.stress.attacks import (
-    CODINGS,
-    Transformation,
-    families,
-    held_out_attacks,
-    unwrapped,
-)
-from steer2edit.stress.conditions import held_out, takes_system_prompt, worded
+from steer2edit.steering.transformation import CODINGS, Transformation, takes_system_prompt
+from steer2edit.stress.attacks import families, held_out_attacks, unwrapped
+from steer2edit.stress.conditions import held_out, worded
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.subject import Subject, is_degenerate, mentions_request
 from tiny_chat import tiny_chat_model, tiny_tokenizer

@@ -1,7 +1,7 @@
 """Evaluation: tasks, statistics with intervals, and the runner that compares interventions."""
 
 from steer2edit.evaluation.behaviours import Behaviour, attribute_of, behaviour, behaviour_of, unscored_reasons
-from steer2edit.evaluation.calibration import Calibration, Secant, at_drift, calibrate, calibrate_together
+from steer2edit.evaluation.calibration import at_drift, calibrate, calibrate_together
 from steer2edit.evaluation.harness import HarnessMetric, harness_results
 from steer2edit.evaluation.likelihood_tasks import DriftTask
 from steer2edit.evaluation.metrics import COST, Metric, for_card, metric_name
@@ -26,12 +26,10 @@ __all__ = [
     "TASK_KINDS",
     "Arm",
     "Behaviour",
-    "Calibration",
     "DriftTask",
     "HarnessMetric",
     "Metric",
     "RefusalDirection",
-    "Secant",
     "Task",
     "TaskSettings",
     "at_drift",

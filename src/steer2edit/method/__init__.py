@@ -1,7 +1,7 @@
 """The paper's equations as pure functions on tensors (arXiv 2602.09870); see docs/paper-to-code.md."""
 
 from steer2edit.method.baselines import ablation_row, injection_row
-from steer2edit.method.curvature import natural_direction
+from steer2edit.method.curvature import natural_direction, shared_cost
 from steer2edit.method.effect import EffectFactors, effect_rows, largest_effect
 from steer2edit.method.factors import SiteFactors, joined, site_factors
 from steer2edit.method.gate import Gate, gated_effects
@@ -38,5 +38,6 @@ __all__ = [
     "magnitude",
     "natural_direction",
     "output_direction",
+    "shared_cost",
     "site_factors",
 ]

@@ -35,10 +35,15 @@ def natural_direction(gradient: Float[Tensor, " n"], draws: Float[Tensor, "q n"]
     return found / length if length > 0 else found
 
 
+def shared_cost(psi: Float[Tensor, "q n"]) -> Float[Tensor, " n"]:
+    """C + C̄: what a row a is multiplied by where it is stored as effects ŝ."""
+    C = psi.double().square().mean(dim=0)
+    return C + C.mean()
+
+
 def diagonal_cost(psi: Float[Tensor, "q n"]) -> Float[Tensor, " n"]:
     """½ (C + C̄), the diagonal that the curvature is shrunk to."""
-    C = psi.double().square().mean(dim=0)
-    return (1 - SHRINKAGE) * (C + C.mean())
+    return (1 - SHRINKAGE) * shared_cost(psi)
 
 
 def divided_by_drift(rows: Float[Tensor, "k n"], psi: Float[Tensor, "q n"]) -> Float[Tensor, "k n"]:

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Site
-from steer2edit.method.curvature import SHRINKAGE, diagonal_cost, divided_by_drift
+from steer2edit.method.curvature import divided_by_drift, shared_cost
 
 SILENCE = 1e-3
 """ω: chosen on other requests than those it was made from, where 3e-4 to 3e-3 differ little (docs/findings.md)."""
@@ -82,7 +82,6 @@ def gated_effects(
     left_out = (n * said[:n] - own[:n]) / (n - 1), said[n:] / (1 - weight * own[n:])
     shares = torch.cat([mean, -(correction[:, :n] @ mean)])
     effects = {
-        site: (shares @ rows.double() * diagonal_cost(draws[site]) / (1 - SHRINKAGE)).to(rows.dtype)
-        for site, rows in divided.items()
+        site: (shares @ rows.double() * shared_cost(draws[site])).to(rows.dtype) for site, rows in divided.items()
     }
     return Gate(effects, said[:n].mean().item(), *left_out)

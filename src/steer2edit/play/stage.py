@@ -18,10 +18,11 @@ from steer2edit.artifacts import load_edit, load_vectors
 from steer2edit.core import Editing, Steering, SteeringVectors, WeightEdit
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.evaluation import BASE_ARM, Arm, Calibration, DriftTask, calibrate, edit_arm, steering_arm
+from steer2edit.evaluation import BASE_ARM, Arm, DriftTask, calibrate, edit_arm, steering_arm
 from steer2edit.models import LanguageModel, Message, Sampling
 from steer2edit.recipes.making import EFFECT_KL
 from steer2edit.steering import safety_prompts
+from steer2edit.steering.secant import Calibration
 
 if TYPE_CHECKING:
     from steer2edit.play.replies import Contributions

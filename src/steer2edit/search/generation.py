@@ -7,13 +7,14 @@ from itertools import pairwise
 
 from steer2edit.core import Editing, WeightEdit
 from steer2edit.editing import natural_strength
-from steer2edit.evaluation import Behaviour, DriftTask, Secant, merged_measurements
+from steer2edit.evaluation import Behaviour, DriftTask, merged_measurements
 from steer2edit.method import Hyperparameters
 from steer2edit.models import Sampling
 from steer2edit.search.goal import Goal, ranked
 from steer2edit.search.search import Search
 from steer2edit.search.space import Parameters
 from steer2edit.search.study import Trial
+from steer2edit.steering.secant import Secant
 
 RUNGS = (0.25, 0.5, 1.0)
 """Shares of the validation items after which the less promising half of a generation is stopped."""

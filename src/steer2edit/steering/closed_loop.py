@@ -17,21 +17,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import resources
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
 from steer2edit.core import Site
-from steer2edit.errors import DataError
-from steer2edit.method import Gate, gated_effects
+from steer2edit.method import Gate, gated_effects, shared_cost
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,
-    Message,
     Prompt,
     SiteUpdate,
-    encode_prompts,
     encode_responses,
     span_log_probabilities,
     token_log_probabilities,
@@ -40,63 +36,43 @@ from steer2edit.models import (
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches
 from steer2edit.progress import step
 from steer2edit.steering.contrast import Pair
+from steer2edit.steering.secant import Secant
+from steer2edit.steering.transformation import Transformation, takes_system_prompt
 
 Features = Mapping[Site, Float[Tensor, "_n _m"]]
 Rows = Mapping[Site, Float[Tensor, " _m"]]
 TOKENS = 8
 """First tokens of a response that are to be likely: more than decide it, so that a reply goes on as it begins."""
 _BEGIN, _MOST = 0.0075, 0.03  # nats per token that the row begins with, and may come to
-_FIRST = 16.0  # nats that the first row that is tried adds, to first order
-_TRIES = 8
+_TRIES = 10  # strengths, for the first of these
 _STEPS = 8
 _LONGEST, _SHORTEST = 0.5, 0.03  # steps, in the first row's length
 _REPLIES = 24  # benign ones that drift is measured on
-_REQUEST = "{request}"
 
 
-def wordings(model: LanguageModel) -> list[dict[str, str]]:
-    """The wordings: `template`, `system` and `opener` of each; only those that the chat template has a form for."""
-    text = resources.files("steer2edit.steering").joinpath("wordings.toml").read_text(encoding="utf-8")
-    return [wording for wording in tomllib.loads(text)["wordings"] if _has_form(model, wording)]
-
-
-def _has_form(model: LanguageModel, wording: Mapping[str, str]) -> bool:
-    try:
-        encode_prompts(model, [worded("Hello.", wording)])
-    except DataError:  # some templates take no system message
-        return False
-    return True
-
-
-def worded(prompt: Prompt, wording: Mapping[str, str]) -> Prompt:
-    """A request, or the last one of a conversation, in another wording; with its system message if it has one."""
-    template, system = wording.get("template", _REQUEST).strip("\n"), wording.get("system")
-    if isinstance(prompt, str) and system is None:
-        return template.replace(_REQUEST, prompt)
-    *before, last = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-    if system is not None:
-        before = [Message(role="system", content=system), *(m for m in before if m["role"] != "system")]
-    return [*before, Message(role=last["role"], content=template.replace(_REQUEST, last["content"]))]
+def wordings(model: LanguageModel) -> list[Transformation]:
+    """The wordings of `wordings.toml`, in the form that the chat template takes."""
+    rows = tomllib.loads(resources.files("steer2edit.steering").joinpath("wordings.toml").read_text(encoding="utf-8"))
+    found = [Transformation(**row) for row in rows["wordings"]]
+    return found if takes_system_prompt(model) else [wording.without_system() for wording in found]
 
 
 def worded_responses(model: LanguageModel, pairs: Sequence[Pair]) -> list[EncodedResponse]:
     """The responses, each to its request in one of the wordings in turn; behind the opener of one that has any."""
     every = wordings(model)
-    found = []
-    for i, (prompt, response) in enumerate(pairs):
-        wording = every[i % len(every)]
-        asked, opener = worded(prompt, wording), wording.get("opener")
-        said = f"{opener} {response}" if opener else response
-        (whole,) = encode_responses(model, [(asked, said)])
-        start = len(encode_responses(model, [(asked, opener)])[0].ids) if opener else whole.start
-        found.append(EncodedResponse(whole.ids[: start + TOKENS], start))
-    return found
+    ways = [every[i % len(every)] for i in range(len(pairs))]
+    asked = [way(prompt) for way, (prompt, _) in zip(ways, pairs, strict=True)]
+    said = [f"{way.opener} {response}".lstrip() for way, (_, response) in zip(ways, pairs, strict=True)]
+    whole = encode_responses(model, list(zip(asked, said, strict=True)))
+    begun = iter(encode_responses(model, [(p, way.opener) for p, way in zip(asked, ways, strict=True) if way.opener]))
+    starts = [len(next(begun).ids) if way.opener else own.start for way, own in zip(ways, whole, strict=True)]
+    return [EncodedResponse(own.ids[: start + TOKENS], start) for own, start in zip(whole, starts, strict=True)]
 
 
 def worded_prompts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     """Requests in the wordings that have no opener, in turn."""
-    every = [wording for wording in wordings(model) if "opener" not in wording]
-    return [worded(prompt, every[i % len(every)]) for i, prompt in enumerate(prompts)]
+    every = [wording for wording in wordings(model) if not wording.opener]
+    return [every[i % len(every)](prompt) for i, prompt in enumerate(prompts)]
 
 
 def closed_loop(
@@ -109,7 +85,7 @@ def closed_loop(
     silent: Features,
     draws: Features,
 ) -> tuple[Rows, float]:
-    """The rows by site, [m], and the KL per token that they spend on the first of the replies.
+    """ŝ = (C + C̄) a of the rows by site, [m], and the KL per token that these spend on the first of the replies.
 
     Args:
         model: the base model.
@@ -123,67 +99,56 @@ def closed_loop(
     """
     replies = replies[:_REPLIES]
     base = span_log_probabilities(model, replies)
+    costs = {site: shared_cost(psi).float() for site, psi in draws.items()}
 
-    def drift(rows: Rows) -> float:
-        with in_place(model, directions, rows):
+    def edited(wanted: Rows) -> AbstractContextManager[None]:
+        rows = {site: own / costs[site].clamp(min=1e-30) for site, own in wanted.items()}
+        return in_place(model, directions, rows)
+
+    def drift(wanted: Rows) -> float:
+        with edited(wanted):
             after = span_log_probabilities(model, replies)
         spent = [
             kl_div(q, p, log_target=True, reduction="sum").item() / len(p) for p, q in zip(base, after, strict=True)
         ]
         return sum(spent) / len(spent)
 
-    def attribute(rows: Rows) -> float:
-        if drift(rows) > _MOST:
+    def attribute(wanted: Rows) -> float:
+        if not drift(wanted) <= _MOST:
             return -math.inf
-        with in_place(model, directions, rows):
+        with edited(wanted):
             return mean_log_probability(model, responses)
 
-    first = rows_of(gate.effects, draws)
-    scale = _begun(first, _FIRST / max(gate.gain, 1e-30), drift)
-    rows, length = _scaled(first, scale), scale * gate.gain**0.5  # of the row in drift: ‖a‖_M
-    best, share = attribute(rows), _LONGEST
+    strength = Secant(_BEGIN, 1 / max(gate.gain, 1e-30), tolerance=0.1)  # at first one nat, which is too little
+    while not strength.best.reached and strength.steps < _TRIES:
+        spent = drift(_scaled(gate.effects, strength.strength))
+        strength.tell(spent if math.isfinite(spent) else None)
+    found, length = _scaled(gate.effects, strength.best.strength), strength.best.strength * gate.gain**0.5  # ‖a‖_M
+    best, share = attribute(found), _LONGEST
     with step("Steps with the edit in place", _STEPS) as advance:
         for _ in range(_STEPS):
-            with in_place(model, directions, rows):
+            with edited(found):
                 look = gated_effects(effects(responses), silent, draws)
-            towards = _scaled(rows_of(look.effects, draws), length / max(look.gain, 1e-30) ** 0.5)
-            value, share, found = _longest_step(rows, towards, min(2 * share, _LONGEST), attribute)
+            towards = _scaled(look.effects, length / max(look.gain, 1e-30) ** 0.5)
+            value, share, tried = _longest_step(found, towards, min(2 * share, _LONGEST), attribute)
             if value > best:
-                best, rows = value, found
+                best, found = value, tried
             advance(1)
-    return rows, drift(rows)
-
-
-def _begun(rows: Rows, scale: float, drift: Callable[[Rows], float]) -> float:
-    """The scale at which rows spend what they are to begin with."""
-    for _ in range(_TRIES):
-        if abs((spent := drift(_scaled(rows, scale))) - _BEGIN) <= 0.1 * _BEGIN:
-            break
-        scale *= min(max((_BEGIN / max(spent, 1e-12)) ** 0.5, 0.25), 4.0)  # KL is nearly quadratic in the strength
-    return scale
+    return found, drift(found)
 
 
 def _longest_step(
-    rows: Rows, towards: Rows, share: float, attribute: Callable[[Rows], float]
+    found: Rows, towards: Rows, share: float, attribute: Callable[[Rows], float]
 ) -> tuple[float, float, Rows]:
-    """A, the length and the rows after a step, which is halved until A falls by that; A is −∞ where none is left."""
-    value, found = -math.inf, rows
+    """A, the length and ŝ after a step, which is halved until A falls by that; A is −∞ where none is left."""
+    value, best = -math.inf, found
     while share >= _SHORTEST:
-        tried = {site: row + share * towards[site] for site, row in rows.items()}
+        tried = {site: own + share * towards[site] for site, own in found.items()}
         if (now := attribute(tried)) <= value and math.isfinite(value):
             break
-        value, found = now, tried
+        value, best = now, tried
         share /= 2
-    return value, 2 * share, found
-
-
-def rows_of(effects: Features, draws: Features) -> Rows:
-    """a = ŝ / (C + C̄): the row of gated effects with nothing left out (`method.effect_rows`)."""
-    found = {}
-    for site, own in effects.items():
-        C = draws[site].double().square().mean(dim=0)
-        found[site] = torch.where(C + C.mean() > 0, own.double() / (C + C.mean()), 0).float()
-    return found
+    return value, 2 * share, best
 
 
 def _scaled(rows: Rows, scale: float) -> Rows:

@@ -37,7 +37,7 @@ from steer2edit.models.effects import (
 )
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
-from steer2edit.steering.closed_loop import TOKENS, closed_loop, worded_prompts, worded_responses
+from steer2edit.steering.closed_loop import TOKENS, Rows, closed_loop, worded_prompts, worded_responses
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_key, read_examples
@@ -235,7 +235,7 @@ class _Measurement:
 
     def held(
         self, train: Contrast, gate: Gate, answered: Answers, stays: Answers, silent: Features, draws: Features
-    ) -> tuple[Features, float]:
+    ) -> tuple[Rows, float]:
         """ŝ of the row that `closed_loop` makes, and the KL that it spends."""
         asked = encode_responses(self.model, train.positive)
         responses = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for r in asked]
@@ -244,15 +244,10 @@ class _Measurement:
             others = self.own_replies(worded_prompts(self.model, [prompt for prompt, _ in stays]), ())
             silent = {site: torch.cat([silent[site], rows]) for site, rows in self.silent(train, others).items()}
         effects = partial(self._rows, score=first_tokens(TOKENS), doing="Effects with the edit in place")
-        rows, kl = closed_loop(
+        return closed_loop(
             self.model, {site: u for site, u in self.directions.items() if u is not None}, gate, responses,
             [reply for _, reply in answered], effects, silent, draws,
         )  # fmt: skip
-        return {
-            site: row * (cost + cost.mean())
-            for site, row in rows.items()
-            for cost in [draws[site].square().mean(dim=0)]
-        }, kl
 
     def decisions(self, responses: Sequence[EncodedResponse], doing: str, *, positive: bool = True) -> Features:
         """Effects of every response on its own decision; a negative one that its end decides, in its middle."""

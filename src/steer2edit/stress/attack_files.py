@@ -9,7 +9,7 @@ from steer2edit.artifacts.manifest import parse_object
 from steer2edit.errors import DataError
 from steer2edit.steering.data_files import decoded
 from steer2edit.steering.rows import Row, read_table
-from steer2edit.stress.attacks import REQUEST
+from steer2edit.steering.transformation import REQUEST
 
 SUFFIX_COLUMNS = ("adv", "suffix", "adv_suffix", "control", "best_string")
 PROMPT_COLUMNS = (

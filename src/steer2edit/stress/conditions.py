@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from steer2edit.errors import DataError
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.statistics import mean_of, share_of_other_gain
-from steer2edit.models import LanguageModel, Prompt, Reply, encode_prompts
+from steer2edit.models import Prompt, Reply
 from steer2edit.steering import RefusalPhrases, refusal_phrases
-from steer2edit.stress.attacks import Transformation, data_rows, held_out_attacks
+from steer2edit.steering.transformation import Transformation, takes_system_prompt
+from steer2edit.stress.attacks import data_rows, held_out_attacks
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, by_arm, in_form
 from steer2edit.stress.verdicts import Effect, attribute_line, gains_left
@@ -70,15 +70,6 @@ def ask_worded(subject: Subject, attacks: Sequence[Transformation], requests: Se
         return ask(subject, prompts, requests, parts=parts, openers=[attack.opener for attack in attacks])
     dictated = [opener for attack in dict.fromkeys(attacks) for opener in attack.openers]
     return ask(subject, prompts, requests, parts=in_form(dictated))
-
-
-def takes_system_prompt(model: LanguageModel) -> bool:
-    """Whether the chat template accepts a system message."""
-    try:
-        encode_prompts(model, [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]])
-    except DataError:
-        return False
-    return True
 
 
 def sentences(reply: Reply) -> list[Reply]:

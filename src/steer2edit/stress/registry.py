@@ -11,8 +11,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from steer2edit.errors import DataError, did_you_mean
+from steer2edit.steering.transformation import Transformation
 from steer2edit.stress.attack_files import AttackFile, read_attacks
-from steer2edit.stress.attacks import Transformation, families
+from steer2edit.stress.attacks import families
 from steer2edit.stress.conditions import worded
 from steer2edit.stress.findings import GROUPS, Group, StressResult
 from steer2edit.stress.subject import Subject, ask, by_arm, in_form

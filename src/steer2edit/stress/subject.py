@@ -33,7 +33,8 @@ from steer2edit.models import (
 )
 from steer2edit.progress import step
 from steer2edit.settings.search import Suite
-from steer2edit.stress.attacks import request_of, unwrapped
+from steer2edit.steering.transformation import request_of
+from steer2edit.stress.attacks import unwrapped
 from steer2edit.stress.findings import Texts
 
 REPEATED = 0.25
