@@ -65,8 +65,9 @@ def step(description: str, total: int) -> Iterator[Advance]:
 
 def console_of_bars() -> "Console | None":
     """The console that bars are being drawn on, if any: what is printed by it stands above them."""
-    console: Console | None = getattr(_shown.get(), "console", None)
-    return console
+    shown = _shown.get()
+    console: Console | None = getattr(shown, "console", None)
+    return console if console and shown.tasks else None
 
 
 @contextmanager

@@ -31,12 +31,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch, encoding: str) -> io.BytesIO:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "shown"),
-    [
-        ("ascii", r"\u2016v\u2016 \u22123 \u03c1 \u8336 \xd7"),
-        ("cp1252", r"\u2016v\u2016 \u22123 \u03c1 \u8336 ×"),
-        ("utf-8", "‖v‖ −3 ρ 茶 ×"),
-    ],
+    ("encoding", "shown"), [("ascii", "|v| -3 rho ? x"), ("cp1252", "|v| -3 rho ? ×"), ("utf-8", "‖v‖ −3 ρ 茶 ×")]
 )
 def test_what_an_encoding_lacks(encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = encoded(monkeypatch, encoding)

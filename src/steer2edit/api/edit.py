@@ -32,9 +32,12 @@ class Edit(WeightEdit):
     """A rank-1 weight edit of heads and neurons; made by `convert` or `load_edit`.
 
     `0.5 * edit` is the edit at half strength, `edit + other` both at once.
+
+    Args:
+        model: that it was made on, which saving it needs.
     """
 
-    model: LanguageModel | None = field(default=None)  # that it was made on, which saving it needs
+    model: LanguageModel | None = field(default=None)
 
     @classmethod
     def of(cls, edit: WeightEdit, model: LanguageModel | None = None) -> "Edit":
@@ -76,6 +79,10 @@ class Edit(WeightEdit):
         Args:
             directory: must not exist, unless it is an edit to `overwrite`.
             model: the base model; by default the one that the edit was made on, which is loaded if it is not at hand.
+
+        Raises:
+            ArtifactError: the directory exists or cannot be written.
+            MismatchError: the edit is for another model.
         """
         save_edit(_base(self, model), self, directory, overwrite=overwrite)
 
@@ -115,9 +122,16 @@ class Edit(WeightEdit):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class CombinedEdit:
-    """Several edits of one base at once, `0.5 * edit + other`."""
+    """Several edits of one base at once, `0.5 * edit + other`.
 
-    parts: tuple[Edit, ...]  # each at its strength
+    Args:
+        parts: the edits, each at its strength.
+
+    Raises:
+        MismatchError: they are edits of different models.
+    """
+
+    parts: tuple[Edit, ...]
 
     def __post_init__(self) -> None:
         made_on = {(part.metadata.get("model") or {}).get("fingerprint"): part for part in self.parts}
@@ -157,7 +171,12 @@ class CombinedEdit:
         return CombinedEdit((*self.parts, *([other] if isinstance(other, Edit) else other.parts)))
 
     def save(self, directory: Path | str, *, model: LanguageModel | None = None, overwrite: bool = False) -> None:
-        """Write one adapter that is the sum, with the edits beside it; see `Edit.save`."""
+        """Write one adapter that is the sum, with the edits beside it; see `Edit.save`.
+
+        Raises:
+            InvalidValueError: the edits cancel each other.
+            ArtifactError: the directory exists or cannot be written.
+        """
         base = model or next((part.model for part in self.parts if part.model), None) or _base(self.parts[0], None)
         with tempfile.TemporaryDirectory() as scratch:
             places = [Path(scratch) / f"edit-{number}" for number in range(1, 1 + len(self.parts))]
@@ -244,6 +263,10 @@ def apply(
         edit: one, or several at once.
         out: directory for the checkpoint; must not exist, unless it is to be overwritten.
         strength: multiplies the edit.
+
+    Raises:
+        MismatchError: the edit is for another model.
+        ArtifactError: the directory exists or cannot be written.
     """
     parts = edit.parts if isinstance(edit, CombinedEdit) else (edit,)
     apply_to_files(model, [(part, strength) for part in parts], out, overwrite=overwrite)
@@ -264,6 +287,10 @@ def export(
 
     Returns:
         How to serve them, in lines.
+
+    Raises:
+        InvalidValueError: there is no such format.
+        ArtifactError: the directory exists or cannot be written.
     """
     members = load_members(edit)
     strengths = [float(one) for one in (strength if isinstance(strength, Sequence) else [strength])]

@@ -23,20 +23,23 @@ class Model(LanguageModel):
         return model
 
     def reply(self, prompt: Prompt, *, max_new_tokens: int = 200, temperature: float = 0.0, seed: int = 0) -> str:
-        """The reply to a prompt under the edits and the steering that are on.
+        """The reply to a prompt, a text or a conversation, under the edits and the steering that are on.
 
         Args:
             prompt: text, or messages with role and content.
             max_new_tokens: longest reply.
             temperature: 0 for the likeliest words.
             seed: of sampling.
+
+        Raises:
+            DataError: the prompt is empty, or does not fit into the context with its reply.
         """
         return self.replies([prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]
 
     def replies(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int = 200, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """As `reply`, to many prompts in batches."""
+        """As `reply`, to many prompts in batches; an InvalidValueError for one text instead of a list of prompts."""
         if isinstance(prompts, str):
             raise InvalidValueError(f"replies takes a list of prompts, got the text {prompts[:40]!r}: ask with reply.")
         sampling = Sampling(max_new_tokens, temperature, seed=seed)

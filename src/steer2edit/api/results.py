@@ -37,12 +37,19 @@ Compared = Arm | WeightEdit | CombinedEdit
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """What `evaluate` found; the base comes first."""
+    """What `evaluate` found; the base comes first.
 
-    conditions: tuple[Condition, ...]  # each with its estimates, replies and values by item
-    title: str  # what was measured
-    prompts: Mapping[str, Sequence[Any]]  # what was asked by set, in the order of the replies
-    goal: tuple[str, int] | None = None  # of a behaviour, the metric that is to move, and +1 if upwards or −1
+    Args:
+        conditions: each with its estimates, replies and values by item.
+        title: what was measured.
+        prompts: what was asked by set, in the order of the replies.
+        goal: of a behaviour, the metric that is to move, and +1 if upwards or −1.
+    """
+
+    conditions: tuple[Condition, ...]
+    title: str
+    prompts: Mapping[str, Sequence[Any]]
+    goal: tuple[str, int] | None = None
 
     @property
     def differences(self) -> list[dict[str, Any]]:

@@ -30,10 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class SearchResults(Results):
-    """What `search` found: figures on held-out items, and the recommended edit."""
+    """What `search` found: figures on held-out items, and the recommended edit.
 
-    edit: Edit | None = None  # the recommended one
-    summary: tuple[str, ...] = ()  # what was found, in sentences
+    Args:
+        edit: the recommended one.
+        summary: what was found, in sentences.
+    """
+
+    edit: Edit | None = None
+    summary: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return "\n".join([*self.summary, "", super().__repr__()])
@@ -78,9 +83,13 @@ def search(
 
 @dataclass(frozen=True, repr=False)
 class RefitResults(Results):
-    """What `refit` found: the model as it is now, with the old edit on top, and with the new one."""
+    """What `refit` found: the model as it is now, with the old edit on top, and with the new one.
 
-    edit: Edit | None = None  # the new one
+    Args:
+        edit: the new one.
+    """
+
+    edit: Edit | None = None
 
 
 @public
@@ -102,9 +111,13 @@ def refit(model: LanguageModel, edit: WeightEdit, options: RefitOptions) -> Refi
 
 @dataclass(frozen=True, repr=False)
 class StressResults:
-    """What `stress` found."""
+    """What `stress` found.
 
-    scorecard: "Scorecard"  # every line, with what it came to (docs/stress.md)
+    Args:
+        scorecard: every line, with what it came to (docs/stress.md).
+    """
+
+    scorecard: "Scorecard"
 
     @property
     def verdict(self) -> str:

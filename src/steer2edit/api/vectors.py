@@ -45,7 +45,11 @@ class Vectors(SteeringVectors):
         return steering_arm(self, finite_strength(strength))
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
-        """Write them to a .safetensors file, completely or not at all."""
+        """Write them to a .safetensors file, completely or not at all.
+
+        Raises:
+            ArtifactError: the name ends otherwise, the file exists or cannot be written.
+        """
         save_vectors(self, path, overwrite=overwrite)
 
     def to_pandas(self) -> "pandas.DataFrame":

@@ -88,7 +88,11 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
         raise ArtifactError(f"{path} is no edit of the official code ('attn', 'mlp' and 'meta'), but holds {found}.")
     try:
         meta = _dictionary(content["meta"], "meta")
-        known = {k: _number(v, f"meta.{k}") for k, v in meta.items() if k in ("rho_attn", "rho_mlp", "alpha")}
+        known = {
+            k: _number(v, f"meta.{k}")
+            for k, v in meta.items()
+            if k in ("rho_attn", "rho_mlp", "alpha") and v is not None
+        }
         if "alpha" not in known:
             raise InvalidValueError("meta has no alpha: the file is damaged.")
         rho_attn, rho_mlp = (rho if (rho := known.get(f"rho_{block}", 0.0)) > 0 else None for block in ("attn", "mlp"))

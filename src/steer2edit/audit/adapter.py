@@ -110,7 +110,7 @@ def _loaded(directory: Path, network: nn.Module) -> tuple[nn.Module, dict[str, T
             model = PeftModel(without_weights(network), LoraConfig(**settings), low_cpu_mem_usage=True)
             before = dict(model.named_parameters(remove_duplicate=False))
             ignored = set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=True).unexpected_keys
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, re.error) as error:
         raise MismatchError(
             f"PEFT cannot load {directory} into its base: {' '.join(str(error).split())[:300]}. It was made for "
             f"another model, or with another rank or other targets than {CONFIG_FILE} says. Get the adapter again."

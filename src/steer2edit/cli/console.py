@@ -1,5 +1,6 @@
 """What commands print: tables and text for people on stdout, or one JSON object; and what was typed."""
 
+import codecs
 import io
 import json
 import re
@@ -31,10 +32,21 @@ def typed() -> str:
 OUT = Console(markup=False, highlight=False, soft_wrap=True)
 
 
+_IN_ASCII = {"−": "-", "–": "-", "→": ">", "‖": "|", "≤": "<=", "≥": ">=", "×": "x", "·": ".", "ρ": "rho", "α": "alpha"}
+_IN_ASCII |= {"λ": "lambda", "Δ": "d", "Σ": "sum", "⟨": "<", "⟩": ">"}
+
+
 def show_what_stdout_can() -> None:
-    """Have stdout write what its encoding lacks by its code point, as stderr does by itself."""
+    """Have stdout replace what its encoding lacks, as stderr does by itself; a minus sign stays one."""
+    codecs.register_error("steer2edit", _in_ascii)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="steer2edit")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(character, "?") for character in lacking), error.end
 
 
 @contextmanager

@@ -100,7 +100,11 @@ class RememberingEngine:
         interventions: Sequence[Intervention] = (None,),
         replies: Mapping[Asked, Reply] | None = None,
     ) -> None:
-        self.model, self._engine, self._interventions = engine.model, engine, interventions  # kept: ids stay theirs
+        self.model, self._engine, self._interventions = (
+            engine.model,
+            engine,
+            tuple(interventions),
+        )  # kept: ids stay theirs
         self._places = {_identity(one): place for place, one in enumerate(interventions)}
         self.replies = dict(replies or {})
 

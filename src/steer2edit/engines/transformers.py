@@ -28,7 +28,7 @@ from steer2edit.progress import step
 
 _SHARE = 0.5  # of the memory that the weights leave; the rest is for fragmentation and for others
 _CPU_SCORING_TOKENS = 2048  # larger batches gain nothing on a CPU
-_WIDE_COPIES = 3  # float32 rows [tokens, vocabulary] alive at once while scoring: logits, log-softmax, divergence
+_WIDE_COPIES = 4  # float32 rows [tokens, vocabulary] alive while scoring: logits, spans, log-softmax, divergence
 
 
 class TransformersEngine:

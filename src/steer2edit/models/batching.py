@@ -33,10 +33,11 @@ def length_batches(lengths: Sequence[int], max_tokens: int = DEFAULT_BATCH_TOKEN
     A single item longer than `max_tokens` still gets a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    while order:
-        rows = max(1, max_tokens // max(1, lengths[order[0]]))
-        yield order[:rows]
-        order = order[rows:]
+    done = 0
+    while done < len(order):
+        rows = max(1, max_tokens // max(1, lengths[order[done]]))
+        yield order[done : done + rows]
+        done += rows
 
 
 def run_batches(
@@ -48,10 +49,10 @@ def run_batches(
     halves, and the budget stays at what was found to fit; a ModelError where a single item does not.
     """
     results: dict[int, Result] = {}
-    while len(results) < len(lengths):
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])[len(results) :]
-        longest = lengths[order[0]]
-        batch = order[: max(1, budget.tokens // max(1, longest))]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while (done := len(results)) < len(order):
+        longest = lengths[order[done]]
+        batch = order[done : done + max(1, budget.tokens // max(1, longest))]
         try:
             results.update(zip(batch, run(batch), strict=True))
             continue

@@ -184,7 +184,7 @@ def encode_responses(
         if not response.strip():
             raise DataError(f"the response to {prompt!r} is empty: there are no response tokens to average over.")
     tokenizer, turns = tokenizer_of(model), render_turns(model, pairs, thoughts=part == "thought")
-    encoded = (_encode_by_offsets if tokenizer.is_fast else _encode_twice)(tokenizer, turns)
+    encoded = (_encode_by_offsets if getattr(tokenizer, "is_fast", False) else _encode_twice)(tokenizer, turns)
     for (prompt, response), item in zip(pairs, encoded, strict=True):
         if not 0 < item.start < len(item.ids):
             raise DataError(f"the response {response!r} to {prompt!r} has no tokens of its own.")

@@ -57,7 +57,7 @@ class Layout:
     def from_table(cls, name: str, table: Mapping[str, Any]) -> "Layout":
         """A layout from one table of a layout file; a LayoutError for a key that is missing, unknown or wrong."""
         try:
-            return cls(name=name, **table)
+            return cls(**{**table, "name": name})
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ") for one in error.errors()]
             raise LayoutError(f"layout {name!r}: {'; '.join(faults)}. See docs/add-a-model.md.") from error

@@ -112,11 +112,10 @@ def _fault_of_folder(path: Path, weights_alone: bool) -> str:
             f"of the other. Move {_ADAPTER_CONFIG} and the adapter's weights to a folder of their own"
         )
     if (path / _ADAPTER_CONFIG).is_file():
-        base = _json(path / _ADAPTER_CONFIG).get("base_model_name_or_path") or "another model"
-        fault = (
-            f"is an adapter of {base!r} ({_ADAPTER_CONFIG}), no model. Give that model, or a checkpoint it is merged"
-        )
-        return "" if weights_alone else f"{fault} into"
+        base = _json(path / _ADAPTER_CONFIG).get("base_model_name_or_path")
+        of = f"an adapter of {base!r}" if base else "an adapter of another model"
+        remedy = "Give that model, or a checkpoint it is merged into"
+        return "" if weights_alone else f"is {of} ({_ADAPTER_CONFIG}), no model. {remedy}"
     if weights and (weights_alone or config):
         return f"is quantised for MLX. {_GIVE}" if "quantization" in _json(path / "config.json") else ""
     within = sorted(found.parent for pattern in ("*", "snapshots/*") for found in path.glob(f"{pattern}/config.json"))

@@ -277,7 +277,10 @@ def save_combined(
         records = []
         for number, member in enumerate(members, 1):  # under names that every file system and the Hub take
             name = f"{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', member.directory.name).strip('.-') or 'edit'}"
-            shutil.copytree(member.directory, copy := scratch / MEMBERS / name)
+            (copy := scratch / MEMBERS / name).mkdir(parents=True)
+            for path in member.directory.iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, copy / path.name)
             record = MemberRecord(name=name, weight=member.weight, sha256=file_sha256(copy / MANIFEST_FILE))
             records.append(record)
         manifest = CombinedManifest(
