@@ -203,3 +203,15 @@ class TestRefused:
         change_json(combined / "steer2edit.json", **changes)
         with pytest.raises(ArtifactError, match=message):
             load_members(combined)
+
+
+def test_a_member_is_its_files_and_nothing_below_them(
+    tmp_path: Path, model: LanguageModel, directories: list[Path]
+) -> None:
+    """Also where the combined edit is written into a member's own folder."""
+    (directories[0] / ".git").mkdir()
+    (directories[0] / "dangling").symlink_to("nowhere")
+    save_combined(model, read_members(directories, WEIGHTS), directories[0] / "both")
+    kept = directories[0] / "both" / "members" / "1-one"
+    assert {path.name for path in kept.iterdir()} == {path.name for path in directories[0].iterdir() if path.is_file()}
+    assert len(load_members(directories[0] / "both")) == 2

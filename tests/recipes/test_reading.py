@@ -110,6 +110,11 @@ def test_a_file_is_read(tmp_path: Path) -> None:
             "search: {strategy: grd}\nbudget:",
             r"search\.strategy = 'grd': there is no such strategy\. Did you",
         ),
+        (
+            "budget:",
+            "search: {max_kl: 1}\nbudget:",
+            r"no key 'search\.max_kl'\. Known: generation, strategy, strengths,",
+        ),
         ("budget:", "search: {trials: 0}\nbudget:", r"search\.trials = 0: input should be greater than or equal to 1"),
         ("budget:", "data_sets: [{task: gsm9k}]\nbudget:", r"data_sets\.0\.task = 'gsm9k': .* Did you mean 'gsm8k'\?"),
         (
@@ -119,7 +124,11 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ),
         ("max_kl: 0.15", "max_kl: 1, min_utility: 0.5", r"budget\.min_utility needs a task to measure"),
         ("behaviour: safety", "behaviour: conciseness\nseed: 1.5", r"seed = 1\.5: input should be a valid integer"),
-        ("title: A recipe", "title: A recipe\ntitle: Another", r"the key 'title' is there twice \(line 4\)\. Keep one"),
+        (
+            "title: A recipe",
+            "title: A recipe\ntitle: Another",
+            r"mine\.yaml: the key 'title' is there twice \(line 4\)\. Keep one",
+        ),
         ("title: A recipe", "title: {", r"mine\.yaml is not YAML: "),
         (
             "title: A recipe",

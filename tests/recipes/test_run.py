@@ -14,6 +14,7 @@ from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.recipes import read_recipe, render_again, run_recipe
 from steer2edit.recipes.recipe import Recipe
+from steer2edit.recipes.recipe_run import search_options
 from steer2edit.search.space import SearchSpace
 from steer2edit.settings import RunOptions, SearchOptions
 from tiny_chat import tiny_chat_model
@@ -185,6 +186,14 @@ def test_a_data_set_may_not_hold_what_the_edit_was_chosen_on(recipe: Recipe, tmp
     options = RunOptions(other_model=True, published=True, max_new_tokens=4)
     with pytest.raises(DataError, match="1 prompts are among both the data set and the vector prompts"):
         run_recipe(recipe, tiny(), tmp_path / "run", Told(), options)
+
+
+@pytest.mark.parametrize(
+    "options", [RunOptions(robust="wordings"), RunOptions(kl=0.1), RunOptions(search=True), RunOptions(seed=3)]
+)
+def test_options_that_say_how_an_edit_is_made_are_not_of_a_recipe(recipe: Recipe, options: RunOptions) -> None:
+    with pytest.raises(InvalidValueError, match=r"--\w+ is not of a recipe, .* or give a behaviour: steer2edit run"):
+        search_options(recipe, options)
 
 
 def test_the_command_runs_renders_and_prints_json(

@@ -9,12 +9,12 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.facts import BaseCheckpointRecord, BaseModelRecord, EditMetadata, Record, Sha256
 from steer2edit.artifacts.tensors import file_sha256
-from steer2edit.core import Experts
+from steer2edit.core import Experts, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.estimates import Condition
 from steer2edit.steering.data_files import without_repeats
@@ -93,26 +93,30 @@ class EditManifest(Manifest):
 
 
 class AppliedEditRecord(Record):
-    """One of the edits that were added, and its strength. `sha256` is `WeightEdit.digest`."""
+    """One of the edits that were added, and its strength. `sha256` is `WeightEdit.digest`; version 1 had none."""
 
     edit: EditMetadata
     strength: FiniteFloat
-    sha256: Sha256
+    sha256: Sha256 | None
+
+    def is_of(self, edit: WeightEdit) -> bool:
+        """Whether this is that edit."""
+        return self.sha256 == edit.digest() if self.sha256 else self.edit == dict(edit.metadata)
 
 
 class EditedTensorRecord(Record):
-    """One tensor that differs from the base's."""
+    """One tensor that differs from the base's. Version 1 had only the file."""
 
     file: str
-    sha256: Sha256
-    site: str
+    sha256: Sha256 | None
+    site: str | None
     projections: list[str]
 
 
 class CheckpointManifest(Manifest):
     """`steer2edit.json` of an edited checkpoint."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[1, 2] = 2
     kind: Literal["edited-checkpoint"] = "edited-checkpoint"
     base: BaseCheckpointRecord
     edits: Annotated[list[AppliedEditRecord], Field(min_length=1)]
@@ -120,6 +124,18 @@ class CheckpointManifest(Manifest):
     edited_tensors: dict[str, EditedTensorRecord]
     not_copied: list[str]
     earlier_edits: tuple[AppliedEditRecord, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_1(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("schema_version") != 1:
+            return raw
+        tensors = raw.get("edited_tensors")
+        if isinstance(tensors, dict):
+            unknown: dict[str, Any] = {"sha256": None, "site": None, "projections": []}
+            tensors = {name: {"file": file, **unknown} for name, file in tensors.items()}
+        applied = {"edit": raw.get("edit"), "strength": raw.get("strength"), "sha256": None}
+        return {**raw, "edits": [applied], "edited_tensors": tensors}
 
 
 class MemberRecord(Record):
@@ -219,6 +235,8 @@ def read_manifest(directory: Path, kind: type[_M]) -> _M:
         remedy = remedy if found == "combined-edit" else ""
         raise ArtifactError(f"{path} describes a {found!r}, but a {expected!r} is needed here.{remedy}")
     require_version(raw.get("schema_version"), str(path), kind.model_fields["schema_version"].default)
+    if missing := sorted({"created", "versions"} - raw.keys()):  # which a manifest that is being made gets by itself
+        raise ArtifactError(f"{path} is damaged: {missing[0]}: Field required. Make it again.")
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -272,12 +290,17 @@ def _finite(number: str) -> float:
     return value
 
 
-def require_version(version: object, what: str, newest: int = SCHEMA_VERSION) -> None:
-    """Refuse, with an ArtifactError, a schema version after `newest`, or what is no version."""
+def require_version(version: object, what: str, newest: int = SCHEMA_VERSION, oldest: int = 1) -> None:
+    """Refuse, with an ArtifactError, a schema version after `newest` or before `oldest`, or what is no version."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ArtifactError(f"{what} has no valid schema version (got {version!r}): steer2edit did not write it.")
     if version > newest:
         raise ArtifactError(
             f"{what} has schema version {version}, and this steer2edit reads up to {newest}. Upgrade: "
             "pip install --upgrade steer2edit."
+        )
+    if version < oldest:
+        raise ArtifactError(
+            f"{what} has schema version {version}, of an earlier steer2edit, and this one reads from {oldest} on. Make "
+            "it again, in a new folder."
         )

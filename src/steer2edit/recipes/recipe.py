@@ -1,6 +1,7 @@
 """What a recipe says: model, contrast, grids, budget, data sets; by name or file, checked (docs/recipes.md)."""
 
 import math
+from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -189,7 +190,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         for index, key in enumerate(keys):
             if key.value in [earlier.value for earlier in keys[:index]]:
                 line = key.start_mark.line + 1
-                raise ValueError(f"the key {key.value!r} is there twice (line {line}). Keep one.")
+                raise DataError(f"the key {key.value!r} is there twice (line {line}). Keep one.")
         return super().construct_mapping(node, deep)
 
 
@@ -202,6 +203,8 @@ def _parsed(file: Path | Traversable, where: str) -> Recipe:
         raise DataError(f"cannot read {where}: {error}") from error
     try:
         content = yaml.load(text, _Loader)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise DataError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -219,14 +222,25 @@ def _explained(where: str, error: ErrorDetails) -> str:
     """One line: file, key, value, and what to do."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = {name for part in _Part.__subclasses__() for name in part.model_fields}
-        return f"{where}: there is no key {key!r}. {did_you_mean(str(error['loc'][-1]), known)}"
+        *parents, last = error["loc"]
+        return f"{where}: there is no key {key!r}. {did_you_mean(str(last), _part_at(parents).model_fields)}"
     if error["type"] == "missing":
         return f"{where}: the key {key!r} is missing. See docs/recipes.md."
     reason = error["msg"].removeprefix("Value error, ").removesuffix(".")
     if not key:
         return f"{where}: {reason}."
     return f"{where}: {key} = {_short(error['input'])}: {reason[:1].lower()}{reason[1:]}."
+
+
+def _part_at(path: Sequence[int | str]) -> type[BaseModel]:
+    """The part of a recipe that a path of keys leads to."""
+    part: type[BaseModel] = Recipe
+    for key in path:
+        if isinstance(key, str):
+            annotation = part.model_fields[key].annotation
+            kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            (part,) = [kind for kind in kinds if issubclass(kind, BaseModel)]
+    return part
 
 
 def _short(value: object) -> str:

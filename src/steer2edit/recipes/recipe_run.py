@@ -44,7 +44,18 @@ def _longest_reply(recipe: Recipe, options: RunOptions) -> int | None:
 
 
 def search_options(recipe: Recipe, options: RunOptions) -> SearchOptions:
-    """The search that a recipe asks for; an InvalidValueError for fewer trials than its grid, which is tried whole."""
+    """The search that a recipe asks for.
+
+    Raises:
+        InvalidValueError: fewer trials than its grid has, which is tried whole; or an option that says how an edit is
+            made, which the recipe does.
+    """
+    made = {"--robust": options.robust, "--kl": options.kl, "--search": options.search, "--seed": options.seed}
+    if given := [name for name, value in made.items() if value]:
+        raise InvalidValueError(
+            f"{given[0]} is not of a recipe, which says itself how its edit is made. Leave it out, or give a "
+            f"behaviour: steer2edit run MODEL {recipe.behaviour} {given[0]} ..."
+        )
     stage = _stage(options)
     grid = recipe.coarse if stage == "coarse" else recipe.model.refined
     asked = {**recipe.search.model_dump(), **recipe.budget.model_dump(), **options.of_search}

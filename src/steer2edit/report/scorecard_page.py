@@ -10,7 +10,17 @@ from steer2edit.artifacts.manifest import read_json
 from steer2edit.report import themes
 from steer2edit.report.html import plot_text, rendered, visible_json, write_page
 from steer2edit.stress.run import SCORECARD_FILE, StressFolder
-from steer2edit.stress.scorecard import SUMMARY_TITLES, ArmRecord, Entry, Line, Scorecard, named, read_scorecard
+from steer2edit.stress.scorecard import (
+    BROKEN,
+    NOISE,
+    SUMMARY_TITLES,
+    ArmRecord,
+    Entry,
+    Line,
+    Scorecard,
+    named,
+    read_scorecard,
+)
 
 Replies = Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]
 """By test, arm and line."""
@@ -47,6 +57,8 @@ def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_re
     }
     content = {
         "card": card,
+        "broken": BROKEN,
+        "noise": NOISE,
         "titles": SUMMARY_TITLES,
         "groups": [(title, len(own), tests) for (title, tests), own in zip(groups, lines, strict=True)],
         "most_lines": _MOST_LINES,

@@ -54,7 +54,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Identity within the search."""
-        return self.record.removeprefix("main-")
+        return self.record.removeprefix("main-") if self.worker == "main" else self.record
 
     @property
     def record(self) -> str:
@@ -263,6 +263,11 @@ class Study:
         except Steer2EditError:
             raise
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, KeyError) as error:
+            if self._where is None:
+                raise ArtifactError(
+                    f"what this run folder holds does not fit its search: {str(error).splitlines()[0]}. Restore its "
+                    "trials, or begin in a new folder."
+                ) from error
             raise ArtifactError(
                 f"the storage {self._where} cannot be used: {str(error).splitlines()[0]}. Give an Optuna storage URL "
                 "such as sqlite:///study.db or postgresql://user@host/database, or leave --storage out."

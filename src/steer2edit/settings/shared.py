@@ -192,7 +192,7 @@ class ConvertOptions(Checked):
         importance: Rule for g: cosine (the paper's), dot; or, beyond it, effect (extract --effects).
         magnitude: Rule for lambda: elastic-net (the paper's), top-k, ridge.
         kl: Scale the edit so that it drifts this far from the base on benign requests, KL in nats per token. By default
-            0.03 for edits of effects, and not at all otherwise.
+            0.03 for edits of effects (less where extract --robust wordings ended at less), and not at all otherwise.
         min_expert_tokens: Leave out experts of a mixture that were given fewer tokens in the contrast set; by default
             32.
         contrast: Behaviour, folder or file to measure input means on, for vectors that were made elsewhere.

@@ -54,7 +54,8 @@ def families() -> tuple[Family, ...]:
     shots = tuple((str(request), reply) for request, reply in written_answers("safety-benign", "negative"))
 
     def attack(family: str, row: Mapping[str, Any]) -> Transformation:
-        before = [text["text"] for text in data_rows("long_preamble")[: row.get("preamble", 0)]]
+        paragraphs = row.get("preamble", 0)
+        before = [text["text"] for text in data_rows("long_preamble")[:paragraphs]] if paragraphs else []
         given = {
             "name": f"{family}/{row['name']}",
             "template": "\n\n".join([*before, row.get("template", REQUEST).strip("\n")]),

@@ -188,7 +188,7 @@ class BaseCheckpoint:
             is_own = "fingerprint" not in made_on or made_on["fingerprint"] == self.fingerprint
             if is_own and not allow_mismatch:
                 continue
-            if edit.digest() in {record.sha256 for record in self.earlier_edits}:
+            if any(record.is_of(edit) for record in self.earlier_edits):
                 raise MismatchError(
                     f"this edit is already in {self.model.name!r}: its {MANIFEST_FILE} says so. It is not added "
                     f"twice. {EDIT_THE_BASE}"
