@@ -225,8 +225,8 @@ class TestCard:
         for text in (
             "Contract", CLAIM.replace("'", "&#39;"), "No effect", "Plain prompts",
             "Do the named components carry the behaviour?", "2 more in the run", "What was not tested",
-            "exceeds 1 nat per token", "grow by more than 25 points", "by more than 10 points", "more than 50 % of benign",
-            "0.002 nats", "&lt;script&gt;", "&lt;b&gt;edit&lt;/b&gt;", "⟨U+202E⟩",
+            "exceeds 1 nat per token", "grow by more than 25 points", "by more than 10 points", "0.002 nats",
+            "more than 50 % of benign", "&lt;script&gt;", "&lt;b&gt;edit&lt;/b&gt;", "⟨U+202E⟩",
         ):  # fmt: skip
             assert text in page
         assert "<script>alert" not in page
