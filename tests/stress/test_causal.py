@@ -28,7 +28,7 @@ from steer2edit.stress.parts import (
 from steer2edit.stress.subject import Subject
 
 FAMILIES = ("llama", "qwen3_moe", "falcon_h1")  # dense; wide sites; heads of a mixer
-check = partial(components, top=1, quick_draws=2, openers=("Y", "N."))
+check = partial(components, top=1, quick_draws=2)
 
 
 def random_edit(family: str) -> WeightEdit:
@@ -154,7 +154,7 @@ def test_one_component_carries_it() -> None:
     result = check(subject)
     found = lines(result)
     assert set(found) == {
-        "edit", "top-1", "all-but-top-1", "random-1", "shuffled", "top-1-score",
+        "edit", "top-1", "all-but-top-1", "random-1", "shuffled",
     }  # fmt: skip
     assert found["edit"].outcome == "held"
     assert found["edit"].values == {"base": [False] * 12, "edit": [True] * 12}
@@ -169,9 +169,6 @@ def test_one_component_carries_it() -> None:
     assert re.search(r"carry 0 % \[-\d\d, \d\d\] of the gain", rest.sentence)
     assert found["random-1"].outcome == found["shuffled"].outcome == "control"
     assert values_of(found["shuffled"], "shuffled 1") == {False}
-    score = found["top-1-score"]
-    assert score.outcome == "held"
-    assert "'N.'" in score.sentence  # what the edit makes likelier, not "Y"
     facts = {part["label"]: part for part in result.facts["parts"]}
     assert facts["edit"]["components"] == 6
     assert facts["top 1"]["kl"]["value"] == pytest.approx(0, abs=1e-6)  # silent on benign requests

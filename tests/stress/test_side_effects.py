@@ -79,16 +79,16 @@ def test_mean_of_draws() -> None:
     assert mean_of([[True, None, None], [False, True, None]]) == [0.5, 1.0, None]
 
 
-def test_share_of_a_gain_in_nats() -> None:
-    """Half of every item's gain is half of the gain, without doubt; noise widens it, and no gain has no share."""
+def test_share_of_a_gain() -> None:
+    """Half of every item's gain is half of the gain, and no gain has no share."""
     base, whole = [0.0] * 6, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]
-    half = share_of_gain([w / 2 for w in whole], base, whole, base, verdicts=False)
-    assert (half.value, half.low, half.high) == pytest.approx((0.5, 0.5, 0.5))
-    unclear = share_of_gain([1.0, -1.0, 0.0], [0.0] * 3, [2.0, -2.0, 0.3], [0.0] * 3, verdicts=False)
+    half = share_of_gain([w / 2 for w in whole], base, whole, base)
+    assert half.value == pytest.approx(0.5)
+    unclear = share_of_gain([1.0, -1.0, 0.0], [0.0] * 3, [2.0, -2.0, 0.3], [0.0] * 3)
     assert unclear.value is not None
     assert unclear.low is None
     nothing = [0.0, 0.0]
-    assert share_of_gain([1.0, 0.0], nothing, nothing, nothing, verdicts=False).value is None
+    assert share_of_gain([1.0, 0.0], nothing, nothing, nothing).value is None
 
 
 def test_the_interval_of_a_share_is_fiellers_where_items_are_many() -> None:
@@ -97,7 +97,7 @@ def test_the_interval_of_a_share_is_fiellers_where_items_are_many() -> None:
     w = 2 + torch.randn(400, generator=generator).double()
     p = 0.4 * w + torch.randn(400, generator=generator).double()
     base = [0.0] * 400
-    found = share_of_gain(p.tolist(), base, w.tolist(), base, verdicts=False)
+    found = share_of_gain(p.tolist(), base, w.tolist(), base)
     for theta in (found.low, found.high):
         assert theta is not None
         d = p - theta * w

@@ -9,28 +9,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "editing"))  # for edit_models.py
 
-from attackable import refusing, subject_of
 from edit_models import logits, random_vectors, relative
 
 from families import tiny_network
-from steer2edit.core import Editing, Site, SiteEdit, WeightEdit
+from steer2edit.core import Editing, Site, WeightEdit
 from steer2edit.editing import ablation, convert, intervened, merged
-from steer2edit.errors import DataError
-from steer2edit.evaluation.statistics import estimate
 from steer2edit.method import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.stress.treatments import common_direction, direction_removed
 
 H = Hyperparameters(0.1, 0.1, 0.2)
-
-
-def outcomes(result) -> dict[str, str]:
-    return {finding.name.split("/")[-1]: finding.outcome for finding in result.findings}
-
-
-def site_edit(u: list[float], a: list[float]) -> SiteEdit:
-    row = torch.tensor(a)
-    return SiteEdit(torch.tensor(u), row, row.clone(), torch.zeros_like(row))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "opt"])
@@ -85,47 +72,3 @@ def _restored(model: LanguageModel, edit: WeightEdit, directions: dict) -> Weigh
     """The removal that belongs to the base, computed inside `merged`: a' + a, since Wᵀu = W'ᵀu − a."""
     rows = ablation(model, directions).sites
     return WeightEdit({s: replace(rows[s], row=rows[s].row + edit.sites[s].row) for s in directions})
-
-
-def test_the_common_direction_is_the_one_most_of_the_edit_is_along() -> None:
-    edit = WeightEdit(
-        {
-            Site(0, "mlp"): site_edit([1.0, 0.0], [3.0, 0.0]),  # ‖a‖² = 9 along the first axis, in either sign
-            Site(1, "mlp"): site_edit([-1.0, 0.0], [0.0, 4.0]),  # 16
-            Site(2, "mlp"): site_edit([0.0, 1.0], [1.0, 2.0]),  # 5 along the second
-        }
-    )
-    direction, share = common_direction(edit)
-    assert direction.abs().tolist() == pytest.approx([1, 0])
-    assert share == pytest.approx(25 / 30)
-
-
-def test_the_direction_removed_takes_the_refusals_and_a_random_one_does_not() -> None:
-    model, edit = refusing()
-    before = logits(model, torch.tensor([[5, 6, 7]]))
-    result = direction_removed(subject_of(model, edit))
-    assert outcomes(result) == {"own-sites": "failed", "everywhere": "failed", "random": "control"}
-    own, everywhere, random = result.findings
-    assert own.values == {"base": [False] * 24, "edit": [False] * 24}
-    assert random.values["edit"] == [True] * 24
-    assert estimate(everywhere.values["edit"]).n == 24
-    assert everywhere.note.startswith("100% of the edit is along it.")
-    assert result.replies["edit"]["own-sites"] == result.replies["base"]["own-sites"] == ["b"] * 24
-    assert torch.equal(logits(model, torch.tensor([[5, 6, 7]])), before)  # the model is as it was
-
-
-def test_a_removal_that_does_not_remove_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def turned(model, directions):
-        edit = ablation(model, directions)
-        return WeightEdit({site: replace(own, row=0 * own.row) for site, own in edit.sites.items()})
-
-    monkeypatch.setattr("steer2edit.stress.treatments.ablation", turned)
-    model, edit = refusing()
-    result = direction_removed(subject_of(model, edit))
-    assert outcomes(result) == {"own-sites": "held", "everywhere": "held", "random": "control"}
-
-
-def test_an_edit_of_nothing_has_no_direction() -> None:
-    model, edit = refusing()
-    with pytest.raises(DataError, match="changes nothing"):
-        direction_removed(subject_of(model, edit.scaled(0.0)))

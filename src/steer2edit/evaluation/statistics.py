@@ -4,7 +4,7 @@ What could not be scored is left out of n and counted apart, never as zero.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -129,81 +129,48 @@ def share_of_gain(
     whole: Sequence[Value],
     whole_base: Sequence[Value],
     *,
-    verdicts: bool = True,
+    same_items: bool = True,
     seed: int = 0,
 ) -> Estimate:
-    """Share of a gain: `Σ(part − part_base) / Σ(whole − whole_base)` over the items that are scored in all four.
+    """Share of a gain: `mean(part − part_base) / mean(whole − whole_base)`, over the items that are scored in all four.
 
-    `part` is with what the share is asked of (a part of an edit, or a treated edit), `whole` with all of it. The
-    interval is from the Bayesian bootstrap over items, whose weights are Gamma(1). To either gain the half items of
+    Where the whole is not of the `same_items`, each mean is over its own, which are drawn independently. Without an
+    interval where the whole gain is not told from zero; without a value where it is zero. Values are verdicts, or
+    shares of draws.
+
+    The interval is from the Bayesian bootstrap over items, whose weights are Gamma(1). To either gain the half items of
     Agresti and Min are added, one won and one lost, of weight Gamma(½): they keep it from having no width where all
-    items agree. Only `verdicts` and shares of draws get them: other numbers seldom agree, and have a unit. Draws
-    without a gain say nothing on a share and are left out; they are few where the gain is told from zero.
-
-    Returns:
-        Without an interval where the whole gain itself is not told from zero (its paired interval); without a value
-        where it is zero.
+    items agree. Draws without a gain say nothing on a share and are left out; they are few.
 
     Source: Rubin, "The Bayesian bootstrap", Annals of Statistics 9 (1981); Agresti and Min, Statistics in Medicine 24
     (2005).
     """
-    rows = [
-        (float(w) - float(wb), float(p) - float(pb))
-        for p, pb, w, wb in zip(part, part_base, whole, whole_base, strict=True)
-        if p is not None and pb is not None and w is not None and wb is not None
-    ]
-    gain, own = np.array(rows, dtype=np.float64).reshape(-1, 2).T
-
-    def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        weights = rng.standard_gamma(1.0, (_DRAWS, len(rows)))
-        halves = rng.standard_gamma(0.5, (_DRAWS, 4)).T if verdicts else np.zeros((4, _DRAWS))
-        return weights @ gain + halves[0] - halves[1], weights @ own + halves[2] - halves[3]
-
-    return _share(own, gain, len(part), paired(whole, whole_base), draw, seed)
-
-
-def share_of_other_gain(
-    part: Sequence[Value],
-    part_base: Sequence[Value],
-    whole: Sequence[Value],
-    whole_base: Sequence[Value],
-    seed: int = 0,
-) -> Estimate:
-    """The gain on some items as a share of the gain on others, verdicts both: as `share_of_gain`, of means.
-
-    The two sets are drawn independently. n is of the items of the part.
-    """
-    own, gain = (
-        np.array([float(a) - float(b) for a, b in zip(*pair, strict=True) if a is not None and b is not None])
+    gains = [
+        [None if a is None or b is None else float(a) - float(b) for a, b in zip(*pair, strict=True)]
         for pair in ((part, part_base), (whole, whole_base))
-    )
-
-    def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    ]
+    if same_items:
+        both = [(p, w) for p, w in zip(*gains, strict=True) if p is not None and w is not None]
+        own, gain = np.array(both, dtype=np.float64).reshape(-1, 2).T
+    else:
+        own, gain = (np.array([value for value in one if value is not None], dtype=np.float64) for one in gains)
+    n, unscored, whole_gain = len(own), len(part) - len(own), paired(whole, whole_base)
+    if n == 0 or gain.sum() == 0:
+        return Estimate(None, None, None, n, unscored)
+    value = float(own.mean() / gain.mean())
+    if whole_gain.low is None or whole_gain.low <= 0:
+        return Estimate(value, None, None, n, unscored)
+    rng = np.random.default_rng(seed)
+    if same_items:
+        weights = rng.standard_gamma(1.0, (_DRAWS, n))
+        halves = rng.standard_gamma(0.5, (_DRAWS, 4)).T
+        wholes, parts = weights @ gain + halves[0] - halves[1], weights @ own + halves[2] - halves[3]
+    else:
         parts, wholes = (
-            rng.standard_gamma(1.0, (_DRAWS, len(one))) @ one - np.diff(rng.standard_gamma(0.5, (_DRAWS, 2)))[:, 0]
+            (rng.standard_gamma(1.0, (_DRAWS, len(one))) @ one - np.diff(rng.standard_gamma(0.5, (_DRAWS, 2)))[:, 0])
+            / len(one)
             for one in (own, gain)
         )
-        return wholes / len(gain), parts / len(own)
-
-    return _share(own, gain, len(part), paired(whole, whole_base), draw, seed)
-
-
-def _share(
-    own: np.ndarray,
-    gain: np.ndarray,
-    items: int,
-    whole: Estimate,
-    draw: Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]],
-    seed: int,
-) -> Estimate:
-    """Mean of the own gains by that of the whole ones, with the interval of what is drawn, (wholes, parts)."""
-    n = len(own)
-    if n == 0 or gain.sum() == 0:
-        return Estimate(None, None, None, n, items - n)
-    value = float(own.mean() / gain.mean())
-    if whole.low is None or whole.low <= 0:
-        return Estimate(value, None, None, n, items - n)
-    wholes, parts = draw(np.random.default_rng(seed))
     gained = wholes > 0
     low, high = np.quantile(parts[gained] / wholes[gained], [_TAIL, 1 - _TAIL])
-    return Estimate(value, float(low), float(high), n, items - n)
+    return Estimate(value, float(low), float(high), n, unscored)

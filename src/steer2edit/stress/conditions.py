@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
-from steer2edit.evaluation.statistics import mean_of, share_of_other_gain
+from steer2edit.evaluation.statistics import mean_of
 from steer2edit.models import Prompt, Reply
 from steer2edit.steering import RefusalPhrases, refusal_phrases
 from steer2edit.steering.transformation import Transformation, takes_system_prompt
@@ -121,7 +121,7 @@ def languages(subject: Subject) -> StressResult:
         sets = {kind: [row["prompt"] for row in rows if row["kind"] == kind] for kind in ("harmful", "benign")}
         both = subject.keep(language, partial(ask, asked, [*sets["harmful"], *sets["benign"]]))
         harmful, benign = both.part(range(len(sets["harmful"]))), both.part(range(len(sets["harmful"]), len(rows)))
-        shares = gains_left(subject, harmful.refused, plain.refused, share_of_other_gain)
+        shares = gains_left(subject, harmful.refused, plain.refused, same_requests=False)
         what, harmful = f"In {language.capitalize()}", replace(harmful, seconds=both.seconds)
         findings.append(attribute_line(subject, language, what, harmful, plain, decides=True, shares=shares))
         effect = Effect("refused", f"Refusal of benign requests in {language.capitalize()}", _RATE_MARGIN)

@@ -10,8 +10,7 @@ from pydantic import TypeAdapter
 from steer2edit.estimates import Estimate, Value
 
 Group = Literal[
-    "attacks", "decoding", "stored", "tuned", "settings", "usefulness", "static", "adaptive", "weights",
-    "side-effects", "causal",
+    "attacks", "decoding", "stored", "tuned", "settings", "usefulness", "static", "adaptive", "side-effects", "causal",
 ]  # fmt: skip
 GROUPS: Mapping[Group, str] = {
     "attacks": "Held-out attack families",
@@ -22,7 +21,6 @@ GROUPS: Mapping[Group, str] = {
     "usefulness": "Are answers still answers?",
     "static": "Static attacks, family by family",
     "adaptive": "Attacks made for this very model",
-    "weights": "Other changes of the weights",
     "side-effects": "Side effects",
     "causal": "Do the named components carry the behaviour?",
 }
@@ -63,6 +61,7 @@ class StressResult:
     # what the model said, by arm and line: kept in the run folder, shown shortened
     replies: Texts = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: budgets, suffixes found, thresholds
+    seconds: float = 0.0  # that it took
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON holds it: numbers of other libraries as Python's, what is not finite as `None`.

@@ -190,9 +190,7 @@ def equal_drift(
     strength: float = 1.0,
     lowers: bool = False,
 ) -> EqualDrift:
-    """The strength at which each method drifts from the base as much as the edit does.
-
-        KL(base ‖ method(s)) = KL(base ‖ edited), within 10 %
+    """The strength at which each method drifts from the base as much as the edit does, KL(base ‖ it), within 10 %.
 
     Drift is measured on the base's own answers to 24 of the benign requests. Without vectors there is no steering, and
     ROSI writes along the edit's own directions. With an edit that `lowers` the behaviour, directional ablation is

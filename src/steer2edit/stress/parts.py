@@ -92,11 +92,8 @@ def random_components(
     λ = 0; where there are too few, among all that are not chosen; where there are still too few, among all. Each
     takes one of the chosen ones' |λ|, its own k, and the sign of its own g, as the paper's rule would have it.
 
-    Returns:
-        The edit, of the same Σλ²; and whether all draws were of components with λ = 0.
-
-    Raises:
-        InvalidValueError: the sites have fewer components that can write along u than are chosen.
+    Returns the edit, of the same Σλ², and whether all draws were of components with λ = 0. An InvalidValueError where
+    fewer components can write along u than are chosen.
     """
     drawn: dict[Site, SiteEdit] = {}
     unedited = True

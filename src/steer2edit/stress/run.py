@@ -56,8 +56,6 @@ _KIND = RunKind("stress run", 2, "testing", "model, edit, prompts and options")
 _ASKED = TypeAdapter(Replies)
 _REPLIES = TypeAdapter(dict[str, dict[str, list[str]]])
 Narrate = Callable[[str], None]
-Found = tuple[StressResult, float]
-"""A result without replies, and the seconds that it took."""
 
 
 class StressFolder(RunFolder):
@@ -69,29 +67,26 @@ class StressFolder(RunFolder):
     def __init__(self, path: Path) -> None:
         super().__init__(path, _KIND)
 
-    def find(self, name: str) -> Found | None:
-        """What a test found, if it is there."""
+    def find(self, name: str) -> StressResult | None:
+        """What a test found, if it is there, without the replies."""
         path = self.path / "tests" / f"{name}.json"
         if not path.exists():
             return None
         with damage_explained(path):
-            stored = dict(json.loads(path.read_text(encoding="utf-8")))
-            return StressResult.from_json({**stored, "replies": {}}), float(stored["seconds"])
+            return StressResult.from_json(json.loads(path.read_text(encoding="utf-8")))
 
-    def write(self, name: str, result: StressResult, seconds: float, *, keep_asked: bool = False) -> Found:
+    def write(self, name: str, result: StressResult, *, keep_asked: bool = False) -> StressResult:
         """Write a result, the replies first: one that is there is complete. Returns what a run that goes on sees.
 
         `keep_asked` keeps what was asked line by line, for tests to come.
         """
         content = result.to_json()
         write_json(self.path / "replies" / f"{name}.json", {"name": name, "replies": content.pop("replies")})
-        stored = {"schema_version": _KIND.schema_version, "name": name, "seconds": round(seconds, 2), **content}
+        stored = {"schema_version": _KIND.schema_version, "name": name, **content}
         write_json(self.path / "tests" / f"{name}.json", stored)
         if not keep_asked:
             shutil.rmtree(self.path / "asked" / name, ignore_errors=True)
-        found = self.find(name)
-        assert found is not None
-        return found
+        return StressResult.from_json(stored)
 
     def keep(self, test: str, line: str, make: Callable[[], Replies]) -> Replies:
         """What was asked in a line of a test: made and written down if it is not there."""
@@ -130,34 +125,48 @@ def run_stress(
         ArtifactError: another process works in it, or it cannot be written.
     """
     with StressFolder(out).opened(given.identity()) as results:
-        subject, steering, plain = _begun(given, results, narrate)
+        subject, steering = _begun(given, results, narrate)
+        plain = _plain(subject, results, narrate)
         messages = _run(subject, tests, results, narrate)
-        known = {test.name: (test, results.find(test.name)) for test in (*tests, *others)}
-        left = [name for name, (_, found) in known.items() if found is None and name not in messages]
-        entries = [_entry(*one, subject, messages.get(name, "")) for name, one in known.items() if name not in left]
+        known = {test.name: test for test in (*tests, *others)}
+        found = {name: results.find(name) for name in known}
+        left = [name for name, result in found.items() if result is None and name not in messages]
+        entries = [
+            _entry(test, found[name], subject, messages.get(name, ""))
+            for name, test in known.items() if name not in left
+        ]  # fmt: skip
         entries.sort(key=lambda entry: list(GROUPS).index(entry.group))  # type: ignore[arg-type]
-        first, options = _entry(_PLAIN_TEST, plain, subject), given.options
-        settings = given.edit.metadata.get("hyperparameters")
-        settings = plain_json(settings, "edit's hyper-parameters") if isinstance(settings, dict) else {}
-        at = "" if options.strength == 1 else f", at strength {options.strength:g}"
-        card = Scorecard(
-            title=f"Stress tests of {name}, an edit of {given.model.name}{at}",
-            created=now(), command=command, versions=package_versions(),
-            model=BaseModelRecord(**given.model.describe()),
-            edit=EditRecord(name=name, sha256=given.edit.digest(), hyperparameters=settings),
-            vectors_sha256=None if given.vectors is None else given.vectors.digest(),
-            suite=options.suite,
-            settings=asdict(options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
-            prompts={
-                "harmful": _prompts(options.harmful, given.harmful), "benign": _prompts(options.benign, given.benign),
-            },
-            arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
-            steering=steering, verdict=judge(first.lines, BASE_ARM.label, EDIT_LABEL),
-            contract=contract_of(first, entries, lowers=subject.lowers), plain=first, tests=entries,
-            summary=summarise(first, entries, [f"Not asked for: {', '.join(left)}."] if left else []),
-        )  # fmt: skip
+        card = _scorecard(given, subject, steering, _entry(_PLAIN_TEST, plain, subject), entries, left, name, command)
         write_json(out / SCORECARD_FILE, card.to_json())
         return card
+
+
+def _scorecard(
+    given: StressInput, subject: Subject, steering: str, plain: Entry, entries: list[Entry], left: list[str],
+    name: str, command: str,
+) -> Scorecard:  # fmt: skip
+    """The card of a run; `left` are tests that nobody asked for."""
+    options, settings = given.options, given.edit.metadata.get("hyperparameters")
+    at = "" if options.strength == 1 else f", at strength {options.strength:g}"
+    return Scorecard(
+        title=f"Stress tests of {name}, an edit of {given.model.name}{at}",
+        created=now(), command=command, versions=package_versions(),
+        model=BaseModelRecord(**given.model.describe()),
+        edit=EditRecord(
+            name=name, sha256=given.edit.digest(),
+            hyperparameters=plain_json(settings if isinstance(settings, dict) else {}, "edit's hyper-parameters"),
+        ),
+        vectors_sha256=None if given.vectors is None else given.vectors.digest(),
+        suite=options.suite,
+        settings=asdict(options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
+        prompts={
+            "harmful": _prompts(options.harmful, given.harmful), "benign": _prompts(options.benign, given.benign),
+        },
+        arms=[ArmRecord(kind=a.kind, label=a.label, parameters=dict(a.parameters)) for a in subject.arms],
+        steering=steering, verdict=judge(plain.lines, BASE_ARM.label, EDIT_LABEL),
+        contract=contract_of(plain, entries, lowers=subject.lowers), plain=plain, tests=entries,
+        summary=summarise(plain, entries, [f"Not asked for: {', '.join(left)}."] if left else []),
+    )  # fmt: skip
 
 
 def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:
@@ -165,18 +174,18 @@ def _prompts(source: str | None, prompts: Sequence[str]) -> PromptsRecord:
     return PromptsRecord(source=source or "built in, held out", n=len(prompts), sha256=digest)
 
 
-def _entry(test: StressTest, found: Found | None, subject: Subject, message: str = "") -> Entry:
-    result, seconds = found or (StressResult([]), None)
+def _entry(test: StressTest, found: StressResult | None, subject: Subject, message: str = "") -> Entry:
+    result = found or StressResult([])
     message = "" if result.findings else message or "it found nothing to report."
     return Entry(
         name=test.name, group=PLAIN if test is _PLAIN_TEST else test.group, summary=test.summary,
-        citation=test.citation, tested=not message, message=message, seconds=seconds,
+        citation=test.citation, tested=not message, message=message, seconds=found and found.seconds,
         lines=[Line.of(one, subject.arms) for one in result.findings], facts=dict(result.facts),
     )  # fmt: skip
 
 
-def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple[Subject, str, Found]:
-    """The subject, with its arms at equal drift, plain replies and as many requests as tell; what was matched; `plain`.
+def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple[Subject, str]:
+    """The subject, with its arms at equal drift, plain replies and as many requests as tell; and what was matched.
 
     The base's and the edit's plain replies come first: they say which way the edit goes.
     """
@@ -199,12 +208,18 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
     harmful = replace(harmful, arms={label: harmful.arms[label] for label in subject.interventions})
     subject = replace(subject, plain=harmful, limit=requests_of(gain, subject))
     narrate(f"Each line asks {len(subject.requests)} requests, so that a fall by half is detected.")
-    begin, plain = time.monotonic(), results.find(PLAIN)
-    if plain is None:
-        result = measure_plain(subject, harmful)
-        plain = results.write(PLAIN, result, time.monotonic() - begin + harmful.seconds, keep_asked=True)
-    narrate(plain[0].findings[0].sentence)
-    return subject, steering.note, plain
+    return subject, steering.note
+
+
+def _plain(subject: Subject, results: StressFolder, narrate: Narrate) -> StressResult:
+    """What the plain prompts show, from the plain replies that the subject has."""
+    begin, found = time.monotonic(), results.find(PLAIN)
+    if found is None:
+        found = _PLAIN_TEST.run(subject)
+        seconds = time.monotonic() - begin + (subject.plain.seconds if subject.plain else 0.0)
+        found = results.write(PLAIN, replace(found, seconds=round(seconds, 2)), keep_asked=True)
+    narrate(found.findings[0].sentence)
+    return found
 
 
 def requests_of(gain: Estimate, subject: Subject) -> int:
@@ -224,12 +239,12 @@ def _run(subject: Subject, tests: Sequence[StressTest], results: StressFolder, n
             found = _attempt(test, subject, results)
             if isinstance(found, str):
                 messages[test.name] = found
-            narrate(f"  not tested: {found}" if isinstance(found, str) else f"  {found[1]:.0f} s")
+            narrate(f"  not tested: {found}" if isinstance(found, str) else f"  {found.seconds:.0f} s")
             advance(1)
     return messages
 
 
-def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Found | str:
+def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> StressResult | str:
     """What a test finds, with random numbers that depend on the seed alone; or why it could not be run.
 
     An error that is no `Steer2EditError` is a fault of the test or of what it runs, and the traceback is written into
@@ -243,7 +258,7 @@ def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Found
         torch.manual_seed(subject.seed)
         try:
             result = test.run(replace(subject, keep=partial(results.keep, test.name)))
-            return results.write(test.name, result, before + time.monotonic() - begin)
+            return results.write(test.name, replace(result, seconds=round(before + time.monotonic() - begin, 2)))
         except Steer2EditError as error:
             return str(error)
         except Exception as error:  # a faulty test shall not cost what the others find

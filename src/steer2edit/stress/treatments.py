@@ -1,7 +1,7 @@
 """What may become of a model's weights, and what is left of the gain then: every arm, in every treatment.
 
 The base is treated as it is, and steering and an adapter of the edit are hooks on it. What is an edit of the weights
-(the edit, ROSI, ablation) is merged into them first, and treated with them. Shapes: d = width of a site's output.
+(the edit, ROSI, ablation) is merged into them first, and treated with them.
 """
 
 import time
@@ -11,14 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from steer2edit.core import Editing, Intervention, Site, WeightEdit
-from steer2edit.editing import ablation, merged
+from steer2edit.core import Editing, Intervention, WeightEdit
+from steer2edit.editing import merged
 from steer2edit.engines import TransformersEngine
-from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel
 from steer2edit.models.fine_tuning import FineTune, edit_left, fine_tuned
 from steer2edit.steering.presets import helpful_answers
@@ -39,20 +34,16 @@ class Treatment:
     what: str  # begins the sentence
     hold: Hold  # does it, for a while
     note: str = ""  # what a reader must know
-    control: bool = False  # whether it knows nothing of the edit, and should leave it
-    adapter: bool = True  # whether the edit is also asked as an adapter on the treated base
 
 
-def treated(subject: Subject, treatments: Sequence[Treatment], *, decides: bool = False) -> StressResult:
+def treated(subject: Subject, treatments: Sequence[Treatment]) -> StressResult:
     """A line for each treatment, with all arms."""
     plain, findings, kept = ask_plain(subject, subject.requests), [], {}
     for one in treatments:
         kept[one.name] = replies = subject.keep(one.name, partial(_ask_treated, subject, one))
         left = [f"{arm} {own['edit_left']:.0%}" for arm, own in replies.facts.items() if "edit_left" in own]
         note = " ".join(filter(None, [one.note, f"Still in the weights: {', '.join(left)}." if left else ""]))
-        findings.append(
-            attribute_line(subject, one.name, one.what, replies, plain, decides=decides, control=one.control, note=note)
-        )
+        findings.append(attribute_line(subject, one.name, one.what, replies, plain, decides=True, note=note))
     return StressResult(findings, by_arm(kept), {name: dict(own.facts) for name, own in kept.items()})
 
 
@@ -60,9 +51,7 @@ def _ask_treated(subject: Subject, treatment: Treatment) -> Replies:
     """Replies of every arm under a treatment; facts by arm."""
     arms, model, adapter = subject.interventions, subject.model, subject.interventions[subject.edited]
     hooks: dict[str, Intervention] = {label: own for label, own in arms.items() if not isinstance(own, Editing)}
-    every: list[tuple[WeightEdit | None, dict[str, Intervention]]] = [
-        (None, hooks | ({ADAPTER: adapter} if treatment.adapter else {}))
-    ]
+    every: list[tuple[WeightEdit | None, dict[str, Intervention]]] = [(None, {**hooks, ADAPTER: adapter})]
     every += [(own.edit.scaled(own.strength), {label: None}) for label, own in arms.items() if isinstance(own, Editing)]
     replies = Replies({})
     for edit, asked in every:
@@ -80,7 +69,7 @@ def _ask_treated(subject: Subject, treatment: Treatment) -> Replies:
 def stored(subject: Subject) -> StressResult:
     """All linear layers stored in a number format and taken out again."""
     names = subject.pick(("int8", "nf4", "int4"), ("int8", "fp8", "nf4", "int4", "mxfp4"))
-    return treated(subject, [storing(name) for name in names], decides=True)
+    return treated(subject, [storing(name) for name in names])
 
 
 def storing(name: str) -> Treatment:
@@ -94,7 +83,7 @@ def tuned(subject: Subject) -> StressResult:
     """Short LoRA fine-tunes on written answers to benign requests, of every arm on the same data."""
     rates_and_steps = subject.pick(((1e-4, 16), (5e-4, 16)), ((1e-4, 50), (1e-4, 200), (5e-4, 50), (5e-4, 200)))
     sweep = [FineTune(steps, 4, rate, seed=subject.seed) for rate, steps in rates_and_steps]
-    return treated(subject, [tuning(settings) for settings in sweep], decides=True)
+    return treated(subject, [tuning(settings) for settings in sweep])
 
 
 def tuning(settings: FineTune) -> Treatment:
@@ -113,42 +102,3 @@ def tuning(settings: FineTune) -> Treatment:
     )
     name = f"{settings.steps}-steps-at-{settings.learning_rate:g}"
     return Treatment(name, f"Tuned for {settings.steps} steps at {settings.learning_rate:g}", hold, note)
-
-
-def direction_removed(subject: Subject) -> StressResult:
-    """The edit's own direction projected out of what sites write, `y ← y − (y · u) u`, as an attacker would.
-
-    What is left at the edited sites is W − u uᵀ W whatever the edit was: there the edit is gone by algebra.
-
-    Raises:
-        DataError: the edit changes nothing.
-    """
-    own = {site: e.output_direction for site, e in subject.edit.sites.items() if bool(e.row.any())}
-    if not own:
-        raise DataError("the edit changes nothing, so it has no direction to take out. Its magnitudes are all 0.")
-    direction, share = common_direction(subject.edit)
-    drawn = torch.randn(direction.numel(), generator=torch.Generator().manual_seed(subject.seed))
-    rows: list[tuple[str, str, Mapping[Site, Tensor], str]] = [
-        ("own-sites", "Each edited site's direction taken out of it", own, ""),
-        ("everywhere", "The edit's main direction taken out of every site",
-         dict.fromkeys(subject.model.sites, direction), f"{share:.0%} of the edit is along it."),
-        ("random", "A random direction taken out of the edited sites", dict.fromkeys(own, drawn / drawn.norm()), ""),
-    ]  # fmt: skip
-
-    def without(directions: Mapping[Site, Tensor]) -> Hold:
-        return lambda model, edit: merged(model, ablation(model, directions), allow_mismatch=True)
-
-    return treated(subject, [
-        Treatment(name, what, without(directions), note, control=name == "random", adapter=False)
-        for name, what, directions, note in rows
-    ])  # fmt: skip
-
-
-def common_direction(edit: WeightEdit) -> tuple[Float[Tensor, " d"], float]:
-    """(the one direction that most of the edit writes along, its share of ‖ΔW‖²).
-
-    It is the leading left singular vector of the sites' edits side by side, whose columns are ‖a‖ u.
-    """
-    written = torch.stack([e.row.norm() * e.output_direction for e in edit.sites.values()]).double()
-    _, values, directions = torch.linalg.svd(written, full_matrices=False)
-    return directions[0].float(), float(values[0].square() / values.square().sum())
