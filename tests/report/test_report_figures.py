@@ -20,7 +20,7 @@ def traces(figure: Any) -> dict[str, Json]:
 
 
 def plane(run: RunResults, damage: str = "kl") -> Plane:
-    return Plane(damage, *run.goal)
+    return Plane(damage, run.attribute, run.direction)
 
 
 def largest(edit: WeightEdit, block: Block) -> list[list[str]]:

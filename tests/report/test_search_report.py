@@ -24,7 +24,7 @@ def traces(figure: Any) -> dict[str, Json]:
 
 def test_every_trial_is_drawn_solid_or_faint_with_what_it_was_measured_on() -> None:
     run = read_results(search_results())
-    drawn = traces(validation_figure(run, Plane("kl", *run.goal)))
+    drawn = traces(validation_figure(run, Plane("kl", run.attribute, run.direction)))
     assert drawn["edit, within the budget"]["x"] == [0.0625, 0.125, 0.1875]
     assert drawn["edit, beyond the budget"]["x"] == [0.5]
     faint = drawn["edit, stopped early"]
@@ -42,17 +42,17 @@ def test_the_front_is_a_staircase_in_the_plane_it_was_made_in_and_rings_elsewher
     for entry in results["validation"]["conditions"]:
         entry["metrics"]["nll_increase"] = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
     run = read_results(results)
-    front = traces(validation_figure(run, Plane("kl", *run.goal)))["front"]
+    front = traces(validation_figure(run, Plane("kl", run.attribute, run.direction)))["front"]
     assert (front["x"], front["y"]) == ([0.0625, 0.125], [0.25, 0.5])
     assert (front["mode"], front["line"]["shape"]) == ("lines", "hv")
-    elsewhere = traces(validation_figure(run, Plane("nll_increase", *run.goal)))
+    elsewhere = traces(validation_figure(run, Plane("nll_increase", run.attribute, run.direction)))
     assert "front" not in elsewhere
     assert elsewhere["front by KL"]["y"] == [0.25, 0.5]
 
 
 def test_steering_recommendation_and_budget_are_marked() -> None:
     run = read_results(search_results())
-    figure = validation_figure(run, Plane("kl", *run.goal))
+    figure = validation_figure(run, Plane("kl", run.attribute, run.direction))
     drawn = traces(figure)
     assert drawn["steering, by strength"]["y"] == [0.0, 0.125, 0.25, 0.5]
     assert (drawn["recommended"]["x"], drawn["recommended"]["y"]) == ([0.125], [0.5])
@@ -62,7 +62,7 @@ def test_steering_recommendation_and_budget_are_marked() -> None:
 
 def test_held_out_points_have_intervals() -> None:
     run = read_results(search_results())
-    drawn = traces(held_out_figure(run, Plane("kl", *run.goal)))
+    drawn = traces(held_out_figure(run, Plane("kl", run.attribute, run.direction)))
     assert drawn["steering, by strength"]["x"] == [0.0, 0.0625, 0.125, 0.375]
     assert drawn["front of edits"]["x"] == [0.0625, 0.1875]
     assert drawn["recommended"]["x"] == [0.1875]
@@ -187,7 +187,7 @@ def test_a_limit_from_below_counts_too() -> None:
     results = search_results()
     results["chosen"]["floors"] = {"harmful_refused": 0.4}
     run = read_results(results)
-    drawn = traces(validation_figure(run, Plane("kl", *run.goal)))
+    drawn = traces(validation_figure(run, Plane("kl", run.attribute, run.direction)))
     assert drawn["edit, within the budget"]["x"] == [0.125]  # b alone; a and c refuse less, d drifts more
 
 

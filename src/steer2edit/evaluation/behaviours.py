@@ -170,7 +170,7 @@ def behaviour(
     seed: int = 0,
     borderline: bool = False,
 ) -> Behaviour:
-    """The evaluation of a behaviour on one split.
+    """The evaluation of a behaviour on one split; a DataError where there is no such behaviour or set, or it is wrong.
 
     Args:
         source: a behaviour that comes with the package, a behaviour's folder, or a contrast file.
@@ -181,9 +181,6 @@ def behaviour(
         data: the user's own data by set, a file or `hub:OWNER/NAME/FILE`; what is not given is the behaviour's.
         seed: of the division of data without a column `split`.
         borderline: measure optional sets too (safe requests that sound alarming, of safety); so it is with data.
-
-    Raises:
-        DataError: there is no such behaviour or set, its `behaviour.toml` is wrong, or the data is malformed.
     """
     found, data = _measured(source), data or {}
     known = {*found.sets, BENIGN}

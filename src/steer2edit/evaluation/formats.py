@@ -112,12 +112,11 @@ def xstest(table: Table) -> tuple[list[str], list[str]]:
 
     Source: Röttger et al., arXiv 2308.01263.
     """
-    safe: list[str] = []
-    unsafe: list[str] = []
+    sets: tuple[list[str], list[str]] = [], []
     for row in table:
         row.needs("prompt", "type")
-        (unsafe if row.text("type").startswith("contrast_") else safe).append(row.text("prompt"))
-    return safe, unsafe
+        sets[row.text("type").startswith("contrast_")].append(row.text("prompt"))
+    return sets
 
 
 def _of_every_row(read: Callable[[Row], _T]) -> Callable[[Table], list[_T]]:
@@ -130,9 +129,7 @@ def _of_every_row(read: Callable[[Row], _T]) -> Callable[[Table], list[_T]]:
             try:
                 found.append(read(row))
             except DataError as error:
-                if str(error).startswith(row.where):
-                    raise
-                raise DataError(f"{row.where}: {error}") from error
+                raise error if str(error).startswith(row.where) else DataError(f"{row.where}: {error}") from error
         return found
 
     return items
@@ -140,10 +137,8 @@ def _of_every_row(read: Callable[[Row], _T]) -> Callable[[Table], list[_T]]:
 
 @_of_every_row
 def truthful_questions(row: Row) -> TruthQuestion:
-    """TruthfulQA: with answers or with targets.
-
-    `question, best_answer, correct_answers, incorrect_answers`, where several are a list or separated by `;`; or
-    `question, mc1_targets, mc2_targets`.
+    """TruthfulQA: `question, best_answer, correct_answers, incorrect_answers`, where several are a list or separated
+    by `;`; or `question, mc1_targets, mc2_targets`.
 
     Source: Lin et al., arXiv 2109.07958; the Hub's `truthful_qa`, configurations generation and multiple_choice.
     """

@@ -101,14 +101,9 @@ def harness_results(
 ) -> list[dict[str, HarnessMetric]]:
     """Every metric of every task under every intervention: `results[intervention][name]`, on the same items.
 
-    Prompts are what a task makes of them, with its own number of examples, and without a chat template.
-
-    Args:
-        model: with its tokenizer; its weights are not touched.
-        tasks: names the harness knows (tasks, groups, tags), or YAML task files. A task file may name Python functions
-            that the harness then runs: only use files that you trust.
-        interventions: `None` is the base; that they fit the model is the caller's to see to (`require_fit`).
-        limit: use at most this many documents of every task.
+    Prompts are what a task makes of them, with its own number of examples, and without a chat template. Tasks are names
+    that the harness knows (tasks, groups, tags), or YAML task files, which may name Python functions that are then run.
+    At most `limit` documents of every task are used.
 
     Raises:
         DataError: an unknown task, one whose data cannot be had, or one that runs code of the model or shows images.
@@ -124,14 +119,14 @@ def harness_results(
     try:
         import lm_eval.evaluator
         import lm_eval.models.huggingface
-        import lm_eval.tasks as harness_tasks
+        import lm_eval.tasks
     except ImportError as error:
         raise InvalidValueError(
             "the lm-evaluation-harness (the package lm_eval) is not installed, or lacks a part: "
             f"{error}. Run: pip install steer2edit[lm-eval]"
         ) from error
     harness: Any = lm_eval
-    loaded = _load_tasks(harness_tasks, list(tasks))
+    loaded = _load_tasks(harness.tasks, list(tasks))
     language_model = _wrapped(harness.models.huggingface, model)
     found = []
     with step("Harness", len(interventions)) as advance:
@@ -177,14 +172,13 @@ def _wrapped(harness: Any, model: LanguageModel) -> Any:
 
 def require_known(name: str, known: Sequence[str]) -> None:
     """Refuse a task that is not among the known tasks, groups and tags, and suggest the nearest, by a DataError."""
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    suggestion = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise DataError(
-        f"the harness has no task {name!r}.{suggestion} `lm-eval ls tasks` lists the {len(known)} it knows; "
-        "a task file of your own is given by its path."
-    )
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        suggestion = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise DataError(
+            f"the harness has no task {name!r}.{suggestion} `lm-eval ls tasks` lists the {len(known)} it knows; "
+            "a task file of your own is given by its path."
+        )
 
 
 def _prepare(name: str, task: Any) -> None:

@@ -142,14 +142,9 @@ class Judge:
         return [judgement.verdict for judgement in self.judgements(pairs)]
 
     def judgements(self, pairs: Sequence[tuple[Prompt, str]]) -> list[Judgement]:
-        """One judgement per (prompt, reply), in order.
+        """One judgement per (prompt, reply), in order; a DataError where the endpoint judges nothing at all.
 
         A question that was answered is never asked again, in later calls either; empty replies are not asked.
-
-        Raises:
-            DataError: the endpoint cannot be reached, refuses the key, or does not know the model; or it refuses
-                every single request.
-            InvalidValueError: the environment variable of the key is not set, or `openai` is not installed.
         """
         questions = [fill_template(self.question, prompt, reply) if reply.strip() else None for prompt, reply in pairs]
         asked = self._ask_all([q for q in dict.fromkeys(questions) if q is not None and q not in self._known])

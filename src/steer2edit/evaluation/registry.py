@@ -139,11 +139,7 @@ for _name in BEHAVIOURS:
 def build_tasks(specs: Sequence[str], settings: TaskSettings | None = None) -> list[Task]:
     """The tasks that texts such as `gsm8k`, `refusal=advbench.csv` or `mmlu=hub:OWNER/NAME/FILE` name.
 
-    A task that two of them share is measured once.
-
-    Raises:
-        DataError: an unknown task, no such data or not of its format, an empty split, or two tasks whose metrics would
-            have the same name.
+    A task that two of them share is measured once; two whose metrics would have the same name are a DataError.
     """
     tasks: list[Task] = []
     owner: dict[str, str] = {}

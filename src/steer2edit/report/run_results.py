@@ -109,11 +109,6 @@ class _Run(_Part):
     command: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
 
-    @property
-    def goal(self) -> tuple[str, int]:
-        """(metric that the edit is to move, +1 if more of it is wanted or −1 if less)."""
-        return self.attribute, self.direction
-
     def wanted(self, name: str) -> int:
         """+1 where more of a metric is wanted, −1 where less: of the attribute, and of what counts as a cost.
 
@@ -190,16 +185,15 @@ class RunResults(_Run):
     @property
     def side_by_side(self) -> list[Condition]:
         """The held-out conditions whose replies are set side by side: of a search, one of each kind."""
-        if not self.is_search:
-            return list(self.held_out.conditions)
-        return [c for c in (self.base, self.steered, self.edited) if c is not None]
+        return [c for c in self.held_out.conditions if not self.is_search or c in self.shown]
 
     @model_validator(mode="after")
     def _aligned(self) -> "RunResults":
         for one in self.held_out.conditions:
-            for name, entries in (*one.replies.items(), *one.outcomes.items()):
-                if len(entries) != (expected := len(self.prompts.get(name, ()))):
-                    raise ValueError(f"{one.label!r} has {len(entries)} replies to the {expected} prompts of {name!r}")
+            for what, sets in (("replies", one.replies), ("outcomes", one.outcomes)):
+                for name, own in sets.items():
+                    if len(own) != (expected := len(self.prompts.get(name, ()))):
+                        raise ValueError(f"{one.label!r} has {len(own)} {what} for the {expected} prompts of {name!r}")
         return self
 
 

@@ -124,7 +124,7 @@ def tradeoff_figures(run: RunResults) -> dict[Plane, dict[str, go.Figure]]:
     """By plane, the figures in which some condition has a place: validation items, then held-out ones."""
     found = {}
     for damage in sorted(_DAMAGE, key=lambda name: name != COST) if run.is_search else _DAMAGE:
-        plane = Plane(damage, *run.goal)
+        plane = Plane(damage, run.attribute, run.direction)
         figures = {}
         if plane.drawable(run.validation.conditions):
             figures[f"tradeoff-{damage}"] = validation_figure(run, plane)

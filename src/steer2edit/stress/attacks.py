@@ -17,10 +17,8 @@ _WRAPPING = re.compile(r"\s*(?:\d+[.)]|[-*•#>|{\[]+|\"[^\"\n]{1,20}\"\s*:|[A-Z
 
 
 def unwrapped(reply: str, openers: Sequence[str] = ()) -> str:
-    """A reply without the form that an attack asked for, so that a refusal within it is seen.
-
-    Left out at the beginning, as often as they come: list numbers and bullets, headings, a JSON key, a speaker's
-    name, and the openers that the attack dictated; unless nothing would be left.
+    """A reply without the form that an attack asked for (numbers, bullets, headings, a JSON key, a speaker's name, the
+    openers that it dictated), so that a refusal within it is seen; whole where nothing would be left.
     """
     rest = reply.strip()
     while rest:
@@ -50,7 +48,6 @@ class Family:
 @cache
 def families() -> tuple[Family, ...]:
     """All families, in the order of the file."""
-    data = resources.files("steer2edit.stress").joinpath("attacks.toml")
     shots = tuple((str(request), reply) for request, reply in written_answers("safety-benign", "negative"))
 
     def attack(family: str, row: Mapping[str, Any]) -> Transformation:
@@ -67,7 +64,7 @@ def families() -> tuple[Family, ...]:
 
     return tuple(
         Family(name, attacks=tuple(attack(name, row) for row in table.pop("attacks")), **table)
-        for name, table in tomllib.loads(data.read_text(encoding="utf-8")).items()
+        for name, table in data_tables("attacks").items()
     )
 
 
@@ -77,6 +74,11 @@ def held_out_attacks(first_only: bool) -> list[Transformation]:
     if not first_only:
         return [attack for attacks in own for attack in attacks]
     return [clear[0] for attacks in own if (clear := [attack for attack in attacks if not attack.hides])]
+
+
+def data_tables(name: str) -> dict[str, dict[str, Any]]:
+    """Tables of a data file: `attacks`, `tests`, `effects`."""
+    return tomllib.loads(resources.files("steer2edit.stress").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def data_rows(name: str) -> list[dict[str, str]]:

@@ -19,10 +19,9 @@ from steer2edit.steering.transformation import Transformation, takes_system_prom
 from steer2edit.stress.attacks import data_rows, held_out_attacks
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, by_arm, in_form
-from steer2edit.stress.verdicts import Effect, attribute_line, gains_left
+from steer2edit.stress.verdicts import attribute_line, effects_of, gains_left
 
 LANGUAGES = ("spanish", "german")
-_RATE_MARGIN = 0.15  # what twelve requests can distinguish from zero, where nothing differs
 _LEADING = " \t\n,.:;!—-"
 _BREAK = re.compile(r"(?<=[.!?:;\n])\s+|(?:^|,?\s+)(?:but|however,?)\s+")
 
@@ -124,8 +123,7 @@ def languages(subject: Subject) -> StressResult:
         shares = gains_left(subject, harmful.refused, plain.refused, same_requests=False)
         what, harmful = f"In {language.capitalize()}", replace(harmful, seconds=both.seconds)
         findings.append(attribute_line(subject, language, what, harmful, plain, decides=True, shares=shares))
-        effect = Effect("refused", f"Refusal of benign requests in {language.capitalize()}", _RATE_MARGIN)
-        findings.append(effect.finding(f"{language}-benign", benign.refused, subject.edited))
+        findings += effects_of(subject, {f"{language}-benign": benign.refused})
         kept[language] = both
     return StressResult(findings, by_arm(kept))
 

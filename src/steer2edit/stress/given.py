@@ -38,12 +38,9 @@ VECTORS_FILE = "vectors.safetensors"
 
 
 def asked_prompts(options: StressOptions) -> tuple[list[str], list[str]]:
-    """(harmful, benign) requests; needs no model.
+    """(harmful, benign) requests, without a model; of a file with a column `split` the rows of `held_out`.
 
-    A file with a column `split` gives its rows of the split `held_out`; another gives all of its rows.
-
-    Raises:
-        DataError: a file is missing or malformed, or a prompt is in both.
+    A DataError where a file is missing or malformed, or a prompt is in both.
     """
     given = zip((options.harmful, options.benign), safety_prompts("held_out", options.limit), strict=True)
     harmful, benign = (
@@ -63,12 +60,7 @@ def require_unseen(
 
 
 def given_vectors(path: Path, edit: WeightEdit, *, allow_mismatch: bool = False) -> SteeringVectors:
-    """The vectors that the user says the edit was made from.
-
-    Raises:
-        MismatchError: the edit says that it was made from others.
-        ArtifactError: they cannot be read.
-    """
+    """The vectors that the user says the edit was made from; a MismatchError where it says otherwise."""
     vectors, expected = load_vectors(path), _recorded(edit).get("sha256")
     if isinstance(expected, str) and vectors.digest() != expected and not allow_mismatch:
         raise MismatchError(
@@ -98,13 +90,7 @@ def _recorded(edit: WeightEdit) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class StressInput:
-    """What is tested and with what, checked, before anything is run.
-
-    Raises:
-        InvalidValueError: the options ask for a judge, and there is none.
-        MismatchError: the edit or the vectors are of another model or shape.
-        DataError: the vectors were made from some of the prompts, or the user's prompts cannot be read.
-    """
+    """What is tested and with what, checked, before anything is run."""
 
     engine: Engine  # runs the base model
     edit: WeightEdit

@@ -1,19 +1,17 @@
 """Which stress tests there are: rows of `tests.toml`, the families of attacks, and files of ready attack prompts."""
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from importlib import resources
 from pathlib import Path
 from pkgutil import resolve_name
 
 from steer2edit.errors import DataError, did_you_mean
 from steer2edit.steering.transformation import Transformation
 from steer2edit.stress.attack_files import AttackFile, read_attacks
-from steer2edit.stress.attacks import families
+from steer2edit.stress.attacks import data_tables, families
 from steer2edit.stress.conditions import worded
 from steer2edit.stress.findings import GROUPS, Group, StressResult
 from steer2edit.stress.subject import Subject, ask, by_arm, in_form
@@ -36,8 +34,10 @@ class StressTest:
 
 def all_tests() -> list[StressTest]:
     """All tests, in the order of the scorecard."""
-    rows = tomllib.loads(resources.files("steer2edit.stress").joinpath("tests.toml").read_text(encoding="utf-8"))
-    tests = [StressTest(n, run=resolve_name(f"steer2edit.stress.{row.pop('run')}"), **row) for n, row in rows.items()]
+    tests = [
+        StressTest(name, run=resolve_name(f"steer2edit.stress.{row.pop('run')}"), **row)
+        for name, row in data_tables("tests").items()
+    ]
     for one in families():
         own = one.group != "static"
         run = partial(worded, name=one.name, attacks=one.attacks, decides=own)
@@ -63,10 +63,6 @@ def file_test(path: Path | str) -> tuple[StressTest, list[str]]:
 
     The test has a line for the file's ready prompts, or for its suffixes or templates with the subject's own requests.
     Its name ends with the digest of what the file holds: a changed file is another test of a run.
-
-    Raises:
-        DataError: there is no such file, it is of no known format, or an entry is not as the format has it.
-        ArtifactError: it begins as a JSON object, but is none.
     """
     stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "prompts"
     held = read_attacks(path)

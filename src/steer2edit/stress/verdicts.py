@@ -27,6 +27,7 @@ from scipy.stats import norm
 
 from steer2edit.estimates import PERCENT, POINTS, Estimate, Notation, Value
 from steer2edit.evaluation.statistics import estimate, paired, share_of_gain
+from steer2edit.stress.attacks import data_tables
 from steer2edit.stress.findings import Finding, Outcome
 from steer2edit.stress.subject import Replies, Scored, Subject
 
@@ -215,6 +216,15 @@ class Effect:
             )
             sentence = f"{self.what}: {level(found, self.unit)}, {signed(change, self.unit)} against the base: {end}."
         return Finding(name, self.metric, values, outcome, sentence, note, None if self.worse == 0 else self.worse < 0)
+
+
+EFFECTS = {name: Effect(**row) for name, row in data_tables("effects").items()}
+"""By the name of their line."""
+
+
+def effects_of(subject: Subject, values: Mapping[str, Mapping[str, Sequence[Value]]]) -> list[Finding]:
+    """The lines of side effects, from values by line and arm."""
+    return [EFFECTS[name].finding(name, own, subject.edited) for name, own in values.items()]
 
 
 def level(found: Estimate, unit: str = "", unknown: str = "not scored") -> str:
