@@ -30,6 +30,14 @@ class Estimate:
         """Whether an end of the interval is known."""
         return self.value is not None and not (self.low is None and self.high is None)
 
+    def above(self, bound: float) -> bool:
+        """Whether the whole interval lies above a bound; not where its end is not known."""
+        return self.low is not None and self.low > bound
+
+    def below(self, bound: float) -> bool:
+        """Whether the whole interval lies below a bound; not where its end is not known."""
+        return self.high is not None and self.high < bound
+
     @property
     def counts(self) -> str:
         """What it rests on: `n = 48`, `n = 45, 3 not scored`."""

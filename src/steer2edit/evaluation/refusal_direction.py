@@ -75,6 +75,6 @@ def measured_direction(model: LanguageModel, edit: WeightEdit) -> RefusalDirecti
     base, edited = RefusalTask("harmful", requests).measure(TransformersEngine(model), [None, Editing(edit)])
     change = paired(edited.outcomes["harmful"], base.outcomes["harmful"])
     why = f"Measured: edit less base {POINTS.text(change, n=True)} of harmful requests refused."
-    if change.low is None or change.high is None or change.low <= 0 <= change.high:
-        return RefusalDirection(told.direction, f"{told.why} {why}", change)
-    return RefusalDirection("lowers" if change.high < 0 else "raises", why, change)
+    if change.above(0) or change.below(0):
+        return RefusalDirection("raises" if change.above(0) else "lowers", why, change)
+    return RefusalDirection(told.direction, f"{told.why} {why}", change)

@@ -62,9 +62,8 @@ class VerdictTask(ReplyTask):
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:
         """Its metric, with the replies and what each was judged to be."""
         found, (metric,) = super().measure(engine, interventions), self.metric_names
-        return [
-            replace(m, outcomes={self.name: [v if v is None else bool(v) for v in m.values[metric]]}) for m in found
-        ]
+        verdicts = [[None if value is None else bool(value) for value in one.values[metric]] for one in found]
+        return [replace(one, outcomes={self.name: own}) for one, own in zip(found, verdicts, strict=True)]
 
     def _judged(self, items: Sequence[Prompt], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
         return [(verdict,) for verdict in self.scorer.score(items, replies)]

@@ -154,11 +154,11 @@ def share_of_gain(
         own, gain = np.array(both, dtype=np.float64).reshape(-1, 2).T
     else:
         own, gain = (np.array([value for value in one if value is not None], dtype=np.float64) for one in gains)
-    n, unscored, whole_gain = len(own), len(part) - len(own), paired(whole, whole_base)
+    n, unscored = len(own), len(part) - len(own)
     if n == 0 or gain.sum() == 0:
         return Estimate(None, None, None, n, unscored)
     value = float(own.mean() / gain.mean())
-    if whole_gain.low is None or whole_gain.low <= 0:
+    if not paired(whole, whole_base).above(0):
         return Estimate(value, None, None, n, unscored)
     rng = np.random.default_rng(seed)
     if same_items:

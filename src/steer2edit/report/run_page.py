@@ -40,17 +40,10 @@ Verdict = Literal["good", "bad", "open"]
 
 
 def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
-    """The report as one HTML page that works offline.
+    """The report as one HTML page that works offline, of the JSON of a run (docs/formats.md) and the edit it chose.
 
     Every text of the results is untrusted: it is escaped in HTML, in embedded JSON and in plotly's labels, and the
     page's content security policy allows no request and no script but its own.
-
-    Args:
-        results: the JSON of a run (docs/formats.md).
-        edit: the weight edit that the run chose.
-
-    Raises:
-        DataError: the results are malformed, or of another schema version.
     """
     run = read_results(results)
     planes, layers = tradeoff_figures(run), 1 + max(site.layer for site in {*edit.sites, *run.diagnosis.sites})
@@ -59,19 +52,37 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
         figures["diagnosis"] = diagnosis_figure(run.diagnosis, layers)
     tabs = {plane: list(own) for plane, own in planes.items()}
     shown = next(((plane, names.pop()) for plane, names in tabs.items()), None)  # the last figure of the first plane
-    sets, left_out, edited, blocks = reply_sets(run), LeftOut.of(edit.metadata), run.edited, shown_blocks(edit)
-    experts, diagnosis = expert_edits(edit), diagnosis_rows(run.diagnosis)
     content = {
         "run": run,
-        "edited": edited,
-        "worked": edited and change(run, edited, run.base, run.attribute),
-        "cost": edited and costs(run, edited),
-        "ahead": edited and ahead(run, edited),
-        "first_replies": first_replies(sets),
         "shown": shown,
         "tabs": {plane: names for plane, names in tabs.items() if names},
         "beyond_edge": beyond_edge,
         "trial_rows": trial_rows(run),
+        "provenance": provenance(run),
+        "settings": flat(run.settings),
+        **_answers(run),
+        **_of_edit(edit),
+        **_of_diagnosis(run.diagnosis),
+    }
+    return rendered("report", figures, content)
+
+
+def _answers(run: RunResults) -> dict[str, Any]:
+    """What the page says of the edit on held-out prompts."""
+    edited, sets = run.edited, reply_sets(run)
+    return {
+        "edited": edited,
+        "worked": edited and change(run, edited, run.base, run.attribute),
+        "cost": edited and costs(run, edited),
+        "ahead": edited and ahead(run, edited),
+        "reply_sets": sets,
+        "first_replies": first_replies(sets),
+    }
+
+
+def _of_edit(edit: WeightEdit) -> dict[str, Any]:
+    blocks, experts, left_out = shown_blocks(edit), expert_edits(edit), LeftOut.of(edit.metadata)
+    return {
         "edit": edit,
         "measured_effects": edit.metadata.get("rules", {}).get("importance") == "effect",
         "blocks": blocks,
@@ -81,13 +92,7 @@ def render_report(results: Mapping[str, Any], edit: WeightEdit) -> str:
         "largest_experts": largest_experts(edit),
         "left_out": [visible(sentence) for sentence in left_out.sentences],
         "left_out_rows": [(str(s), left_out.experts_of(s)) for s in dict.fromkeys(s for s, _ in left_out.tokens)],
-        "diagnosis": diagnosis,
-        "noisy": [row[0] for row in diagnosis if row[-1]],
-        "reply_sets": sets,
-        "provenance": provenance(run),
-        "settings": flat(run.settings),
     }
-    return rendered("report", figures, content)
 
 
 def write_report(results: Mapping[str, Any], edit: WeightEdit, path: str | Path, *, overwrite: bool = False) -> None:
@@ -109,11 +114,9 @@ class Change:
 
 def verdict(found: Estimate, direction: int = 1) -> Verdict:
     """Good or bad where the interval lies on one side of 0; `direction` is +1 where more is wanted."""
-    above = found.low is not None and found.low > 0
-    below = found.high is not None and found.high < 0
-    if found.value is None or above == below:
+    if not (found.above(0) or found.below(0)):
         return "open"
-    return "good" if above == (direction > 0) else "bad"
+    return "good" if found.above(0) == (direction > 0) else "bad"
 
 
 def change(run: RunResults, after: Condition, before: Condition | None, name: str) -> Change:
@@ -194,15 +197,15 @@ def largest_experts(edit: WeightEdit) -> Rows:
     ]  # fmt: skip
 
 
-def diagnosis_rows(diagnosis: Diagnosis) -> Rows:
-    """Split-half cosine, AUROC, its interval, norm and verdict of every site."""
+def _of_diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Split-half cosine, AUROC, its interval, norm and verdict of every site; and which are noise."""
     rows = []
     for site, entry in sorted(diagnosis.sites.items()):
         ends = (entry.auroc_low, entry.auroc_high)
         interval = "no interval" if None in ends else " to ".join(map(_PLAIN.number, ends))
         cosine, auroc, norm = map(_PLAIN.value, (entry.split_half_cosine, entry.auroc, entry.norm))
         rows.append([str(site), cosine, auroc, interval, norm, "noise" if entry.noise else ""])
-    return rows
+    return {"diagnosis": rows, "noisy": [str(site) for site, entry in sorted(diagnosis.sites.items()) if entry.noise]}
 
 
 class ShownReply(NamedTuple):

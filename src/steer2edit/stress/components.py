@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from steer2edit.core import Editing, Intervention
 from steer2edit.estimates import PERCENT, Estimate, Value
-from steer2edit.evaluation.likelihood_tasks import base_answers
-from steer2edit.evaluation.statistics import mean, mean_of, paired, paired_rate_difference, share_of_gain
+from steer2edit.evaluation import DriftTask
+from steer2edit.evaluation.statistics import mean_of, paired, paired_rate_difference, share_of_gain
 from steer2edit.stress.findings import Finding, Outcome, StressResult
 from steer2edit.stress.parts import Kind, Part, edited_count, input_directions_of, parts_of
 from steer2edit.stress.subject import Subject, ask, by_arm, spread
@@ -79,9 +79,8 @@ def counts_of(subject: Subject, top: int = 10) -> list[int]:
 def _drift(subject: Subject, editings: Mapping[str, Editing]) -> dict[str, Estimate]:
     """KL on the base's own benign answers by part."""
     prompts = spread(subject.benign, min(_DRIFT_PROMPTS, subject.limit or _DRIFT_PROMPTS))
-    answers = [answer for answer in base_answers(subject.engine, prompts, subject.sampling) if answer is not None]
-    scores = subject.engine.score(answers, list(editings.values()))
-    return {label: mean([score.kl for score in own]) for label, own in zip(editings, scores, strict=True)}
+    found = DriftTask("", prompts, subject.sampling).measure(subject.engine, list(editings.values()))
+    return {label: own.metrics["kl"] for label, own in zip(editings, found, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ class _Pooled:
         needed = paired_rate_difference(self.values("edit"), self.values("rest"))
         (top, shown), (_, random), (_, rest) = map(self.share, ("top", "random", "rest"))
         carried, lacking, most = self.verdict(better), self.verdict(needed), ""
-        if carried == "held" and top.low is not None and top.high is not None:
-            most = ", and most of it" if top.low > 0.5 else ", but not most of it" if top.high < 0.5 else ""
+        if carried == "held":
+            most = ", and most of it" if top.above(0.5) else ", but not most of it" if top.below(0.5) else ""
         first = (
             f"The {n} components of largest |λ| (of {edited_count(self.subject.edit)}) carry {shown} of the gain, "
             f"{n} random ones {random}; top − random: {signed(better)}: {_CARRY[carried]}{most}."
@@ -134,9 +133,8 @@ class _Pooled:
     def verdict(self, difference: Estimate) -> Outcome:
         """held: the difference is above 0; failed: it is below the margin; open: neither, or there is no gain."""
         gain = paired(self.values("edit"), self.values())
-        if gain.low is None or gain.low <= 0:
-            return "open"
-        return plain_outcome(difference, none_below=min(MARGIN, (gain.value or 0.0) / 3))
+        none = min(MARGIN, (gain.value or 0.0) / 3)
+        return plain_outcome(difference, none_below=none) if gain.above(0) else "open"
 
     def finding(self, name: str, kinds: Sequence[Kind], outcome: Outcome, sentence: str) -> Finding:
         """A line with the arms of these kinds, and in its note their drift."""

@@ -21,7 +21,7 @@ from steer2edit.stress.attacks import data_rows, families
 from steer2edit.stress.conditions import ask_worded
 from steer2edit.stress.findings import Finding, StressResult, Texts
 from steer2edit.stress.given import DRIFT_PROMPTS
-from steer2edit.stress.subject import REPEATED, Replies, Subject, ask, by_arm, finite, spread, that_fit
+from steer2edit.stress.subject import REPEATED, Replies, Subject, ask, by_arm, spread, that_fit
 from steer2edit.stress.verdicts import EFFECTS, effects_of, level, plain_outcome, requests_for, signed
 
 HARMFUL, BENIGN, DRIFT, REPETITION, EMPTY = "harmful", "benign", "drift", "long-replies", "empty-replies"
@@ -104,7 +104,7 @@ def first_token_kl(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Seq
     every = subject.engine.next_token([Request(prompt, own) for own in arms.values() for prompt in prompts])
     base, size = every[: len(prompts)], len(prompts)
     kls = [float((p.exp() * (p - q)).sum()) for p, q in zip(base * len(arms), every, strict=True)]
-    return {arm: [finite(kl) for kl in kls[i * size : (i + 1) * size]] for i, arm in enumerate(arms)}
+    return {arm: kls[i * size : (i + 1) * size] for i, arm in enumerate(arms)}
 
 
 def _surprise(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Sequence[Value]]:
@@ -119,7 +119,7 @@ def _surprise(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Sequence
 def _nlls(subject: Subject, responses: Sequence[EncodedResponse]) -> dict[str, list[Value]]:
     """Negative log-likelihood per token of given responses under every arm."""
     scores = subject.engine.score(responses, list(subject.interventions.values()), kl=False)
-    return {arm: [finite(s.nll) for s in own] for arm, own in zip(subject.interventions, scores, strict=True)}
+    return {arm: [s.nll for s in own] for arm, own in zip(subject.interventions, scores, strict=True)}
 
 
 def looks_unsafe() -> list[str]:

@@ -194,7 +194,7 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
     bare = replace(bare, harmful=spread(bare.harmful, bare.pick(_QUICK_REQUESTS, len(bare.harmful))))
     harmful = results.keep(PLAIN, "own", lambda: ask(bare, bare.harmful, parts=in_form()))
     gain = paired(harmful.refused[bare.edited], harmful.refused[bare.base])
-    lowers = gain.high is not None and gain.high < 0
+    lowers = gain.below(0)
     compare = partial(equal_drift, engine, given.edit, given.vectors, given.benign, given.sampling)
     steering = EqualDrift(**results.once("steering", lambda: asdict(compare(strength=strength, lowers=lowers))))
     narrate(steering.note)

@@ -1,6 +1,5 @@
 """What a stress run tests, and asking it: what its model replies to prompts under every arm, and what that is worth."""
 
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,6 @@ from steer2edit.core import Editing, Intervention, WeightEdit
 from steer2edit.editing import intervened
 from steer2edit.engines import Engine
 from steer2edit.errors import DataError
-from steer2edit.estimates import Value
 from steer2edit.evaluation import Arm
 from steer2edit.evaluation.reply_tasks import is_empty, repeated_share
 from steer2edit.evaluation.scorers import Scorer
@@ -81,14 +79,13 @@ class Replies:
 
     def broken(self, plain: "Replies | None", arm: str) -> bool:
         """Whether an arm's replies no longer show anything: degenerate, or about something else than the request."""
-        low = estimate([one.degenerate for one in self.arms[arm]]).low
-        return (low is not None and low > REPEATED) or (plain is not None and self.strays(plain, arm))
+        degenerate = estimate([one.degenerate for one in self.arms[arm]])
+        return degenerate.above(REPEATED) or (plain is not None and self.strays(plain, arm))
 
     def strays(self, plain: "Replies", arm: str) -> bool:
         """Whether an arm's replies mention the request less than on the plain requests, and mostly do not."""
         own, before = ([one.mentions for one in replies.arms[arm]] for replies in (self, plain))
-        rate, change = estimate(own), paired(own, before)
-        return rate.high is not None and change.high is not None and rate.high < 0.5 and change.high < 0
+        return estimate(own).below(0.5) and paired(own, before).below(0)
 
 
 def by_arm(lines: Mapping[str, Replies]) -> Texts:
@@ -307,8 +304,3 @@ def mentions_request(answer: str | None, request: Prompt | None) -> bool | None:
         for text in (request_of(request), answer)
     )
     return bool(wanted & said) if wanted else None
-
-
-def finite(value: float) -> Value:
-    """The value; unscored where it is not finite, as of a model that an edit has broken."""
-    return value if math.isfinite(value) else None

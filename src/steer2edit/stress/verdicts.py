@@ -50,20 +50,14 @@ _ENDS: Mapping[Outcome, str] = {
 
 def plain_outcome(gain: Estimate, none_below: float = 0.0) -> Outcome:
     """held if a gain lies above zero; failed if it lies below zero, or below what counts as none; else open."""
-    if gain.low is None or gain.high is None:
-        return "open"
-    return "held" if gain.low > 0 else "failed" if gain.high < none_below else "open"
+    return "held" if gain.above(0) else "failed" if gain.below(none_below) else "open"
 
 
 def share_outcome(share: Estimate) -> Outcome:
     """What became of a gain, by the interval of the share that is left."""
-    if share.low is None or share.high is None:
-        return "open"
-    if share.low > HELD:
-        return "held"
-    if share.high < HELD:
-        return "failed"
-    return "weakened" if share.low > 0 and share.high < 1 else "open"
+    if share.above(HELD) or share.below(HELD):
+        return "held" if share.above(HELD) else "failed"
+    return "weakened" if share.above(0) and share.below(1) else "open"
 
 
 def requests_for(gain: float) -> int | None:
@@ -196,13 +190,10 @@ class Effect:
         """no-cost if the interval of the change for the worse stays below the margin; cost if it lies above 0 (or,
         with `from_margin`, above the margin); open otherwise.
         """
-        if change.low is None or change.high is None:
-            return "open"
-        low, high = (-change.high, -change.low) if self.worse < 0 else (change.low, change.high)
-        floor, both = self.margin if self.from_margin else 0.0, self.worse == 0
-        if high < self.margin and not (both and low <= -self.margin):
+        floor, less, more = self.margin if self.from_margin else 0.0, self.worse <= 0, self.worse >= 0
+        if (not more or change.below(self.margin)) and (not less or change.above(-self.margin)):
             return "no-cost"
-        return "cost" if low > floor or (both and high < -floor) else "open"
+        return "cost" if (more and change.above(floor)) or (less and change.below(-floor)) else "open"
 
     def finding(self, name: str, values: Mapping[str, Sequence[Value]], edit: str, note: str = "") -> Finding:
         """The line of the scorecard, from values by arm, the base first; judged is the arm `edit`."""
