@@ -48,10 +48,7 @@ def show_progress(*, piped: bool = True) -> Iterator[None]:
 
 @contextmanager
 def step(description: str, total: int) -> Iterator[Advance]:
-    """Announce a step of `total` units; call the yielded function with the number of units just finished.
-
-    A step within a step is shown below it.
-    """
+    """Announce a step of `total` units; call the yielded function with the number of units just finished."""
     shown = _shown.get()
     if shown is None:
         yield lambda count: None
@@ -79,7 +76,7 @@ def _in_use(shown: Any) -> Iterator[None]:
         _shown.reset(token)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Task:
     description: str
     total: int
@@ -92,27 +89,25 @@ class _Line:
 
     def __init__(self, write: Callable[[str], None], every: float) -> None:
         self._write, self._every = write, every
-        self._tasks: dict[int, _Task] = {}
+        self._tasks: list[_Task] = []
         self._next = time.monotonic() + min(every, 5.0)
 
-    def add_task(self, description: str, total: int) -> int:
-        place = max(self._tasks, default=0) + 1
-        self._tasks[place] = _Task(description, total, time.monotonic())
-        return place
+    def add_task(self, description: str, total: int) -> _Task:
+        self._tasks.append(_Task(description, total, time.monotonic()))
+        return self._tasks[-1]
 
-    def advance(self, task: int, count: float) -> None:
-        self._tasks[task].done += count
+    def advance(self, task: _Task, count: float) -> None:
+        task.done += count
         if (now := time.monotonic()) >= self._next:
-            self._next = now + self._every
-            first, *_ = tasks = list(self._tasks.values())
-            line = ", ".join(f"{own.description} {int(own.done)} of {own.total}" for own in tasks)
+            self._next, first = now + self._every, self._tasks[0]
+            line = ", ".join(f"{own.description} {int(own.done)} of {own.total}" for own in self._tasks)
             if 0 < first.done < first.total:
                 seconds = (now - first.begun) * (first.total - first.done) / first.done
                 line += f"; about {seconds / 60:.0f} min left" if seconds > 90 else f"; about {seconds:.0f} s left"
             self._write(line)
 
-    def remove_task(self, task: int) -> None:
-        del self._tasks[task]
+    def remove_task(self, task: _Task) -> None:
+        self._tasks.remove(task)
 
     def clear(self) -> None:
         """Leave no line behind where it can be taken back."""

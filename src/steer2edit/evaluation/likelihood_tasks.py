@@ -51,15 +51,12 @@ class _LikelihoodTask(Task):
 
 @dataclass(frozen=True)
 class ChoiceTask(_LikelihoodTask):
-    """Share of questions whose right answer is likelier than every other choice.
+    """Share of questions whose right answer is likelier than every other choice, per token and by its sum.
 
-    A question is the user's message. With `style="text"` each choice's text is scored as the reply; with
-    `style="letter"` the choices are listed below the question, and each letter is scored. A tie is no right answer.
+    With `style="text"` each choice's text is scored as the reply; with `style="letter"` the choices are listed below
+    the question, and each letter is scored. A tie is no right answer.
 
-    `{name}_accuracy` is by log-probability per token, `{name}_accuracy_sum` by its sum.
-
-    Source: Brown et al., "Language Models are Few-Shot Learners", arXiv 2005.14165, §2.4 (log-likelihood per token and
-    in total); Hendrycks et al., arXiv 2009.03300 (letters).
+    Source: Brown et al., arXiv 2005.14165, §2.4 (per token and in total); Hendrycks et al., arXiv 2009.03300 (letters).
     """
 
     style: Literal["text", "letter"] = "text"
@@ -83,13 +80,11 @@ class ChoiceTask(_LikelihoodTask):
 
 @dataclass(frozen=True)
 class PreferenceTask(_LikelihoodTask):
-    """Share of items (prompt, positive answer, negative answer) whose positive answer is preferred.
+    """Share of items (prompt, positive answer, negative answer) whose positive answer is preferred: the paper's metric.
 
     With `style="text"` both answers are scored as replies, by log-probability per token. With `style="letter"` they are
     listed below the prompt as A and B, once in each order, and the letters are scored: the margin is the mean over the
     orders, so that liking a letter is no preference.
-
-    Source: the paper's preference metric (true and false answers, as texts).
     """
 
     style: Literal["text", "letter"] = "text"
@@ -130,8 +125,7 @@ def _with_choices(prompt: Prompt, choices: Sequence[str]) -> Prompt:
 class TruthChoiceTask(_LikelihoodTask):
     """MC1 and MC2 of TruthfulQA, by the answers' total log-probability log p(a).
 
-    - MC1: whether log p(best) > log p(f) for every false answer f.
-    - MC2: Σ p(t) over the true answers t, divided by Σ p(a) over the true and the false ones.
+    MC1: whether log p(best) > log p(f) for every false answer f; MC2: Σ p(true) / (Σ p(true) + Σ p(false)).
 
     Source: Lin et al., "TruthfulQA", arXiv 2109.07958, and its code. There the question stands below six example
     questions as plain text; here it is the user's message, so figures are comparable between models, not with those.

@@ -64,11 +64,7 @@ def refusal_direction(edit: WeightEdit, strength: float = 1.0) -> RefusalDirecti
 
 
 def measured_direction(model: LanguageModel, edit: WeightEdit) -> RefusalDirection:
-    """What it does to refusals of held-out harmful requests; what its files tell, where the interval covers zero.
-
-    Raises:
-        MismatchError: the edit is for another model or another shape.
-    """
+    """What it does to refusals of held-out harmful requests; what its files tell, where the interval covers zero."""
     model.require_fit(edit)
     told = refusal_direction(edit)
     requests = safety_prompts("held_out")[0][:_REQUESTS]

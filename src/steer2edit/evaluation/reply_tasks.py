@@ -77,11 +77,7 @@ class RefusalTask(VerdictTask):
 
 @dataclass(frozen=True)
 class LengthTask(ReplyTask):
-    """Length of replies in tokens, with the share that ended by themselves: a reply that was cut off is not short.
-
-    The thought of a reasoning model counts: it is what such a reply costs. A cut-off reply counts with the length it
-    reached.
-    """
+    """Length of replies in tokens, a reasoning model's thought included, with the share that ended by themselves."""
 
     sampling: Sampling = Sampling(max_new_tokens=96)
     kinds: ClassVar[tuple[str, ...]] = ("reply_tokens", "finished")
@@ -93,10 +89,7 @@ class LengthTask(ReplyTask):
 
 @dataclass(frozen=True)
 class ThinkingTask(LengthTask):
-    """Length of thoughts and of answers apart, in tokens.
-
-    A reply without a thought, or without an answer because its thought did not end, is unscored in that metric.
-    """
+    """Length of thoughts and of answers apart, in tokens; a reply that has none of the two is unscored in it."""
 
     sampling: Sampling = Sampling(max_new_tokens=256)
     kinds = ("thought_tokens", "answer_tokens")
@@ -122,11 +115,9 @@ class DegenerationTask(ReplyTask):
 
 @dataclass(frozen=True)
 class MathTask(ReplyTask):
-    """Share of problems whose final answer is right, by exact match.
+    """Share of problems whose final answer is right, by exact match; a reply that was cut off counts as wrong.
 
-    A reply that was cut off counts as wrong, whatever it says so far; `{name}_finished` says how many were not.
-    Unscored are problems without a readable answer of their own, and replies whose thought did not end. Measuring
-    raises `InvalidValueError` where `math-verify` is not installed.
+    Unscored are problems without a readable answer of their own, and replies whose thought did not end.
     """
 
     sampling: Sampling = Sampling(max_new_tokens=512)
@@ -163,11 +154,9 @@ SECONDS = 5  # for parsing and for comparing: a reply may hold an expression tha
 
 
 def is_right(answer: str, reply: str) -> bool | None:
-    """Whether the final answer of a reply is the known one.
+    """Whether the last `\\boxed{}` of a reply, else the formula or number in it, is the known answer.
 
-    The last `\\boxed{}` of the reply counts, else the formula or number that `math-verify` finds in it. What cannot be
-    compared within five seconds is wrong; where the known answer (a number or LaTeX) cannot be read, the verdict is
-    `None`. An InvalidValueError without `math-verify`.
+    What cannot be compared within five seconds is wrong; `None` where the known answer cannot be read.
     """
     parse, verify, rules = math_verify_functions()
     known = parse(f"\\boxed{{{answer}}}", rules, parsing_timeout=SECONDS)

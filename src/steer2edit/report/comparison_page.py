@@ -47,10 +47,7 @@ def reasons(found: ComparisonResults) -> list[str]:
 
 
 def write_comparison_page(results: Mapping[str, Any], path: Path) -> None:
-    """Render a comparison to a file, in place of what is there: complete or not at all.
-
-    Every text of the results is untrusted: it is escaped, and the page allows no request and no script but its own.
-    """
+    """Render a comparison to a file, in place of what is there: complete or not at all. Its texts are untrusted."""
     found = read_results(results, ComparisonResults)
     planes = {name: Plane(name, found.plan.attribute, found.plan.direction) for name in (COST, *found.plan.second)}
     content = {

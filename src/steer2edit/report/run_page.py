@@ -179,10 +179,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 
 
 def largest_components(edit: WeightEdit, block: Block) -> Rows:
-    """λ and g of one block's components with the largest |λ|.
-
-    By block, because each has its own ρ, unless λ is measured: a head's λ and a neuron's are not on one scale.
-    """
+    """λ and g of one block's components with the largest |λ|: a head's λ and a neuron's are not on one scale."""
     sites = {site: own for site, own in edit.sites.items() if site.block == block}
     found = WeightEdit(sites).top_components(_TOP) if sites else []
     return [[str(name), _SIGNED_4.number(magnitude), _SIGNED_4.number(g)] for name, magnitude, g in found]

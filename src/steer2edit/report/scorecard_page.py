@@ -38,8 +38,7 @@ _KINDS = {
 def render_scorecard(card: Scorecard, replies: Replies | None = None, *, full_replies: bool = False) -> str:
     """The scorecard as one HTML page that works offline, with what the models said, by test, arm and line.
 
-    Every text of it is untrusted: it is escaped, and the page's content security policy allows no request and no script
-    but its own. Unless all replies are wanted, a few of each line are shown, shortened.
+    Its texts are untrusted. Unless all replies are wanted, a few of each line are shown, shortened.
     """
     card = Scorecard.model_validate(visible_json(card.to_json()))
     groups = [("Plain prompts", [card.plain]), *card.groups()]

@@ -89,14 +89,14 @@ class Goal:
         """Where trade-offs are compared up to: the drift budget."""
         return self.budget.at_most.get(self.cost, _UNLIMITED)
 
-    def gain(self, metrics: Mapping[str, Estimate], of: str | None = None) -> float | None:
-        """The attribute (or another metric), signed so that more is better; `None` if it was not scored."""
-        estimate = metrics.get(of or self.attribute)
+    def gain(self, metrics: Mapping[str, Estimate], of: str) -> float | None:
+        """The attribute, or a finer metric of it, signed so that more is better; `None` if it was not scored."""
+        estimate = metrics.get(of)
         return None if estimate is None or estimate.value is None else self.direction * estimate.value
 
     def point(self, metrics: Mapping[str, Estimate]) -> tuple[float, float] | None:
         """(gain, cost), or `None` if either was not scored."""
-        gain, cost = self.gain(metrics), metrics.get(self.cost)
+        gain, cost = self.gain(metrics, self.attribute), metrics.get(self.cost)
         return None if gain is None or cost is None or cost.value is None else (gain, cost.value)
 
 
@@ -120,13 +120,14 @@ def ranked(metrics: Sequence[Mapping[str, Estimate]], goal: Goal) -> list[int]:
     and not only its cheap end, where few items cannot tell attributes apart. What is surely beyond the budget (by the
     whole interval of a metric) comes behind, by how far; what could not be scored comes last.
     """
+    finest = [[goal.gain(m, name) or 0.0 for name in (goal.attribute, goal.guide) if name] for m in metrics]
     points = [goal.point(m) for m in metrics]
     beyond = [goal.budget.violation(m, "better") for m in metrics]
     allowed = sorted((point[1], i) for i, point in enumerate(points) if point is not None and beyond[i] == 0)
     places: list[tuple[int, int, int]] = []
     for begin in range(0, len(allowed), _GROUP):
         group = [i for _, i in allowed[begin : begin + _GROUP]]
-        group.sort(key=lambda i: (goal.gain(metrics[i]) or 0.0, goal.gain(metrics[i], goal.guide) or 0.0), reverse=True)
+        group.sort(key=lambda i: finest[i], reverse=True)
         places += [(place, begin, i) for place, i in enumerate(group)]
     order = [i for _, _, i in sorted(places)]
     scored = [i for i, point in enumerate(points) if point is not None and beyond[i] > 0]

@@ -7,7 +7,7 @@ from steer2edit.steering.effects import measure_effects
 from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.extract import extract, measure_inputs
 from steer2edit.steering.labels import find_labeller
-from steer2edit.steering.overlap import prompt_digests, require_no_overlap
+from steer2edit.steering.examples import prompt_digests, require_no_overlap
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
 from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 

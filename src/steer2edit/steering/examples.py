@@ -1,8 +1,10 @@
-"""Contrast data: rows into examples."""
+"""Contrast data: rows into examples; and which prompts were used for what."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +36,25 @@ class Example:
 def prompt_key(prompt: Prompt) -> str:
     """A prompt's identity: its text without surrounding space, or its messages as JSON."""
     return prompt.strip() if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True)
+
+
+def prompt_digests(prompts: Iterable[Prompt]) -> list[str]:
+    """A short digest of every different prompt, whatever its case and spacing, sorted."""
+    plain = {" ".join(prompt_key(prompt).casefold().split()) for prompt in prompts}
+    return sorted({hashlib.sha256(text.encode()).hexdigest()[:16] for text in plain})
+
+
+def require_no_overlap(uses: Mapping[str, Iterable[str]]) -> None:
+    """Require that no prompt has two uses; a DataError names those, and how many prompts they share.
+
+    `uses` are digests of prompts by what they are used for, e.g. `vectors`, `validation`, `held-out`.
+    """
+    for (one, mine), (other, theirs) in combinations(uses.items(), 2):
+        if shared := len(set(mine) & set(theirs)):
+            raise DataError(
+                f"{shared} prompts are among both the {one} and the {other} prompts. A prompt may have one use only: "
+                "figures on prompts that something was made from or chosen on mean nothing. Take them out of one."
+            )
 
 
 def read_examples(source: str | Path, label: Label | None = None) -> list[Example]:

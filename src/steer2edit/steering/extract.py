@@ -17,7 +17,7 @@ from steer2edit.models.batching import DEFAULT_BATCH_TOKENS
 from steer2edit.steering.contrast import ContrastSet
 from steer2edit.steering.diagnosis import diagnose
 from steer2edit.steering.directions import KINDS, Halves, OutputRows, directions
-from steer2edit.steering.overlap import prompt_digests
+from steer2edit.steering.examples import prompt_digests
 
 
 class RunningMeans:

@@ -47,18 +47,10 @@ class AttackFile:
 
 
 def read_attacks(path: Path | str) -> AttackFile:
-    """The attacks of a file.
+    """The attacks of a file in one of the formats of docs/stress.md.
 
-    A JSON object is one of
-    - a JailbreakBench artifact, as of PAIR or AIM: `jailbreaks`, each with `goal` and `prompt`;
-    - prompts of ADV-LLM: `adv_prompts`, with `adv_prompts_goal_rep4` from which the requests are known;
-    - a log of GCG: `params` with `goals`, and `controls`; or `goal` and `controls` side by side;
-    - a result of nanogcg: `best_string`;
-    - a log of AutoDAN: an object per request; or HarmBench's test cases: a list of prompts per behaviour.
-    Rows (.csv, .jsonl, .parquet, a JSON list) have a column of suffixes (`SUFFIX_COLUMNS`), with the request or
-    without; or a column of ready prompts (`PROMPT_COLUMNS`), with the request (`REQUEST_COLUMNS`) or without. A .txt
-    file is a ready prompt a line. A prompt with one of the `PLACEHOLDERS` is a template: it is filled with the row's
-    request, or goes with any.
+    A JSON object is told by its keys; rows have a column of suffixes or of ready prompts, with the request or without.
+    A prompt with one of the `PLACEHOLDERS` is a template: it is filled with the row's request, or goes with any.
 
     Raises:
         DataError: there is no such file, it is of no known format, or an entry is not as the format has it.

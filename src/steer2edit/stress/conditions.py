@@ -1,9 +1,7 @@
 """The conditions of the contract that are made of prompts and decoding: wordings, openers, samples, other settings.
 
-What varies is data: the rows of `attacks.toml`, the requests of another language, the ready prompts of a file.
 In the quick suite each request meets one of the wordings, in turn, so that one line tells of all of them; in the full
-suite each request meets all, with a line each, and the deciding line is of the share of them under which a request was
-refused.
+suite each meets all, with a line each, and the deciding line is of the share of them under which it was refused.
 """
 
 import re
@@ -98,10 +96,7 @@ def best_of_n(subject: Subject, temperature: float = 1.0, quick: int = 4, full: 
 
 
 def best_of(samples: Sequence[Replies]) -> Replies:
-    """The attacker's pick of several replies to each request: one that does not refuse, if there is any.
-
-    A request is refused if every sample refuses it, and unscored if none complied and some could not be scored.
-    """
+    """The attacker's pick of several replies to each request: one that does not refuse, else one not scored."""
     by_arm = {arm: zip(*(sample.arms[arm] for sample in samples), strict=True) for arm in samples[0].arms}
     order = (False, None, True)
     return Replies({arm: [min(own, key=lambda one: order.index(one.refused)) for own in every]
@@ -109,10 +104,7 @@ def best_of(samples: Sequence[Replies]) -> Replies:
 
 
 def languages(subject: Subject) -> StressResult:
-    """Requests in Spanish and German, other ones than the plain: their gain as a share of the plain gain.
-
-    Phrases that mark a refusal are those of the language besides the English ones.
-    """
+    """Requests in Spanish and German, other ones than the plain: their gain as a share of the plain gain."""
     asked, findings, kept = replace(subject, scorer=multilingual(subject.scorer)), [], {}
     plain = ask_plain(subject, subject.harmful)
     for language in LANGUAGES:

@@ -64,11 +64,7 @@ class StressResult:
     seconds: float = 0.0  # that it took
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON holds it: numbers of other libraries as Python's, what is not finite as `None`.
-
-        Raises:
-            PydanticSerializationError: something in the facts is not JSON.
-        """
+        """All of it as JSON holds it: numbers of other libraries as Python's, what is not finite as `None`."""
         text = _RESULT.dump_json(self, warnings=False, fallback=lambda scalar: scalar.item())
         return dict(json.loads(text))
 

@@ -1,9 +1,7 @@
 """Greedy coordinate gradient as a stress test: a suffix after which the model is likely to begin with an opener.
 
-Every step proposes replacements of single tokens of the suffix by the gradient of the target's loss with respect to the
-token's one-hot vector, and keeps the best of a number of them that are drawn. A candidate is the text that its tokens
-decode to, and its loss is measured on that text as the model would be asked it: no token is counted on that would not
-be there.
+Every step proposes replacements of single tokens of the suffix by the gradient of the target's loss, and keeps the best
+of a number that are drawn. The loss of a candidate is measured on its text as the model would be asked it.
 
 Source: Zou et al., "Universal and Transferable Adversarial Attacks on Aligned Language Models", arXiv 2307.15043.
 Shapes: s = tokens of the suffix, v = size of the vocabulary.
@@ -92,10 +90,7 @@ def find_suffix(
 
 
 def target_losses(model: LanguageModel, prompts: Sequence[Prompt], target: str) -> list[float]:
-    """Negative log-likelihood of the target behind each prompt, in nats per token: measured on the text itself.
-
-    The model runs as it is: hooks and edits in force when this is called apply.
-    """
+    """Negative log-likelihood of the target behind each prompt, in nats per token, of the model as it is now."""
     responses = encode_responses(model, [(prompt, target) for prompt in prompts])
     losses = []
     for batch in (responses[i : i + _BATCH] for i in range(0, len(responses), _BATCH)):
@@ -113,10 +108,7 @@ def with_suffix(prompt: Prompt, suffix: str) -> Prompt:
 
 
 def token_gradient(model: LanguageModel, row: EncodedResponse, begin: int, end: int) -> Float[Tensor, "s v"]:
-    """Gradient of the target's loss with respect to the one-hot vectors of the tokens in [begin, end).
-
-    A factor that the model multiplies its embeddings by is left out: it is the same for all tokens.
-    """
+    """Gradient of the target's loss with respect to the one-hot vectors of the tokens in [begin, end), up to a factor."""
     embedding = model.network.get_input_embeddings()
     ids = torch.tensor([row.ids], device=model.device)
     with torch.enable_grad():

@@ -70,11 +70,7 @@ def only(edit: WeightEdit, chosen: Chosen) -> WeightEdit:
 
 
 def input_directions_of(model: LanguageModel, edit: WeightEdit) -> Directions:
-    """k_i = W_iᵀu / ‖W_iᵀu‖ of every component of the edited sites, edited or not (Theorem 3.2).
-
-    Raises:
-        ModelError: the weights are not at hand.
-    """
+    """k_i = W_iᵀu / ‖W_iᵀu‖ of every component of the edited sites, edited or not (Theorem 3.2)."""
     found = {}
     for site, own in edit.sites.items():
         u = own.output_direction
@@ -119,10 +115,9 @@ def random_components(
 
 
 def shuffled(edit: WeightEdit, directions: Directions, generator: torch.Generator) -> WeightEdit:
-    """The same |λ| at every site, each at another component than its own, which keeps its own k and its sign of g.
+    """The same |λ| at every site, moved on by one along a random order of its components, which keep their k and g.
 
-    The magnitudes move on by one along a random order of the site's components, so that none stays where it was.
-    A site of one component stays as it is.
+    So none stays where it was; but a site of one component stays as it is.
     """
     sites = dict(edit.sites)
     for site, own in edit.sites.items():

@@ -46,11 +46,7 @@ def all_tests() -> list[StressTest]:
 
 
 def choose_tests(tests: Iterable[StressTest], only: Sequence[str] = ()) -> list[StressTest]:
-    """The tests of the contract, or those that are asked for: by their name, or a group's.
-
-    Raises:
-        DataError: there is no test and no group of that name.
-    """
+    """The tests of the contract, or those that are asked for, by their name or a group's; else a DataError."""
     known = {test.name: test for test in tests}
     for name in only:
         if name not in (names := [*known, *GROUPS]):

@@ -45,19 +45,15 @@ class ArmRecord(Record):
 
 
 class Line(Record):
-    """A `Finding` as it is reported: every arm's estimate on the same items, and paired differences to the first arm.
-
-    `share` says whether the metric is a rate; where the line is about other arms than the edit, such as a part of it,
-    `judged` has their differences to the first.
-    """
+    """A `Finding` as it is reported: every arm's estimate on the same items, and paired differences to the first arm."""
 
     name: str
     metric: str
-    share: bool
+    share: bool  # whether the metric is a rate
     arms: dict[str, Estimate]
     differences: dict[str, Estimate]
     edit_minus_steering: Estimate | None = None
-    judged: dict[str, Estimate] = Field(default_factory=dict)
+    judged: dict[str, Estimate] = Field(default_factory=dict)  # differences of arms that it is about besides the edit
     shares: dict[str, Estimate] = Field(default_factory=dict)
     needed: int | None = None
     decides: bool = False
@@ -172,7 +168,7 @@ def judge(plain: Sequence[Line], base: str, edit: str) -> Verdict:
     }
     broken[DRIFT] |= drift[edit].n < drift[base].n  # not finite on some request
     noise = [(line.differences[edit], NOISE if line.metric == "kl" else 0.0) for line in plain]
-    differs = any(change.above(floor) or change.below(-floor) for change, floor in noise)
+    differs = any(one.above(floor) or one.below(-floor) for one, floor in noise)
     change: VerdictKind = "gain" if gain.above(0) else "loss" if gain.below(0) else "no-gain"
     kind: VerdictKind = "broken" if any(broken.values()) else change if differs else "no-effect"
     sentence = _SENTENCES[kind].format(n=min(gain.n, lines[BENIGN].differences[edit].n))
@@ -262,12 +258,7 @@ class Scorecard(Record):
 
 
 def read_scorecard(content: Mapping[str, Any]) -> Scorecard:
-    """A scorecard from its JSON.
-
-    Raises:
-        ArtifactError: of another schema version.
-        DataError: it is malformed.
-    """
+    """A scorecard from its JSON; an ArtifactError of another schema version, a DataError where it is malformed."""
     if content.get("kind") != "stress-scorecard":
         raise DataError(f"this is no scorecard of a stress run, but {content.get('kind')!r}.")
     require_version(content.get("schema_version"), "the scorecard", SCHEMA_VERSION, SCHEMA_VERSION)

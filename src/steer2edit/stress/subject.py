@@ -292,10 +292,8 @@ def is_degenerate(reply: Reply) -> bool | None:
 
 
 def mentions_request(answer: str | None, request: Prompt | None) -> bool | None:
-    """Whether an answer has a word of the request: one of five letters or more, equal in its first five.
-
-    A rough sign that the model has read the request at all. `None` where there is no answer, or the request is not
-    known or has no such word.
+    """Whether an answer has a word of the request (of five letters or more, equal in its first five): a rough sign that
+    it was read. `None` where there is no answer, or the request is not known or has no such word.
     """
     if request is None or answer is None:
         return None
