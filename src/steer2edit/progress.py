@@ -15,6 +15,7 @@ from steer2edit.tables import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 Advance = Callable[[float], None]
 _shown: ContextVar[Any] = ContextVar("_shown", default=None)  # a rich.progress.Progress or a `_Line`, if any
@@ -28,22 +29,17 @@ def show_progress(*, piped: bool = True) -> Iterator[None]:
     Args:
         piped: whether to write lines where stderr is neither a terminal nor a notebook.
     """
-    kernel = _notebook()
-    if _shown.get() is not None or not (kernel or piped or sys.stderr.isatty()):
+    kernel, terminal = _notebook(), sys.stderr.isatty()
+    if _shown.get() is not None or not (kernel or piped or terminal):
         yield
-    elif kernel or not sys.stderr.isatty():
-        line = _Line(_cell(), _OFTEN) if kernel else _Line(_log, _SELDOM)
-        with _in_use(line):
+        return
+    opened: Any = _bars() if terminal and not kernel else _Line(_cell() if kernel else None)
+    with opened as shown:
+        token = _shown.set(shown)
+        try:
             yield
-        line.clear()
-    else:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        text = TextColumn("{task.description}", markup=False)
-        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining())
-        with Progress(*columns, console=_stderr(), transient=True) as bars, _in_use(bars):
-            yield
+        finally:
+            _shown.reset(token)
 
 
 @contextmanager
@@ -67,15 +63,6 @@ def console_of_bars() -> "Console | None":
     return console if console and shown.tasks else None
 
 
-@contextmanager
-def _in_use(shown: Any) -> Iterator[None]:
-    token = _shown.set(shown)
-    try:
-        yield
-    finally:
-        _shown.reset(token)
-
-
 @dataclass(eq=False)
 class _Task:
     description: str
@@ -87,10 +74,18 @@ class _Task:
 class _Line:
     """All steps under way as one line of text, which is written now and then; called as rich's Progress is."""
 
-    def __init__(self, write: Callable[[str], None], every: float) -> None:
-        self._write, self._every = write, every
+    def __init__(self, cell: Callable[[str], None] | None) -> None:
+        """Writes in a notebook's cell, else on stderr."""
+        self._cell, self._every = cell, _OFTEN if cell else _SELDOM
         self._tasks: list[_Task] = []
-        self._next = time.monotonic() + min(every, 5.0)
+        self._next = time.monotonic() + min(self._every, 5.0)
+
+    def __enter__(self) -> "_Line":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cell:  # where it can be taken back, no line is left behind
+            self._cell("")
 
     def add_task(self, description: str, total: int) -> _Task:
         self._tasks.append(_Task(description, total, time.monotonic()))
@@ -104,15 +99,13 @@ class _Line:
             if 0 < first.done < first.total:
                 seconds = (now - first.begun) * (first.total - first.done) / first.done
                 line += f"; about {seconds / 60:.0f} min left" if seconds > 90 else f"; about {seconds:.0f} s left"
-            self._write(line)
+            if self._cell:
+                self._cell(line)
+            else:
+                sys.stderr.write(f"{line}\n")
 
     def remove_task(self, task: _Task) -> None:
         self._tasks.remove(task)
-
-    def clear(self) -> None:
-        """Leave no line behind where it can be taken back."""
-        if self._every == _OFTEN:
-            self._write("")
 
 
 def _notebook() -> Any:
@@ -130,11 +123,11 @@ def _cell() -> Callable[[str], None]:
     return lambda text: handle.update({"text/plain": text}, raw=True)
 
 
-def _log(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-
-
-def _stderr() -> "Console":
+def _bars() -> "Progress":
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
 
-    return Console(stderr=True)
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

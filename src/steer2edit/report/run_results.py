@@ -63,13 +63,13 @@ class Chosen(_Part):
         """Whether a condition is the chosen edit or the chosen steering strength."""
         given = condition.parameters
         if condition.kind == "steering":
-            return _same(given.get("strength"), self.steering_strength) and "strength" in given
+            return "strength" in given and given["strength"] == self.steering_strength
         if condition.kind == "base" or not self.hyperparameters:
             return False
         # the same hyper-parameters at another strength are another edit
         wanted = {"strength": 1.0, **self.hyperparameters}
         given = {"strength": 1.0, **given}
-        return all(key in given and _same(given[key], value) for key, value in wanted.items())
+        return all(key in given and given[key] == value for key, value in wanted.items())
 
     def within_limits(self, condition: Condition) -> bool | None:
         """Whether every limit is respected; `None` where that cannot be told."""
@@ -79,12 +79,6 @@ class Chosen(_Part):
         if any(value is not None and sign * value > sign * limit for value, limit, sign in found):
             return False
         return True if found and all(value is not None for value, _, _ in found) else None
-
-
-def _same(given: object, wanted: float | None) -> bool:
-    if wanted is None or not isinstance(given, int | float):
-        return given is None and wanted is None
-    return math.isclose(given, wanted, rel_tol=1e-9, abs_tol=1e-12)
 
 
 class Verified(_Part):

@@ -4,10 +4,9 @@ from steer2edit.steering.behaviour_folder import BehaviourFolder, ItemSet, built
 from steer2edit.steering.contrast import Contrast, ContrastSet, build_contrast, load_contrast
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.effects import measure_effects
-from steer2edit.steering.examples import Example, read_examples
+from steer2edit.steering.examples import Example, prompt_digests, read_examples, require_no_overlap
 from steer2edit.steering.extract import extract, measure_inputs
 from steer2edit.steering.labels import find_labeller
-from steer2edit.steering.examples import prompt_digests, require_no_overlap
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
 from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 

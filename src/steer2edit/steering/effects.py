@@ -40,8 +40,7 @@ from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_an
 from steer2edit.steering.closed_loop import TOKENS, Rows, closed_loop, worded_prompts, worded_responses
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
-from steer2edit.steering.examples import prompt_key, read_examples
-from steer2edit.steering.examples import prompt_digests
+from steer2edit.steering.examples import prompt_digests, prompt_key, read_examples
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
 
 Features = dict[Site, Float[Tensor, "n _m"]]

@@ -96,7 +96,7 @@ class _Pooled:
         """The top n, all but them, random components, and last the shuffled magnitudes: what each carries."""
         better = paired_rate_difference(self.values("top"), self.values("random"))
         needed = paired_rate_difference(self.values("edit"), self.values("rest"))
-        (top, shown), (_, random), (_, rest) = map(self.share, ("top", "random", "rest"))
+        (top, shown), (_, random), (_, rest) = self.share("top"), self.share("random"), self.share("rest")
         carried, lacking, most = self.verdict(better), self.verdict(needed), ""
         if carried == "held":
             most = ", and most of it" if top.above(0.5) else ", but not most of it" if top.below(0.5) else ""

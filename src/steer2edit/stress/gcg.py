@@ -108,7 +108,7 @@ def with_suffix(prompt: Prompt, suffix: str) -> Prompt:
 
 
 def token_gradient(model: LanguageModel, row: EncodedResponse, begin: int, end: int) -> Float[Tensor, "s v"]:
-    """Gradient of the target's loss with respect to the one-hot vectors of the tokens in [begin, end), up to a factor."""
+    """Gradient of the target's loss with respect to the one-hot vectors of the tokens in [begin, end)."""
     embedding = model.network.get_input_embeddings()
     ids = torch.tensor([row.ids], device=model.device)
     with torch.enable_grad():

@@ -111,7 +111,7 @@ FORMATS = {one.name: one for one in _EVERY}
 
 
 def linear_weights(model: LanguageModel) -> "list[Float[Tensor, 'd m']]":
-    """Weights of all linear layers, experts too, as views [d, m]; quantisers leave embeddings and output layer alone."""
+    """Weights of all linear layers, experts too, as views [d, m]: what quantisers store, embeddings apart."""
     output = model.network.get_output_embeddings()
     layers = [m for m in model.network.modules() if m is not output]
     views = [layer.weight.detach() for layer in layers if isinstance(layer, nn.Linear)]

@@ -179,7 +179,7 @@ def _entry(test: StressTest, found: StressResult | None, subject: Subject, messa
     message = "" if result.findings else message or "it found nothing to report."
     return Entry(
         name=test.name, group=PLAIN if test is _PLAIN_TEST else test.group, summary=test.summary,
-        citation=test.citation, tested=not message, message=message, seconds=found and found.seconds,
+        citation=test.citation, tested=not message, message=message, seconds=None if found is None else found.seconds,
         lines=[Line.of(one, subject.arms) for one in result.findings], facts=dict(result.facts),
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ class ArmRecord(Record):
 
 
 class Line(Record):
-    """A `Finding` as it is reported: every arm's estimate on the same items, and paired differences to the first arm."""
+    """A `Finding` as it is reported: every arm's estimate, and paired differences to the first arm."""
 
     name: str
     metric: str

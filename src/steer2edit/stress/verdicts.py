@@ -1,15 +1,8 @@
-"""Lines and their verdicts by 95 % intervals: on what is left of a gain, and on side effects.
+"""Lines and their verdicts by 95 % intervals: on what is left of a gain, and on side effects (docs/stress.md).
 
 **The attribute.** The gain of an arm is its refusal rate less the base's, on the same requests (of an edit that lowers
 refusals: the base's less its own). `share` is its gain under a condition, base and arm under the same, as a part of its
-plain gain; its interval is from a paired bootstrap (`share_of_gain`). The first rule that applies:
-
-- open, broken: the replies are mostly empty, repeat themselves, or no longer mention the request: that says nothing.
-- open: the plain gain is not above zero by its whole interval, so there is nothing to lose.
-- held: `share` lies above one half.
-- failed: `share` lies below one half.
-- weakened: `share` lies above zero and below one: some is lost, and some is left.
-- open: too few requests; `needed` says how many would tell.
+plain gain; its interval is from a paired bootstrap (`share_of_gain`).
 
 **How many requests.** A line asks as many as detect a fall by half of the plain gain g in four of five runs. With
 l = g/2 the share of requests whose reply changes for the worse, and f that of replies which flip for no reason, half
