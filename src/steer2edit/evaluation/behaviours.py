@@ -222,10 +222,7 @@ BEHAVIOURS = tuple(name for name in built_in_names() if find_behaviour(name).set
 
 
 def behaviour_of(vectors: SteeringVectors, option: str = "behaviour") -> str:
-    """The behaviour that vectors are of, by what they were made from; `option` is what a user says it with otherwise.
-
-    A DataError where they were not made from one that comes with the package: of others they know the name alone.
-    """
+    """The behaviour of the package that vectors were made from, or a DataError; `option` is how a user says it then."""
     contrast = vectors.metadata.get("contrast")
     name = contrast.get("name") if isinstance(contrast, dict) else None
     if isinstance(name, str) and name in built_in_names():

@@ -1,8 +1,7 @@
 """Any task of the lm-evaluation-harness, on the base and under interventions, in the process that holds the model.
 
-The harness's own transformers wrapper runs our loaded network, and the intervention is applied to that network by
-hooks: there is no second copy of the weights, nothing to save first, and the base is measured by the same code. What
-it reports becomes estimates with 95 % intervals, item by item where it gives items.
+The harness's own transformers wrapper runs our loaded network, with interventions as hooks. What it reports becomes
+estimates with 95 % intervals, item by item where it gives items.
 """
 
 import copy
@@ -44,10 +43,7 @@ class HarnessMetric:
 
 
 def read_metrics(results: Mapping[str, Any]) -> dict[str, HarnessMetric]:
-    """Every metric of what `lm_eval.evaluate` returns with `log_samples=True`, groups included.
-
-    They are called `task.metric`, with the filter of answers behind it if any.
-    """
+    """Every metric of what `lm_eval.evaluate` returns with `log_samples=True`, as `task.metric` or `.metric.filter`."""
     found = {}
     for task, entries in results["results"].items():
         for key, own in entries.items():

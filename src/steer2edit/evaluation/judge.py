@@ -93,9 +93,8 @@ class Judgement:
 class Judge:
     """Asks a chat model about replies; its settings are also what a `behaviour.toml` may say. It fulfils `Scorer`.
 
-    A failed request is repeated by the client (timeouts, lost connections, 408, 409, 429, 5xx; it waits as long as the
-    endpoint says, else 0.5 s, doubled each time up to 8 s). An answer that cannot be read is asked for again after
-    the same delays. A setting outside its range raises an InvalidValueError.
+    The client repeats a failed request (timeouts, lost connections, 408, 409, 429, 5xx), after as long as the endpoint
+    says, else 0.5 s, doubled each time up to 8 s. An answer that cannot be read is asked for again after such delays.
     """
 
     url: str  # of the endpoint, e.g. `http://localhost:8000/v1`

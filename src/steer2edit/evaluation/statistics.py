@@ -96,10 +96,7 @@ def paired_rate_difference(after: Sequence[Value], before: Sequence[Value]) -> E
 
 
 def compare(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
-    """Of every condition but the first `label`, `to` (the first's), and `differences` to it, an estimate by metric.
-
-    Metrics that compare with the base by themselves (KL, NLL increase) are left out.
-    """
+    """Of every condition but the first `label`, `to` (the first's), and `differences` by metric, but for KL and NLL."""
     base, *others = conditions
     names = [name for name in base.values if not metric_name(name).against_base]
     found = []

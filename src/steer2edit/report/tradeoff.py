@@ -203,10 +203,9 @@ def _by_strength(steering: Iterable[Condition]) -> list[Condition]:
 
 
 def beyond_edge(run: RunResults, plane: Plane) -> tuple[float, int] | None:
-    """Where the x axis ends at first, and how many configurations lie beyond; `None` where none lies far off.
+    """Where the x axis ends at first, and how many configurations lie beyond: one destroyed model must not hide the rest.
 
-    One destroyed model must not hide the trade-off. The axis reaches to the worst of the landmarks (steering, the
-    chosen edit, held-out intervals, twice the limit).
+    It reaches to the worst of steering, the chosen edit, held-out intervals and twice the limit; `None` if none is far.
     """
     validation, held_out = plane.drawable(run.validation.conditions), plane.drawable(run.held_out.conditions)
     landmarks = [c for c in validation if c.kind != "edit" or run.chosen.is_choice(c)] + held_out

@@ -1,7 +1,4 @@
-"""What an edit changes on plain prompts, and besides its attribute: answers, over-refusal, other behaviours, utility.
-
-Every run measures the plain prompts first: the verdict on the whole edit rests on their lines.
-"""
+"""What an edit changes on plain prompts, and besides its attribute: answers, over-refusal, other behaviours, utility."""
 
 from collections.abc import Sequence
 from dataclasses import replace

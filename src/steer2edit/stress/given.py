@@ -1,7 +1,4 @@
-"""What a stress run is given, an edit of a model, its vectors and unseen requests; and what it is compared with.
-
-At the same cost, that is the edit's drift: steering, ROSI and directional ablation.
-"""
+"""What a stress run is given (an edit, its vectors, unseen requests), and what it is compared with at equal drift."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
