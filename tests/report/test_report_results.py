@@ -56,7 +56,7 @@ def test_a_wrong_site_name_is_refused(results: Json) -> None:
 @pytest.mark.parametrize("field", ["replies", "outcomes"])
 def test_replies_that_are_not_aligned_with_the_prompts_are_refused(results: Json, field: str) -> None:
     results["held_out"]["conditions"][1][field]["harmful"].pop()
-    with pytest.raises(DataError, match=r"'steering 0.2' has 1 replies for the 2 prompts of 'harmful'"):
+    with pytest.raises(DataError, match=rf"'steering 0.2' has 1 {field} for the 2 prompts of 'harmful'"):
         read_results(results)
 
 

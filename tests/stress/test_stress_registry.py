@@ -14,7 +14,7 @@ from steer2edit.stress.scorecard import CONDITIONS
 def test_every_row_is_a_test() -> None:
     tests = all_tests()
     names = [test.name for test in tests]
-    assert len(set(names)) == len(names) == 26
+    assert len(set(names)) == len(names) == 25
     assert not {PLAIN, *GROUPS} & set(names) - {"usefulness"}
     assert [list(GROUPS).index(test.group) for test in tests] == sorted(list(GROUPS).index(t.group) for t in tests)
     for test in tests:

@@ -104,8 +104,8 @@ class _Run(_Part):
     settings: dict[str, Any] = Field(default_factory=dict)
 
     def wanted(self, name: str) -> int:
-        """+1 where more of a metric is wanted, −1 where less; of what is neither attribute nor cost the opposite of what
-        is wanted of the attribute: requests beside those of the behaviour are to be met as before.
+        """+1 where more of a metric is wanted, −1 where less; of what is neither attribute nor cost the opposite of the
+        attribute's: requests beside those of the behaviour are to be met as before.
         """
         if name == self.attribute:
             return self.direction

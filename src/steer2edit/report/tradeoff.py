@@ -203,7 +203,7 @@ def _by_strength(steering: Iterable[Condition]) -> list[Condition]:
 
 
 def beyond_edge(run: RunResults, plane: Plane) -> tuple[float, int] | None:
-    """Where the x axis ends at first, and how many configurations lie beyond: one destroyed model must not hide the rest.
+    """Where the x axis ends at first, and how many lie beyond: one destroyed model must not hide the rest.
 
     It reaches to the worst of steering, the chosen edit, held-out intervals and twice the limit; `None` if none is far.
     """

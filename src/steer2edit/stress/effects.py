@@ -1,4 +1,4 @@
-"""What an edit changes on plain prompts, and besides its attribute: answers, over-refusal, other behaviours, utility."""
+"""What an edit changes on plain prompts, and besides its attribute: answers, over-refusal, behaviours, utility."""
 
 from collections.abc import Sequence
 from dataclasses import replace
