@@ -192,11 +192,6 @@ def behaviour(
     tasks = [_task(found, name, wanted, scorers[name]) for name in asked]
     names = [name for task in tasks for name in task.metric_names]
     prompts = {name: list(map(prompt_key, own)) for task in tasks for name, own in task.asked.items()}
-    benign = found
-    if BENIGN not in found.sets:
-        set_of_file = ItemSet(scorer="", items=BENIGN if found.file(BENIGN) else f"safety:{BENIGN}", usual=_USUAL)
-        benign = found.model_copy(update={"sets": {BENIGN: set_of_file}})
-    drift = wanted.make(DriftTask, "", plain_requests(_rows(benign, BENIGN, wanted)))
     attribute = found.attribute or names[0]
     if attribute not in names:
         raise DataError(f"{found.where}: attribute: no set reports {attribute!r}. {did_you_mean(attribute, names)}")
@@ -204,7 +199,17 @@ def behaviour(
     guide = found.guide or (margin if margin != attribute else None)
     costs = {metric: way for metric, way in found.costs.items() if metric in names}
     direction = 1 if found.direction == "higher" else -1
-    return Behaviour(found.name, attribute, direction, (*tasks, drift), prompts, guide, costs, found.reach)
+    return Behaviour(
+        found.name, attribute, direction, (*tasks, _drift_task(found, wanted)), prompts, guide, costs, found.reach
+    )
+
+
+def _drift_task(found: BehaviourFolder, wanted: TaskSettings) -> Task:
+    """Drift on the behaviour's own benign requests, or on those that come with the package."""
+    if BENIGN not in found.sets:
+        set_of_file = ItemSet(scorer="", items=BENIGN if found.file(BENIGN) else f"safety:{BENIGN}", usual=_USUAL)
+        found = found.model_copy(update={"sets": {BENIGN: set_of_file}})
+    return wanted.make(DriftTask, "", plain_requests(_rows(found, BENIGN, wanted)))
 
 
 def _measured(name: str) -> BehaviourFolder:

@@ -112,16 +112,7 @@ def harness_results(
         raise InvalidValueError(f"limit must be >= 1, got {limit}.")
     if model.tokenizer is None:
         raise ModelError(f"{model.name!r} was loaded without a tokenizer; the harness needs one.")
-    try:
-        import lm_eval.evaluator
-        import lm_eval.models.huggingface
-        import lm_eval.tasks
-    except ImportError as error:
-        raise InvalidValueError(
-            "the lm-evaluation-harness (the package lm_eval) is not installed, or lacks a part: "
-            f"{error}. Run: pip install steer2edit[lm-eval]"
-        ) from error
-    harness: Any = lm_eval
+    harness = _harness()
     loaded = _load_tasks(harness.tasks, list(tasks))
     language_model = _wrapped(harness.models.huggingface, model)
     found = []
@@ -133,6 +124,19 @@ def harness_results(
             found.append(read_metrics(results))
             advance(1)
     return found
+
+
+def _harness() -> Any:
+    try:
+        import lm_eval.evaluator
+        import lm_eval.models.huggingface
+        import lm_eval.tasks
+    except ImportError as error:
+        raise InvalidValueError(
+            "the lm-evaluation-harness (the package lm_eval) is not installed, or lacks a part: "
+            f"{error}. Run: pip install steer2edit[lm-eval]"
+        ) from error
+    return lm_eval
 
 
 def _load_tasks(harness: Any, names: list[str]) -> dict[str, Any]:

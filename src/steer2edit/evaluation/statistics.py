@@ -157,17 +157,22 @@ def share_of_gain(
     value = float(own.mean() / gain.mean())
     if not paired(whole, whole_base).above(0):
         return Estimate(value, None, None, n, unscored)
-    rng = np.random.default_rng(seed)
-    if same_items:
-        weights = rng.standard_gamma(1.0, (_DRAWS, n))
-        halves = rng.standard_gamma(0.5, (_DRAWS, 4)).T
-        wholes, parts = weights @ gain + halves[0] - halves[1], weights @ own + halves[2] - halves[3]
-    else:
-        parts, wholes = (
-            (rng.standard_gamma(1.0, (_DRAWS, len(one))) @ one - np.diff(rng.standard_gamma(0.5, (_DRAWS, 2)))[:, 0])
-            / len(one)
-            for one in (own, gain)
-        )
+    parts, wholes = _drawn_gains(own, gain, same_items, np.random.default_rng(seed))
     gained = wholes > 0
     low, high = np.quantile(parts[gained] / wholes[gained], [_TAIL, 1 - _TAIL])
     return Estimate(value, float(low), float(high), n, unscored)
+
+
+def _drawn_gains(
+    own: np.ndarray, gain: np.ndarray, same_items: bool, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of the gains of the part and of the whole, on one scale."""
+    if same_items:
+        weights, halves = rng.standard_gamma(1.0, (_DRAWS, len(own))), rng.standard_gamma(0.5, (_DRAWS, 4)).T
+        return weights @ own + halves[2] - halves[3], weights @ gain + halves[0] - halves[1]
+    parts, wholes = (
+        (rng.standard_gamma(1.0, (_DRAWS, len(one))) @ one - np.diff(rng.standard_gamma(0.5, (_DRAWS, 2)))[:, 0])
+        / len(one)
+        for one in (own, gain)
+    )
+    return parts, wholes

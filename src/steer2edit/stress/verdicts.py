@@ -83,17 +83,12 @@ def attribute_line(
     values: Mapping[str, Sequence[Value]] | None = None,
     shares: Mapping[str, Estimate] | None = None,
 ) -> Finding:
-    """The line of the attribute under a condition, by the rules above.
+    """The line `name` of the attribute under a condition (`what` begins its sentence), from replies under it.
 
     Args:
-        subject: what is tested.
-        name: of the line.
-        what: the condition; begins the sentence.
-        replies: to harmful requests under it, the base first.
-        plain: to the same requests as they are; `None` where they are not known.
+        plain: replies to the same requests as they are; `None` where they are not known.
         decides: whether the contract rests on the line.
         hides: whether the requests' words are not in the clear.
-        note: what else a reader must know.
         values: by arm, the share of several replies to each request that refuse, where the replies are more than one.
         shares: of the plain gain that are left by arm, where the plain requests are others.
     """
