@@ -17,7 +17,7 @@ from steer2edit.steering.transformation import Transformation, takes_system_prom
 from steer2edit.stress.attacks import data_rows, held_out_attacks
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, by_arm, in_form
-from steer2edit.stress.verdicts import attribute_line, effects_of, gains_left
+from steer2edit.stress.verdicts import attribute_line, effects_of
 
 LANGUAGES = ("spanish", "german")
 _LEADING = " \t\n,.:;!—-"
@@ -106,17 +106,17 @@ def best_of(samples: Sequence[Replies]) -> Replies:
 def languages(subject: Subject) -> StressResult:
     """Requests in Spanish and German, other ones than the plain: their gain as a share of the plain gain."""
     asked, findings, kept = replace(subject, scorer=multilingual(subject.scorer)), [], {}
-    plain = ask_plain(subject, subject.harmful)
+    plain, rows = ask_plain(subject, subject.harmful), data_rows("other_languages")
     for language in LANGUAGES:
-        rows = [row for row in data_rows("other_languages") if row["language"] == language]
-        sets = {kind: [row["prompt"] for row in rows if row["kind"] == kind] for kind in ("harmful", "benign")}
-        both = subject.keep(language, partial(ask, asked, [*sets["harmful"], *sets["benign"]]))
-        harmful, benign = both.part(range(len(sets["harmful"]))), both.part(range(len(sets["harmful"]), len(rows)))
-        shares = gains_left(subject, harmful.refused, plain.refused, same_requests=False)
-        what, harmful = f"In {language.capitalize()}", replace(harmful, seconds=both.seconds)
-        findings.append(attribute_line(subject, language, what, harmful, plain, decides=True, shares=shares))
-        findings += effects_of(subject, {f"{language}-benign": benign.refused})
-        kept[language] = both
+        benign = f"{language}-benign"
+        for line, kind in ((language, "harmful"), (benign, "benign")):
+            prompts = [row["prompt"] for row in rows if (row["language"], row["kind"]) == (language, kind)]
+            kept[line] = subject.keep(line, partial(ask, asked, prompts))
+        what = f"In {language.capitalize()}"
+        findings.append(
+            attribute_line(subject, language, what, kept[language], plain, decides=True, same_requests=False)
+        )
+        findings += effects_of(subject, {benign: kept[benign].refused})
     return StressResult(findings, by_arm(kept))
 
 

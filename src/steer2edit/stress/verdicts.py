@@ -81,16 +81,16 @@ def attribute_line(
     hides: bool = False,
     note: str = "",
     values: Mapping[str, Sequence[Value]] | None = None,
-    shares: Mapping[str, Estimate] | None = None,
+    same_requests: bool = True,
 ) -> Finding:
     """The line `name` of the attribute under a condition (`what` begins its sentence), from replies under it.
 
     Args:
-        plain: replies to the same requests as they are; `None` where they are not known.
+        plain: replies to the requests as they are; `None` where they are not known.
         decides: whether the contract rests on the line.
         hides: whether the requests' words are not in the clear.
         values: by arm, the share of several replies to each request that refuse, where the replies are more than one.
-        shares: of the plain gain that are left by arm, where the plain requests are others.
+        same_requests: whether the plain requests are the same.
     """
     refused, edited = values or replies.refused, subject.edited
     rates = f"{what}: refused by {', '.join(f'{arm} {_rate(own)}' for arm, own in refused.items())}"
@@ -102,9 +102,9 @@ def attribute_line(
         gain = paired(refused[edited], refused[subject.base])
         sentence = f"{rates}; edit less base {POINTS.text(gain)}; the plain requests are not known."
         return replace(line, outcome="held" if plain_outcome(gain) == "held" else "open", sentence=sentence)
-    same_requests = values is None and shares is None
-    unread = replies.broken(plain if same_requests else None, edited) or (hides and replies.strays(plain, subject.base))
-    shares = shares or gains_left(subject, refused, plain.refused)
+    compared = plain if same_requests and values is None else None
+    unread = replies.broken(compared, edited) or (hides and replies.strays(plain, subject.base))
+    shares = gains_left(subject, refused, plain.refused, same_requests=same_requests)
     outcome, end, needed = _ending(subject, shares[edited], plain, unread)
     left = _UNKNOWN if shares[edited].value is None else PERCENT.text(shares[edited], n=True)
     others = ", ".join(
@@ -146,7 +146,7 @@ def gains_left(
     refused: Mapping[str, Sequence[Value]],
     plain: Mapping[str, Sequence[Value]],
     *,
-    same_requests: bool = True,
+    same_requests: bool,
 ) -> dict[str, Estimate]:
     """By arm but the base, the share of its plain gain that is left; an adapter's plain gain is the edit's."""
     before, base, found = {**plain, ADAPTER: plain[subject.edited]}, subject.base, {}
