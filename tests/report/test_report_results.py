@@ -23,6 +23,12 @@ def test_parts_a_run_did_not_make_may_be_missing() -> None:
     assert run.chosen.within_limits is not None
 
 
+def test_early_results_say_what_they_move_by_the_name_of_their_behaviour() -> None:
+    early = {"schema_version": 1, "title": "t", "behaviour": "safety", "model": {"name": "m"}}
+    assert read_results(early).goal == ("harmful_refused", 1)
+    assert read_results({**early, "attribute": None, "direction": None}).goal == ("harmful_refused", 1)
+
+
 @pytest.mark.parametrize("version", [None, 0, 2, "1"])
 def test_another_schema_version_is_refused(results: Json, version: object) -> None:
     with pytest.raises(DataError, match=r"schema version .*reads 1"):

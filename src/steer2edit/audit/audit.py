@@ -253,7 +253,7 @@ def _changes(sides: _Sides, name: str) -> Iterator[TensorChange]:
     if float_dtype(before) is None or float_dtype(after) is None:
         yield TensorChange(name, "bits", before.shape, (before.dtype_name, after.dtype_name))
         return
-    places = sides.places.of_tensor(name)
+    places = sides.places.by_tensor[name]
     experts = {place.expert for place in places}
     is_whole = None in experts or (places and len(experts) == before.shape[0])
     for place in places if is_whole else [None]:

@@ -2,9 +2,11 @@
 
 import filecmp
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,13 +61,21 @@ class Places:
         ties_head = None not in ends and ends[0].weight is ends[1].weight
         return cls(model, stored_matrices(model, tensors), stored, found[0], found[1], ties_head)
 
-    def of_tensor(self, name: str) -> list[StoredMatrix]:
-        """The projections that a tensor holds: one, or several experts."""
-        return [place for place in self.by_key.values() if place.tensor == name]
+    @cached_property
+    def by_tensor(self) -> Mapping[str, list[StoredMatrix]]:
+        """The projections that a tensor holds: one, several experts, or none."""
+        found = defaultdict[str, list[StoredMatrix]](list)
+        for place in self.by_key.values():
+            found[place.tensor].append(place)
+        return found
 
-    def of_site(self, site: Site) -> list[StoredMatrix]:
+    @cached_property
+    def by_site(self) -> Mapping[Site, list[StoredMatrix]]:
         """The projections of a site."""
-        return [place for place in self.by_key.values() if place.site == site]
+        found = defaultdict[Site, list[StoredMatrix]](list)
+        for place in self.by_key.values():
+            found[place.site].append(place)
+        return found
 
 
 @dataclass(frozen=True)

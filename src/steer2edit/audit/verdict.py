@@ -208,11 +208,11 @@ def match_edit(
     """
     found = {c.recovered.place.projection.key: c.recovered for c in changes if c.recovered is not None}
     edited = {site: e for site, e in edit.sites.items() if bool(e.row.any())}
-    fits = {site: _fit(e, places.of_site(site), found) for site, e in edited.items()}
+    fits = {site: _fit(e, places.by_site[site], found) for site, e in edited.items()}
     strength = _common_strength(edited, fits)
     sites, unread = [], []
     for site, site_edit in edited.items():
-        pairs = [(place, pair_of(place)) for place in places.of_site(site)]
+        pairs = [(place, pair_of(place)) for place in places.by_site[site]]
         if not pairs or any(pair is None for _, pair in pairs):
             unread.append(str(site))
         sites.append(SiteMatch(site, fits[site], _outside(site_edit, strength or 0.0, pairs)))

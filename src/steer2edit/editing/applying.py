@@ -97,12 +97,15 @@ def merged_weight(weight: Float[Tensor, "d m"], edit: SiteEdit, strength: float 
     return wide.to(weight.dtype)
 
 
-def add_outer(wide: Float[Tensor, "d m"], u: Float[Tensor, " d"], a: Float[Tensor, " m"]) -> None:
+def add_outer(
+    wide: Float[Tensor, "d m"], u: Float[Tensor, " d"], a: Float[Tensor, " m"], product: Tensor | None = None
+) -> None:
     """`W ← W + u aᵀ` in place, W in float32 or float64: the one definition of what an edit does to weights.
 
-    The product is rounded before it is added, as a LoRA's is when it is merged; a fused multiply-add would differ.
+    The product, in `product` where memory is given, is rounded before it is added, as a LoRA's is when it is merged; a
+    fused multiply-add would differ.
     """
-    wide.add_(torch.outer(u, a))
+    wide.add_(torch.outer(u, a, out=product))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from steer2edit.errors import DataError
 from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
-from steer2edit.evaluation import COST
+from steer2edit.evaluation import COST, attribute_of
 from steer2edit.evaluation.judge import prompt_text
 from steer2edit.report.html import visible_json
 from steer2edit.search.curves import Figure, Plan, TradeoffComparison
@@ -214,6 +214,8 @@ def read_results(results: Mapping[str, Any], kind: type[_Results] = RunResults) 
         plain = visible_json(json.loads(json.dumps(dict(results), allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise DataError(f"results are not plain JSON ({error}): write null for what could not be scored.") from error
+    if plain.get("attribute") is None and isinstance(plain.get("behaviour"), str):  # early versions did not say it
+        plain["attribute"], plain["direction"] = attribute_of(plain["behaviour"])
     try:
         return kind.model_validate(plain)
     except ValidationError as error:

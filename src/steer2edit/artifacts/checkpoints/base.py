@@ -88,8 +88,8 @@ class Addition:
     edit: SiteEdit
     strength: float
 
-    def add_to(self, wide: Float[Tensor, "r c"], start: int) -> None:
-        """Add it in place to rows of its tensor from `start` on, in float32 or float64."""
+    def add_to(self, wide: Float[Tensor, "r c"], start: int, product: Float[Tensor, "_ c"]) -> None:
+        """Add it in place to rows of its tensor from `start` on, in float32 or float64; `product` is memory to use."""
         own = self.projection.rows
         first, stop = max(start, own.start), min(start + len(wide), own.stop)
         if first >= stop:
@@ -98,7 +98,7 @@ class Addition:
         u, a = self.edit.output_direction, self.strength * self.edit.row
         if self.projection.transposed:
             u, a = a, u  # (u aᵀ)ᵀ: the products are the same numbers
-        add_outer(rows, u[part], a)
+        add_outer(rows, u[part], a, product[: len(rows)])
 
 
 Plan = Mapping[StoredTensor, Sequence[Addition]]

@@ -86,9 +86,14 @@ class StoredTensor:
         for start in rows[::count]:
             yield start, min(start + count, rows.stop)
 
-    def read_rows(self, start: int, stop: int) -> Shaped[Tensor, "rows columns"]:
-        """Rows from `start` to before `stop`, in float64 where it is changed; an ArtifactError if unreadable."""
-        found = torch.empty((stop - start, self.columns), dtype=self.dtype)
+    def read_rows(
+        self, start: int, stop: int, into: Shaped[Tensor, "_ columns"] | None = None
+    ) -> Shaped[Tensor, "rows columns"]:
+        """Rows from `start` to before `stop`, in float64 where it is changed; an ArtifactError if unreadable.
+
+        `into` is memory of at least as many rows, in the tensor's dtype, whose first rows are filled and returned.
+        """
+        found = torch.empty((stop - start, self.columns), dtype=self.dtype) if into is None else into[: stop - start]
         if found.numel():
             self._read(start * self.columns * self.dtype.itemsize, bytes_of(found))
         for change in self.changes:

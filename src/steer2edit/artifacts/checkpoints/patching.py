@@ -127,16 +127,26 @@ def _write_all(file: int, blocks: Iterable[bytes | memoryview], at: int) -> int:
 
 
 def edited_chunks(tensor: StoredTensor, additions: Sequence[Addition]) -> Iterator[tuple[int, Float[Tensor, "r c"]]]:
-    """(first row, rows with the edits) of a stored tensor, by chunks, in its dtype. Raises as `write_files`."""
+    """(first row, rows with the edits) of a stored tensor, by chunks, in its dtype. Raises as `write_files`.
+
+    Memory is used again: what was yielded holds until the next chunk is asked for.
+    """
+    most = next((stop - start for start, stop in tensor.chunks()), 0)  # the first chunk is the largest
+    dtypes = (tensor.dtype, torch.promote_types(tensor.dtype, torch.float32), torch.float32)
+    stored, wide, product = (torch.empty((most, tensor.columns), dtype=dtype) for dtype in dtypes)
     for start, stop in tensor.chunks():
-        values = tensor.read_rows(start, stop)
-        rows = values.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+        values = tensor.read_rows(start, stop, into=stored)
+        rows = wide[: len(values)].copy_(values)
         for addition in additions:
-            addition.add_to(rows, start)
-        edited = rows.to(tensor.dtype)
-        # as `isfinite().all()`, which takes longer than everything else here together
-        if not all(map(math.isfinite, edited.aminmax())) and all(map(math.isfinite, values.aminmax())):
+            addition.add_to(rows, start, product)
+        edited = values.copy_(rows)
+        if not _is_finite(edited) and _is_finite(tensor.read_rows(start, stop)):
             raise InvalidValueError(
                 f"{tensor.name}: the edited weight is too large for {tensor.dtype_name}. Use a smaller --strength."
             )
         yield start, edited
+
+
+def _is_finite(values: Float[Tensor, "r c"]) -> bool:
+    """`isfinite().all()`, which takes longer than everything else here together."""
+    return all(map(math.isfinite, values.aminmax()))
