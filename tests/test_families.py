@@ -19,13 +19,11 @@ from transformers import AutoConfig
 from architectures import REASONS, architectures, tiny_architecture
 from families import ALL_FAMILIES, MIXTURES, random_site_means, tiny_network
 from steer2edit.artifacts import (
-    CheckpointManifest,
     EditManifest,
     apply_to_files,
     load_edit,
     open_base,
     read_manifest,
-    save_checkpoint,
     save_edit,
 )
 from steer2edit.core import SteeringVectors, WeightEdit
@@ -166,13 +164,6 @@ def assert_patched_checkpoint_equals_merged(of: Case, tmp_path: Path) -> None:
     assert {k for k in before if not same_bits(before[k], after[k])} == manifest.edited_tensors.keys()
     projections = {p.key for site in of.model.sites.values() for p in site.projections}
     assert {key for record in manifest.edited_tensors.values() for key in record.projections} == projections
-
-
-@every_family
-def test_checkpoint_from_memory_equals_merged(family: str, tmp_path: Path) -> None:
-    save_checkpoint(case(family).model, case(family).edit, tmp_path / "out")
-    assert read_manifest(tmp_path / "out", CheckpointManifest).source == "memory"
-    assert_checkpoint_equals_merged(case(family), tmp_path / "out", 1.0)
 
 
 UNLIKE_THEIR_FILES = ("deepseek_ocr2", "ernie4_5_vl_moe", "laguna", "mistral_large4", "unlimited_ocr")

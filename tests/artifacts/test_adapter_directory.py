@@ -12,7 +12,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from steer2edit.artifacts import EditManifest, load_edit, load_vectors, read_manifest, save_checkpoint, save_edit
+from steer2edit.artifacts import EditManifest, load_edit, load_vectors, read_manifest, save_edit
 from steer2edit.artifacts.edits.adapter import Member, save_combined
 from steer2edit.artifacts.edits.lora import check_loads_through_peft
 from steer2edit.artifacts.exports.export import export_edit
@@ -372,7 +372,8 @@ def test_no_directory_or_another_one(tmp_path: Path, model: LanguageModel, edit:
         load_edit(saved / "README.md")
     with pytest.raises(ArtifactError, match="holds no edit"):
         load_edit(tmp_path)
-    save_checkpoint(model, edit, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "steer2edit.json").write_text('{"schema_version": 2, "kind": "edited-checkpoint"}')
     with pytest.raises(ArtifactError, match="describes a 'edited-checkpoint'"):
         load_edit(tmp_path / "checkpoint")
     with pytest.raises(ArtifactError, match=r"'base_model.*is not the name of a steering vector"):

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from artifact_models import logits, random_edit, state_of, tiny_network
+from artifact_models import logits, random_edit, tiny_network
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from steer2edit.artifacts import CheckpointManifest, read_manifest, save_checkpoint
+from steer2edit.artifacts import CheckpointManifest, apply_to_files, read_manifest
 from steer2edit.core import Site, WeightEdit
 from steer2edit.editing import merged
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
@@ -76,15 +76,12 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
     return LanguageModel(network, AutoTokenizer.from_pretrained(directory), name=str(directory))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("strength", [1.0, -0.5])
-def test_files_of_the_base_with_only_edited_tensors_changed(
-    tmp_path: Path, base: Path, dtype: torch.dtype, strength: float
-) -> None:
-    model = load(base, dtype)
+def test_files_of_the_base_with_only_edited_tensors_changed(tmp_path: Path, base: Path, strength: float) -> None:
+    model = load(base)
     edit = random_edit(model)
     edit = WeightEdit({s: e for s, e in edit.sites.items() if s != Site(0, "mlp")}, edit.metadata)
-    save_checkpoint(model, edit, tmp_path / "out", strength=strength)
+    apply_to_files(str(base), [(edit, strength)], tmp_path / "out")
     left_out = {"pytorch_model.bin", "pytorch_model.bin.index.json", ".cache"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in base.iterdir()} - left_out | {
         "steer2edit.json"
@@ -120,25 +117,19 @@ def test_files_of_the_base_with_only_edited_tensors_changed(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
-def test_from_memory(tmp_path: Path, build: Callable[[str], LanguageModel], kind: str) -> None:
+def test_files_as_transformers_saves_them(tmp_path: Path, build: Callable[[str], LanguageModel], kind: str) -> None:
     model = build(kind)
-    add_tokenizer(tmp_path / "tokenizer")
-    model = LanguageModel(
-        model.network.bfloat16(), AutoTokenizer.from_pretrained(tmp_path / "tokenizer"), name="nowhere"
-    )
+    model.network.bfloat16().save_pretrained(tmp_path / "base")
+    add_tokenizer(tmp_path / "base")
     edit = random_edit(model)
-    model.network.save_pretrained(tmp_path / "plain")
-    save_checkpoint(model, edit, tmp_path / "out")
-    base, found = load_all(tmp_path / "plain"), load_all(tmp_path / "out")
+    apply_to_files(str(tmp_path / "base"), [(edit, 1.0)], tmp_path / "out")
+    base, found = load_all(tmp_path / "base"), load_all(tmp_path / "out")
     require_only_edited_differ(base, found, edit, weight_names(model, edit), transposed=kind == "gpt2")
-    for name in ("config.json", "generation_config.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
     # not `model`: .bfloat16() also rounded its rotary frequencies, which loading does not
-    reference = LanguageModel(AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.bfloat16))
+    reference = load(tmp_path / "base", torch.bfloat16)
     with merged(reference, edit):
         expected = logits(reference.network)
     assert torch.equal(logits(load(tmp_path / "out", torch.bfloat16).network), expected)
-    assert read_manifest(tmp_path / "out", CheckpointManifest).source == "memory"
 
 
 def test_conv1d_tied_weights_and_names_without_prefix(tmp_path: Path) -> None:
@@ -150,27 +141,15 @@ def test_conv1d_tied_weights_and_names_without_prefix(tmp_path: Path) -> None:
     add_tokenizer(tmp_path / "base")
     model = load(tmp_path / "base")
     edit = random_edit(model)
-    save_checkpoint(model, edit, tmp_path / "out")
+    assert apply_to_files(str(tmp_path / "base"), [(edit, 1.0)], tmp_path / "out").source == "files"
     names = {name.removeprefix("transformer."): site for name, site in weight_names(model, edit).items()}
     require_only_edited_differ(old_names, load_all(tmp_path / "out"), edit, names, transposed=True)
-    assert read_manifest(tmp_path / "out", CheckpointManifest).source == "files"
     with merged(model, edit):
         expected = logits(model.network)
     assert torch.equal(logits(load(tmp_path / "out").network), expected)
 
 
-def test_a_network_changed_since_loading_is_not_taken_from_its_files(tmp_path: Path, base: Path) -> None:
-    model = load(base)
-    model.network.model.embed_tokens.weight.data[5] += 1
-    edit = random_edit(model)
-    save_checkpoint(model, edit, tmp_path / "out")
-    assert read_manifest(tmp_path / "out", CheckpointManifest).source == "memory"
-    with merged(model, edit):
-        expected = logits(model.network)
-    assert torch.equal(logits(load(tmp_path / "out").network), expected)
-
-
-def test_files_in_the_hub_cache(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_in_the_hub_cache(tmp_path: Path, base: Path) -> None:
     repository, commit = tmp_path / "hub" / "models--org--name", "c" * 40
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
@@ -178,65 +157,48 @@ def test_files_in_the_hub_cache(tmp_path: Path, base: Path, monkeypatch: pytest.
     for number, path in enumerate(filter(Path.is_file, base.iterdir())):
         (repository / "blobs" / str(number)).write_bytes(path.read_bytes())
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")  # as the Hub cache keeps them
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    local = load(base)
-    local.network.name_or_path = "org/name"
-    model = LanguageModel(local.network, local.tokenizer, name="org/name", revision=commit)
+    model = load(base)
     edit = random_edit(model)
-    save_checkpoint(model, edit, tmp_path / "out")
-    assert read_manifest(tmp_path / "out", CheckpointManifest).source == "files"
+    assert apply_to_files(str(snapshot), [(edit, 1.0)], tmp_path / "out").base.revision == commit
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     require_only_edited_differ(load_all(base), load_all(tmp_path / "out"), edit, weight_names(model, edit))
     next(snapshot.glob("*-of-*.safetensors")).unlink()  # a shard is not in the cache
-    save_checkpoint(model, edit, tmp_path / "again")
-    assert read_manifest(tmp_path / "again", CheckpointManifest).source == "memory"
+    with pytest.raises(ArtifactError, match="is missing"):
+        apply_to_files(str(snapshot), [(edit, 1.0)], tmp_path / "again")
 
 
-@pytest.mark.parametrize("from_files", [True, False])
-@pytest.mark.parametrize("stage", [None, "write_manifest", "find_side_files"])
-def test_memory_is_untouched_and_ctrl_c_leaves_nothing(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, from_files: bool, stage: str | None
-) -> None:
+@pytest.mark.parametrize("stage", ["write_manifest", "find_side_files"])
+def test_ctrl_c_leaves_nothing(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    network = tiny_network("llama")
-    model = load(base) if from_files else LanguageModel(network)
-    before = state_of(model.network)
-    out = tmp_path / "made" / "out"
-    if stage is None:
-        save_checkpoint(model, random_edit(model), out)
-    else:
-        monkeypatch.setattr(f"steer2edit.artifacts.checkpoints.checkpoint.{stage}", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            save_checkpoint(model, random_edit(model), out)
-        assert [path.name for path in tmp_path.iterdir()] == ["base"]
-    after = model.network.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8)) for name in before)
+    monkeypatch.setattr(f"steer2edit.artifacts.checkpoints.checkpoint.{stage}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply_to_files(str(base), [(random_edit(load(base)), 1.0)], tmp_path / "made" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_base_directory_is_untouched(tmp_path: Path, base: Path) -> None:
     before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
-    model = load(base)
-    save_checkpoint(model, random_edit(model), tmp_path / "out")
+    edit = random_edit(load(base))
+    apply_to_files(str(base), [(edit, 1.0)], tmp_path / "out")
     assert before == {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
     with pytest.raises(ArtifactError, match="exists already"):
-        save_checkpoint(model, random_edit(model), base)
+        apply_to_files(str(base), [(edit, 1.0)], base)
 
 
-def test_refusals(tmp_path: Path, model: LanguageModel, edit: WeightEdit) -> None:
+def test_refusals(tmp_path: Path, base: Path) -> None:
+    edit, out = random_edit(load(base)), tmp_path / "out"
     with pytest.raises(InvalidValueError, match="strength must be a finite number, got nan"):
-        save_checkpoint(model, edit, tmp_path / "out", strength=float("nan"))
+        apply_to_files(str(base), [(edit, float("nan"))], out)
     changed = tiny_network("llama")
     changed.model.layers[0].mlp.down_proj.weight.data += 1
-    other = LanguageModel(changed)
+    changed.save_pretrained(tmp_path / "other")
     with pytest.raises(MismatchError, match="fingerprint"):
-        save_checkpoint(other, edit, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-    save_checkpoint(other, edit, tmp_path / "out", allow_mismatch=True)
+        apply_to_files(str(tmp_path / "other"), [(edit, 1.0)], out)
+    assert not out.exists()
+    apply_to_files(str(tmp_path / "other"), [(edit, 1.0)], out, allow_mismatch=True)
     with pytest.raises(ArtifactError, match="exists already"):
-        save_checkpoint(other, edit, tmp_path / "out", allow_mismatch=True)
-    save_checkpoint(model, edit, tmp_path / "out", overwrite=True)
-    manifest = read_manifest(tmp_path / "out", CheckpointManifest)
-    assert manifest.base.fingerprint == model.fingerprint
+        apply_to_files(str(base), [(edit, 1.0)], out)
+    apply_to_files(str(base), [(edit, 1.0)], out, overwrite=True)
+    assert read_manifest(out, CheckpointManifest).base.fingerprint == load(base).fingerprint

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from families import tiny_network
-from steer2edit.artifacts import save_checkpoint, save_edit
+from steer2edit.artifacts import apply_to_files, save_edit
 from steer2edit.cli import app, main
 from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.models import LanguageModel
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row[8:16] = 0.8 * k / k.norm()
     edit = WeightEdit({site: SiteEdit(u, row, torch.tensor([0, 0.8, 0, 0]), torch.zeros(4))}, {})
     save_edit(model, edit, folder / "edit")
-    save_checkpoint(model, edit, folder / "edited", strength=0.5)
+    apply_to_files(str(folder / "base"), [(edit, 0.5)], folder / "edited")
     return folder
 
 

@@ -5,7 +5,7 @@ docs/formats.md specifies them. Everything is written completely or not at all, 
 
 from steer2edit.artifacts.atomic import atomic_directory, atomic_file, require_free
 from steer2edit.artifacts.checkpoints.base import BaseCheckpoint, open_base
-from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files, save_checkpoint
+from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files
 from steer2edit.artifacts.edits.adapter import load_edit, load_members, read_members, save_combined, save_edit
 from steer2edit.artifacts.edits.hub import push
 from steer2edit.artifacts.exports.export import export_edit
@@ -42,7 +42,6 @@ __all__ = [
     "read_vectors",
     "require_free",
     "save_block_vectors",
-    "save_checkpoint",
     "save_combined",
     "save_edit",
     "save_vectors",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from steer2edit.artifacts import load_edit, load_vectors, save_checkpoint, save_edit, save_vectors
+from steer2edit.artifacts import apply_to_files, load_edit, load_vectors, save_edit, save_vectors
 from steer2edit.artifacts.manifest import read_json
 from steer2edit.artifacts.run_folder import RunFolder, RunKind, write_json
 from steer2edit.core import Steering, SteeringVectors, WeightEdit
@@ -215,7 +215,7 @@ class _Run:
         """How many greedy replies are the same from the reloaded adapter, and from the reloaded checkpoint."""
         model, adapter, checkpoint = self.engine.model, self.folder.path / "edit", self.folder.path / "checkpoint"
         if not checkpoint.exists():
-            save_checkpoint(model, self.edit, checkpoint)
+            apply_to_files(model.name, [(self.edit, 1.0)], checkpoint)
         prompts = [text for texts in part.prompts.values() for text in texts[:count]]
         longest = part.drift.sampling.max_new_tokens
         found = self.folder.once(

@@ -2,12 +2,9 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from torch import Tensor
+from typing import NamedTuple
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, require_free, require_read_back
 from steer2edit.artifacts.checkpoints.base import BaseCheckpoint, open_base
@@ -22,11 +19,9 @@ from steer2edit.artifacts.manifest import (
     plain_json,
     write_manifest,
 )
-from steer2edit.artifacts.tensors import same_bits
-from steer2edit.core import WeightEdit, finite_strength
-from steer2edit.errors import ArtifactError, InvalidValueError, ModelError
-from steer2edit.models import LanguageModel, stored_parameters
-from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE, has_weights
+from steer2edit.core import finite_strength
+from steer2edit.errors import InvalidValueError
+from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE
 
 _WEIGHTS = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".keras", ".msgpack", ".npz", ".npy"),
@@ -106,102 +101,21 @@ def apply_to_files(
         ModelError: there is no such model, or its files lack a projection.
         ArtifactError: the base is quantised or damaged; or the directory exists or cannot be written.
     """
-    _require_strengths(edits)
-    require_free(directory, overwrite=overwrite)
-    if isinstance(base, str):
-        base = open_base(base, layout=layout, trust_remote_code=trust_remote_code)
-    base.require_fit(edits, allow_mismatch=allow_mismatch)
-    with atomic_directory(directory, overwrite=overwrite) as scratch:
-        return _write(base, edits, base.describe(), scratch)
-
-
-def save_checkpoint(
-    model: LanguageModel,
-    edit: WeightEdit,
-    directory: Path | str,
-    *,
-    strength: float = 1.0,
-    allow_mismatch: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Write the edited checkpoint of a model that is loaded, complete or not at all.
-
-    Where the model comes from files on this machine and still equals them, this is `apply_to_files`. Otherwise it is
-    that with the files which transformers saves of the model, in the dtype it has in memory.
-
-    Args:
-        model: the base. It is only read.
-        edit: the edit; `strength` is its factor.
-        directory, allow_mismatch, overwrite: as of `apply_to_files`, which also says what is raised.
-    """
-    edits = [(edit, strength)]
-    model.require_fit(edit, allow_mismatch=allow_mismatch)
-    _require_strengths(edits)
-    require_free(directory, overwrite=overwrite)
-    base = _base_of_loaded(model)
-    with atomic_directory(directory, overwrite=overwrite) as scratch:
-        if base is None:
-            saved = scratch / "saved"
-            model.network.save_pretrained(saved)
-            in_memory = BaseCheckpoint.of(model, open_checkpoint(saved))
-            _write(in_memory, edits, model.describe(), scratch, source="memory")
-            shutil.rmtree(saved)
-        else:
-            _write(base, edits, model.describe(), scratch)
-        if model.tokenizer is not None and not (scratch / "tokenizer_config.json").exists():
-            model.tokenizer.save_pretrained(scratch)
-
-
-def _base_of_loaded(model: LanguageModel) -> BaseCheckpoint | None:
-    """The checkpoint of a loaded model; `None` unless the files' tensors, in its dtype, are the model's bit for bit."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    names = (model.network.name_or_path, model.name)
-    directory = next((Path(name) for name in names if name and Path(name).is_dir()), None)
-    try:
-        if directory is None:
-            config = try_to_load_from_cache(str(model.network.name_or_path), "config.json", revision=model.revision)
-            directory = Path(config).parent if isinstance(config, str) else None
-        if directory is None or not has_weights(directory):
-            return None
-        base = BaseCheckpoint.of(model, open_checkpoint(directory))
-    except (HFValidationError, ArtifactError, ModelError):  # no Hub id; or damaged by now, unlike the model in memory
-        return None
-    same = not base.quantised and all(same_bits(stored.to(own.dtype), own) for stored, own in _pairs(base))
-    return base if same else None
-
-
-def _pairs(base: BaseCheckpoint) -> Iterator[tuple[Tensor, Tensor]]:
-    """Parts of tensors as they are in the files and in the model."""
-    state = base.model.network.state_dict()
-    for own, name in stored_parameters(base.model, base.files.tensors).items():
-        tensor = base.files.tensors[name]
-        if not state[own].is_meta and tensor.shape == tuple(state[own].shape):
-            rows = state[own].reshape(tensor.rows, tensor.columns)
-            yield from ((tensor.read_rows(start, stop), rows[start:stop]) for start, stop in tensor.chunks())
-    for projection in (p for site in base.model.sites.values() for p in site.projections):
-        stored = base.find(projection)
-        weight = projection.weight.T if stored.transposed else projection.weight
-        yield from ((part, weight[own]) for own, part in stored.chunks())
-
-
-def _require_strengths(edits: ScaledEdits) -> None:
     if not edits:
         raise InvalidValueError("there is no edit to apply: give at least one, with its strength.")
     strengths = [finite_strength(strength) for _, strength in edits]
     if not any(strengths):
         raise InvalidValueError("the strength must not be 0: that writes a copy of the base. 1 applies it as it is.")
+    require_free(directory, overwrite=overwrite)
+    if isinstance(base, str):
+        base = open_base(base, layout=layout, trust_remote_code=trust_remote_code)
+    base.require_fit(edits, allow_mismatch=allow_mismatch)
+    with atomic_directory(directory, overwrite=overwrite) as scratch:
+        return _write(base, edits, scratch)
 
 
-def _write(
-    base: BaseCheckpoint,
-    edits: ScaledEdits,
-    described: Mapping[str, Any],
-    scratch: Path,
-    source: Literal["files", "memory"] = "files",
-) -> CheckpointManifest:
-    plan, side = base.plan(edits), find_side_files(base.files)
+def _write(base: BaseCheckpoint, edits: ScaledEdits, scratch: Path) -> CheckpointManifest:
+    described, plan, side = base.describe(), base.plan(edits), find_side_files(base.files)
     hashes = write_files(base.files, [*side.own, *map(Path, base.files.shards)], scratch, plan)
     if base.files.headers and SINGLE_FILE not in base.files.shards:
         total = sum(tensor.end - tensor.begin for tensor in base.files.tensors.values())
@@ -232,7 +146,7 @@ def _write(
     manifest = CheckpointManifest(
         base=BaseCheckpointRecord.model_validate(described),
         edits=applied,
-        source=source,
+        source="files",
         edited_tensors=edited,
         not_copied=[path.as_posix().encode("utf-8", "backslashreplace").decode() for path in side.left_out],
         earlier_edits=base.earlier_edits,
