@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from steer2edit.artifacts import as_vectors, load_vectors, read_vectors, save_block_vectors, save_vectors
+from steer2edit.artifacts import load_vectors, read_vectors, save_block_vectors, save_vectors
 from steer2edit.core import BlockVectors, ClassMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 
@@ -320,7 +320,7 @@ def test_block_directions_become_site_vectors_only_when_told_where(tmp_path: Pat
 
 def test_vectors_without_block_outputs_cannot_be_written_as_such() -> None:
     with pytest.raises(MismatchError, match="--block-outputs"):
-        BlockVectors.of(as_vectors({"L1.mlp": torch.ones(2)}))
+        BlockVectors.of(load_vectors({"L1.mlp": torch.ones(2)}))
 
 
 def test_block_outputs_in_our_own_file(tmp_path: Path) -> None:
@@ -373,4 +373,4 @@ def test_plain_files_have_v_and_the_input_mean(tmp_path: Path) -> None:
 )
 def test_damaged_block_outputs(tensors: dict, message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
-        as_vectors({"L0.mlp": torch.ones(2), **tensors})
+        load_vectors({"L0.mlp": torch.ones(2), **tensors})

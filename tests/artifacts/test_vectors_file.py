@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from steer2edit.artifacts import as_vectors, load_vectors, save_vectors
+from steer2edit.artifacts import load_vectors, save_vectors
 from steer2edit.core import ClassMeans, Site, SiteEffects, SiteMeans, SteeringVectors
 from steer2edit.errors import ArtifactError, InvalidValueError
 
@@ -228,19 +228,19 @@ def test_plain_tensors_by_site(tmp_path: Path) -> None:
         save_vectors(read, tmp_path / f"{name}-converted.safetensors")  # positive and negative mean share memory
 
 
-def test_as_vectors(tmp_path: Path) -> None:
+def test_vectors_from_wherever_a_user_has_them(tmp_path: Path) -> None:
     own = vectors()
-    assert as_vectors(own) is own
+    assert load_vectors(own) is own
     save_vectors(own, tmp_path / "v.safetensors")
-    require_equal(as_vectors(tmp_path / "v.safetensors"), own)
-    require_equal(as_vectors(str(tmp_path / "v.safetensors")), own)
-    by_site = as_vectors({ATTN: torch.tensor([1.0, 2.0])})
-    by_name = as_vectors({"L0.attn": torch.tensor([1.0, 2.0]), "L0.attn.input_mean": torch.ones(3)})
+    require_equal(load_vectors(tmp_path / "v.safetensors"), own)
+    require_equal(load_vectors(str(tmp_path / "v.safetensors")), own)
+    by_site = load_vectors({ATTN: torch.tensor([1.0, 2.0])})
+    by_name = load_vectors({"L0.attn": torch.tensor([1.0, 2.0]), "L0.attn.input_mean": torch.ones(3)})
     assert by_site.sites[ATTN].steering_vector.tolist() == by_name.sites[ATTN].steering_vector.tolist() == [1, 2]
     assert by_site.sites[ATTN].input is None
     assert by_name.sites[ATTN].input.midpoint.tolist() == [1, 1, 1]
     with pytest.raises(InvalidValueError, match="'layer3' is not the name"):
-        as_vectors({"layer3": torch.ones(2)})
+        load_vectors({"layer3": torch.ones(2)})
 
 
 # --- files that are not what they say ---

@@ -5,9 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steer2edit import artifacts
 from steer2edit.api import showing
 from steer2edit.api.keywords import public, require_fit
-from steer2edit.artifacts import VectorSource, as_vectors, save_vectors
+from steer2edit.artifacts import VectorSource, save_vectors
 from steer2edit.core import Steering, SteeringVectors, UseAt, finite_strength
 from steer2edit.editing import intervened
 from steer2edit.evaluation import Arm, steering_arm
@@ -107,4 +108,4 @@ def load_vectors(source: VectorSource, *, use_at: UseAt | None = None) -> Vector
         ArtifactError: the file is not there, or is no such file.
         InvalidValueError: a key is no site, or a tensor has another form.
     """
-    return Vectors.of(as_vectors(source, use_at))
+    return Vectors.of(artifacts.load_vectors(source, use_at))

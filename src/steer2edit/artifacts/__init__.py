@@ -14,7 +14,6 @@ from steer2edit.artifacts.official import load_official_edit
 from steer2edit.artifacts.vector_files.block_files import save_block_vectors
 from steer2edit.artifacts.vector_files.vectors import (
     VectorSource,
-    as_vectors,
     load_vectors,
     read_vectors,
     save_vectors,
@@ -26,7 +25,6 @@ __all__ = [
     "EditManifest",
     "VectorSource",
     "apply_to_files",
-    "as_vectors",
     "atomic_directory",
     "atomic_file",
     "export_edit",

@@ -70,15 +70,8 @@ def load_official_edit(path: Path | str, model: LanguageModel) -> WeightEdit:
 
     A neuron's λ gets back the sign that the official code folds into it, `sign(W_iᵀ v̂)`, so that λ > 0 amplifies here
     as in our own edits. The official file has no g: for edited components it follows from λ,
-    `g = sign(λ)(|λ| ρ(1 − α) + ρα)`; for the others, of which only |g| ≤ ρα is known, it is stored as 0.
-
-    Args:
-        path: of the `.pt` file, which is read with `weights_only=True`.
-        model: the model that the edit is for, with its weights.
-
-    Raises:
-        ArtifactError: it is no such file, damaged, empty, or has entries that are not finite or of another form.
-        MismatchError: the model has no such layer, head or neuron, or other shapes.
+    `g = sign(λ)(|λ| ρ(1 − α) + ρα)`; for the others, of which only |g| ≤ ρα is known, it is stored as 0. An
+    ArtifactError where the file is unsound, a MismatchError where the model has other shapes.
     """
     path = Path(path)
     require_file(path, "edit of the official code")

@@ -61,10 +61,6 @@ def adapter_views(
     """The base's tensors with the adapter's changes on top, and why others of the adapter's tensors were not read.
 
     Where the base's output head is its embedding and the adapter changes it, the base is given it as a tensor.
-
-    Raises:
-        ArtifactError: the adapter is no LoRA, has settings that are not understood, or is damaged.
-        MismatchError: PEFT cannot load it into the base's structure, or its tensors do not fit the base's weights.
     """
     head, embedding = places.head, base.get(places.embedding or "")
     tied = {}

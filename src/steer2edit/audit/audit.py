@@ -154,19 +154,8 @@ def audit(
 ) -> Audit:
     """Compare a checkpoint or an adapter with its base: what changed, how, and by which heads and neurons.
 
-    Neither is loaded as a model; a few rows of one tensor are in memory at a time.
-
-    Args:
-        base: a Hub id (its local snapshot), a directory, or `smollm2`.
-        edited: the same of the other checkpoint, or the directory of a PEFT LoRA adapter.
-        edit: an edit to compare with what is found.
-        layout: a layout, or a file of one, for an architecture that is not known.
-        trust_remote_code: run the Python code that the base brings, to know its structure.
-
-    Raises:
-        ModelError: one of the models is not there.
-        ArtifactError: files are damaged, no checkpoint and no LoRA adapter, or have settings that are not understood.
-        MismatchError: the two are of different models.
+    Neither is loaded as a model; a few rows of one tensor are in memory at a time. What is found is compared with
+    `edit`, if one is given. A MismatchError where the two are of different models.
     """
     sides = _open(base, str(edited), layout, trust_remote_code)
     changes: list[TensorChange] = []

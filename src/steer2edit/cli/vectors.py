@@ -177,7 +177,7 @@ def _write(
         return {"file": str(to), "layers_left_out": left_out}
     if file.is_dir():  # of a SAE: what writes to the residual stream last is its natural place
         use_at = use_at or ("mlp" if isinstance(found, core.BlockVectors) else None)
-        taken = artifacts.as_vectors(found, use_at)  # type: ignore[arg-type]
+        taken = artifacts.load_vectors(found, use_at)  # type: ignore[arg-type]
     else:
         taken = artifacts.load_vectors(file, use_at)  # type: ignore[arg-type]
     artifacts.save_vectors(taken, to, overwrite=overwrite, plain=plain)

@@ -24,11 +24,7 @@ _BLOCKS: dict[UseAt, tuple[Block, ...]] = {"attn": ("attn",), "mlp": ("mlp",), "
 
 @dataclass(frozen=True)
 class BlockVectors:
-    """One direction per layer, of the layer's output.
-
-    Raises:
-        InvalidValueError: no layer, a negative layer, directions of different widths, or a mean that is not finite.
-    """
+    """One direction per layer, of the layer's output."""
 
     layers: Mapping[int, ClassMeans]  # of the output, [d]; layers count from 0
     metadata: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: where it comes from, the model's type, ...
@@ -44,11 +40,7 @@ class BlockVectors:
 
     @classmethod
     def of(cls, vectors: SteeringVectors) -> "BlockVectors":
-        """The block directions that were measured along with steering vectors.
-
-        Raises:
-            MismatchError: they were not measured; they cannot be computed from the sites' vectors.
-        """
+        """The block directions that were measured along with steering vectors; a MismatchError where they were not."""
         if vectors.block_outputs is None:
             raise MismatchError(
                 "these vectors hold one direction per projection, and none per block output, which is another quantity"
@@ -58,13 +50,7 @@ class BlockVectors:
         return cls(vectors.block_outputs, vectors.metadata)
 
     def direction(self, layer: int) -> Float[Tensor, " d"]:
-        """v = positive − negative of a layer's output.
-
-        Raises:
-            InvalidValueError: there is none of that layer.
-        """
-        if layer not in self.layers:
-            raise InvalidValueError(f"there is no direction of layer {layer}: there are {list(self.layers)}.")
+        """v = positive − negative of a layer's output."""
         return self.layers[layer].difference
 
 
@@ -73,19 +59,8 @@ def site_vectors(blocks: BlockVectors, use_at: UseAt, model_sites: Collection[Si
 
     Where a layer adds its MLP's output to the residual stream as it is, without a norm or a factor, adding γv to that
     output is adding γv to the block's output: with `mlp`, steering does what the block direction was made for. `both`
-    adds it twice per layer.
-
-    Args:
-        blocks: the directions.
-        use_at: `attn`, `mlp` or `both`.
-        model_sites: of the model, if known: projections that it lacks are left out.
-
-    Returns:
-        Vectors without input means. The block outputs stay with them, and the choice is in the metadata.
-
-    Raises:
-        InvalidValueError: another choice.
-        MismatchError: a layer of which the model has none of the chosen projections.
+    adds it twice per layer. Of `model_sites`, if they are known, those that the model lacks are left out, and a layer
+    that has none is a MismatchError. The block outputs stay with the vectors, and the choice is in the metadata.
     """
     if use_at not in _BLOCKS:
         raise InvalidValueError(f"block directions are used at {', '.join(get_args(UseAt))}, got {use_at!r}.")

@@ -34,11 +34,7 @@ class ClassMeans:
 
     @classmethod
     def of_direction(cls, direction: Tensor, what: str) -> "ClassMeans":
-        """A direction made elsewhere, which has no class means: `positive = v`, `negative = 0`; float32, on the CPU.
-
-        Raises:
-            InvalidValueError: it is no vector of floating-point numbers.
-        """
+        """A direction made elsewhere, which has no class means: `positive = v`, `negative = 0`; float32, on the CPU."""
         if direction.ndim != 1 or not direction.numel() or not direction.is_floating_point():
             got = f"{str(direction.dtype)[6:]} of shape {list(direction.shape)}"
             raise InvalidValueError(f"{what}: a direction is a vector of floating-point numbers, got {got}.")

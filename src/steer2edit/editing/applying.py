@@ -21,10 +21,8 @@ def edited(
 ) -> Iterator[None]:
     """Run the model with the edit, `y ← y + strength · (x · a) u`, within the context.
 
-    Equal to the merged weights and to the LoRA adapter up to the rounding of the model's dtype.
-
-    Raises:
-        MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
+    Equal to the merged weights and to the LoRA adapter up to the rounding of the model's dtype. A MismatchError where
+    the edit is for another model (unless `allow_mismatch`) or another shape.
     """
     model.require_fit(edit, allow_mismatch=allow_mismatch)
     with intervened(model, [Editing(edit, strength)]):
@@ -37,9 +35,6 @@ def intervened(model: LanguageModel, rows: Sequence[Intervention]) -> Iterator[N
 
     Per row and site: `y ← y + (x · a) u + c`, with c = strength · v for steering. Edits made from one set of
     vectors share u, so a batch of different configurations differs only in the rows a.
-
-    Raises:
-        InvalidValueError: an edit is not finite at its strength.
     """
     parts = [row.parts if isinstance(row, Combined) else (row,) for row in rows]
     with ExitStack() as stack:
@@ -115,11 +110,7 @@ def merged(
     """Hold the edited weights in the model within the context.
 
     The original weights are kept and copied back on leaving, also after an exception: subtracting the edit again
-    would leave rounding behind.
-
-    Raises:
-        MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
-        ModelError: a weight is quantised.
+    would leave rounding behind. Raises as `edited`, and a ModelError where a weight is quantised.
     """
     model.require_fit(edit, allow_mismatch=allow_mismatch)
     finite_strength(strength)

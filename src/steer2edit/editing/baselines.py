@@ -11,17 +11,11 @@ from steer2edit.method import ablation_row, injection_row, output_direction
 from steer2edit.models import LanguageModel
 
 Directions = Mapping[Site, Float[Tensor, " d"]]
+"""u by site, of any length but zero."""
 
 
 def rosi(model: LanguageModel, directions: Directions) -> WeightEdit:
-    """Rank-1 injection, `ΔW = u w̄ᵀ` at every site; its strength is ROSI's α.
-
-    Args:
-        model: whose weights are read.
-        directions: u by site, of any length but zero.
-
-    Returns:
-        An edit with `λ_i = ‖w̄_i‖` (k_i is w̄_i's own direction) and no importances.
+    """Rank-1 injection, `ΔW = u w̄ᵀ` at every site, with `λ_i = ‖w̄_i‖`; its strength is ROSI's α.
 
     Source: arXiv 2508.20766, `method/baselines.py`.
     """
@@ -29,14 +23,9 @@ def rosi(model: LanguageModel, directions: Directions) -> WeightEdit:
 
 
 def ablation(model: LanguageModel, directions: Directions) -> WeightEdit:
-    """The edit after which each site writes nothing along its direction; a bias's share of it stays.
+    """The edit after which each site writes nothing along its direction, with `λ_i = −‖W_iᵀu‖`; a bias's share stays.
 
-    Args:
-        model: whose weights are read as they are now: inside `merged`, those with the edit.
-        directions: u by site, of any length but zero.
-
-    Returns:
-        An edit with `λ_i = −‖W_iᵀu‖` (k_i is the sensitivity, W_iᵀu normalised) and no importances.
+    Weights are read as they are now: inside `merged`, those with the edit.
 
     Source: arXiv 2406.11717, `method/baselines.py`.
     """

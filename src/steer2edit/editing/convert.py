@@ -120,22 +120,11 @@ def compute_factors(
     allow_missing: bool = False,
     force: bool = False,
 ) -> Factors:
-    """Factors of every site the vectors cover.
+    """Factors of every site the vectors cover; a site that they lack is not edited (`allow_missing`).
 
-    Args:
-        model: whose weights are read.
-        vectors: with input means.
-        rules: which k, g and λ.
-        min_tokens: an expert of a mixture that was given fewer tokens than this is left out: its mean input is not
-            known well enough. Which were, the edits' metadata say (`experts_left_out`).
-        allow_mismatch: accept vectors of a model with another fingerprint.
-        allow_missing: accept vectors that lack sites; those are not edited.
-        force: accept vectors that the diagnosis calls noise.
-
-    Raises:
-        MismatchError: vectors of another model or shape, without some sites, or without input means.
-        NoiseError: the diagnosis calls all vectors noise.
-        InvalidValueError: a steering vector is zero; the message names the site.
+    An expert of a mixture that was given fewer than `min_tokens` is left out: its mean input is not known well enough.
+    Which were, the edits' metadata say (`experts_left_out`). A NoiseError where the diagnosis calls all vectors noise
+    (unless `force`), a MismatchError where they are of another model or lack what the rules need.
     """
     model.require_fit(vectors, allow_mismatch=allow_mismatch, allow_missing=allow_missing)
     noisy = noisy_sites(vectors)

@@ -232,7 +232,7 @@ class BaseCheckpoint:
 
 
 def open_base(name: str, *, layout: Path | None = None, trust_remote_code: bool = False) -> BaseCheckpoint:
-    """Open a model's checkpoint without loading it; arguments and errors as of `apply_to_files`."""
+    """Open a model's checkpoint without loading it, by a Hub id (its local snapshot), a directory, or `smollm2`."""
     files = open_checkpoint(checkpoint_directory(name))
     return BaseCheckpoint.of(load_skeleton(name, layout=layout, trust_remote_code=trust_remote_code), files)
 

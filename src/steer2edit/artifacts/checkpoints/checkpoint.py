@@ -81,25 +81,8 @@ def apply_to_files(
 
     Names, shards, headers and dtypes are the base's, and every byte of them but those of edited tensors, which are
     `W + Σ strength · u aᵀ`, added in float32 (float64 if W is) and rounded once. Memory is that of a few million
-    numbers. Weights in `pytorch_model.bin` are written as safetensors, with the same names, dtypes and bits.
-
-    Args:
-        base: a Hub id (its local snapshot), a local directory, `smollm2`, or what `open_base` opened. It is only read.
-        edits: with their strengths.
-        directory: must not exist.
-        layout: a layout file for an architecture that is not known.
-        trust_remote_code: run the Python code that the checkpoint brings, to know its structure.
-        allow_mismatch: accept edits of another model; never one that the base's manifest says is in it already.
-        overwrite: replace an existing artifact of this package.
-
-    Returns:
-        The manifest that was written.
-
-    Raises:
-        MismatchError: an edit is for another model or shape, or is in the base already.
-        InvalidValueError: a strength is not finite, or all are 0; or an edited weight would not be finite.
-        ModelError: there is no such model, or its files lack a projection.
-        ArtifactError: the base is quantised or damaged; or the directory exists or cannot be written.
+    numbers. Weights in `pytorch_model.bin` are written as safetensors, with the same names, dtypes and bits. Raises
+    as `BaseCheckpoint.require_fit`, `BaseCheckpoint.find` and `write_files`.
     """
     if not edits:
         raise InvalidValueError("there is no edit to apply: give at least one, with its strength.")

@@ -54,19 +54,9 @@ def save_edit(
     """Write an edit as a PEFT adapter directory, complete or not at all, and check it by loading it again.
 
     Factors are written in float32. A site whose row a is zero is left out of the adapter and kept in
-    `steer2edit.safetensors`.
-
-    Args:
-        model: the model that the edit is for. It is only read.
-        edit: the edit. If its metadata does not say which model it is for, this one is noted there.
-        directory: must not exist.
-        evaluation: for the model card and the manifest: `conditions`, `metrics` and `beyond_budget` (docs/formats.md).
-        overwrite: replace an existing artifact of this package.
-
-    Raises:
-        MismatchError: the edit is for another model or shape.
-        InvalidValueError: the edit is empty, metadata or evaluation is not JSON, or the evaluation has another form.
-        ArtifactError: the directory exists or cannot be written, or PEFT does not load what was written.
+    `steer2edit.safetensors`. The evaluation, for card and manifest, has `conditions`, `metrics` and `beyond_budget`
+    (docs/formats.md). A MismatchError where the edit is for another model or shape, an InvalidValueError where it is
+    empty or what is said of it has another form.
     """
     model.require_fit(edit)
     if edit.is_empty:
@@ -99,11 +89,7 @@ def save_edit(
 
 
 def load_edit(directory: Path | str) -> WeightEdit:
-    """Read an edit that `save_edit` wrote; tensors and metadata are bit for bit what was written.
-
-    Raises:
-        ArtifactError: it is not there, not ours, of a newer version, incomplete, damaged, or was changed since.
-    """
+    """Read an edit that `save_edit` wrote, bit for bit; an ArtifactError where it is not there, not ours or damaged."""
     directory = Path(directory)
     if not (directory / MANIFEST_FILE).is_file():
         remedy = "Give the directory that convert wrote."
@@ -225,10 +211,7 @@ def _members(directory: Path) -> list[Member]:
 def read_members(directories: Sequence[Path], weights: Sequence[float]) -> list[Member]:
     """The edits of several directories; a combined one gives its members, their weights multiplied by its own.
 
-    Raises:
-        InvalidValueError: not one weight for every directory, or one that is not finite.
-        MismatchError: they were made on different models.
-        ArtifactError: a directory holds no edit, or is damaged.
+    A MismatchError where they were made on different models.
     """
     if len(weights) != len(directories):
         raise InvalidValueError(f"got {len(weights)} weights for {len(directories)} edits. Give one weight for each.")
@@ -254,17 +237,10 @@ def read_members(directories: Sequence[Path], weights: Sequence[float]) -> list[
 def save_combined(
     model: LanguageModel, members: Sequence[Member], directory: Path | str, *, overwrite: bool = False
 ) -> Interference:
-    """Write several edits as one adapter directory, complete or not at all; returns how they interfere.
+    """Write several edits of one base as one adapter directory, complete or not at all; returns how they interfere.
 
-    Args:
-        model: the base, or its structure alone (`load_skeleton`); only names and shapes are read.
-        members: the edits with their weights, all of this base.
-        directory: as of `save_edit`, and `overwrite` likewise.
-
-    Raises:
-        InvalidValueError: the edits are empty or cancel each other.
-        MismatchError: the edits are for other shapes than the model's.
-        ArtifactError: the directory exists or cannot be written, or PEFT does not load what was written.
+    Of the model only names and shapes are read (`load_skeleton` will do). An InvalidValueError where the edits are
+    empty or cancel each other.
     """
     weighted = [(m.edit, m.weight) for m in members]
     factors = combined_factors(weighted)

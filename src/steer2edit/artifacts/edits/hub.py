@@ -51,18 +51,9 @@ def push(
 ) -> Pushed:
     """Create the repository if need be, and commit the artifact's files to it.
 
-    What is pushed names no path of this machine: of a folder only its name.
-
-    Args:
-        directory: an edit, a combined edit, or an export.
-        repository: `name` or `owner/name`.
-        private: of a repository that is created now; an existing one stays as it is.
-        revision: branch, made if it does not exist; `main` if not given.
-        without_contract: publish a model card that does not state the edit's contract.
-
-    Raises:
-        ArtifactError: the directory is not ours, is damaged, has no model card, or its card no contract; or there is
-            no token, no connection, no permission, or the Hub refuses.
+    What is pushed names no path of this machine: of a folder only its name. An existing repository stays as `private`
+    as it is, and a branch (`revision`) that does not exist is made. An ArtifactError where the directory is not ours
+    or damaged, its card states no contract (unless `without_contract`), or the Hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError

@@ -52,18 +52,8 @@ def export_edit(
 ) -> ExportManifest:
     """Write one adapter per strength, all of them or none, each read back and compared; returns how to serve them.
 
-    Args:
-        source: an edit directory, or a combined one.
-        format: `peft`, `gguf-lora` or `vllm`.
-        strengths: what the edit is multiplied by; finite, not 0, each once.
-        directory: must not exist, unless `overwrite` may replace an artifact of this package.
-        model: the base, or its structure alone (`load_skeleton`), where the format needs it (`needs_model`).
-
-    Raises:
-        InvalidValueError: an unknown format, or a strength that makes no adapter.
-        MismatchError: the edit has other shapes than the model.
-        ModelError: the format cannot hold an edit of this architecture.
-        ArtifactError: the source is no edit, or the directory exists or cannot be written.
+    `model` is the base, or its structure alone (`load_skeleton`), where the format needs it (`needs_model`). A
+    ModelError where the format cannot hold an edit of this architecture.
     """
     if format not in get_args(Format):
         raise InvalidValueError(f"unknown format {format!r}. {did_you_mean(format, get_args(Format))}")

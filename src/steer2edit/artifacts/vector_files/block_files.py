@@ -31,17 +31,8 @@ def save_block_vectors(
 ) -> list[int]:
     """Write block directions as a GGUF control vector or a `.svec` file, and check it by reading it again.
 
-    Args:
-        blocks: the directions, e.g. `BlockVectors.of(vectors)`.
-        path: a name that ends in `.gguf` or `.svec` and does not exist.
-        model_hint: the model's type, e.g. `llama`, which both formats name; taken from the metadata if it is there.
-        overwrite: replace an existing file.
-
-    Returns:
-        The layers that the format cannot hold and that were left out: layer 0 of a control vector.
-
-    Raises:
-        ArtifactError: another ending, an unknown model type, or the file exists or cannot be written.
+    Both formats name the model's type, `model_hint`, which is taken from the metadata if it is there. Returns the
+    layers that the format cannot hold and that were left out: layer 0 of a control vector.
     """
     path = Path(path)
     if path.suffix not in BLOCK_SUFFIXES:

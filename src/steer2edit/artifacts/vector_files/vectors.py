@@ -49,15 +49,7 @@ _NAME = re.compile(
 def save_vectors(vectors: SteeringVectors, path: Path | str, *, overwrite: bool = False, plain: bool = False) -> None:
     """Write vectors to one safetensors file, in float32, complete or not at all, and check it by reading it again.
 
-    Args:
-        vectors: what to write.
-        path: a name that ends in `.safetensors` and does not exist.
-        overwrite: replace an existing file.
-        plain: for other programs: only v and μ, as `L3.attn` and `L3.attn.input_mean`, without metadata.
-
-    Raises:
-        InvalidValueError: metadata or diagnosis is not JSON.
-        ArtifactError: the name ends otherwise, the file exists or cannot be written.
+    `plain` is for other programs: only v and μ, as `L3.attn` and `L3.attn.input_mean`, without metadata.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -91,31 +83,13 @@ def _named_tensors(vectors: SteeringVectors) -> dict[str, Tensor]:
     return tensors
 
 
-def load_vectors(path: Path | str, use_at: UseAt | None = None) -> SteeringVectors:
-    """Read vectors: our own file, or any of the formats of others that `read_vectors` reads.
-
-    Args:
-        path: of the file.
-        use_at: for a file with directions of block outputs, and only for such a file: which projections of the same
-            layer take them as their steering vectors, `attn`, `mlp` or `both`.
-
-    Raises:
-        ArtifactError: as `read_vectors`; or `use_at` is missing, or given for another file.
-    """
-    return as_vectors(Path(path), use_at)
-
-
 def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
     """Read a file of vectors as what it is: vectors by site, or by block where that is what the file holds.
 
-    Args:
-        path: a `.safetensors` file that `save_vectors` wrote; one made elsewhere, with v [d] as `L3.attn` and
-            optionally the input mean [m] as `L3.attn.input_mean`; a `.pt` file with the official Steer2Edit
-            directions, with v by site, or for lm-eval's model `steered`; a GGUF control vector; a `.svec` file; or an
-            export of Neuronpedia. A `.pt` file is read with `weights_only=True`: no code in it ever runs.
-
-    Raises:
-        ArtifactError: it is missing, truncated, of another format, of a newer version, or incomplete.
+    That is a `.safetensors` file that `save_vectors` wrote, or one made elsewhere, with v [d] as `L3.attn` and
+    optionally the input mean [m] as `L3.attn.input_mean`; a `.pt` file with the official Steer2Edit directions, with v
+    by site, or for lm-eval's model `steered`; a GGUF control vector; a `.svec` file; or an export of Neuronpedia. An
+    ArtifactError where it is unsound.
     """
     path = Path(path)
     require_file(path, "steering vectors")
@@ -132,17 +106,11 @@ def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def as_vectors(source: VectorSource, use_at: UseAt | None = None) -> SteeringVectors:
-    """Vectors from wherever a user has them: themselves, a file, or a mapping site → v.
+def load_vectors(source: VectorSource, use_at: UseAt | None = None) -> SteeringVectors:
+    """Vectors from wherever a user has them: themselves, a file (`read_vectors`), or a mapping site → v.
 
-    Args:
-        source: vectors; a path for `load_vectors`; or a mapping from a site or its name (`L3.mlp`) to v [d],
-            optionally with `L3.mlp.input_mean` → μ [m].
-        use_at: as in `load_vectors`, for directions of block outputs.
-
-    Raises:
-        ArtifactError: see `load_vectors`.
-        InvalidValueError: a key is no site, or a tensor has another form.
+    A mapping has v [d] by the site or its name (`L3.mlp`), optionally with `L3.mlp.input_mean` → μ [m]. Directions of
+    block outputs, and only they, need `use_at`: which projections of the same layer take them (`site_vectors`).
     """
     found: SteeringVectors | BlockVectors
     if isinstance(source, Path | str):
