@@ -3,7 +3,7 @@
 Shapes: d, m = width of a projection's output and input; r, c = rows and columns as stored, [d, m] or [m, d].
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,17 +65,12 @@ class StoredProjection:
         count = self.tensor.shape[-2]
         return range((self.expert or 0) * count, ((self.expert or 0) + 1) * count)
 
-    def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "_ _"]]]:
-        """Parts of W as stored, with which rows (transposed: columns) of it each holds."""
-        first = self.rows.start
-        for start, stop in self.tensor.chunks(self.rows):
-            yield slice(start - first, stop - first), self.tensor.read_rows(start, stop)
-
     def sampled_rows(self) -> Float[Tensor, "_ m"]:
         """Evenly spaced rows of W: only they are read, unless it is stored transposed."""
         step = sample_step(self.shape[0])
         if self.transposed:
-            return torch.cat([part[:, ::step].T for _, part in self.chunks()], dim=1)
+            parts = (self.tensor.read_rows(*rows) for rows in self.tensor.chunks(self.rows))
+            return torch.cat([part[:, ::step].T for part in parts], dim=1)
         return torch.cat([self.tensor.read_rows(row, row + 1) for row in self.rows[::step]])
 
 
