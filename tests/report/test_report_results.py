@@ -25,8 +25,9 @@ def test_parts_a_run_did_not_make_may_be_missing() -> None:
 
 def test_early_results_say_what_they_move_by_the_name_of_their_behaviour() -> None:
     early = {"schema_version": 1, "title": "t", "behaviour": "safety", "model": {"name": "m"}}
-    assert read_results(early).goal == ("harmful_refused", 1)
-    assert read_results({**early, "attribute": None, "direction": None}).goal == ("harmful_refused", 1)
+    for results in (early, {**early, "attribute": None, "direction": None}):
+        run = read_results(results)
+        assert (run.attribute, run.direction) == ("harmful_refused", 1)
 
 
 @pytest.mark.parametrize("version", [None, 0, 2, "1"])
