@@ -12,7 +12,6 @@ import typer.main
 from steer2edit.cli import app
 from steer2edit.cli.options import expanded
 from steer2edit.errors import InvalidValueError
-from steer2edit.recipes.recipe import RecipeSearch
 from steer2edit.settings import ConvertOptions, ExtractOptions, Loading, SearchOptions
 from steer2edit.settings.declared import Above, Checked, Text, declared, read_numbers, read_values
 
@@ -68,19 +67,14 @@ def test_a_command_takes_settings() -> None:
     [
         ({"count": 0}, "count must be >= 1 and <= 3, got 0"),
         ({"count": 4}, "count must be >= 1 and <= 3, got 4"),
-        ({"sizes": (1.0, 0.0)}, r"sizes must be > 0, got 0\.0"),
+        ({"count": 1.5}, r"count must be an integer, got 1\.5"),
+        ({"sizes": (1.0, 0.0)}, r"sizes must be > 0, got 1\.0, 0\.0"),
         ({"sizes": (1.0, float("nan"))}, r"sizes must be finite, got 1\.0, nan"),
     ],
 )
 def test_what_is_out_of_range_is_refused_in_python_too(values: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         Small(**values)  # type: ignore[arg-type]
-
-
-def test_a_recipe_has_the_defaults_and_limits_of_the_command() -> None:
-    assert RecipeSearch().generation == SearchOptions.generation
-    with pytest.raises(ValueError, match="greater than or equal to 2"):
-        RecipeSearch(generation=1)
 
 
 def test_numbers() -> None:

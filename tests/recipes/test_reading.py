@@ -9,7 +9,7 @@ import yaml
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.recipes import read_recipe, recipe_names, search_options
 from steer2edit.recipes.recipe import Recipe
-from steer2edit.settings import RunOptions
+from steer2edit.settings import RunOptions, SearchOptions
 from unchecked import unchecked
 
 VALID = """
@@ -28,9 +28,9 @@ budget: {max_kl: 0.15}
 TABLE_1 = {
     "meta-llama/Llama-2-7b-chat-hf": ((0.16, 0.24), (0.35, 0.55), (0.7, 0.9), 125),
     "mistralai/Mistral-7B-Instruct-v0.2": ((0.42, 0.5), (0.4, 0.6), (0.65, 0.85), 125),
-    "google/gemma-2-2b-it": ((0.3, 0.5), None, (0.75, 0.95), 25),
+    "google/gemma-2-2b-it": ((0.3, 0.5), (None,), (0.75, 0.95), 25),
     "meta-llama/Meta-Llama-3-8B-Instruct": ((0.1, 0.14), (0.3, 0.5), (0.3, 0.7), 125),
-    "Qwen/Qwen3-4B-Thinking-2507": (None, (0.65, 0.8), (0.05, 0.2), 16),
+    "Qwen/Qwen3-4B-Thinking-2507": ((None,), (0.65, 0.8), (0.05, 0.2), 16),
     "nvidia/OpenMath-Nemotron-7B": ((0.2, 0.3), (0.8, 0.9), (0.1, 0.2), 27),
 }
 
@@ -46,9 +46,9 @@ def test_the_six_pairs_of_the_paper_are_shipped() -> None:
     assert len(recipes) == 6
     found = {
         r.model.id: (
-            *(None if grid is None else grid[:2] for grid in (r.model.refined.rho_attn, r.model.refined.rho_mlp)),
-            r.model.refined.alpha[:2],
-            r.model.refined.points,
+            *(r.model.refined.get(name, (None,))[:2] for name in ("rho_attn", "rho_mlp")),
+            r.model.refined["alpha"][:2],
+            search_options(r, RunOptions()).trials - 3 ** len(r.model.refined),
         )
         for r in recipes
     }
@@ -60,7 +60,7 @@ def test_the_six_pairs_of_the_paper_are_shipped() -> None:
 def test_a_shipped_recipe_searches_its_grid_on_its_model_and_the_coarse_one_on_another(name: str) -> None:
     recipe = read_recipe(name)
     own, other = search_options(recipe, RunOptions()), search_options(recipe, RunOptions(other_model=True))
-    assert own.ranges == recipe.model.refined.ranges
+    assert own.ranges == recipe.model.refined
     assert other.ranges == dict.fromkeys(("rho_attn", "rho_mlp", "alpha"), (0.1, 0.9, 0.2))
     assert other.trials == 125 + 27  # the coarse grid and one refined round
     assert own.strategy == other.strategy == "grid"
@@ -74,20 +74,19 @@ def test_every_yaml_in_the_package_is_a_recipe() -> None:
 
 def test_a_file_is_read(tmp_path: Path) -> None:
     recipe = read_recipe(written(tmp_path, VALID))
-    assert recipe.model.refined.blocks == ("attn",)
-    assert recipe.model.refined.ranges == {"rho_attn": (0.1, 0.2, 0.05), "alpha": (0.5, 0.9, 0.2)}
-    assert recipe.model.refined.points == 3 * 3
-    assert search_options(recipe, RunOptions(stage="refined", other_model=True)).trials == 9 + 9
+    assert recipe.model.refined == {"rho_attn": (0.1, 0.2, 0.05), "alpha": (0.5, 0.9, 0.2)}
+    options = search_options(recipe, RunOptions(stage="refined", other_model=True))
+    assert (options.blocks, options.trials, options.generation) == (("attn",), 9 + 9, SearchOptions.generation)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("max_kl: 0.15", "max_k: 0.15", r"mine\.yaml: there is no key 'budget\.max_k'\. Did you mean 'max_kl'\?"),
+        ("max_kl: 0.15", "max_k: 0.15", r"mine\.yaml: budget = .*: there is no key 'max_k'\. Did you mean 'max_kl'\?"),
         ("title:", "titel:", r"there is no key 'titel'\. Did you mean 'title'\?"),
-        ("max_kl: 0.15", "max_kl: 0", r"budget\.max_kl = 0: input should be greater than 0\."),
-        ("max_kl: 0.15", "max_kl: .inf", r"budget\.max_kl = inf: input should be a finite number"),
-        ("max_kl: 0.15", "max_kl: '0.15'", r"budget\.max_kl = '0\.15': input should be a valid number"),
+        ("max_kl: 0.15", "max_kl: 0", r"budget = {'max_kl': 0}: max_kl must be > 0, got 0\."),
+        ("max_kl: 0.15", "max_kl: .inf", r"budget = .*: max_kl must be finite, got inf"),
+        ("max_kl: 0.15", "max_kl: '0.15'", r"budget = .*: max_kl must be a number, got '0\.15'"),
         (
             "behaviour: safety",
             "behaviour: safty",
@@ -95,8 +94,16 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ),
         ("schema_version: 1", "schema_version: 2", r"schema_version = 2: input should be 1"),
         ("title: A recipe\n", "", r"the key 'title' is missing\. See docs/recipes\.md"),
-        ("[0.1, 0.2, 0.05]", "[0.1, 0.2]", r"model\.refined\.rho_attn = \[0\.1, 0\.2\]: must be \[low, high, step\]"),
-        ("[0.1, 0.2, 0.05]", "on", r"model\.refined\.rho_attn = True: must be \[low, high, step\]"),
+        (
+            "[0.1, 0.2, 0.05]",
+            "[0.1, 0.2]",
+            r"model\.refined = .*: the range of rho_attn must be .* got \[0\.1, 0\.2\]",
+        ),
+        (
+            "[0.1, 0.2, 0.05]",
+            "on",
+            r"model\.refined = .*: the range of rho_attn must be .* got True",
+        ),
         (
             "[0.1, 0.2, 0.05]",
             "[0.2, 0.1, 0.05]",
@@ -108,21 +115,26 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         (
             "budget:",
             "search: {strategy: grd}\nbudget:",
-            r"search\.strategy = 'grd': there is no such strategy\. Did you",
+            r"search = .*: unknown strategy 'grd'\. Did you mean 'grid'\?",
         ),
         (
             "budget:",
             "search: {max_kl: 1}\nbudget:",
-            r"no key 'search\.max_kl'\. Known: generation, strategy, strengths,",
+            r"search = .*: there is no key 'max_kl'\. Known: generation, strategy, strengths,",
         ),
-        ("budget:", "search: {trials: 0}\nbudget:", r"search\.trials = 0: input should be greater than or equal to 1"),
+        ("budget:", "search: {trials: 0}\nbudget:", r"search = .*: trials must be >= 1, got 0"),
         ("budget:", "data_sets: [{task: gsm9k}]\nbudget:", r"data_sets\.0\.task = 'gsm9k': .* Did you mean 'gsm8k'\?"),
         (
             "budget:",
             "data_sets: [{tsk: gsm8k}]\nbudget:",
-            r"there is no key 'data_sets\.0\.tsk'\. Did you mean 'task'\?",
+            r"data_sets\.0 = .*: there is no key 'tsk'\. Did you mean 'task'\?",
         ),
-        ("max_kl: 0.15", "max_kl: 1, min_utility: 0.5", r"budget\.min_utility needs a task to measure"),
+        ("source: safety", "labeller: refusal", r"contrast = .*: the key 'source' is missing"),
+        (
+            "budget:",
+            "search: {generation: 1}\nbudget:",
+            r"search = .*: generation must be >= 2, got 1",
+        ),
         ("behaviour: safety", "behaviour: conciseness\nseed: 1.5", r"seed = 1\.5: input should be a valid integer"),
         (
             "title: A recipe",
@@ -182,10 +194,16 @@ def test_an_unknown_stage_is_refused() -> None:
         RunOptions(stage="fine")  # type: ignore[arg-type]
 
 
-def test_a_misspelt_key_is_named_before_the_keys_that_are_missing(tmp_path: Path) -> None:
+def test_mistakes_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read_recipe(written(tmp_path, "title: x\nbudgt: {max_kl: 1}\n"))
+        read_recipe(written(tmp_path, "title: 1\n"))
     first, second, *_, last = str(caught.value).splitlines()
-    assert "there is no key 'budgt'. Did you mean 'budget'?" in first
-    assert "the key 'schema_version' is missing" in second
+    assert "the key 'schema_version' is missing" in first
+    assert "title = 1: input should be a valid string" in second
     assert last == "... and 2 more."
+
+
+def test_a_limit_on_utility_needs_a_task(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, VALID.replace("max_kl: 0.15", "max_kl: 1, min_utility: 0.5")))
+    with pytest.raises(InvalidValueError, match="--min-utility needs a task to measure"):
+        search_options(recipe, RunOptions())

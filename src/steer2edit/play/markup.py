@@ -9,9 +9,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from steer2edit.api.showing import table
+from steer2edit.api.showing import LESS_BASE, condition_rows, difference_rows, table
 from steer2edit.core import Site
-from steer2edit.estimates import Notation
+from steer2edit.estimates import Condition, Notation
+from steer2edit.evaluation import compare
 from steer2edit.play.replies import MOST, Answer
 from steer2edit.play.stage import Session
 from steer2edit.report import themes
@@ -36,6 +37,12 @@ def _part(name: str) -> Callable[..., str]:
 
 alert, note, wide_table = map(_part, ("alert", "note", "wide_table"))
 """What went wrong; what is to be known; a table, which scrolls by itself where the page is narrow."""
+
+
+def conditions(found: Sequence[Condition]) -> str:
+    """Arms side by side, and what is less the base's on the same prompts."""
+    tables = [condition_rows(found), *([(*difference_rows(compare(found)), LESS_BASE)] if len(found) > 1 else [])]
+    return "".join(map(wide_table, tables)) + note("In brackets 95 % intervals. Refusals are told by phrases.")
 
 
 def replies(answers: Sequence[Answer], session: Session, prompt: str, *, busy: bool) -> str:

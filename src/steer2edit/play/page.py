@@ -174,9 +174,9 @@ class Page:
     def _ask(self, *given: Any) -> Shown:
         *controls, text = given
         session, _ = self._read(*controls)
-        arms, prompts = ask_all(self._stage, session, [line.strip() for line in text.splitlines() if line.strip()])
-        said = markup.note("In brackets 95 % intervals. Refusals are told by phrases.")
-        yield {self.summary: markup.wide_table(arms) + said, self.verdicts: markup.wide_table(prompts)}
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        conditions, by_prompt = ask_all(self._stage, session, prompts)
+        yield {self.summary: markup.conditions(conditions), self.verdicts: markup.wide_table(by_prompt)}
 
     @_told
     def _receive(self, *given: Any) -> Shown:

@@ -1,7 +1,7 @@
 """The replies of all arms: of one prompt as they grow, with what each of their tokens costs, or of a set of prompts."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,11 +15,10 @@ from steer2edit.core import Component, Editing
 from steer2edit.editing import intervened
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError
-from steer2edit.estimates import PERCENT, POINTS, Notation
-from steer2edit.evaluation import Arm
+from steer2edit.estimates import Condition, Value
+from steer2edit.evaluation import Arm, evaluate
+from steer2edit.evaluation.reply_tasks import ReplyTask
 from steer2edit.evaluation.scorers import PhraseScorer
-from steer2edit.evaluation.statistics import mean, paired_rate_difference, rate
-from steer2edit.evaluation.task import replies_to
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,
@@ -35,9 +34,8 @@ from steer2edit.models.reply import CUT
 from steer2edit.play.stage import Session, Stage
 
 MOST = 10
-_MOST = 200
-_TOKENS = Notation(".1f")
-_VERDICTS = {True: "refused", False: "answered", None: "unclear"}
+_MOST_PROMPTS = 200
+_VERDICTS: Mapping[Value, str] = {True: "refused", False: "answered", None: "unclear"}
 Table = tuple[list[str], list[list[str]]]
 """Titles of columns, and rows."""
 
@@ -151,40 +149,34 @@ def _pieces(model: LanguageModel, reply: Reply, drifts: Sequence[float]) -> list
     return found if reply.finished else [*found, Piece(CUT)]
 
 
-def ask_all(stage: Stage, session: Session, prompts: Sequence[str]) -> tuple[Table, Table]:
-    """Every prompt under every arm, in shared batches; an InvalidValueError for none, or more than a page waits for.
+@dataclass(frozen=True)
+class _Set(ReplyTask):
+    """Of every prompt, whether the reply refuses, told by phrases, and how long it is."""
 
-    For each arm the shares of refusals and answers with 95 % intervals, the difference to the base on the same prompts,
-    and the length of replies; for each prompt what every arm did.
+    kinds = ("refused", "reply_tokens")
+
+    def _judged(self, items: Sequence[str], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
+        lengths = [float(len(reply.ids)) for reply in replies]
+        return list(zip(PhraseScorer().score(items, replies), lengths, strict=True))
+
+
+def ask_all(stage: Stage, session: Session, prompts: Sequence[str]) -> tuple[list[Condition], Table]:
+    """Every prompt under every arm: the arms as conditions, and by prompt what each did, as a table.
+
+    An InvalidValueError for no prompts, or more than a page waits for.
     """
-    if not 1 <= len(prompts) <= _MOST:
+    if not 1 <= len(prompts) <= _MOST_PROMPTS:
         raise InvalidValueError(
-            f"a set is 1 to {_MOST} prompts, one in each line, got {len(prompts)}. "
+            f"a set is 1 to {_MOST_PROMPTS} prompts, one in each line, got {len(prompts)}. "
             "More are measured by `steer2edit evaluate --task refusal=FILE`."
         )
     arms = stage.arms(session)
     with stage.engine() as engine:
-        replies = replies_to(engine, list(prompts), [arm.intervention for arm in arms], session.sampling)
-    refused = [PhraseScorer().score(list(prompts), own) for own in replies]
-    rows = [
-        [
-            arm.label,
-            PERCENT.text(rate(own), n=True),
-            PERCENT.text(rate([None if one is None else not one for one in own])),
-            "reference" if arm is arms[0] else POINTS.text(paired_rate_difference(own, refused[0])),
-            _TOKENS.text(mean([float(len(reply.ids)) for reply in said])),
-        ]
-        for arm, own, said in zip(arms, refused, replies, strict=True)
-    ]
-    cells = [
-        [f"{_VERDICTS[one]}, {len(reply.ids)} tokens" for one, reply in zip(own, said, strict=True)]
-        for own, said in zip(refused, replies, strict=True)
-    ]
+        found = evaluate(engine, [_Set("", prompts, session.sampling)], arms)
+    did = [zip(one.values["refused"], one.values["reply_tokens"], strict=True) for one in found]
+    cells = [[f"{_VERDICTS[refused]}, {tokens:.0f} tokens" for refused, tokens in own] for own in did]
     by_prompt = [list(row) for row in zip(prompts, *cells, strict=True)]
-    return (["", "refused", "answered", "refused, less base", "tokens"], rows), (
-        ["prompt", *(arm.label for arm in arms)],
-        by_prompt,
-    )
+    return found, (["prompt", *(one.label for one in found)], by_prompt)
 
 
 @dataclass(frozen=True)

@@ -1,133 +1,91 @@
 """What a recipe says: model, contrast, grids, budget, data sets; by name or file, checked (docs/recipes.md)."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from steer2edit.core import TUNED_BLOCKS, Block
 from steer2edit.errors import DataError, did_you_mean
 from steer2edit.evaluation import TASK_KINDS
-from steer2edit.search.space import check_range, range_values
+from steer2edit.search.space import read_range
 from steer2edit.settings import ExtractOptions, SearchOptions
-from steer2edit.settings.search import Range, Strategy
+from steer2edit.settings.declared import Setting, declared
+from steer2edit.settings.search import Range
 from steer2edit.steering import find_behaviour
 
 
-def _range_or_off(value: object) -> object:
-    """`off` is false in YAML; anything else must be three numbers."""
-    return None if value is False or value in (None, "off") else _range(value)
+def _known(what: str, known: Iterable[str], name: str) -> str:
+    if name not in known:
+        raise ValueError(f"there is no {what} {name!r}. {did_you_mean(name, known)}")
+    return name
 
 
-def _range(value: object) -> Range:
-    numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-    if not numbers or len(value) != 3:  # type: ignore[arg-type]
-        raise ValueError("must be [low, high, step], e.g. [0.1, 0.9, 0.2], or off for a block that is left out")
-    low, high, step = (float(v) for v in value)  # type: ignore[attr-defined]
-    return low, high, step
+def _settings(own: Mapping[str, Setting], needed: str | None = None) -> AfterValidator:
+    """A mapping of settings that a command has too, each within its limits there."""
 
-
-def _known(kind: str, names: tuple[str, ...]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f"there is no such {kind}. {did_you_mean(name, names)}")
-        return name
+    def check(given: dict[str, Any]) -> dict[str, Any]:
+        for name, value in given.items():
+            own[_known("key", own, name)].check(value)
+        if needed and not given.get(needed):
+            raise ValueError(f"the key {needed!r} is missing")
+        return given
 
     return AfterValidator(check)
 
 
-def _known_behaviour(source: str) -> str:
-    """One that comes with the package, a folder or a contrast file."""
-    find_behaviour(source)
-    return source
+_EXTRACT, _SEARCH = declared(ExtractOptions), declared(SearchOptions)
+_CONTRAST = {name: _EXTRACT[name] for name in ("labeller", "max_new_tokens", "temperature")}
+_SPACE = {name: _SEARCH[name] for name in ("strategy", "trials", "generation", "strengths", "utility")}
+_BUDGET = {name: _SEARCH[name] for name in ("max_kl", "max_over_refusal", "min_utility")}
+
+
+def _grid(given: object) -> dict[str, Range]:
+    """Ranges by coordinate, but for blocks that are `off`, which is false in YAML."""
+    if not isinstance(given, dict) or "alpha" not in given:
+        raise ValueError("must have alpha, and rho_attn, rho_mlp or both, each [low, high, step]; a rho may be off")
+    ranges = {
+        name: read_range(name, own) for name, own in given.items() if own is not False and own not in (None, "off")
+    }
+    if not ranges.keys() & {"rho_attn", "rho_mlp"}:
+        raise ValueError("rho_attn and rho_mlp are both off: nothing would be edited. Give one a range")
+    return ranges
+
+
+Grid = Annotated[dict[str, Range], BeforeValidator(_grid)]
+"""(low, high, step) of the paper's coordinates, by name."""
+Text = Annotated[str, Field(min_length=1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, strict=True, protected_namespaces=())
 
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class RecipeContrast(_Part):
-    """What the vectors are made from, as the options of `extract`."""
-
-    source: Annotated[str, Field(min_length=1)]
-    labeller: str | None = None
-    max_new_tokens: Count = ExtractOptions.max_new_tokens
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = ExtractOptions.temperature
-
-
-class RecipeSearch(_Part):
-    """As the options of `search`; by default as many trials as the grid asks for."""
-
-    strategy: Annotated[str, _known("strategy", get_args(Strategy))] = "grid"
-    trials: Count | None = None
-    generation: Annotated[int, Field(ge=2)] = SearchOptions.generation
-    strengths: Annotated[tuple[float, ...], Field(strict=False)] = ()
-    utility: str | None = None
-
-
-class RecipeBudget(_Part):
-    """What the edit may cost, as the options of `search`."""
-
-    max_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    max_over_refusal: Share | None = None
-    min_utility: Share | None = None
-
-
-class Grid(_Part):
-    """Values of the paper's coordinates: (low, high, step) each, `None` for a block that is off."""
-
-    rho_attn: Annotated[Range | None, BeforeValidator(_range_or_off)]
-    rho_mlp: Annotated[Range | None, BeforeValidator(_range_or_off)]
-    alpha: Annotated[Range, BeforeValidator(_range)]
-
-    @model_validator(mode="after")
-    def _is_a_grid(self) -> "Grid":
-        if not self.blocks:
-            raise ValueError("rho_attn and rho_mlp are both off: nothing would be edited. Give one a range")
-        for name, values in self.ranges.items():
-            check_range(name, *values)
-        return self
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """The blocks that are on."""
-        return tuple(block for block in TUNED_BLOCKS if getattr(self, f"rho_{block}") is not None)
-
-    @property
-    def ranges(self) -> dict[str, Range]:
-        """The ranges by coordinate, without those of blocks that are off."""
-        found = {"rho_attn": self.rho_attn, "rho_mlp": self.rho_mlp, "alpha": self.alpha}
-        return {name: values for name, values in found.items() if values is not None}
-
-    @property
-    def points(self) -> int:
-        """How many configurations it has."""
-        return math.prod(len(range_values(*values)) for values in self.ranges.values())
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            _known("key", cls.model_fields, str(key))
+        return given
 
 
 class RecipeModel(_Part):
     """The model of the recipe, and what holds for it alone."""
 
-    id: Annotated[str, Field(min_length=1)]
+    id: Text
     refined: Grid
-    max_new_tokens: Count | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     template_args: dict[str, Any] = Field(default_factory=dict)
 
 
 class DataSet(_Part):
     """A task that the recommended edit is measured on, and where its published data are."""
 
-    task: Annotated[str, _known("task", tuple(TASK_KINDS))]
+    task: Annotated[str, AfterValidator(partial(_known, "task", TASK_KINDS))]
     published: str | None = None
 
     def spec(self, published: bool) -> str:
@@ -139,21 +97,15 @@ class Recipe(_Part):
     """From a model's name to the recommended edit and its report."""
 
     schema_version: Literal[1]
-    title: Annotated[str, Field(min_length=1)]
-    behaviour: Annotated[str, AfterValidator(_known_behaviour)]
+    title: Text
+    behaviour: Annotated[str, AfterValidator(lambda source: find_behaviour(source) and source)]
     model: RecipeModel
-    contrast: RecipeContrast
+    contrast: Annotated[dict[str, Any], _settings({"source": _EXTRACT["contrast"], **_CONTRAST}, "source")]
     coarse: Grid
-    search: RecipeSearch = RecipeSearch()
-    budget: RecipeBudget
+    search: Annotated[dict[str, Any], _settings(_SPACE)] = Field(default_factory=dict)
+    budget: Annotated[dict[str, Any], _settings(_BUDGET)]
     data_sets: list[DataSet] = Field(default_factory=list)
     seed: int = 0
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "Recipe":
-        if self.budget.min_utility is not None and self.search.utility is None:
-            raise ValueError("budget.min_utility needs a task to measure: give search.utility, e.g. commonsenseqa")
-        return self
 
 
 _SUFFIXES = (".yaml", ".yml")
@@ -212,8 +164,7 @@ def _parsed(file: Path | Traversable, where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        # unknown keys first: one that is misspelt is missing too
-        found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        found = error.errors()
         more = f"\n... and {len(found) - _MOST} more." if len(found) > _MOST else ""
         raise DataError("\n".join(_explained(where, one) for one in found[:_MOST]) + more) from error
 
@@ -221,26 +172,12 @@ def _parsed(file: Path | Traversable, where: str) -> Recipe:
 def _explained(where: str, error: ErrorDetails) -> str:
     """One line: file, key, value, and what to do."""
     key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        *parents, last = error["loc"]
-        return f"{where}: there is no key {key!r}. {did_you_mean(str(last), _part_at(parents).model_fields)}"
     if error["type"] == "missing":
         return f"{where}: the key {key!r} is missing. See docs/recipes.md."
     reason = error["msg"].removeprefix("Value error, ").removesuffix(".")
     if not key:
         return f"{where}: {reason}."
     return f"{where}: {key} = {_short(error['input'])}: {reason[:1].lower()}{reason[1:]}."
-
-
-def _part_at(path: Sequence[int | str]) -> type[BaseModel]:
-    """The part of a recipe that a path of keys leads to."""
-    part: type[BaseModel] = Recipe
-    for key in path:
-        if isinstance(key, str):
-            annotation = part.model_fields[key].annotation
-            kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-            (part,) = [kind for kind in kinds if issubclass(kind, BaseModel)]
-    return part
 
 
 def _short(value: object) -> str:

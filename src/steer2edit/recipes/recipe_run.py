@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steer2edit.artifacts import load_edit
 from steer2edit.artifacts.run_folder import RunFolder
-from steer2edit.core import SteeringVectors
+from steer2edit.core import TUNED_BLOCKS, SteeringVectors
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation.behaviours import behaviour
@@ -23,6 +24,7 @@ from steer2edit.recipes.run import RUN, identity, search_and_report, vectors_onc
 from steer2edit.report.run_results import read_results
 from steer2edit.search import Narrate, prepare_search
 from steer2edit.search.search import behaviours_of
+from steer2edit.search.space import range_values
 from steer2edit.settings import Accepting, ExtractOptions, RunOptions, SearchOptions
 from steer2edit.settings.search import Stage
 from steer2edit.steering import prompt_digests, require_no_overlap
@@ -57,18 +59,19 @@ def search_options(recipe: Recipe, options: RunOptions) -> SearchOptions:
             f"behaviour: steer2edit run MODEL {recipe.behaviour} {given[0]} ..."
         )
     stage = _stage(options)
-    grid = recipe.coarse if stage == "coarse" else recipe.model.refined
-    asked = {**recipe.search.model_dump(), **recipe.budget.model_dump(), **options.of_search}
-    whole = asked["strategy"] == "grid"  # and one refined round around its best
-    asked["trials"] = asked["trials"] or (grid.points + 3 ** len(grid.ranges) if whole else SearchOptions.trials)
-    if whole and asked["trials"] < grid.points:
-        raise InvalidValueError(
-            f"the {stage} grid has {grid.points} points and is tried whole, got trials = {asked['trials']}. Ask "
-            "for as many, or for another strategy: --strategy tpe."
-        )
+    ranges = recipe.coarse if stage == "coarse" else recipe.model.refined
+    asked = {"strategy": "grid", **recipe.search, **recipe.budget, **options.of_search}
+    if asked["strategy"] == "grid":
+        points = math.prod(len(range_values(*values)) for values in ranges.values())
+        asked.setdefault("trials", points + 3 ** len(ranges))  # and one refined round around its best
+        if asked["trials"] < points:
+            raise InvalidValueError(
+                f"the {stage} grid has {points} points and is tried whole, got trials = {asked['trials']}. Ask for as "
+                "many, or for another strategy: --strategy tpe."
+            )
     return SearchOptions(
-        behaviour=recipe.behaviour, blocks=grid.blocks, ranges=grid.ranges, limit=options.limit,
-        max_new_tokens=_longest_reply(recipe, options), seed=recipe.seed, **asked,
+        behaviour=recipe.behaviour, blocks=tuple(block for block in TUNED_BLOCKS if f"rho_{block}" in ranges),
+        ranges=ranges, limit=options.limit, max_new_tokens=_longest_reply(recipe, options), seed=recipe.seed, **asked,
     )  # fmt: skip
 
 
@@ -88,10 +91,9 @@ def run_recipe(
     DataError, MismatchError, BudgetError and NoiseError as `run_behaviour` and `run_search` do.
     """
     wanted = search_options(recipe, options)
-    source = ExtractOptions(
-        contrast=options.contrast or recipe.contrast.source, limit=options.limit, seed=recipe.seed,
-        **recipe.contrast.model_dump(exclude={"source"}),
-    )  # fmt: skip
+    named = {**recipe.contrast, "contrast": options.contrast or recipe.contrast["source"]}
+    del named["source"]
+    source = ExtractOptions(**named, limit=options.limit, seed=recipe.seed)
     specs = [data_set.spec(options.published) for data_set in recipe.data_sets]
     settings = TaskSettings("held_out", options.limit, _longest_reply(recipe, options))
     tasks = build_tasks(specs, settings)  # first: what cannot be read shall not cost a search

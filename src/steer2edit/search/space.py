@@ -39,7 +39,7 @@ class SearchSpace:
         if not self.blocks or set(self.blocks) - set(TUNED_BLOCKS):
             raise InvalidValueError(f"blocks must be attn, mlp or both, got {', '.join(self.blocks) or 'none'}.")
         for name, values in (self.ranges or {}).items():
-            check_range(name, *values)
+            read_range(name, values)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of every coordinate."""
@@ -92,21 +92,25 @@ def range_values(low: float, high: float, step: float) -> list[float]:
     return [round(low + i * step, 6) for i in range(round((high - low) / step) + 1)]
 
 
-def check_range(name: str, low: float, high: float, step: float) -> None:
-    """An InvalidValueError for a range that has no whole number of steps, or leaves its coordinate's bounds."""
+def read_range(name: str, given: object) -> Range:
+    """The low, high and step of a coordinate; an InvalidValueError outside its bounds, or without whole steps."""
     if name not in _BOUNDS:
         raise InvalidValueError(f"there is no coordinate {name!r} with a range. {did_you_mean(name, _BOUNDS)}")
     smallest, largest = _BOUNDS[name]
-    if not smallest <= low < high <= largest:
+    values = list(given) if isinstance(given, list | tuple) else []
+    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(values) != 3 or len(numbers) != 3 or not smallest <= numbers[0] < numbers[1] <= largest:
         raise InvalidValueError(
             f"the range of {name} must be [low, high, step] with {smallest:g} <= low < high <= {largest:g}, got "
-            f"[{low:g}, {high:g}, {step:g}]."
+            f"{given}."
         )
+    low, high, step = numbers
     if not 0 < step <= high - low + 1e-9 or abs((high - low) / step - round((high - low) / step)) > 1e-6:
         raise InvalidValueError(
             f"the step of {name} must divide {high - low:g} into whole steps, got {step:g}: give [low, high, step], "
             "e.g. [0.1, 0.9, 0.2]."
         )
+    return low, high, step
 
 
 def propose(

@@ -81,32 +81,35 @@ class Setting:
         return type(None) in get_args(self.kind)
 
     def check(self, value: Any) -> None:
-        """Refuse a value that is out of range by an InvalidValueError with value and constraint."""
+        """Refuse a value that is of another kind or out of range, by an InvalidValueError with value and constraint."""
         if value is None:
             return
         kinds = {self.kind, *get_args(self.kind), *([str] if self.choices else [])}
-        if (str in kinds and isinstance(value, int | float)) or ({int, float} & kinds and isinstance(value, str)):
-            raise InvalidValueError(f"{self.name} must be {'text' if str in kinds else 'a number'}, got {value!r}.")
+        for kind, other, what in (
+            (str, int | float, "text"),
+            (float, str, "a number"),
+            (int, str | float, "an integer"),
+        ):
+            if kind in kinds and isinstance(value, other):
+                raise InvalidValueError(f"{self.name} must be {what}, got {value!r}.")
         if self.choices and value not in self.choices:
             words = self.name.replace("_", " ")
             raise InvalidValueError(f"unknown {words} {value!r}. {did_you_mean(value, self.choices)}")
-        numbers = value if isinstance(value, tuple) else (value,)
-        least, most = self.option.min, self.option.max
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                continue
-            if not math.isfinite(number):
-                raise InvalidValueError(f"{self.name} must be finite, got {', '.join(map(str, numbers))}.")
-            if self.not_zero and number == 0:
-                raise InvalidValueError(
-                    f"{self.name} must not be 0, got {', '.join(f'{own:g}' for own in numbers)}: at 0 there is the "
-                    "base alone, which everything is compared with anyway. 1 is an edit as it is."
-                )
-            if self.above and not number > self.above.limit:
-                raise InvalidValueError(f"{self.name} must be > {self.above.limit:g}, got {number}.")
-            if (least is not None and number < least) or (most is not None and number > most):
-                limits = [f">= {least:g}" if least is not None else "", f"<= {most:g}" if most is not None else ""]
-                raise InvalidValueError(f"{self.name} must be {' and '.join(filter(None, limits))}, got {number}.")
+        values = value if isinstance(value, tuple | list) else (value,)
+        numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
+        shown, least, most = ", ".join(map(str, values)), self.option.min, self.option.max
+        if not all(map(math.isfinite, numbers)):
+            raise InvalidValueError(f"{self.name} must be finite, got {shown}.")
+        if self.not_zero and 0 in numbers:
+            raise InvalidValueError(
+                f"{self.name} must not be 0, got {shown}: at 0 there is the base alone, which everything is compared "
+                "with anyway. 1 is an edit as it is."
+            )
+        if self.above and any(number <= self.above.limit for number in numbers):
+            raise InvalidValueError(f"{self.name} must be > {self.above.limit:g}, got {shown}.")
+        limits = ([] if least is None else [f">= {least:g}"]) + ([] if most is None else [f"<= {most:g}"])
+        if any((least is not None and n < least) or (most is not None and n > most) for n in numbers):
+            raise InvalidValueError(f"{self.name} must be {' and '.join(limits)}, got {shown}.")
 
 
 def help_texts(doc: str | None) -> dict[str, str]:
