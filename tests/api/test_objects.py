@@ -234,7 +234,7 @@ def test_wrong_kinds_of_values_are_refused_by_name() -> None:
     model = s2e.Model.of(tiny_chat_model())
     for call, message in (
         (lambda: s2e.extract(model, "safety", span=3), "span must be text, got 3"),
-        (lambda: s2e.extract(model, "safety", limit="3"), "limit must be a number, got '3'"),
+        (lambda: s2e.extract(model, "safety", limit="3"), "limit must be an integer, got '3'"),
         (lambda: s2e.convert(model, {}, rho_attn="0.2"), "rho_attn must be a number, got '0.2'"),
         (lambda: s2e.convert(model, {}, rho_attn=0.2, limit=0), "limit must be >= 1, got 0"),
         (lambda: s2e.evaluate(model, [], []), "there are no pairs"),

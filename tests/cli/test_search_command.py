@@ -138,7 +138,7 @@ def test_another_behaviour_in_the_same_folder(
         (("--seed", "-1"), "'--seed': Input should be greater than or equal to 0"),
         (("--worker", "a/b"), "a worker's name must be usable in a file name"),
         (("--max-kl", "0"), "max_kl must be > 0, got 0"),
-        (("--storage", "nonsense"), "the storage nonsense cannot be used"),
+        (("--storage", "sqlite:///study.db"), "--storage is a folder that the workers share"),
     ],
 )
 def test_bad_options_are_one_message(

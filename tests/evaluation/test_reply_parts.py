@@ -89,9 +89,9 @@ def test_labellers_and_what_they_leave_as_an_example() -> None:
     seen: list[Any] = []
     by_callable(lambda prompt, answer: seen.append(answer))(candidates)
     assert seen == [NO, YES, ""]
-    assert by_length()(candidates) == ["negative", "negative", None, "positive"]
+    assert by_length(candidates) == ["negative", "negative", None, "positive"]
     assert [example_text(refusal, reply) for reply in REPLIES[:3]] == [NO, YES, None]
-    assert example_text(by_length(), REPLIES[0]) == REPLIES[0].text
+    assert example_text(by_length, REPLIES[0]) == REPLIES[0].text
 
 
 # a reply that was cut off: the verdict with the strict phrases

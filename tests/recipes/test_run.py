@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_a_run_goes_on_where_it_was_stopped(recipe: Recipe, tmp_path: Path, monk
     def killed(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("search_and_report", "compare"):
+    for step in ("search_edit", "compare"):
         with monkeypatch.context() as patch:
             patch.setattr(f"steer2edit.recipes.recipe_run.{step}", killed)
             with pytest.raises(KeyboardInterrupt):
@@ -143,7 +144,7 @@ def test_vectors_of_another_model_contrast_or_limit_are_not_reused(recipe: Recip
         run_recipe(recipe, tiny(seed=1), out, Told(), OPTIONS)
     with pytest.raises(MismatchError, match=r"differs in: limit \(4, now 3\)"):
         run_recipe(recipe, tiny(), out, Told(), RunOptions(other_model=True, limit=3, max_new_tokens=4))
-    contrast = Path(recipe.contrast.source)
+    contrast = Path(recipe.contrast["source"])
     contrast.write_text(contrast.read_text().replace("never", "ever"))
     with pytest.raises(MismatchError, match="contrast"):
         run_recipe(recipe, tiny(), out, Told(), OPTIONS)
@@ -248,7 +249,7 @@ def test_ranges_are_those_of_the_papers_coordinates() -> None:
     assert {p["rho_attn"] for p in space.refined_grid(points[-1], 1)} == {0.23, 0.24}
     assert {p["alpha"] for p in space.refined_grid(points[-1], 1)} == {0.875, 0.9}
     assert (space.distributions()["rho_attn"].low, space.distributions()["rho_attn"].high) == (0.16, 0.24)
-    assert space.to_json()["ranges"] == ranges
+    assert asdict(space)["ranges"] == ranges
     with pytest.raises(InvalidValueError, match="no coordinate 'rho_atn' with a range"):
         SearchSpace(ranges={"rho_atn": (0.1, 0.2, 0.1)})
     assert SearchOptions().ranges is None

@@ -8,12 +8,14 @@ import pytest
 import torch
 from tiny_search import facts, random_vectors, run, tiny_model, tiny_search
 
+from steer2edit.artifacts.run_folder import RunFolder
 from steer2edit.core import Editing
 from steer2edit.editing import convert
 from steer2edit.method import EVERYTHING, GATED_RULES
 from steer2edit.models import LanguageModel
 from steer2edit.search import prepare_search, search_results
 from steer2edit.search.generation import measure_generation
+from steer2edit.search.run import _KIND
 from steer2edit.search.search import Search
 from steer2edit.search.space import SearchSpace
 from steer2edit.search.study import Study, Trial, read_trials
@@ -87,23 +89,21 @@ def test_without_effects_the_summary_says_why_it_was_not_tried(model: LanguageMo
 
 
 def test_of_two_workers_that_end_at_once_one_looks(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'study.db'}"
     looks: list[str] = []
 
-    def study(worker: str) -> Study:
-        search = tiny_search(storage=url, worker=worker)
-        return Study(search.identity(), search.space, search.goal, search.options)
+    def study() -> Study:
+        return Study(RunFolder(tmp_path, _KIND), shared=True)
 
     def look(worker: str) -> list[str]:
         looks.append(worker)
         time.sleep(0.5)
         return [worker]
 
-    studies = {worker: study(worker) for worker in "ab"}
+    studies = {worker: study() for worker in "ab"}
     found: dict[str, list[str]] = {}
 
     def ask(worker: str) -> None:
-        found[worker] = studies[worker].once("look", lambda: look(worker), alone=True)
+        found[worker] = studies[worker].once("held_out", "key", lambda: look(worker))
 
     threads = [threading.Thread(target=ask, args=(worker,)) for worker in "ab"]
     for thread in threads:
@@ -114,13 +114,12 @@ def test_of_two_workers_that_end_at_once_one_looks(tmp_path: Path) -> None:
     assert found == {"a": looks, "b": looks}
 
 
-def test_a_killed_look_is_taken_by_the_worker_that_began_it(tmp_path: Path) -> None:
-    search = tiny_search(storage=f"sqlite:///{tmp_path / 'study.db'}", worker="a")
-    study = Study(search.identity(), search.space, search.goal, search.options)
+def test_a_look_that_was_killed_is_taken_again(tmp_path: Path) -> None:
+    study = Study(RunFolder(tmp_path, _KIND), shared=True)
 
     def killed() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.once("look", killed, alone=True)
-    assert study.once("look", lambda: [1], alone=True) == [1]
+        study.once("held_out", "key", killed)
+    assert study.once("held_out", "key", lambda: [1]) == [1]

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
+from filelock import FileLock
 from tiny_search import CountingEngine, facts, run, tiny_behaviour, tiny_model, tiny_search
 
 from steer2edit.engines import TransformersEngine
-from steer2edit.errors import ArtifactError, BudgetError, MismatchError
+from steer2edit.errors import ArtifactError, BudgetError, InvalidValueError, MismatchError
 from steer2edit.models import Sampling
 from steer2edit.search.generation import measure_generation
 from steer2edit.search.goal import Budget
@@ -158,10 +158,10 @@ def test_another_behaviour_is_refused(copy: Path) -> None:
 
 
 def test_a_storage_of_another_search_is_refused(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    run(again(seed=1, trials=4, storage=url), tmp_path / "other")
-    with pytest.raises(MismatchError, match=r"belongs to another search: it differs in seed \(1, now 0\)"):
-        run(again(storage=url), tmp_path / "run")
+    storage = str(tmp_path / "shared")
+    run(again(seed=1, trials=4, storage=storage), tmp_path / "other")
+    with pytest.raises(MismatchError, match=r"shared belongs to another search\. It differs in: seed \(1, now 0\)"):
+        run(again(storage=storage), tmp_path / "run")
 
 
 def test_one_process_at_a_time(copy: Path) -> None:
@@ -266,24 +266,26 @@ def test_nothing_sane(tmp_path: Path) -> None:
 
 def test_two_workers_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sees the other's trials and repeats none; both end with the same trials, front, edit and look."""
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    seen: list[set[str]] = []
+    storage = str(tmp_path / "shared")
+    seen: list[list[Any]] = []
 
     def spying(strategy: Any, space: SearchSpace, history: Any, *others: Any) -> Any:
-        seen.append({trial.user_attrs["worker"] + str(trial.user_attrs["trial"]["generation"]) for trial in history})
+        seen.append([trial.params for trial in history])
         return propose(strategy, space, history, *others)
 
     monkeypatch.setattr("steer2edit.search.run.propose", spying)
 
     def worker(name: str, trials: int) -> tuple[SearchResult, CountingEngine]:
         engine = CountingEngine(TransformersEngine(tiny_model()))
-        search = again(engine=engine, storage=url, worker=name, trials=trials, generation=4, budget=Budget({"kl": 2.0}))
+        search = again(
+            engine=engine, storage=storage, worker=name, trials=trials, generation=4, budget=Budget({"kl": 2.0})
+        )
         return run(search, tmp_path / name), engine
 
     worker("a", 4)
     b, _ = worker("b", 8)
     a, _ = worker("a", 12)
-    assert seen == [set(), {"a0"}, {"a0", "b0"}]
+    assert seen == [[], [t.parameters for t in a.trials[:4]], [t.parameters for t in a.trials[:8]]]
     assert [trial.worker for trial in a.trials] == ["a"] * 4 + ["b"] * 4 + ["a"] * 4  # `trials` counts everybody's
     again_b, engine = worker("b", 12)
     assert len(seen) == 3
@@ -293,19 +295,18 @@ def test_two_workers_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [c.to_json() for c in again_b.held_out] == [c.to_json() for c in a.held_out]
     name = "edit/adapter_model.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert {path.name for path in (tmp_path / "a" / "trials").iterdir()} == {"a-0000.json", "a-0001.json"}
-    (summary,) = optuna.get_all_study_summaries(url)
-    trials = [t for t in optuna.load_study(study_name=summary.study_name, storage=url).trials if t.params]
-    keys = [trial.user_attrs["key"] for trial in trials]
-    assert keys == [f"{w}-{g:04d}-{i:03d}" for w, g in (("a", 0), ("b", 0), ("a", 1)) for i in range(4)]
-    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 12
+    files = {path.name for path in (tmp_path / "shared" / "trials").iterdir()}
+    assert files == {"a-0000.json", "a-0001.json", "b-0000.json"}
+    assert [t.record for t in a.trials] == [
+        f"{w}-{g:04d}-{i:03d}" for w, g in (("a", 0), ("b", 0), ("a", 1)) for i in range(4)
+    ]
+    assert len({tuple(sorted(trial.parameters.items())) for trial in a.trials}) == 12
     assert facts(b.trials) == facts(a.trials[:8])
 
 
 def test_trials_that_come_after_the_look_do_not_change_it(tmp_path: Path) -> None:
     """Two workers in their last generation: who ends first says which trials are chosen from."""
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    shared: dict[str, Any] = {"storage": url, "generation": 4, "budget": Budget({"kl": 2.0})}
+    shared: dict[str, Any] = {"storage": str(tmp_path / "shared"), "generation": 4, "budget": Budget({"kl": 2.0})}
     run(again(**shared, worker="a", trials=4), tmp_path / "a")
     measured: list[SearchResult] = []
 
@@ -325,11 +326,13 @@ def test_trials_that_come_after_the_look_do_not_change_it(tmp_path: Path) -> Non
     assert [c.to_json() for c in a.held_out] == [c.to_json() for c in b.held_out]
 
 
-def test_a_worker_needs_a_name_of_its_own(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    run(again(storage=url, trials=4), tmp_path / "one")
-    with pytest.raises(MismatchError, match=r"has 4 trials of a worker 'main' .*--worker"):
-        run(again(storage=url, trials=4), tmp_path / "two")
+def test_a_worker_needs_a_name_and_a_folder_of_its_own(tmp_path: Path) -> None:
+    storage = tmp_path / "shared"
+    run(again(storage=str(storage), trials=4), tmp_path / "one")
+    with FileLock(storage / ".main.lock"), pytest.raises(MismatchError, match=r"the worker 'main' of .*--worker"):
+        run(again(storage=str(storage), trials=4), tmp_path / "two")
+    with pytest.raises(InvalidValueError, match="--out is a folder of each worker, and --storage of all"):
+        run(again(storage=str(storage), trials=4), storage)
 
 
 def test_files_tell_their_worker(tmp_path: Path) -> None:
@@ -339,7 +342,6 @@ def test_files_tell_their_worker(tmp_path: Path) -> None:
     assert {trial.worker for trial in read_trials(out / "trials")} == {"gpu-0"}
 
 
-@pytest.mark.parametrize("storage", ["nonsense", "sqlite:////nowhere/at/all/study.db", "mongo://host/db"])
-def test_bad_storage(storage: str, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"the storage .* cannot be used: .*sqlite:///study\.db"):
-        run(again(storage=storage), tmp_path / "run")
+def test_a_storage_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match=r"--storage is a folder .* got 'sqlite:///study\.db'"):
+        again(storage="sqlite:///study.db")

@@ -36,31 +36,20 @@ class TestLength:
         labels = find_labeller("length")([reply_of("x", n) for n in lengths])
         assert labels == [{1: P, 2: P, 7: N, 8: N}.get(n) for n in lengths]
 
-    def test_percentile(self) -> None:
-        labels = by_length(50.0)([reply_of("x", n) for n in (1, 2, 3, 4)])
-        assert labels == [P, P, N, N]
-        labels = by_length(10.0)([reply_of("x", n) for n in range(1, 21)])
-        assert labels == [P, P, *[None] * 16, N, N]
-
     def test_a_cut_off_reply_is_long_never_short(self) -> None:
         candidates = [reply_of("x", n) for n in (3, 4, 5)] + [reply_of("x", 9, finished=False)]
-        assert by_length(25.0)(candidates) == [P, None, None, N]
+        assert by_length(candidates) == [P, None, None, N]
         candidates = [reply_of("x", 1, finished=False)] + [reply_of("x", n) for n in (3, 4, 5)]
-        assert by_length(25.0)(candidates) == [None, P, None, N]
+        assert by_length(candidates) == [None, P, None, N]
 
     def test_empty_replies_are_left_out(self) -> None:
         candidates = [reply_of("", 0), *(reply_of("x", n) for n in (1, 2, 3, 4))]
-        assert by_length(25.0)(candidates) == [None, P, None, None, N]
+        assert by_length(candidates) == [None, P, None, None, N]
 
     def test_equal_lengths_and_nothing_finished_give_no_label(self) -> None:
-        assert by_length()([reply_of("x", 3)] * 4) == [None] * 4
-        assert by_length()([reply_of("x", n, finished=False) for n in (1, 2, 3, 4)]) == [None] * 4
-        assert by_length()([]) == []
-
-    @pytest.mark.parametrize("percentile", [0.0, -1.0, 50.1, 100.0])
-    def test_percentile_out_of_range(self, percentile: float) -> None:
-        with pytest.raises(InvalidValueError, match=rf"percentile must be in \(0, 50\], got {percentile}"):
-            by_length(percentile)
+        assert by_length([reply_of("x", 3)] * 4) == [None] * 4
+        assert by_length([reply_of("x", n, finished=False) for n in (1, 2, 3, 4)]) == [None] * 4
+        assert by_length([]) == []
 
 
 class TestReference:

@@ -10,7 +10,7 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import LanguageModel
 from steer2edit.progress import show_progress
-from steer2edit.settings.declared import Checked, Setting, declared
+from steer2edit.settings.declared import Checked, declared
 
 Result = TypeVar("Result")
 _OURS = "steer2edit."
@@ -22,43 +22,45 @@ def public(function: Callable[..., Result]) -> Callable[..., Result]:
     Keywords have the names, defaults, limits and help texts of the command line. What it is called by is checked by
     name, models, edits and vectors by what they are, and long steps show their progress.
     """
-    hints = get_type_hints(function)
-    groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Checked)}
-    own = inspect.signature(function).parameters.values()
-    plain = [parameter for parameter in own if parameter.name not in groups]
-    taken = {parameter.name for parameter in plain}
-    declarations: dict[str, dict[str, Setting]] = {name: declared(kind) for name, kind in groups.items()}  # type: ignore[arg-type]
-    settings = {name: [key for key in own if key not in taken] for name, own in declarations.items()}
-    keywords = {
-        key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=declarations[name][key].default)
-        for name, keys in settings.items()
-        for key in keys
+    hints, parameters = get_type_hints(function), inspect.signature(function).parameters
+    groups: dict[str, Any] = {
+        name: kind for name, kind in hints.items() if isinstance(kind, type) and issubclass(kind, Checked)
     }
-    signature = inspect.Signature([*plain, *keywords.values()])
+    plain = [parameter for name, parameter in parameters.items() if name not in groups]
+    options = {
+        key: (name, setting)
+        for name, kind in groups.items()
+        for key, setting in declared(kind).items()
+        if key not in parameters
+    }
+    keywords = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=setting.default)
+        for key, (_, setting) in options.items()
+    ]
+    signature = inspect.Signature([*plain, *keywords])
     objects = {parameter.name: found for parameter in plain if (found := _ours(hints[parameter.name]))}
 
     @wraps(function)
     def call(*args: Any, **given: Any) -> Result:
-        if unknown := sorted(given.keys() - keywords.keys() - taken):
+        if unknown := sorted(given.keys() - signature.parameters.keys()):
             known = [one.name for one in signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
             raise InvalidValueError(
                 f"{function.__name__} has no keyword {unknown[0]!r}. {did_you_mean(unknown[0], known)}"
             )
-        made = {
-            name: groups[name](**{key: given[key] for key in keys if key in given}) for name, keys in settings.items()
-        }
         for name, value in signature.bind(*args, **given).arguments.items():
             if name in objects and not isinstance(value, objects[name]):
                 wanted = " or ".join(kind.__name__ for kind in objects[name] if kind is not type(None))
                 raise InvalidValueError(f"{function.__name__} takes {name} as {wanted}, got {_got(value)}.")
+        chosen: dict[str, dict[str, Any]] = {name: {} for name in groups}
+        for key in given.keys() & options.keys():
+            chosen[options[key][0]][key] = given.pop(key)
         with show_progress(piped=False):
-            plainly = {name: value for name, value in given.items() if name not in keywords}
-            return function(*args, **plainly, **made)
+            return function(*args, **given, **{name: groups[name](**own) for name, own in chosen.items()})
 
     call.__signature__ = signature  # type: ignore[attr-defined]
-    if keywords:
-        helps = {key: setting.option.help for own in declarations.values() for key, setting in own.items()}
-        helped = ["Keywords, as on the command line:", *(f"    {key}: {helps[key]}" for key in keywords)]
+    if options:
+        helps = (f"    {key}: {setting.option.help}" for key, (_, setting) in options.items())
+        helped = ["Keywords, as on the command line:", *helps]
         call.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", *helped])
     return call
 

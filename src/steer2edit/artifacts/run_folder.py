@@ -66,7 +66,7 @@ class RunFolder:
             for found in [*path.iterdir(), *path.glob("*/.*")]:  # of killed processes: who holds the lock is alone
                 if _LEFTOVER.fullmatch(found.name):
                     shutil.rmtree(found) if found.is_dir() else found.unlink()
-            self._settle(identity)
+            self.settle(identity)
             yield self
         finally:
             lock.release()
@@ -97,7 +97,7 @@ class RunFolder:
         with damage_explained(self.path / f"{name}.json"):
             return [Condition.from_json(one) for one in found]
 
-    def _settle(self, identity: Mapping[str, Any]) -> None:
+    def settle(self, identity: Mapping[str, Any]) -> None:
         """Write down what the run is about, or require that it is what is written there."""
         path, kind, manifest = self.path, self.kind, self.path / MANIFEST_FILE
         if not manifest.exists():

@@ -123,10 +123,23 @@ def print_audit(audit: "late.audit.Audit", top: int) -> None:
         print_table(columns, [_row(change) for change in shown[: max(top, 1)]], title)
     if magnitudes := {site: edit.magnitude for site, edit in audit.sites.items() if site.block != "mlp"}:
         _print_heat_map(magnitudes)
-    if found := sorted((c for change in shown for c in change.components), key=lambda c: -abs(c["magnitude"]))[:top]:
-        rows = [[c["component"], f"{c['magnitude']:+.4f}", f"{c['error']:.4f}"] for c in found]
+    if largest := sorted((c for change in shown for c in change.components), key=lambda c: -abs(c["magnitude"]))[:top]:
+        rows = [[c["component"], f"{c['magnitude']:+.4f}", f"{c['error']:.4f}"] for c in largest]
         print_table(["component", "λ", "±"], rows, "Strongest components")
-    _print_the_rest(audit)
+    found = audit.structure
+    for line in (
+        *(f"Added tensor: {name}" for name in found.added),
+        *(f"Missing tensor: {name}" for name in found.missing),
+        *(
+            f"Other shape: {name}, {list(before)} in the base, {list(after)} here"
+            for name, (before, after) in found.other_shape.items()
+        ),
+        *(f"Setting {name}: {then!r:.60} → {now!r:.60}" for name, (then, now) in found.settings.items()),
+        *(f"Not looked at: {name} ({why})" for name, why in audit.unread.items()),
+        *(f"File {file.what}: {file.name}" for file in audit.files),
+        *(f"Note: {note}" for note in audit.notes),
+    ):
+        say(line)
 
 
 def _row(change: "late.audit.TensorChange") -> list[str]:
@@ -147,20 +160,3 @@ def _row(change: "late.audit.TensorChange") -> list[str]:
         str(len(change.components) if change.recovered is not None else change.changed),
         names,
     ]
-
-
-def _print_the_rest(audit: "late.audit.Audit") -> None:
-    found = audit.structure
-    for what, tensors in (("Added", found.added), ("Missing", found.missing)):
-        for name in tensors:
-            say(f"{what} tensor: {name}")
-    for name, (before, after) in found.other_shape.items():
-        say(f"Other shape: {name}, {list(before)} in the base, {list(after)} here")
-    for name, values in found.settings.items():
-        say(f"Setting {name}: {values[0]!r:.60} → {values[1]!r:.60}")
-    for name, why in audit.unread.items():
-        say(f"Not looked at: {name} ({why})")
-    for file in audit.files:
-        say(f"File {file.what}: {file.name}")
-    for note in audit.notes:
-        say(f"Note: {note}")

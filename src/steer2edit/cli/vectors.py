@@ -175,11 +175,9 @@ def _write(
         blocks = found if isinstance(found, core.BlockVectors) else core.BlockVectors.of(found)
         left_out = artifacts.save_block_vectors(blocks, to, model_hint=model_hint, overwrite=overwrite)
         return {"file": str(to), "layers_left_out": left_out}
-    if file.is_dir():  # of a SAE: what writes to the residual stream last is its natural place
-        use_at = use_at or ("mlp" if isinstance(found, core.BlockVectors) else None)
-        taken = artifacts.load_vectors(found, use_at)  # type: ignore[arg-type]
-    else:
-        taken = artifacts.load_vectors(file, use_at)  # type: ignore[arg-type]
+    if file.is_dir() and isinstance(found, core.BlockVectors):  # of a SAE: what writes to the residual stream last
+        use_at = use_at or "mlp"
+    taken = artifacts.load_vectors(found if file.is_dir() else file, use_at)  # type: ignore[arg-type]
     artifacts.save_vectors(taken, to, overwrite=overwrite, plain=plain)
     return {"file": str(to), "layers_left_out": []}
 

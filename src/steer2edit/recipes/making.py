@@ -180,14 +180,7 @@ def make_vectors(
 def make_edit(
     model: LanguageModel, vectors: SteeringVectors, options: ConvertOptions, accepting: Accepting = Accepting()
 ) -> WeightEdit:
-    """The edit that the options ask for: the recommended one of measured effects where vectors have these and no budget
-    is given, else by the paper's rule; scaled to a drift if one is given, and to at most 0.03 for edits of effects.
-
-    Raises:
-        InvalidValueError: a value is out of range, or nothing is edited.
-        MismatchError: the vectors are for another model, lack sites, or lack the means or effects that are needed.
-        NoiseError: the diagnosis calls the vectors noise.
-    """
+    """The edit that the options ask for, scaled to a drift if one is given; edits of effects to at most 0.03."""
     rules, hyperparameters = rules_of(options, vectors)
     vectors = with_inputs(model, vectors, options)
     least = MIN_TOKENS if options.min_expert_tokens is None else options.min_expert_tokens
@@ -257,11 +250,8 @@ def refit(
 ) -> tuple[WeightEdit, list[Condition], Mapping[str, Sequence[str]]]:
     """Extract and convert again with an edit's own settings, on a model whose weights have changed since.
 
-    Nothing is searched: rules and budgets are those of the edit, and its drift is the most that is spent. A model that
-    was tuned with the edit in its weights is measured with what is left of it. Returns the new edit; on held-out items
-    the model as it is now, with the old edit on top, and with the new one; and what was asked, by set. Raises
-    DataError, MismatchError and NoiseError as `recipe_of` and `convert` do, and InvalidValueError for an edit with
-    hyper-parameters that this version has not.
+    Nothing is searched, and no more drift spent than the edit's. Returns the new edit; on held-out items the model as
+    it is now, with the old edit on top, and with the new one; and what was asked, by set.
     """
     model.require_fit(edit, allow_mismatch=True)
     options = recipe_of(edit, changed.contrast)
@@ -284,10 +274,7 @@ def refit(
 
 
 def _at_best_drift(engine: TransformersEngine, edit: WeightEdit, kl: float, part: Behaviour) -> WeightEdit:
-    """The edit at that of a few drifts, up to one, with most of the behaviour on validation items.
-
-    An old edit that is still in the weights adds to the new one: together they may begin a refusal and go past it.
-    """
+    """The edit at that of a few drifts, up to one, which shows most: beside what is left of an old one less may do."""
     tasks = [task for task in part.tasks if part.attribute in task.metric_names]
     edit = at_drift(engine, edit, kl)
     arms = [edit_arm(edit, f"{share:g} of the drift", share**0.5) for share in _SHARES]

@@ -18,14 +18,13 @@ from steer2edit.evaluation.reply_tasks import MathTask, is_right
 from steer2edit.evaluation.statistics import compare
 from steer2edit.evaluation.task import BASE_ARM, Task, TaskSettings, edit_arm, evaluate, steering_arm
 from steer2edit.models import LanguageModel
-from steer2edit.recipes.making import preview, told
 from steer2edit.recipes.recipe import Recipe
-from steer2edit.recipes.run import RUN, identity, search_and_report, vectors_once, write_run
+from steer2edit.recipes.run import RUN, identity, search_edit, vectors_once, write_run
 from steer2edit.report.run_results import read_results
-from steer2edit.search import Narrate, prepare_search
+from steer2edit.search import Narrate
 from steer2edit.search.search import behaviours_of
 from steer2edit.search.space import range_values
-from steer2edit.settings import Accepting, ExtractOptions, RunOptions, SearchOptions
+from steer2edit.settings import ExtractOptions, RunOptions, SearchOptions
 from steer2edit.settings.search import Stage
 from steer2edit.steering import prompt_digests, require_no_overlap
 
@@ -46,12 +45,7 @@ def _longest_reply(recipe: Recipe, options: RunOptions) -> int | None:
 
 
 def search_options(recipe: Recipe, options: RunOptions) -> SearchOptions:
-    """The search that a recipe asks for.
-
-    Raises:
-        InvalidValueError: fewer trials than its grid has, which is tried whole; or an option that says how an edit is
-            made, which the recipe does.
-    """
+    """The search that a recipe asks for; an InvalidValueError for options that a recipe decides, or too few trials."""
     made = {"--robust": options.robust, "--kl": options.kl, "--search": options.search, "--seed": options.seed}
     if given := [name for name, value in made.items() if value]:
         raise InvalidValueError(
@@ -85,11 +79,7 @@ def run_recipe(
     force: bool = False,
     command: str = "",
 ) -> dict[str, Any]:
-    """Run a recipe into the folder `out`, going on where an earlier call was stopped: its `search/results.json`.
-
-    The folder holds `vectors.safetensors` and, in `search/`, what a search writes, with the data sets. Raises
-    DataError, MismatchError, BudgetError and NoiseError as `run_behaviour` and `run_search` do.
-    """
+    """Run a recipe into the folder `out`, going on where an earlier call was stopped: its `search/results.json`."""
     wanted = search_options(recipe, options)
     named = {**recipe.contrast, "contrast": options.contrast or recipe.contrast["source"]}
     del named["source"]
@@ -108,9 +98,7 @@ def run_recipe(
         seen = {"vector": vectors.metadata.get("prompts", ()), "validation": chosen_on}
         require_no_overlap({"data set": prompt_digests(asked), **seen})
         folder = out / "search"
-        search = prepare_search(model, vectors, wanted, accepting=Accepting(force=force))
-        results = search_and_report(search, folder, narrate, command)
-        narrate(told(preview(model, vectors, load_edit(folder / "edit"))), [])
+        results = search_edit(model, vectors, wanted, folder, narrate, command, force=force)
         where = {"stage": _stage(options), "on_own_model": not options.other_model}
         results["recipe"] = {**recipe.model_dump(mode="json"), **where}
         if tasks:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from steer2edit.artifacts.manifest import read_json
 from steer2edit.artifacts.run_folder import RunFolder, RunKind, write_json
 from steer2edit.core import Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, edited, merged
-from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
+from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import ArtifactError
 from steer2edit.estimates import CHANGE, POINTS, Condition, Estimate
 from steer2edit.evaluation.behaviours import Behaviour, behaviour
@@ -42,10 +42,7 @@ def write_run(results: dict[str, Any], edit: WeightEdit, out: Path) -> None:
 
 
 def render_again(run: Path, page: Path | None = None) -> Path:
-    """Make the report of a run folder again, from its `results.json` and `edit/`: by default as its `report.html`.
-
-    Raises ArtifactError for a folder that is not of a run that has ended, and DataError for results that are none.
-    """
+    """Make the report of a run folder again, by default as its `report.html`; an ArtifactError if none has ended."""
     folder = run if (run / RESULTS_FILE).is_file() else run / "search"
     if not (folder / RESULTS_FILE).exists():
         raise ArtifactError(
@@ -72,10 +69,9 @@ def search_and_report(search: Search, out: Path, narrate: Narrate, command: str 
 def verify_artifacts(
     model: LanguageModel, edit: WeightEdit, adapter: Path, checkpoint: Path, prompts: Sequence[str], max_new_tokens: int
 ) -> dict[str, dict[str, int]]:
-    """How many greedy replies of each reloaded artifact equal those of the edit in this process, token by token.
+    """How many greedy replies of each artifact, reloaded in a fresh process, equal those of the edit in this one.
 
-    The adapter is compared in float32 with the run-time edit; the checkpoint in its own dtype with the edit merged into
-    the weights. An ArtifactError for one that does not load in a fresh process.
+    The adapter is compared in float32 with the run-time edit; the checkpoint in its own dtype with the merged edit.
     """
     sampling, name = Sampling(max_new_tokens), "Verifying"
     exact = load_model(model.name, dtype="float32", device="cpu")
@@ -119,12 +115,8 @@ def run_behaviour(
 ) -> dict[str, Any]:
     """Make and test an edit for a behaviour in the folder `out`, going on where an earlier call was stopped.
 
-    The folder holds `vectors.safetensors`, `edit/`, `results.json`, which is returned, and `report.html`; with a
-    search, in `search/`. With `paper` an edit by the paper's rule is beside it, at the same drift; `verified` is how
-    many prompts of each kind are compared after reloading adapter and checkpoint in a fresh process: without any, no
-    checkpoint is written. Raises DataError for a behaviour or contrast file that is not there or malformed,
-    MismatchError for the folder of another run, and NoiseError for vectors that the diagnosis calls noise (unless
-    `force`).
+    With `paper` an edit by the paper's rule is beside it, at the same drift; `verified` is how many prompts of each
+    kind are compared after reloading adapter and checkpoint in a fresh process: without any, none is written.
     """
     part = behaviour(  # first: bad data shall not cost an extraction
         what, "held_out", limit=options.limit, max_new_tokens=options.max_new_tokens, seed=options.seed
@@ -140,94 +132,99 @@ def run_behaviour(
     with RunFolder(out, RUN).opened(about) as folder:
         vectors = vectors_once(model, source, out / "vectors.safetensors", narrate)
         require_no_overlap({"vector": vectors.metadata.get("prompts", ()), "held-out": part.digests})
-        accepting = Accepting(force=force)
         if options.search:
             wanted = SearchOptions(behaviour=what, limit=options.limit, max_new_tokens=options.max_new_tokens,
                                    seed=options.seed, **options.of_search)  # fmt: skip
-            search = prepare_search(model, vectors, wanted, accepting=accepting)
-            found = search_and_report(search, out / "search", narrate, command)
-            narrate(told(preview(model, vectors, load_edit(out / "search" / "edit"))), [])
-            return found
+            return search_edit(model, vectors, wanted, out / "search", narrate, command, force=force)
         if not (out / "edit").exists():
-            save_edit(model, make_edit(model, vectors, ConvertOptions(kl=options.kl), accepting), out / "edit")
+            made = make_edit(model, vectors, ConvertOptions(kl=options.kl), Accepting(force=force))
+            save_edit(model, made, out / "edit")
         edit = load_edit(out / "edit")
         seen = preview(model, vectors, edit)
         narrate(told(seen), [])
-        run = _Run(folder, RememberingEngine(TransformersEngine(model)), vectors, edit, narrate)
         results = {
             **run_facts(f"An edit for {part.name}, {model.name}", part, model, command, asdict(options)),
             "diagnosis": vectors.diagnosis,
             "preview": None if seen is None else seen.to_json(),
-            **run.held_out(part, paper),
-            **(run.verification(part, verified) if verified else {}),
+            **_held_out(model, vectors, edit, part, folder, narrate, paper=paper),
         }
+        if verified:
+            results["verification"] = _verification(model, edit, part, folder, narrate, verified)
         write_run(results, edit, out)
         return results
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What the figures of a run are made with."""
+def search_edit(
+    model: LanguageModel, vectors: SteeringVectors, options: SearchOptions, out: Path, narrate: Narrate, command: str,
+    *, force: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Search for an edit in the folder `out`, and have a first look at it."""
+    found = search_and_report(
+        prepare_search(model, vectors, options, accepting=Accepting(force=force)), out, narrate, command
+    )
+    narrate(told(preview(model, vectors, load_edit(out / "edit"))), [])
+    return found
 
-    folder: RunFolder
-    engine: Engine
-    vectors: SteeringVectors
-    edit: WeightEdit
-    narrate: Narrate
 
-    def held_out(self, part: Behaviour, paper: bool) -> dict[str, Any]:
-        """Base, steering, the paper's rule if it is wanted, and the edit, at the same drift on held-out items."""
-        drift, kl = DriftTask("", safety_prompts("validation")[1][:_DRIFT_PROMPTS]), self.edit.metadata["drift"]["kl"]
+def _held_out(
+    model: LanguageModel, vectors: SteeringVectors, edit: WeightEdit, part: Behaviour, folder: RunFolder,
+    narrate: Narrate, *, paper: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Base, steering, the paper's rule if it is wanted, and the edit, at the same drift on held-out items."""
+    engine, kl = RememberingEngine(TransformersEngine(model)), edit.metadata["drift"]["kl"]
 
-        def spending() -> dict[str, float]:
-            found = calibrate(self.engine, lambda s: Steering(self.vectors, s), drift, kl, first=0.1)
-            return {"strength": round(found.strength, 4)}
+    def spending() -> dict[str, float]:
+        drift = DriftTask("", safety_prompts("validation")[1][:_DRIFT_PROMPTS])
+        found = calibrate(engine, lambda s: Steering(vectors, s), drift, kl, first=0.1)
+        return {"strength": round(found.strength, 4)}
 
-        strength = self.folder.once("steering", spending)["strength"]
+    strength = folder.once("steering", spending)["strength"]
 
-        def measure() -> list[Condition]:
-            arms = [BASE_ARM, steering_arm(self.vectors, strength)]
-            if paper:
-                by_rule = at_drift(self.engine, convert(self.engine.model, self.vectors, PAPER), kl)
-                arms.append(edit_arm(by_rule, "the paper's rule"))
-            return evaluate(self.engine, part.tasks, [*arms, edit_arm(self.edit, "edit")])
+    def measure() -> list[Condition]:
+        arms = [BASE_ARM, steering_arm(vectors, strength)]
+        if paper:
+            arms.append(edit_arm(at_drift(engine, convert(model, vectors, PAPER), kl), "the paper's rule"))
+        return evaluate(engine, part.tasks, [*arms, edit_arm(edit, "edit")])
 
-        final = self.folder.conditions("held_out", "conditions", measure)
-        self.narrate(f"Held-out prompts; steering and edit spend KL {kl:.2g} on validation prompts:", final)
-        save_edit(self.engine.model, self.edit, self.folder.path / "edit", evaluation=for_card(final), overwrite=True)
-        gaps = compare([final[1], final[-1]])[0]["differences"]  # item by item, but for what compares with the base
-        for name, gap in gaps.items():
-            metric = metric_name(name)
-            notation = POINTS if metric.scale == "share" else CHANGE
-            self.narrate(f"{metric.short}, edit less steering: {notation.text(Estimate(**gap), n=True)}.", [])
-        return {
-            "held_out": {"conditions": [c.to_json() for c in final]},
-            "edit_minus_steering": gaps,
-            "prompts": part.prompts,
-            "chosen": {
-                "hyperparameters": self.edit.metadata["hyperparameters"],
-                "steering_strength": strength,
-                "rule": RULE,
-            },
-        }
+    final = folder.conditions("held_out", "conditions", measure)
+    narrate(f"Held-out prompts; steering and edit spend KL {kl:.2g} on validation prompts:", final)
+    save_edit(model, edit, folder.path / "edit", evaluation=for_card(final), overwrite=True)
+    gaps = compare([final[1], final[-1]])[0]["differences"]  # item by item, but for what compares with the base
+    for name, gap in gaps.items():
+        metric = metric_name(name)
+        notation = POINTS if metric.scale == "share" else CHANGE
+        narrate(f"{metric.short}, edit less steering: {notation.text(Estimate(**gap), n=True)}.", [])
+    return {
+        "held_out": {"conditions": [c.to_json() for c in final]},
+        "edit_minus_steering": gaps,
+        "prompts": part.prompts,
+        "chosen": {
+            "hyperparameters": edit.metadata["hyperparameters"],
+            "steering_strength": strength,
+            "rule": RULE,
+        },
+    }
 
-    def verification(self, part: Behaviour, count: int) -> dict[str, Any]:
-        """How many greedy replies are the same from the reloaded adapter, and from the reloaded checkpoint."""
-        model, adapter, checkpoint = self.engine.model, self.folder.path / "edit", self.folder.path / "checkpoint"
-        if not checkpoint.exists():
-            apply_to_files(model.name, [(self.edit, 1.0)], checkpoint)
-        prompts = [text for texts in part.prompts.values() for text in texts[:count]]
-        longest = part.drift.sampling.max_new_tokens
-        found = self.folder.once(
-            "verification", lambda: verify_artifacts(model, self.edit, adapter, checkpoint, prompts, longest)
-        )
-        counts = {name: f"{one['identical']} of {one['n']}" for name, one in found.items()}
-        self.narrate(
-            "Reloaded in a fresh process with plain transformers and PEFT: identical greedy replies for "
-            f"{counts['adapter']} prompts (adapter) and {counts['checkpoint']} (checkpoint).",
-            [],
-        )
-        return {"verification": found}
+
+def _verification(
+    model: LanguageModel, edit: WeightEdit, part: Behaviour, folder: RunFolder, narrate: Narrate, count: int
+) -> dict[str, Any]:
+    """How many greedy replies are the same from the reloaded adapter, and from the reloaded checkpoint."""
+    adapter, checkpoint = folder.path / "edit", folder.path / "checkpoint"
+    if not checkpoint.exists():
+        apply_to_files(model.name, [(edit, 1.0)], checkpoint)
+    prompts = [text for texts in part.prompts.values() for text in texts[:count]]
+    longest = part.drift.sampling.max_new_tokens
+    found: dict[str, Any] = folder.once(
+        "verification", lambda: verify_artifacts(model, edit, adapter, checkpoint, prompts, longest)
+    )
+    counts = {name: f"{one['identical']} of {one['n']}" for name, one in found.items()}
+    narrate(
+        "Reloaded in a fresh process with plain transformers and PEFT: identical greedy replies for "
+        f"{counts['adapter']} prompts (adapter) and {counts['checkpoint']} (checkpoint).",
+        [],
+    )
+    return found
 
 
 def vectors_once(model: LanguageModel, options: ExtractOptions, path: Path, narrate: Narrate) -> SteeringVectors:

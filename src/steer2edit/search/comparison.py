@@ -48,9 +48,7 @@ def comparison_methods(
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """Steering, edits of the vectors, baselines and given edits by name; and those left out, with the reason.
 
-    With `suppress` the behaviour is taken away: negative strengths, and directional ablation besides. Raises
-    MismatchError for an artifact of another model or vectors without input means, NoiseError for vectors that are all
-    noise, and InvalidValueError for a given edit with the name of another method.
+    With `suppress` the behaviour is taken away: negative strengths, and directional ablation besides.
     """
     sign, left_out = -1 if suppress else 1, {}
     directions = {site: output_direction(means.steering_vector) for site, means in vectors.sites.items()}
@@ -106,12 +104,7 @@ def run_comparison(
     left_out: Mapping[str, str] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Compare methods in the run folder `out`, going on where an earlier call was stopped: its `results.json`.
-
-    The engine is one that remembers the base's replies; `steering` is among the methods. Raises DataError where prompts
-    have two uses, InvalidValueError for a method that does not drift, MismatchError for the folder of another
-    comparison, and ArtifactError for one that is in use or cannot be written.
-    """
+    """Compare methods in the run folder `out`, going on where an earlier call was stopped: its `results.json`."""
     options = options_for(vectors, options)
     validation, held_out = behaviours_of(options)
     require_apart(vectors, validation, held_out)

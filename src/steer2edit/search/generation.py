@@ -32,12 +32,9 @@ def measure_generation(
 ) -> list[Trial]:
     """Trials of the proposals, in their order; an empty one stands for the edit of effects in closed form.
 
-    1. Sanity filter: KL on a few short benign requests; what drifts less than `drifts[0]`, further than `drifts[1]` or
-    not finitely, is stopped before it generates a single token. 2. Rungs: what is left is measured on a quarter of the
-    validation items; the better half (see `goal.ranked`) on the next quarter; the better half of those on the rest.
-    Items are never measured twice, and the edit of effects goes through all rungs.
-
-    All configurations of a rung run in shared batches, each row under its own edit.
+    What drifts less or further than `drifts` on a few short benign requests is stopped before it generates a token. The
+    others are measured on a quarter of the validation items, the better half (`ranked`) on the next quarter, the better
+    half of those on the rest; the edit of effects on all. A rung runs in shared batches, each row under its own edit.
     """
     trials = []
     for index, point in enumerate(proposals):

@@ -35,10 +35,7 @@ class Budget:
         return most | {name: f">= {limit:g}" for name, limit in self.at_least.items()}
 
     def excess(self, metrics: Mapping[str, Estimate], at: At = "value") -> dict[str, float]:
-        """By metric, how far beyond its limit it is (≤ 0: within), at the estimate or at an end of its 95 % interval.
-
-        A metric that is not scored is beyond any limit.
-        """
+        """By metric, how far beyond its limit (> 0) it is, at the estimate or an end of its interval; ∞: not scored."""
         found: dict[str, float] = {}
         for sign, limits, end in zip((1, -1), (self.at_most, self.at_least), _ENDS[at], strict=True):
             for name, limit in limits.items():
@@ -55,11 +52,9 @@ class Budget:
         return sum(max(0.0, value) / max(abs(limits[name]), 0.01) for name, value in excess.items())
 
     def kept(self, measured: Sequence[Mapping[str, Estimate]]) -> list[int]:
-        """Indices of what keeps the budget on validation items, with a margin for what held-out items may show.
+        """Indices of what keeps the budget with its whole 95 % intervals; where none does, of those that come nearest.
 
-        What is chosen is the best of many estimates, and so better on these items than on others. A limit must
-        therefore hold for the worse end of the 95 % interval; where it does for none, those that keep the budget and
-        come nearest are left.
+        What is chosen is the best of many estimates, and so better on these items than on others.
         """
         within = {i: self.violation(m, "worse") for i, m in enumerate(measured) if self.violation(m) == 0}
         least = min(within.values(), default=0.0)
@@ -115,10 +110,9 @@ def pareto_front(points: Sequence[tuple[float, float] | None]) -> list[int]:
 def ranked(metrics: Sequence[Mapping[str, Estimate]], goal: Goal) -> list[int]:
     """Indices from the most to the least promising.
 
-    Within the budget, configurations are compared with those of about the same cost, in groups of consecutive costs:
-    first come the best of every group, then the second best, ..., so that what is kept covers the whole trade-off
-    and not only its cheap end, where few items cannot tell attributes apart. What is surely beyond the budget (by the
-    whole interval of a metric) comes behind, by how far; what could not be scored comes last.
+    Within the budget the best of every group of about the same cost come first, then the second best, ..., so that what
+    is kept covers the whole trade-off. What is surely beyond the budget (by the whole interval of a metric) comes
+    behind, by how far; what could not be scored comes last.
     """
     finest = [[goal.gain(m, name) or 0.0 for name in (goal.attribute, goal.guide) if name] for m in metrics]
     points = [goal.point(m) for m in metrics]

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
 from steer2edit.artifacts import package_versions, save_edit
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.artifacts.run_folder import RunFolder, RunKind
@@ -27,7 +25,7 @@ from steer2edit.search.generation import SANITY_METRIC, measure_generation
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.search import Search
 from steer2edit.search.space import propose
-from steer2edit.search.study import Study, Trial, read_trials, shown_storage, write_generation
+from steer2edit.search.study import Study, Trial, optuna_record
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
@@ -60,16 +58,13 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
     """Search in the run folder `out`, going on where an earlier call was stopped.
 
     Steering is swept and every configuration measured on validation items only; the front that comes of it is measured
-    once on held-out items; the recommended edit is saved as an adapter with its figures. Raises BudgetError where no
-    trial keeps the budget, MismatchError for the folder or storage of another search, and ArtifactError for one that is
-    in use or cannot be written.
+    once on held-out items; the recommended edit is saved with its figures. A BudgetError where no trial keeps to it.
     """
     identity = search.identity()
-    with RunFolder(out, _KIND).opened(identity) as folder:
-        study = Study(identity, search.space, search.goal, search.options)
-        base, *steering = _sweep(search, folder, study)
+    with RunFolder(out, _KIND).opened(identity) as own, Study.opened(own, identity, search.options) as study:
+        base, *steering = _sweep(search, study)
         narrate("Base model and activation steering, on validation items:", [base, *steering])
-        _try_configurations(search, folder, study, narrate)
+        _try_configurations(search, study, narrate)
         trials = study.trials_to_choose_from(search.options.trials)
         front = front_of(trials, search.goal)
         if not front:
@@ -83,7 +78,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
             ],
         )
         (edit,) = search.edits([recommended])
-        held_out = _held_out(search, folder, study, steering, front)
+        held_out = _held_out(search, study, steering, front)
         narrate("Held-out items, the front and steering at the strengths of the sweep:", held_out)
         edits = [c for c in held_out if c.kind == "edit"]
         steered = [c for c in held_out if c.kind == "steering"]
@@ -94,7 +89,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison)
 
 
-def _sweep(search: Search, folder: RunFolder, study: Study) -> list[Condition]:
+def _sweep(search: Search, study: Study) -> list[Condition]:
     """The base and activation steering on validation items, at the strengths that spend shares of the drift budget."""
     given = list(search.options.strengths)
     name = "-".join(["steering", *(f"{strength:g}" for strength in given)])
@@ -111,7 +106,7 @@ def _sweep(search: Search, folder: RunFolder, study: Study) -> list[Condition]:
         arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in strengths)]
         return evaluate(search.engine, search.validation.tasks, arms)
 
-    return folder.conditions("steering", name, lambda: study.conditions(name, measure))
+    return study.conditions("steering", name, measure)
 
 
 def _answer_all(search: Search) -> None:
@@ -123,35 +118,28 @@ def _answer_all(search: Search) -> None:
     base_answers(search.engine, drift.items, drift.sampling)
 
 
-def _try_configurations(search: Search, folder: RunFolder, study: Study, narrate: Narrate) -> None:
-    """Generation after generation until the study has as many trials as asked for, whoever measured them.
-
-    A generation is in a file of the folder before it is in the study: what a kill leaves out is added here.
-    """
-    options, files = search.options, folder.path / "trials"
-    own = read_trials(files)
-    study.require_own(own)
-    study.add(own)
-    generation = 1 + max((trial.generation for trial in own if trial.worker == options.worker), default=-1)
-    tried = study.history()
+def _try_configurations(search: Search, study: Study, narrate: Narrate) -> None:
+    """Generation after generation until the study has as many trials as asked for, whoever measured them."""
+    options, tried = search.options, study.trials()
+    generation = 1 + max((trial.generation for trial in tried if trial.worker == options.worker), default=-1)
     if _searched(tried) < options.trials:
         _answer_all(search)
     with step("Trials", options.trials) as advance:
         advance(_searched(tried))
         while (left := options.trials - _searched(tried)) > 0:
             size = min(options.generation if generation else 2 * options.generation, left)
-            proposals = propose(options.strategy, search.space, tried, generation, size, options.seed, options.worker)
+            history = [optuna_record(trial, search.space, search.goal) for trial in tried if trial.parameters]
+            proposals = propose(options.strategy, search.space, history, generation, size, options.seed, options.worker)
             if search.effects and not generation and _searched(tried) == len(tried):
                 narrate("First of all, beside the paper's rule: the edit of measured effects in closed form.", [])
                 proposals = [{}, *proposals]
             if not proposals:
                 return narrate("The grid is exhausted: no new configuration is left to propose.", [])
             made = measure_generation(search, proposals, generation)
-            write_generation(files, made)
             study.add(made)
-            before, tried = _searched(tried), study.history()
+            before, tried = _searched(tried), study.trials()
             advance(_searched(tried) - before)
-            front = front_of(study.trials(), search.goal)
+            front = front_of(tried, search.goal)
             best = f"; best so far {front[-1].label}" if front else ""
             complete = sum(trial.complete for trial in made)
             narrate(f"Generation {generation}: {len(made)} trials, {complete} measured in full{best}.", [])
@@ -159,9 +147,9 @@ def _try_configurations(search: Search, folder: RunFolder, study: Study, narrate
     return None
 
 
-def _searched(tried: Sequence[FrozenTrial]) -> int:
+def _searched(tried: Sequence[Trial]) -> int:
     """How many trials are points of the space: the edit of effects is tried beside them."""
-    return sum(bool(trial.params) for trial in tried)
+    return sum(bool(trial.parameters) for trial in tried)
 
 
 def front_of(trials: Sequence[Trial], goal: Goal) -> list[Trial]:
@@ -191,9 +179,7 @@ def _nothing_allowed(search: Search, trials: Sequence[Trial]) -> BudgetError:
     )
 
 
-def _held_out(
-    search: Search, folder: RunFolder, study: Study, steering: Sequence[Condition], front: Sequence[Trial]
-) -> list[Condition]:
+def _held_out(search: Search, study: Study, steering: Sequence[Condition], front: Sequence[Trial]) -> list[Condition]:
     """Base, steering and the front, recommended last, on items that nothing was chosen on."""
     step = max(1.0, (len(front) - 1) / (_MOST_FRONT - 1))
     shown = [front[round(i * step)] for i in range(min(len(front), _MOST_FRONT))]  # the recommended one among them
@@ -205,8 +191,7 @@ def _held_out(
     def measure() -> list[Condition]:
         return evaluate(search.engine, search.held_out.tasks, arms)
 
-    key = f"{search.options.worker}_{name}"
-    return folder.conditions("held_out", key, lambda: study.conditions(name, measure, alone=True))
+    return study.conditions("held_out", name, measure)
 
 
 def run_facts(
@@ -230,14 +215,9 @@ def run_facts(
 
 
 def search_results(search: Search, result: SearchResult, command: str = "") -> dict[str, Any]:
-    """Everything a search found.
-
-    Keys beyond those of every run: `front` (keys of the trials on it), `comparison` (attribute at equal cost on
-    held-out items) and `summary` (plain sentences).
-    """
+    """Everything a search found, as docs/formats.md has it."""
     model, goal, name = search.engine.model, search.goal, search.validation.name
-    settings = {**asdict(search.options), "storage": shown_storage(search.options.storage)}
-    settings["rules"] = search.factors.metadata.get("rules")
+    settings = {**asdict(search.options), "rules": search.factors.metadata.get("rules")}
     trials = [trial.condition() for trial in result.trials if trial.values]
     margin = "on validation items it keeps the budget with its whole 95 % intervals"
     if search.budget.violation(result.recommended.metrics, "worse"):

@@ -119,7 +119,7 @@ class Search:
             "behaviour": self.validation.name,
             "items": {"validation": self.validation.digest(), "held_out": self.held_out.digest()},
             "rules": self.factors.metadata.get("rules"),
-            "space": self.space.to_json(),
+            "space": asdict(self.space),
             "budget": asdict(self.budget),
             "dtype": str(model.dtype),
             "chat": recorded_chat(model.describe()),
@@ -138,7 +138,7 @@ def prepare_search(
     engine: Engine | None = None,
     accepting: Accepting = Accepting(),
 ) -> Search:
-    """Everything a search needs, of vectors with input means; the engine is by default the transformers engine.
+    """Everything a search needs; the engine is by default the transformers engine.
 
     Raises DataError for unknown data or prompts with two uses, MismatchError for vectors of another model or shape, and
     NoiseError where those of a block that may be edited are all noise.

@@ -4,7 +4,7 @@ import itertools
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -56,10 +56,7 @@ class SearchSpace:
         return Hyperparameters(rho_attn, rho_mlp, parameters["alpha"])
 
     def coarse_grid(self) -> list[Parameters]:
-        """{.1, .3, .5, .7, .9} in every coordinate of the blocks, or the values of its range.
-
-        Source: Table 1 and its text.
-        """
+        """{.1, .3, .5, .7, .9} in every coordinate of the blocks, or the values of its range. Source: Table 1."""
         both = {"blocks": "both"} if len(self.blocks) > 1 else {}
         given = self.ranges or {}
         axes = {n: range_values(*r) if n in given else COARSE_VALUES for n, r in self._ranges().items()}
@@ -77,10 +74,6 @@ class SearchSpace:
         """By coordinate that is on, the smallest and largest value, and the step of the first grid."""
         names = [*(f"rho_{block}" for block in self.blocks), "alpha"]
         return {name: (self.ranges or {}).get(name) or (*_BOUNDS[name], _COARSE_STEP) for name in names}
-
-    def to_json(self) -> dict[str, Any]:
-        """All settings by name."""
-        return asdict(self)
 
 
 def _product(axes: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
@@ -124,15 +117,13 @@ def propose(
 ) -> list[Parameters]:
     """At most `size` configurations of one generation, all different from those tried before (`history`).
 
-    `grid` is the paper's coarse grid, then grids of half the step around the best trial so far; `random` draws; `tpe`
-    is a quasi-random first generation, then Optuna's sampler, told of trials with the values (gain, cost). The same
-    history, generation, seed and worker give the same proposals, so a search that was killed within a generation
-    proposes it again, and workers that share a history begin at different places.
+    The same history, generation, seed and worker give the same proposals, so a search that was killed within a
+    generation proposes it again, and workers that share a history begin at different places.
     """
-    history = [trial for trial in history if trial.params]  # the edit of effects is no point of the space
     if strategy == "grid":
         return _from_grids(space, history)[:size]
     own_seed = zlib.crc32(f"{seed} {worker} {generation}".encode())  # samplers take 32 bits
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler: BaseSampler = RandomSampler(own_seed)
@@ -161,10 +152,7 @@ def _new(points: Sequence[Parameters], history: Sequence[FrozenTrial]) -> list[P
 
 
 def _from_grids(space: SearchSpace, history: Sequence[FrozenTrial]) -> list[Parameters]:
-    """What is left of the coarse grid; then of the first grid around the best so far that has something left.
-
-    The best is the most of the attribute within the budget, or the least drift if nothing is within it.
-    """
+    """What is left of the coarse grid; then of the first refined one around the best within the budget that is new."""
     if left := _new(space.coarse_grid(), history):
         return left
     complete = [trial for trial in history if trial.state == TrialState.COMPLETE]

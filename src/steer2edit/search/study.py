@@ -1,24 +1,18 @@
-"""Trials of a search, the files that keep them, and the Optuna study that proposals and choices are made from."""
+"""Trials of a search, and the folder that keeps them with all that was measured: the run's, or one of all workers."""
 
-import hashlib
 import json
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.storages import InMemoryStorage, RDBStorage
+from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from steer2edit.artifacts.run_folder import damage_explained, different_keys, write_json
-from steer2edit.errors import ArtifactError, MismatchError, Steer2EditError
+from steer2edit.artifacts.run_folder import RunFolder, damage_explained, write_json
+from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition, Estimate, Value
 from steer2edit.evaluation.statistics import estimate
 from steer2edit.method import Hyperparameters
@@ -28,9 +22,6 @@ from steer2edit.search.space import Parameters, SearchSpace
 from steer2edit.settings import SearchOptions
 
 SCHEMA_VERSION = 1
-_NAME = "steer2edit"
-_LOOK, _TURN = "held-out look after", "turn to make"
-_POLL = 1.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -96,15 +87,8 @@ class Trial:
         return cls(**{**stored, "hyperparameters": Hyperparameters.from_json(stored["hyperparameters"])}, worker=worker)
 
 
-def write_generation(folder: Path, trials: Sequence[Trial]) -> None:
-    """Keep a generation's trials, in whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{trials[0].worker}-{trials[0].generation:04d}.json"
-    write_json(folder / name, {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]})
-
-
 def read_trials(folder: Path) -> list[Trial]:
-    """The trials that were kept, by worker, generation and index; an ArtifactError for a file that holds none."""
+    """The trials that were kept, by generation, worker and index; an ArtifactError for a file that holds none."""
     trials = []
     for path in sorted(folder.glob("[!.]*-[0-9]*.json")):
         with damage_explained(path):
@@ -113,172 +97,84 @@ def read_trials(folder: Path) -> list[Trial]:
                 raise ArtifactError(f"{path} has schema version {stored['schema_version']}, not {SCHEMA_VERSION}.")
             worker = path.stem.rpartition("-")[0]
             trials += [Trial.from_json(one, worker) for one in stored["trials"]]
-    return sorted(trials, key=lambda trial: (trial.worker, trial.generation, trial.index))
+    return sorted(trials, key=lambda trial: (trial.generation, trial.worker, trial.index))
 
 
 class Study:
-    """The finished trials of one search, whoever measured them: in memory, or in a storage that workers share.
+    """What a search has found so far, whoever measured it, in the files of a folder."""
 
-    Raises MismatchError for the storage of another search, and ArtifactError for one that cannot be opened.
-    """
+    def __init__(self, folder: RunFolder, *, shared: bool = False) -> None:
+        self._folder, self._shared = folder, shared
 
-    def __init__(self, identity: Mapping[str, Any], space: SearchSpace, goal: Goal, options: SearchOptions) -> None:
-        self._space, self._goal, self._worker = space, goal, options.worker
-        self._where = shown_storage(options.storage)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with self._errors_explained():
-            self._study = optuna.create_study(
-                storage=RDBStorage(options.storage) if options.storage else InMemoryStorage(),
-                study_name=options.study, directions=["maximize", "minimize"], load_if_exists=True,
-            )  # fmt: skip
-            found = self._study.user_attrs.get(_NAME)
-            if found is not None and (differing := different_keys(found, identity)):
-                raise MismatchError(
-                    f"the study {options.study!r} of this storage belongs to another search: it differs in "
-                    f"{'; '.join(differing)}. Give another --study name, or the model, vectors and options it was "
-                    "begun with."
-                )
-            self._study.set_user_attr(_NAME, dict(identity))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.set_metric_names([goal.attribute, goal.cost])
+    @classmethod
+    @contextmanager
+    def opened(cls, own: RunFolder, identity: Mapping[str, Any], options: SearchOptions) -> Iterator["Study"]:
+        """The study in the run folder `own`, or in the one that workers share, each by a name that no other has."""
+        if options.storage is None:
+            yield cls(own)
+            return
+        folder = RunFolder(Path(options.storage), own.kind)
+        if folder.path.resolve() == own.path.resolve():
+            raise InvalidValueError(f"--out is a folder of each worker, and --storage of all; both are {own.path}.")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.path / ".manifest.lock"):
+            folder.settle(identity)
+        try:
+            held = FileLock(folder.path / f".{options.worker}.lock").acquire(timeout=0)
+        except Timeout as error:
+            raise MismatchError(
+                f"another process is the worker {options.worker!r} of {folder.path}: give this one a --worker name of "
+                "its own."
+            ) from error
+        with held:
+            yield cls(folder, shared=True)
 
     def add(self, trials: Sequence[Trial]) -> None:
-        """Add what is not there yet; each trial is one record, so a kill leaves none half-written."""
-        known = {record.user_attrs["key"] for record in self.history()}
-        with self._errors_explained():
-            for trial in trials:
-                if trial.record not in known:
-                    self._study.add_trial(self._record(trial))
+        """Keep the trials of a generation, in whole or not at all."""
+        path = self._folder.path / "trials" / f"{trials[0].worker}-{trials[0].generation:04d}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]})
 
-    def require_own(self, trials: Sequence[Trial]) -> None:
-        """A MismatchError if another process has used this worker's name: trials of it are not among the folder's."""
-        own = {trial.record for trial in trials}
-        mine = [t.user_attrs["key"] for t in self.history() if t.user_attrs["worker"] == self._worker]
-        if foreign := set(mine) - own:
-            raise MismatchError(
-                f"{self._where} has {len(foreign)} trials of a worker {self._worker!r} which this run folder does not "
-                "have. Give this process a --worker name of its own, or the --out that those trials were made in."
-            )
-
-    def history(self) -> list[FrozenTrial]:
-        """All finished trials, of all workers, by number."""
-        return self._records(TrialState.COMPLETE, TrialState.PRUNED)
-
-    def _records(self, *states: TrialState) -> list[FrozenTrial]:
-        with self._errors_explained():
-            return self._study.get_trials(deepcopy=False, states=states)
-
-    def _notes(self, name: str) -> list[FrozenTrial]:
-        """Records that are no trial, for other workers, which have an attribute."""
-        return [record for record in self._records(TrialState.FAIL) if name in record.user_attrs]
-
-    def _note(self, **attributes: Any) -> None:
-        with self._errors_explained():
-            self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
-
-    def trials(self, before: int | None = None) -> list[Trial]:
-        """All finished trials (or those with a smaller number), of all workers, by number; without replies."""
-        with self._errors_explained():
-            return [
-                Trial.from_json(
-                    {**record.user_attrs["trial"], "parameters": record.params}, record.user_attrs["worker"]
-                )
-                for record in self.history()
-                if before is None or record.number < before
-            ]
+    def trials(self) -> list[Trial]:
+        """All finished trials, of all workers, without replies."""
+        return [replace(trial, replies={}, outcomes={}) for trial in read_trials(self._folder.path / "trials")]
 
     def trials_to_choose_from(self, wanted: int) -> list[Trial]:
-        """The trials that the held-out look is taken on.
+        """The trials that the held-out look is taken on: whoever first has enough says which, others take the same."""
+        trials = self.trials()
+        if not self._shared:
+            return trials
+        chosen = self.once("looks", str(wanted), lambda: [trial.record for trial in trials])
+        return [trial for trial in self.trials() if trial.record in chosen]
 
-        Workers that ask for the same number of trials take one look: whoever first has enough says which trials it
-        chooses from, by a record of its own in the study, and the others choose from the same.
-        """
-        looks = [note for note in self._notes(_LOOK) if note.user_attrs[_LOOK] >= wanted]
-        if not looks:
-            self._note(**{_LOOK: wanted})
-            looks = [note for note in self._notes(_LOOK) if note.user_attrs[_LOOK] >= wanted]
-        return self.trials(before=looks[0].number)
-
-    def once(self, name: str, make: Callable[[], Any], *, alone: bool = False) -> Any:
-        """The JSON value that the study has under a name, made if it has none.
-
-        With `alone` no two workers make it, also when they ask at once: then one waits for the other.
-        """
-        key = hashlib.sha256(name.encode()).hexdigest()
-        if alone:
-            self._wait_for_turn(key)
-        found = self._kept(key)
-        if found is None:
-            found = make()
-            with self._errors_explained():
-                self._study.set_user_attr(key, found)
-        return found
-
-    def conditions(
-        self, name: str, measure: Callable[[], Sequence[Condition]], *, alone: bool = False
-    ) -> list[Condition]:
-        """As `once`, of conditions."""
-        stored = self.once(name, lambda: [condition.to_json() for condition in measure()], alone=alone)
-        return [Condition.from_json(one) for one in stored]
-
-    def _wait_for_turn(self, key: str) -> None:
-        """Return when the value is there, or if it is this worker's to make: whose record in the study is the first.
-
-        A worker that was killed meanwhile has the turn still; called again, it takes it.
-        """
-
-        def claims() -> list[str]:
-            return [note.user_attrs["worker"] for note in self._notes(_TURN) if note.user_attrs[_TURN] == key]
-
-        if self._worker not in claims():
-            self._note(**{_TURN: key, "worker": self._worker})
-        first = claims()[0]
-        if first != self._worker and self._kept(key) is None:
-            with step(f"Waiting for the worker {first!r}, which measures the held-out items", 1):
-                while self._kept(key) is None:
-                    time.sleep(_POLL)
-
-    def _kept(self, key: str) -> Any:
-        with self._errors_explained():
-            return self._study.user_attrs.get(key)
-
-    def _record(self, trial: Trial) -> FrozenTrial:
-        point = self._goal.point(trial.metrics) if trial.complete else None
-        stored = {name: value for name, value in trial.to_json().items() if name not in ("replies", "outcomes")}
-        excess = self._goal.budget.excess(trial.metrics) if point is not None else {"stopped": 1.0}
-        return create_trial(
-            state=TrialState.PRUNED if point is None else TrialState.COMPLETE,
-            values=None if point is None else list(point),
-            params=stored.pop("parameters"),
-            distributions=self._space.distributions() if trial.parameters else {},
-            user_attrs={"key": trial.record, "worker": trial.worker, "trial": stored},
-            constraints={name: value for name, value in excess.items() if value == value},
-        )
-
-    @contextmanager
-    def _errors_explained(self) -> Iterator[None]:
+    def once(self, name: str, key: str, make: Callable[[], Any]) -> Any:
+        """The JSON value that `NAME.json` has under a key: of workers that ask at once one makes it, others wait."""
+        if not self._shared:
+            return self._folder.once(name, make, key=key)
+        lock = FileLock(self._folder.path / f".{name}.json.lock")  # the system gives it back when the process dies
         try:
-            yield
-        except Steer2EditError:
-            raise
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError, KeyError) as error:
-            if self._where is None:
-                raise ArtifactError(
-                    f"what this run folder holds does not fit its search: {str(error).splitlines()[0]}. Restore its "
-                    "trials, or begin in a new folder."
-                ) from error
-            raise ArtifactError(
-                f"the storage {self._where} cannot be used: {str(error).splitlines()[0]}. Give an Optuna storage URL "
-                "such as sqlite:///study.db or postgresql://user@host/database, or leave --storage out."
-            ) from error
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            with step("Waiting for another worker, which measures the same", 1):
+                held = lock.acquire()
+        with held:
+            return self._folder.once(name, make, key=key)
+
+    def conditions(self, name: str, key: str, measure: Callable[[], Sequence[Condition]]) -> list[Condition]:
+        """As `once`, of conditions."""
+        stored = self.once(name, key, lambda: [condition.to_json() for condition in measure()])
+        with damage_explained(self._folder.path / f"{name}.json"):
+            return [Condition.from_json(one) for one in stored]
 
 
-def shown_storage(url: str | None) -> str | None:
-    """A storage URL as it may be shown and kept: without its password."""
-    if url is None:
-        return None
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url.split("@")[-1]  # not a URL: whatever stands before an @ may be a password
+def optuna_record(trial: Trial, space: SearchSpace, goal: Goal) -> FrozenTrial:
+    """The trial as Optuna's samplers learn from it: gain and cost, and by how much it breaks the budget."""
+    point = goal.point(trial.metrics) if trial.complete else None
+    excess = goal.budget.excess(trial.metrics) if point is not None else {"stopped": 1.0}
+    return create_trial(
+        state=TrialState.PRUNED if point is None else TrialState.COMPLETE,
+        values=None if point is None else list(point),
+        params=dict(trial.parameters),
+        distributions=space.distributions(),
+        constraints={name: value for name, value in excess.items() if value == value},
+    )

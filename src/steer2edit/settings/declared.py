@@ -102,8 +102,8 @@ class Setting:
             raise InvalidValueError(f"{self.name} must be finite, got {shown}.")
         if self.not_zero and 0 in numbers:
             raise InvalidValueError(
-                f"{self.name} must not be 0, got {shown}: at 0 there is the base alone, which everything is compared "
-                "with anyway. 1 is an edit as it is."
+                f"{self.name} must not be 0, got {', '.join(f'{number:g}' for number in numbers)}: at 0 there is the "
+                "base alone, which everything is compared with anyway. 1 is an edit as it is."
             )
         if self.above and any(number <= self.above.limit for number in numbers):
             raise InvalidValueError(f"{self.name} must be > {self.above.limit:g}, got {shown}.")

@@ -31,8 +31,7 @@ class SearchOptions(Checked):
         utility: A task with an accuracy, e.g. commonsenseqa or mmlu=FILE, measured too.
         strengths: Steering strengths; by default those that spend 10 to 100 % of --max-kl.
         generation: Trials proposed and measured together.
-        storage: Optuna storage URL to share between machines; by default none.
-        study: Name of the study in --storage, which may hold others.
+        storage: Folder that several workers share, each with an --out of its own.
         worker: Name of this process, where several share a storage.
     """
 
@@ -48,7 +47,6 @@ class SearchOptions(Checked):
     generation: Annotated[int, typer.Option(min=2)] = 16
     data: Data = field(default_factory=dict)
     storage: str | None = None
-    study: str = "steer2edit"
     worker: str = "main"
     limit: Limit = None
     max_new_tokens: MaxNewTokens = None
@@ -61,6 +59,8 @@ class SearchOptions(Checked):
             raise InvalidValueError(f"blocks must be attn, mlp or both, got {', '.join(self.blocks) or 'none'}.")
         if not self.worker or "/" in self.worker or not self.worker.isprintable():
             raise InvalidValueError(f"a worker's name must be usable in a file name, got {self.worker!r}.")
+        if self.storage is not None and "://" in self.storage:
+            raise InvalidValueError(f"--storage is a folder that the workers share, got {self.storage!r}.")
         if self.min_utility is not None and self.utility is None:
             raise InvalidValueError("--min-utility needs a task to measure: --utility TASK, e.g. commonsenseqa.")
 

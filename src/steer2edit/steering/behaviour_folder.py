@@ -68,11 +68,7 @@ class BehaviourFolder(BaseModel):
         return str(self.folder / FILE if self.folder else self.name)
 
     def file(self, stem: str) -> Path | None:
-        """The file of its folder, or `BEHAVIOUR:SET`, with this name, whatever its format; `None` if there is none.
-
-        Raises:
-            DataError: the name leads out of the folder.
-        """
+        """The file of its folder, or `BEHAVIOUR:SET`, of this name in any format; a DataError for one outside it."""
         other, named, own = stem.partition(":")
         if named and other in built_in_names():
             return _built_in(other).file(own)
@@ -92,11 +88,7 @@ class BehaviourFolder(BaseModel):
 
 
 def find_behaviour(source: str | Path) -> BehaviourFolder:
-    """The behaviour that a user names: one that comes with the package, a folder, or a contrast file.
-
-    Raises:
-        DataError: there is none, or its `behaviour.toml` is missing or wrong.
-    """
+    """The behaviour that a user names, built in, a folder or a contrast file; a DataError where there is none."""
     if isinstance(source, str) and source in built_in_names():
         return _built_in(source)
     path = Path(source).expanduser()

@@ -14,15 +14,7 @@ _PROMPTS = 96
 
 
 def benign_answers(model: LanguageModel, source: str | Path = BUILT_IN) -> list[tuple[Prompt, EncodedResponse]]:
-    """Benign requests with the model's own replies to them.
-
-    Args:
-        model: the base model.
-        source: `benign` (the training part of the built-in requests), or a file of prompts.
-
-    Raises:
-        DataError: a bad file, or the model answers none of the requests.
-    """
+    """The model's own replies to benign requests, the built-in training ones (`benign`) or a file of prompts."""
     if str(source) == BUILT_IN:
         return own_answers(model, safety_prompts("train")[1][:_PROMPTS])
     return own_answers(model, [example.prompt for example in read_examples(source)])
@@ -31,11 +23,7 @@ def benign_answers(model: LanguageModel, source: str | Path = BUILT_IN) -> list[
 def own_answers(
     model: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling = REPLIES
 ) -> list[tuple[Prompt, EncodedResponse]]:
-    """The model's own greedy replies, as exact tokens, with the requests that it does answer.
-
-    Raises:
-        DataError: it answers none.
-    """
+    """The model's own greedy replies, as exact tokens, with the requests that it does answer; a DataError if none."""
     encoded = encode_prompts(model, prompts, room=sampling.max_new_tokens)
     replies = generate(model, prompts, sampling, description="Answering benign requests")
     answered = [

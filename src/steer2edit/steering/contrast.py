@@ -92,19 +92,9 @@ def load_contrast(
     sampling: Sampling = _SHORT,
     seed: int = 0,
 ) -> ContrastSet:
-    """The contrast set of a behaviour, of one data file, of two files (positive, negative), or of rows in memory.
+    """The contrast set of a behaviour, one or two files (positive, negative) or rows: at most `limit` prompts a split.
 
-    Args:
-        source: a behaviour that comes with the package, a behaviour's folder, a file as `read_table` takes it, two
-            paths, or rows.
-        model: generates the responses that are missing.
-        labeller: name or `module:function`; a behaviour brings its own.
-        limit: use at most this many prompts of every split.
-        sampling: how responses are generated.
-        seed: of the assignment to splits.
-
-    Raises:
-        DataError: unknown behaviour, bad file, no labeller where one is needed, an empty class.
+    Raises a DataError for an unknown behaviour, a bad file, rows that need a labeller, or an empty class.
     """
     if isinstance(source, str | Path):
         found = find_behaviour(source)
@@ -119,15 +109,7 @@ def load_contrast(
     if silent_on not in (None, "benign"):
         silent_on = str(found.file(silent_on) or silent_on)
     chosen = find_labeller(labeller) if labeller else None
-    examples = assign_splits(examples, seed)
-    if limit is not None:
-        kept: dict[object, dict[str, None]] = {}
-        for example in examples:
-            keys = kept.setdefault((example.split, example.label), {})
-            if len(keys) < limit:
-                keys[example.key] = None
-        examples = [e for e in examples if e.key in kept[(e.split, e.label)]]
-    contrast = build_contrast(found.name, examples, model, labeller=chosen, sampling=sampling, seed=seed)
+    contrast = build_contrast(found.name, examples, model, labeller=chosen, limit=limit, sampling=sampling, seed=seed)
     return replace(contrast, decided_by=found.decided_by, silent_on=silent_on)
 
 
@@ -137,27 +119,25 @@ def build_contrast(
     model: LanguageModel,
     *,
     labeller: Labeller | None = None,
+    limit: int | None = None,
     sampling: Sampling = _SHORT,
     seed: int = 0,
 ) -> ContrastSet:
     """Assign splits, generate the responses that are missing, label them, and sort them into classes.
 
-    Held-out rows are neither generated for nor kept: they are for the final figures.
-
-    Args:
-        name: of the set, for artifacts and messages.
-        examples: rows; those without a response are answered by the model.
-        model: generates.
-        labeller: gives generated replies their label. A row that has a label already keeps its generated reply only
-            if the labeller agrees. Needed where rows have no label.
-        sampling: how replies are generated.
-        seed: of the assignment to splits.
-
-    Raises:
-        DataError: no labeller for rows without label, an empty class, or splits that share prompts.
+    Held-out rows are neither generated for nor kept: they are for the final figures. A row that has a label already
+    keeps its generated reply only if the labeller agrees. A DataError for rows without a label and no labeller, an
+    empty class, or splits that share prompts.
     """
     assigned = assign_splits(examples, seed)
     require_disjoint(assigned, name)
+    if limit is not None:
+        kept: dict[object, dict[str, None]] = {}
+        for example in assigned:
+            keys = kept.setdefault((example.split, example.label), {})
+            if len(keys) < limit:
+                keys[example.key] = None
+        assigned = [e for e in assigned if e.key in kept[(e.split, e.label)]]
     assigned = [e for e in assigned if e.split in _BUILT]
     if empty := [e.key for e in assigned if e.response is not None and not e.response.strip()]:
         raise DataError(f"the contrast set {name!r}: {len(empty)} responses are empty, e.g. to {empty[0][:60]!r}.")

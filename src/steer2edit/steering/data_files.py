@@ -6,7 +6,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ HUB = "hub:"
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _HUB_SOURCE = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 Record = tuple[int, Any]
 """A row with the line that it begins in, or 0 where the format has no lines."""
@@ -31,21 +29,30 @@ def read_records(source: str, columns_without_header: Sequence[str] = ()) -> lis
         raise DataError(f"cannot tell the format of {source}: the name must end in {', '.join(SUFFIXES)}.")
     if suffix == ".parquet":
         return _parquet(path)
-    text, limit = decoded(path), csv.field_size_limit(2**31 - 1)  # cells may be of any size
+    text, limit = read_text(path), csv.field_size_limit(2**31 - 1)  # cells may be of any size
     try:
         is_csv = suffix in (".csv", ".tsv")
-        records = _csv(source, text, columns_without_header) if is_csv else _records(source, text, suffix)
-        _require_utf8(source, text, records)
-        return list(records)
+        return list(_csv(source, text, columns_without_header) if is_csv else _records(source, text, suffix))
     finally:
         csv.field_size_limit(limit)
 
 
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 where its mark says so; a DataError where it is neither, or missing."""
-    text = decoded(path)
-    _require_utf8(str(path), text, iter(()))
-    return text
+    try:
+        raw = path.read_bytes()
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return raw.decode("utf-16", "surrogatepass")
+        return raw.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}.") from error
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise DataError(
+            f"{path}, line {line} is not UTF-8 (it has the byte {byte:#x}): save the file as UTF-8."
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}.") from error
 
 
 def without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -56,32 +63,6 @@ def without_repeats(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name!a} is there twice: rename or remove one")
         found[name] = value
     return found
-
-
-def decoded(path: Path) -> str:
-    """The text, with bytes that are not UTF-8 as surrogates: what is around them says where they are."""
-    try:
-        raw = path.read_bytes()
-        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return raw.decode("utf-16", "surrogatepass")
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}. Save it as UTF-8.") from error
-    return raw.decode("utf-8-sig", "surrogateescape")
-
-
-def _require_utf8(where: str, text: str, records: Iterator[Record]) -> None:
-    bad = _ESCAPED_BYTE.search(text)
-    if bad is None:
-        return
-    line, row = text.count("\n", 0, bad.start()) + 1, 0
-    with suppress(DataError):
-        while 0 < next(records, (0, None))[0] <= line:
-            row += 1
-    place = f"row {row} (line {line})" if row else f"line {line}"
-    byte = ord(bad[0]) - 0xDC00
-    raise DataError(f"{where}, {place} is not UTF-8 (it has the byte {byte:#x}): save the file as UTF-8.")
 
 
 def _parsed(where: str, text: str) -> Any:

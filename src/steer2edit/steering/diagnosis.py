@@ -92,11 +92,7 @@ def noisy_sites(vectors: SteeringVectors) -> frozenset[Site]:
 
 
 def require_signal(noisy: Collection[Site], sites: Iterable[Site]) -> None:
-    """Require that the vectors of some site of every block (`attn` with `ssm`, `mlp`) to be edited are no noise.
-
-    Raises:
-        NoiseError: all of a block's are.
-    """
+    """A NoiseError where a block (`attn` with `ssm`, `mlp`) is to be edited and all its vectors are noise."""
     wanted = list(sites)
     for block in TUNED_BLOCKS:
         members = [site for site in wanted if site.tuned_block == block]

@@ -48,11 +48,7 @@ class OutputRows:
 def directions(
     kind: str, train: Contrast, positive: OutputRows, negative: OutputRows
 ) -> tuple[dict[Site, Float[Tensor, " d"]], Halves]:
-    """The direction of every site, and those of the two halves of the responses; `None` where a half lacks a class.
-
-    Raises:
-        InvalidValueError: there are no two responses of a class.
-    """
+    """The direction of every site, and those of the two halves of the responses; `None` where a half lacks a class."""
     if min(train.counts().values()) < 2:
         raise InvalidValueError(f"{kind} needs at least two responses of each class, got {train.counts()}.")
     pairs, halves, found = train.pairs(), Halves({0: {}, 1: {}}), {}

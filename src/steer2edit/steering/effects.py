@@ -76,31 +76,11 @@ def measure_effects(
 ) -> SteeringVectors:
     """The vectors with the effects of every site, which `Rules(importance="effect")` makes edits of.
 
-    Memory: 4 bytes per response and input column (SmolLM2 0.25 MB a response, an 8B model 2.4 MB), beside the model.
-
-    Args:
-        model: the base model, with weights that gradients can pass.
-        vectors: of which sites; what these write, u, is measured too.
-        contrast: its training part says what the attribute is.
-        decided_by: what of a response decides it: `first` tokens, the whole `answer`, or its `end`; by default what
-            suits the behaviour, and the first tokens for a contrast file.
-        silent_on: requests on which gated rows are to do nothing (`Rules(input_direction="gated")`): `benign`, the
-            built-in benign requests and safe ones that sound alarming, or a file of prompts. By default what
-            the behaviour says (`benign` for safety), else none: gated rows count drift alone then.
-        benign: requests whose replies must not drift: `benign` (built in), or a file of prompts.
-        copies: contexts by name in which the model is another, that the edit is to hold in too: tuned, say. Effects are
-            measured in each as well: wanted ones are averaged, and it is to be silent and not to drift in all. How well
-            the gate tells requests apart is said of the model as it is.
-        wordings: make the gated effects in steps with the edit in place, to hold in other wordings of the requests and
-            behind begun replies too (`closed_loop`); for what the first tokens decide.
-        batch_tokens: rows × longest row of a batch stays within this.
-        seed: of the tokens that are drawn.
-
-    Raises:
-        DataError: fewer than six pairs of responses or requests to stay silent on, or a model without a token that
-            ends a turn.
-        InvalidValueError: no such decision, effects that are not finite, or a model that gradients
-            cannot be taken of.
+    What of a response is measured, its `first` tokens, the whole `answer` or its `end`, and what gated rows are
+    `silent_on` (`benign`, or a file of requests), is by default what suits the behaviour. Replies to `benign` ones must
+    not drift. `copies` are contexts in which the model is another, tuned say: wanted effects are averaged over them,
+    and the edit is to be silent and not to drift in all. With `wordings` the gated effects are made in steps with the edit
+    in place (`closed_loop`). Memory: 4 bytes per response and input column, beside the model.
     """
     decided_by = decided_by or contrast.decided_by
     silent_on = silent_on or contrast.silent_on

@@ -58,32 +58,17 @@ def require_no_overlap(uses: Mapping[str, Iterable[str]]) -> None:
 
 
 def read_examples(source: str | Path, label: Label | None = None) -> list[Example]:
-    """Rows of a contrast file.
+    """Rows of a contrast file, whose class is `label` where that is given; a DataError says what a row lacks.
 
-    A row has a prompt (`prompt`, `messages`, `goal`, `forbidden_prompt`, `instruction` or `question`) and one of
-    - `positive` and `negative`: two responses;
-    - `response` and `label` ("positive" or "negative"); a conversation that ends with the assistant brings its own
-      response;
-    - `response` alone, where `label` is given for the whole file;
-    - neither: the model will generate and a labeller decide.
-    Optional: `reference`, `split` (train, validation, held_out).
-
-    Args:
-        source: see `read_table`.
-        label: class of every row, for data in two files.
-
-    Raises:
-        DataError: the file is missing, is not what its name says, or a row lacks what it needs or says two things.
+    A row has a prompt (`rows.PROMPT_COLUMNS`) and one of: `positive` and `negative`; `response` and `label`;
+    `response` alone, with `label` for the whole file; neither, for the model to generate and a labeller to decide. A
+    conversation that ends with the assistant brings its own response. Optional: `reference`, `split`.
     """
     return [example for row in read_table(source) for example in _examples_of(row, label)]
 
 
 def examples_in_memory(rows: Sequence[Any]) -> list[Example]:
-    """Contrast data that are no file: rows as `read_examples` takes them, or (prompt, positive, negative).
-
-    Raises:
-        DataError: there are none, or one is neither, or lacks what it needs; the message names it.
-    """
+    """Contrast data in memory, rows as in a file or (prompt, positive, negative); a DataError names what is neither."""
     if not rows:
         raise DataError("there are no pairs: give (prompt, positive, negative) for each prompt, or rows.")
     examples = []

@@ -104,25 +104,11 @@ def extract(
 ) -> SteeringVectors:
     """Steering vectors `v = ȳ_pos − ȳ_neg` of every site, with input means and a diagnosis.
 
-    Per response, the mean over its span; per class, the mean over responses, each weighing the same. The diagnosis
-    compares odd and even responses. Outputs follow from inputs, `ȳ = W x̄ + b`; a mixture of experts has the output of
-    the whole block, and each expert's mean input over the tokens routed to it.
-
-    Args:
-        model: the model.
-        contrast: train makes the vectors, validation diagnoses them.
-        batch_tokens: rows × longest row of a batch stays within this.
-        block_outputs: measure the outputs of whole layers too, in the same pass: control vectors of other tools are
-            made of those.
-        direction: `mean`, the paper's difference of means; or, beyond it, `pca`, `probe` or `lda` (`directions`). The
-            input means stay those of the classes, and the diagnosis has the mean's beside.
-        span: what of a response is averaged: `response`, its `thought` or `answer`, or its first tokens (`16`).
-
-    Raises:
-        DataError: a response is empty, has no such part, or does not fit into the context.
-        InvalidValueError: activations are not finite, or there is no such direction.
-
-    Source: Eq. 1 and Appendix B; the span is that of the official code.
+    Per response, the mean over its span; per class, the mean over responses, each weighing the same. Outputs follow
+    from inputs, `ȳ = W x̄ + b`; a mixture of experts has the output of the whole block, and each expert's mean input
+    over the tokens routed to it. `direction` is the paper's `mean`, or another one of `directions`, beside which the
+    diagnosis has the mean's; `span` what of a response is averaged: it, its `thought`, its `answer`, or its first `16`
+    tokens. Source: Eq. 1 and Appendix B; the span is that of the official code.
     """
     if direction not in KINDS:
         raise InvalidValueError(f"unknown direction {direction!r}. {did_you_mean(direction, KINDS)}")
@@ -159,21 +145,11 @@ def extract(
     return replace(vectors, diagnosis={**diagnose(model, vectors, halves, contrast, batch_tokens), "mean": diagnosis})
 
 
-def measure_inputs(
-    model: LanguageModel,
-    vectors: SteeringVectors,
-    contrast: ContrastSet,
-    *,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
-) -> SteeringVectors:
-    """Fill in the input means that vectors made elsewhere lack, from a contrast set; those that are known stay.
-
-    Raises:
-        MismatchError: the vectors have a site or a shape that the model has not.
-    """
+def measure_inputs(model: LanguageModel, vectors: SteeringVectors, contrast: ContrastSet) -> SteeringVectors:
+    """Fill in the input means that vectors made elsewhere lack, from a contrast set; those that are known stay."""
     model.require_fit(vectors, allow_mismatch=True)
     span = vectors.metadata.get("span_part", "response")
-    sums = _class_sums(model, contrast, span, batch_tokens, "Measuring inputs")
+    sums = _class_sums(model, contrast, span, DEFAULT_BATCH_TOKENS, "Measuring inputs")
     measured = {site: _site_means(sums, site) for site in vectors.sites}
     seen = prompt_digests(prompt for prompt, _ in (*contrast.train.positive, *contrast.train.negative))
     known = {*vectors.metadata.get("prompts", ()), *seen}

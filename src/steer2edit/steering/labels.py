@@ -31,38 +31,31 @@ def by_refusal(phrases: RefusalPhrases, refused: Label = "positive", answered: L
     return lambda candidates: [names[phrases.refuses(c.reply)] for c in candidates]
 
 
-def by_length(percentile: float = 25.0) -> Labeller:
-    """The shortest `percentile` % of the replies that ended by themselves are positive, the longest % negative.
+_ENDS = 0.25  # share of the replies at either end, the shortest and the longest
+
+
+def by_length(candidates: Sequence[Candidate]) -> list[Label | None]:
+    """The shortest quarter of the replies that ended by themselves is positive, the longest quarter negative.
 
     A reply that was cut off counts among the longest, never among the shortest: its length is not known. The thought of
     a reasoning model counts, and is part of the example.
-
-    Raises:
-        InvalidValueError: the percentile is outside (0, 50].
     """
-    if not 0 < percentile <= 50:
-        raise InvalidValueError(f"percentile must be in (0, 50], got {percentile}: the two ends must not overlap.")
-
-    def label(candidates: Sequence[Candidate]) -> list[Label | None]:
-        finished = sorted(len(c.reply.ids) for c in candidates if c.reply.finished and c.reply.ids)
-        every = sorted(len(c.reply.ids) for c in candidates if c.reply.ids)
-        if not finished:
-            return [None] * len(candidates)
-        shortest = finished[max(0, round(len(finished) * percentile / 100) - 1)]
-        longest = every[min(len(every) - 1, round(len(every) * (1 - percentile / 100)))]
-        if shortest >= longest:
-            return [None] * len(candidates)
-        long: list[Label | None] = ["negative" if len(c.reply.ids) >= longest else None for c in candidates]
-        short = [c.reply.finished and 0 < len(c.reply.ids) <= shortest for c in candidates]
-        return ["positive" if is_short else other for is_short, other in zip(short, long, strict=True)]
-
-    label.reads_thought = True  # type: ignore[attr-defined]
-    return label
+    finished = sorted(len(c.reply.ids) for c in candidates if c.reply.finished and c.reply.ids)
+    every = sorted(len(c.reply.ids) for c in candidates if c.reply.ids)
+    if not finished:
+        return [None] * len(candidates)
+    shortest = finished[max(0, round(len(finished) * _ENDS) - 1)]
+    longest = every[min(len(every) - 1, round(len(every) * (1 - _ENDS)))]
+    if shortest >= longest:
+        return [None] * len(candidates)
+    long: list[Label | None] = ["negative" if len(c.reply.ids) >= longest else None for c in candidates]
+    short = [c.reply.finished and 0 < len(c.reply.ids) <= shortest for c in candidates]
+    return ["positive" if is_short else other for is_short, other in zip(short, long, strict=True)]
 
 
 def example_text(labeller: Labeller | None, reply: Reply) -> str | None:
     """What of a reply is an example: what its labeller looked at, the answer or all of it."""
-    return reply.text if getattr(labeller, "reads_thought", False) else reply.answer
+    return reply.text if labeller is by_length else reply.answer
 
 
 def by_reference(candidates: Sequence[Candidate]) -> list[Label | None]:
@@ -94,10 +87,7 @@ def by_reference(candidates: Sequence[Candidate]) -> list[Label | None]:
 
 
 def by_callable(function: Callable[[Prompt, str], Any]) -> Labeller:
-    """A user's own `function(prompt, answer)` that returns "positive", "negative" or `None`; it sees no thought.
-
-    What it makes raises a DataError where the function returns something else.
-    """
+    """A user's own `function(prompt, answer)`; it sees no thought. A DataError where it returns what is no label."""
 
     def label(candidates: Sequence[Candidate]) -> list[Label | None]:
         found = [None if c.reply.answer is None else function(c.prompt, c.reply.answer) for c in candidates]
@@ -112,17 +102,13 @@ _NAMED: dict[str, Callable[[], Labeller]] = {
     "refusal": lambda: by_refusal(refusal_phrases("strict")),
     "refusal-official": lambda: by_refusal(refusal_phrases("official")),
     "compliance": lambda: by_refusal(refusal_phrases("strict"), "negative", "positive"),
-    "length": by_length,
+    "length": lambda: by_length,
     "reference": lambda: by_reference,
 }
 
 
 def find_labeller(name: str) -> Labeller:
-    """A labeller by name (`refusal`, `refusal-official`, `compliance`, `length`, `reference`) or as `module:function`.
-
-    Raises:
-        InvalidValueError: no such name, or the function cannot be imported.
-    """
+    """A labeller by name, or `module:function`; an InvalidValueError where neither can be had."""
     if name in _NAMED:
         return _NAMED[name]()
     module, colon, attribute = name.partition(":")

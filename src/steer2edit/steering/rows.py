@@ -153,11 +153,7 @@ class Table:
         return iter(self.rows)
 
     def split(self, split: Split) -> "Table":
-        """The rows of one split; all rows where the data has no column `split`.
-
-        Raises:
-            DataError: a split of another name or none, or none of the rows belongs to this one.
-        """
+        """The rows of one split, all where the data has no column `split`; a DataError for other splits, or no rows."""
         marked = [row.one_of("split", SPLITS) for row in self.rows]
         if all(value is None for value in marked):
             return self
@@ -174,18 +170,9 @@ class Table:
 
 
 def read_table(source: str | Path, columns_without_header: Sequence[str] = (), *, name: str | None = None) -> Table:
-    """The rows of a file or of a file of a Hub data set.
+    """The rows of a file, or of a file of a Hub data set (docs/formats.md); a DataError where there are none to read.
 
-    Args:
-        source: a .jsonl, .json (a list), .csv or .tsv, .txt (a prompt a line) or .parquet file; or
-            `hub:OWNER/NAME/FILE`, or `hub:OWNER/NAME@REVISION/FILE`, such a file of a data set on the Hub. Text is
-            UTF-8, or UTF-16 with its mark; cells are separated by commas, semicolons or tabs.
-        columns_without_header: names of the columns of a CSV file, if it has no header: its first line then has
-            as many cells and ends with a single letter.
-        name: of a set that comes with the package; its messages say so.
-
-    Raises:
-        DataError: it is missing, unreadable, malformed, empty, or cannot be reached.
+    A CSV file without a header, whose first line ends with a single letter, has `columns_without_header`.
     """
     where = str(source) if name is None else f"the built-in set {name}"
     rows = []

@@ -24,17 +24,8 @@ class Secant:
 
         KL(s) ≈ ½ c s²  for small s,   so the first step is  s ← s · √(target / KL(s))
 
-    Ask for `strength`, measure the drift there, and `tell` it, until the `best` is `reached`.
-
-    Args:
-        target: KL > 0, in nats per token.
-        first: where to begin; must drift at all.
-        tolerance: relative error of the drift that is accepted.
-
-    Raises:
-        InvalidValueError: the target is not positive, or (of `tell`) there is no drift at all.
-
-    Source: secant calibration to a target divergence, as in steering-lite.
+    Begin at a `first` strength that drifts at all. Ask for `strength`, measure the drift there, and `tell` it, until
+    the `best` is `reached` within a relative `tolerance`. Source: steering-lite calibrates to a divergence in this way.
     """
 
     def __init__(self, target: float, first: float = 1.0, tolerance: float = 0.05) -> None:

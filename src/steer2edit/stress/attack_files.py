@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from steer2edit.artifacts.manifest import parse_object
 from steer2edit.errors import DataError
-from steer2edit.steering.data_files import decoded
+from steer2edit.steering.data_files import read_text
 from steer2edit.steering.rows import Row, read_table
 from steer2edit.steering.transformation import REQUEST
 
@@ -57,10 +57,10 @@ def read_attacks(path: Path | str) -> AttackFile:
         ArtifactError: it begins as a JSON object, but is none.
     """
     source, where = Path(path).expanduser(), str(Path(path).expanduser())
-    text = decoded(source) if source.suffix.lower() == ".json" else ""
+    text = read_text(source) if source.suffix.lower() == ".json" else ""
     if not text.lstrip().startswith("{"):
         return _of_rows(read_table(where).rows)
-    content = Row(where, parse_object(text.encode("utf-8", "surrogateescape"), where)).cells
+    content = Row(where, parse_object(text.encode("utf-8", "surrogatepass"), where)).cells
     for key, read in _OBJECTS.items():
         if key in content:
             return read(content, where)
