@@ -77,10 +77,10 @@ def measure_effects(
     """The vectors with the effects of every site, which `Rules(importance="effect")` makes edits of.
 
     What of a response is measured, its `first` tokens, the whole `answer` or its `end`, and what gated rows are
-    `silent_on` (`benign`, or a file of requests), is by default what suits the behaviour. Replies to `benign` ones must
-    not drift. `copies` are contexts in which the model is another, tuned say: wanted effects are averaged over them,
-    and the edit is to be silent and not to drift in all. With `wordings` the gated effects are made in steps with the edit
-    in place (`closed_loop`). Memory: 4 bytes per response and input column, beside the model.
+    `silent_on` (`benign`, or a file of requests), is by default what suits the behaviour. Replies to `benign` ones
+    must not drift. `copies` are contexts in which the model is another, tuned say: wanted effects are averaged over
+    them, and the edit is to be silent and not to drift in all. With `wordings` the gated effects are made in steps
+    with the edit in place (`closed_loop`). Memory: 4 bytes per response and input column, beside the model.
     """
     decided_by = decided_by or contrast.decided_by
     silent_on = silent_on or contrast.silent_on
