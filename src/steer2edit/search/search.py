@@ -19,6 +19,7 @@ from steer2edit.steering import prompt_digests, require_no_overlap
 from steer2edit.steering.examples import prompt_key
 from steer2edit.steering.rows import Split
 
+NO_EFFECTS = "the vectors have no measured effects (extract --effects measures them)"
 Options = TypeVar("Options", SearchOptions, ComparisonOptions)
 
 
@@ -92,7 +93,7 @@ class Search:
     space: SearchSpace  # the configurations
     options: SearchOptions = SearchOptions()  # how to go about it
     effects: WeightEdit | None = None  # the edit in closed form that is tried first, where the vectors have effects
-    no_effects: str = "the vectors have no measured effects (extract --effects measures them)"  # why there is none
+    no_effects: str = NO_EFFECTS  # why there is none
 
     def edits(self, trials: Sequence[Trial]) -> list[WeightEdit]:
         """The edits of trials; that of one which is no point of the space is made of the measured effects."""
@@ -162,14 +163,23 @@ def prepare_search(
     at_most = {COST: options.max_kl, "benign_refused": options.max_over_refusal}
     at_least = {str(accuracy): options.min_utility}
     most, least = ({name: v for name, v in own.items() if v is not None} for own in (at_most, at_least))
-    search = Search(runner, vectors, factors, validation, held_out, Budget(most, least), space, options)
+    effects, no_effects = _edit_of_effects(model, vectors, present, accepting)
+    return Search(
+        runner, vectors, factors, validation, held_out, Budget(most, least), space, options, effects, no_effects
+    )
+
+
+def _edit_of_effects(
+    model: LanguageModel, vectors: SteeringVectors, blocks: Sequence[Block], accepting: Accepting
+) -> tuple[WeightEdit | None, str]:
+    """The edit of measured effects in closed form; or why there is none."""
     if not vectors.has_effects:
-        return search
+        return None, NO_EFFECTS
     try:
         made = compute_factors(
             model, vectors, GATED_RULES, allow_mismatch=True, allow_missing=True, force=accepting.force
         )
-        attn, mlp = (1.0 if block in present else None for block in TUNED_BLOCKS)
-        return replace(search, effects=made.edit(Hyperparameters(attn, mlp, 0.0)), no_effects="")
+        attn, mlp = (1.0 if block in blocks else None for block in TUNED_BLOCKS)
+        return made.edit(Hyperparameters(attn, mlp, 0.0)), ""
     except (InvalidValueError, MismatchError, NoiseError) as error:
-        return replace(search, no_effects=str(error))
+        return None, str(error)
