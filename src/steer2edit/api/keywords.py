@@ -47,15 +47,16 @@ def public(function: Callable[..., Result]) -> Callable[..., Result]:
             raise InvalidValueError(
                 f"{function.__name__} has no keyword {unknown[0]!r}. {did_you_mean(unknown[0], known)}"
             )
+        chosen: dict[str, dict[str, Any]] = {name: {} for name in groups}
+        for key in given.keys() & options.keys():
+            chosen[options[key][0]][key] = given[key]
+        made = {name: groups[name](**own) for name, own in chosen.items()}
         for name, value in signature.bind(*args, **given).arguments.items():
             if name in objects and not isinstance(value, objects[name]):
                 wanted = " or ".join(kind.__name__ for kind in objects[name] if kind is not type(None))
                 raise InvalidValueError(f"{function.__name__} takes {name} as {wanted}, got {_got(value)}.")
-        chosen: dict[str, dict[str, Any]] = {name: {} for name in groups}
-        for key in given.keys() & options.keys():
-            chosen[options[key][0]][key] = given.pop(key)
         with show_progress(piped=False):
-            return function(*args, **given, **{name: groups[name](**own) for name, own in chosen.items()})
+            return function(*args, **{key: given[key] for key in given.keys() - options.keys()}, **made)
 
     call.__signature__ = signature  # type: ignore[attr-defined]
     if options:
