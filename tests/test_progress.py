@@ -33,6 +33,8 @@ def test_nothing_is_shown_where_nobody_asked(capsys: Any) -> None:
 
 def test_progress_moves_by_tokens_and_ends_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     class Seen:
+        tasks = ()
+
         def __init__(self) -> None:
             self.moves, self.total = list[float](), 0.0
 

@@ -6,7 +6,7 @@ On a terminal as bars, in a notebook as one line that changes, elsewhere (a pipe
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,13 +33,11 @@ def show_progress(*, piped: bool = True) -> Iterator[None]:
     if _shown.get() is not None or not (kernel or piped or terminal):
         yield
         return
-    opened: Any = _bars() if terminal and not kernel else _Line(_cell() if kernel else None)
-    with opened as shown:
-        token = _shown.set(shown)
-        try:
-            yield
-        finally:
-            _shown.reset(token)
+    token = _shown.set(_bars() if terminal and not kernel else _Line(_cell() if kernel else None))
+    try:
+        yield
+    finally:
+        _shown.reset(token)
 
 
 @contextmanager
@@ -50,10 +48,11 @@ def step(description: str, total: int) -> Iterator[Advance]:
         yield lambda count: None
         return
     task = shown.add_task(visible(description), total=total)
-    try:
-        yield lambda count: shown.advance(task, count)
-    finally:
-        shown.remove_task(task)
+    with shown if len(shown.tasks) == 1 else nullcontext():  # drawn while any step is under way
+        try:
+            yield lambda count: shown.advance(task, count)
+        finally:
+            shown.remove_task(task)
 
 
 def console_of_bars() -> "Console | None":
@@ -77,7 +76,7 @@ class _Line:
     def __init__(self, cell: Callable[[str], None] | None) -> None:
         """Writes in a notebook's cell, else on stderr."""
         self._cell, self._every = cell, _OFTEN if cell else _SELDOM
-        self._tasks: list[_Task] = []
+        self.tasks: list[_Task] = []
         self._next = time.monotonic() + min(self._every, 5.0)
 
     def __enter__(self) -> "_Line":
@@ -88,14 +87,14 @@ class _Line:
             self._cell("")
 
     def add_task(self, description: str, total: int) -> _Task:
-        self._tasks.append(_Task(description, total, time.monotonic()))
-        return self._tasks[-1]
+        self.tasks.append(_Task(description, total, time.monotonic()))
+        return self.tasks[-1]
 
     def advance(self, task: _Task, count: float) -> None:
         task.done += count
         if (now := time.monotonic()) >= self._next:
-            self._next, first = now + self._every, self._tasks[0]
-            line = ", ".join(f"{own.description} {int(own.done)} of {own.total}" for own in self._tasks)
+            self._next, first = now + self._every, self.tasks[0]
+            line = ", ".join(f"{own.description} {int(own.done)} of {own.total}" for own in self.tasks)
             if 0 < first.done < first.total:
                 seconds = (now - first.begun) * (first.total - first.done) / first.done
                 line += f"; about {seconds / 60:.0f} min left" if seconds > 90 else f"; about {seconds:.0f} s left"
@@ -105,7 +104,7 @@ class _Line:
                 sys.stderr.write(f"{line}\n")
 
     def remove_task(self, task: _Task) -> None:
-        self._tasks.remove(task)
+        self.tasks.remove(task)
 
 
 def _notebook() -> Any:

@@ -9,7 +9,6 @@ from steer2edit.cli.console import OUT, columns_of_text
 from steer2edit.cli.late import editing, evaluation, models
 from steer2edit.cli.measure import Interventions
 from steer2edit.cli.options import ModelArgument, load
-from steer2edit.progress import show_progress
 from steer2edit.settings import Loading, shared
 from steer2edit.tables import shown_reply
 
@@ -39,8 +38,7 @@ def chat(
 
     sampling = models.Sampling(max_new_tokens, temperature, seed=seed)
     given = interventions.load()
-    with show_progress():
-        loaded = load(model, loading, *given.metadata)
+    loaded = load(model, loading, *given.metadata)
     arms = given.arms(loaded)
     turns: list[list[models.Message]] = [[] for _ in arms]
     if prompt is not None:

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -143,8 +143,6 @@ class Judging(Checked):
 _ARGS = re.compile(r"^Args:\n(?: .*\n?|\n)*", re.MULTILINE)
 _RESUMABLE = ("search", "compare", "stress", "run", "demo")
 """Commands whose --out is a run folder."""
-_TALKING = ("chat", "play")
-"""Commands that do not only work while they run: the others show their progress all the time."""
 
 
 def listing(show: Callable[[], None], help: str, flag: str = "--list") -> Any:
@@ -190,7 +188,7 @@ def expanded(command: Callable[..., Mapping[str, Any] | None]) -> Callable[..., 
         as_json = values.pop(_JSON.name, False)
         own = {name: _made(kind, values) for name, kind in groups.items()}
         try:
-            with saying(not as_json), nullcontext() if command.__name__ in _TALKING else show_progress():
+            with saying(not as_json), show_progress():
                 found = command(**{**{name: value for name, value in values.items() if name in given}, **own})
         except KeyboardInterrupt as error:
             said = "Nothing was left half-written; give the command again to begin anew."

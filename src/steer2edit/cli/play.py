@@ -66,8 +66,8 @@ def open_page(
         from steer2edit.play.page import serve
     except ModuleNotFoundError as error:
         raise InvalidValueError("the playground needs Gradio: pip install '.[play]'.") from error
-    stage = _stage(model, artifacts, loading or Loading(), host)
     with show_progress():
+        stage = _stage(model, artifacts, loading or Loading(), host)
         stage.unit(stage.first)
     page = serve(stage, host, port)
     say(f"Playground: {page.local_url} (Ctrl+C ends it)")
@@ -79,8 +79,7 @@ def _stage(model: str, artifacts: Sequence[Path], loading: Loading, host: str | 
     from steer2edit.play.stage import Stage, read_artifacts
 
     first = read_artifacts(artifacts)
-    with show_progress():
-        loaded = load(model, loading, *(one.metadata for one in first.artifacts))
+    loaded = load(model, loading, *(one.metadata for one in first.artifacts))
     alone = host == "localhost"
     with suppress(ValueError):  # a name
         alone |= ipaddress.ip_address(host or "").is_loopback
