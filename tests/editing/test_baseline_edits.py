@@ -5,8 +5,8 @@ import torch
 
 from families import tiny_network
 from steer2edit.editing import ablation, merged, rosi
+from steer2edit.editing.baselines import ablation_row, injection_row
 from steer2edit.errors import InvalidValueError
-from steer2edit.method import ablation_row, injection_row
 from steer2edit.models import LanguageModel
 
 W = torch.tensor([[1.0, 2.0, 0.0], [3.0, -4.0, 1.0]])

@@ -9,8 +9,6 @@ from steer2edit.method import (
     Hyperparameters,
     Rules,
     grid,
-    importance,
-    input_directions,
     magnitude,
     output_direction,
     site_factors,
@@ -87,38 +85,6 @@ def test_a_vector_without_direction(bad: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vector", "mean", "width"), [(11, 20, 4), (12, 19, 4), (12, 20, 3), (20, 12, 4), (12, 20, 40)]
-)
-def test_shapes_that_do_not_fit(vector: int, mean: int, width: int) -> None:
-    message = (
-        rf"a weight of shape \[12, 20\] with components of {width} columns needs a vector of \[12\] and an input "
-        rf"mean of \[20\], got \[{vector}\] and \[{mean}\]"
-    )
-    with unchecked(), pytest.raises(InvalidValueError, match=message):
-        site_factors(torch.ones(12, 20), torch.ones(vector), torch.ones(mean), width)
-
-
-@pytest.mark.parametrize(
-    "width",
-    [-4, 0],
-)
-def test_a_component_needs_columns(width: int) -> None:
-    with pytest.raises(InvalidValueError, match="component"):
-        site_factors(torch.ones(12, 20), torch.ones(12), torch.ones(20), width)
-
-
-@pytest.mark.parametrize("width", [0, -1, 3])
-def test_a_width_that_does_not_divide(width: int) -> None:
-    with pytest.raises(InvalidValueError, match=f"component width {width} must divide the input width 20"):
-        input_directions(torch.ones(12, 20), torch.ones(12), width)
-
-
-def test_the_rule_mean_needs_a_mean() -> None:
-    with pytest.raises(InvalidValueError, match=r"'mean' needs the input mean μ, got None"):
-        input_directions(torch.ones(12, 20), torch.ones(12), 4, rule="mean")
-
-
-@pytest.mark.parametrize(
     ("name", "value", "suggestion"),
     [
         ("input_direction", "sensitive", "Did you mean 'sensitivity'? Known: gated, mean, sensitivity, svd."),
@@ -131,17 +97,6 @@ def test_unknown_rules(name: str, value: str, suggestion: str) -> None:
     with unchecked(), pytest.raises(InvalidValueError) as caught:
         Rules(**{name: value})
     assert str(caught.value) == f"unknown {name} rule {value!r}. {suggestion}"
-
-
-def test_unknown_rules_of_single_functions() -> None:
-    W, v, mu = torch.ones(4, 2), torch.ones(4), torch.ones(2)
-    with unchecked():
-        with pytest.raises(InvalidValueError, match="'pca' gives no input direction of the weights"):
-            input_directions(W, v, 1, rule="pca")
-        with pytest.raises(InvalidValueError, match="unknown importance rule 'l2': use cosine or dot"):
-            importance(W, v, mu, 1, rule="l2")
-        with pytest.raises(InvalidValueError, match="unknown magnitude rule 'l0': use elastic-net, top-k, ridge"):
-            magnitude(torch.ones(2), torch.tensor([0.2]), torch.tensor([0.5]), rule="l0")
 
 
 def test_settings_are_frozen_and_comparable() -> None:

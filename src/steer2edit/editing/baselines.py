@@ -1,4 +1,7 @@
-"""Edits that others make of a direction, from a model's weights: the baselines of a comparison, and attacks."""
+"""Edits `ΔW = u aᵀ` that others make of a direction: the baselines of a comparison, and attacks.
+
+Shapes: d = width of a site's output, m = width of its input.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -7,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Site, SiteEdit, WeightEdit
-from steer2edit.method import ablation_row, injection_row, output_direction
+from steer2edit.method import output_direction
+from steer2edit.method.rule import precise
 from steer2edit.models import LanguageModel
 
 Directions = Mapping[Site, Float[Tensor, " d"]]
@@ -17,7 +21,7 @@ Directions = Mapping[Site, Float[Tensor, " d"]]
 def rosi(model: LanguageModel, directions: Directions) -> WeightEdit:
     """Rank-1 injection, `ΔW = u w̄ᵀ` at every site, with `λ_i = ‖w̄_i‖`; its strength is ROSI's α.
 
-    Source: arXiv 2508.20766, `method/baselines.py`.
+    Source: ROSI, "Turning the Spell Around", arXiv 2508.20766.
     """
     return _edit(model, directions, lambda weight, _: injection_row(weight), 1, "rosi")
 
@@ -27,9 +31,20 @@ def ablation(model: LanguageModel, directions: Directions) -> WeightEdit:
 
     Weights are read as they are now: inside `merged`, those with the edit.
 
-    Source: arXiv 2406.11717, `method/baselines.py`.
+    Source: directional ablation, Arditi et al., arXiv 2406.11717.
     """
     return _edit(model, directions, ablation_row, -1, "ablation")
+
+
+def injection_row(weight: Float[Tensor, "d m"]) -> Float[Tensor, " m"]:
+    """a = w̄, the mean of the rows of W."""
+    mean: Tensor = precise(weight).mean(dim=0)
+    return mean
+
+
+def ablation_row(weight: Float[Tensor, "d m"], direction: Float[Tensor, " d"]) -> Float[Tensor, " m"]:
+    """a = −Wᵀu, for u of any length but zero."""
+    return -(precise(weight).T @ output_direction(direction).to(precise(weight).dtype))
 
 
 def _edit(

@@ -232,12 +232,13 @@ def _by_rule(
         for projection in module.projections:
             columns, device = projection.columns, projection.device
             v, mean = means.steering_vector.to(device), means.input.midpoint[columns].to(device)
-            parts.append(site_factors(projection.weight, v, mean, module.component_width, rules).cpu())
+            parts.append(site_factors(projection.weight, v, mean, module.component_width, rules))
     if module.sizes is None or means.tokens is None:
         return parts[0]
+    factors = joined(parts, module.sizes)
     for expert in left_out:
-        parts[expert] = parts[expert].left_out()
-    return joined(parts, module.sizes)
+        factors.input_directions[module.projections[expert].columns] = 0
+    return factors
 
 
 def convert(

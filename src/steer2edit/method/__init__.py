@@ -1,9 +1,10 @@
-"""The paper's equations as pure functions on tensors (arXiv 2602.09870); see docs/paper-to-code.md."""
+"""The paper's equations as pure functions on tensors (arXiv 2602.09870); see docs/paper-to-code.md.
 
-from steer2edit.method.baselines import ablation_row, injection_row
+The paper is `rule`; what goes beyond it is `effect`, `gate` and `curvature`.
+"""
+
 from steer2edit.method.curvature import natural_direction, shared_cost
 from steer2edit.method.effect import EffectFactors, effect_rows, largest_effect
-from steer2edit.method.factors import SiteFactors, joined, site_factors
 from steer2edit.method.gate import Gate, gated_effects
 from steer2edit.method.hyperparameters import (
     COARSE_VALUES,
@@ -14,7 +15,15 @@ from steer2edit.method.hyperparameters import (
     Rules,
     grid,
 )
-from steer2edit.method.rule import importance, input_directions, magnitude, output_direction
+from steer2edit.method.rule import (
+    SiteFactors,
+    importance,
+    input_directions,
+    joined,
+    magnitude,
+    output_direction,
+    site_factors,
+)
 
 __all__ = [
     "COARSE_VALUES",
@@ -26,12 +35,10 @@ __all__ = [
     "Hyperparameters",
     "Rules",
     "SiteFactors",
-    "ablation_row",
     "effect_rows",
     "gated_effects",
     "grid",
     "importance",
-    "injection_row",
     "input_directions",
     "joined",
     "largest_effect",

@@ -22,13 +22,9 @@ def natural_direction(gradient: Float[Tensor, " n"], draws: Float[Tensor, "q n"]
     The paper's u = v/‖v‖ says how replies differ; ḡ says what changes them, and F what else that does. On SmolLM2 the
     two are nearly orthogonal (docs/findings.md).
 
-    Args:
-        gradient: ḡ, mean over responses of Σ_t ∂A/∂y_t, of positive less that of negative ones.
-        draws: Ψ, of every draw Σ_t ∂(score)/∂y_t. Scores of different tokens are uncorrelated, so the square of a sum
-            over tokens is, in the mean, the sum of the squares.
-
-    Returns:
-        u, of unit length; zero where the decision or no drift depends on the site.
+    ḡ is the mean over responses of Σ_t ∂A/∂y_t, of positive less that of negative ones; Ψ of every draw Σ_t
+    ∂(score)/∂y_t. Scores of different tokens are uncorrelated, so the square of a sum over tokens is, in the mean, the
+    sum of the squares. Zero where the decision or no drift depends on the site.
     """
     found = divided_by_drift(gradient[None], draws)[0]
     length = found.norm()
@@ -41,14 +37,9 @@ def shared_cost(psi: Float[Tensor, "q n"]) -> Float[Tensor, " n"]:
     return C + C.mean()
 
 
-def diagonal_cost(psi: Float[Tensor, "q n"]) -> Float[Tensor, " n"]:
-    """½ (C + C̄), the diagonal that the curvature is shrunk to."""
-    return (1 - SHRINKAGE) * shared_cost(psi)
-
-
 def divided_by_drift(rows: Float[Tensor, "k n"], psi: Float[Tensor, "q n"]) -> Float[Tensor, "k n"]:
     """Rows times F⁻¹, by Woodbury: as many equations as there are draws. Zero where no draw depends on any column."""
-    cost = diagonal_cost(psi)
+    cost = (1 - SHRINKAGE) * shared_cost(psi)  # ½ (C + C̄), the diagonal that it is shrunk to
     if not bool((cost > 0).all()):
         return torch.zeros_like(rows)
     apart, scaled = rows.double() / cost, psi.double() / cost

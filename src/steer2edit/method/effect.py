@@ -35,18 +35,8 @@ def effect_rows(
         a_j = max(1 − ρα S / ‖s_i‖, 0) · s_j / (C_j + ρ(1 − α) C̄),   j a column of component i
 
     It solves the problem above for neurons, and for heads where C is the same in all columns of a head. With C = 0 and
-    C̄ = 1 it is the paper's magnitude of s. Its scale is in nats; what drift it spends is calibrated afterwards.
-
-    Args:
-        attribute: s, [m].
-        drift: C ≥ 0, [m].
-        components: n.
-        largest: S > 0, the largest ‖s_i‖ over all sites of the block.
-        rho: ρ > 0 by configuration.
-        alpha: α ∈ [0, 1) by configuration.
-
-    Returns:
-        a by configuration, [k, m]; zero where the drift does not depend on a site at all.
+    C̄ = 1 it is the paper's magnitude of s. Its scale is in nats; what drift it spends is calibrated afterwards. Zero
+    where the drift does not depend on a site at all.
     """
     s, C = attribute.double(), drift.double()
     norms = s.view(components, -1).norm(dim=1)
@@ -59,25 +49,15 @@ def effect_rows(
 
 @dataclass(frozen=True)
 class EffectFactors:
-    """All of a site's edit by effects that does not depend on (ρ, α).
+    """All of a site's edit by effects that does not depend on (ρ, α)."""
 
-    Args:
-        output_direction: u, [d].
-        wanted: what rows are made of, [m]: s, or the gated ŝ; zero in columns that are left out.
-        attribute: s, [m].
-        drift: C ≥ 0, [m].
-        components: n.
-        largest: S, the largest ‖s_i‖ (or ‖ŝ_i‖) over all sites of the block.
-        experts: how the components divide into experts, where the site is a mixture of experts.
-    """
-
-    output_direction: Float[Tensor, " d"]
-    wanted: Float[Tensor, " m"]
-    attribute: Float[Tensor, " m"]
-    drift: Float[Tensor, " m"]
-    components: int
-    largest: float
-    experts: Experts | None = None
+    output_direction: Float[Tensor, " d"]  # u
+    wanted: Float[Tensor, " m"]  # what rows are made of: s, or the gated ŝ; zero in columns that are left out
+    attribute: Float[Tensor, " m"]  # s
+    drift: Float[Tensor, " m"]  # C ≥ 0
+    components: int  # n
+    largest: float  # S, the largest ‖s_i‖ (or ‖ŝ_i‖) over all sites of the block
+    experts: Experts | None = None  # how the components divide into experts, where the site is a mixture of experts
 
     @property
     def largest_importance(self) -> float:
@@ -89,10 +69,6 @@ class EffectFactors:
 
         A component's part of the row a_i has a direction of its own; λ_i = s_iᵀ a_i is what the component adds to the
         attribute, in nats, and g_i = λ_i / ‖a_i‖ what a unit of it adds.
-
-        Args:
-            rho: ρ > 0 by configuration.
-            alpha: α ∈ [0, 1) by configuration.
         """
         budget = (torch.tensor(values, dtype=torch.float64) for values in (rho, alpha))
         rows = effect_rows(self.wanted, self.drift, self.components, self.largest, *budget)

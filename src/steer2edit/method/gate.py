@@ -33,19 +33,12 @@ SILENCE = 1e-3
 
 @dataclass(frozen=True)
 class Gate:
-    """What gated rows are made of, and what they do on requests that they were not made from.
+    """What gated rows are made of, and what they do on requests that they were not made from."""
 
-    Args:
-        effects: ŝ by site, [m].
-        gain: sᵀa ≥ 0, what the row adds to the decision on the wanted requests, in nats to first order.
-        wanted: φ_i·a of every wanted request, with a made from all others, [n].
-        silent: the same of silent requests, [r].
-    """
-
-    effects: Mapping[Site, Float[Tensor, " m"]]
-    gain: float
-    wanted: Float[Tensor, " n"]
-    silent: Float[Tensor, " r"]
+    effects: Mapping[Site, Float[Tensor, " m"]]  # ŝ by site
+    gain: float  # sᵀa ≥ 0, what the row adds to the decision on the wanted requests, in nats to first order
+    wanted: Float[Tensor, " n"]  # φ_i·a of every wanted request, with a made from all others
+    silent: Float[Tensor, " r"]  # the same of silent requests
 
 
 def gated_effects(
@@ -54,17 +47,10 @@ def gated_effects(
     draws: Mapping[Site, Float[Tensor, "q m"]],
     silence: float = SILENCE,
 ) -> Gate:
-    """ŝ of all sites, solved together.
+    """ŝ of all sites, solved together, of n ≥ 2 wanted requests, r ≥ 0 silent ones and q ≥ 1 draws.
 
-    Args:
-        wanted: φ of wanted requests by site, n ≥ 2.
-        silent: S by site; r = 0 for none.
-        draws: Ψ by site, q ≥ 1; a site whose draws are all zero gets no row.
-        silence: ω ≥ 0.
-
-    Returns:
-        ŝ by site, and the predictions left out, in closed form: φ_i·a / (1 − h_i) with h_i = ω φ_iᵀM⁻¹φ_i / r of
-        silent requests, and (n φ_i·a − φ_iᵀM⁻¹φ_i) / (n − 1) of wanted ones.
+    A site whose draws are all zero gets no row. Predictions left out are in closed form: φ_i·a / (1 − h_i) with h_i =
+    ω φ_iᵀM⁻¹φ_i / r of silent requests, and (n φ_i·a − φ_iᵀM⁻¹φ_i) / (n − 1) of wanted ones.
     """
     n, r = (len(next(iter(rows.values()))) for rows in (wanted, silent))
     gram = torch.zeros(n + r, n + r, dtype=torch.float64)

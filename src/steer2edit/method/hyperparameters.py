@@ -3,67 +3,51 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
 from steer2edit.core import Block
 from steer2edit.errors import InvalidValueError, did_you_mean
-from steer2edit.method.rule import (
-    IMPORTANCE_RULES,
-    INPUT_DIRECTION_RULES,
-    MAGNITUDE_RULES,
-    ImportanceRule,
-    InputDirectionRule,
-    MagnitudeRule,
-    check_alpha,
-    check_rho,
-)
 
 COARSE_VALUES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+InputDirectionRule = Literal["sensitivity", "mean", "svd", "gated"]
+ImportanceRule = Literal["cosine", "dot", "effect"]
+MagnitudeRule = Literal["elastic-net", "top-k", "ridge"]
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Budget of the edit. Source: Theorem 3.3.
+    """Budget of the edit; an InvalidValueError where ρ ≤ 0, α is outside [0, 1), or both blocks are off.
 
-    Args:
-        rho_attn: ρ of the attention heads; `None` leaves them out.
-        rho_mlp: ρ of the MLP neurons; `None` leaves them out.
-        alpha: the l1 share α, of both blocks unless `alpha_mlp` is given.
-        alpha_mlp: the l1 share of MLP neurons where it differs from that of heads (beyond the paper).
-
-    Raises:
-        InvalidValueError: ρ ≤ 0, α outside [0, 1), or both blocks off.
+    Source: Theorem 3.3; an α of its own for neurons goes beyond it.
     """
 
-    rho_attn: float | None
-    rho_mlp: float | None
-    alpha: float
-    alpha_mlp: float | None = None
+    rho_attn: float | None  # ρ of the attention heads; `None` leaves them out
+    rho_mlp: float | None  # ρ of the MLP neurons; `None` leaves them out
+    alpha: float  # the l1 share α, of both blocks unless `alpha_mlp` is given
+    alpha_mlp: float | None = None  # the l1 share of MLP neurons where it differs from that of heads
 
     def __post_init__(self) -> None:
         if self.rho_attn is None and self.rho_mlp is None:
             raise InvalidValueError("rho_attn and rho_mlp are both off: nothing would be edited. Give at least one.")
         for name in ("rho_attn", "rho_mlp"):
-            value = getattr(self, name)
-            if value is not None:
+            if (value := getattr(self, name)) is not None:
                 check_rho(value, name)
-        check_alpha(self.alpha)
-        if self.alpha_mlp is not None:
-            check_alpha(self.alpha_mlp)
+        for alpha in (self.alpha, self.alpha_mlp):
+            if alpha is not None:
+                check_alpha(alpha)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, float | None]) -> "Hyperparameters":
-        """What `to_json` gave, also of an earlier version, with names that are off.
-
-        Raises:
-            InvalidValueError: something is on that this version has not.
-        """
+        """What `to_json` gave, also of an earlier version, unless something is on that this version has not."""
         known = {field.name for field in fields(cls)}
         if beyond := [f"{name} = {value}" for name, value in stored.items() if name not in known and value is not None]:
             raise InvalidValueError(
                 f"these hyper-parameters were made by another version: {', '.join(beyond)} is not of this one. The "
                 "edit can be used as it is; to make it anew, extract with --effects and convert."
             )
-        return cls(**{name: value for name, value in stored.items() if name in known})  # type: ignore[arg-type]
+        own: dict[str, Any] = {name: value for name, value in stored.items() if name in known}
+        return cls(**own)
 
     def rho(self, block: Block) -> float | None:
         """ρ of a block, `None` if it is off."""
@@ -83,6 +67,20 @@ class Hyperparameters:
         return asdict(self)
 
 
+def check_rho(rho: float, name: str = "rho") -> None:
+    """Require ρ > 0."""
+    if not 0 < rho < float("inf"):
+        raise InvalidValueError(
+            f"{name} must be > 0, got {rho}: the magnitude divides by it. Use 'off' to leave a block out."
+        )
+
+
+def check_alpha(alpha: float) -> None:
+    """Require 0 ≤ α < 1."""
+    if not 0 <= alpha < 1:
+        raise InvalidValueError(f"alpha must be in [0, 1), got {alpha}: the magnitude divides by 1 − alpha. Try 0.9.")
+
+
 @dataclass(frozen=True)
 class Rules:
     """Which rule gives k, g and λ.
@@ -96,14 +94,10 @@ class Rules:
     magnitude: MagnitudeRule = "elastic-net"
 
     def __post_init__(self) -> None:
-        known = {
-            "input_direction": INPUT_DIRECTION_RULES,
-            "importance": IMPORTANCE_RULES,
-            "magnitude": MAGNITUDE_RULES,
-        }
+        known = {"input_direction": InputDirectionRule, "importance": ImportanceRule, "magnitude": MagnitudeRule}
         for name, rules in known.items():
-            if (value := getattr(self, name)) not in rules:
-                raise InvalidValueError(f"unknown {name} rule {value!r}. {did_you_mean(value, rules)}")
+            if (value := getattr(self, name)) not in get_args(rules):
+                raise InvalidValueError(f"unknown {name} rule {value!r}. {did_you_mean(value, get_args(rules))}")
         if self.input_direction == "gated" and self.importance != "effect":
             raise InvalidValueError(
                 "the input direction rule 'gated' is made of measured effects. Give the importance rule 'effect' too."

@@ -1,42 +1,39 @@
-"""The paper's rule on one page: u, k, g and λ of a site's components (Theorems 3.1 to 3.3, §3.4).
+"""The paper on one page: u, k, g and λ of a site's components, and the edit they make (Theorems 3.1 to 3.3, §3.4 and 5).
 
     u = v / ‖v‖,   k_i = W_iᵀ v / ‖W_iᵀ v‖,   g_i = cos(v, W_i μ_i),   λ_i = sign(g_i) · max(|g_i| − ρα, 0) / (ρ(1 − α))
 
-and the edit is ΔW_i = λ_i u k_iᵀ. What the paper compares them with (Appendix E) stands beside each.
+    ΔW_i = λ_i u k_iᵀ
+
+What the paper compares them with (Appendix E) stands beside each. Of W, v, μ and (ρ, α), all is in float32 or better.
 
 Shapes: d = width of a site's output, m = width of its input, n = components of the site, w = m / n their width, k =
 configurations.
 """
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steer2edit.core import Experts, SiteEdit
 from steer2edit.errors import InvalidValueError
-
-InputDirectionRule = Literal["sensitivity", "mean", "svd", "gated"]
-INPUT_DIRECTION_RULES: tuple[InputDirectionRule, ...] = get_args(InputDirectionRule)
-ImportanceRule = Literal["cosine", "dot", "effect"]
-IMPORTANCE_RULES: tuple[ImportanceRule, ...] = get_args(ImportanceRule)
-MagnitudeRule = Literal["elastic-net", "top-k", "ridge"]
-MAGNITUDE_RULES: tuple[MagnitudeRule, ...] = get_args(MagnitudeRule)
+from steer2edit.method.hyperparameters import (
+    PAPER_RULES,
+    ImportanceRule,
+    InputDirectionRule,
+    MagnitudeRule,
+    Rules,
+    check_alpha,
+    check_rho,
+)
 
 
 def output_direction(vector: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     """Unit output direction `u = v / ‖v‖`, shared by all components of a site.
 
-    Args:
-        vector: steering vector v, [d].
-
-    Returns:
-        u, [d], float32 or better.
-
-    Raises:
-        InvalidValueError: v is zero or not finite: it has no direction.
-
-    Source: Theorem 3.1.
+    An InvalidValueError where v is zero or not finite: it has no direction. Source: Theorem 3.1.
     """
     v = precise(vector)
     scale = v.abs().max()
@@ -65,28 +62,17 @@ def input_directions(
         svd           k_i = top right singular vector of W_i,     (ablation)
                       with the sign that makes (W_i k_i)·v ≥ 0
 
-    Args:
-        weight: W, [d, m].
-        vector: v, [d].
-        width: w, columns per component; divides m.
-        rule: which of the above.
-        input_mean: μ, [m]; only needed by the rule `mean`.
-
-    Returns:
-        k = concat_i(k_i), [m]; all zeros for a component whose direction is not defined (W_iᵀ v = 0 or μ_i = 0).
+    k_i is all zeros where it is not defined (W_iᵀ v = 0 or μ_i = 0).
 
     Source: Theorem 3.2; the alternatives are those of the ablation in Appendix E.
     """
-    sensitivity = precise(weight).T @ output_direction(vector).to(precise(weight).dtype)
-    grouped = _groups(sensitivity, width)
+    W = precise(weight)
+    grouped = (W.T @ output_direction(vector).to(W.dtype)).view(-1, width)
     if rule == "mean":
-        if input_mean is None:
-            raise InvalidValueError("the input direction rule 'mean' needs the input mean μ, got None.")
-        grouped = _groups(precise(input_mean), width)
+        assert input_mean is not None
+        grouped = precise(input_mean).view(-1, width)
     elif rule == "svd":
         grouped = _top_right_singular(weight, width, grouped)
-    elif rule != "sensitivity":
-        raise InvalidValueError(f"{rule!r} gives no input direction of the weights: use sensitivity, mean or svd.")
     return unit_rows(grouped).flatten()
 
 
@@ -102,34 +88,20 @@ def importance(
 
         cosine   g_i = cos(v, W_i μ_i) ∈ [−1, 1], 0 where W_i μ_i = 0     (the paper's rule)
         dot      g_i = v · (W_i μ_i)                                       (ablation; not bounded)
-        effect   measured, not computed here: `method.effect_rows`          (beyond the paper)
-
-    Args:
-        weight: W, [d, m].
-        vector: v, [d].
-        input_mean: μ, [m].
-        width: w, columns per component; divides m.
-        rule: which of the above.
-
-    Returns:
-        g, [n], float32 or better.
 
     Source: §3.4; `dot` is the ablation of Appendix E.
     """
-    if rule not in ("cosine", "dot"):
-        raise InvalidValueError(f"unknown importance rule {rule!r}: use cosine or dot.")
-    W, mu = precise(weight), precise(input_mean)
-    mu = mu.to(W.dtype).view(-1, width)
+    W = precise(weight)
+    mu = precise(input_mean).to(W.dtype).view(-1, width)
     if rule == "dot":
         sensitivity = W.T @ precise(vector).to(W.dtype)
         return (sensitivity.view(-1, width) * mu).sum(dim=1)
-    # A cosine does not see the length of μ_i; with unit length its square cannot underflow.
-    mu = unit_rows(mu)
+    u = output_direction(vector).to(W.dtype)
+    mu = unit_rows(mu)  # a cosine does not see the length of μ_i; with unit length its square cannot underflow
     if width == 1:  # a neuron writes ±W_i: no need to materialise the scaled columns
-        u = output_direction(vector).to(W.dtype)
         return ((unit_rows(W.T) @ u) * mu.flatten()).clamp(-1, 1)
     written = torch.einsum("dnw,nw->nd", W.reshape(len(W), -1, width), mu)
-    return (unit_rows(written) @ output_direction(vector).to(W.dtype)).clamp(-1, 1)
+    return (unit_rows(written) @ u).clamp(-1, 1)
 
 
 def magnitude(
@@ -139,31 +111,20 @@ def magnitude(
     *,
     rule: MagnitudeRule = "elastic-net",
 ) -> Float[Tensor, "k n"]:
-    """Magnitudes λ of n components for k configurations (ρ, α) at once.
+    """Magnitudes λ of n components for k configurations (ρ, α) at once, signed like g.
 
         elastic-net   λ_i = sign(g_i) · max(|g_i| − ρα, 0) / (ρ(1 − α))    (the paper's rule)
         ridge         λ_i = g_i / ρ                                        (ablation: α = 0)
         top-k         λ_i = g_i / (ρ(1 − α)) where |g_i| > ρα, else 0      (ablation: the same components as the
                       elastic net, and its gain, without the shrinkage)
 
-    Args:
-        importance: g, [n].
-        rho: ρ > 0, one per configuration, [k].
-        alpha: α ∈ [0, 1), the l1 share, one per configuration, [k].
-        rule: which of the above.
-
-    Returns:
-        λ, [k, n], signed like g.
-
-    Raises:
-        InvalidValueError: some ρ ≤ 0, or some α outside [0, 1).
+    An InvalidValueError where some ρ ≤ 0, or some α is outside [0, 1).
 
     Source: Theorem 3.3; the alternatives are those of the ablation in Appendix E.
     """
-    for value in rho.tolist():
-        check_rho(value)
-    for value in alpha.tolist():
-        check_alpha(value)
+    for r, a in zip(rho.tolist(), alpha.tolist(), strict=True):
+        check_rho(r)
+        check_alpha(a)
     g = importance
     rho, alpha = rho.cpu().double()[:, None], alpha.cpu().double()[:, None]  # not every device has float64
     threshold, gain = (rho * alpha).to(g), (1 / (rho * (1 - alpha))).to(g)
@@ -171,31 +132,72 @@ def magnitude(
         return g * (1 / rho).to(g)
     if rule == "top-k":
         return torch.where(g.abs() > threshold, g, 0) * gain
-    if rule == "elastic-net":
-        return g.sign() * (g.abs() - threshold).clamp(min=0) * gain
-    raise InvalidValueError(f"unknown magnitude rule {rule!r}: use {', '.join(MAGNITUDE_RULES)}.")
+    return g.sign() * (g.abs() - threshold).clamp(min=0) * gain
 
 
-def check_rho(rho: float, name: str = "rho") -> None:
-    """Require ρ > 0.
+@dataclass(frozen=True)
+class SiteFactors:
+    """u, k and g of one site: all of an edit that does not depend on (ρ, α)."""
 
-    Raises:
-        InvalidValueError: ρ is zero, negative or not a number.
+    output_direction: Float[Tensor, " d"]  # u
+    input_directions: Float[Tensor, " m"]  # k = concat_i(k_i); zero where a component has no direction
+    importance: Float[Tensor, " n"]  # g
+    magnitude: MagnitudeRule = "elastic-net"  # which λ `edits` takes
+    experts: Experts | None = None  # how the components divide into experts, where the site is a mixture of experts
+
+    @property
+    def largest_importance(self) -> float:
+        """Largest |g| of the components that have an input direction, or 0."""
+        return (self.importance.abs() * self._directed).max().item()
+
+    @property
+    def _per_component(self) -> Float[Tensor, "n w"]:
+        return self.input_directions.view(self.importance.numel(), -1)
+
+    @property
+    def _directed(self) -> Bool[Tensor, " n"]:
+        return (self._per_component != 0).any(dim=1)
+
+    def edits(self, rho: Sequence[float], alpha: Sequence[float]) -> list[SiteEdit]:
+        """The site's edit for each (ρ, α): `a = concat_i(λ_i k_i)`, all configurations in one product.
+
+        A component without an input direction gets λ = 0, as in the official code. Raises as `magnitude`.
+        """
+        budget = (torch.tensor(values, dtype=torch.float64) for values in (rho, alpha))
+        lam = magnitude(self.importance, *budget, rule=self.magnitude) * self._directed
+        rows = (lam[:, :, None] * self._per_component).flatten(1)
+        return [
+            SiteEdit(self.output_direction, row, own, self.importance, self.experts)
+            for row, own in zip(rows, lam, strict=True)
+        ]
+
+
+def site_factors(
+    weight: Float[Tensor, "d m"],
+    vector: Float[Tensor, " d"],
+    input_mean: Float[Tensor, " m"],
+    width: int,
+    rules: Rules = PAPER_RULES,
+) -> SiteFactors:
+    """u, k and g of one site from its weight, steering vector and input mean, on the CPU."""
+    k = input_directions(weight, vector, width, rule=rules.input_direction, input_mean=input_mean)
+    g = importance(weight, vector, input_mean, width, rule=rules.importance)
+    return SiteFactors(output_direction(vector).cpu(), k.cpu(), g.cpu(), rules.magnitude)
+
+
+def joined(parts: Sequence[SiteFactors], experts: Experts) -> SiteFactors:
+    """The factors of a mixture from those of its experts, in order, the shared one last. They share u:
+
+        a token's output changes by  Σ_e r_e (x_e · a_e) u,   r_e the routing weight, 0 where e is not chosen
+
+    so k, g and λ of the experts stand side by side.
     """
-    if not 0 < rho < float("inf"):
-        raise InvalidValueError(
-            f"{name} must be > 0, got {rho}: the magnitude divides by it. Use 'off' to leave a block out."
-        )
-
-
-def check_alpha(alpha: float) -> None:
-    """Require 0 ≤ α < 1.
-
-    Raises:
-        InvalidValueError: α is outside [0, 1).
-    """
-    if not 0 <= alpha < 1:
-        raise InvalidValueError(f"alpha must be in [0, 1), got {alpha}: the magnitude divides by 1 − alpha. Try 0.9.")
+    return replace(
+        parts[0],
+        input_directions=torch.cat([part.input_directions for part in parts]),
+        importance=torch.cat([part.importance for part in parts]),
+        experts=experts,
+    )
 
 
 def precise(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -209,12 +211,6 @@ def unit_rows(grouped: Float[Tensor, "n w"]) -> Float[Tensor, "n w"]:
     scaled = grouped / torch.where(scale > 0, scale, 1)
     norm = scaled.norm(dim=1, keepdim=True)
     return scaled / torch.where(norm > 0, norm, 1)
-
-
-def _groups(row: Float[Tensor, " m"], width: int) -> Float[Tensor, "n w"]:
-    if width < 1 or row.numel() % width:
-        raise InvalidValueError(f"component width {width} must divide the input width {row.numel()}.")
-    return row.view(-1, width)
 
 
 def _top_right_singular(
