@@ -1,12 +1,10 @@
-"""A budget (ρ, α) is a threshold τ = ρα on |g| and a gain c = 1/(ρ(1 − α)); each block may have an α of its own."""
+"""A budget (ρ, α) is a threshold τ = ρα on |g| and a gain c = 1/(ρ(1 − α))."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer2edit.errors import InvalidValueError
-from steer2edit.method import Hyperparameters, magnitude
+from steer2edit.method import magnitude
 
 
 @given(st.floats(0, 0.9), st.floats(0.1, 100))
@@ -15,10 +13,3 @@ def test_the_magnitude_is_gain_times_what_exceeds_the_threshold(tau: float, c: f
     g = torch.tensor([-1.0, -0.4, -0.05, 0.0, 0.2, 0.77], dtype=torch.float64)
     found = magnitude(g, torch.tensor([rho]).double(), torch.tensor([tau / rho]).double())[0]
     assert torch.allclose(found, c * g.sign() * (g.abs() - tau).clamp(min=0), rtol=1e-5, atol=1e-6 * c)
-
-
-def test_an_alpha_per_block() -> None:
-    h = Hyperparameters(0.2, 0.9, 0.5, alpha_mlp=0.3)
-    assert (h.alpha_of("attn"), h.alpha_of("mlp")) == (0.5, 0.3)
-    with pytest.raises(InvalidValueError, match=r"alpha must be in \[0, 1\)"):
-        Hyperparameters(0.2, 0.9, 0.5, alpha_mlp=1.0)

@@ -65,7 +65,6 @@ def test_either_block_may_be_off() -> None:
         "rho_attn": None,
         "rho_mlp": 0.4,
         "alpha": 0.5,
-        "alpha_mlp": None,
     }
 
 

@@ -60,7 +60,7 @@ class Factors:
         """
         per_configuration: list[dict[Site, SiteEdit]] = [{} for _ in configurations]
         for site, factors in self.sites.items():
-            settings = [(h.rho(site.tuned_block), h.alpha_of(site.tuned_block)) for h in configurations]
+            settings = [(h.rho(site.tuned_block), h.alpha) for h in configurations]
             distinct = [s for s in dict.fromkeys(settings) if s[0] is not None]  # the other block's ρ is not seen
             if not distinct:
                 continue
@@ -86,7 +86,7 @@ class Factors:
     def _why_empty(self, h: Hyperparameters) -> str:
         reasons = []
         for block in TUNED_BLOCKS:
-            rho, alpha = h.rho(block), h.alpha_of(block)
+            rho, alpha = h.rho(block), h.alpha
             found = (f.largest_importance for site, f in self.sites.items() if site.tuned_block == block)
             largest = max(found, default=0.0)
             if rho is not None and 0 < largest <= rho * alpha:

@@ -19,13 +19,12 @@ MagnitudeRule = Literal["elastic-net", "top-k", "ridge"]
 class Hyperparameters:
     """Budget of the edit; an InvalidValueError where ρ ≤ 0, α is outside [0, 1), or both blocks are off.
 
-    Source: Theorem 3.3; an α of its own for neurons goes beyond it.
+    Source: Theorem 3.3.
     """
 
     rho_attn: float | None  # ρ of the attention heads; `None` leaves them out
     rho_mlp: float | None  # ρ of the MLP neurons; `None` leaves them out
-    alpha: float  # the l1 share α, of both blocks unless `alpha_mlp` is given
-    alpha_mlp: float | None = None  # the l1 share of MLP neurons where it differs from that of heads
+    alpha: float  # the l1 share α
 
     def __post_init__(self) -> None:
         if self.rho_attn is None and self.rho_mlp is None:
@@ -33,9 +32,7 @@ class Hyperparameters:
         for name in ("rho_attn", "rho_mlp"):
             if (value := getattr(self, name)) is not None:
                 check_rho(value, name)
-        for alpha in (self.alpha, self.alpha_mlp):
-            if alpha is not None:
-                check_alpha(alpha)
+        check_alpha(self.alpha)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, float | None]) -> "Hyperparameters":
@@ -53,14 +50,9 @@ class Hyperparameters:
         """ρ of a block, `None` if it is off."""
         return self.rho_mlp if block == "mlp" else self.rho_attn
 
-    def alpha_of(self, block: Block) -> float:
-        """α of a block."""
-        return self.alpha_mlp if block == "mlp" and self.alpha_mlp is not None else self.alpha
-
     def __str__(self) -> str:
         shown = ["off" if rho is None else f"{rho:.3g}" for rho in (self.rho_attn, self.rho_mlp)]
-        alpha = f"α={self.alpha:.3g}" + ("" if self.alpha_mlp is None else f"/{self.alpha_mlp:.3g}")
-        return f"ρ_attn={shown[0]} ρ_mlp={shown[1]} {alpha}"
+        return f"ρ_attn={shown[0]} ρ_mlp={shown[1]} α={self.alpha:.3g}"
 
     def to_json(self) -> dict[str, float | None]:
         """The values by name."""

@@ -1,4 +1,4 @@
-"""The paper on one page: u, k, g and λ of a site's components, and the edit they make (Theorems 3.1 to 3.3, §3.4 and 5).
+"""The paper on one page: u, k, g and λ of a site's components, and the edit they make (Theorems 3.1 to 3.3, section 3).
 
     u = v / ‖v‖,   k_i = W_iᵀ v / ‖W_iᵀ v‖,   g_i = cos(v, W_i μ_i),   λ_i = sign(g_i) · max(|g_i| − ρα, 0) / (ρ(1 − α))
 
