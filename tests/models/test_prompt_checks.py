@@ -19,6 +19,7 @@ from steer2edit.models import (
 )
 from steer2edit.models.chat import render
 from steer2edit.models.chat_format import load_tokenizer, read_template
+from steer2edit.models.loading import wrap_model
 from tiny_chat import CHAT_TEMPLATE, END, tiny_chat_model, tiny_tokenizer
 
 ONLY_SYSTEM = "{% for m in messages if m['role'] == 'system' %}{{ m['content'] }}{% endfor %}:\n"
@@ -142,3 +143,12 @@ class TestMistralCommon:
     def test_without_one_it_says_what_to_do(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"mistral-common's.*tokenizer\.json"):
             load_tokenizer(str(tmp_path), None, False)
+
+    def test_wrapped_it_renders_as_that_does(self, tmp_path: Path) -> None:
+        tiny_tokenizer(template=CHAT_TEMPLATE).save_pretrained(tmp_path)
+        network, given = tiny_chat_model().network, MistralCommonBackend()
+        given.name_or_path = str(tmp_path)
+        assert render(wrap_model(network, given), "Hi") == render(tiny_chat_model(), "Hi")
+        given.name_or_path = str(tmp_path / "nowhere")
+        with pytest.raises(ModelError, match=r"or wrap\(model, PreTrainedTokenizerFast"):
+            wrap_model(network, given)

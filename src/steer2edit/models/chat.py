@@ -44,7 +44,7 @@ def tokenizer_of(model: LanguageModel) -> PreTrainedTokenizerBase:
     if not template_of(model.tokenizer):
         raise ModelError(
             f"the tokenizer of {model.name!r} has no chat template. Pass --chat-template FILE (a Jinja template), "
-            "or --chat-template none to use prompts as plain text."
+            "or --chat-template none to use prompts as plain text. Of a tokenizer that is wrapped, set chat_template."
         )
     return model.tokenizer
 
@@ -166,15 +166,8 @@ def encode_responses(
     The text is that of `render_turns`, up to the response's end. The boundary comes from the tokenizer's character
     offsets, so it is exact even where a token would be split or merged differently by tokenising the two apart: a token
     that straddles the boundary belongs to the response. Without offsets, what stands before the response is tokenised
-    alone too, and compared.
-
-    Args:
-        part: what of a response is asked for: `response`, its `thought` or `answer`, or its first tokens (`16`).
-
-    Raises:
-        DataError: an empty response, an empty prompt, a pair longer than the context, a token without a row, or a
-            response without that part.
-        InvalidValueError: there is no such part.
+    alone too, and compared. `part` is what of a response is asked for: `response`, its `thought` or `answer`, or its
+    first tokens (`16`). A DataError for a pair that is empty, too long for the context, or without that part.
     """
     if part not in PARTS and not (part.isdecimal() and int(part) > 0):
         raise InvalidValueError(f"a span must be response, thought, answer, or a number of tokens >= 1, got {part!r}.")

@@ -4,8 +4,8 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import chat_template_utils
 
 from steer2edit.errors import InvalidValueError, ModelError
+from steer2edit.models.swapped import swapped
 
 _SETTINGS = {
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
@@ -28,12 +29,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How prompts are rendered: fixed for a model, written into what is made with it, and taken from there later.
-
-    Raises:
-        InvalidValueError: an argument is not JSON, its name is not one or is what `steer2edit` itself hands to the
-            template, the date is none, or the system message is empty.
-    """
+    """How prompts are rendered: fixed for a model, written into what is made with it, and taken from there later."""
 
     # handed to the template by name, such as `{"enable_thinking": False}`
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -98,15 +94,10 @@ class ChatFormat:
             **({} if self.system is None else {"system": self.system}),
         }
 
-    @contextmanager
-    def clock(self) -> Iterator[None]:
+    def clock(self) -> AbstractContextManager[None]:
         """Within the context, templates are told midnight of the day: transformers asks its module's `datetime`."""
-        actual, day = chat_template_utils.datetime, datetime.fromisoformat(self.date)
-        chat_template_utils.datetime = SimpleNamespace(now=lambda: day)
-        try:
-            yield
-        finally:
-            chat_template_utils.datetime = actual
+        day = datetime.fromisoformat(self.date)
+        return swapped(chat_template_utils, "datetime", SimpleNamespace(now=lambda: day))
 
 
 def recorded_chat(*metadata: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -123,33 +114,35 @@ _PLAIN_TEXT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{
 
 
 def load_tokenizer(path: str, chat_template: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, with its own chat template or the one that is asked for.
-
-    transformers prefers mistral-common's tokenizer where that package is installed. That one renders by rules of its
-    own, without text or offsets, so what `tokenizer.json` or `tekken.json` makes is taken instead.
-
-    Raises:
-        ModelError: the file is no template, or there is no tokenizer but mistral-common's.
-    """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if type(tokenizer).__name__ == "MistralCommonBackend":
-        special = tokenizer.special_tokens_map
-        try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-        except Exception as error:  # transformers says in many ways that there is none
-            raise ModelError(
-                f"there is no tokenizer in {path!r} but mistral-common's, which renders no text: put a tokenizer.json "
-                "beside the weights."
-            ) from error
-        for name, token in special.items():
-            if getattr(tokenizer, name, None) is None:
-                setattr(tokenizer, name, token)
+    """The checkpoint's tokenizer, with its own chat template or the one that is asked for."""
+    tokenizer = with_template(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code), path)
     if chat_template == "none":
         begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = (tokenizer.bos_token if begins else "") + _PLAIN_TEXT_TEMPLATE
     elif chat_template is not None:
         tokenizer.chat_template = read_template(Path(chat_template))
     return tokenizer
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that renders text: itself, or instead of mistral-common's what tokenizer.json or tekken.json makes.
+
+    transformers prefers mistral-common's where that package is installed, which renders by rules of its own, without
+    text or offsets. A ModelError where there is no other.
+    """
+    if type(tokenizer).__name__ != "MistralCommonBackend":
+        return tokenizer
+    try:
+        found: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(path)
+    except Exception as error:  # transformers says in many ways that there is none
+        raise ModelError(
+            f"there is no tokenizer in {path!r} but mistral-common's, which renders no text: put a tokenizer.json "
+            "beside the weights, or wrap(model, PreTrainedTokenizerFast.from_pretrained(FOLDER)) with another."
+        ) from error
+    for name, token in tokenizer.special_tokens_map.items():
+        if getattr(found, name, None) is None:
+            setattr(found, name, token)
+    return found
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -104,7 +104,7 @@ class LanguageModel:
                 raise MismatchError(
                     f"these {what} were made with the {what_for} {json.dumps(made_with.get(key))}, but {self.name!r} "
                     f"is used with {json.dumps(own)}. Leave out --template-arg and --system to use theirs "
-                    "(load_model(..., like=METADATA)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
+                    "(load(..., like=METADATA)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
                 )
         made_on = metadata.get("model") or {}
         if "fingerprint" in made_on and made_on["fingerprint"] != self.fingerprint:

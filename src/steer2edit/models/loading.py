@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from steer2edit.errors import ModelError, Steer2EditError, did_you_mean
 from steer2edit.models.batching import out_of_memory
-from steer2edit.models.chat_format import ChatFormat, load_tokenizer
+from steer2edit.models.chat_format import ChatFormat, load_tokenizer, with_template
 from steer2edit.models.gguf import cache_directory, gguf_sha256, require_complete
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.layout import Layout
@@ -46,24 +46,10 @@ def load_model(
     like: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a causal language model with its tokenizer.
+    """Load a causal language model with its tokenizer: a Hub id, a directory, a GGUF file, or `smollm2`.
 
-    Args:
-        name: a Hub id, a local directory, a GGUF file (dequantised once into the cache), or `smollm2` for the embedded
-            SmolLM2-135M-Instruct.
-        dtype: `auto` (the checkpoint's own; float32 on a CPU without bfloat16 arithmetic), `float32`,
-            `bfloat16` or `float16`.
-        device: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`, `balanced` to spread a model
-            that is larger than one device over all of them, or `disk` to leave the layers of one that is larger than
-            memory on the disk, and to extract and convert layer by layer.
-        layout: a layout, or a file of one, for an architecture that is not known (docs/add-a-model.md).
-        chat_template: a Jinja file instead of the tokenizer's own template (or a JSON file with a `chat_template`), or
-            `none` for plain text.
-        template_args: handed to the chat template by name, such as `{"enable_thinking": False}`.
-        system: a system message for conversations that have none of their own.
-        like: metadata of vectors or of an edit that is gone on from, or several: the template arguments and the date
-            that the first was made with are used again.
-        trust_remote_code: run the Python code that a checkpoint brings. Only for code you have read.
+    `settings.Loading` says what the options mean. Template arguments, system message and date that are not given are
+    those of the first record in `like`, the metadata of what is gone on from.
 
     Raises:
         InvalidValueError: a template argument that the chat template does not read.
@@ -91,12 +77,7 @@ def wrap_model(
     network: Any, tokenizer: Any, *, name: str | None = None, layout: Path | Layout | None = None,
     template_args: Mapping[str, Any] | None = None, system: str | None = None,
 ) -> LanguageModel:  # fmt: skip
-    """A model that is in memory already with its tokenizer; neither is copied, and no weight is changed for good.
-
-    Raises:
-        ModelError: one of the two is something else, or quantised weights cannot be read here.
-        LayoutError: the model has residual writers that no layout rule covers.
-    """
+    """A model that is in memory already with its tokenizer; a ModelError where one of the two is something else."""
     causal = isinstance(network, PreTrainedModel) and network.can_generate()
     if not causal or getattr(network.config, "is_encoder_decoder", False):
         raise ModelError(
@@ -108,6 +89,7 @@ def wrap_model(
             f"wrap needs the model's tokenizer (AutoTokenizer) besides, got {type(tokenizer).__qualname__}: "
             "wrap(model, tokenizer)."
         )
+    tokenizer = with_template(tokenizer, tokenizer.name_or_path or network.name_or_path)
     chat, layout = ChatFormat(template_args or {}, system=system), Layout.given(layout)
     return _checked(network, tokenizer, name or network.name_or_path or "unnamed", chat, layout=layout)
 
@@ -126,12 +108,7 @@ def _checked(
 
 
 def load_skeleton(name: str, *, layout: Path | Layout | None = None, trust_remote_code: bool = False) -> LanguageModel:
-    """The model's structure from its config alone, on the meta device: names, shapes and sites, but no weights.
-
-    Raises:
-        ModelError: the config is not there or cannot be read.
-        LayoutError: the model has residual writers that no layout rule covers.
-    """
+    """The model's structure from its config alone, on the meta device: names, shapes and sites, but no weights."""
     own_layout, directory = Layout.given(layout), checkpoint_directory(name)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
