@@ -217,18 +217,10 @@ def _fixed(factor: float, seed: int, output: Tensor) -> Tensor:
     return (factor * row).to(output).expand_as(output).clone()
 
 
-def _kept(name: str, into: dict[str, Tensor], output: Tensor) -> Tensor:
-    """Takes an output without changing it."""
-    into[name] = output.clone()
-    return output
-
-
 def _output_of(run: LayerRun, path: str, writers: Mapping[str, nn.Module]) -> str:
     """The outermost module around a writer that puts out nothing when all writers are silent, and d columns."""
     parts = path.split(".")
     around = [name for i in range(1, len(parts)) if (name := ".".join(parts[:i])) in run.called]
-    outputs: dict[str, Tensor] = {}
-    watched = {run.module.get_submodule(name): partial(_kept, name, outputs) for name in around}
-    run.output({**silenced(writers.values()), **watched})
+    outputs = run.outputs(silenced(writers.values()))
     quiet = (n for n in around if n in outputs and outputs[n].shape[-1] == run.width and not outputs[n].any())
     return next(quiet, path)

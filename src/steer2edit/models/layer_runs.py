@@ -1,10 +1,9 @@
-"""The decoder layers of a model, found by a short forward pass, and run alone with the outputs of modules changed.
+"""One decoder layer of a model, run alone with the outputs of modules changed.
 
 Shapes: b, t = rows and tokens of the short pass, n = residual streams (1, or several that layers mix),
 d = width of one.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -14,10 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from steer2edit.errors import LayoutError, ModelError
-from steer2edit.models.twin import config_parts
+from steer2edit.errors import ModelError
 
 ROWS, TOKENS = 4, 6
 Change = Callable[[Tensor], Tensor]
@@ -92,7 +89,7 @@ class LayerRun:
                 stack.callback(module.register_forward_hook(partial(_change, change)).remove)
             args = [value for place, value in arguments.items() if isinstance(place, int)]
             result = self.module(*args, **{name: v for name, v in arguments.items() if isinstance(name, str)})
-        return _streams(next(t for t in _tensors_in(result) if t.shape == given.shape), self.width).flatten(2)
+        return _streams(next(t for t in tensors_in(result) if t.shape == given.shape), self.width).flatten(2)
 
     def inputs(
         self,
@@ -115,17 +112,21 @@ class LayerRun:
     @cached_property
     def called(self) -> dict[str, Tensor]:
         """First output tensor of every module of the layer that is called, by path, in the order they return."""
+        return self.outputs()
+
+    def outputs(self, changes: Mapping[nn.Module, Change | Bypass] | None = None) -> dict[str, Tensor]:
+        """`called`, under changes: of a module that is changed, the output before that."""
         outputs: dict[str, Tensor] = {}
         paths = {module: path for path, module in self.module.named_modules() if path}
 
         def note(module: nn.Module, _: Any, output: Any) -> None:
-            if (tensor := next(_tensors_in(output), None)) is not None:
-                outputs.setdefault(paths[module], tensor)
+            if (tensor := next(tensors_in(output), None)) is not None and paths[module] not in outputs:
+                outputs[paths[module]] = tensor.clone()  # some layers add to it in place
 
         with ExitStack() as stack:
             for module in paths:
                 stack.callback(module.register_forward_hook(note).remove)
-            self.output()
+            self.output(changes)
         return outputs
 
     @cached_property
@@ -191,114 +192,13 @@ def silenced(modules: Iterable[nn.Module]) -> dict[nn.Module, Change]:
     return dict.fromkeys(modules, torch.zeros_like)
 
 
-def run_layers(network: PreTrainedModel, path: str | None = None) -> tuple[str, list[LayerRun]]:
-    """(path, layers) of the longest list of modules with parts that all are given hidden states and return such.
-
-    Hidden states are one residual stream [b, t, d]; only where no list has that, several ([b, t, n, d] or the like). A
-    LayoutError where the model does not run on a few tokens, or has no such list.
-    """
-    config, embedding = network.config.get_text_config(), network.get_input_embeddings()
-    width = getattr(config, "hidden_size", None)
-    d = width if isinstance(width, int) else int(embedding.weight.shape[-1])
-    lists = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and path in (None, name)
-    }
-    given: dict[nn.Module, dict[int | str, Any]] = {}
-    returned: dict[nn.Module, Any] = {}
-
-    def note_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module not in given:  # the first call, with its arguments as they are before it
-            arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-            given[module] = {
-                key: value.clone() if isinstance(value, Tensor) and value.is_floating_point() else value
-                for key, value in arguments.items()
-            }
-
-    def note_return(module: nn.Module, _: Any, output: Any) -> None:
-        returned.setdefault(module, output)
-
-    with ExitStack() as stack, torch.inference_mode():
-        for module in dict.fromkeys(member for one in lists.values() for member in one):
-            stack.callback(module.register_forward_pre_hook(note_call, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(note_return).remove)
-        _short_pass(network)
-    for several in (False, True):
-        found: dict[str, list[LayerRun]] = {}
-        for name, members in lists.items():
-            runs = [
-                _layer_run(f"{name}.{i}", member, given.get(member), returned.get(member), d, several)
-                for i, member in enumerate(members)
-            ]
-            if all(runs):
-                found[name] = [run for run in runs if run is not None]
-        if found:
-            return max(found.items(), key=lambda one: len(one[1]))
-    raise LayoutError(
-        f"no decoder layers are found in the model type {network.config.model_type!r}: no list of modules is given "
-        f"hidden states of width {d} and hands on such."
-    )
-
-
-def _short_pass(network: PreTrainedModel) -> None:
-    """A forward pass on a few tokens of ordinary text, which are no image's or padding."""
-    embedding = network.get_input_embeddings().weight
-    settings = [pair for part in config_parts(network.config) for pair in vars(part).items()]
-    special = {value for name, value in settings if re.search(r"token_(id|index)", name) and isinstance(value, int)}
-    usual = [i for i in range(min(embedding.shape[0], 4096)) if i not in special] or [0]
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.tensor(usual)[torch.randint(len(usual), (ROWS, TOKENS), generator=generator)].to(embedding.device)
-    own = {name: p for name, p in network.named_parameters() if not p.is_inference()}  # those count no writes
-    before = {name: parameter._version for name, parameter in own.items()}
-    try:
-        network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    except Exception as error:  # models raise what they like
-        raise LayoutError(
-            f"the model type {network.config.model_type!r} does not run on a few tokens of text alone: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
-    changed = [name for name, parameter in own.items() if parameter._version != before[name]]
-    if changed:
-        raise LayoutError(
-            f"the model type {network.config.model_type!r} writes to its own weights as it runs ({changed[0]}), so an "
-            "edit of them would be another one in the files. This architecture cannot be edited."
-        )
-
-
-def _layer_run(
-    name: str, module: nn.Module, given: Mapping[int | str, Any] | None, returned: Any, d: int, several: bool
-) -> LayerRun | None:
-    """A layer with noise of its own size on its hidden state, so that no two tokens are alike; `None` if it is none."""
-    out = next((t for t in _tensors_in(returned) if _is_stream(t, d, several=several)), None)
-    if out is None or given is None or not any(True for _ in module.children()):
-        return None
-    for place in sorted(given, key=lambda key: (isinstance(key, str), key != "hidden_states")):
-        value = given[place]
-        if isinstance(value, Tensor) and value.shape == out.shape and value.is_floating_point():
-            size = float(value.float().square().mean().sqrt()) or 1.0
-            noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
-            return LayerRun(name, module, {**given, place: value + size * noise.to(value)}, place, d)
-    return None
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in what a module returns."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | tuple | list):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(item)
-
-
-def _is_stream(value: Tensor, d: int, *, several: bool) -> bool:
-    """Whether a value can be the residual stream of the short pass; with `several`, or several of them."""
-    if not value.is_floating_point() or value.shape[-1:].numel() % d:
-        return False
-    if not several:
-        return value.shape == (ROWS, TOKENS, d)
-    own = value.shape[:2] if value.shape[:2] == (ROWS, TOKENS) else value.shape[1:3]
-    return own == (ROWS, TOKENS) and (value.ndim == 3 or (value.ndim == 4 and value.shape[-1] == d))
+            yield from tensors_in(item)
 
 
 def _streams(value: Tensor, d: int) -> Float[Tensor, "b t n d"]:
