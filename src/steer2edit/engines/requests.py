@@ -100,11 +100,8 @@ class RememberingEngine:
         interventions: Sequence[Intervention] = (None,),
         replies: Mapping[Asked, Reply] | None = None,
     ) -> None:
-        self.model, self._engine, self._interventions = (
-            engine.model,
-            engine,
-            tuple(interventions),
-        )  # kept: ids stay theirs
+        self.model, self._engine = engine.model, engine
+        self._interventions = tuple(interventions)  # kept: ids stay theirs
         self._places = {_identity(one): place for place, one in enumerate(interventions)}
         self.replies = dict(replies or {})
 
@@ -113,10 +110,11 @@ class RememberingEngine:
         if sampling.temperature > 0:
             return self._engine.generate(requests, sampling)
         encoded = encode_prompts(self.model, [request.prompt for request in requests], room=sampling.max_new_tokens)
-        keys: list[Asked | int] = []  # the request's index, where its reply is not to be remembered
-        for index, (ids, request) in enumerate(zip(encoded, requests, strict=True)):
-            place = self._places.get(_identity(request.intervention))
-            keys.append(index if place is None else (place, tuple(ids), sampling.max_new_tokens))
+        places = [self._places.get(_identity(request.intervention)) for request in requests]
+        keys: list[Asked | int] = [  # the request's index, where its reply is not to be remembered
+            index if place is None else (place, tuple(ids), sampling.max_new_tokens)
+            for index, (ids, place) in enumerate(zip(encoded, places, strict=True))
+        ]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.replies}
         replies = self._engine.generate(list(missing.values()), sampling) if missing else []
         made = dict(zip(missing, replies, strict=True))

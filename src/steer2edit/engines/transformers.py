@@ -32,13 +32,10 @@ _WIDE_COPIES = 4  # float32 rows [tokens, vocabulary] alive while scoring: logit
 
 
 class TransformersEngine:
-    """Runs requests on a model in memory.
+    """Runs requests on a model in memory, whose weights are never touched.
 
-    Args:
-        model: the base model; its weights are never touched.
-        generation_tokens: rows × (longest prompt + reply) of a generation batch stays within this; by default what
-            the device's memory allows. When memory runs out all the same, batches are halved.
-        scoring_tokens: the same for rows × longest row of a scoring batch.
+    Rows × (longest prompt + reply) of a batch stays within `generation_tokens`, and rows × longest row of a scoring
+    batch within `scoring_tokens`; by default what the device's memory allows. When memory runs out, batches are halved.
     """
 
     def __init__(
@@ -53,7 +50,7 @@ class TransformersEngine:
         self._scoring = TokenBudget(scoring_tokens or _most_tokens(model, wide, _CPU_SCORING_TOKENS))
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
-        """Replies in the order of the requests; one batch may hold different interventions. Raises as `generate`."""
+        """As `Engine.generate`; raises as `models.generate`."""
         prompts, asked = [r.prompt for r in requests], [r.intervention for r in requests]
         return generate(
             self.model, prompts, sampling, budget=self._generation, around=lambda batch: self._under(asked, batch)
@@ -62,11 +59,7 @@ class TransformersEngine:
     def score(
         self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
     ) -> list[list[ResponseScore]]:
-        """Score of every response under every intervention: `scores[intervention][response]`.
-
-        With `kl`, the base model's distributions are computed once per batch of responses and compared with each
-        intervention's in float32. Few responses under many interventions share a batch.
-        """
+        """As `Engine.score`; the base's distributions are computed once per batch of responses."""
         if not interventions:
             return []
         lengths = [len(response.ids) for response in responses]
@@ -79,9 +72,8 @@ class TransformersEngine:
         return [[by_intervention[index] for by_intervention in scores] for index in range(len(interventions))]
 
     def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
-        """Log-distribution of each reply's first token, float32, on the CPU, in the order of the requests."""
+        """As `Engine.next_token`."""
         encoded = encode_prompts(self.model, [request.prompt for request in requests])
-
         with step("Predicting", len(requests)) as advance:
 
             def run(batch: list[int]) -> list[Float[Tensor, " v"]]:
@@ -100,24 +92,22 @@ class TransformersEngine:
         advance: Callable[[int], None],
     ) -> list[list[ResponseScore]]:
         """Scores by response, then by intervention; as many interventions at a time as the budget has room for."""
-        before = span_log_probabilities(self.model, rows) if kl else [None] * len(rows)
-        asked = [i for i, intervention in enumerate(interventions) if intervention is not None or not kl]
-        scores: list[dict[int, ResponseScore]] = [{} for _ in rows]
-        for response, known, own in zip(rows, before, scores, strict=True):
-            if known is not None and len(asked) < len(interventions):  # the base against itself needs no second pass
-                unchanged = response_score(response, known, known)
-                own.update(dict.fromkeys(set(range(len(interventions))) - set(asked), unchanged))
-        advance(len(rows) * (len(interventions) - len(asked)))
+        base = span_log_probabilities(self.model, rows) if kl else []
+        before: Sequence[Tensor | None] = base or [None] * len(rows)
+        known = [i for i, one in enumerate(interventions) if one is None and kl]  # itself: no second pass is needed
+        scores = dict.fromkeys(known, list(map(response_score, rows, base, base)) if known else [])
+        advance(len(rows) * len(scores))
+        asked = [i for i in range(len(interventions)) if i not in scores]
         together = max(1, self._scoring.tokens // (len(rows) * max(len(row.ids) for row in rows)))
         for begin in range(0, len(asked), together):
             group = asked[begin : begin + together]
             with self._under(interventions, [i for i in group for _ in rows]):
                 after = span_log_probabilities(self.model, list(rows) * len(group))
             advance(len(after))
-            places = [(row, i) for i in group for row in range(len(rows))]
-            for (row, i), distribution in zip(places, after, strict=True):
-                scores[row][i] = response_score(rows[row], before[row], distribution)
-        return [[found[i] for i in range(len(interventions))] for found in scores]
+            for place, i in enumerate(group):
+                own = after[place * len(rows) : (place + 1) * len(rows)]
+                scores[i] = list(map(response_score, rows, before, own))
+        return [[scores[i][row] for i in range(len(interventions))] for row in range(len(rows))]
 
     def _under(self, interventions: Sequence[Intervention], batch: Sequence[int]) -> AbstractContextManager[None]:
         """One intervention for the whole batch where all rows share it: no per-row factors are needed then."""

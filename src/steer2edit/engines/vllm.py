@@ -86,7 +86,7 @@ class VllmEngine:
         self._adapters.close()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
-        """Replies in the order of the requests; one batch may hold different edits and the base.
+        """As `Engine.generate`.
 
         When sampling, a request's draws depend on the seed, its prompt and how often the same request came before in
         this call, not on the rest of the batch: a prompt is drawn with the same random numbers under every edit. A
@@ -110,7 +110,7 @@ class VllmEngine:
     def score(
         self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
     ) -> list[list[ResponseScore]]:
-        """Score of every response under every intervention: `scores[intervention][response]`.
+        """As `Engine.score`.
 
         The KL is exact: vLLM returns the log-probability of the whole vocabulary at every position, and a
         distribution that lacks an entry is refused. A response needs room for one more token in the context.
@@ -127,7 +127,7 @@ class VllmEngine:
         return [scores[k * n : (k + 1) * n] for k in range(len(edits))]
 
     def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
-        """Log-distribution of each reply's first token, float32, on the CPU; raises as `score`."""
+        """As `Engine.next_token`."""
         edits = [as_edit(request.intervention) for request in requests]
         params = self._params(logprobs=-1, flat_logprobs=True)
         encoded = self._encode(requests, room=1)

@@ -135,9 +135,7 @@ class AdapterCache:
         # `drop` is called with the number of an adapter that gives way, before its files are deleted
         if capacity < 1:
             raise InvalidValueError(f"max_edits must be >= 1, got {capacity}.")
-        self._model = model
-        self._capacity = capacity
-        self._drop = drop
+        self._model, self._capacity, self._drop = model, capacity, drop
         self._adapters: dict[tuple[int, float], Adapter] = {}  # least recently used first
         self._written = 0
         self._root = Path(tempfile.mkdtemp(prefix="steer2edit-adapters-"))
@@ -149,16 +147,16 @@ class AdapterCache:
         assert len(wanted) <= self._capacity
         for key in wanted.keys() & self._adapters.keys():
             self._adapters[key] = self._adapters.pop(key)  # most recently used now
-        missing = wanted.keys() - self._adapters.keys()
+        missing = [key for key in wanted if key not in self._adapters]
         while len(self._adapters) + len(missing) > self._capacity:
             dropped = self._adapters.pop(next(iter(self._adapters)))
             self._drop(dropped.number)
             shutil.rmtree(dropped.directory)
-        for key, editing in ((key, wanted[key]) for key in wanted if key in missing):
-            self._model.require_shapes(editing.edit.shapes, "edits")
+        for key in missing:
+            self._model.require_shapes(wanted[key].edit.shapes, "edits")
             self._written += 1
-            adapter = Adapter(self._written, self._root / str(self._written), editing)
-            write_adapter(self._model, editing, adapter.directory)
+            adapter = Adapter(self._written, self._root / str(self._written), wanted[key])
+            write_adapter(self._model, wanted[key], adapter.directory)
             self._adapters[key] = adapter
         return {key: self._adapters[key] for key in wanted}
 

@@ -8,7 +8,7 @@ matrices of a mixture (its routed experts, and the shared one).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,6 @@ from steer2edit.models.chat import EncodedResponse
 from steer2edit.models.hooks import RoutedTokens, at_output, hooked
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.offload import LayerByLayer, offload_hooks
-from steer2edit.models.site_module import SiteModule
 from steer2edit.progress import step
 
 
@@ -55,13 +54,10 @@ def span_means(
     description: str = "Capturing",
     block_outputs: bool = False,
 ) -> Iterator[BatchMeans]:
-    """Means of every site over each response's span, for one batch of responses after another.
+    """Means of every site over each response's span, for one batch of responses after another, on the sites' devices.
 
     Of a model whose layers are on the disk, all batches go through a layer before any goes through the next, and what
     is yielded of a batch is one layer's means.
-
-    Yields:
-        The batch's means, float32, on the sites' devices.
     """
     indices = length_batches([len(response.ids) for response in responses], batch_tokens)
     batches = (_Batch(model, rows, [responses[i] for i in rows]) for rows in indices)
@@ -114,7 +110,6 @@ class _Batch:
         self._model.network.base_model(input_ids=self._ids, attention_mask=self._mask, use_cache=False)
 
     def at_matrix(self, site: Site, x: Tensor) -> None:
-        """At a matrix that sees every token."""
         self._inputs[site] = self._mean(x)
 
     def at_experts(self, site: Site, routed: RoutedTokens, output: Tensor) -> Tensor:
@@ -131,11 +126,9 @@ class _Batch:
         return output
 
     def at_output(self, site: Site, index: int, y: Tensor) -> None:
-        """At one of the outputs that add up to what a mixture writes."""
         self._outputs.setdefault(site, {})[index] = self._mean(y)
 
     def at_block(self, layer: int, output: Tensor) -> None:
-        """At what a layer hands on."""
         if output.ndim != 3 or output.shape[-1] != next(iter(self._model.sites.values())).shape[0]:
             raise ModelError(
                 "the layers of this model hand on several residual streams, so there is no one output of a layer to "
@@ -176,22 +169,16 @@ class _Batch:
 def _recorded(model: LanguageModel, current: Callable[[], _Batch], block_outputs: bool) -> Iterator[None]:
     """Record what sites are given, and layers hand on, for the batch that is running."""
     with ExitStack() as stack:
-        for module in model.sites.values():
-            stack.enter_context(_recorded_site(module, current))
+        for site, module in model.sites.items():
+            stack.enter_context(
+                hooked(
+                    module,
+                    matrix=lambda _, x, y, site=site: current().at_matrix(site, x),  # type: ignore[misc]
+                    routed=lambda routed, y, site=site: current().at_experts(site, routed, y),  # type: ignore[misc]
+                    output=lambda index, y, site=site: current().at_output(site, index, y),  # type: ignore[misc]
+                )
+            )
         for index, layer in enumerate(model.layers if block_outputs else ()):
-            stack.enter_context(layer.register_forward_hook(partial(at_output, partial(_at_block, current, index))))
+            note = partial(at_output, lambda y, index=index: current().at_block(index, y))  # type: ignore[misc]
+            stack.enter_context(layer.register_forward_hook(note))
         yield
-
-
-def _at_block(current: Callable[[], _Batch], layer: int, output: Tensor) -> None:
-    current().at_block(layer, output)
-
-
-def _recorded_site(module: SiteModule, current: Callable[[], _Batch]) -> AbstractContextManager[None]:
-    site = module.site
-    return hooked(
-        module,
-        matrix=lambda projection, x, y: current().at_matrix(site, x),
-        routed=lambda routed, y: current().at_experts(site, routed, y),
-        output=lambda index, y: current().at_output(site, index, y),
-    )

@@ -8,35 +8,26 @@ so that A moves by aᵀe, to first order, under the edit ΔW = u aᵀ of that si
 gives e at every site; nothing but a batch is ever held. Of an expert, x_t counts with its routing weight. Where no u is
 given, Σ_t ∂A/∂y_t itself is taken, from which one can be chosen (`method.natural_direction`).
 
-Some kernels of quantised matrices have no backward pass, and some give a wrong gradient without a word. Where that is
-so, y = W x + b is differentiated as what it is:
-
-    ∂A/∂x = Wᵀ ∂A/∂y,    W as the module itself applies it to the identity (`Projection.weight`), read anew each time
-
-so that one dequantised matrix is held at a time.
-
 Shapes: b = rows of a batch, t = tokens, s = pairs of a token and an expert, d, m = width of a site's output and input.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steer2edit.core import Site
-from steer2edit.errors import InvalidValueError
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches
 from steer2edit.models.chat import EncodedResponse
 from steer2edit.models.generation import span_distributions, token_log_probabilities
+from steer2edit.models.gradients import activation_gradients, backward, without_gradients
 from steer2edit.models.hooks import RoutedTokens, hooked
 from steer2edit.models.language_model import LanguageModel
-from steer2edit.models.site_module import Projection, SiteModule, is_linear, is_quantised
+from steer2edit.models.site_module import Projection, SiteModule
 from steer2edit.progress import step
 
 _SHORT = 256
@@ -105,16 +96,9 @@ def response_effects(
 ) -> Iterator[BatchEffects]:
     """Effects of every site on a score of each response, for one batch of responses after another.
 
-    Args:
-        model: the model, as it is: hooks and edits in force apply. Its weights get no gradient.
-        directions: u by site; sites that are not there are not measured, and of one without u the gradient is taken.
-        times: how often each response is scored, from one forward pass: for scores that draw.
-
-    Yields:
-        The batch's effects, once for each time.
-
-    Raises:
-        InvalidValueError: gradients cannot be taken of the model.
+    Hooks and edits in force apply. `directions` has u by site: sites that are not there are not measured, and of one
+    without u the gradient is taken. A batch's effects come once for each of the `times` that it is scored, from one
+    forward pass: for scores that draw. An InvalidValueError where gradients cannot be taken of the model.
     """
     lengths = [len(response.ids) for response in responses]
     without = without_gradients(model)
@@ -164,13 +148,11 @@ class _GradientRecorder(_Recorder):
         super().__init__(site, rows, site.shape[0])
 
     def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
-        """At a dense site's matrix."""
         if self.site.experts is None:
             self._watch(y, 1)
 
     def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
-        """At the routed experts, of which some write every token once for each expert."""
-        self._watch(output, output.numel() // output.shape[-1] // routed.tokens)
+        self._watch(output, output.numel() // output.shape[-1] // routed.tokens)  # some write once for each expert
         return output
 
     def _watch(self, output: Tensor, times: int) -> None:
@@ -189,7 +171,6 @@ class _EffectRecorder(_Recorder):
         self._direction = direction
 
     def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
-        """At a matrix that sees every token."""
         rows = x.detach().reshape(self._rows, -1, x.shape[-1])
 
         def differentiate(gradient: Tensor) -> None:
@@ -199,7 +180,6 @@ class _EffectRecorder(_Recorder):
         y.register_hook(differentiate)  # type: ignore[no-untyped-call]
 
     def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
-        """At the routed experts."""
         assert self.site.sizes is not None
         count, width = self.site.sizes.routed, self.site.sizes.width
         slot = routed.token // (routed.tokens // self._rows) * count + routed.expert
@@ -217,94 +197,3 @@ class _EffectRecorder(_Recorder):
         """w = ∂A/∂y · u of every row of an output."""
         rows = gradient.detach().float().reshape(-1, gradient.shape[-1])
         return rows @ self._direction.to(gradient.device)
-
-
-@contextmanager
-def activation_gradients(model: LanguageModel, without: Sequence[Projection] = ()) -> Iterator[None]:
-    """Gradients of activations, from the embedding on, and of no parameter; all is as before on leaving."""
-    wanted = [p for p in model.network.parameters() if p.requires_grad]
-    embedding: nn.Module = model.network.get_input_embeddings()  # type: ignore[operator]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    handle = embedding.register_forward_hook(lambda module, inputs, output: output.detach().requires_grad_(True))
-    try:
-        with ExitStack() as stack:
-            for projection in without:
-                stack.enter_context(_differentiated(projection))
-            stack.enter_context(torch.enable_grad())
-            yield
-    finally:
-        handle.remove()
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
-def backward(model: LanguageModel, total: Tensor, *, retain_graph: bool) -> None:
-    """Differentiate a score, within `activation_gradients`.
-
-    Raises:
-        InvalidValueError: some other kernel has no backward pass.
-    """
-    try:
-        torch.autograd.backward(total, retain_graph=retain_graph)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError) as error:  # a kernel without a backward pass, a score without a graph
-        raise InvalidValueError(
-            f"effects need gradients, and {model.name!r} gives none ({' '.join(str(error).split())[:150]}). Load it "
-            "unquantised, or convert with --importance cosine."
-        ) from error
-
-
-def without_gradients(model: LanguageModel) -> list[Projection]:
-    """The quantised matrices of the whole network of a kind that passes no gradient or a wrong one.
-
-    Raises:
-        ModelError: such a matrix cannot be read.
-    """
-    quantised = [
-        Projection(name, module, slice(0, vars(module)["in_features"]), False, quantised=model.dtype)
-        for name, module in model.network.named_modules()
-        if is_linear(module) and is_quantised(module)
-    ]
-    kinds = {type(projection.module): projection for projection in quantised}
-    wrong = {kind for kind, projection in kinds.items() if not _passes_gradients(projection)}
-    return [projection for projection in quantised if type(projection.module) in wrong]
-
-
-def _passes_gradients(projection: Projection) -> bool:
-    x = torch.ones(1, projection.shape[1], dtype=projection.dtype, device=projection.device, requires_grad=True)
-    with torch.enable_grad(), warnings.catch_warnings(), suppress(RuntimeError):  # of outputs without a graph
-        warnings.simplefilter("ignore")
-        torch.autograd.backward(projection.module.forward(x).sum())
-    expected = projection.weight.float().sum(dim=0)
-    return x.grad is not None and bool((x.grad[0].float() - expected).norm() <= 0.05 * expected.norm())
-
-
-@contextmanager
-def _differentiated(projection: Projection) -> Iterator[None]:
-    """A module's own forward pass, with the gradient of the matrix that it applies."""
-    module = projection.module
-    forward, own = module.forward, "forward" in vars(module)
-    module.forward = lambda x: _Matrix.apply(x, forward, projection)  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = forward
-        else:
-            del module.forward
-
-
-class _Matrix(torch.autograd.Function):
-    """y = W x + b by any kernel, ∂A/∂x = Wᵀ ∂A/∂y."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Callable[[Tensor], Tensor], projection: Projection) -> Tensor:
-        ctx.projection, ctx.dtype = projection, x.dtype
-        return kernel(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        weight = ctx.projection.weight
-        return (gradient.to(weight.dtype) @ weight).to(ctx.dtype), None, None

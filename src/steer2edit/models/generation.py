@@ -3,8 +3,8 @@
 Shapes: b = rows of a batch, t = tokens, s = span positions of all rows of a batch, v = vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from steer2edit.models.batching import TokenBudget, pad, run_batches
 from steer2edit.models.chat import EncodedResponse, Prompt, encode_prompts
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.reply import Reply, end_ids, reply_of
+from steer2edit.models.swapped import swapped
 from steer2edit.progress import step
 
 Growing = Callable[[list[Reply]], None]
@@ -53,19 +54,11 @@ def generate(
     around: Callable[[list[int]], AbstractContextManager[None]] | None = None,
     description: str = "Generating",
 ) -> list[Reply]:
-    """Replies to prompts, in their order.
+    """Replies to prompts, in their order, with hooks and edits in force.
 
-    Args:
-        model: runs as it is: hooks and edits in force when this is called apply.
-        budget: rows × (longest prompt + reply) of a batch; shrinks when memory runs out.
-        around: entered around each batch with the indices of its prompts, in the order of the batch's rows.
-
-    Raises:
-        DataError: an empty prompt, or one that does not fit into the context with its reply.
-        ModelError: memory does not suffice for a single reply.
+    `around` is entered around each batch with the indices of its prompts, in the order of the batch's rows.
     """
     encoded = encode_prompts(model, prompts, room=sampling.max_new_tokens)
-
     lengths = [len(ids) + sampling.max_new_tokens for ids in encoded]
     with step(description, len(prompts)) as advance:
 
@@ -87,13 +80,12 @@ class _EachToken:
         self._then, self.steps = then, -1  # the prompts come first
 
     def put(self, value: Tensor) -> None:
-        """The prompts, and then the next token of every row."""
         self.steps += 1
         if self.steps:
             self._then(value.flatten().tolist())
 
     def end(self) -> None:
-        """Nothing is left to hand on."""
+        pass
 
 
 @torch.inference_mode()
@@ -132,32 +124,21 @@ def generate_batch(
         if sampled:
             torch.manual_seed(sampling.seed)
         streamer = _EachToken(grow) if growing else streamer
-        output = model.network.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer
-        )  # fmt: skip
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        output = model.network.generate(**inputs, generation_config=config, streamer=streamer)
     rows = output[:, ids.shape[1] :].tolist()
     return replies()
 
 
-@contextmanager
-def generating(model: LanguageModel, config: GenerationConfig | None = None) -> Iterator[None]:
+def generating(model: LanguageModel, config: GenerationConfig | None = None) -> AbstractContextManager[None]:
     """For a while transformers fills what a call leaves unset from this, not from what the checkpoint recommends."""
-    network = model.network
-    recommended = network.generation_config
-    network.generation_config = config or GenerationConfig(eos_token_id=end_ids(model) or None)
-    try:
-        yield
-    finally:
-        network.generation_config = recommended
+    own = config or GenerationConfig(eos_token_id=end_ids(model) or None)
+    return swapped(model.network, "generation_config", own)
 
 
 @torch.inference_mode()
 def span_log_probabilities(model: LanguageModel, responses: Sequence[EncodedResponse]) -> list[Float[Tensor, "_ v"]]:
-    """Log-distribution of the next token at every span position, one [length, v] tensor per response, float32.
-
-    The model runs as it is: hooks and edits in force when this is called apply. Logits are computed at span
-    positions only.
-    """
+    """Log-distribution of the next token at every span position, one [length, v] tensor per response, float32."""
     return span_distributions(model, responses)
 
 

@@ -160,12 +160,7 @@ class _Cursor:
 
 
 def gguf_checkpoint(file: Path) -> Path:
-    """Directory of the dequantised checkpoint of a file, made on first use.
-
-    Raises:
-        ModelError: the file is truncated or damaged, has no model's weights, is a part of a model, or of an
-            architecture that transformers does not read; or the cache cannot be written.
-    """
+    """Directory of the dequantised checkpoint of a file, made on first use."""
     target = cache_directory() / f"{file.stem}-{gguf_sha256(file)[:16]}"
     if (target / "config.json").is_file():
         return target

@@ -1,12 +1,10 @@
 """Functions that are called where a site computes, and what they add to its output.
 
-They are called at a site's matrices, at the experts of a mixture, at what it writes. The output becomes
-`y ← y + (x · a_row) u + c_row`, for every row of a batch its own.
-
-Every hook is removed on leaving, also after an exception. Of experts nothing of a model's own code stands here.
-Architectures whose experts run through transformers' experts interface (`ExpertsInterface`) get an implementation that
-runs theirs and takes what their gate puts out, which is the input of the down-projection. Llama 4 has no such
-interface: its experts run once more with the identity as down-projection.
+What is added is `y ← y + (x · a_row) u + c_row`, for every row of a batch its own. Every hook is removed on leaving. Of
+experts nothing of a model's own code stands here. Architectures whose experts run through transformers' experts
+interface (`ExpertsInterface`) get an implementation that runs theirs and takes what their gate puts out, which is the
+input of the down-projection. Llama 4 has no such interface: its experts run once more with the identity as
+down-projection.
 
 Shapes: b = rows of a batch, r = interventions (1 for all rows, or b), t = tokens, d, m = width of a site's output and
 input (of experts, of one), p = width of one of its matrices, s = pairs of a token and an expert it is routed to.
@@ -29,6 +27,7 @@ from steer2edit.core import Site
 from steer2edit.errors import InvalidValueError
 from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.site_module import ExpertBlock, Projection, SiteModule
+from steer2edit.models.swapped import swapped
 
 _IMPLEMENTATION = "steer2edit"
 _THEIRS = ("grouped_mm", "batched_mm")  # those that call the experts' own gate, in an order that is known
@@ -64,11 +63,8 @@ def hooked(
 ) -> Iterator[None]:
     """Call functions whenever a site computes within the context.
 
-    Args:
-        site: dense, or a mixture of experts.
-        matrix: called at every matrix that is a module of its own: the dense site's, or the shared expert's.
-        routed: called at the routed experts of a mixture.
-        output: called at what the block of a mixture writes.
+    `matrix` at every matrix that is a module of its own (the dense site's, or the shared expert's), `routed` at the
+    routed experts of a mixture, `output` at what its block writes.
     """
     with ExitStack() as stack:
         if matrix is not None:
@@ -138,24 +134,18 @@ def _experts_forward(
 ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _experts_forward)
 
 
-@contextmanager
-def _activations(experts: Any, into: list[Tensor]) -> Iterator[None]:
+def _activations(experts: Any, into: list[Tensor]) -> AbstractContextManager[Any]:
     """Takes what the experts' gate puts out or, where they have none, their activation."""
     if not experts.has_gate:
-        with experts.act_fn.register_forward_hook(lambda _, inputs, output: into.append(output)):
-            yield
-        return
+        handle: AbstractContextManager[Any] = experts.act_fn.register_forward_hook(lambda _, x, y: into.append(y))
+        return handle
     gate = experts._apply_gate
 
     def watched(projected: Tensor) -> Tensor:
         into.append(gate(projected))
         return into[-1]
 
-    experts._apply_gate = watched  # on the instance, where it hides the class's
-    try:
-        yield
-    finally:
-        del experts._apply_gate
+    return swapped(experts, "_apply_gate", watched)
 
 
 def _scaled_inputs(update: AtExperts, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

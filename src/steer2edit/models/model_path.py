@@ -71,14 +71,9 @@ def gguf_file(name: str) -> Path | None:
 
 
 def checkpoint_directory(name: str, *, weights_alone: bool = False) -> Path:
-    """The local directory of a model: itself, the dequantised GGUF file, or the snapshot of a Hub id.
+    """The local directory of a model: itself, the dequantised GGUF file, or the snapshot of a Hub id; or a ModelError.
 
-    Args:
-        name: a Hub id, a local directory, a GGUF file, or `smollm2`.
-        weights_alone: whether an adapter's folder, or weights without config.json, will do.
-
-    Raises:
-        ModelError: there is none, and it cannot be downloaded; or it is something else.
+    With `weights_alone` an adapter's folder, or weights without config.json, will do.
     """
     found = model_path(name, weights_alone=weights_alone)
     if Path(found).is_dir():

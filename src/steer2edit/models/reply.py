@@ -89,8 +89,7 @@ def _without(text: str, marks: Iterable[str]) -> str:
 def end_ids(model: LanguageModel) -> list[int]:
     """Tokens that end a reply: all that the checkpoint, the tokenizer or the chat template names.
 
-    A configuration's class has a default for it, so what it names must be a special or added token of the tokenizer. A
-    DataError where the embedding has no row for one of them.
+    A configuration's class has a default for it, so what it names must be a special or added token of the tokenizer.
     """
     network, tokenizer = model.network, model.tokenizer
     declared = _listed(getattr(network.generation_config, "eos_token_id", None))
