@@ -1,10 +1,10 @@
-"""The paper on one page: u, k, g and λ of a site's components, and the edit they make (Theorems 3.1 to 3.3, section 3).
+"""The paper on one page: u, k, g and λ of a site's components, and their edit (Theorems 3.1 to 3.3, §3.4, §3.5).
 
     u = v / ‖v‖,   k_i = W_iᵀ v / ‖W_iᵀ v‖,   g_i = cos(v, W_i μ_i),   λ_i = sign(g_i) · max(|g_i| − ρα, 0) / (ρ(1 − α))
 
     ΔW_i = λ_i u k_iᵀ
 
-What the paper compares them with (Appendix E) stands beside each. Of W, v, μ and (ρ, α), all is in float32 or better.
+What the paper compares them with (Appendix E) stands beside each. Everything is computed in float32 or better.
 
 Shapes: d = width of a site's output, m = width of its input, n = components of the site, w = m / n their width, k =
 configurations.

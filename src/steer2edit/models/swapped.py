@@ -7,7 +7,7 @@ from typing import Any
 
 @contextmanager
 def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """The attribute is `value` within the context; one that was the class's is hidden, and to be seen again then."""
+    """The attribute is `value` within the context; an attribute of the class is hidden by it, not changed."""
     own, before = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
