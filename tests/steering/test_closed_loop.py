@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steer2edit.core import Editing, SiteEdit, WeightEdit
+from steer2edit.core import Editing, Site, SiteEdit, WeightEdit
 from steer2edit.editing import intervened
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities
@@ -15,8 +15,10 @@ from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects
 from steer2edit.steering.benign import benign_answers
 from steer2edit.steering.closed_loop import (
     TOKENS,
-    in_place,
-    mean_log_probability,
+    Wish,
+    _Conjugate,
+    _top,
+    log_probabilities,
     worded_prompts,
     worded_responses,
     wordings,
@@ -115,13 +117,16 @@ def test_steps_make_responses_likelier_than_one_look_for_the_drift_they_say(mode
         strength *= (kl / spent(made["look"], strength)) ** 0.5
     assert spent(made["look"], strength) == pytest.approx(kl, rel=0.02)
     with intervened(model, [Editing(made["steps"])]):
-        after_steps = mean_log_probability(model, responses)
+        after_steps = log_probabilities(model, responses).mean()
     with intervened(model, [Editing(made["look"], strength)]):
-        after_look = mean_log_probability(model, responses)
-    assert after_steps > after_look > mean_log_probability(model, responses)
+        after_look = log_probabilities(model, responses).mean()
+    assert after_steps > after_look > log_probabilities(model, responses).mean()
     rows = {site: edit.row for site, edit in made["steps"].sites.items()}
-    with in_place(model, {site: edit.output_direction for site, edit in made["steps"].sites.items()}, rows):
-        assert mean_log_probability(model, responses) == pytest.approx(after_steps, abs=1e-4)
+    wish = Wish(
+        model, {site: edit.output_direction for site, edit in made["steps"].sites.items()}, responses, [], replies
+    )
+    assert wish.value(rows)[0] == pytest.approx(after_steps.item(), abs=1e-4)
+    assert wish.drift(rows) == pytest.approx(kl, rel=1e-3)
     with pytest.raises(InvalidValueError, match=r"--robust wordings is for .* decided by 'end'"):
         measure_effects(model, plain, contrast, decided_by="end", benign=benign, wordings=True)
 
@@ -140,3 +145,36 @@ def test_an_edit_of_such_vectors_spends_what_they_were_made_for(model: LanguageM
     assert 0.0075 < kl <= 0.03
     edit = make_edit(model, vectors, ConvertOptions(), Accepting(force=True))
     assert edit.metadata["drift"]["kl"] == pytest.approx(kl, rel=0.06)
+
+
+def test_what_own_replies_lose_counts_and_what_they_win_does_not(model: LanguageModel) -> None:
+    wanted = encode_responses(model, PAIRS.positive)
+    own = encode_responses(model, [(q, f"{q[14:]} {i} times, of course.") for i, q in enumerate(QUESTIONS)])
+    generator = torch.Generator().manual_seed(0)
+    directions = {site: torch.randn(module.shape[0], generator=generator) for site, module in model.sites.items()}
+    rows = {site: 0.003 * torch.randn(module.shape[1], generator=generator) for site, module in model.sites.items()}
+    wish = Wish(model, directions, wanted, own, own[:2])
+    value, weights = wish.value(rows)
+    before = log_probabilities(model, own)
+    with wish.edited(rows):
+        after, gained = log_probabilities(model, own), log_probabilities(model, wanted).mean()
+    lost = (before - after).clamp(min=0)
+    assert 0 < (lost > 0).sum() < len(own)
+    assert value == pytest.approx((gained - 2 * lost.mean()).item(), abs=1e-5)
+    assert weights.tolist() == pytest.approx([1 / 7] * 7 + [2 / 7 * one for one in (lost > 0).tolist()])
+
+
+def test_conjugate_steps_end_at_the_top_of_a_hill() -> None:
+    """Where A is a quadratic in three columns, three steps to the top of each parabola are all there is to take."""
+    site = Site(0, "attn")
+    hill = torch.tensor([[3.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]])
+    cost = torch.diag(torch.tensor([1.0, 4.0, 0.5]))
+    slope, a = torch.tensor([1.0, -2.0, 0.5]), torch.zeros(3)
+    conjugate = _Conjugate()
+    for _ in range(3):
+        s = slope - hill @ a
+        ahead = torch.linalg.solve(cost, s)
+        d = conjugate.direction({site: s}, {site: ahead}, (s @ ahead).item())[site]
+        gained = (s @ d - d @ hill @ d / 2).item()
+        a = a + _top(gained, (s @ d).item(), 1.0) * d
+    torch.testing.assert_close(a, torch.linalg.solve(hill, slope), rtol=1e-4, atol=1e-5)

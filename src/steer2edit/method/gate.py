@@ -47,7 +47,7 @@ def gated_effects(
     draws: Mapping[Site, Float[Tensor, "q m"]],
     silence: float = SILENCE,
 ) -> Gate:
-    """ŝ of all sites, solved together, of n ≥ 2 wanted requests, r ≥ 0 silent ones and q ≥ 1 draws.
+    """ŝ of all sites, solved together, of n ≥ 1 wanted requests, r ≥ 0 silent ones and q ≥ 1 draws.
 
     A site whose draws are all zero gets no row. Predictions left out are in closed form: φ_i·a / (1 − h_i) with h_i =
     ω φ_iᵀM⁻¹φ_i / r of silent requests, and (n φ_i·a − φ_iᵀM⁻¹φ_i) / (n − 1) of wanted ones.
@@ -65,7 +65,7 @@ def gated_effects(
     products = gram - gram[:, n:] @ correction  # Z M⁻¹ Zᵀ
     mean = torch.full((n,), 1 / n, dtype=torch.float64)
     said, own = products[:, :n] @ mean, products.diagonal()
-    left_out = (n * said[:n] - own[:n]) / (n - 1), said[n:] / (1 - weight * own[n:])
+    left_out = (n * said[:n] - own[:n]) / max(n - 1, 1), said[n:] / (1 - weight * own[n:])
     shares = torch.cat([mean, -(correction[:, :n] @ mean)])
     effects = {
         site: (shares @ rows.double() * shared_cost(draws[site])).to(rows.dtype) for site, rows in divided.items()

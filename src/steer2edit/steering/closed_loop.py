@@ -1,14 +1,15 @@
-"""Rows made in small steps with the edit in place, on requests as they are and in other wordings: edits made to hold.
+"""Rows made in steps with the edit in place, on requests as they are and in other wordings: edits made to hold.
 
 One look (`method.gate`) says what the first nats of an edit do; by the time it has spent its drift the model is another
-one. So the row is begun at a quarter of that drift and goes on in steps, each measured with the ones before in force:
+one. So the row a is begun at a quarter of that drift and goes on in steps, each measured with those before in force:
 
-    maximise   A(a) = mean_i log p_i(a)     p_i: of the first tokens of positive response i, under the edit u aᵀ, to its
-                                            request as it is, and to the same in one of several wordings
-    a ← a + δ M⁻¹s(a) / ‖M⁻¹s(a)‖_M         s(a) = mean_i ∂log p_i/∂a under u aᵀ; M, of the base model, as in the gate
+    maximise   A(a) = mean_i log p_i(a) − ω mean_j (log q_j(0) − log q_j(a))₊,   as far as a drifts by 0.03 nats a token
 
-where δ, at first twice that of the step before, is halved until A falls by that. log p by itself stops to pull where a
-response is likely already: no negative ones are needed.
+    p   of the first tokens of a positive response, to its request as it is or in one of several wordings
+    q   of those of the model's own reply to a request to stay silent on, likewise: what is lost there counts
+
+The steps are conjugate gradients (Polak and Ribière) in the metric M of the gate: d ← M⁻¹s + β d with s = ∂A/∂a and
+β = sᵀ(M⁻¹s − M⁻¹s')/ s'ᵀM⁻¹s', s' the one before; each goes as far as a parabola through A says.
 """
 
 import math
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import resources
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
@@ -43,10 +45,11 @@ Features = Mapping[Site, Float[Tensor, "_n _m"]]
 Rows = Mapping[Site, Float[Tensor, " _m"]]
 TOKENS = 8
 """First tokens of a response that are to be likely: more than decide it, so that a reply goes on as it begins."""
+_LOST = 2.0  # ω
 _BEGIN, _MOST = 0.0075, 0.03  # nats per token that the row begins with, and may come to
 _TRIES = 10  # strengths, for the first of these
 _STEPS = 8
-_LONGEST, _SHORTEST = 0.5, 0.03  # steps, in the first row's length
+_FIRST, _SHORTEST, _NEAR = 0.25, 0.02, 0.15  # lengths of a step, in the first row's; tops this near are not tried
 _REPLIES = 24  # benign ones that drift is measured on
 
 
@@ -75,99 +78,151 @@ def worded_prompts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Prom
     return [every[i % len(every)](prompt) for i, prompt in enumerate(prompts)]
 
 
-def closed_loop(
-    model: LanguageModel,
-    directions: Rows,
-    gate: Gate,
-    responses: Sequence[EncodedResponse],
-    replies: Sequence[EncodedResponse],
-    effects: Callable[[Sequence[EncodedResponse]], Features],
-    silent: Features,
-    draws: Features,
-) -> tuple[Rows, float]:
-    """ŝ = (C + C̄) a of the rows by site, [m], and the KL per token that these spend on the first of the replies.
+class Wish:
+    """A, and what it is measured on.
 
     Args:
         model: the base model.
         directions: u by site, [d].
+        wanted: positive responses that are to be likely.
+        own: the model's own replies, as far as they are to stay as likely as they are.
+        replies: the model's own ones to benign requests, which drift is measured on.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        directions: Rows,
+        wanted: Sequence[EncodedResponse],
+        own: Sequence[EncodedResponse],
+        replies: Sequence[EncodedResponse],
+    ) -> None:
+        self.responses = [*wanted, *own]
+        self._model, self._directions, self._wanted, self._replies = model, directions, len(wanted), replies[:_REPLIES]
+        self._base = span_log_probabilities(model, self._replies)
+        self._own = log_probabilities(model, own)
+
+    def edited(self, rows: Rows) -> AbstractContextManager[None]:
+        """The model with u aᵀ at every site, for a while."""
+        return updated_outputs(self._model, {
+            site: SiteUpdate(1, a[None, None].to(device), self._directions[site][None, None].to(device))
+            for site, a in rows.items() if (device := self._model.sites[site].device)
+        })  # fmt: skip
+
+    def drift(self, rows: Rows) -> float:
+        """KL per token of the replies, in nats."""
+        with self.edited(rows):
+            after = span_log_probabilities(self._model, self._replies)
+        spent = [
+            kl_div(q, p, log_target=True, reduction="sum").item() / len(p)
+            for p, q in zip(self._base, after, strict=True)
+        ]
+        return sum(spent) / len(spent)
+
+    def value(self, rows: Rows) -> tuple[float, Float[Tensor, " n"]]:
+        """A, −∞ beyond the drift that is allowed; and ∂A/∂(log p) of every response."""
+        weights = torch.full((len(self.responses),), 1 / self._wanted)
+        if not self.drift(rows) <= _MOST:
+            return -math.inf, weights
+        with self.edited(rows):
+            found = log_probabilities(self._model, self.responses)
+        lost = self._own - found[self._wanted :]
+        weights[self._wanted :] = (lost > 0) * _LOST / max(len(lost), 1)
+        return (found[: self._wanted].mean() - _LOST * lost.clamp(min=0).sum() / max(len(lost), 1)).item(), weights
+
+
+def closed_loop(
+    wish: Wish,
+    gate: Gate,
+    effects: Callable[[Sequence[EncodedResponse]], Features],
+    silent: Features,
+    draws: Features,
+) -> tuple[Rows, float]:
+    """ŝ = (C + C̄) a of the rows by site, [m], and the KL per token that these spend.
+
+    Args:
+        wish: what is maximised.
         gate: of one look, whose row is begun with.
-        responses: positive ones that are to be likely.
-        replies: the model's own ones to benign requests.
         effects: of every site on log p of responses, with the model as it is at the call.
         silent: S, of requests to stay silent on, by site.
         draws: Ψ by site.
     """
-    replies = replies[:_REPLIES]
-    base = span_log_probabilities(model, replies)
     costs = {site: shared_cost(psi).float() for site, psi in draws.items()}
-
-    def edited(wanted: Rows) -> AbstractContextManager[None]:
-        rows = {site: own / costs[site].clamp(min=1e-30) for site, own in wanted.items()}
-        return in_place(model, directions, rows)
-
-    def drift(wanted: Rows) -> float:
-        with edited(wanted):
-            after = span_log_probabilities(model, replies)
-        spent = [
-            kl_div(q, p, log_target=True, reduction="sum").item() / len(p) for p, q in zip(base, after, strict=True)
-        ]
-        return sum(spent) / len(spent)
-
-    def attribute(wanted: Rows) -> float:
-        if not drift(wanted) <= _MOST:
-            return -math.inf
-        with edited(wanted):
-            return mean_log_probability(model, responses)
-
-    strength = Secant(_BEGIN, 1 / max(gate.gain, 1e-30), tolerance=0.1)  # at first one nat, which is too little
-    while not strength.best.reached and strength.steps < _TRIES:
-        spent = drift(_scaled(gate.effects, strength.strength))
-        strength.tell(spent if math.isfinite(spent) else None)
-    found, length = _scaled(gate.effects, strength.best.strength), strength.best.strength * gate.gain**0.5  # ‖a‖_M
-    best, share = attribute(found), _LONGEST
+    rows, unit = _begun(wish, gate, costs)
+    (best, weights), length, conjugate = wish.value(rows), _FIRST, _Conjugate()
     with step("Steps with the edit in place", _STEPS) as advance:
         for _ in range(_STEPS):
-            with edited(found):
-                look = gated_effects(effects(responses), silent, draws)
-            towards = _scaled(look.effects, length / max(look.gain, 1e-30) ** 0.5)
-            value, share, tried = _longest_step(found, towards, min(2 * share, _LONGEST), attribute)
+            with wish.edited(rows):
+                found = effects(wish.responses)
+            slopes = {site: weights @ own for site, own in found.items()}
+            look = gated_effects({site: own[None] for site, own in slopes.items()}, silent, draws)
+            towards, slope = conjugate.direction(slopes, _rows(look, costs), look.gain), unit * look.gain**0.5
+            towards = _sum({}, towards, slope / _product(slopes, towards))
+            tried = [(*wish.value(_sum(rows, towards, length)), length)]
+            top = _top(tried[0][0] - best, slope, length)
+            if abs(top - length) > _NEAR * length:
+                tried.append((*wish.value(_sum(rows, towards, top)), top))
+            value, its_weights, its_length = max(tried, key=lambda one: one[0])
             if value > best:
-                best, found = value, tried
+                best, weights, rows = value, its_weights, _sum(rows, towards, its_length)
+                length = max(its_length, _SHORTEST)
+            else:
+                length, conjugate = length / 4, _Conjugate()
             advance(1)
-    return found, drift(found)
+    return {site: row * costs[site] for site, row in rows.items()}, wish.drift(rows)
 
 
-def _longest_step(
-    found: Rows, towards: Rows, share: float, attribute: Callable[[Rows], float]
-) -> tuple[float, float, Rows]:
-    """A, the length and ŝ after a step, which is halved until A falls by that; A is −∞ where none is left."""
-    value, best = -math.inf, found
-    while share >= _SHORTEST:
-        tried = {site: own + share * towards[site] for site, own in found.items()}
-        if (now := attribute(tried)) <= value and math.isfinite(value):
-            break
-        value, best = now, tried
-        share /= 2
-    return value, 2 * share, best
+def _begun(wish: Wish, gate: Gate, costs: Rows) -> tuple[Rows, float]:
+    """The row of one look at the drift that is begun with, and its length ‖a‖_M."""
+    first = _rows(gate, costs)
+    strength = Secant(_BEGIN, 1 / max(gate.gain, 1e-30), tolerance=0.1)  # at first one nat, which is too little
+    while not strength.best.reached and strength.steps < _TRIES:
+        spent = wish.drift(_sum({}, first, strength.strength))
+        strength.tell(spent if math.isfinite(spent) else None)
+    return _sum({}, first, strength.best.strength), strength.best.strength * gate.gain**0.5
 
 
-def _scaled(rows: Rows, scale: float) -> Rows:
-    return {site: scale * row for site, row in rows.items()}
+class _Conjugate:
+    """Conjugate directions: M⁻¹s + β d of what was before; begun anew where that leads down."""
+
+    def __init__(self) -> None:
+        self._before: Rows = {}
+        self._direction: Rows = {}
+        self._gain = 1.0
+
+    def direction(self, slopes: Rows, ahead: Rows, gain: float) -> Rows:
+        """d, of s, M⁻¹s and sᵀM⁻¹s."""
+        share = max((gain - _product(slopes, self._before)) / self._gain, 0.0)
+        found = _sum(ahead, self._direction, share)
+        self._direction = found if _product(slopes, found) > 0 else ahead
+        self._before, self._gain = ahead, gain
+        return self._direction
 
 
-def mean_log_probability(model: LanguageModel, responses: Sequence[EncodedResponse]) -> float:
-    """Mean of log p of the responses, nats, under what is in force."""
-    total = 0.0
+def _top(gained: float, slope: float, length: float) -> float:
+    """Where the parabola through nothing, with this slope, and through what was gained at a length has its top."""
+    bend = (gained - slope * length) / length**2
+    return min(max(-slope / (2 * bend), length / 8), 3 * length) if bend < 0 else 3 * length
+
+
+def _rows(gate: Gate, costs: Rows) -> dict[Site, Tensor]:
+    return {site: own / costs[site].clamp(min=1e-30) for site, own in gate.effects.items()}
+
+
+def _sum(rows: Rows, others: Rows, scale: float) -> dict[Site, Tensor]:
+    """Rows + scale × others, where no rows are zeros."""
+    return {site: rows.get(site, 0) + scale * own for site, own in others.items()} or dict(rows)
+
+
+def _product(first: Rows, second: Rows) -> float:
+    return sum((own.double() @ second[site].double()).item() for site, own in first.items() if site in second)
+
+
+def log_probabilities(model: LanguageModel, responses: Sequence[EncodedResponse]) -> Float[Tensor, " n"]:
+    """log p of the responses, nats, under what is in force."""
+    found = torch.zeros(len(responses))
     for batch in length_batches([len(response.ids) for response in responses], DEFAULT_BATCH_TOKENS):
         own = [responses[i] for i in batch]
-        for log_p, response in zip(span_log_probabilities(model, own), own, strict=True):
-            total += token_log_probabilities(log_p, response).sum().item()
-    return total / len(responses)
-
-
-def in_place(model: LanguageModel, directions: Rows, rows: Rows) -> AbstractContextManager[None]:
-    """The model with u aᵀ at every site, for a while."""
-    return updated_outputs(model, {
-        site: SiteUpdate(1, a[None, None].to(device), directions[site][None, None].to(device))
-        for site, a in rows.items() if (device := model.sites[site].device)
-    })  # fmt: skip
+        scores = zip(span_log_probabilities(model, own), own, strict=True)
+        found[list(batch)] = torch.tensor([token_log_probabilities(log_p, r).sum().item() for log_p, r in scores])
+    return found

@@ -37,7 +37,7 @@ from steer2edit.models.effects import (
 )
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
-from steer2edit.steering.closed_loop import TOKENS, Rows, closed_loop, worded_prompts, worded_responses
+from steer2edit.steering.closed_loop import TOKENS, Rows, Wish, closed_loop, worded_prompts, worded_responses
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_digests, prompt_key, read_examples
@@ -52,7 +52,7 @@ DECIDING_TOKENS = 4
 """First tokens of a response that decide what kind of reply it is."""
 NATURAL = 16.0
 """Nats that a gated edit adds to the decision as it is, to first order."""
-_SILENT = 136  # benign requests to stay silent on, as many as there are
+_SILENT = 240  # benign requests to stay silent on, as many as there are
 _DECISIONS = ("first", "answer", "end")
 BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
@@ -215,18 +215,18 @@ class _Measurement:
     def held(
         self, train: Contrast, gate: Gate, answered: Answers, stays: Answers, silent: Features, draws: Features
     ) -> tuple[Rows, float]:
-        """ŝ of the row that `closed_loop` makes, and the KL that it spends."""
-        asked = encode_responses(self.model, train.positive)
-        responses = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for r in asked]
-        responses += worded_responses(self.model, train.positive)
-        if stays:
-            others = self.own_replies(worded_prompts(self.model, [prompt for prompt, _ in stays]), ())
-            silent = {site: torch.cat([silent[site], rows]) for site, rows in self.silent(train, others).items()}
+        """ŝ of the row that `closed_loop` makes, and the KL that it spends: every second response in other wordings."""
+        asked = encode_responses(self.model, train.positive[::2])
+        wanted = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for r in asked]
+        wanted += worded_responses(self.model, train.positive[1::2])
+        prompts = [prompt for prompt, _ in stays][::2]
+        prompts = [*prompts[::2], *worded_prompts(self.model, prompts[1::2])]
+        own = own_answers(self.model, prompts, replace(REPLIES, max_new_tokens=TOKENS)) if prompts else []
+        directions = {site: u for site, u in self.directions.items() if u is not None}
+        replies = [reply for _, reply in answered]
+        wish = Wish(self.model, directions, wanted, [reply for _, reply in own], replies)
         effects = partial(self._rows, score=first_tokens(TOKENS), doing="Effects with the edit in place")
-        return closed_loop(
-            self.model, {site: u for site, u in self.directions.items() if u is not None}, gate, responses,
-            [reply for _, reply in answered], effects, silent, draws,
-        )  # fmt: skip
+        return closed_loop(wish, gate, effects, silent, draws)
 
     def decisions(self, responses: Sequence[EncodedResponse], doing: str, *, positive: bool = True) -> Features:
         """Effects of every response on its own decision; a negative one that its end decides, in its middle."""
