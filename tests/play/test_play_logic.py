@@ -25,7 +25,7 @@ from steer2edit.cli import app
 from steer2edit.cli.play import open_page
 from steer2edit.core import Editing, Steering
 from steer2edit.editing import intervened
-from steer2edit.errors import ArtifactError, DataError, InvalidValueError
+from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import DriftTask
 from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts, generate
 from steer2edit.play import markup
@@ -226,6 +226,23 @@ def test_an_edit_is_saved_as_it_is_set(files: Files, tmp_path: Path) -> None:
         stage.save(stage.first.choosing(None, None), "none")
     with pytest.raises(InvalidValueError, match="empty"):
         stage.save(stage.first.switched("L0").switched("L1").switched("L2"), "nothing")
+
+
+def test_what_is_dropped_is_chosen_if_it_fits(files: Files, stage: Stage, tmp_path: Path) -> None:
+    own = list(files.edit.iterdir())
+    bare = stage.first.choosing(None, None)
+    dropped = stage.received(bare, own)
+    assert dropped.edit is not None
+    assert dropped.edits[dropped.edit].digest() == stage.first.edits[str(files.edit)].digest()
+    assert stage.received(bare, [files.vectors]).steering == "v.safetensors"
+    with pytest.raises(InvalidValueError, match=r"drop adapter_config\.json, .* as well"):
+        stage.received(bare, [files.edit / "adapter_model.safetensors"])
+    with pytest.raises(ArtifactError):
+        stage.received(bare, [files.base / "tokenizer.json"])
+    other = write_files(tmp_path, seed=5)
+    for foreign in (list(other.edit.iterdir()), [other.vectors]):
+        with pytest.raises(MismatchError, match="other weights, or already edited ones"):
+            stage.received(bare, foreign)
 
 
 def test_an_empty_reply_is_told_from_one_that_has_not_begun(stage: Stage) -> None:

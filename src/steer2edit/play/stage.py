@@ -4,6 +4,7 @@ It runs for one at a time, because interventions are hooks of its network. A ses
 share nothing that one could change.
 """
 
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _BENIGN = 16  # requests that drift is matched on: enough for a slider, and seconds
 _BEGIN = 0.1  # where the search for a strength of steering begins
+_EDIT_FILES = ("adapter_config.json", "adapter_model.safetensors", "steer2edit.json", "steer2edit.safetensors")
 
 Off = frozenset[str]
 """Names of components, sites and layers."""
@@ -142,6 +144,26 @@ class Stage:
         """What is compared; the strength of steering is rounded to what is shown, so that it can be repeated."""
         unit = self.unit(session)
         return session.arms(0.0 if unit is None else float(f"{session.drift * unit.strength:.4g}"))
+
+    def received(self, session: Session, files: Sequence[Path]) -> Session:
+        """The session with what was dropped on the page: the files of an edit's folder, or one file of vectors."""
+        by_name = {path.name: path for path in files}
+        if len(files) == 1 and files[0].name not in _EDIT_FILES:
+            ((name, path),) = by_name.items()
+            vectors = load_vectors(path)
+            self.model.require_fit(vectors)
+            return replace(session, vectors={**session.vectors, name: vectors}).choosing(session.edit, name)
+        if missing := [name for name in _EDIT_FILES if name not in by_name]:
+            raise InvalidValueError(
+                f"an edit is all files of its folder: drop {', '.join(missing)} as well. Vectors are one file."
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in _EDIT_FILES:
+                shutil.copyfile(by_name[name], Path(scratch) / name)
+            edit = load_edit(scratch)
+        self.model.require_fit(edit)
+        name = f"dropped-edit-{edit.digest()[:6]}"
+        return replace(session, edits={**session.edits, name: edit}).choosing(name, session.steering)
 
     def save(self, session: Session, name: str) -> Path:
         """Write the edit as it is set, at its strength and without what is switched off, into a new folder."""
