@@ -145,7 +145,7 @@ def test_safety_prompts(split: str) -> None:
 
 @pytest.mark.parametrize(
     ("split", "harmful", "benign", "borderline", "usual"),
-    [("train", 96, 136, 112, 112), ("validation", 80, 64, 64, 16), ("held_out", 300, 300, 176, 16)],
+    [("train", 96, 240, 112, 112), ("validation", 80, 64, 64, 16), ("held_out", 300, 300, 176, 16)],
 )
 def test_more_requests_for_those_who_want_them(
     split: Split, harmful: int, benign: int, borderline: int, usual: int
