@@ -16,6 +16,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import resources
 
 import torch
@@ -98,7 +99,7 @@ class Wish:
         replies: Sequence[EncodedResponse],
     ) -> None:
         self.responses = [*wanted, *own]
-        self._model, self._directions, self._wanted, self._replies = model, directions, len(wanted), replies[:_REPLIES]
+        self._model, self._directions, self._replies = model, directions, replies[:_REPLIES]
         self._base = span_log_probabilities(model, self._replies)
         self._own = log_probabilities(model, own)
 
@@ -119,16 +120,27 @@ class Wish:
         ]
         return sum(spent) / len(spent)
 
-    def value(self, rows: Rows) -> tuple[float, Float[Tensor, " n"]]:
-        """A, −∞ beyond the drift that is allowed; and ∂A/∂(log p) of every response."""
-        weights = torch.full((len(self.responses),), 1 / self._wanted)
-        if not self.drift(rows) <= _MOST:
-            return -math.inf, weights
+    def tried(self, rows: Rows) -> "Tried":
+        """A of the rows, which are shortened to the drift that is allowed: it goes with their square."""
+        if not math.isfinite(spent := self.drift(rows)):
+            return Tried(-math.inf, rows, torch.zeros(len(self.responses)))
+        rows = _sum({}, rows, min(1.0, (_MOST / max(spent, 1e-30)) ** 0.5))
         with self.edited(rows):
             found = log_probabilities(self._model, self.responses)
-        lost = self._own - found[self._wanted :]
-        weights[self._wanted :] = (lost > 0) * _LOST / max(len(lost), 1)
-        return (found[: self._wanted].mean() - _LOST * lost.clamp(min=0).sum() / max(len(lost), 1)).item(), weights
+        wanted, others = found[: len(found) - len(self._own)], max(len(self._own), 1)
+        lost = self._own - found[len(wanted) :]
+        value = wanted.mean() - _LOST * lost.clamp(min=0).sum() / others
+        weights = torch.cat([torch.full_like(wanted, 1 / len(wanted)), (lost > 0) * _LOST / others])
+        return Tried(value.item(), rows, weights)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A row, and what it comes to."""
+
+    value: float  # A
+    rows: Rows
+    weights: Float[Tensor, " n"]  # ∂A/∂(log p) of every response
 
 
 def closed_loop(
@@ -148,28 +160,27 @@ def closed_loop(
         draws: Ψ by site.
     """
     costs = {site: shared_cost(psi).float() for site, psi in draws.items()}
-    rows, unit = _begun(wish, gate, costs)
-    (best, weights), length, conjugate = wish.value(rows), _FIRST, _Conjugate()
+    first, unit = _begun(wish, gate, costs)
+    best, length, conjugate = wish.tried(first), _FIRST, _Conjugate()
     with step("Steps with the edit in place", _STEPS) as advance:
         for _ in range(_STEPS):
-            with wish.edited(rows):
+            with wish.edited(best.rows):
                 found = effects(wish.responses)
-            slopes = {site: weights @ own for site, own in found.items()}
+            slopes = {site: best.weights @ own for site, own in found.items()}
             look = gated_effects({site: own[None] for site, own in slopes.items()}, silent, draws)
             towards, slope = conjugate.direction(slopes, _rows(look, costs), look.gain), unit * look.gain**0.5
             towards = _sum({}, towards, slope / _product(slopes, towards))
-            tried = [(*wish.value(_sum(rows, towards, length)), length)]
-            top = _top(tried[0][0] - best, slope, length)
+            tried = {length: wish.tried(_sum(best.rows, towards, length))}
+            top = _top(tried[length].value - best.value, slope, length)
             if abs(top - length) > _NEAR * length:
-                tried.append((*wish.value(_sum(rows, towards, top)), top))
-            value, its_weights, its_length = max(tried, key=lambda one: one[0])
-            if value > best:
-                best, weights, rows = value, its_weights, _sum(rows, towards, its_length)
-                length = max(its_length, _SHORTEST)
+                tried[top] = wish.tried(_sum(best.rows, towards, top))
+            length = max(tried, key=lambda one: tried[one].value)
+            if tried[length].value > best.value:
+                best, length = tried[length], max(length, _SHORTEST)
             else:
                 length, conjugate = length / 4, _Conjugate()
             advance(1)
-    return {site: row * costs[site] for site, row in rows.items()}, wish.drift(rows)
+    return {site: row * costs[site] for site, row in best.rows.items()}, wish.drift(best.rows)
 
 
 def _begun(wish: Wish, gate: Gate, costs: Rows) -> tuple[Rows, float]:
