@@ -3,7 +3,7 @@
 One look (`method.gate`) says what the first nats of an edit do; by the time it has spent its drift the model is another
 one. So the row a is begun at a quarter of that drift and goes on in steps, each measured with those before in force:
 
-    maximise   A(a) = mean_i log p_i(a) − ω mean_j (log q_j(0) − log q_j(a))₊,   as far as a drifts by 0.03 nats a token
+    maximise   A(a) = mean_i log p_i(a) − ω mean_j (log q_j(0) − log q_j(a))₊,   as far as a drifts by 0.02 nats a token
 
     p   of the first tokens of a positive response, to its request as it is or in one of several wordings
     q   of those of the model's own reply to a request to stay silent on, likewise: what is lost there counts
@@ -46,8 +46,8 @@ Features = Mapping[Site, Float[Tensor, "_n _m"]]
 Rows = Mapping[Site, Float[Tensor, " _m"]]
 TOKENS = 8
 """First tokens of a response that are to be likely: more than decide it, so that a reply goes on as it begins."""
-_LOST = 2.0  # ω
-_BEGIN, _MOST = 0.0075, 0.03  # nats per token that the row begins with, and may come to
+_LOST = 3.0  # ω
+_BEGIN, _MOST = 0.0075, 0.02  # nats per token that the row begins with, and may come to
 _TRIES = 10  # strengths, for the first of these
 _STEPS = 8
 _FIRST, _SHORTEST, _NEAR = 0.25, 0.02, 0.15  # lengths of a step, in the first row's; tops this near are not tried
