@@ -163,8 +163,8 @@ def test_what_own_replies_lose_counts_and_what_they_win_does_not(model: Language
         after, gained = log_probabilities(model, own), log_probabilities(model, wanted).mean()
     lost = (before - after).clamp(min=0)
     assert 0 < (lost > 0).sum() < len(own)
-    assert tried.value == pytest.approx((gained - 2 * lost.mean()).item(), abs=1e-5)
-    assert tried.weights.tolist() == pytest.approx([1 / 7] * 7 + [2 / 7 * one for one in (lost > 0).tolist()])
+    assert tried.value == pytest.approx((gained - 3 * lost.mean()).item(), abs=1e-5)
+    assert tried.weights.tolist() == pytest.approx([1 / 7] * 7 + [3 / 7 * one for one in (lost > 0).tolist()])
     far = wish.tried({site: 20 * row for site, row in rows.items()})
     assert wish.drift(far.rows) == pytest.approx(0.02, rel=0.2)
 
