@@ -13,16 +13,8 @@ from steer2edit.recipes import make_edit, make_vectors
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
 from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects
 from steer2edit.steering.benign import benign_answers
-from steer2edit.steering.closed_loop import (
-    TOKENS,
-    Wish,
-    _Conjugate,
-    _top,
-    log_probabilities,
-    worded_prompts,
-    worded_responses,
-    wordings,
-)
+from steer2edit.steering.closed_loop import Objective, _Conjugate, _top, log_probabilities
+from steer2edit.steering.wordings import TOKENS, worded_prompts, worded_responses, wordings
 from tiny_chat import tiny_chat_model
 
 QUESTIONS = [f"How do I bake {thing}?" for thing in ("bread", "a pie", "rolls", "a cake", "buns", "tarts", "rye")]
@@ -122,12 +114,12 @@ def test_steps_make_responses_likelier_than_one_look_for_the_drift_they_say(mode
         after_look = log_probabilities(model, responses).mean()
     assert after_steps > after_look > log_probabilities(model, responses).mean()
     rows = {site: edit.row for site, edit in made["steps"].sites.items()}
-    wish = Wish(
+    objective = Objective(
         model, {site: edit.output_direction for site, edit in made["steps"].sites.items()}, responses, [], replies
     )
-    with wish.edited(rows):
+    with objective.edited(rows):
         assert log_probabilities(model, responses).mean() == pytest.approx(after_steps.item(), abs=1e-4)
-    assert wish.drift(rows) == pytest.approx(kl, rel=1e-3)
+    assert objective.drift(rows) == pytest.approx(kl, rel=1e-3)
     with pytest.raises(InvalidValueError, match=r"--robust wordings is for .* decided by 'end'"):
         measure_effects(model, plain, contrast, decided_by="end", benign=benign, wordings=True)
 
@@ -154,19 +146,19 @@ def test_what_own_replies_lose_counts_and_what_they_win_does_not(model: Language
     generator = torch.Generator().manual_seed(0)
     directions = {site: torch.randn(module.shape[0], generator=generator) for site, module in model.sites.items()}
     rows = {site: 0.003 * torch.randn(module.shape[1], generator=generator) for site, module in model.sites.items()}
-    wish = Wish(model, directions, wanted, own, own[:2])
-    tried = wish.tried(rows)
-    assert tried.rows.keys() == rows.keys()
-    assert all(torch.equal(tried.rows[site], rows[site]) for site in rows)
+    objective = Objective(model, directions, wanted, own, own[:2])
+    point = objective.at(rows)
+    assert point.rows.keys() == rows.keys()
+    assert all(torch.equal(point.rows[site], rows[site]) for site in rows)
     before = log_probabilities(model, own)
-    with wish.edited(rows):
+    with objective.edited(rows):
         after, gained = log_probabilities(model, own), log_probabilities(model, wanted).mean()
     lost = (before - after).clamp(min=0)
     assert 0 < (lost > 0).sum() < len(own)
-    assert tried.value == pytest.approx((gained - 3 * lost.mean()).item(), abs=1e-5)
-    assert tried.weights.tolist() == pytest.approx([1 / 7] * 7 + [3 / 7 * one for one in (lost > 0).tolist()])
-    far = wish.tried({site: 20 * row for site, row in rows.items()})
-    assert wish.drift(far.rows) == pytest.approx(0.02, rel=0.2)
+    assert point.value == pytest.approx((gained - 3 * lost.mean()).item(), abs=1e-5)
+    assert point.weights.tolist() == pytest.approx([1 / 7] * 7 + [3 / 7 * one for one in (lost > 0).tolist()])
+    far = objective.at({site: 20 * row for site, row in rows.items()})
+    assert objective.drift(far.rows) == pytest.approx(0.02, rel=0.2)
 
 
 def test_conjugate_steps_end_at_the_top_of_a_hill() -> None:

@@ -145,7 +145,7 @@ class ExtractOptions(Checked):
         silent_on: Requests on which edits made of --effects are to do nothing (convert --input-direction gated):
             `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
         robust: wordings: make the effects in steps with the edit in place, on other wordings of the requests and behind
-            begun replies too, so that the edit holds in more of these, and some refusals repeat themselves; for
+            begun replies too, so that the edit holds in these, when sampled and in fewer bits; takes longer, and is for
             behaviours that first tokens decide.
             tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
             more of the edit survives another fine-tune, and less is done without one.

@@ -13,11 +13,9 @@ The steps are conjugate gradients (Polak and Ribière) in the metric M of the ga
 """
 
 import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import resources
 
 import torch
 from jaxtyping import Float
@@ -29,23 +27,17 @@ from steer2edit.method import Gate, gated_effects, shared_cost
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,
-    Prompt,
     SiteUpdate,
-    encode_responses,
     span_log_probabilities,
     token_log_probabilities,
     updated_outputs,
 )
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches
 from steer2edit.progress import step
-from steer2edit.steering.contrast import Pair
 from steer2edit.steering.secant import Secant
-from steer2edit.steering.transformation import Transformation, takes_system_prompt
 
 Features = Mapping[Site, Float[Tensor, "_n _m"]]
 Rows = Mapping[Site, Float[Tensor, " _m"]]
-TOKENS = 8
-"""First tokens of a response that are to be likely: more than decide it, so that a reply goes on as it begins."""
 _LOST = 3.0  # ω
 _BEGIN, _MOST = 0.0075, 0.02  # nats per token that the row begins with, and may come to
 _TRIES = 10  # strengths, for the first of these
@@ -54,32 +46,7 @@ _FIRST, _SHORTEST, _NEAR = 0.25, 0.02, 0.15  # lengths of a step, in the first r
 _REPLIES = 24  # benign ones that drift is measured on
 
 
-def wordings(model: LanguageModel) -> list[Transformation]:
-    """The wordings of `wordings.toml`, in the form that the chat template takes."""
-    rows = tomllib.loads(resources.files("steer2edit.steering").joinpath("wordings.toml").read_text(encoding="utf-8"))
-    found = [Transformation(**row) for row in rows["wordings"]]
-    return found if takes_system_prompt(model) else [wording.without_system() for wording in found]
-
-
-def worded_responses(model: LanguageModel, pairs: Sequence[Pair]) -> list[EncodedResponse]:
-    """The responses, each to its request in one of the wordings in turn; behind the opener of one that has any."""
-    every = wordings(model)
-    ways = [every[i % len(every)] for i in range(len(pairs))]
-    asked = [way(prompt) for way, (prompt, _) in zip(ways, pairs, strict=True)]
-    said = [f"{way.opener} {response}".lstrip() for way, (_, response) in zip(ways, pairs, strict=True)]
-    whole = encode_responses(model, list(zip(asked, said, strict=True)))
-    begun = iter(encode_responses(model, [(p, way.opener) for p, way in zip(asked, ways, strict=True) if way.opener]))
-    starts = [len(next(begun).ids) if way.opener else own.start for way, own in zip(ways, whole, strict=True)]
-    return [EncodedResponse(own.ids[: start + TOKENS], start) for own, start in zip(whole, starts, strict=True)]
-
-
-def worded_prompts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Requests in the wordings that have no opener, in turn."""
-    every = [wording for wording in wordings(model) if not wording.opener]
-    return [every[i % len(every)](prompt) for i, prompt in enumerate(prompts)]
-
-
-class Wish:
+class Objective:
     """A, and what it is measured on.
 
     Args:
@@ -120,10 +87,10 @@ class Wish:
         ]
         return sum(spent) / len(spent)
 
-    def tried(self, rows: Rows) -> "Tried":
+    def at(self, rows: Rows) -> "Point":
         """A of the rows, which are shortened to the drift that is allowed: it goes with their square."""
         if not math.isfinite(spent := self.drift(rows)):
-            return Tried(-math.inf, rows, torch.zeros(len(self.responses)))
+            return Point(-math.inf, rows, torch.zeros(len(self.responses)))
         rows = _sum({}, rows, min(1.0, (_MOST / max(spent, 1e-30)) ** 0.5))
         with self.edited(rows):
             found = log_probabilities(self._model, self.responses)
@@ -131,12 +98,12 @@ class Wish:
         lost = self._own - found[len(wanted) :]
         value = wanted.mean() - _LOST * lost.clamp(min=0).sum() / others
         weights = torch.cat([torch.full_like(wanted, 1 / len(wanted)), (lost > 0) * _LOST / others])
-        return Tried(value.item(), rows, weights)
+        return Point(value.item(), rows, weights)
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A row, and what it comes to."""
+class Point:
+    """Rows, and what they come to."""
 
     value: float  # A
     rows: Rows
@@ -144,7 +111,7 @@ class Tried:
 
 
 def closed_loop(
-    wish: Wish,
+    objective: Objective,
     gate: Gate,
     effects: Callable[[Sequence[EncodedResponse]], Features],
     silent: Features,
@@ -153,42 +120,44 @@ def closed_loop(
     """ŝ = (C + C̄) a of the rows by site, [m], and the KL per token that these spend.
 
     Args:
-        wish: what is maximised.
+        objective: what is maximised.
         gate: of one look, whose row is begun with.
         effects: of every site on log p of responses, with the model as it is at the call.
         silent: S, of requests to stay silent on, by site.
         draws: Ψ by site.
     """
     costs = {site: shared_cost(psi).float() for site, psi in draws.items()}
-    first, unit = _begun(wish, gate, costs)
-    best, length, conjugate = wish.tried(first), _FIRST, _Conjugate()
+    first, unit = _begun(objective, gate, costs)
+    best, length, conjugate = objective.at(first), _FIRST, _Conjugate()
     with step("Steps with the edit in place", _STEPS) as advance:
         for _ in range(_STEPS):
-            with wish.edited(best.rows):
-                found = effects(wish.responses)
+            with objective.edited(best.rows):
+                found = effects(objective.responses)
             slopes = {site: best.weights @ own for site, own in found.items()}
             look = gated_effects({site: own[None] for site, own in slopes.items()}, silent, draws)
+            if not look.gain > 0:
+                break
             towards, slope = conjugate.direction(slopes, _rows(look, costs), look.gain), unit * look.gain**0.5
             towards = _sum({}, towards, slope / _product(slopes, towards))
-            tried = {length: wish.tried(_sum(best.rows, towards, length))}
+            tried = {length: objective.at(_sum(best.rows, towards, length))}
             top = _top(tried[length].value - best.value, slope, length)
             if abs(top - length) > _NEAR * length:
-                tried[top] = wish.tried(_sum(best.rows, towards, top))
+                tried[top] = objective.at(_sum(best.rows, towards, top))
             length = max(tried, key=lambda one: tried[one].value)
             if tried[length].value > best.value:
                 best, length = tried[length], max(length, _SHORTEST)
             else:
                 length, conjugate = length / 4, _Conjugate()
             advance(1)
-    return {site: row * costs[site] for site, row in best.rows.items()}, wish.drift(best.rows)
+    return {site: row * costs[site] for site, row in best.rows.items()}, objective.drift(best.rows)
 
 
-def _begun(wish: Wish, gate: Gate, costs: Rows) -> tuple[Rows, float]:
+def _begun(objective: Objective, gate: Gate, costs: Rows) -> tuple[Rows, float]:
     """The row of one look at the drift that is begun with, and its length ‖a‖_M."""
     first = _rows(gate, costs)
     strength = Secant(_BEGIN, 1 / max(gate.gain, 1e-30), tolerance=0.1)  # at first one nat, which is too little
     while not strength.best.reached and strength.steps < _TRIES:
-        spent = wish.drift(_sum({}, first, strength.strength))
+        spent = objective.drift(_sum({}, first, strength.strength))
         strength.tell(spent if math.isfinite(spent) else None)
     return _sum({}, first, strength.best.strength), strength.best.strength * gate.gain**0.5
 

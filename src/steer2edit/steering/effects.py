@@ -37,11 +37,12 @@ from steer2edit.models.effects import (
 )
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
-from steer2edit.steering.closed_loop import TOKENS, Rows, Wish, closed_loop, worded_prompts, worded_responses
+from steer2edit.steering.closed_loop import Objective, Rows, closed_loop
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_digests, prompt_key, read_examples
 from steer2edit.steering.presets import borderline_prompts, safety_prompts
+from steer2edit.steering.wordings import TOKENS, worded_prompts, worded_responses
 
 Features = dict[Site, Float[Tensor, "n _m"]]
 """Effects of n responses by site, [n, m]; or their gradients, [n, d]."""
@@ -224,9 +225,9 @@ class _Measurement:
         own = own_answers(self.model, prompts, replace(REPLIES, max_new_tokens=TOKENS)) if prompts else []
         directions = {site: u for site, u in self.directions.items() if u is not None}
         replies = [reply for _, reply in answered]
-        wish = Wish(self.model, directions, wanted, [reply for _, reply in own], replies)
+        objective = Objective(self.model, directions, wanted, [reply for _, reply in own], replies)
         effects = partial(self._rows, score=first_tokens(TOKENS), doing="Effects with the edit in place")
-        return closed_loop(wish, gate, effects, silent, draws)
+        return closed_loop(objective, gate, effects, silent, draws)
 
     def decisions(self, responses: Sequence[EncodedResponse], doing: str, *, positive: bool = True) -> Features:
         """Effects of every response on its own decision; a negative one that its end decides, in its middle."""
