@@ -1,4 +1,4 @@
-"""Other wordings of a request that edits are made to hold in (`wordings.toml`): a part to play, a form, rules, begun."""
+"""Other wordings of a request that edits are made to hold in (`wordings.toml`): a part, a form, a begun reply."""
 
 import tomllib
 from collections.abc import Sequence
