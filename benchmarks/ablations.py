@@ -33,9 +33,10 @@ from steer2edit.editing import Factors, compute_factors, convert
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.estimates import Condition, Estimate
 from steer2edit.evaluation import BASE_ARM, Arm, Behaviour, Calibration, behaviour, calibrate, evaluate
-from steer2edit.method import PAPER_RULES, Hyperparameters, Rules
+from steer2edit.method.hyperparameters import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel
-from steer2edit.steering import extract, load_contrast
+from steer2edit.steering.contrast import load_contrast
+from steer2edit.steering.extract import extract
 
 VARIANTS = {
     "paper: k sensitivity, g cosine, λ elastic net": PAPER_RULES,

@@ -35,9 +35,10 @@ def make_edits(model: str, folder: Path) -> Path:
     """The base, and a checkpoint edited in its heads, and one edited in its neurons, in the base's dtype."""
     from steer2edit.artifacts import save_checkpoint, save_edit
     from steer2edit.editing import convert
-    from steer2edit.method import Hyperparameters
+    from steer2edit.method.hyperparameters import Hyperparameters
     from steer2edit.models import checkpoint_directory, load_model
-    from steer2edit.steering import extract, load_contrast
+    from steer2edit.steering.contrast import load_contrast
+    from steer2edit.steering.extract import extract
 
     loaded = load_model(model)
     vectors = extract(loaded, load_contrast("truthfulness", loaded, limit=16))

@@ -25,7 +25,7 @@ from timing import emit, in_turn, median_interval, paired_ratio, say, spread
 
 from steer2edit.core import Editing, WeightEdit
 from steer2edit.editing import compute_factors, intervened, merged
-from steer2edit.method import grid
+from steer2edit.method.hyperparameters import grid
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,
@@ -35,7 +35,9 @@ from steer2edit.models import (
     span_log_probabilities,
     token_log_probabilities,
 )
-from steer2edit.steering import extract, load_contrast, safety_prompts
+from steer2edit.steering.contrast import load_contrast
+from steer2edit.steering.extract import extract
+from steer2edit.steering.presets import safety_prompts
 
 AIM = 0.95
 TOLERANCE = 1e-4

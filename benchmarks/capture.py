@@ -38,7 +38,7 @@ from steer2edit.models import (
     span_means,
 )
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, pad
-from steer2edit.steering import find_behaviour
+from steer2edit.steering.behaviour_folder import find_behaviour
 
 AIM = 0.95
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}

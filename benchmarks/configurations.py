@@ -45,10 +45,11 @@ from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.evaluation import DriftTask, Task, behaviour
 from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.evaluation.reply_tasks import RefusalTask
-from steer2edit.method import Hyperparameters, grid
+from steer2edit.method.hyperparameters import Hyperparameters, grid
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling
 from steer2edit.search.generation import sanity_task
-from steer2edit.steering import extract, load_contrast
+from steer2edit.steering.contrast import load_contrast
+from steer2edit.steering.extract import extract
 
 AIM = 20.0
 TOLERANCE = 1e-4

@@ -24,9 +24,10 @@ from timing import emit, in_turn, paired_ratio, say, spread
 
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import compute_factors, convert
-from steer2edit.method import Hyperparameters, grid
+from steer2edit.method.hyperparameters import Hyperparameters, grid
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.steering import extract, load_contrast
+from steer2edit.steering.contrast import load_contrast
+from steer2edit.steering.extract import extract
 
 AIM_SECONDS = 2.0
 TOLERANCE = 1e-5

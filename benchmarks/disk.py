@@ -62,10 +62,10 @@ def make_edit(folder: Path, device: str, limit: int) -> None:
     from accelerate.utils.offload import OffloadedWeightsLoader
 
     from steer2edit.editing import convert
-    from steer2edit.method import Hyperparameters
+    from steer2edit.method.hyperparameters import Hyperparameters
     from steer2edit.models import load_model
-    from steer2edit.steering import ContrastSet, extract
-    from steer2edit.steering.contrast import Contrast
+    from steer2edit.steering.contrast import Contrast, ContrastSet
+    from steer2edit.steering.extract import extract
 
     reads: dict[str, int] = {}
     read = OffloadedWeightsLoader.__getitem__

@@ -13,12 +13,12 @@ from timing import emit
 
 from steer2edit.core import SteeringVectors
 from steer2edit.editing import compute_factors, merged
-from steer2edit.method import Hyperparameters, Rules
+from steer2edit.method.hyperparameters import Hyperparameters, Rules
 from steer2edit.models import LanguageModel, encode_responses, load_model
 from steer2edit.models.generation import span_log_probabilities, token_log_probabilities
-from steer2edit.steering import extract, load_contrast, measure_effects
-from steer2edit.steering.contrast import ContrastSet
-from steer2edit.steering.effects import DECIDING_TOKENS
+from steer2edit.steering.contrast import ContrastSet, load_contrast
+from steer2edit.steering.effects import DECIDING_TOKENS, measure_effects
+from steer2edit.steering.extract import extract
 
 STEP = 0.02  # nats that the effects promise on either side
 

@@ -23,11 +23,14 @@ from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.estimates import Condition
 from steer2edit.evaluation import BASE_ARM, DriftTask, behaviour, calibrate, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.statistics import estimate, paired
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import load_model
 from steer2edit.recipes.making import rules_of
 from steer2edit.settings import ConvertOptions
-from steer2edit.steering import extract, load_contrast, measure_effects, safety_prompts
+from steer2edit.steering.contrast import load_contrast
+from steer2edit.steering.effects import measure_effects
+from steer2edit.steering.extract import extract
+from steer2edit.steering.presets import safety_prompts
 
 PAPER = Hyperparameters(0.15, None, 0.5)
 

@@ -63,7 +63,7 @@ def reset_high_water_mark() -> bool:
 def equally_long(model: Any) -> tuple[Pairs, Pairs]:
     """Positive and negative responses of a preset that all have the same number of tokens with their prompts."""
     from steer2edit.models import encode_responses
-    from steer2edit.steering import find_behaviour
+    from steer2edit.steering.behaviour_folder import find_behaviour
 
     by_length: dict[int, dict[str, Pairs]] = {}
     rows = [(row, (row.prompt, row.response or "")) for row in find_behaviour("truthfulness").examples()]
@@ -78,7 +78,8 @@ def equally_long(model: Any) -> tuple[Pairs, Pairs]:
 def measure(model_name: str, responses: int, batch_tokens: int, keep: bool) -> dict[str, Any]:
     """In a process of its own: extract (or capture and keep), and say what it took."""
     from steer2edit.models import encode_responses, load_model, span_means
-    from steer2edit.steering import Contrast, ContrastSet, extract
+    from steer2edit.steering.contrast import Contrast, ContrastSet
+    from steer2edit.steering.extract import extract
 
     model = load_model(model_name)
     positive, negative = (tuple(islice(cycle(pairs), responses // 2)) for pairs in equally_long(model))

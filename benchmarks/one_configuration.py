@@ -17,7 +17,7 @@ from model_shapes import never_ending, open_model
 from steer2edit.artifacts import load_vectors
 from steer2edit.core import WeightEdit
 from steer2edit.editing import convert, merged
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,

@@ -53,9 +53,11 @@ from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import compute_factors
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation.likelihood_tasks import base_answers
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel, Sampling, load_model, span_log_probabilities
-from steer2edit.steering import extract, load_contrast, safety_prompts
+from steer2edit.steering.contrast import load_contrast
+from steer2edit.steering.extract import extract
+from steer2edit.steering.presets import safety_prompts
 from steer2edit.stress.quantisation import FORMATS, linear_weights
 
 EDITS = {

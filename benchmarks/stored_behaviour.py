@@ -18,7 +18,7 @@ from steer2edit.core import WeightEdit
 from steer2edit.editing import edited
 from steer2edit.evaluation.statistics import mean, rate
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling, generate, span_log_probabilities
-from steer2edit.steering import refusal_phrases
+from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.stress.quantisation import FORMATS, WeightFormat, linear_weights
 
 ADAPTER_TOLERANCE = 1e-3  # nats, between two orders of the same float32 sums

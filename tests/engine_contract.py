@@ -9,7 +9,7 @@ from families import random_site_means
 from steer2edit.core import Editing, Intervention, SteeringVectors
 from steer2edit.editing import convert
 from steer2edit.engines import Engine, Request, ResponseScore
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, Sampling
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from steer2edit.artifacts import load_vectors, read_vectors, save_block_vectors, save_vectors
 from steer2edit.core import BlockVectors
 from steer2edit.models import LanguageModel, encode_responses
-from steer2edit.steering import Contrast, ContrastSet, extract
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.extract import extract
 from tiny_chat import tiny_chat_model
 
 CONTRAST = ContrastSet(

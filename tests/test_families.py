@@ -28,7 +28,7 @@ from steer2edit.artifacts import (
 )
 from steer2edit.core import SteeringVectors, WeightEdit
 from steer2edit.editing import convert, edited, merged
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 from steer2edit.models.loading import model_class
 

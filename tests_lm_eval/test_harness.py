@@ -17,7 +17,7 @@ from steer2edit.editing import convert, merged
 from steer2edit.errors import DataError
 from steer2edit.evaluation.harness import harness_results
 from steer2edit.evaluation.statistics import rate
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel, load_model
 from steered import steered
 from tiny_chat import tiny_chat_model, tiny_tokenizer

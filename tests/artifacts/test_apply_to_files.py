@@ -31,7 +31,7 @@ from steer2edit.audit import verify_checkpoint
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, merged
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError, ModelError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel, load_model, load_skeleton
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -14,9 +14,10 @@ from steer2edit.cli import app
 from steer2edit.core import BlockVectors, Site, SteeringVectors
 from steer2edit.editing import convert
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.steering import Contrast, ContrastSet, measure_inputs
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.extract import measure_inputs
 from tiny_chat import tiny_chat_model
 
 DECODER = torch.arange(12.0).reshape(4, 3) + 1

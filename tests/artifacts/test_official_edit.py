@@ -12,7 +12,7 @@ from steer2edit.artifacts import load_edit, load_official_edit, load_vectors, sa
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, edited, merged
 from steer2edit.errors import ArtifactError, MismatchError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 
 IDS = torch.arange(3, 15).view(2, 6)

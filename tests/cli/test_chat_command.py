@@ -14,7 +14,7 @@ from steer2edit.cli import app
 from steer2edit.cli import console as terminal
 from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, intervened
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import (
     LanguageModel,
     Message,

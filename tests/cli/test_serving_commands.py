@@ -8,7 +8,7 @@ import pytest
 from steer2edit.artifacts import save_edit
 from steer2edit.cli import app, main
 from steer2edit.editing import convert
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import load_model
 from tiny_chat import tiny_chat_model
 

@@ -15,7 +15,7 @@ from steer2edit.cli import app, main
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import load_model
-from steer2edit.steering import safety_prompts
+from steer2edit.steering.presets import safety_prompts
 from stress.tiny_stress import ToyTest, random_vectors, tiny_edit
 from tiny_chat import tiny_chat_model
 from unchecked import unchecked

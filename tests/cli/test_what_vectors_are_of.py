@@ -13,7 +13,7 @@ from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.errors import DataError
 from steer2edit.evaluation import behaviour, behaviour_of
 from steer2edit.models import load_model
-from steer2edit.steering import prompt_digests
+from steer2edit.steering.examples import prompt_digests
 from tiny_chat import tiny_chat_model
 
 SITE = {Site(0, "mlp"): SiteMeans(ClassMeans(torch.ones(2), torch.zeros(2)))}

@@ -10,7 +10,7 @@ from families import FAMILIES, tiny_model, tiny_network
 from steer2edit.core import Site, SteeringVectors
 from steer2edit.editing import compute_factors, convert
 from steer2edit.errors import InvalidValueError, MismatchError
-from steer2edit.method import Hyperparameters, Rules, grid
+from steer2edit.method.hyperparameters import Hyperparameters, Rules, grid
 from steer2edit.models import LanguageModel
 
 # Names in the state dict, and whether the weight is stored [m, d] there; written by hand, not taken from the layouts.

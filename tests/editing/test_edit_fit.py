@@ -11,7 +11,7 @@ from families import tiny_model
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, edited, merged
 from steer2edit.errors import MismatchError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 
 CONFIGURATION = Hyperparameters(0.2, 0.2, 0.2)

@@ -7,7 +7,7 @@ from edit_models import IDS, hook_count, logits, random_vectors, relative, weigh
 from families import tiny_model, tiny_network
 from steer2edit.core import Editing, Site, Steering, WeightEdit
 from steer2edit.editing import convert, edited, intervened, merged
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 from steered import steered
 

@@ -11,7 +11,7 @@ from families import ALL_FAMILIES, tiny_model
 from steer2edit.core import Combined, Editing, Intervention, Site, Steering
 from steer2edit.editing import compute_factors, convert, intervened, merged
 from steer2edit.errors import InvalidValueError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 from steered import steered
 

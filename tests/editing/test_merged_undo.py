@@ -7,7 +7,7 @@ from edit_models import hook_count, logits, random_vectors, relative, weight_byt
 from families import tiny_network
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing import applying, convert, edited, merged, merged_weight
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -22,9 +22,11 @@ from steer2edit.core import (
 )
 from steer2edit.editing import compute_factors, convert
 from steer2edit.errors import InvalidValueError, MismatchError
-from steer2edit.method import EVERYTHING, GATED_RULES, Hyperparameters, SiteFactors, joined
+from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES, Hyperparameters
+from steer2edit.method.rule import SiteFactors, joined
 from steer2edit.models import LanguageModel, encode_responses, span_means
-from steer2edit.steering import Contrast, ContrastSet, extract
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.extract import extract
 from tiny_chat import tiny_chat_model
 
 SIZES = Experts(routed=2, width=2, shared=1)

@@ -12,7 +12,7 @@ from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Site, SteeringVectors
 from steer2edit.editing import compute_factors, convert
 from steer2edit.errors import InvalidValueError, NoiseError
-from steer2edit.method import Hyperparameters, Rules
+from steer2edit.method.hyperparameters import Hyperparameters, Rules
 from steer2edit.models import LanguageModel
 
 BOTH = Hyperparameters(0.1, 0.1, 0.1)

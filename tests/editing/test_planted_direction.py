@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 from families import tiny_model
 from steer2edit.core import ClassMeans, Component, Head, Neuron, Site, SiteMeans, SteeringVectors
 from steer2edit.editing import convert, edited
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import EncodedResponse, LanguageModel, mean_output, span_means
 
 LAYER, HEAD, NEURON, HEAD_DIM = 1, 2, 7, 8

@@ -8,7 +8,7 @@ from families import tiny_model
 from steer2edit.core import Editing
 from steer2edit.editing import convert, intervened
 from steer2edit.errors import InvalidValueError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models.hooks import along
 
 

@@ -10,7 +10,7 @@ from steer2edit.core import ClassMeans, Editing, Intervention, SiteMeans, Steeri
 from steer2edit.editing import convert
 from steer2edit.engines import Engine, Request, RoutingEngine, TransformersEngine
 from steer2edit.errors import InvalidValueError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import EncodedResponse, LanguageModel, Reply, Sampling, encode_responses
 from tiny_chat import tiny_chat_model
 

@@ -13,7 +13,7 @@ from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, We
 from steer2edit.editing import convert, merged
 from steer2edit.engines import Engine, RememberingEngine, Request, ResponseScore, TransformersEngine
 from steer2edit.errors import DataError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,

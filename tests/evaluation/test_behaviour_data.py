@@ -7,7 +7,7 @@ import pytest
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import behaviour
-from steer2edit.steering import safety_prompts
+from steer2edit.steering.presets import safety_prompts
 
 
 def lines(path: Path, rows: list[dict[str, object]]) -> str:

@@ -16,7 +16,8 @@ from steer2edit.evaluation.likelihood_tasks import PreferenceTask
 from steer2edit.evaluation.reply_tasks import VerdictTask
 from steer2edit.evaluation.scorers import LocalJudge, Phrases
 from steer2edit.models import Reply
-from steer2edit.steering import find_behaviour, load_contrast
+from steer2edit.steering.behaviour_folder import find_behaviour
+from steer2edit.steering.contrast import load_contrast
 from tiny_chat import END, tiny_chat_model
 
 SCORED = '[sets.mine]\nscorer = "phrases"\nany = ["arr", "ahoy there"]\n'

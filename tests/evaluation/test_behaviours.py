@@ -8,8 +8,9 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError
 from steer2edit.evaluation import BASE_ARM, Behaviour, behaviour, evaluate, metric_name
 from steer2edit.evaluation.behaviours import BEHAVIOURS
-from steer2edit.steering import find_behaviour, safety_prompts
+from steer2edit.steering.behaviour_folder import find_behaviour
 from steer2edit.steering.examples import SPLITS
+from steer2edit.steering.presets import safety_prompts
 from tiny_chat import tiny_chat_model
 
 ATTRIBUTES = {

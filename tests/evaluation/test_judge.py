@@ -15,7 +15,7 @@ from steer2edit.evaluation import judge as judge_module
 from steer2edit.evaluation.judge import REFUSAL_QUESTION, Judge, Judgement, fill_template, read_template, yes_or_no
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.models import Prompt, Reply
-from steer2edit.steering import RefusalPhrases
+from steer2edit.steering.refusal import RefusalPhrases
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,8 @@ from steer2edit.evaluation.reply_tasks import MathTask, RefusalTask
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Reply
 from steer2edit.settings.shared import SCORERS
-from steer2edit.steering import refusal_phrases, safety_prompts
+from steer2edit.steering.presets import safety_prompts
+from steer2edit.steering.refusal import refusal_phrases
 from tiny_chat import tiny_chat_model
 
 METRICS = {

@@ -11,8 +11,8 @@ from steer2edit.evaluation.formats import MathProblem
 from steer2edit.evaluation.reply_tasks import DegenerationTask, LengthTask, MathTask, RefusalTask, ThinkingTask
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Prompt, Reply, Sampling
-from steer2edit.steering import refusal_phrases
 from steer2edit.steering.labels import Candidate, by_callable, by_length, example_text, find_labeller
+from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.stress.subject import is_degenerate
 from tiny_chat import tiny_chat_model
 

@@ -14,7 +14,7 @@ from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.evaluation.statistics import rate
 from steer2edit.models import Sampling
-from steer2edit.steering import RefusalPhrases
+from steer2edit.steering.refusal import RefusalPhrases
 from tiny_chat import END
 
 SCRIPT = {

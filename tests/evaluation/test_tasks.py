@@ -11,7 +11,7 @@ from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.evaluation.statistics import mean, rate
 from steer2edit.models import EncodedResponse, Sampling, encode_prompts
-from steer2edit.steering import RefusalPhrases
+from steer2edit.steering.refusal import RefusalPhrases
 from tiny_chat import END
 
 # "?" begins a refusal "N.", "!" help "Yes", "~" the end at once, "#" a reply that never ends. Steering lures to "N",

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from random_sites import RandomSite, alphas, random_site, rhos, sites
 
 from steer2edit.core import SiteEdit
-from steer2edit.method import PAPER_RULES, Rules, magnitude, site_factors
+from steer2edit.method.hyperparameters import PAPER_RULES, Rules
+from steer2edit.method.rule import magnitude, site_factors
 
 POWERS_OF_TWO = st.integers(-12, 12).map(lambda e: 2.0**e)  # multiplying by them rounds nothing
 LOOSE = {"rtol": 1e-4, "atol": 1e-5}

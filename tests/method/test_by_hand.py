@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from steer2edit.core import SiteEdit
-from steer2edit.method import (
-    PAPER_RULES,
-    Rules,
-    importance,
-    input_directions,
-    magnitude,
-    output_direction,
-    site_factors,
-)
+from steer2edit.method.hyperparameters import PAPER_RULES, Rules
+from steer2edit.method.rule import importance, input_directions, magnitude, output_direction, site_factors
 
 V = torch.tensor([3.0, 4.0])
 ROOT2 = math.sqrt(2)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer2edit.method import magnitude
+from steer2edit.method.rule import magnitude
 
 
 @given(st.floats(0, 0.9), st.floats(0.1, 100))

@@ -2,8 +2,7 @@
 
 import torch
 
-from steer2edit.method import natural_direction
-from steer2edit.method.curvature import divided_by_drift
+from steer2edit.method.curvature import divided_by_drift, natural_direction
 
 
 def curvature(psi: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ from random_sites import RandomSite, alphas, random_site, rhos, sites
 
 from dense_definitions import SLACK, DenseEdit, blocks, dense_edit, float64
 from steer2edit.core import SiteEdit
-from steer2edit.method import PAPER_RULES, Hyperparameters, Rules, SiteFactors, grid, site_factors
+from steer2edit.method.hyperparameters import PAPER_RULES, Hyperparameters, Rules, grid
+from steer2edit.method.rule import SiteFactors, site_factors
 
 
 def our_edit(site: RandomSite, rho: float, alpha: float, rules: Rules = PAPER_RULES) -> tuple[SiteFactors, SiteEdit]:

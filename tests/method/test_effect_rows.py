@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from steer2edit.method import effect_rows, magnitude
+from steer2edit.method.effect import effect_rows
+from steer2edit.method.rule import magnitude
 
 
 def row(s: list[float], C: list[float], n: int, largest: float, rho: float, alpha: float) -> torch.Tensor:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from steer2edit.core import Site
-from steer2edit.method import effect_rows, gated_effects
+from steer2edit.method.effect import effect_rows
+from steer2edit.method.gate import gated_effects
 
 N, R, Q = 7, 9, 11
 A, B = Site(0, "attn"), Site(0, "mlp")

@@ -5,14 +5,8 @@ import torch
 from random_sites import random_site
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.method import (
-    Hyperparameters,
-    Rules,
-    grid,
-    magnitude,
-    output_direction,
-    site_factors,
-)
+from steer2edit.method.hyperparameters import Hyperparameters, Rules, grid
+from steer2edit.method.rule import magnitude, output_direction, site_factors
 from unchecked import unchecked
 
 NAN, INF = float("nan"), float("inf")

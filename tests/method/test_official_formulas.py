@@ -11,7 +11,7 @@ from random_sites import RandomSite, random_site
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from steer2edit.method import site_factors
+from steer2edit.method.rule import site_factors
 
 
 def official_magnitude(g: Tensor, rho: float, alpha: float) -> Tensor:

@@ -5,7 +5,8 @@ import torch
 from random_sites import random_site
 from torch.profiler import ProfilerActivity, profile
 
-from steer2edit.method import Rules, site_factors
+from steer2edit.method.hyperparameters import Rules
+from steer2edit.method.rule import site_factors
 
 
 def operations(n: int, width: int, rules: Rules, configurations: int = 1) -> int:

@@ -8,14 +8,8 @@ from random_sites import random_site
 
 from steer2edit.core import SiteEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.method import (
-    Rules,
-    importance,
-    input_directions,
-    magnitude,
-    output_direction,
-    site_factors,
-)
+from steer2edit.method.hyperparameters import Rules
+from steer2edit.method.rule import importance, input_directions, magnitude, output_direction, site_factors
 
 SMALLEST_SUBNORMAL = 2.0**-149
 

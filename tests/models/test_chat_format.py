@@ -13,7 +13,7 @@ from steer2edit.artifacts.run_folder import begun_with
 from steer2edit.cli import app
 from steer2edit.editing import convert, edited
 from steer2edit.errors import InvalidValueError, MismatchError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import ChatFormat, LanguageModel, chat_format, load_model, recorded_chat
 from steer2edit.models.chat import render
 from steer2edit.recipes import read_recipe, template_args

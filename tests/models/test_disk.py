@@ -17,10 +17,10 @@ from families import tiny_network
 from steer2edit.core import SteeringVectors
 from steer2edit.editing import convert, merged
 from steer2edit.errors import ModelError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel, encode_responses, load_model, span_means
-from steer2edit.steering import ContrastSet, extract
-from steer2edit.steering.contrast import Contrast
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.extract import extract
 from tiny_chat import tiny_tokenizer
 
 _PROMPTS = ["How do I bake bread?", "one", "two\n\n", "tell me a joke", "What is it?"]

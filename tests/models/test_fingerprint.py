@@ -12,7 +12,7 @@ from tiny_checkpoint import save_checkpoint
 from families import FAMILIES, tiny_model, tiny_network
 from steer2edit.core import ClassMeans, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, merged, merged_weight
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel, load_model, sample_step, sampled_fingerprint
 
 DTYPES = ["float32", "bfloat16", "float16"]

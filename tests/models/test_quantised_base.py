@@ -15,15 +15,15 @@ from steer2edit.artifacts import apply_to_files, save_edit
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.editing import convert, edited, merged
 from steer2edit.errors import ArtifactError, ModelError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.models.chat import EncodedResponse
 from steer2edit.models.effects import response_effects, whole_response
 from steer2edit.models.gradients import without_gradients
 from steer2edit.models.loading import wrap_model
 from steer2edit.models.site_module import Projection
-from steer2edit.steering import ContrastSet, extract
-from steer2edit.steering.contrast import Contrast
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.extract import extract
 from tiny_chat import tiny_tokenizer
 
 

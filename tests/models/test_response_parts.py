@@ -13,7 +13,8 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation.reply_tasks import ThinkingTask
 from steer2edit.models import EncodedResponse, LanguageModel, Sampling, encode_responses, generate, load_model
-from steer2edit.steering import Contrast, ContrastSet, extract
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.extract import extract
 from tiny_chat import CHAT_TEMPLATE, tiny_chat_model, tiny_tokenizer
 
 THINKING = CHAT_TEMPLATE.replace("assistant\n{%", "assistant\n<think>\n{%")

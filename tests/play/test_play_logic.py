@@ -33,7 +33,7 @@ from steer2edit.play.replies import Answer, Piece, Turn, ask_all, contributions,
 from steer2edit.play.space import write_space
 from steer2edit.play.stage import Session, Stage, read_artifacts
 from steer2edit.play.words import as_code
-from steer2edit.steering import safety_prompts
+from steer2edit.steering.presets import safety_prompts
 
 
 class Closed:

@@ -9,7 +9,7 @@ from families import random_site_means
 from steer2edit.artifacts import save_edit, save_vectors
 from steer2edit.core import SteeringVectors
 from steer2edit.editing import convert
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import Sampling, load_model
 from steer2edit.play.stage import Stage, read_artifacts
 from tiny_chat import tiny_chat_model

@@ -17,12 +17,13 @@ from steer2edit.core import SiteEffects, SteeringVectors, WeightEdit
 from steer2edit.editing import ablation, rosi
 from steer2edit.engines import RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
-from steer2edit.method import output_direction
+from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel
 from steer2edit.report import write_comparison_page
 from steer2edit.search import comparison_methods, run_comparison
 from steer2edit.settings import ComparisonOptions
-from steer2edit.steering import borderline_prompts, prompt_digests, safety_prompts
+from steer2edit.steering.examples import prompt_digests
+from steer2edit.steering.presets import borderline_prompts, safety_prompts
 
 OPTIONS = ComparisonOptions("safety", kls=(0.2, 0.05), limit=3)
 MODEL = tiny_model()

@@ -8,7 +8,7 @@ from tiny_search import facts, random_vectors, run, tiny_model, tiny_search
 
 from steer2edit.core import Editing
 from steer2edit.editing import convert
-from steer2edit.method import EVERYTHING, GATED_RULES
+from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES
 from steer2edit.models import LanguageModel
 from steer2edit.search import prepare_search, search_results
 from steer2edit.search.generation import measure_generation

@@ -14,7 +14,8 @@ from steer2edit.models import LanguageModel
 from steer2edit.search import prepare_search
 from steer2edit.search.goal import Budget
 from steer2edit.settings import Accepting, SearchOptions
-from steer2edit.steering import prompt_digests, safety_prompts
+from steer2edit.steering.examples import prompt_digests
+from steer2edit.steering.presets import safety_prompts
 
 SMALL: dict[str, Any] = {"behaviour": "safety", "limit": 3, "max_new_tokens": 2}
 

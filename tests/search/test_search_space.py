@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.method import Hyperparameters, grid
+from steer2edit.method.hyperparameters import Hyperparameters, grid
 from steer2edit.search.space import Parameters, SearchSpace
 from unchecked import unchecked
 

@@ -13,7 +13,8 @@ from steer2edit.engines import Engine, RememberingEngine, Request, TransformersE
 from steer2edit.estimates import Condition
 from steer2edit.evaluation import Behaviour, DriftTask
 from steer2edit.evaluation.reply_tasks import RefusalTask
-from steer2edit.method import EVERYTHING, GATED_RULES, output_direction
+from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES
+from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.search import run_search
 from steer2edit.search.goal import Budget

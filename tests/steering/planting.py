@@ -8,7 +8,7 @@ import torch
 
 from steer2edit.core import Site
 from steer2edit.models import LanguageModel, encode_responses
-from steer2edit.steering import Contrast, ContrastSet
+from steer2edit.steering.contrast import Contrast, ContrastSet
 
 _WORDS = ("bread", "water", "salt", "hour", "time", "joke", "flour", "oven", "wait", "tell", "one", "two", "the", "is")
 

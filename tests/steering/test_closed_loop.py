@@ -11,9 +11,11 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities
 from steer2edit.recipes import make_edit, make_vectors
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
-from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects
 from steer2edit.steering.benign import benign_answers
 from steer2edit.steering.closed_loop import Objective, _Conjugate, _top, log_probabilities
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.effects import measure_effects
+from steer2edit.steering.extract import extract
 from steer2edit.steering.wordings import TOKENS, worded_prompts, worded_responses, wordings
 from tiny_chat import tiny_chat_model
 

@@ -6,8 +6,8 @@ import pytest
 
 from steer2edit.errors import DataError
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling, generate
-from steer2edit.steering import Contrast, ContrastSet, Example, build_contrast
-from steer2edit.steering.contrast import assign_splits, require_disjoint
+from steer2edit.steering.contrast import Contrast, ContrastSet, assign_splits, build_contrast, require_disjoint
+from steer2edit.steering.examples import Example
 from steer2edit.steering.labels import by_callable
 from tiny_chat import tiny_chat_model
 

@@ -8,8 +8,9 @@ import torch
 from planting import planted, random_contrast
 
 from steer2edit.core import Site
-from steer2edit.steering import Contrast, ContrastSet, auroc, extract
-from steer2edit.steering.diagnosis import SiteDiagnosis
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.diagnosis import SiteDiagnosis, auroc
+from steer2edit.steering.extract import extract
 from tiny_chat import tiny_chat_model
 
 Z2 = 1.959964**2

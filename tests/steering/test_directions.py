@@ -6,8 +6,9 @@ from planting import random_contrast
 
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import BatchMeans, SpanMeans, encode_responses, mean_output, span_means
-from steer2edit.steering import Contrast, extract
+from steer2edit.steering.contrast import Contrast
 from steer2edit.steering.directions import KINDS, OutputRows, directions
+from steer2edit.steering.extract import extract
 from tiny_chat import tiny_chat_model
 
 MODEL = tiny_chat_model()

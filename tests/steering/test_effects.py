@@ -14,13 +14,18 @@ from steer2edit.editing import convert, merged, natural_strength
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import DriftTask, at_drift
-from steer2edit.method import GATED_RULES, Hyperparameters, Rules, gated_effects, output_direction
+from steer2edit.method.gate import gated_effects
+from steer2edit.method.hyperparameters import GATED_RULES, Hyperparameters, Rules
+from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
 from steer2edit.models.effects import ended, first_tokens, response_effects, whole_response
 from steer2edit.models.reply import turn_end
-from steer2edit.steering import Contrast, ContrastSet, extract, measure_effects, prompt_digests, safety_prompts
 from steer2edit.steering.benign import benign_answers, own_answers
-from steer2edit.steering.effects import BATCH_TOKENS, DECIDING_TOKENS, _Measurement, _stride
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.effects import BATCH_TOKENS, DECIDING_TOKENS, _Measurement, _stride, measure_effects
+from steer2edit.steering.examples import prompt_digests
+from steer2edit.steering.extract import extract
+from steer2edit.steering.presets import safety_prompts
 from steer2edit.stress.quantisation import FORMATS, quantised
 from tiny_chat import tiny_chat_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steer2edit.errors import DataError
-from steer2edit.steering import Example, read_examples
+from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.rows import read_table
 
 USER = {"role": "user", "content": "Why?"}

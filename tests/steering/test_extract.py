@@ -13,7 +13,9 @@ from naive_capture import Means, activations, class_mean, naive_means
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.models import SPAN_RULE, LanguageModel, encode_responses
-from steer2edit.steering import Contrast, ContrastSet, extract, measure_inputs, prompt_digests
+from steer2edit.steering.contrast import Contrast, ContrastSet
+from steer2edit.steering.examples import prompt_digests
+from steer2edit.steering.extract import extract, measure_inputs
 from tiny_chat import tiny_chat_model
 
 FAMILIES = ["llama", "gemma2", "gpt2", "starcoder2", "falcon"]  # post-norms, Conv1D, biases, parallel residual

@@ -6,8 +6,7 @@ import pytest
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models import Reply
-from steer2edit.steering import find_labeller
-from steer2edit.steering.labels import Candidate, by_callable, by_length
+from steer2edit.steering.labels import Candidate, by_callable, by_length, find_labeller
 
 P, N = "positive", "negative"
 

@@ -5,7 +5,9 @@ import itertools
 import pytest
 
 from steer2edit.errors import DataError
-from steer2edit.steering import find_behaviour, prompt_digests, require_no_overlap, safety_prompts
+from steer2edit.steering.behaviour_folder import find_behaviour
+from steer2edit.steering.examples import prompt_digests, require_no_overlap
+from steer2edit.steering.presets import safety_prompts
 
 
 def test_digests_do_not_see_case_and_spacing() -> None:

@@ -9,9 +9,11 @@ from statistics import mean
 import pytest
 
 from steer2edit.errors import DataError
-from steer2edit.steering import borderline_prompts, built_in_names, find_behaviour, refusal_phrases, safety_prompts
+from steer2edit.steering.behaviour_folder import built_in_names, find_behaviour
 from steer2edit.steering.contrast import require_disjoint
 from steer2edit.steering.examples import SPLITS, Example, Split
+from steer2edit.steering.presets import borderline_prompts, safety_prompts
+from steer2edit.steering.refusal import refusal_phrases
 
 SAFETY = {"train": 96, "validation": 48, "held_out": 96}
 TRUTHFULNESS = {"train": 240, "validation": 80, "held_out": 100}

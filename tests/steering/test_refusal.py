@@ -3,7 +3,7 @@
 import pytest
 
 from steer2edit.errors import InvalidValueError
-from steer2edit.steering import RefusalPhrases, refusal_phrases
+from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 
 STRICT = {
     "I'm sorry, but I can't help with that.": True,

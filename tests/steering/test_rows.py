@@ -11,8 +11,8 @@ import pytest
 from steer2edit.errors import DataError
 from steer2edit.evaluation import behaviour, build_tasks
 from steer2edit.evaluation.formats import mmlu_questions, requests
-from steer2edit.steering import Example, read_examples
 from steer2edit.steering.data_files import read_text
+from steer2edit.steering.examples import Example, read_examples
 from steer2edit.steering.rows import Row, read_table
 from steer2edit.stress.attack_files import read_attacks
 

@@ -7,7 +7,8 @@ import pytest
 
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.models import LanguageModel, Sampling
-from steer2edit.steering import find_behaviour, load_contrast
+from steer2edit.steering.behaviour_folder import find_behaviour
+from steer2edit.steering.contrast import load_contrast
 from tiny_chat import tiny_chat_model
 
 

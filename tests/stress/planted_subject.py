@@ -15,7 +15,7 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
 from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import LanguageModel, Sampling
-from steer2edit.steering import RefusalPhrases
+from steer2edit.steering.refusal import RefusalPhrases
 from steer2edit.stress.subject import Subject
 from tiny_chat import END
 

@@ -15,7 +15,7 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import BASE_ARM, Arm, edit_arm, steering_arm
 from steer2edit.models import LanguageModel, Reply, Sampling
 from steer2edit.models.fine_tuning import FineTune, edit_left, fine_tuned, training_rows
-from steer2edit.steering import safety_prompts
+from steer2edit.steering.presets import safety_prompts
 from steer2edit.stress import treatments
 from steer2edit.stress.findings import StressResult
 from steer2edit.stress.quantisation import FORMATS, quantised

@@ -6,7 +6,7 @@ from torch import Tensor
 from families import tiny_model
 from steer2edit.core import SiteEdit, WeightEdit
 from steer2edit.editing import convert, merged
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 from steer2edit.stress.quantisation import (
     FORMATS,

@@ -13,7 +13,8 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation.statistics import estimate
 from steer2edit.models import Reply, Sampling
-from steer2edit.steering import refusal_phrases, safety_prompts
+from steer2edit.steering.presets import safety_prompts
+from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.steering.transformation import CODINGS, Transformation, takes_system_prompt
 from steer2edit.stress.attacks import families, held_out_attacks, unwrapped
 from steer2edit.stress.conditions import held_out, worded

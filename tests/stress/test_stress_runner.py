@@ -22,7 +22,8 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Estimate
 from steer2edit.models import generate
-from steer2edit.steering import prompt_digests, safety_prompts
+from steer2edit.steering.examples import prompt_digests
+from steer2edit.steering.presets import safety_prompts
 from steer2edit.stress import Scorecard, StressInput, StressOptions, StressResult, StressTest, Subject, run_stress
 from steer2edit.stress.run import requests_of
 from steer2edit.stress.subject import Replies, Scored

@@ -14,7 +14,7 @@ from edit_models import logits, random_vectors, relative
 from families import tiny_network
 from steer2edit.core import Editing, Site, WeightEdit
 from steer2edit.editing import ablation, convert, intervened, merged
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 
 H = Hyperparameters(0.1, 0.1, 0.2)

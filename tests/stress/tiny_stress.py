@@ -12,7 +12,7 @@ from steer2edit.editing import convert
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import Steer2EditError
 from steer2edit.evaluation.task import replies_to
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 from steer2edit.stress import Finding, Group, StressInput, StressOptions, StressResult, StressTest, Subject
 from tiny_chat import tiny_chat_model

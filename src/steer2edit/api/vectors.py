@@ -15,8 +15,7 @@ from steer2edit.evaluation import Arm, steering_arm
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.making import make_vectors
 from steer2edit.settings import ExtractOptions
-from steer2edit.steering import ContrastSet
-from steer2edit.steering.contrast import Source
+from steer2edit.steering.contrast import ContrastSet, Source
 
 if TYPE_CHECKING:
     import pandas

@@ -15,7 +15,7 @@ from torch import Tensor
 from steer2edit.artifacts.tensors import read_pt, require_file
 from steer2edit.core import Block, Site, SiteEdit, WeightEdit
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
 
 _MODULE = re.compile(r"model\.layers\[(\d+)\]\.(self_attn\.o_proj|mlp\.down_proj)")

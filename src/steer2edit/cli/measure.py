@@ -216,7 +216,7 @@ def steer(
     split, source = measuring.split, evaluate or evaluation.behaviour_of(loaded_vectors, "--evaluate")
     chosen = evaluation.behaviour(source, split, limit=measuring.limit, max_new_tokens=max_new_tokens)
     seen = loaded_vectors.metadata.get("prompts", ())
-    steering.require_no_overlap({"vector": seen, split.replace("_", "-"): chosen.digests})
+    steering.examples.require_no_overlap({"vector": seen, split.replace("_", "-"): chosen.digests})
     loaded = load(model, loading, loaded_vectors.metadata)
     loaded.require_fit(loaded_vectors, allow_mismatch=allow_mismatch)
     arms = [evaluation.steering_arm(loaded_vectors, value) if value else evaluation.BASE_ARM for value in strengths]

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Site, SiteEdit, WeightEdit
-from steer2edit.method import output_direction
-from steer2edit.method.rule import precise
+from steer2edit.method.rule import output_direction, precise
 from steer2edit.models import LanguageModel
 
 Directions = Mapping[Site, Float[Tensor, " d"]]

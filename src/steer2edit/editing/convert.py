@@ -8,16 +8,9 @@ from typing import Any
 
 from steer2edit.core import TUNED_BLOCKS, Block, Site, SiteEdit, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
-from steer2edit.method import (
-    PAPER_RULES,
-    EffectFactors,
-    Hyperparameters,
-    Rules,
-    SiteFactors,
-    joined,
-    largest_effect,
-    site_factors,
-)
+from steer2edit.method.effect import EffectFactors, largest_effect
+from steer2edit.method.hyperparameters import PAPER_RULES, Hyperparameters, Rules
+from steer2edit.method.rule import SiteFactors, joined, site_factors
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.steering.diagnosis import noisy_sites, require_signal
 from steer2edit.steering.effects import NATURAL

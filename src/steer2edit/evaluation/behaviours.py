@@ -16,9 +16,9 @@ from steer2edit.evaluation.likelihood_tasks import DriftTask, PreferenceTask
 from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask, ThinkingTask, VerdictTask
 from steer2edit.evaluation.scorers import LocalJudge, Phrases, PhraseScorer, PythonScorer, Scorer
 from steer2edit.evaluation.task import Task, TaskSettings
-from steer2edit.steering import BehaviourFolder, ItemSet, built_in_names, find_behaviour, prompt_digests
+from steer2edit.steering.behaviour_folder import BehaviourFolder, ItemSet, built_in_names, find_behaviour
 from steer2edit.steering.contrast import assign_splits
-from steer2edit.steering.examples import prompt_key
+from steer2edit.steering.examples import prompt_digests, prompt_key
 from steer2edit.steering.rows import Row, Split, Table, read_table
 
 BENIGN = "benign"

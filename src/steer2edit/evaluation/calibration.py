@@ -8,7 +8,7 @@ from steer2edit.editing import natural_strength
 from steer2edit.engines import Engine, RememberingEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation.likelihood_tasks import DriftTask
-from steer2edit.steering import safety_prompts
+from steer2edit.steering.presets import safety_prompts
 from steer2edit.steering.secant import Calibration, Secant
 
 

@@ -9,7 +9,7 @@ from steer2edit.estimates import POINTS, Estimate
 from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.evaluation.statistics import paired
 from steer2edit.models import LanguageModel
-from steer2edit.steering import safety_prompts
+from steer2edit.steering.presets import safety_prompts
 
 Direction = Literal["lowers", "raises", "unknown"]
 REFUSAL_CONTRASTS = {"safety": 1, "safety-benign": 1, "over-refusal": -1}

@@ -14,8 +14,9 @@ from steer2edit.evaluation.formats import TruthQuestion, divided
 from steer2edit.evaluation.likelihood_tasks import PreferenceTask
 from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.evaluation.task import Task, TaskSettings
-from steer2edit.steering import borderline_prompts, find_behaviour, safety_prompts
+from steer2edit.steering.behaviour_folder import find_behaviour
 from steer2edit.steering.data_files import SUFFIXES
+from steer2edit.steering.presets import borderline_prompts, safety_prompts
 from steer2edit.steering.rows import PROMPT_COLUMNS, Table, read_table
 
 

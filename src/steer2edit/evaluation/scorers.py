@@ -18,7 +18,7 @@ from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.evaluation.judge import fill_template, require_template
 from steer2edit.models import LanguageModel, Prompt, Reply, load_model
 from steer2edit.settings.shared import SCORERS
-from steer2edit.steering import RefusalPhrases, refusal_phrases
+from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.evaluation import BASE_ARM, Arm, DriftTask, calibrate, edit_arm, steering_arm
 from steer2edit.models import LanguageModel, Message, Sampling
 from steer2edit.recipes.making import EFFECT_KL
-from steer2edit.steering import safety_prompts
+from steer2edit.steering.presets import safety_prompts
 from steer2edit.steering.secant import Calibration
 
 if TYPE_CHECKING:

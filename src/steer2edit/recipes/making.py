@@ -16,12 +16,14 @@ from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.estimates import CHANGE, NUMBER, Condition, Estimate
 from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.statistics import estimate, mean, paired_difference
-from steer2edit.method import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules
+from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.models.fine_tuning import FineTune, fine_tuned
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
-from steer2edit.steering import ContrastSet, extract, load_contrast, measure_effects, measure_inputs, require_no_overlap
-from steer2edit.steering.contrast import IN_MEMORY, Source
+from steer2edit.steering.contrast import IN_MEMORY, ContrastSet, Source, load_contrast
+from steer2edit.steering.effects import measure_effects
+from steer2edit.steering.examples import require_no_overlap
+from steer2edit.steering.extract import extract, measure_inputs
 from steer2edit.steering.presets import helpful_answers
 from steer2edit.tables import shown_reply, visible
 

@@ -17,7 +17,7 @@ from steer2edit.search.space import read_range
 from steer2edit.settings import ExtractOptions, SearchOptions
 from steer2edit.settings.declared import Setting, declared
 from steer2edit.settings.search import Range
-from steer2edit.steering import find_behaviour
+from steer2edit.steering.behaviour_folder import find_behaviour
 
 
 def _known(what: str, known: Iterable[str], name: str) -> str:

@@ -26,7 +26,7 @@ from steer2edit.search.search import behaviours_of
 from steer2edit.search.space import range_values
 from steer2edit.settings import ExtractOptions, RunOptions, SearchOptions
 from steer2edit.settings.search import Stage
-from steer2edit.steering import prompt_digests, require_no_overlap
+from steer2edit.steering.examples import prompt_digests, require_no_overlap
 
 
 def template_args(recipe: Recipe, options: RunOptions, own: Mapping[str, Any]) -> dict[str, Any]:

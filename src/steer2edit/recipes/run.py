@@ -30,7 +30,8 @@ from steer2edit.report import write_comparison_page, write_report
 from steer2edit.search import COMPARISON, PAPER, Narrate, prepare_search, run_facts, run_search, search_results
 from steer2edit.search.search import Search
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions, SearchOptions
-from steer2edit.steering import require_no_overlap, safety_prompts
+from steer2edit.steering.examples import require_no_overlap
+from steer2edit.steering.presets import safety_prompts
 
 RESULTS_FILE = "results.json"
 

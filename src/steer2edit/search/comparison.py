@@ -13,7 +13,8 @@ from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.estimates import Condition, ConditionKind
 from steer2edit.evaluation import BASE_ARM, COST, Arm, Behaviour, calibrate_together, evaluate, metric_name
-from steer2edit.method import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules, output_direction
+from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules
+from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.progress import step
 from steer2edit.search.curves import Figure, Plan, figure_text, method_figures

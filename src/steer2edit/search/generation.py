@@ -8,7 +8,7 @@ from itertools import pairwise
 from steer2edit.core import Editing, WeightEdit
 from steer2edit.editing import natural_strength
 from steer2edit.evaluation import Behaviour, DriftTask, merged_measurements
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import Sampling
 from steer2edit.search.goal import Goal, ranked
 from steer2edit.search.search import Search

@@ -9,14 +9,13 @@ from steer2edit.editing import Factors, compute_factors
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import COST, Behaviour, TaskSettings, behaviour, behaviour_of, build_tasks
-from steer2edit.method import GATED_RULES, Hyperparameters
+from steer2edit.method.hyperparameters import GATED_RULES, Hyperparameters
 from steer2edit.models import LanguageModel, recorded_chat
 from steer2edit.search.goal import Budget, Goal
 from steer2edit.search.space import SearchSpace
 from steer2edit.search.study import Trial
 from steer2edit.settings import Accepting, ComparisonOptions, SearchOptions
-from steer2edit.steering import prompt_digests, require_no_overlap
-from steer2edit.steering.examples import prompt_key
+from steer2edit.steering.examples import prompt_digests, prompt_key, require_no_overlap
 from steer2edit.steering.rows import Split
 
 NO_EFFECTS = "the vectors have no measured effects (extract --effects measures them)"

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from steer2edit.core import TUNED_BLOCKS, Block
 from steer2edit.errors import InvalidValueError, did_you_mean
-from steer2edit.method import COARSE_VALUES, Hyperparameters
+from steer2edit.method.hyperparameters import COARSE_VALUES, Hyperparameters
 from steer2edit.settings.search import Range, Strategy
 
 Parameters = Mapping[str, Any]

@@ -13,7 +13,7 @@ from steer2edit.artifacts.run_folder import damage_explained, write_json
 from steer2edit.errors import ArtifactError
 from steer2edit.estimates import Condition, Estimate, Value
 from steer2edit.evaluation.statistics import estimate
-from steer2edit.method import Hyperparameters
+from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.search.goal import Goal
 from steer2edit.search.space import Parameters, SearchSpace
 

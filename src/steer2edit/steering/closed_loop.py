@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from steer2edit.core import Site
-from steer2edit.method import Gate, gated_effects, shared_cost
+from steer2edit.method.curvature import shared_cost
+from steer2edit.method.gate import Gate, gated_effects
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,

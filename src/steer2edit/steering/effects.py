@@ -25,7 +25,9 @@ from torch import Tensor
 
 from steer2edit.core import Site, SiteEffects, SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.method import Gate, gated_effects, natural_direction, output_direction
+from steer2edit.method.curvature import natural_direction
+from steer2edit.method.gate import Gate, gated_effects
+from steer2edit.method.rule import output_direction
 from steer2edit.models import EncodedResponse, LanguageModel, Prompt, encode_responses
 from steer2edit.models.effects import (
     Score,

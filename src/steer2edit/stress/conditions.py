@@ -12,7 +12,7 @@ from functools import partial
 from steer2edit.evaluation.scorers import PhraseScorer, Scorer
 from steer2edit.evaluation.statistics import mean_of
 from steer2edit.models import Prompt, Reply
-from steer2edit.steering import RefusalPhrases, refusal_phrases
+from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 from steer2edit.steering.transformation import Transformation, takes_system_prompt
 from steer2edit.stress.attacks import data_rows, held_out_attacks
 from steer2edit.stress.findings import StressResult

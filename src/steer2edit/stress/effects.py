@@ -13,7 +13,7 @@ from steer2edit.evaluation.reply_tasks import DegenerationTask, RefusalTask, rep
 from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.evaluation.task import replies_to
 from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_responses
-from steer2edit.steering import borderline_prompts
+from steer2edit.steering.presets import borderline_prompts
 from steer2edit.stress.attacks import data_rows, families
 from steer2edit.stress.conditions import ask_worded
 from steer2edit.stress.findings import Finding, StressResult, Texts

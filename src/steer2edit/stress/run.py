@@ -24,7 +24,7 @@ from steer2edit.evaluation import BASE_ARM
 from steer2edit.evaluation.statistics import paired
 from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import step
-from steer2edit.steering import prompt_digests
+from steer2edit.steering.examples import prompt_digests
 from steer2edit.stress.effects import measure_plain
 from steer2edit.stress.findings import GROUPS, StressResult, Texts
 from steer2edit.stress.given import EDIT_LABEL, EqualDrift, StressInput, arms_of, equal_drift
