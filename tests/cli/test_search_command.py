@@ -136,7 +136,9 @@ def test_another_behaviour_in_the_same_folder(
         (("--trials", "0"), "'--trials': Input should be greater than or equal to 1"),
         (("--generation", "1"), "'--generation': Input should be greater than or equal to 2"),
         (("--seed", "-1"), "'--seed': Input should be greater than or equal to 0"),
+        (("--worker", "a/b"), "a worker's name must be usable in a file name"),
         (("--max-kl", "0"), "max_kl must be > 0, got 0"),
+        (("--storage", "sqlite:///study.db"), "--storage is a folder that the workers share"),
     ],
 )
 def test_bad_options_are_one_message(

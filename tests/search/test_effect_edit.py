@@ -1,20 +1,24 @@
 """The edit of measured effects, in closed form: tried first, beside the paper's rule, and recommended if it wins."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_search import facts, random_vectors, run, tiny_model, tiny_search
 
+from steer2edit.artifacts.run_folder import RunFolder
 from steer2edit.core import Editing
 from steer2edit.editing import convert
 from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES
 from steer2edit.models import LanguageModel
 from steer2edit.search import prepare_search, search_results
 from steer2edit.search.generation import measure_generation
+from steer2edit.search.run import _KIND
 from steer2edit.search.search import Search
 from steer2edit.search.space import SearchSpace
-from steer2edit.search.study import Trial, read_trials
+from steer2edit.search.study import Study, Trial, read_trials
 from steer2edit.settings import SearchOptions
 
 
@@ -82,3 +86,40 @@ def test_without_effects_the_summary_says_why_it_was_not_tried(model: LanguageMo
     assert prepare_search(model, random_vectors(model, effects=True), options).effects is not None
     search = tiny_search(trials=8, generation=4)
     assert "Only the paper's rule was searched: no effects." in search_results(search, run(search, tmp_path))["summary"]
+
+
+def test_of_two_workers_that_end_at_once_one_looks(tmp_path: Path) -> None:
+    looks: list[str] = []
+
+    def study() -> Study:
+        return Study(RunFolder(tmp_path, _KIND), shared=True)
+
+    def look(worker: str) -> list[str]:
+        looks.append(worker)
+        time.sleep(0.5)
+        return [worker]
+
+    studies = {worker: study() for worker in "ab"}
+    found: dict[str, list[str]] = {}
+
+    def ask(worker: str) -> None:
+        found[worker] = studies[worker].once("held_out", "key", lambda: look(worker))
+
+    threads = [threading.Thread(target=ask, args=(worker,)) for worker in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(looks) == 1
+    assert found == {"a": looks, "b": looks}
+
+
+def test_a_look_that_was_killed_is_taken_again(tmp_path: Path) -> None:
+    study = Study(RunFolder(tmp_path, _KIND), shared=True)
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.once("held_out", "key", killed)
+    assert study.once("held_out", "key", lambda: [1]) == [1]

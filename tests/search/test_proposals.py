@@ -53,7 +53,16 @@ def test_samplers_are_reproducible_and_do_not_repeat(strategy: Strategy) -> None
         assert points == propose(strategy, SPACE, known, generation, 8, 0)
         assert points[:3] == propose(strategy, SPACE, known, generation, 3, 0)[:3]
         assert not identities(points) & identities([trial.params for trial in known])
-        assert not identities(points) & identities(propose(strategy, SPACE, known, generation, 8, 1))
+        for other in ({"seed": 1}, {"worker": "b"}):
+            settings = {"seed": 0, **other}
+            assert not identities(points) & identities(propose(strategy, SPACE, known, generation, 8, **settings))
+
+
+@pytest.mark.parametrize("strategy", SAMPLERS)
+def test_a_worker_that_comes_late_has_a_first_generation_of_its_own(strategy: Strategy) -> None:
+    """The others' trials are known to it; that its own generation is the first must not exhaust the sampler."""
+    others = [judged(point, SPACE) for point in propose(strategy, SPACE, [], 0, 16, 0, "a")]
+    assert len(propose(strategy, SPACE, others, 0, 16, 0, "b")) == 16
 
 
 @pytest.mark.parametrize("seed", [0, 4294, 123_456_789_012])

@@ -1,4 +1,4 @@
-"""A run folder: what a kill leaves at every place, and what does not belong to it."""
+"""A run folder: what a kill leaves at every place, what does not belong to it, and a storage that workers share."""
 
 import fcntl
 import os
@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from tiny_search import CountingEngine, facts, run, tiny_behaviour, tiny_model, tiny_search
 
 from steer2edit.engines import TransformersEngine
-from steer2edit.errors import ArtifactError, BudgetError, MismatchError
+from steer2edit.errors import ArtifactError, BudgetError, InvalidValueError, MismatchError
 from steer2edit.models import Sampling
+from steer2edit.search.generation import measure_generation
 from steer2edit.search.goal import Budget
 from steer2edit.search.run import SearchResult
 from steer2edit.search.search import Search
-from steer2edit.search.space import SearchSpace
+from steer2edit.search.space import SearchSpace, propose
 from steer2edit.search.study import read_trials
 
 
@@ -155,10 +157,17 @@ def test_another_behaviour_is_refused(copy: Path) -> None:
         run(search, copy)
 
 
+def test_a_storage_of_another_search_is_refused(tmp_path: Path) -> None:
+    storage = str(tmp_path / "shared")
+    run(again(seed=1, trials=4, storage=storage), tmp_path / "other")
+    with pytest.raises(MismatchError, match=r"shared belongs to another search\. It differs in: seed \(1, now 0\)"):
+        run(again(storage=storage), tmp_path / "run")
+
+
 def test_one_process_at_a_time(copy: Path) -> None:
     with (copy / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ArtifactError, match=r"another process is searching in .*--out"):
+        with pytest.raises(ArtifactError, match=r"another process is searching in .*--storage"):
             run(again(), copy)
     run(again(), copy)
 
@@ -253,3 +262,86 @@ def test_a_budget_no_trial_meets_says_which_came_closest(tmp_path: Path) -> None
 def test_nothing_sane(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="none of 4 trials passed the sanity filter"):
         run(again(budget=Budget({"kl": 10000.0}), trials=4), tmp_path / "run")
+
+
+def test_two_workers_share_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees the other's trials and repeats none; both end with the same trials, front, edit and look."""
+    storage = str(tmp_path / "shared")
+    seen: list[list[Any]] = []
+
+    def spying(strategy: Any, space: SearchSpace, history: Any, *others: Any) -> Any:
+        seen.append([trial.params for trial in history])
+        return propose(strategy, space, history, *others)
+
+    monkeypatch.setattr("steer2edit.search.run.propose", spying)
+
+    def worker(name: str, trials: int) -> tuple[SearchResult, CountingEngine]:
+        engine = CountingEngine(TransformersEngine(tiny_model()))
+        search = again(
+            engine=engine, storage=storage, worker=name, trials=trials, generation=4, budget=Budget({"kl": 2.0})
+        )
+        return run(search, tmp_path / name), engine
+
+    worker("a", 4)
+    b, _ = worker("b", 8)
+    a, _ = worker("a", 12)
+    assert seen == [[], [t.parameters for t in a.trials[:4]], [t.parameters for t in a.trials[:8]]]
+    assert [trial.worker for trial in a.trials] == ["a"] * 4 + ["b"] * 4 + ["a"] * 4  # `trials` counts everybody's
+    again_b, engine = worker("b", 12)
+    assert len(seen) == 3
+    assert engine.calls == 0  # no second look at the held-out items, no second sweep
+    assert facts(again_b.trials) == facts(a.trials)
+    assert [trial.key for trial in again_b.front] == [trial.key for trial in a.front]
+    assert [c.to_json() for c in again_b.held_out] == [c.to_json() for c in a.held_out]
+    name = "edit/adapter_model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    files = {path.name for path in (tmp_path / "shared" / "trials").iterdir()}
+    assert files == {"a-0000.json", "a-0001.json", "b-0000.json"}
+    assert [t.record for t in a.trials] == [
+        f"{w}-{g:04d}-{i:03d}" for w, g in (("a", 0), ("b", 0), ("a", 1)) for i in range(4)
+    ]
+    assert len({tuple(sorted(trial.parameters.items())) for trial in a.trials}) == 12
+    assert facts(b.trials) == facts(a.trials[:8])
+
+
+def test_trials_that_come_after_the_look_do_not_change_it(tmp_path: Path) -> None:
+    """Two workers in their last generation: who ends first says which trials are chosen from."""
+    shared: dict[str, Any] = {"storage": str(tmp_path / "shared"), "generation": 4, "budget": Budget({"kl": 2.0})}
+    run(again(**shared, worker="a", trials=4), tmp_path / "a")
+    measured: list[SearchResult] = []
+
+    def late(search: Search, *arguments: Any, **named: Any) -> Any:
+        """While `a` measures its last generation, `b` does, and takes the look."""
+        made = measure_generation(search, *arguments, **named)
+        if search.options.worker == "a" and not measured:
+            measured.append(run(again(**shared, worker="b", trials=8), tmp_path / "b"))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steer2edit.search.run.measure_generation", late)
+        a = run(again(**shared, worker="a", trials=8), tmp_path / "a")
+    (b,) = measured
+    assert [trial.worker for trial in b.trials] == ["a"] * 4 + ["b"] * 4
+    assert facts(a.trials) == facts(b.trials)
+    assert [c.to_json() for c in a.held_out] == [c.to_json() for c in b.held_out]
+
+
+def test_a_worker_needs_a_name_and_a_folder_of_its_own(tmp_path: Path) -> None:
+    storage = tmp_path / "shared"
+    run(again(storage=str(storage), trials=4), tmp_path / "one")
+    with FileLock(storage / ".main.lock"), pytest.raises(MismatchError, match=r"the worker 'main' of .*--worker"):
+        run(again(storage=str(storage), trials=4), tmp_path / "two")
+    with pytest.raises(InvalidValueError, match="--out is a folder of each worker, and --storage of all"):
+        run(again(storage=str(storage), trials=4), storage)
+
+
+def test_files_tell_their_worker(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = run(again(trials=4, worker="gpu-0", budget=Budget({"kl": 2.0})), out)
+    assert facts(read_trials(out / "trials")) == facts(first.trials)
+    assert {trial.worker for trial in read_trials(out / "trials")} == {"gpu-0"}
+
+
+def test_a_storage_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match=r"--storage is a folder .* got 'sqlite:///study\.db'"):
+        again(storage="sqlite:///study.db")

@@ -118,6 +118,9 @@ def test_other_models_vectors_are_refused(model: LanguageModel, vectors: Steerin
             {"strengths": (0.0, 0.1)},
             "strengths must not be 0, got 0, 0.1: at 0 there is the base alone",
         ),
+        ({"worker": ""}, "a worker's name must be usable in a file name, got ''"),
+        ({"worker": "a/b"}, "got 'a/b'"),
+        ({"worker": "a\n"}, "a worker's name"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -27,6 +27,7 @@ class RunKind:
     schema_version: int  # of the manifest
     working: str  # what a process does there: "another process is {working} in ..."
     made_with: str  # what makes a run another one: "give the {made_with} it was begun with"
+    shared_by: str = ""  # how several processes do it together, if they can
 
 
 class RunFolder:
@@ -55,7 +56,8 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ArtifactError(
-                f"another process is {self.kind.working} in {path}. Wait for it, or choose another --out."
+                f"another process is {self.kind.working} in {path}. Wait for it, or choose another --out"
+                f"{self.kind.shared_by}."
             ) from error
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error

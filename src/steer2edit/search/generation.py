@@ -39,7 +39,7 @@ def measure_generation(
     trials = []
     for index, point in enumerate(proposals):
         chosen, scale = (search.space.hyperparameters(point), 1.0) if point else _by_effect(search)
-        trials.append(Trial(generation, index, point, chosen, 0.0, None, {}, scale=scale))
+        trials.append(Trial(generation, index, point, chosen, 0.0, None, {}, worker=search.options.worker, scale=scale))
     edits = search.edits(trials)
     _filter(search, trials, edits, drifts or search.sane_drifts)
     for begin, end in pairwise((0.0, *RUNGS)):

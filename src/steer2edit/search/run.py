@@ -25,12 +25,15 @@ from steer2edit.search.generation import SANITY_METRIC, measure_generation
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.search import Search
 from steer2edit.search.space import propose
-from steer2edit.search.study import Trial, keep_trials, optuna_record, read_trials
+from steer2edit.search.study import Study, Trial, optuna_record
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
 
-_KIND = RunKind("search", 1, "searching", "model, vectors and options")
+_KIND = RunKind(
+    "search", 1, "searching", "model, vectors and options",
+    "; several machines share a search by --storage, each with an --out of its own",
+)  # fmt: skip
 _SWEEP = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the largest drift
 _MOST_FRONT = 8  # edits that are measured on held-out items
 
@@ -41,7 +44,7 @@ class SearchResult:
 
     base: Condition  # the base model on validation items
     steering: list[Condition]  # activation steering on validation items
-    trials: list[Trial]  # every trial
+    trials: list[Trial]  # every trial, of all workers; those that a shared storage has more are not chosen from
     # the complete trials that keep the budget (`Budget.kept`) and no other dominates, by growing cost
     front: list[Trial]
     recommended: Trial  # of the front, the one with most of the attribute
@@ -57,10 +60,12 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
     Steering is swept and every configuration measured on validation items only; the front that comes of it is measured
     once on held-out items; the recommended edit is saved with its figures. A BudgetError where no trial keeps to it.
     """
-    with RunFolder(out, _KIND).opened(search.identity()) as folder:
-        base, *steering = _sweep(search, folder)
+    identity = search.identity()
+    with RunFolder(out, _KIND).opened(identity) as own, Study.opened(own, identity, search.options) as study:
+        base, *steering = _sweep(search, study)
         narrate("Base model and activation steering, on validation items:", [base, *steering])
-        trials = _try_configurations(search, folder.path / "trials", narrate)
+        _try_configurations(search, study, narrate)
+        trials = study.trials_to_choose_from(search.options.trials)
         front = front_of(trials, search.goal)
         if not front:
             raise _nothing_allowed(search, trials)
@@ -73,7 +78,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
             ],
         )
         (edit,) = search.edits([recommended])
-        held_out = _held_out(search, folder, steering, front)
+        held_out = _held_out(search, study, steering, front)
         narrate("Held-out items, the front and steering at the strengths of the sweep:", held_out)
         edits = [c for c in held_out if c.kind == "edit"]
         steered = [c for c in held_out if c.kind == "steering"]
@@ -84,7 +89,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         return SearchResult(base, steering, trials, front, recommended, edit, held_out, beyond, comparison)
 
 
-def _sweep(search: Search, folder: RunFolder) -> list[Condition]:
+def _sweep(search: Search, study: Study) -> list[Condition]:
     """The base and activation steering on validation items, at the strengths that spend shares of the drift budget."""
     given = list(search.options.strengths)
     name = "-".join(["steering", *(f"{strength:g}" for strength in given)])
@@ -101,7 +106,7 @@ def _sweep(search: Search, folder: RunFolder) -> list[Condition]:
         arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in strengths)]
         return evaluate(search.engine, search.validation.tasks, arms)
 
-    return folder.conditions("steering", name, measure)
+    return study.conditions("steering", name, measure)
 
 
 def _answer_all(search: Search) -> None:
@@ -113,10 +118,10 @@ def _answer_all(search: Search) -> None:
     base_answers(search.engine, drift.items, drift.sampling)
 
 
-def _try_configurations(search: Search, folder: Path, narrate: Narrate) -> list[Trial]:
-    """All trials, generation after generation until there are as many as asked for."""
-    options, tried = search.options, read_trials(folder)
-    generation = 1 + max((trial.generation for trial in tried), default=-1)
+def _try_configurations(search: Search, study: Study, narrate: Narrate) -> None:
+    """Generation after generation until the study has as many trials as asked for, whoever measured them."""
+    options, tried = search.options, study.trials()
+    generation = 1 + max((trial.generation for trial in tried if trial.worker == options.worker), default=-1)
     if _searched(tried) < options.trials:
         _answer_all(search)
     with step("Trials", options.trials) as advance:
@@ -124,23 +129,22 @@ def _try_configurations(search: Search, folder: Path, narrate: Narrate) -> list[
         while (left := options.trials - _searched(tried)) > 0:
             size = min(options.generation if generation else 2 * options.generation, left)
             history = [optuna_record(trial, search.space, search.goal) for trial in tried if trial.parameters]
-            proposals = propose(options.strategy, search.space, history, generation, size, options.seed)
-            if search.effects and not tried:
+            proposals = propose(options.strategy, search.space, history, generation, size, options.seed, options.worker)
+            if search.effects and not generation and _searched(tried) == len(tried):
                 narrate("First of all, beside the paper's rule: the edit of measured effects in closed form.", [])
                 proposals = [{}, *proposals]
             if not proposals:
-                narrate("The grid is exhausted: no new configuration is left to propose.", [])
-                break
+                return narrate("The grid is exhausted: no new configuration is left to propose.", [])
             made = measure_generation(search, proposals, generation)
-            keep_trials(folder, made)
-            advance(_searched(made))
-            tried = read_trials(folder)
+            study.add(made)
+            before, tried = _searched(tried), study.trials()
+            advance(_searched(tried) - before)
             front = front_of(tried, search.goal)
             best = f"; best so far {front[-1].label}" if front else ""
             complete = sum(trial.complete for trial in made)
             narrate(f"Generation {generation}: {len(made)} trials, {complete} measured in full{best}.", [])
             generation += 1
-    return tried
+    return None
 
 
 def _searched(tried: Sequence[Trial]) -> int:
@@ -175,9 +179,7 @@ def _nothing_allowed(search: Search, trials: Sequence[Trial]) -> BudgetError:
     )
 
 
-def _held_out(
-    search: Search, folder: RunFolder, steering: Sequence[Condition], front: Sequence[Trial]
-) -> list[Condition]:
+def _held_out(search: Search, study: Study, steering: Sequence[Condition], front: Sequence[Trial]) -> list[Condition]:
     """Base, steering and the front, recommended last, on items that nothing was chosen on."""
     step = max(1.0, (len(front) - 1) / (_MOST_FRONT - 1))
     shown = [front[round(i * step)] for i in range(min(len(front), _MOST_FRONT))]  # the recommended one among them
@@ -189,7 +191,7 @@ def _held_out(
     def measure() -> list[Condition]:
         return evaluate(search.engine, search.held_out.tasks, arms)
 
-    return folder.conditions("held_out", name, measure)
+    return study.conditions("held_out", name, measure)
 
 
 def run_facts(

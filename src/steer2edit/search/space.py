@@ -107,16 +107,22 @@ def read_range(name: str, given: object) -> Range:
 
 
 def propose(
-    strategy: Strategy, space: SearchSpace, history: Sequence[FrozenTrial], generation: int, size: int, seed: int
+    strategy: Strategy,
+    space: SearchSpace,
+    history: Sequence[FrozenTrial],
+    generation: int,
+    size: int,
+    seed: int,
+    worker: str = "main",
 ) -> list[Parameters]:
     """At most `size` configurations of one generation, all different from those tried before (`history`).
 
-    The same history, generation and seed give the same proposals, so a search that was killed within a generation
-    proposes it again.
+    The same history, generation, seed and worker give the same proposals, so a search that was killed within a
+    generation proposes it again, and workers that share a history begin at different places.
     """
     if strategy == "grid":
         return _from_grids(space, history)[:size]
-    own_seed = zlib.crc32(f"{seed} main {generation}".encode())  # samplers take 32 bits
+    own_seed = zlib.crc32(f"{seed} {worker} {generation}".encode())  # samplers take 32 bits
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -1,21 +1,25 @@
-"""Trials of a search, and the files of its run folder that keep them with all that was measured."""
+"""Trials of a search, and the folder that keeps them with all that was measured: the run's, or one of all workers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from steer2edit.artifacts.run_folder import damage_explained, write_json
-from steer2edit.errors import ArtifactError
+from steer2edit.artifacts.run_folder import RunFolder, damage_explained, write_json
+from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition, Estimate, Value
 from steer2edit.evaluation.statistics import estimate
 from steer2edit.method.hyperparameters import Hyperparameters
+from steer2edit.progress import step
 from steer2edit.search.goal import Goal
 from steer2edit.search.space import Parameters, SearchSpace
+from steer2edit.settings import SearchOptions
 
 SCHEMA_VERSION = 1
 
@@ -35,12 +39,18 @@ class Trial:
     replies: Mapping[str, list[str]] = field(default_factory=dict)
     # verdicts on the replies by set name; in the file of its generation only
     outcomes: Mapping[str, list[bool | None]] = field(default_factory=dict)
+    worker: str = "main"  # who measured it
     scale: float = 1.0  # what the edit of effects is multiplied by
 
     @property
     def key(self) -> str:
         """Identity within the search."""
-        return f"{self.generation:04d}-{self.index:03d}"
+        return self.record.removeprefix("main-") if self.worker == "main" else self.record
+
+    @property
+    def record(self) -> str:
+        """Identity within a storage that other workers share."""
+        return f"{self.worker}-{self.generation:04d}-{self.index:03d}"
 
     @property
     def label(self) -> str:
@@ -72,27 +82,89 @@ class Trial:
         return {**own, **made_of, **stored}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Trial":
+    def from_json(cls, stored: Mapping[str, Any], worker: str) -> "Trial":
         """The trial that `to_json` described."""
-        return cls(**{**stored, "hyperparameters": Hyperparameters.from_json(stored["hyperparameters"])})
+        return cls(**{**stored, "hyperparameters": Hyperparameters.from_json(stored["hyperparameters"])}, worker=worker)
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """The trials that were kept, in their order, without replies; an ArtifactError for a file that holds none."""
+    """The trials that were kept, by generation, worker and index; an ArtifactError for a file that holds none."""
     trials = []
-    for path in folder.glob("[!.]*-[0-9]*.json"):
+    for path in sorted(folder.glob("[!.]*-[0-9]*.json")):
         with damage_explained(path):
             stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["schema_version"] != SCHEMA_VERSION:
                 raise ArtifactError(f"{path} has schema version {stored['schema_version']}, not {SCHEMA_VERSION}.")
-            trials += [replace(Trial.from_json(one), replies={}, outcomes={}) for one in stored["trials"]]
-    return sorted(trials, key=lambda trial: (trial.generation, trial.index))
+            worker = path.stem.rpartition("-")[0]
+            trials += [Trial.from_json(one, worker) for one in stored["trials"]]
+    return sorted(trials, key=lambda trial: (trial.generation, trial.worker, trial.index))
 
 
-def keep_trials(folder: Path, trials: Sequence[Trial]) -> None:
-    """Keep the trials of a generation, in whole or not at all."""
-    content = {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]}
-    write_json(folder / f"main-{trials[0].generation:04d}.json", content)
+class Study:
+    """What a search has found so far, whoever measured it, in the files of a folder."""
+
+    def __init__(self, folder: RunFolder, *, shared: bool = False) -> None:
+        self._folder, self._shared = folder, shared
+
+    @classmethod
+    @contextmanager
+    def opened(cls, own: RunFolder, identity: Mapping[str, Any], options: SearchOptions) -> Iterator["Study"]:
+        """The study in the run folder `own`, or in the one that workers share, each by a name that no other has."""
+        if options.storage is None:
+            yield cls(own)
+            return
+        folder = RunFolder(Path(options.storage), own.kind)
+        if folder.path.resolve() == own.path.resolve():
+            raise InvalidValueError(f"--out is a folder of each worker, and --storage of all; both are {own.path}.")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.path / ".manifest.lock"):
+            folder.settle(identity)
+        try:
+            held = FileLock(folder.path / f".{options.worker}.lock").acquire(timeout=0)
+        except Timeout as error:
+            raise MismatchError(
+                f"another process is the worker {options.worker!r} of {folder.path}: give this one a --worker name of "
+                "its own."
+            ) from error
+        with held:
+            yield cls(folder, shared=True)
+
+    def add(self, trials: Sequence[Trial]) -> None:
+        """Keep the trials of a generation, in whole or not at all."""
+        path = self._folder.path / "trials" / f"{trials[0].worker}-{trials[0].generation:04d}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]})
+
+    def trials(self) -> list[Trial]:
+        """All finished trials, of all workers, without replies."""
+        return [replace(trial, replies={}, outcomes={}) for trial in read_trials(self._folder.path / "trials")]
+
+    def trials_to_choose_from(self, wanted: int) -> list[Trial]:
+        """The trials that the held-out look is taken on: whoever first has enough says which, others take the same."""
+        trials = self.trials()
+        if not self._shared:
+            return trials
+        chosen = self.once("looks", str(wanted), lambda: [trial.record for trial in trials])
+        return [trial for trial in self.trials() if trial.record in chosen]
+
+    def once(self, name: str, key: str, make: Callable[[], Any]) -> Any:
+        """The JSON value that `NAME.json` has under a key: of workers that ask at once one makes it, others wait."""
+        if not self._shared:
+            return self._folder.once(name, make, key=key)
+        lock = FileLock(self._folder.path / f".{name}.json.lock")  # the system gives it back when the process dies
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            with step("Waiting for another worker, which measures the same", 1):
+                held = lock.acquire()
+        with held:
+            return self._folder.once(name, make, key=key)
+
+    def conditions(self, name: str, key: str, measure: Callable[[], Sequence[Condition]]) -> list[Condition]:
+        """As `once`, of conditions."""
+        stored = self.once(name, key, lambda: [condition.to_json() for condition in measure()])
+        with damage_explained(self._folder.path / f"{name}.json"):
+            return [Condition.from_json(one) for one in stored]
 
 
 def optuna_record(trial: Trial, space: SearchSpace, goal: Goal) -> FrozenTrial:

@@ -31,6 +31,8 @@ class SearchOptions(Checked):
         utility: A task with an accuracy, e.g. commonsenseqa or mmlu=FILE, measured too.
         strengths: Steering strengths; by default those that spend 10 to 100 % of --max-kl.
         generation: Trials proposed and measured together.
+        storage: Folder that several workers share, each with an --out of its own.
+        worker: Name of this process, where several share a storage.
     """
 
     behaviour: Behaviour = None
@@ -44,6 +46,8 @@ class SearchOptions(Checked):
     strengths: Annotated[tuple[float, ...], NUMBERS, NotZero] = ()
     generation: Annotated[int, typer.Option(min=2)] = 16
     data: Data = field(default_factory=dict)
+    storage: str | None = None
+    worker: str = "main"
     limit: Limit = None
     max_new_tokens: MaxNewTokens = None
     seed: Seed = 0
@@ -53,6 +57,10 @@ class SearchOptions(Checked):
         super().__post_init__()
         if not self.blocks or set(self.blocks) - {"attn", "mlp"}:
             raise InvalidValueError(f"blocks must be attn, mlp or both, got {', '.join(self.blocks) or 'none'}.")
+        if not self.worker or "/" in self.worker or not self.worker.isprintable():
+            raise InvalidValueError(f"a worker's name must be usable in a file name, got {self.worker!r}.")
+        if self.storage is not None and "://" in self.storage:
+            raise InvalidValueError(f"--storage is a folder that the workers share, got {self.storage!r}.")
         if self.min_utility is not None and self.utility is None:
             raise InvalidValueError("--min-utility needs a task to measure: --utility TASK, e.g. commonsenseqa.")
 
