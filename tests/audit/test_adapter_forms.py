@@ -59,7 +59,7 @@ def reset(directory: Path, **settings: object) -> None:
 
 def assert_right(found: Audit, right: dict[str, float]) -> None:
     assert {change.name: change.relative_size for change in found.changes} == pytest.approx(right, rel=1e-4)
-    assert found.unread == {}
+    assert found.structure.unread == {}
     assert found.classification.label in ("low-rank", "full-rank")
 
 
@@ -127,7 +127,7 @@ def test_what_peft_would_not_load_is_not_claimed(tmp_path: Path) -> None:
     reset(tmp_path, target_modules=["down_proj"], layers_to_transform=[0, 2])
     found = audited(tmp_path)
     assert {change.name for change in found.changes} == {f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 2)}
-    assert len(found.unread) == 2 * 4
+    assert len(found.structure.unread) == 2 * 4
     assert found.classification.label == "partly-read"
 
 
@@ -152,8 +152,8 @@ def test_experts_are_told_apart_by_parameter(tmp_path: Path) -> None:
         old = torch.stack([base[c.tensor] for c in inside]).norm()
         change = torch.tensor([c.size for c in inside]).norm()
         assert float(change / old) == pytest.approx(merged[f"{part}down_proj"], rel=1e-4)
-    assert len(found.unread) == 2 * 3
-    assert all("base_layer" in name for name in found.unread)
+    assert len(found.structure.unread) == 2 * 3
+    assert all("base_layer" in name for name in found.structure.unread)
     assert found.classification.label == "partly-read"
 
 

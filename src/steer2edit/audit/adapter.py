@@ -6,7 +6,7 @@ scalings and targets are as it understands them; what of it has no place there, 
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from steer2edit.artifacts.checkpoints.files import StoredTensor
 from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE, without_weights
 from steer2edit.artifacts.manifest import read_json
 from steer2edit.artifacts.tensors import read_pt, read_tensors
-from steer2edit.audit.matrices import float_dtype
 from steer2edit.audit.structure import Places
 from steer2edit.errors import ArtifactError, MismatchError, ModelError
 
@@ -47,51 +46,42 @@ _KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _WAY_OUT = "Merge it with PEFT (merge_and_unload) and audit the merged checkpoint."
 _PREFIX = "base_model.model."
 _OF_THE_ADAPTER = re.compile(r"(\.lora_\w+)\.default(?=\.|$)|\.modules_to_save\.default(?=\.)")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?[AB]\.default.*")
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds a PEFT adapter."""
-    return (directory / CONFIG_FILE).is_file()
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?[AB](?:\..*)?")
 
 
 def adapter_views(
-    directory: Path, base: dict[str, StoredTensor], places: Places
+    directory: Path, base: Mapping[str, StoredTensor], places: Places
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The base's tensors with the adapter's changes on top, and why others of the adapter's tensors were not read.
 
-    Where the base's output head is its embedding and the adapter changes it, the base is given it as a tensor.
+    An output head that is the base's embedding is a tensor of its own where the adapter changes it.
     """
-    head, embedding = places.head, base.get(places.embedding or "")
-    tied = {}
-    if places.ties_head and head is not None and head not in base and embedding is not None:
-        tied[head] = embedding
-    views = base | tied
     if places.model is None:
         raise ModelError(
             f"{directory} is an adapter, which is read by the structure of its base, and that is not known. Give its "
             f"layout (--layout). Or: {_WAY_OUT}"
         )
+    views, head, embedding = dict(base), places.head or "", base.get(places.embedding or "")
+    if places.ties_head and embedding is not None:
+        views.setdefault(head, embedding)
     model, loaded, unread = _loaded(directory, places.model.network)
     factors: dict[str, list[str]] = {}
     for name, tensor in loaded.items():
+        plain = name.replace(".base_layer", "")  # a parameter in place of the base's, unless it is a factor
         if match := _FACTOR.fullmatch(name):
             factors.setdefault(match["module"], []).append(name)
-            continue
-        plain = _OF_THE_ADAPTER.sub(r"\1", name).replace(".base_layer", "")  # a parameter in place of the base's
-        if (stored := places.tensors.get(plain, plain)) in views:
+        elif (stored := places.tensors.get(plain, plain)) in views:
             views[stored] = StoredTensor.of(tensor)
         else:
-            unread[_PREFIX + _OF_THE_ADAPTER.sub(r"\1", name)] = "the base has no such tensor"
+            unread[_PREFIX + name] = "the base has no such tensor"
     for module, names in factors.items():  # afterwards: they add to what was put in place
-        if not _add_factors(views, places, module.replace(".base_layer", ""), names, model.get_submodule(module)):
+        if len(names) != 2:
+            raise ArtifactError(f"the adapter has only one of the factors of {module}. Get it again.")
+        if not _add_factors(views, places, module.replace(".base_layer", ""), model.get_submodule(module)):
             why = "where this parameter is in the base's files is not known"
-            unread |= {_PREFIX + _OF_THE_ADAPTER.sub(r"\1", name): why for name in sorted(names)}
-    for name, stored_once in tied.items():
-        if views[name] is stored_once:
-            del views[name]
-        else:
-            base[name] = stored_once
+            unread |= {_PREFIX + name: why for name in sorted(names)}
+    if head not in base and views.get(head) is embedding:
+        views.pop(head, None)
     return views, unread
 
 
@@ -111,9 +101,15 @@ def _loaded(directory: Path, network: nn.Module) -> tuple[nn.Module, dict[str, T
             f"PEFT cannot load {directory} into its base: {' '.join(str(error).split())[:300]}. It was made for "
             f"another model, or with another rank or other targets than {CONFIG_FILE} says. Get the adapter again."
         ) from error
-    found = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p is not before[n]}
-    unread = {_OF_THE_ADAPTER.sub(r"\1", name): "PEFT ignores it: its settings name no such place" for name in ignored}
-    return model.base_model.model, {n.removeprefix(_PREFIX): p.detach() for n, p in found.items()}, unread
+    parameters = model.named_parameters(remove_duplicate=False)
+    found = {_plain(name).removeprefix(_PREFIX): p.detach() for name, p in parameters if p is not before[name]}
+    unread = {_plain(name): "PEFT ignores it: its settings name no such place" for name in ignored}
+    return model.base_model.model, found, unread
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the name of the adapter, which files need not have."""
+    return _OF_THE_ADAPTER.sub(r"\1", name)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -122,15 +118,12 @@ def _settings(path: Path) -> dict[str, Any]:
     if raw.get("peft_type") != "LORA":
         raise ArtifactError(f"{path}: peft_type is {raw.get('peft_type')!r}, and only LORA is read. {_WAY_OUT}")
     for field, value in raw.items():
-        if field not in UNDERSTOOD | WITHOUT_EFFECT | {"peft_type"} and value not in (None, False, {}, [], ""):
+        understood = field in UNDERSTOOD | WITHOUT_EFFECT | {"peft_type"} or value in (None, False, {}, [], "")
+        if not understood or (field == "init_lora_weights" and value not in _KEEPS_THE_BASE):
             raise ArtifactError(
-                f"{path}: with {field} = {str(value)[:80]} the adapter may be something else than W + s B A. {_WAY_OUT}"
+                f"{path}: with {field} = {str(value)[:80]} the adapter may be something else than W + s B A on the "
+                f"base's own weights. {_WAY_OUT}"
             )
-    if (start := raw.get("init_lora_weights")) not in _KEEPS_THE_BASE:
-        raise ArtifactError(
-            f"{path}: with init_lora_weights = {str(start)[:80]} PEFT changes the base's weights before it adds B A to "
-            f"them. {_WAY_OUT}"
-        )
     return {name: raw[name] for name in UNDERSTOOD & raw.keys()} | {"init_lora_weights": False}
 
 
@@ -144,34 +137,29 @@ def _by_name(directory: Path) -> dict[str, Tensor]:
     tensors = read_pt(path) if path.name == PICKLED_FILE else read_tensors(path, "adapter's tensors")[0]
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ArtifactError(f"{path} must hold tensors by name, and holds none or something else. Get it again.")
-    found = {_OF_THE_ADAPTER.sub(r"\1", str(key)): tensor for key, tensor in tensors.items()}
+    found = {_plain(str(key)): tensor for key, tensor in tensors.items()}
     if len(found) != len(tensors):
         raise ArtifactError(f"{path} holds a tensor twice, once with the name of an adapter in it. Remove one.")
     return found
 
 
-def _add_factors(
-    views: dict[str, StoredTensor], places: Places, module: str, names: Sequence[str], layer: "LoraLayer"
-) -> bool:
-    """Add s B A, both of which `names` are to be, to where the parameter of a module is stored; whether it is known."""
-    if len(names) != 2:
-        raise ArtifactError(f"the adapter has only one of the factors of {module}. Get it again.")
+def _add_factors(views: dict[str, StoredTensor], places: Places, module: str, layer: "LoraLayer") -> bool:
+    """Add s B A to where the parameter of a module is stored; whether that is known."""
     parameter = f"{module}.{getattr(layer, 'parameter_name', 'weight')}"
     left, right = _as_the_parameter(layer)
-    matrices = [place for place in places.by_key.values() if place.projection.parameter_name == parameter]
-    for place in matrices:
-        own = place.projection.expert or 0
-        p, q = left[own], right[own]
-        if place.transposed != place.projection.transposed:
-            p, q = q.T, p.T
-        views[place.tensor] = _with_product(place.tensor, views[place.tensor], p, q, place.expert)
-    name = places.tensors.get(parameter, parameter)
-    if matrices or name not in views:
-        return bool(matrices)
-    fused = len(views[name].shape) == 3
-    for index in range(len(left)):
-        views[name] = _with_product(name, views[name], left[index], right[index], index if fused else None)
-    return True
+    # (the tensor, the expert in it, the expert of the factors, whether it is stored the other way round)
+    targets: list[tuple[str, int | None, int, bool]] = [
+        (place.tensor, place.expert, place.projection.expert or 0, place.transposed != place.projection.transposed)
+        for place in places.matrices
+        if place.projection.parameter_name == parameter
+    ]
+    if not targets and (name := places.tensors.get(parameter, parameter)) in views:
+        fused = len(views[name].shape) == 3
+        targets = [(name, expert if fused else None, expert, False) for expert in range(len(left))]
+    for tensor, expert, own, flipped in targets:
+        factors = (right[own].T, left[own].T) if flipped else (left[own], right[own])
+        views[tensor] = _with_product(tensor, views[tensor], *factors, expert)
+    return bool(targets)
 
 
 def _as_the_parameter(layer: "LoraLayer") -> tuple[Tensor, Tensor]:
@@ -188,17 +176,17 @@ def _as_the_parameter(layer: "LoraLayer") -> tuple[Tensor, Tensor]:
 
 def _with_product(name: str, base: StoredTensor, left: Tensor, right: Tensor, expert: int | None) -> StoredTensor:
     """A tensor, or one expert's matrix in it, with left [p, r] right [r, q] added."""
-    rows = base.shape[-2] if len(base.shape) > 1 else 0
-    first, shape = (0 if expert is None else expert * rows), (left.shape[0], right.shape[1])
-    if len(base.shape) != (2 if expert is None else 3) or shape != (rows, base.columns) or float_dtype(base) is None:
+    rows, shape = len(left), (len(left), right.shape[1])
+    if base.shape[0 if expert is None else 1 :] != shape or not base.is_plain_float:
         raise MismatchError(
             f"{name} has shape {list(base.shape)} and dtype {base.dtype_name}, and the adapter changes it by a "
             f"tensor of shape {list(shape)}: it was made for another model, or the weight is quantised."
         )
+    first = (expert or 0) * rows
 
     def add(values: Tensor, start: int, stop: int) -> None:
         low, high = max(start, first), min(stop, first + rows)
         if low < high:
             values[low - start : high - start] += left[low - first : high - first] @ right
 
-    return replace(base, changes=(*base.changes, add), computed=True)
+    return replace(base, changes=(*base.changes, add))

@@ -1,8 +1,8 @@
 """The audit of a checkpoint, or of an adapter, against its base: streamed, tensor by tensor."""
 
 import html
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,23 @@ import torch
 
 from steer2edit.artifacts import atomic_file
 from steer2edit.artifacts.checkpoints.files import CheckpointFiles, open_checkpoint
+from steer2edit.artifacts.edits.lora import CONFIG_FILE
 from steer2edit.artifacts.tensors import write_tensors
-from steer2edit.audit.adapter import adapter_views, is_adapter
+from steer2edit.audit.adapter import adapter_views
 from steer2edit.audit.change import Recovered, TensorChange, describe_change
-from steer2edit.audit.matrices import MatrixPair, float_dtype
 from steer2edit.audit.structure import (
     PROVENANCE,
     Differences,
-    FileChange,
     Places,
     Structure,
-    Views,
     changed_files,
-    compare_structure,
-    counted,
     differing_settings,
     tie_heads,
 )
 from steer2edit.audit.verdict import Classification, EditMatch, classify, match_edit, mean_along
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import DataError, MismatchError, ModelError
-from steer2edit.models import StoredMatrix, checkpoint_directory, load_skeleton
+from steer2edit.models import checkpoint_directory, load_skeleton
 from steer2edit.models.layout import Layout
 from steer2edit.progress import step
 
@@ -46,9 +42,7 @@ class Audit:
     compared: int  # tensors that both have, in the same shape
     identical: int  # how many of them are the same bit for bit
     changes: tuple[TensorChange, ...]  # the others
-    structure: Structure  # what differs besides: tensors that only one has, other shapes, settings
-    unread: Mapping[str, str]  # tensors of an adapter that were not looked at, and why
-    files: tuple[FileChange, ...]  # other files that differ
+    structure: Structure  # what differs besides: tensors that only one has, other shapes, settings, files
     classification: Classification  # the whole in words
     match: EditMatch | None  # against the edit that was given, if one was
     notes: tuple[str, ...]  # what else could not be told, and why
@@ -75,7 +69,6 @@ class Audit:
     def as_json(self) -> dict[str, Any]:
         """Everything that was found (docs/audit.md)."""
         own = self.structure
-        shapes = {name: {"before": before, "after": after} for name, (before, after) in own.other_shape.items()}
         return {
             "schema_version": 1,
             "kind": "audit",
@@ -90,12 +83,12 @@ class Audit:
                 "changed": [change.as_json() for change in self.changes],
                 "added": own.added,
                 "missing": own.missing,
-                "other_shape": shapes,
-                "unread": self.unread,
+                "other_shape": {n: {"before": one, "after": other} for n, (one, other) in own.other_shape.items()},
+                "unread": own.unread,
             },
-            "layers": {"added": own.added_layers, "missing": own.missing_layers},
+            "layers": own.layers,
             "settings": own.settings,
-            "files": [file._asdict() for file in self.files],
+            "files": [file._asdict() for file in own.files],
             "match": None if self.match is None else self.match.as_json(),
             "notes": self.notes,
         }
@@ -121,29 +114,6 @@ def _site_edit(parts: list[Recovered]) -> SiteEdit:
     return SiteEdit(u, row, magnitude, torch.zeros_like(magnitude), module.sizes)
 
 
-@dataclass(frozen=True)
-class _Sides:
-    before: Views
-    after: Views
-    places: Places
-    files: list[FileChange]
-    notes: list[str]
-    settings: Differences = field(default_factory=dict)
-    unread: Mapping[str, str] = field(default_factory=dict)
-    is_adapter: bool = False
-
-    @property
-    def common(self) -> list[str]:
-        return [n for n in self.before if n in self.after and self.before[n].shape == self.after[n].shape]
-
-    def pair_of(self, place: StoredMatrix) -> MatrixPair | None:
-        """A projection before and after, or `None` where the two cannot be subtracted."""
-        before, after = self.before[place.tensor], self.after.get(place.tensor)
-        if after is None or after.shape != before.shape or not (float_dtype(before) and float_dtype(after)):
-            return None
-        return MatrixPair(before, after, place.expert)
-
-
 def audit(
     base: str,
     edited: Path | str,
@@ -157,95 +127,97 @@ def audit(
     Neither is loaded as a model; a few rows of one tensor are in memory at a time. What is found is compared with
     `edit`, if one is given. A MismatchError where the two are of different models.
     """
-    sides = _open(base, str(edited), layout, trust_remote_code)
+    ours, other = open_checkpoint(checkpoint_directory(base)), checkpoint_directory(str(edited), weights_alone=True)
+    places, notes = _places(base, ours, layout, trust_remote_code)
+    structure = _compared(ours, other, places)
+    _require_related(base, str(edited), structure)
     changes: list[TensorChange] = []
     identical = 0
-    with step("Comparing tensors", len(sides.common)) as advance:
-        for name in sides.common:
-            found = list(_changes(sides, name))
+    with step("Comparing tensors", len(structure.common)) as advance:
+        for name in structure.common:
+            found = list(_changes(structure, name))
             identical += not found
             changes += found
             advance(1)
-    told = {*PROVENANCE, *(["config.json"] if sides.settings else [])}
-    differing = [file.name for file in sides.files if file.name not in told]
-    code = tuple(name for name in differing if name.endswith(".py"))
-    structure = compare_structure(sides.before, sides.after, sides.settings, code)
-    unread = counted(sides.unread, "tensor", "of the adapter not looked at")
-    besides = counted([n for n in differing if n not in code], "other file", "that differs", "that differ")
-    match = None
-    if edit is not None:
-        if not sides.places.by_key:
-            raise ModelError(f"{edited} cannot be compared with an edit: {'; '.join(sides.notes)}")
-        match = match_edit(edit, changes, sides.places, sides.pair_of, [*structure.phrases, *unread, *besides])
+    if edit is not None and places.model is None:
+        raise ModelError(f"{edited} cannot be compared with an edit: {'; '.join(notes)}")
     return Audit(
         base=base,
         edited=str(edited),
-        is_adapter=sides.is_adapter,
-        compared=len(sides.common),
+        is_adapter=_is_adapter(other),
+        compared=len(structure.common),
         identical=identical,
         changes=tuple(changes),
         structure=structure,
-        unread=sides.unread,
-        files=tuple(sides.files),
-        classification=classify(changes, len(sides.common), structure.phrases, unread, besides),
-        match=match,
-        notes=tuple(sides.notes),
+        classification=classify(changes, structure),
+        match=None if edit is None else match_edit(edit, changes, structure),
+        notes=notes,
     )
 
 
-def _open(base: str, edited: str, layout: Path | Layout | None, trust_remote_code: bool) -> _Sides:
-    where, other = checkpoint_directory(base), checkpoint_directory(edited, weights_alone=True)
-    ours = open_checkpoint(where)
-    before = dict(ours.tensors)
-    places, notes = Places(), list[str]()
+def _places(
+    base: str, files: CheckpointFiles, layout: Path | Layout | None, trust_remote_code: bool
+) -> tuple[Places, tuple[str, ...]]:
+    """Where the base's parameters are in its files, or why that is not known."""
     try:
         skeleton = load_skeleton(base, layout=layout, trust_remote_code=trust_remote_code)
-        places = Places.of(skeleton, {name: tensor.shape for name, tensor in ours.tensors.items()})
+        return Places.of(skeleton, {name: tensor.shape for name, tensor in files.tensors.items()}), ()
     except ModelError as error:
         if layout is not None:
             raise
-        notes.append(f"heads and neurons cannot be named: {error}")
-    if is_adapter(other):
+        return Places(), (f"heads and neurons cannot be named: {error}",)
+
+
+def _compared(ours: CheckpointFiles, other: Path, places: Places) -> Structure:
+    """A base and a checkpoint's directory, or an adapter's, side by side."""
+    before, settings, unread = dict(ours.tensors), Differences(), dict[str, str]()
+    if _is_adapter(other):
         after, unread = adapter_views(other, before, places)
         files = changed_files(ours, CheckpointFiles(other, (), {}))
         files = [file for file in files if file.what == "differs" and file.name not in PROVENANCE]
-        return _Sides(before, after, places, files, notes, unread=unread, is_adapter=True)
-    theirs = open_checkpoint(other)
-    after = dict(theirs.tensors)
-    _require_related(base, edited, before, after)
-    settings = differing_settings(where, other)
+    else:
+        theirs = open_checkpoint(other)
+        after, settings, files = (
+            dict(theirs.tensors),
+            differing_settings(ours.directory, other),
+            changed_files(ours, theirs),
+        )
     tie_heads(before, after, places, settings)
-    return _Sides(before, after, places, changed_files(ours, theirs), notes, settings)
+    return Structure(before, after, places, settings, tuple(files), unread)
 
 
-def _require_related(base: str, edited: str, before: Views, after: Views) -> None:
-    shared = [name for name in before if name in after]
-    other_shape = [name for name in shared if before[name].shape != after[name].shape]
-    if len(shared) * 2 < len(before):
-        what = (
-            f"has only {len(shared)} of the {len(before)} tensors of {base}: it is another model, or packed otherwise"
-        )
-        raise MismatchError(f"{edited} {what}. Give the base that it was made from.")
-    if len(other_shape) * 2 > len(shared):
-        name, shapes = other_shape[0], [list(views[other_shape[0]].shape) for views in (before, after)]
+def _is_adapter(directory: Path) -> bool:
+    return (directory / CONFIG_FILE).is_file()
+
+
+def _require_related(base: str, edited: str, structure: Structure) -> None:
+    before, shapes = len(structure.before), structure.other_shape
+    shared = before - len(structure.missing)
+    if shared * 2 < before:
         raise MismatchError(
-            f"{edited} is no edit of {base}: {len(other_shape)} of {len(shared)} tensors have other shapes, such as "
-            f"{name}, {shapes[0]} in the base and {shapes[1]} in the other. Give the base that it was made from."
+            f"{edited} has only {shared} of the {before} tensors of {base}: it is another model, or packed otherwise. "
+            "Give the base that it was made from."
+        )
+    if len(shapes) * 2 > shared:
+        name, (one, other) = next(iter(shapes.items()))
+        raise MismatchError(
+            f"{edited} is no edit of {base}: {len(shapes)} of {shared} tensors have other shapes, such as {name}, "
+            f"{list(one)} in the base and {list(other)} in the other. Give the base that it was made from."
         )
 
 
-def _changes(sides: _Sides, name: str) -> Iterator[TensorChange]:
+def _changes(structure: Structure, name: str) -> Iterator[TensorChange]:
     """What changed in a tensor; by expert where it holds several, all of which are projections."""
-    before, after = sides.before[name], sides.after[name]
+    before, after = structure.before[name], structure.after[name]
     if before.equals(after):
         return
-    if float_dtype(before) is None or float_dtype(after) is None:
-        yield TensorChange(name, "bits", before.shape, (before.dtype_name, after.dtype_name))
-        return
-    places = sides.places.by_tensor[name]
+    places = structure.places.by_tensor.get(name, [])
     experts = {place.expert for place in places}
     is_whole = None in experts or (places and len(experts) == before.shape[0])
     for place in places if is_whole else [None]:
-        pair = MatrixPair(before, after, None if place is None else place.expert)
+        pair = structure.pair(name, None if place is None else place.expert)
+        if pair is None:
+            yield TensorChange(name, "bits", before.shape, (before.dtype_name, after.dtype_name))
+            return
         if (change := describe_change(name, pair, place)) is not None:
             yield change

@@ -74,7 +74,7 @@ def recover(pair: MatrixPair, fit: RankOne, place: StoredMatrix) -> Recovered:
     length = u.norm()
     u, a = (u / length).double(), (a * length).double()
     sensitivity, variance = torch.zeros_like(a), torch.zeros_like(a)
-    for block in pair.blocks():
+    for block in pair:
         before, noise = block.before.double(), block.halfwidth.double().square() / 3
         if place.transposed:
             sensitivity[block.rows], variance[block.rows] = before @ u, noise @ u.square()
@@ -167,52 +167,48 @@ class TensorChange:
 def describe_change(tensor: str, pair: MatrixPair, place: StoredMatrix | None = None) -> TensorChange | None:
     """Say what changed between the two matrices of a pair, or `None` if every entry is equal and so are the dtypes."""
     totals = Totals.of(pair)
-    kind = _simple_kind(pair, totals)
-    if kind is None and not totals.changed:
+    stored = pair.dtypes[0] if totals.rounded_from else None
+    rounded = min(totals.rounded_to, key=lambda dtype: torch.finfo(dtype).eps, default=stored)
+    kind = _kind(pair, totals, rounded)
+    before, after = (str(dtype).removeprefix("torch.") for dtype in pair.dtypes)
+    if kind == "same-values" and before == after:
         return None
     change = TensorChange(
         tensor=tensor,
-        kind=kind or "full-rank",
+        kind=kind,
         shape=pair.shape,
-        dtypes=(_name(pair.dtypes[0]), _name(pair.dtypes[1])),
+        dtypes=(before, after),
         place=place,
         changed=totals.changed,
         entries=tuple(totals.entries) if kind == "entries" else (),
         size=totals.energy**0.5,
         relative_size=(totals.energy / totals.before_energy) ** 0.5 if totals.before_energy else math.inf,
-        rounded_to=_rounded_to(pair, totals) if kind == "rounded" else None,
+        rounded_to=str(rounded).removeprefix("torch.") if kind == "rounded" else None,
     )
-    if kind is not None:
+    if kind != "full-rank":
         return change
     values, right, rank, noise_edge = spectrum(pair, totals)
     change = replace(change, singular_values=tuple(values[:SHOWN_ENTRIES].tolist()), noise_edge=noise_edge)
     if rank is None:
         return change
-    if rank <= _TRY_RANK_ONE and (fit := fit_rank_one(pair, totals, right[:, 0], thorough=rank <= 1)).accepted:
-        change = replace(change, exceptions=fit.exceptions, unexplained=fit.outside)
-        return replace(change, kind="rank-1", rank=1, recovered=None if place is None else recover(pair, fit, place))
-    return replace(change, kind="low-rank", rank=rank) if rank else replace(change, kind="rounding")
+    fit = fit_rank_one(pair, totals, right[:, 0], thorough=rank <= 1) if rank <= _TRY_RANK_ONE else None
+    if fit is None:
+        return replace(change, kind="low-rank", rank=rank) if rank else replace(change, kind="rounding")
+    recovered = None if place is None else recover(pair, fit, place)
+    change = replace(change, kind="rank-1", rank=1, recovered=recovered)
+    return replace(change, exceptions=fit.exceptions, unexplained=fit.outside)
 
 
-def _simple_kind(pair: MatrixPair, totals: Totals) -> Kind | None:
+def _kind(pair: MatrixPair, totals: Totals, rounded: torch.dtype | None) -> Kind:
+    """What one look at every entry tells; `full-rank` where the rank is still to be found."""
     if totals.not_finite:
         return "not-finite"
     if not totals.changed:
-        return "same-values" if pair.dtypes[0] != pair.dtypes[1] else None
-    if _rounded_to(pair, totals) is not None:
+        return "same-values"
+    if rounded is not None:
         return "rounded"
     if totals.changed <= min(SHOWN_ENTRIES, math.prod(pair.shape) // 10):
         return "entries"
     if totals.most_spacings <= 1:
         return "rounding"
-    return "vector" if min(pair.shape) == 1 else None
-
-
-def _rounded_to(pair: MatrixPair, totals: Totals) -> str | None:
-    if totals.rounded_to:
-        return _name(min(totals.rounded_to, key=lambda dtype: torch.finfo(dtype).eps))
-    return _name(pair.dtypes[0]) if totals.rounded_from else None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return "vector" if min(pair.shape) == 1 else "full-rank"

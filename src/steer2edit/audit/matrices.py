@@ -8,7 +8,7 @@ Shapes: p × q = the matrix as it is stored, which may be larger than memory; r 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -38,11 +38,6 @@ def spacing(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor
     return power.clamp_min(info.tiny) * info.eps
 
 
-def float_dtype(tensor: StoredTensor) -> torch.dtype | None:
-    """The dtype that a tensor's numbers are compared in, or `None` for integers and packed formats."""
-    return torch.float32 if tensor.computed else tensor.dtype if tensor.is_plain_float else None
-
-
 @dataclass(frozen=True)
 class Block:
     """Some rows before and after."""
@@ -68,26 +63,21 @@ class Block:
 
 @dataclass(frozen=True)
 class MatrixPair:
-    """A floating-point matrix before and after."""
+    """A floating-point matrix before and after, read by blocks of rows as often as it is iterated over."""
 
     before: StoredTensor  # the tensor that holds W
     after: StoredTensor  # W', in the same shape
     expert: int | None = None  # index on the tensor's first axis, where experts are fused in it
-    chosen: Tensor | None = None  # which rows of the matrix these are, where not all
 
     @property
     def shape(self) -> tuple[int, int]:
         """(p, q)."""
-        rows = self.before.rows if self.expert is None else self.before.shape[-2]
-        return rows if self.chosen is None else len(self.chosen), self.before.columns
+        return self.before.rows if self.expert is None else self.before.shape[-2], self.before.columns
 
     @property
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
-        """Of W and W' as they are stored."""
-        before, after = float_dtype(self.before), float_dtype(self.after)
-        assert before is not None
-        assert after is not None
-        return (after if self.after.computed else before, after)
+        """Of W and W' as they are stored; of a sum that is computed, float32 for both."""
+        return (torch.float32, torch.float32) if self.after.changes else (self.before.dtype, self.after.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,8 +94,7 @@ class MatrixPair:
         """Whether all of it stays in memory."""
         return math.prod(self.shape) <= _CACHED_ENTRIES
 
-    def blocks(self) -> Iterator[Block]:
-        """All rows in order."""
+    def __iter__(self) -> Iterator[Block]:
         yield from self._cached if self.is_small else self._read()
 
     @cached_property
@@ -113,24 +102,25 @@ class MatrixPair:
         return tuple(self._read())
 
     def _read(self) -> Iterator[Block]:
-        rows, columns = replace(self, chosen=None).shape
-        first, step, done = (self.expert or 0) * rows, max(1, _BLOCK_ENTRIES // max(1, columns)), 0
+        rows, columns = self.shape
+        first, step = (self.expert or 0) * rows, max(1, _BLOCK_ENTRIES // max(1, columns))
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            inside: slice | Tensor = slice(None)
-            if self.chosen is not None:
-                inside = self.chosen[(self.chosen >= start) & (self.chosen < stop)] - start
-                if not inside.numel():
-                    continue
-            sides = (side.read_rows(first + start, first + stop)[inside] for side in (self.before, self.after))
-            before, after = (side.to(self.working) for side in sides)
-            rows_here, done = slice(done, done + len(before)), done + len(before)
-            yield Block(rows_here, before, after, self.dtype)
+            before, after = (
+                t.read_rows(first + start, first + stop).to(self.working) for t in (self.before, self.after)
+            )
+            yield Block(slice(start, stop), before, after, self.dtype)
 
-    def strongest(self, energy: Float[Tensor, " p"]) -> "MatrixPair":
-        """The rows that changed most, as a small matrix of their own."""
+    def strongest(self, energy: Float[Tensor, " p"]) -> list[Block]:
+        """The rows with most energy, as blocks of a small matrix of their own."""
         count = max(1, _CACHED_ENTRIES // (2 * max(1, self.shape[1])))
-        return replace(self, chosen=energy.argsort(descending=True)[:count].sort().values)
+        chosen = energy.argsort(descending=True)[:count].sort().values
+        blocks, done = list[Block](), 0
+        for block in self:
+            inside = chosen[(chosen >= block.rows.start) & (chosen < block.rows.stop)] - block.rows.start
+            rows, done = slice(done, done + len(inside)), done + len(inside)
+            blocks.append(Block(rows, block.before[inside], block.after[inside], block.dtype))
+        return blocks
 
 
 @dataclass
@@ -138,8 +128,7 @@ class Totals:
     """What changed in a pair, entry by entry: how many, how much, and whether one side is the other rounded."""
 
     row_energy: Float[Tensor, " p"]  # squared norms of the change's rows
-    row_changed: Bool[Tensor, " p"]  # in which rows anything changed
-    column_changed: Bool[Tensor, " q"]  # in which columns
+    column_changed: Bool[Tensor, " q"]  # in which columns anything changed
     rounded_to: set[torch.dtype]  # dtypes to which W' may be W rounded
     rounded_from: bool = True  # whether W may be W' rounded
     changed: int = 0  # entries that differ
@@ -152,28 +141,27 @@ class Totals:
     def of(cls, pair: MatrixPair) -> "Totals":
         """Read a pair once, and sum up what changed."""
         p, q = pair.shape
-        energy, rows, columns = (
-            torch.zeros(n, dtype=d) for n, d in ((p, torch.float64), (p, torch.bool), (q, torch.bool))
+        totals = cls(
+            torch.zeros(p, dtype=torch.float64), torch.zeros(q, dtype=torch.bool), {*ROUNDED_TO, pair.dtypes[1]}
         )
-        totals = cls(energy, rows, columns, {*ROUNDED_TO, pair.dtypes[1]})
-        for block in pair.blocks():
+        for block in pair:
             totals.rounded_to = {to for to in totals.rounded_to if _is_rounded(block.before, block.after, to)}
             totals.rounded_from = totals.rounded_from and _is_rounded(block.after, block.before, pair.dtypes[0])
             totals.not_finite += int((~block.after.isfinite()).sum()) + int((~block.before.isfinite()).sum())
-            if totals.not_finite:
-                continue
-            change, nonzero = block.change, block.change != 0
-            totals.changed += int(nonzero.sum())
-            found = nonzero.nonzero()[: SHOWN_ENTRIES - len(totals.entries)].tolist()
-            totals.entries += [(row + block.rows.start, column) for row, column in found]
-            totals.row_energy[block.rows] = change.double().square().sum(1)
-            totals.row_changed[block.rows] = nonzero.any(1)
-            totals.column_changed |= nonzero.any(0)
-            totals.before_energy += float(block.before.double().square().sum())
-            if change.numel():
-                spacings = change.abs() / spacing(torch.maximum(block.before.abs(), block.after.abs()), block.dtype)
-                totals.most_spacings = max(totals.most_spacings, float(spacings.max()))
+            if not totals.not_finite and block.change.numel():
+                totals._add(block)
         return totals
+
+    def _add(self, block: Block) -> None:
+        change, nonzero = block.change, block.change != 0
+        self.changed += int(nonzero.sum())
+        found = nonzero.nonzero()[: SHOWN_ENTRIES - len(self.entries)].tolist()
+        self.entries += [(row + block.rows.start, column) for row, column in found]
+        self.row_energy[block.rows] = change.double().square().sum(1)
+        self.column_changed |= nonzero.any(0)
+        self.before_energy += float(block.before.double().square().sum())
+        spacings = change.abs() / spacing(torch.maximum(block.before.abs(), block.after.abs()), block.dtype)
+        self.most_spacings = max(self.most_spacings, float(spacings.max()))
 
     @property
     def energy(self) -> float:

@@ -10,6 +10,7 @@ less the farther it is, and is reported.
 Shapes: p × q = the matrix as it is stored; r rows of a block; k = directions followed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from steer2edit.audit.matrices import SHOWN_ENTRIES, MatrixPair, Totals
+from steer2edit.audit.matrices import SHOWN_ENTRIES, Block, MatrixPair, Totals
 
 LARGEST_RANK = 256
 _SIZES = (8, 64, LARGEST_RANK + 16)
@@ -25,8 +26,8 @@ _SEED = 0
 _MARGIN = 1.5  # for what is not independent in rounding
 _FAR = 20.0  # halfwidths at which an entry's pull is halved
 _INSIDE_PULL = 0.02  # curvature of entries that do not pull: keeps a step from overshooting
-_OUTSIDE = 2.0  # halfwidths beyond which an entry is not explained
-_ALLOWED_SHARE = 1e-3  # of the changed entries
+OUTSIDE = 2.0  # halfwidths beyond which an entry is not explained
+ALLOWED_SHARE = 1e-3  # of the changed entries, that may not be explained
 _FEW = 8
 _SETTLED = 0.05  # halfwidths beyond its interval at which an entry may stay
 _SWEEPS = 80  # at most: most fits settle within 20, very small edits take more
@@ -75,8 +76,8 @@ def _rounding_noise(pair: MatrixPair, totals: Totals) -> tuple[float, float]:
     """
     by_column = torch.zeros(pair.shape[1], dtype=torch.float64)
     largest_row = 0.0
-    for block in pair.blocks():
-        counted = totals.row_changed[block.rows][:, None] & totals.column_changed
+    for block in pair:
+        counted = (totals.row_energy[block.rows] > 0)[:, None] & totals.column_changed
         variance = torch.where(counted, block.halfwidth.double().square() / 3, 0)
         by_column += variance.sum(0)
         largest_row = max(largest_row, float(variance.sum(1).max()))
@@ -89,11 +90,11 @@ def _leading_directions(pair: MatrixPair, count: int) -> tuple[Float[Tensor, " k
     basis = torch.randn(pair.shape[1], count, generator=generator, dtype=torch.float64).to(pair.working)
     for _ in range(2):
         image = torch.zeros_like(basis)
-        for block in pair.blocks():
+        for block in pair:
             image += block.change.T @ (block.change @ basis)
         basis = torch.linalg.qr(image)[0]
     gram = torch.zeros(count, count, dtype=torch.float64)
-    for block in pair.blocks():
+    for block in pair:
         projected = (block.change @ basis).double()
         gram += projected.T @ projected
     squares, vectors = torch.linalg.eigh(gram)
@@ -102,24 +103,22 @@ def _leading_directions(pair: MatrixPair, count: int) -> tuple[Float[Tensor, " k
 
 @dataclass(frozen=True)
 class RankOne:
-    """A rank-1 fit `l rᵀ`."""
+    """A rank-1 fit `l rᵀ` that explains all entries up to rounding, but for a few."""
 
     left: Float[Tensor, " p"]  # l [p], of unit length
     right: Float[Tensor, " q"]  # r [q]
-    outside: int  # how many entries it does not explain up to rounding
+    outside: int  # how many entries it does not explain: at most one in a thousand of the changed ones, or 8
     exceptions: tuple[tuple[int, int, float], ...]  # (row, column, what remains) of the first of those
-    accepted: bool  # whether they are few enough (at most one in a thousand of the changed entries, or 8)
 
 
-def fit_rank_one(pair: MatrixPair, totals: Totals, start: Float[Tensor, " q"], *, thorough: bool = True) -> RankOne:
-    """Fit `l rᵀ` into the rounding intervals of a pair's change.
+def fit_rank_one(pair: MatrixPair, totals: Totals, start: Float[Tensor, " q"], *, thorough: bool) -> RankOne | None:
+    """Fit `l rᵀ` into the rounding intervals of a pair's change, from a first guess of r's direction, if it fits.
 
-    `start` is a first guess of r's direction, such as the leading right singular vector; a `thorough` fit goes on for
-    very small edits, which take long to settle.
+    A `thorough` fit goes on for very small edits, which take long to settle.
     """
     right = start.to(pair.working)
     part = pair if pair.is_small else pair.strongest(totals.row_energy)
-    found = [block.halfwidth[block.change != 0] for block in part.blocks()]
+    found = [block.halfwidth[block.change != 0] for block in part]
     smallest = _SMALLEST_HALFWIDTH * max((float(widths.median()) for widths in found if widths.numel()), default=1.0)
     left, right = _fit_blocks(part, right, smallest, _SWEEPS if thorough and pair.is_small else _FEWER_SWEEPS)
     if not pair.is_small:
@@ -127,29 +126,31 @@ def fit_rank_one(pair: MatrixPair, totals: Totals, start: Float[Tensor, " q"], *
     right = torch.where(totals.column_changed, right, 0)  # a change that shows nowhere is none
     outside = 0
     exceptions: list[tuple[int, int, float]] = []
-    for block in pair.blocks():
+    for block in pair:
         remains = block.change - torch.outer(left[block.rows], right)
-        beyond = remains.abs() > _OUTSIDE * block.halfwidth.clamp_min(smallest)
+        beyond = remains.abs() > OUTSIDE * block.halfwidth.clamp_min(smallest)
         outside += int(beyond.sum())
         for row, column in beyond.nonzero()[: max(0, SHOWN_ENTRIES - len(exceptions))].tolist():
             exceptions.append((row + block.rows.start, column, float(remains[row, column])))
-    accepted = outside <= max(_FEW, _ALLOWED_SHARE * totals.changed)
-    return RankOne(left, right, outside, tuple(exceptions), accepted)
+    return (
+        RankOne(left, right, outside, tuple(exceptions))
+        if outside <= max(_FEW, ALLOWED_SHARE * totals.changed)
+        else None
+    )
 
 
 def _fit_blocks(
-    pair: MatrixPair, right: Float[Tensor, " q"], smallest: float, sweeps: int
+    blocks: Iterable[Block], right: Float[Tensor, " q"], smallest: float, sweeps: int
 ) -> tuple[Float[Tensor, " p"], Float[Tensor, " q"]]:
     """Alternate: each row's coefficient given r, then r given all coefficients."""
     steps = 1 if sweeps > _SWEEPS_OF_ALL else _INNER_STEPS
-    left: dict[int, Tensor] = {}
+    left: list[Tensor] = []  # by block
     for _ in range(sweeps):
+        fitted = []
         pull, curvature, square, settled = torch.zeros_like(right), torch.zeros_like(right), 0.0, True
-        for block in pair.blocks():
+        for index, block in enumerate(blocks):
             inverse = 1 / block.halfwidth.clamp_min(smallest)
-            own = left.get(block.rows.start)
-            if own is None:
-                own = block.change @ right / right.square().sum()
+            own = left[index] if left else block.change @ right / right.square().sum()
             for _ in range(steps):
                 gradient, weight = _pull(block.change, inverse, own, right)
                 own = own + _newton(gradient @ right, weight @ right.square())
@@ -158,13 +159,13 @@ def _fit_blocks(
             pull += own @ gradient
             curvature += own.square() @ weight
             square += float(own.double().square().sum())
-            left[block.rows.start] = own
+            fitted.append(own)
         length = square**0.5
         right = (right + _newton(pull, curvature)) * length
-        left = {start: own / length for start, own in left.items()}
+        left = [own / length for own in fitted]
         if settled:
             break
-    return torch.cat([left[start] for start in sorted(left)]), right
+    return torch.cat(left), right
 
 
 def _pull(

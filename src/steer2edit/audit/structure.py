@@ -14,7 +14,7 @@ from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.checkpoints.checkpoint import find_side_files
 from steer2edit.artifacts.checkpoints.files import CheckpointFiles, StoredTensor
 from steer2edit.artifacts.manifest import read_json
-from steer2edit.core import Site
+from steer2edit.audit.matrices import MatrixPair
 from steer2edit.errors import ArtifactError, ModelError
 from steer2edit.models import LanguageModel, StoredMatrix, read_settings, stored_matrices, stored_parameters
 from steer2edit.models.model_path import INDEX_FILE
@@ -45,7 +45,7 @@ class Places:
     """A model's parameters by where they are stored: nothing where the architecture is not known."""
 
     model: LanguageModel | None = None  # the structure, without weights
-    by_key: Mapping[str, StoredMatrix] = field(default_factory=dict)  # by the projection's key
+    matrices: Sequence[StoredMatrix] = ()  # its projections
     tensors: Mapping[str, str] = field(default_factory=dict)  # tensors of the files by the parameter that they are
     embedding: str | None = None  # the input embedding's tensor
     head: str | None = None  # that of the output head, whether it is in the files or tied to the embedding
@@ -59,51 +59,99 @@ class Places:
         ends = (model.network.get_input_embeddings(), model.network.get_output_embeddings())  # type: ignore[operator]
         found = [None if end is None else stored.get(names[id(end)], names[id(end)]) for end in ends]
         ties_head = None not in ends and ends[0].weight is ends[1].weight
-        return cls(model, stored_matrices(model, tensors), stored, found[0], found[1], ties_head)
+        return cls(model, list(stored_matrices(model, tensors).values()), stored, found[0], found[1], ties_head)
 
     @cached_property
     def by_tensor(self) -> Mapping[str, list[StoredMatrix]]:
-        """The projections that a tensor holds: one, several experts, or none."""
+        """The projections that a tensor holds: one, or several experts."""
         found = defaultdict[str, list[StoredMatrix]](list)
-        for place in self.by_key.values():
+        for place in self.matrices:
             found[place.tensor].append(place)
         return found
 
-    @cached_property
-    def by_site(self) -> Mapping[Site, list[StoredMatrix]]:
-        """The projections of a site."""
-        found = defaultdict[Site, list[StoredMatrix]](list)
-        for place in self.by_key.values():
-            found[place.site].append(place)
-        return found
+
+class FileChange(NamedTuple):
+    """One file that is not the same in both directories."""
+
+    name: str  # path within the directories
+    what: str  # `added`, `missing` or `differs`
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What differs between two models besides the values of tensors that both have."""
+    """Two models side by side: what differs besides the values of tensors that both have, and where those are."""
 
-    added: Sequence[str]  # tensors that only the edited one has
-    missing: Sequence[str]  # tensors that only the base has
-    other_shape: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # (shape before, shape after) by tensor
+    before: Views
+    after: Views
+    places: Places  # of the base
     settings: Differences  # of config.json that change what is computed
-    code: tuple[str, ...]  # Python files that differ
-    added_layers: Sequence[str]  # layers that only the edited one has
-    missing_layers: Sequence[str]  # layers that only the base has
+    files: Sequence[FileChange]  # other files that differ
+    unread: Mapping[str, str]  # tensors of an adapter that were not looked at, and why
+
+    @cached_property
+    def common(self) -> list[str]:
+        """Tensors that both have, in the same shape."""
+        return [name for name in self.before if name in self.after and name not in self.other_shape]
 
     @property
-    def phrases(self) -> list[str]:
-        """One phrase for each kind of difference."""
-        layers = (*self.added_layers, *self.missing_layers)
-        rest = [[name for name in names if _layer_of(name) not in layers] for names in (self.added, self.missing)]
+    def added(self) -> list[str]:
+        """Tensors that only the edited one has."""
+        return [name for name in self.after if name not in self.before]
+
+    @property
+    def missing(self) -> list[str]:
+        """Tensors that only the base has."""
+        return [name for name in self.before if name not in self.after]
+
+    @cached_property
+    def other_shape(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """(shape before, shape after) by tensor."""
+        shapes = {name: (old.shape, self.after[name].shape) for name, old in self.before.items() if name in self.after}
+        return {name: (one, other) for name, (one, other) in shapes.items() if one != other}
+
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """Layers that only one of the two has: `added`, to a stack of the base's, or `missing`."""
+        ours, theirs = (
+            dict.fromkeys(layer for name in views if (layer := _layer_of(name))) for views in (self.before, self.after)
+        )
+        stacks = {layer.rpartition(".")[0] for layer in ours}
+        added = [layer for layer in theirs if layer not in ours and layer.rpartition(".")[0] in stacks]
+        return {"added": added, "missing": [layer for layer in ours if layer not in theirs]}
+
+    def pair(self, name: str, expert: int | None = None) -> MatrixPair | None:
+        """A matrix of the base before and after, or `None` where the two cannot be subtracted."""
+        before, after = self.before[name], self.after.get(name)
+        if after is None or after.shape != before.shape or not (before.is_plain_float and after.is_plain_float):
+            return None
+        return MatrixPair(before, after, expert)
+
+    @property
+    def of_the_model(self) -> list[str]:
+        """One phrase for each kind of difference that makes it another model."""
+        layers = self.layers
+        found = [phrase for what, names in layers.items() for phrase in counted(names, "layer", what)]
+        for what, names in (("added", self.added), ("missing", self.missing)):
+            found += counted([name for name in names if _layer_of(name) not in layers[what]], "tensor", what)
+        code = [file.name for file in self.files if file.name.endswith(".py")]
         return [
-            *counted(self.added_layers, "layer", "added"),
-            *counted(self.missing_layers, "layer", "missing"),
-            *counted(rest[0], "tensor", "added"),
-            *counted(rest[1], "tensor", "missing"),
+            *found,
             *counted(self.other_shape, "tensor", "of another shape"),
             *counted(self.settings, "setting", "of config.json that differs", "of config.json that differ"),
-            *counted(self.code, "file", "of code that differs", "of code that differ"),
+            *counted(code, "file", "of code that differs", "of code that differ"),
         ]
+
+    @property
+    def besides_it(self) -> list[str]:
+        """A phrase for other files, such as the tokenizer's."""
+        told = {*PROVENANCE, *(["config.json"] if self.settings else [])}
+        names = [file.name for file in self.files if file.name not in told and not file.name.endswith(".py")]
+        return counted(names, "other file", "that differs", "that differ")
+
+    @property
+    def not_looked_at(self) -> list[str]:
+        """A phrase for what was not read."""
+        return counted(self.unread, "tensor", "of the adapter not looked at")
 
 
 def counted(names: Collection[str], noun: str, what: str, several: str | None = None) -> list[str]:
@@ -113,23 +161,6 @@ def counted(names: Collection[str], noun: str, what: str, several: str | None = 
     shown = "; ".join(list(names)[:_MOST_NAMES]) + ("; ..." if len(names) > _MOST_NAMES else "")
     number = f"1 {noun} {what}" if len(names) == 1 else f"{len(names)} {noun}s {several or what}"
     return [f"{number} ({shown})"]
-
-
-def compare_structure(before: Views, after: Views, settings: Differences, code: tuple[str, ...]) -> Structure:
-    """Compare two models' tensors and layers by name, and their shapes."""
-    ours, theirs = (dict.fromkeys(layer for name in views if (layer := _layer_of(name))) for views in (before, after))
-    stacks = {layer.rpartition(".")[0] for layer in ours}
-    return Structure(
-        added=[name for name in after if name not in before],
-        missing=[name for name in before if name not in after],
-        other_shape={
-            n: (v.shape, after[n].shape) for n, v in before.items() if n in after and after[n].shape != v.shape
-        },
-        settings=settings,
-        code=code,
-        added_layers=[layer for layer in theirs if layer not in ours and layer.rpartition(".")[0] in stacks],
-        missing_layers=[layer for layer in ours if layer not in theirs],
-    )
 
 
 def _layer_of(tensor: str) -> str | None:
@@ -154,33 +185,31 @@ def tie_heads(
         settings.pop(_TYING, None)
 
 
-class FileChange(NamedTuple):
-    """One file that is not the same in both directories."""
-
-    name: str  # path within the directories
-    what: str  # `added`, `missing` or `differs`
-
-
 def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> list[FileChange]:
     """Files besides the weights that were added, are missing or differ, by `find_side_files`.
 
-    Which shard holds which tensor is no difference; neither is, in JSON, what changes nothing of what is computed.
+    Which shard holds which tensor is no difference; neither is, in JSON, what changes nothing of what is computed, nor
+    that weights in other formats and hidden entries are missing, which `apply` leaves out.
     """
-    sides = [[{str(path) for path in paths} for paths in find_side_files(files)] for files in (base, other)]
-    # the rest is weights in other formats and hidden entries: `apply` leaves them out, so only what is more or other
-    # counts
-    (ours, our_rest), (theirs, their_rest) = sides
-    found = [FileChange(name, "added") for name in sorted((theirs - ours) | (their_rest - our_rest))]
-    found += [FileChange(name, "missing") for name in sorted(ours - theirs)]
-    for name in (*sorted(our_rest & their_rest), *sorted(ours & theirs)):
-        one, two = base.directory / name, other.directory / name
-        same = not (one.is_file() and two.is_file()) or filecmp.cmp(one, two, shallow=False)
-        if not same and name in ours and one.suffix == ".json":
-            with suppress(ArtifactError):  # that the files differ is said; what a damaged one holds cannot be
-                same = not _differences(read_json(one), read_json(two)).keys() - WITHOUT_EFFECT
-        if not same:
-            found.append(FileChange(name, "differs"))
-    return [change for change in found if change.name != INDEX_FILE]
+    ours, theirs = (find_side_files(files) for files in (base, other))
+    own, found = {*ours.own, *theirs.own}, list[FileChange]()
+    for path in sorted({*own, *ours.left_out, *theirs.left_out} - {Path(INDEX_FILE)}):
+        one, two = base.directory / path, other.directory / path
+        if path not in (*ours.own, *ours.left_out):
+            found.append(FileChange(str(path), "added"))
+        elif path not in (*theirs.own, *theirs.left_out):
+            found += [FileChange(str(path), "missing")] if path in own else []
+        elif one.is_file() and two.is_file() and not _same(one, two, as_json=path in own and path.suffix == ".json"):
+            found.append(FileChange(str(path), "differs"))
+    return found
+
+
+def _same(one: Path, two: Path, *, as_json: bool) -> bool:
+    if filecmp.cmp(one, two, shallow=False):
+        return True
+    with suppress(ArtifactError):  # that the files differ is said; what a damaged one holds cannot be
+        return as_json and not _differences(read_json(one), read_json(two)).keys() - WITHOUT_EFFECT
+    return False
 
 
 def differing_settings(base: Path, other: Path) -> Differences:

@@ -1,16 +1,16 @@
 """What all changes of a checkpoint are together, in plain words, and whether they are a given edit."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 
 from steer2edit.audit.change import Recovered, TensorChange
 from steer2edit.audit.matrices import MatrixPair
-from steer2edit.audit.structure import Places, counted
+from steer2edit.audit.rank import ALLOWED_SHARE, OUTSIDE
+from steer2edit.audit.structure import Structure, counted
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.models import StoredMatrix
 
@@ -29,10 +29,7 @@ _OTHER_CHANGES = {
     "not-finite": "NaN or infinite entries",
     "bits": "other contents (integers or a packed format)",
 }
-_ALLOWED_SHARE = 1e-3
-_HALFWIDTHS = 2.0
 _ROUND = ((0.05, 0.01), (0.01, 0.002))  # (steps, how near): people choose round strengths
-PairOf = Callable[[StoredMatrix], MatrixPair | None]
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,13 @@ class Classification:
     sentence: str  # for people
 
 
-def classify(
-    changes: Sequence[TensorChange],
-    compared: int,
-    structure: Sequence[str] = (),
-    unread: Sequence[str] = (),
-    besides: Sequence[str] = (),
-) -> Classification:
+def classify(changes: Sequence[TensorChange], structure: Structure) -> Classification:
     """Name the kind of edit that a checkpoint's changes amount to.
 
     The kind is that of most of the changed matrices; what does not belong to it is named after it. What was not read
-    comes first, since nothing is known of it. One phrase each: `structure` says in what else the models differ, so that
-    they are not the same, `besides` what differs but is no part of the model, such as its tokenizer.
+    comes first, since nothing is known of it.
     """
-    groups: dict[str, list[TensorChange]] = {}
+    compared, groups = len(structure.common), dict[str, list[TensorChange]]()
     for change in changes:
         if not change.is_tiny:
             group = "low-rank" if change.recovered is None else "edit"
@@ -75,13 +65,14 @@ def classify(
         for change in groups.get(main, ())
         if change.unexplained
     ]
-    same_tensors = label in ("identical", "rounded-copy")
-    rest += [*(() if same_tensors else structure), *besides]
-    if same_tensors and structure:
-        text = f"Not the same model: {'; '.join(structure)}. The tensors that both have: {text[0].lower()}{text[1:]}"
-        label = "other"
-    if unread:
-        label, text = "partly-read", f"Read in part: {'; '.join(unread)}. The rest: {text[0].lower()}{text[1:]}"
+    if label not in ("identical", "rounded-copy"):
+        rest += structure.of_the_model
+    elif structure.of_the_model:
+        label, others = "other", "; ".join(structure.of_the_model)
+        text = f"Not the same model: {others}. The tensors that both have: {text[0].lower()}{text[1:]}"
+    rest += structure.besides_it
+    if unread := structure.not_looked_at:
+        label, text = "partly-read", f"Read in part: {unread[0]}. The rest: {text[0].lower()}{text[1:]}"
     return Classification(label, f"{text}. Besides: {'; '.join(rest)}." if rest else f"{text}.")
 
 
@@ -150,7 +141,7 @@ class SiteMatch:
     @property
     def matches(self) -> bool:
         """Whether the site holds the edit up to rounding."""
-        return self.outside <= _ALLOWED_SHARE
+        return self.outside <= ALLOWED_SHARE
 
 
 @dataclass(frozen=True)
@@ -194,57 +185,51 @@ class EditMatch:
         return {**vars(self), "matches": self.matches, "sentence": self.sentence, "sites": sites}
 
 
-def match_edit(
-    edit: WeightEdit,
-    changes: Sequence[TensorChange],
-    places: Places,
-    pair_of: PairOf,
-    besides: Sequence[str] = (),
-) -> EditMatch:
-    """Compare the changes of all tensors that are not identical with a given edit.
-
-    `pair_of` gives a projection before and after, or `None` where it cannot be compared; `besides` is what else is to
-    be said of the two.
-    """
+def match_edit(edit: WeightEdit, changes: Sequence[TensorChange], structure: Structure) -> EditMatch:
+    """Compare the changes of all tensors that are not identical with a given edit."""
     found = {c.recovered.place.projection.key: c.recovered for c in changes if c.recovered is not None}
-    edited = {site: e for site, e in edit.sites.items() if bool(e.row.any())}
-    fits = {site: _fit(e, places.by_site[site], found) for site, e in edited.items()}
-    strength = _common_strength(edited, fits)
+    edited = {site: own for site, own in edit.sites.items() if bool(own.row.any())}
+    places = {site: [place for place in structure.places.matrices if place.site == site] for site in edited}
+    fits = {
+        site: _fit(own, [found[k] for p in places[site] if (k := p.projection.key) in found])
+        for site, own in edited.items()
+    }
+    strength = _common_strength([(fit, _energy(edited[site])) for site, fit in fits.items() if fit is not None])
     sites, unread = [], []
-    for site, site_edit in edited.items():
-        pairs = [(place, pair_of(place)) for place in places.by_site[site]]
+    for site, own in edited.items():
+        pairs = [(place, structure.pair(place.tensor, place.expert)) for place in places[site]]
         if not pairs or any(pair is None for _, pair in pairs):
             unread.append(str(site))
-        sites.append(SiteMatch(site, fits[site], _outside(site_edit, strength or 0.0, pairs)))
+        sites.append(SiteMatch(site, fits[site], _outside(own, strength or 0.0, pairs)))
     elsewhere = [c.name for c in changes if not c.is_tiny and (c.place is None or c.place.site not in edited)]
-    besides = (*counted(unread, "site", "of it that could not be compared"), *besides)
-    return EditMatch(strength, tuple(sites), tuple(elsewhere), besides)
+    besides = [*counted(unread, "site", "of it that could not be compared"), *structure.of_the_model]
+    return EditMatch(
+        strength, tuple(sites), tuple(elsewhere), (*besides, *structure.not_looked_at, *structure.besides_it)
+    )
 
 
-def _fit(edit: SiteEdit, places: Sequence[StoredMatrix], found: Mapping[str, Recovered]) -> float | None:
+def _energy(edit: SiteEdit) -> float:
+    """‖a‖²."""
+    return float(edit.row.double().square().sum())
+
+
+def _fit(edit: SiteEdit, found: Sequence[Recovered]) -> float | None:
     """The strength s of the least-squares fit s u aᵀ of what was found in a site's matrices."""
-    energy = sum(float(edit.row[place.projection.columns].double().square().sum()) for place in places)
-    changes = [change for place in places if (change := found.get(place.projection.key)) is not None]
-    if not energy or not any(bool(change.row.any()) for change in changes):
+    if not any(bool(change.row.any()) for change in found):
         return None
     u, a = edit.output_direction.double(), edit.row.double()
-    return sum(float((c.direction @ u) * (c.row @ a[c.place.projection.columns])) for c in changes) / energy
+    return sum(float((c.direction @ u) * (c.row @ a[c.place.projection.columns])) for c in found) / _energy(edit)
 
 
-def _common_strength(edited: Mapping[Site, SiteEdit], fits: Mapping[Site, float | None]) -> float | None:
-    """Weighted median of the sites' strengths, by ‖a‖², or the round number that it is within noise of."""
-    energies = {site: float(edit.row.double().square().sum()) for site, edit in edited.items()}
-    parts = sorted((fit, energies[site]) for site, fit in fits.items() if fit is not None)
-    if not parts:
-        return None
-    half = sum(weight for _, weight in parts) / 2
-    totals = accumulate(weight for _, weight in parts)
-    strength = next(s for (s, _), below in zip(parts, totals, strict=True) if below >= half)
-    for step, near in _ROUND:
-        nearest = round(round(strength / step) * step, 6)
-        if nearest and abs(strength - nearest) < near:
-            return nearest
-    return strength
+def _common_strength(fits: Sequence[tuple[float, float]]) -> float | None:
+    """Median of strengths with weights, or the round number that it is within noise of."""
+    half, below = sum(weight for _, weight in fits) / 2, 0.0
+    for strength, weight in sorted(fits):
+        below += weight
+        if below >= half:
+            rounds = ((round(round(strength / step) * step, 6), near) for step, near in _ROUND)
+            return next((value for value, near in rounds if value and abs(strength - value) < near), strength)
+    return None
 
 
 def _outside(edit: SiteEdit, strength: float, pairs: Sequence[tuple[StoredMatrix, MatrixPair | None]]) -> float:
@@ -257,8 +242,8 @@ def _outside(edit: SiteEdit, strength: float, pairs: Sequence[tuple[StoredMatrix
             outside += u.numel() * a.numel()
             continue
         left, right = (a, u) if place.transposed else (u, a)
-        for block in pair.blocks():
+        for block in pair:
             expected = torch.outer(left[block.rows], right)
             floor = 1e-6 * expected.abs().max()  # factors are kept in float32
-            outside += int(((block.change - expected).abs() > _HALFWIDTHS * block.halfwidth + floor).sum())
+            outside += int(((block.change - expected).abs() > OUTSIDE * block.halfwidth + floor).sum())
     return outside / entries if entries else 1.0

@@ -135,8 +135,8 @@ def print_audit(audit: "late.audit.Audit", top: int) -> None:
             for name, (before, after) in found.other_shape.items()
         ),
         *(f"Setting {name}: {then!r:.60} → {now!r:.60}" for name, (then, now) in found.settings.items()),
-        *(f"Not looked at: {name} ({why})" for name, why in audit.unread.items()),
-        *(f"File {file.what}: {file.name}" for file in audit.files),
+        *(f"Not looked at: {name} ({why})" for name, why in found.unread.items()),
+        *(f"File {file.what}: {file.name}" for file in found.files),
         *(f"Note: {note}" for note in audit.notes),
     ):
         say(line)

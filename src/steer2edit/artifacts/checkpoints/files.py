@@ -46,13 +46,12 @@ class StoredTensor:
     # the tensor itself where it is not read from that file: of a `.bin` file, or one that is in memory
     values: Tensor | None = field(default=None, compare=False, repr=False)
     changes: tuple[Change, ...] = field(default=(), compare=False, repr=False)  # done to its rows when they are read
-    computed: bool = False  # whether it is computed when read, so that nothing in it was rounded for storage
 
     @classmethod
-    def of(cls, tensor: Tensor, *, computed: bool = False) -> "StoredTensor":
+    def of(cls, tensor: Tensor) -> "StoredTensor":
         """Of a tensor that is in memory."""
         dtype_name, own = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.detach().contiguous()
-        return cls(Path(), "", dtype_name, tuple(tensor.shape), 0, tensor.nbytes, own, computed=computed)
+        return cls(Path(), "", dtype_name, tuple(tensor.shape), 0, tensor.nbytes, own)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,7 +110,7 @@ class StoredTensor:
 
     def equals(self, other: "StoredTensor") -> bool:
         """Whether two tensors are equal bit for bit."""
-        one, two = ((t.shape, t.dtype_name, t.computed) for t in (self, other))
+        one, two = ((t.shape, t.dtype_name, bool(t.changes)) for t in (self, other))
         if self is other or one != two:
             return self is other
         if self.changes or other.changes:
