@@ -16,7 +16,7 @@ from families import tiny_model, tiny_network
 from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.artifacts.edits.adapter import load_members, read_members, save_combined
 from steer2edit.artifacts.exports.engines import max_lora_rank
-from steer2edit.artifacts.exports.export import export_edit, needs_model, read_export
+from steer2edit.artifacts.exports.export import export_edit, read_export
 from steer2edit.core import Site
 from steer2edit.editing import merged
 from steer2edit.errors import ArtifactError, InvalidValueError, ModelError
@@ -100,7 +100,6 @@ def test_gguf_of_a_combined_edit_has_its_rank(tmp_path: Path) -> None:
 
 def test_vllm_takes_a_dense_edit_as_it_is(tmp_path: Path) -> None:
     _, edit = saved(tmp_path)
-    assert not needs_model(load_members(edit), "vllm")
     manifest = export_edit(edit, "vllm", [1.0], tmp_path / "out")
     for path in (tmp_path / "out" / "strength-1").iterdir():
         assert path.read_bytes() == (edit / path.name).read_bytes()
@@ -190,10 +189,12 @@ class TestRefused:
         with pytest.raises(InvalidValueError, match=r"unknown format 'gguf'\. Did you mean 'gguf-lora'\?"):
             export_edit(edit, "gguf", [1.0], tmp_path / "out")
 
-    def test_no_model_where_one_is_needed(self, tmp_path: Path) -> None:
-        _, edit = saved(tmp_path)
-        with pytest.raises(InvalidValueError, match="the format gguf-lora needs the base model's structure"):
+    def test_a_base_that_is_not_where_the_edit_says(self, tmp_path: Path) -> None:
+        model, edit = saved(tmp_path)
+        with pytest.raises(ModelError, match=model.name):
             export_edit(edit, "gguf-lora", [1.0], tmp_path / "out")
+        with pytest.raises(ModelError, match="nowhere"):
+            export_edit(edit, "gguf-lora", [1.0], tmp_path / "out", model=str(tmp_path / "nowhere"))
 
     def test_experts_that_vllm_is_not_known_to_take(self, tmp_path: Path) -> None:
         model, edit = saved(tmp_path, "llama4_text")

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from steer2edit.api import showing
 from steer2edit.api.keywords import public, require_fit
 from steer2edit.artifacts import apply_to_files, export_edit, load_members, read_members, save_combined, save_edit
-from steer2edit.artifacts.exports.export import needs_model
 from steer2edit.audit import audit as audit_checkpoint
 from steer2edit.core import Combined, Editing, SteeringVectors, WeightEdit, finite_strength
 from steer2edit.editing import intervened
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import Arm, edit_arm
-from steer2edit.models import LanguageModel, load_model, load_skeleton
+from steer2edit.models import LanguageModel, load_model
 from steer2edit.recipes.making import STRENGTH, Preview, make_edit
 from steer2edit.recipes.making import preview as look
 from steer2edit.settings import Accepting, ConvertOptions
@@ -292,10 +291,8 @@ def export(
         InvalidValueError: there is no such format.
         ArtifactError: the directory exists or cannot be written.
     """
-    members = load_members(edit)
     strengths = [float(one) for one in (strength if isinstance(strength, Sequence) else [strength])]
-    base = load_skeleton(str(members[0][0].metadata["model"]["name"])) if needs_model(members, format) else None
-    return list(export_edit(Path(edit), format, strengths, Path(out), model=base, overwrite=overwrite).usage)
+    return list(export_edit(Path(edit), format, strengths, Path(out), overwrite=overwrite).usage)
 
 
 audit = public(audit_checkpoint)

@@ -129,7 +129,10 @@ def audit(
     """
     ours, other = open_checkpoint(checkpoint_directory(base)), checkpoint_directory(str(edited), weights_alone=True)
     places, notes = _places(base, ours, layout, trust_remote_code)
-    structure = _compared(ours, other, places)
+    if edit is not None and places.model is None:
+        raise ModelError(f"{edited} cannot be compared with an edit: {'; '.join(notes)}")
+    is_adapter = (other / CONFIG_FILE).is_file()
+    structure = _compared(ours, other, places, is_adapter)
     _require_related(base, str(edited), structure)
     changes: list[TensorChange] = []
     identical = 0
@@ -139,12 +142,10 @@ def audit(
             identical += not found
             changes += found
             advance(1)
-    if edit is not None and places.model is None:
-        raise ModelError(f"{edited} cannot be compared with an edit: {'; '.join(notes)}")
     return Audit(
         base=base,
         edited=str(edited),
-        is_adapter=_is_adapter(other),
+        is_adapter=is_adapter,
         compared=len(structure.common),
         identical=identical,
         changes=tuple(changes),
@@ -168,26 +169,19 @@ def _places(
         return Places(), (f"heads and neurons cannot be named: {error}",)
 
 
-def _compared(ours: CheckpointFiles, other: Path, places: Places) -> Structure:
+def _compared(ours: CheckpointFiles, other: Path, places: Places, is_adapter: bool) -> Structure:
     """A base and a checkpoint's directory, or an adapter's, side by side."""
     before, settings, unread = dict(ours.tensors), Differences(), dict[str, str]()
-    if _is_adapter(other):
+    if is_adapter:
         after, unread = adapter_views(other, before, places)
         files = changed_files(ours, CheckpointFiles(other, (), {}))
         files = [file for file in files if file.what == "differs" and file.name not in PROVENANCE]
     else:
         theirs = open_checkpoint(other)
-        after, settings, files = (
-            dict(theirs.tensors),
-            differing_settings(ours.directory, other),
-            changed_files(ours, theirs),
-        )
+        after, settings = dict(theirs.tensors), differing_settings(ours.directory, other)
+        files = changed_files(ours, theirs)
     tie_heads(before, after, places, settings)
     return Structure(before, after, places, settings, tuple(files), unread)
-
-
-def _is_adapter(directory: Path) -> bool:
-    return (directory / CONFIG_FILE).is_file()
 
 
 def _require_related(base: str, edited: str, structure: Structure) -> None:

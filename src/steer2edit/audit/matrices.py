@@ -1,7 +1,7 @@
 """A floating-point matrix before and after, by blocks of rows: what changed, and how far rounding can move a number.
 
-A checkpoint holds `W' = round(W + ΔW)`. What is read back, `W' − W`, is therefore ΔW up to half the distance between
-two neighbouring numbers of the dtype, entry by entry: a large weight hides more than a small one.
+A checkpoint holds `W' = round(W + ΔW)`, so that `W' − W` is ΔW up to half the distance between two neighbouring numbers
+of the dtype, entry by entry: a large weight hides more than a small one.
 
 Shapes: p × q = the matrix as it is stored, which may be larger than memory; r rows of a block.
 """

@@ -1,11 +1,9 @@
 """The rank of a change: singular values above what rounding alone would give, and whether it is one rank-1 matrix.
 
-Rank 1 is a fit inside every entry's rounding interval. The least-squares fit (the leading singular pair) is biased:
-where a weight is large against its change, rounding swallows the change and a zero is read, which is no evidence of
-zero, only of less than half a spacing. So the fit asks for one thing: that |W' − W − l rᵀ| ≤ h in every entry, h the
-entry's halfwidth. Entries within their interval do not pull; the others pull by their distance to it, in units of h, so
-that small weights, which show the change best, count most. An entry far outside (tampered with on top of an edit) pulls
-less the farther it is, and is reported.
+Rank 1 is a fit inside every entry's rounding interval, |W' − W − l rᵀ| ≤ h. Least squares would be biased: where a
+weight is large against its change, a zero is read, which tells only that it is less than half a spacing. Entries
+outside their interval pull by their distance to it in units of h, so that small weights, which show the change best,
+count most; one far outside (tampered with on top of an edit) pulls less the farther it is, and is reported.
 
 Shapes: p × q = the matrix as it is stored; r rows of a block; k = directions followed.
 """
@@ -38,17 +36,11 @@ _SMALLEST_HALFWIDTH = 1e-3  # of the median one: below, our own arithmetic would
 
 
 def spectrum(pair: MatrixPair, totals: Totals) -> tuple[Float[Tensor, " k"], Float[Tensor, "q k"], int | None, float]:
-    """Singular values of a pair's change, and its numerical rank.
+    """(Leading singular values, their right vectors, how many are above the noise or `None`: full rank, the noise's).
 
-    A randomised range finder with one power iteration, grown from 8 to at most 272 directions until the smallest
-    value found lies below the noise edge. If k directions hold the share s of the change's energy, its rank is at
-    least k / s, which ends the search early for a change of full rank.
-
-    Returns as many leading singular values as were needed, in descending order; their right singular vectors; how many
-    lie above the noise, or `None` if more than half of all, or than `LARGEST_RANK`: full rank; and the largest
-    singular value that rounding alone would give.
-
-    Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), Algorithm 4.4.
+    A randomised range finder, grown until the smallest value found is below the noise. k directions with the share s of
+    the energy tell a rank of at least k / s, which ends the search early where the rank is full: more than half of all,
+    or than `LARGEST_RANK`. Source: Halko, Martinsson and Tropp, SIAM Review 53 (2011), Algorithm 4.4.
     """
     edge, noise = _rounding_noise(pair, totals)
     smaller = min(pair.shape)
@@ -68,11 +60,9 @@ def spectrum(pair: MatrixPair, totals: Totals) -> tuple[Float[Tensor, " k"], Flo
 def _rounding_noise(pair: MatrixPair, totals: Totals) -> tuple[float, float]:
     """What rounding alone would leave in the change: its largest singular value, and its squared norm Σ h²/3.
 
-    An entry's error lies within ± h (its halfwidth), so its variance is at most about h²/3, and a matrix of independent
-    errors has its largest singular value at about max over rows of √(Σ_j h_ij²/3) + max over columns of √(Σ_i h_ij²/3).
-    Only rows and columns in which something changed count: the others had no error.
-
-    Source: the bound is Bandeira and van Handel's for independent entries (Ann. Probab. 44, 2016, Theorem 1.1).
+    An error within ± h has a variance of at most about h²/3, and a matrix of independent ones a largest singular value
+    of about max over rows of √(Σ_j h_ij²/3) + max over columns of √(Σ_i h_ij²/3) (Bandeira and van Handel, Ann. Probab.
+    44, 2016, Theorem 1.1). Rows and columns in which nothing changed had no error.
     """
     by_column = torch.zeros(pair.shape[1], dtype=torch.float64)
     largest_row = 0.0

@@ -244,15 +244,11 @@ def export(
         strength: What the edit is multiplied by; several with commas, one adapter for each.
         model: The base model, if it is not where the edit says. Only its config is read.
     """
-    from steer2edit.artifacts.exports.export import needs_model
-
     artifacts.require_free(out, overwrite=overwrite)
     strengths = read_numbers("--strength", strength)
-    members = artifacts.load_members(edit_dir)
-    name, base = model or str(members[0][0].metadata["model"]["name"]), None
-    if needs_model(members, format):
-        base = models.load_skeleton(name, **vars(reading))
-    manifest = artifacts.export_edit(edit_dir, format, strengths, out, model=base, overwrite=overwrite)
+    manifest = artifacts.export_edit(
+        edit_dir, format, strengths, out, model=model, overwrite=overwrite, **vars(reading)
+    )
     adapters = [{"strength": a.strength, "path": str(out / a.path)} for a in manifest.adapters]
     print_table(["adapter", "strength"], [[str(out / a.path), f"{a.strength:g}"] for a in manifest.adapters])
     for line in ("", *manifest.usage):

@@ -27,7 +27,7 @@ from steer2edit.artifacts.manifest import (
 )
 from steer2edit.artifacts.tensors import file_sha256, read_tensors, write_tensors
 from steer2edit.errors import InvalidValueError, did_you_mean
-from steer2edit.models import LanguageModel
+from steer2edit.models import LanguageModel, load_skeleton
 from steer2edit.models.model_path import gguf_file
 from steer2edit.progress import step
 
@@ -35,7 +35,7 @@ _SCALED = {ADAPTER_FILE: re.compile(r".*\.lora_A\.weight"), COMPONENTS_FILE: re.
 _TITLE = re.compile(r"^# .+$", re.MULTILINE)
 
 
-def needs_model(members: ScaledEdits, format: str) -> bool:
+def _needs_model(members: ScaledEdits, format: str) -> bool:
     """Whether an export needs the base's structure: PEFT's own layout is the edit's already."""
     experts = any(e.experts is not None for edit, _ in members for e in edit.sites.values())
     return format == "gguf-lora" or (format == "vllm" and experts)
@@ -47,17 +47,24 @@ def export_edit(
     strengths: Sequence[float],
     directory: Path,
     *,
-    model: LanguageModel | None = None,
+    model: LanguageModel | str | None = None,
     overwrite: bool = False,
+    layout: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> ExportManifest:
     """Write one adapter per strength, all of them or none, each read back and compared; returns how to serve them.
 
-    `model` is the base, or its structure alone (`load_skeleton`), where the format needs it (`needs_model`). A
-    ModelError where the format cannot hold an edit of this architecture.
+    `model` is the base, or where it is, if not where the edit says: a format may need its structure. A ModelError where
+    the format cannot hold an edit of this architecture.
     """
     if format not in get_args(Format):
         raise InvalidValueError(f"unknown format {format!r}. {did_you_mean(format, get_args(Format))}")
     names, members = _names(strengths), load_members(source)
+    if not _needs_model(members, format):
+        model = None
+    elif not isinstance(model, LanguageModel):
+        name = model or str(members[0][0].metadata["model"]["name"])
+        model = load_skeleton(name, layout=layout, trust_remote_code=trust_remote_code)
     with atomic_directory(directory, overwrite=overwrite) as scratch, step("Exporting", len(names)) as advance:
         adapters = []
         for name, strength in names.items():
@@ -113,13 +120,11 @@ def _names(strengths: Sequence[float]) -> dict[str, float]:
 def _write(
     source: Path, members: ScaledEdits, format: str, strength: float, path: Path, model: LanguageModel | None
 ) -> None:
-    """Write one adapter to a file or a directory."""
-    if not needs_model(members, format):
+    """Write one adapter to a file or a directory; without a model, the edit's own files."""
+    if model is None:
         _write_scaled_copy(source, strength, path)
         load_members(path)
         return
-    if model is None:
-        raise InvalidValueError(f"the format {format} needs the base model's structure: pass model=load_skeleton(...).")
     targets = lora_targets(model, combined_factors([(edit, weight * strength) for edit, weight in members]))
     if format == "vllm":
         path.mkdir()
