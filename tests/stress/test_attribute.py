@@ -17,7 +17,7 @@ from steer2edit.estimates import Estimate, Value
 from steer2edit.evaluation.statistics import mean_of, share_of_gain
 from steer2edit.models import Sampling
 from steer2edit.stress.findings import StressResult
-from steer2edit.stress.given import ABLATION, ROSI, arms_of, equal_drift
+from steer2edit.stress.given import ABLATION, ROSI, arm_of, equal_drift, methods_of
 from steer2edit.stress.subject import Replies, Scored
 from steer2edit.stress.verdicts import ADAPTER, attribute_line, needed_requests, requests_for, share_outcome
 
@@ -196,16 +196,19 @@ def test_the_arms_drift_as_much_as_the_edit(tmp_path: Path) -> None:
     vectors = random_vectors(model)
     edit, engine = tiny_edit(model, vectors).scaled(0.05), TransformersEngine(model)
     benign = [f"how do I bake {i} loaves" for i in range(3)]
-    found = equal_drift(engine, edit, vectors, benign, Sampling(max_new_tokens=2), lowers=True)
+    methods = methods_of(model, edit, vectors, 1.0, lowers=True)
+    found = equal_drift(engine, Editing(edit, 1.0), methods, benign, Sampling(max_new_tokens=2))
     assert set(found.strengths) == {"steering", ROSI, ABLATION} or "No strength of" in found.note
     for drift in found.drifts.values():
         assert drift == pytest.approx(found.edit_drift, rel=0.1)
-    arms = arms_of(model, edit, vectors, found, 1.0, lowers=True)
+    arms = [arm_of(name, methods[name][0](size), size) for name, size in found.strengths.items()]
     assert [arm.kind for arm in arms] == ["steering", "baseline", "baseline"][: len(arms)]
-    without = equal_drift(engine, edit, None, benign, Sampling(max_new_tokens=2))
+    methods = methods_of(model, edit, None, 1.0)
+    without = equal_drift(engine, Editing(edit, 1.0), methods, benign, Sampling(max_new_tokens=2))
     assert "steering" not in without.strengths
     assert "No steering: the vectors are not known" in without.note
-    (rosi,) = arms_of(model, edit, None, without, 1.0)
-    assert isinstance(rosi.intervention, Editing)
+    ((name, size),) = without.strengths.items()
+    rosi = methods[name][0](size)
+    assert isinstance(rosi, Editing)
     own = next(iter(edit.sites))
-    assert torch.allclose(rosi.intervention.edit.sites[own].output_direction, edit.sites[own].output_direction)
+    assert torch.allclose(rosi.edit.sites[own].output_direction, edit.sites[own].output_direction)

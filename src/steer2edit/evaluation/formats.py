@@ -259,16 +259,14 @@ def _answers(row: Row, column: str) -> tuple[str, ...]:
 def _targets(row: Row, column: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(true, false) answers of `{"choices": [...], "labels": [1, 0, ...]}` or of `{answer: label}`."""
     value = row.get(column)
-    if isinstance(value, Mapping) and {"choices", "labels"} <= value.keys():
-        pairs = list(zip(_texts(row, column, value["choices"]), value["labels"], strict=False))
-        complete = len(pairs) == len(value["choices"]) == len(value["labels"])
-    else:
-        pairs = list(value.items()) if isinstance(value, Mapping) else []
-        complete = bool(pairs)
-    if not complete or not all(label in (0, 1) for _, label in pairs):
+    answers = value if isinstance(value, Mapping) else {}
+    texts, labels = tuple(answers), list(answers.values())
+    if {"choices", "labels"} <= answers.keys():
+        texts, labels = _texts(row, column, answers["choices"]), list(answers["labels"])
+    if not labels or len(labels) != len(texts) or not all(label in (0, 1) for label in labels):
         raise row.error(f"{column} must have a label, 0 or 1, for every answer, got {value!r}")
-    true = tuple(text for text, label in pairs if label == 1)
-    return true, tuple(text for text, label in pairs if label == 0)
+    true, false = (tuple(t for t, label in zip(texts, labels, strict=True) if label == own) for own in (1, 0))
+    return true, false
 
 
 def _texts(row: Row, column: str, value: Any) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,9 @@ def read_metrics(results: Mapping[str, Any]) -> dict[str, HarnessMetric]:
     for task, entries in results["results"].items():
         for key, own in entries.items():
             metric, comma, answer_filter = key.partition(",")
-            reported = _plain(own)
-            if not comma or metric.endswith("_stderr") or not isinstance(reported, int | float):
+            if not comma or metric.endswith("_stderr") or not isinstance(own, Real):
                 continue
-            value, error = float(reported), _number(entries.get(f"{metric}_stderr,{answer_filter}"))
+            value, error = float(own), _number(entries.get(f"{metric}_stderr,{answer_filter}"))
             values = _item_values(results.get("samples", {}).get(task, ()), metric, answer_filter, value)
             n = int(entries.get("sample_len", 0))
             interval = reported_mean(value, error, n) if values is None else estimate(values)
@@ -69,18 +69,12 @@ def _item_values(
     scored = [value for value in raw if value is not None]
     if not scored or not math.isclose(sum(scored) / len(scored), reported, rel_tol=1e-6, abs_tol=1e-9):
         return None
-    if set(scored) <= {0.0, 1.0}:
-        return tuple(None if value is None else bool(value) for value in raw)
-    return tuple(raw)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    verdicts = set(scored) <= {0.0, 1.0}
+    return tuple(bool(value) if verdicts and value is not None else value for value in raw)
 
 
 def _number(value: Any) -> float | None:
-    value = _plain(value)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, Real | np.bool_) and math.isfinite(value) else None
 
 
 _SEED = 1234  # the harness's own, of few-shot examples and of tasks that sample

@@ -147,6 +147,8 @@ class StressInput:
 
 
 STEERING, ROSI, ABLATION = "steering", "ROSI", "ablation"
+Methods = dict[str, tuple[Callable[[float], Intervention], float]]
+"""By name, an intervention at a strength > 0, and a strength at which it drifts a little."""
 _TOLERANCE = 0.1  # relative, of the drift
 DRIFT_PROMPTS = 24
 """Benign requests that drift is measured on, spread over the whole."""
@@ -164,52 +166,15 @@ class EqualDrift:
     note: str = ""  # for people: what was found, or why there is no steering
 
 
-def equal_drift(
-    engine: Engine,
-    edit: WeightEdit,
-    vectors: SteeringVectors | None,
-    benign: Sequence[str],
-    sampling: Sampling = Sampling(max_new_tokens=24),
-    *,
-    strength: float = 1.0,
-    lowers: bool = False,
-) -> EqualDrift:
-    """The strength at which each method drifts from the base as much as the edit does, KL(base ‖ it), within 10 %.
-
-    Drift is measured on the base's own answers to 24 of the benign requests. Without vectors there is no steering, and
-    ROSI writes along the edit's own directions. With an edit that `lowers` the behaviour, directional ablation is
-    compared as well.
-    """
-    task = DriftTask("", spread(benign, DRIFT_PROMPTS), sampling)
-    (own,) = task.measure(engine, [Editing(edit, strength)])
-    target = own.metrics["kl"].value
-    if target is None or own.metrics["kl"].unscored:
-        return EqualDrift(note="Nothing is compared with the edit: its drift is not finite, so it cannot be met.")
-    if target < _LEAST_DRIFT:
-        return EqualDrift(edit_drift=target, note="The edit does not drift, so there is nothing to match.")
-    methods = methods_of(engine.model, edit, vectors, strength, lowers=lowers)
-    try:
-        found = calibrate_together(engine, list(methods.values()), task, target, tolerance=_TOLERANCE)
-    except InvalidValueError as error:
-        return EqualDrift(edit_drift=target, note=f"Nothing is compared with the edit: {error}")
-    reached = {name: one for name, one in zip(methods, found, strict=True) if one.reached}
-    words = ", ".join(f"{name} {one.strength:.3g}" for name, one in reached.items()) or "nothing"
-    note = [f"Drift as much as the edit (KL {target:.3g} nats per token, on {len(task)} benign requests): {words}."]
-    note += [f"No strength of {name} was found that does." for name in methods if name not in reached]
-    note += [] if vectors else ["No steering: the vectors are not known. Give them with --vectors."]
-    strengths, drifts = ({name: getattr(one, of) for name, one in reached.items()} for of in ("strength", "drift"))
-    return EqualDrift(strengths, target, drifts, " ".join(note))
-
-
 def methods_of(
     model: LanguageModel, edit: WeightEdit, vectors: SteeringVectors | None, strength: float, *, lowers: bool = False
-) -> dict[str, tuple[Callable[[float], Intervention], float]]:
-    """By name, the intervention at a strength > 0 in the direction of the edit's, and one that drifts a little.
+) -> Methods:
+    """What an edit is compared with, each in its direction; ablation only where it `lowers` the behaviour.
 
     ROSI and ablation write along the directions of the vectors, or without them along the edit's own.
     """
     sign = math.copysign(1.0, strength)
-    methods: dict[str, tuple[Callable[[float], Intervention], float]] = {}
+    methods: Methods = {}
     if vectors is None:
         directions = {site: own.output_direction for site, own in edit.sites.items()}
     else:
@@ -224,17 +189,39 @@ def methods_of(
     return methods
 
 
-def arms_of(
-    model: LanguageModel, edit: WeightEdit, vectors: SteeringVectors | None, found: EqualDrift, strength: float,
-    *, lowers: bool = False,
-) -> list[Arm]:  # fmt: skip
-    """The arms besides base and edit, at the strengths of equal drift."""
-    methods, arms = methods_of(model, edit, vectors, strength, lowers=lowers) if found.strengths else {}, []
-    for name, size in found.strengths.items():
-        own = methods[name][0](size)
-        arms.append(
-            steering_arm(own.vectors, float(f"{own.strength:.3g}"))
-            if isinstance(own, Steering)
-            else Arm("baseline", f"{name} {size:.3g}", own, {"strength": size})
-        )
-    return arms
+def equal_drift(
+    engine: Engine,
+    edit: Editing,
+    methods: Methods,
+    benign: Sequence[str],
+    sampling: Sampling = Sampling(max_new_tokens=24),
+) -> EqualDrift:
+    """The strength at which each method drifts from the base as much as the edit does, KL(base ‖ it), within 10 %.
+
+    Drift is measured on the base's own answers to 24 of the benign requests.
+    """
+    task = DriftTask("", spread(benign, DRIFT_PROMPTS), sampling)
+    (own,) = task.measure(engine, [edit])
+    target = own.metrics["kl"].value
+    if target is None or own.metrics["kl"].unscored:
+        return EqualDrift(note="Nothing is compared with the edit: its drift is not finite, so it cannot be met.")
+    if target < _LEAST_DRIFT:
+        return EqualDrift(edit_drift=target, note="The edit does not drift, so there is nothing to match.")
+    try:
+        found = calibrate_together(engine, list(methods.values()), task, target, tolerance=_TOLERANCE)
+    except InvalidValueError as error:
+        return EqualDrift(edit_drift=target, note=f"Nothing is compared with the edit: {error}")
+    reached = {name: one for name, one in zip(methods, found, strict=True) if one.reached}
+    words = ", ".join(f"{name} {one.strength:.3g}" for name, one in reached.items()) or "nothing"
+    note = [f"Drift as much as the edit (KL {target:.3g} nats per token, on {len(task)} benign requests): {words}."]
+    note += [f"No strength of {name} was found that does." for name in methods if name not in reached]
+    note += [] if STEERING in methods else ["No steering: the vectors are not known. Give them with --vectors."]
+    strengths, drifts = ({name: getattr(one, of) for name, one in reached.items()} for of in ("strength", "drift"))
+    return EqualDrift(strengths, target, drifts, " ".join(note))
+
+
+def arm_of(name: str, own: Intervention, size: float) -> Arm:
+    """A method at its strength of equal drift, as one of the arms besides base and edit."""
+    if isinstance(own, Steering):
+        return steering_arm(own.vectors, float(f"{own.strength:.3g}"))
+    return Arm("baseline", f"{name} {size:.3g}", own, {"strength": size})

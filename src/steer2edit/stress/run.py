@@ -17,6 +17,7 @@ from steer2edit.artifacts import atomic_file, package_versions
 from steer2edit.artifacts.facts import BaseModelRecord
 from steer2edit.artifacts.manifest import now, plain_json
 from steer2edit.artifacts.run_folder import RunFolder, RunKind, damage_explained, write_json
+from steer2edit.core import Editing
 from steer2edit.engines import RememberingEngine
 from steer2edit.errors import Steer2EditError
 from steer2edit.estimates import Estimate
@@ -27,7 +28,7 @@ from steer2edit.progress import step
 from steer2edit.steering.examples import prompt_digests
 from steer2edit.stress.effects import measure_plain
 from steer2edit.stress.findings import GROUPS, StressResult, Texts
-from steer2edit.stress.given import EDIT_LABEL, EqualDrift, StressInput, arms_of, equal_drift
+from steer2edit.stress.given import EDIT_LABEL, EqualDrift, StressInput, arm_of, equal_drift, methods_of
 from steer2edit.stress.registry import StressTest
 from steer2edit.stress.scorecard import (
     ArmRecord,
@@ -195,10 +196,11 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
     harmful = results.keep(PLAIN, "own", lambda: ask(bare, bare.harmful, parts=in_form()))
     gain = paired(harmful.refused[bare.edited], harmful.refused[bare.base])
     lowers = gain.below(0)
-    compare = partial(equal_drift, engine, given.edit, given.vectors, given.benign, given.sampling)
-    steering = EqualDrift(**results.once("steering", lambda: asdict(compare(strength=strength, lowers=lowers))))
+    methods = methods_of(given.model, given.edit, given.vectors, strength, lowers=lowers)
+    compare = partial(equal_drift, engine, Editing(given.edit, strength), methods, given.benign, given.sampling)
+    steering = EqualDrift(**results.once("steering", lambda: asdict(compare())))
     narrate(steering.note)
-    compared = arms_of(given.model, given.edit, given.vectors, steering, strength, lowers=lowers)
+    compared = [arm_of(name, methods[name][0](size), size) for name, size in steering.strengths.items()]
     subject = replace(given.subject(engine, compared), harmful=bare.harmful, lowers=lowers)
     remembering = RememberingEngine(given.engine, list(subject.interventions.values()), engine.replies)  # the base's
     subject = replace(subject, engine=remembering)
