@@ -187,17 +187,14 @@ class EditMatch:
 
 def match_edit(edit: WeightEdit, changes: Sequence[TensorChange], structure: Structure) -> EditMatch:
     """Compare the changes of all tensors that are not identical with a given edit."""
-    found = {c.recovered.place.projection.key: c.recovered for c in changes if c.recovered is not None}
+    found = [change.recovered for change in changes if change.recovered is not None]
     edited = {site: own for site, own in edit.sites.items() if bool(own.row.any())}
-    places = {site: [place for place in structure.places.matrices if place.site == site] for site in edited}
-    fits = {
-        site: _fit(own, [found[k] for p in places[site] if (k := p.projection.key) in found])
-        for site, own in edited.items()
-    }
+    fits = {site: _fit(own, [one for one in found if one.place.site == site]) for site, own in edited.items()}
     strength = _common_strength([(fit, _energy(edited[site])) for site, fit in fits.items() if fit is not None])
     sites, unread = [], []
     for site, own in edited.items():
-        pairs = [(place, structure.pair(place.tensor, place.expert)) for place in places[site]]
+        places = [place for place in structure.places.matrices if place.site == site]
+        pairs = [(place, structure.pair(place.tensor, place.expert)) for place in places]
         if not pairs or any(pair is None for _, pair in pairs):
             unread.append(str(site))
         sites.append(SiteMatch(site, fits[site], _outside(own, strength or 0.0, pairs)))
