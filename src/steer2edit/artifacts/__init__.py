@@ -4,7 +4,7 @@ docs/formats.md specifies them. Everything is written completely or not at all, 
 """
 
 from steer2edit.artifacts.atomic import atomic_directory, atomic_file, require_free
-from steer2edit.artifacts.checkpoints.base import BaseCheckpoint, open_base
+from steer2edit.artifacts.checkpoints.base import open_base
 from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files
 from steer2edit.artifacts.edits.adapter import load_edit, load_members, read_members, save_combined, save_edit
 from steer2edit.artifacts.edits.hub import push
@@ -18,29 +18,3 @@ from steer2edit.artifacts.vector_files.vectors import (
     read_vectors,
     save_vectors,
 )
-
-__all__ = [
-    "BaseCheckpoint",
-    "CheckpointManifest",
-    "EditManifest",
-    "VectorSource",
-    "apply_to_files",
-    "atomic_directory",
-    "atomic_file",
-    "export_edit",
-    "load_edit",
-    "load_members",
-    "load_official_edit",
-    "load_vectors",
-    "open_base",
-    "package_versions",
-    "push",
-    "read_manifest",
-    "read_members",
-    "read_vectors",
-    "require_free",
-    "save_block_vectors",
-    "save_combined",
-    "save_edit",
-    "save_vectors",
-]

@@ -6,5 +6,3 @@ docs/audit.md says how it decides, and what it cannot tell.
 from steer2edit.audit.audit import Audit, audit
 from steer2edit.audit.change import TensorChange
 from steer2edit.audit.verification import verify_checkpoint
-
-__all__ = ["Audit", "TensorChange", "audit", "verify_checkpoint"]

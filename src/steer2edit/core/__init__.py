@@ -17,31 +17,3 @@ from steer2edit.core.components import (
 from steer2edit.core.edit import SiteEdit, WeightEdit
 from steer2edit.core.intervention import Combined, Editing, Intervention, Steering, finite_strength
 from steer2edit.core.vectors import ClassMeans, SiteEffects, SiteMeans, SteeringVectors
-
-__all__ = [
-    "BLOCKS",
-    "SHARES_RHO",
-    "TUNED_BLOCKS",
-    "Block",
-    "BlockVectors",
-    "ClassMeans",
-    "Combined",
-    "Component",
-    "Editing",
-    "ExpertNeuron",
-    "Experts",
-    "Head",
-    "Intervention",
-    "MixerHead",
-    "Neuron",
-    "Site",
-    "SiteEdit",
-    "SiteEffects",
-    "SiteMeans",
-    "Steering",
-    "SteeringVectors",
-    "UseAt",
-    "WeightEdit",
-    "finite_strength",
-    "site_vectors",
-]

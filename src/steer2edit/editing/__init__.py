@@ -3,17 +3,3 @@
 from steer2edit.editing.applying import edited, intervened, merged, merged_weight
 from steer2edit.editing.baselines import ablation, rosi
 from steer2edit.editing.convert import MIN_TOKENS, Factors, compute_factors, convert, natural_strength
-
-__all__ = [
-    "MIN_TOKENS",
-    "Factors",
-    "ablation",
-    "compute_factors",
-    "convert",
-    "edited",
-    "intervened",
-    "merged",
-    "merged_weight",
-    "natural_strength",
-    "rosi",
-]

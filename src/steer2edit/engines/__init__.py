@@ -3,13 +3,3 @@
 from steer2edit.engines.requests import Engine, RememberingEngine, Request, ResponseScore, RoutingEngine
 from steer2edit.engines.transformers import TransformersEngine
 from steer2edit.engines.vllm import VllmEngine
-
-__all__ = [
-    "Engine",
-    "RememberingEngine",
-    "Request",
-    "ResponseScore",
-    "RoutingEngine",
-    "TransformersEngine",
-    "VllmEngine",
-]

@@ -4,21 +4,3 @@ from steer2edit.recipes.making import make_edit, make_vectors, preview, recipe_o
 from steer2edit.recipes.recipe import is_recipe, read_recipe, recipe_names
 from steer2edit.recipes.recipe_run import run_recipe, search_options, template_args
 from steer2edit.recipes.run import render_again, run_behaviour, search_and_report
-
-__all__ = [
-    "is_recipe",
-    "make_edit",
-    "make_vectors",
-    "preview",
-    "read_recipe",
-    "recipe_names",
-    "recipe_of",
-    "refit",
-    "render_again",
-    "run_behaviour",
-    "run_recipe",
-    "search_and_report",
-    "search_options",
-    "template_args",
-    "told",
-]

@@ -3,11 +3,3 @@
 from steer2edit.report.comparison_page import write_comparison_page
 from steer2edit.report.run_page import render_report, write_report
 from steer2edit.report.scorecard_page import render_scorecard, write_stress_page
-
-__all__ = [
-    "render_report",
-    "render_scorecard",
-    "write_comparison_page",
-    "write_report",
-    "write_stress_page",
-]

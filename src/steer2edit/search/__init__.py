@@ -3,17 +3,3 @@
 from steer2edit.search.comparison import COMPARISON, PAPER, comparison_methods, run_comparison
 from steer2edit.search.run import Narrate, run_facts, run_search, search_results
 from steer2edit.search.search import behaviours_of, options_for, prepare_search
-
-__all__ = [
-    "COMPARISON",
-    "PAPER",
-    "Narrate",
-    "behaviours_of",
-    "comparison_methods",
-    "options_for",
-    "prepare_search",
-    "run_comparison",
-    "run_facts",
-    "run_search",
-    "search_results",
-]

@@ -11,18 +11,3 @@ from steer2edit.settings.shared import (
     Reading,
     RefitOptions,
 )
-
-__all__ = [
-    "Accepting",
-    "ComparisonOptions",
-    "ConvertOptions",
-    "ExtractOptions",
-    "Loading",
-    "Placing",
-    "PlainLoading",
-    "Reading",
-    "RefitOptions",
-    "RunOptions",
-    "SearchOptions",
-    "StressOptions",
-]

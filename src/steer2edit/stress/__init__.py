@@ -7,25 +7,3 @@ from steer2edit.stress.registry import StressTest, all_tests, choose_tests, file
 from steer2edit.stress.run import run_stress
 from steer2edit.stress.scorecard import Contract, Scorecard, read_scorecard
 from steer2edit.stress.subject import Subject
-
-__all__ = [
-    "GROUPS",
-    "Contract",
-    "Finding",
-    "Group",
-    "Scorecard",
-    "StressInput",
-    "StressOptions",
-    "StressResult",
-    "StressTest",
-    "Subject",
-    "all_tests",
-    "asked_prompts",
-    "choose_tests",
-    "file_test",
-    "given_vectors",
-    "read_scorecard",
-    "require_unseen",
-    "run_stress",
-    "vectors_beside",
-]
