@@ -50,7 +50,9 @@ class BlockVectors:
         return cls(vectors.block_outputs, vectors.metadata)
 
     def direction(self, layer: int) -> Float[Tensor, " d"]:
-        """v = positive − negative of a layer's output."""
+        """v = positive − negative of a layer's output; an InvalidValueError where there is none of that layer."""
+        if layer not in self.layers:
+            raise InvalidValueError(f"there is no direction of layer {layer}: there are {list(self.layers)}.")
         return self.layers[layer].difference
 
 
