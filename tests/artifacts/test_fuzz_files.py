@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from artifact_models import random_edit
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 

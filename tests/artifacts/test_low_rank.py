@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from steer2edit.artifacts.edits.low_rank import LowRank, combined_factors, factorise, measure_interference
 from steer2edit.core import Site, SiteEdit, WeightEdit

@@ -16,8 +16,7 @@ from hub_server import TOKEN, Hub, running_hub
 from families import tiny_model
 from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.artifacts.edits.adapter import read_members, save_combined
-from steer2edit.artifacts.edits.hub import push as push_with_contract
-from steer2edit.artifacts.edits.hub import pushed_files
+from steer2edit.artifacts.edits.hub import push as push_with_contract, pushed_files
 from steer2edit.artifacts.edits.scorecard_section import ScorecardSection, write_scorecard_section
 from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.errors import ArtifactError

@@ -10,8 +10,7 @@ from typer import BadParameter
 
 from families import random_site_means
 from steer2edit.artifacts import save_edit, save_vectors
-from steer2edit.cli import app
-from steer2edit.cli import console as terminal
+from steer2edit.cli import app, console as terminal
 from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, intervened
 from steer2edit.method.hyperparameters import Hyperparameters

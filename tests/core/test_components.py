@@ -1,8 +1,7 @@
 """Sites, heads and neurons: how they print, parse, sort and refuse."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from steer2edit.core import BLOCKS, SHARES_RHO, TUNED_BLOCKS, ExpertNeuron, Head, MixerHead, Neuron, Site
 from steer2edit.errors import InvalidValueError, Steer2EditError

@@ -3,8 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation.statistics import mean, paired_difference, rate

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from random_sites import RandomSite, alphas, random_site, rhos, sites
 
 from steer2edit.core import SiteEdit

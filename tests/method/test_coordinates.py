@@ -1,8 +1,7 @@
 """A budget (ρ, α) is a threshold τ = ρα on |g| and a gain c = 1/(ρ(1 − α))."""
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from steer2edit.method.rule import magnitude
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 from random_sites import RandomSite, alphas, random_site, rhos, sites
 
 from dense_definitions import SLACK, DenseEdit, blocks, dense_edit, float64

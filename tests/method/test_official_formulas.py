@@ -5,8 +5,7 @@ Source: `edit.py` of Trustworthy-ML-Lab/Steer2Edit, which stores (λ, k̂) per h
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from random_sites import RandomSite, random_site
 from torch import Tensor
 from torch.nn.functional import cosine_similarity

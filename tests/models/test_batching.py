@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from steer2edit.errors import ModelError
 from steer2edit.models import TokenBudget, length_batches, run_batches

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from decoding import DECODED, LOSSY, request_in
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
 from steer2edit.engines import TransformersEngine

@@ -16,8 +16,7 @@ from steer2edit.editing import intervened
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.evaluation import Arm, edit_arm
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.recipes.making import STRENGTH, Preview, make_edit
-from steer2edit.recipes.making import preview as look
+from steer2edit.recipes.making import STRENGTH, Preview, make_edit, preview as look
 from steer2edit.settings import Accepting, ConvertOptions
 
 if TYPE_CHECKING:

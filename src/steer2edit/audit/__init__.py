@@ -3,6 +3,6 @@
 docs/audit.md says how it decides, and what it cannot tell.
 """
 
-from steer2edit.audit.audit import Audit, audit
-from steer2edit.audit.change import TensorChange
-from steer2edit.audit.verification import verify_checkpoint
+from steer2edit.audit.audit import Audit as Audit, audit as audit
+from steer2edit.audit.change import TensorChange as TensorChange
+from steer2edit.audit.verification import verify_checkpoint as verify_checkpoint

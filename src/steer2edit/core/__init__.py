@@ -1,19 +1,30 @@
 """The nouns of the project: components, steering vectors, weight edits, interventions."""
 
-from steer2edit.core.block_vectors import BlockVectors, UseAt, site_vectors
+from steer2edit.core.block_vectors import BlockVectors as BlockVectors, UseAt as UseAt, site_vectors as site_vectors
 from steer2edit.core.components import (
-    BLOCKS,
-    SHARES_RHO,
-    TUNED_BLOCKS,
-    Block,
-    Component,
-    ExpertNeuron,
-    Experts,
-    Head,
-    MixerHead,
-    Neuron,
-    Site,
+    BLOCKS as BLOCKS,
+    SHARES_RHO as SHARES_RHO,
+    TUNED_BLOCKS as TUNED_BLOCKS,
+    Block as Block,
+    Component as Component,
+    ExpertNeuron as ExpertNeuron,
+    Experts as Experts,
+    Head as Head,
+    MixerHead as MixerHead,
+    Neuron as Neuron,
+    Site as Site,
 )
-from steer2edit.core.edit import SiteEdit, WeightEdit
-from steer2edit.core.intervention import Combined, Editing, Intervention, Steering, finite_strength
-from steer2edit.core.vectors import ClassMeans, SiteEffects, SiteMeans, SteeringVectors
+from steer2edit.core.edit import SiteEdit as SiteEdit, WeightEdit as WeightEdit
+from steer2edit.core.intervention import (
+    Combined as Combined,
+    Editing as Editing,
+    Intervention as Intervention,
+    Steering as Steering,
+    finite_strength as finite_strength,
+)
+from steer2edit.core.vectors import (
+    ClassMeans as ClassMeans,
+    SiteEffects as SiteEffects,
+    SiteMeans as SiteMeans,
+    SteeringVectors as SteeringVectors,
+)
