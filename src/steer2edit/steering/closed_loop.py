@@ -130,12 +130,14 @@ def closed_loop(
     costs = {site: shared_cost(psi).float() for site, psi in draws.items()}
     first, unit = _begun(objective, gate, costs)
     best, length, conjugate = objective.at(first), _FIRST, _Conjugate()
+    measured: Point | None = None
     with step("Steps with the edit in place", _STEPS) as advance:
         for _ in range(_STEPS):
-            with objective.edited(best.rows):
-                found = effects(objective.responses)
-            slopes = {site: best.weights @ own for site, own in found.items()}
-            look = gated_effects({site: own[None] for site, own in slopes.items()}, silent, draws)
+            if best is not measured:  # a step that gained nothing is tried again, shorter
+                with objective.edited(best.rows):
+                    found = effects(objective.responses)
+                slopes = {site: best.weights @ own for site, own in found.items()}
+                look, measured = gated_effects({site: own[None] for site, own in slopes.items()}, silent, draws), best
             if not look.gain > 0:
                 break
             towards, slope = conjugate.direction(slopes, _rows(look, costs), look.gain), unit * look.gain**0.5
