@@ -21,13 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from families import tiny_network
-from steer2edit.artifacts import (
-    CheckpointManifest,
-    apply_to_files,
-    open_base,
-    read_manifest,
-)
-from steer2edit.audit import verify_checkpoint
+from steer2edit.artifacts import CheckpointManifest, apply_to_files, open_base, read_manifest, verify_checkpoint
 from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, merged
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError, ModelError
@@ -464,6 +458,4 @@ def test_smollm2_from_its_files(tmp_path: Path) -> None:
     found = load_model(str(tmp_path / "out"), dtype="bfloat16", device="cpu").network.state_dict()
     with merged(model, edit, 0.05):
         assert all(same(value, found[name]) for name, value in model.network.state_dict().items())
-    verified = verify_checkpoint(base, [(edit, 0.05)], tmp_path / "out", device="cpu")
-    assert verified.edited_tensors == 3
-    assert 0 < verified.kl < verified.edit_kl
+    assert verify_checkpoint(base, [(edit, 0.05)], tmp_path / "out") == len(base.files.tensors)

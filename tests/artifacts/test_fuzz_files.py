@@ -13,9 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from families import tiny_network
-from steer2edit.artifacts import CheckpointManifest, apply_to_files, open_base, read_manifest
+from steer2edit.artifacts import CheckpointManifest, apply_to_files, open_base, read_manifest, verify_checkpoint
 from steer2edit.artifacts.checkpoints.files import open_checkpoint, open_tensors
-from steer2edit.audit.verification import require_files
 from steer2edit.core import WeightEdit
 from steer2edit.errors import Steer2EditError
 from steer2edit.models import LanguageModel
@@ -186,6 +185,6 @@ def test_a_damaged_base_gives_no_wrong_checkpoint(
         assert not out.exists()
         assert {p.name for p in tmp_path.iterdir()} == {"base"}
         return
-    assert require_files(opened, opened.plan(edits), out) == len(opened.files.tensors)
+    assert verify_checkpoint(opened, edits, out) == len(opened.files.tensors)
     for side in ("config.json", "model.safetensors.index.json"):
         assert (out / side).read_bytes() == (base / side).read_bytes()

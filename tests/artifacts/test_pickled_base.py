@@ -11,8 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from steer2edit.artifacts import apply_to_files, open_base
-from steer2edit.audit import verify_checkpoint
+from steer2edit.artifacts import apply_to_files, open_base, verify_checkpoint
 from steer2edit.core import Site, WeightEdit
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
@@ -98,7 +97,7 @@ def test_several_edits_and_the_result_is_verified(tmp_path: Path) -> None:
     base = open_base(str(tmp_path / "base"))
     apply_to_files(base, edits, tmp_path / "out")
     require_only_edited(before, written(tmp_path / "out"), *edits)
-    assert verify_checkpoint(base, edits, tmp_path / "out", device="cpu").edited_tensors == 1
+    assert verify_checkpoint(base, edits, tmp_path / "out") == len(before)
 
 
 @pytest.mark.parametrize(

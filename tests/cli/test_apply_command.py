@@ -66,17 +66,14 @@ def test_verified_and_reported_as_json(
 ) -> None:
     out = tmp_path / "out"
     capsys.readouterr()
-    run("apply", checkpoint, edit, "--out", out, "--strength", "0.5", "--verify", "--device", "cpu", "--json")
+    run("apply", checkpoint, edit, "--out", out, "--strength", "0.5", "--verify", "--json")
     printed = json.loads(capsys.readouterr().out)
     assert printed["source"] == "files"
     assert printed["base"]["fingerprint"] == model.fingerprint
     assert printed["not_copied"] == ["pytorch_model.bin"]
     assert printed["edited"].keys() == {f"{site.name}.weight" for site in model.sites.values()}
     found = printed["verification"]
-    assert found["edited_tensors"] == len(model.sites) < found["tensors"]
-    assert 0 < found["kl"] < found["edit_kl"] / 100
-    assert found["kl"] < found["largest_kl"] == 0.02
-    assert found["greedy_agreement"] > 0.9
+    assert found["edited_tensors"] == len(model.sites) < found["tensors"] == len(model.network.state_dict())
     reloaded = load_model(str(out), dtype="bfloat16", device="cpu").network.state_dict()
     with merged(model, load_edit(edit), 0.5):
         assert all(torch.equal(value, reloaded[name]) for name, value in model.network.state_dict().items())
@@ -95,11 +92,8 @@ def test_no_model_is_loaded(
     assert "Not copied: pytorch_model.bin." in shown
 
 
-def test_a_result_that_was_changed_is_not_verified(
-    checkpoint: Path, edit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    from steer2edit.artifacts import open_base
-    from steer2edit.audit import verify_checkpoint
+def test_a_result_that_was_changed_is_not_verified(checkpoint: Path, edit: Path, tmp_path: Path, capsys: Any) -> None:
+    from steer2edit.artifacts import open_base, verify_checkpoint
     from steer2edit.errors import ArtifactError
 
     out = tmp_path / "out"
@@ -108,11 +102,7 @@ def test_a_result_that_was_changed_is_not_verified(
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 10.0}))
     with pytest.raises(ArtifactError, match=r"config.json is not the base's"):
-        verify_checkpoint(base, edits, out, device="cpu")
-    with monkeypatch.context() as patch:
-        patch.setattr("steer2edit.audit.verification.require_files", lambda *_: 1)
-        with pytest.raises(ArtifactError, match=r"predicts otherwise than its base under the edit: .* nats per token"):
-            verify_checkpoint(base, edits, out, device="cpu")
+        verify_checkpoint(base, edits, out)
     (out / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     for name, what in (("model.norm.weight", "the base's bytes"), ("model.layers.1.mlp.down_proj.weight", "the edit")):
         shard = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"][name]
@@ -121,9 +111,9 @@ def test_a_result_that_was_changed_is_not_verified(
         tensors[name].view(-1)[3] += 0.5
         save_file(tensors, out / shard, {"format": "pt"})
         with pytest.raises(ArtifactError, match=f"{name} does not hold {what}"):
-            verify_checkpoint(base, edits, out, device="cpu")
+            verify_checkpoint(base, edits, out)
         (out / shard).write_bytes(kept)
-    assert verify_checkpoint(base, edits, out, device="cpu").greedy_agreement > 0.9
+    assert verify_checkpoint(base, edits, out) == len(base.files.tensors)
 
 
 def test_a_strength_that_is_no_number(

@@ -9,7 +9,10 @@ from steer2edit.artifacts.atomic import (
     require_free as require_free,
 )
 from steer2edit.artifacts.checkpoints.base import open_base as open_base
-from steer2edit.artifacts.checkpoints.checkpoint import apply_to_files as apply_to_files
+from steer2edit.artifacts.checkpoints.checkpoint import (
+    apply_to_files as apply_to_files,
+    verify_checkpoint as verify_checkpoint,
+)
 from steer2edit.artifacts.edits.adapter import (
     load_edit as load_edit,
     load_members as load_members,

@@ -5,4 +5,3 @@ docs/audit.md says how it decides, and what it cannot tell.
 
 from steer2edit.audit.audit import Audit as Audit, audit as audit
 from steer2edit.audit.change import TensorChange as TensorChange
-from steer2edit.audit.verification import verify_checkpoint as verify_checkpoint

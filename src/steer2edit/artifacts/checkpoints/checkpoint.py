@@ -1,5 +1,6 @@
 """The edited checkpoint: the base's files with `W + strength · u aᵀ` in place of W, and nothing else changed."""
 
+import filecmp
 import json
 import os
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory, require_free, require_read_back
 from steer2edit.artifacts.checkpoints.base import BaseCheckpoint, open_base
 from steer2edit.artifacts.checkpoints.files import CheckpointFiles, open_checkpoint, require_inside
-from steer2edit.artifacts.checkpoints.patching import write_files
+from steer2edit.artifacts.checkpoints.patching import edited_chunks, write_files
 from steer2edit.artifacts.edits.low_rank import ScaledEdits
 from steer2edit.artifacts.facts import BaseCheckpointRecord
 from steer2edit.artifacts.manifest import (
@@ -19,9 +20,11 @@ from steer2edit.artifacts.manifest import (
     plain_json,
     write_manifest,
 )
+from steer2edit.artifacts.tensors import same_bits
 from steer2edit.core import finite_strength
-from steer2edit.errors import InvalidValueError
+from steer2edit.errors import ArtifactError, InvalidValueError
 from steer2edit.models.model_path import INDEX_FILE, SINGLE_FILE
+from steer2edit.progress import step
 
 _WEIGHTS = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".keras", ".msgpack", ".npz", ".npy"),
@@ -136,3 +139,32 @@ def _write(base: BaseCheckpoint, edits: ScaledEdits, scratch: Path) -> Checkpoin
     )
     write_manifest(manifest, scratch)
     return manifest
+
+
+def verify_checkpoint(base: BaseCheckpoint, edits: ScaledEdits, written: Path | str) -> int:
+    """Compare every byte of a written checkpoint with what it must be; how many tensors that are.
+
+    Every tensor that is not edited must have the base's bytes, every edited one those that the edits give, and every
+    other file must be the base's: else an ArtifactError.
+    """
+    written, plan = Path(written), base.plan(edits)
+    found = open_checkpoint(written)
+    if found.tensors.keys() != base.files.tensors.keys():
+        raise ArtifactError(f"{written} does not have the tensors of {base.directory}: it is not that base, edited.")
+    with step("Comparing tensors", len(found.tensors)) as advance:
+        for name, tensor in base.files.tensors.items():
+            own = found.tensors[name]
+            same = (own.dtype_name, own.shape) == (tensor.dtype_name, tensor.shape)
+            if same and tensor in plan:
+                chunks = edited_chunks(tensor, plan[tensor])
+                same = all(same_bits(values, own.read_rows(at, at + len(values))) for at, values in chunks)
+            elif same:
+                same = own.equals(tensor)
+            if not same:
+                what = "the edit" if tensor in plan else "the base's bytes"
+                raise ArtifactError(f"{written}: {name} does not hold {what}. The checkpoint was changed or damaged.")
+            advance(1)
+    for path in find_side_files(base.files).own:
+        if not (written / path).is_file() or not filecmp.cmp(base.directory / path, written / path, shallow=False):
+            raise ArtifactError(f"{written}: {path} is not the base's. It was changed since it was written.")
+    return len(found.tensors)
