@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from families import tiny_model, tiny_network
 from steer2edit.artifacts import load_edit, save_edit
-from steer2edit.artifacts.edits.adapter import load_members, read_members, save_combined
+from steer2edit.artifacts.edits.adapter import read_members, save_combined
 from steer2edit.artifacts.exports.engines import max_lora_rank
 from steer2edit.artifacts.exports.export import export_edit, read_export
 from steer2edit.core import Site
@@ -29,38 +29,31 @@ def saved(folder: Path, family: str = "llama", name: str = "edit", seed: int = 1
     return model, folder / name
 
 
-def test_peft_one_edit_directory_per_strength(tmp_path: Path) -> None:
+def test_peft_one_adapter_per_strength(tmp_path: Path) -> None:
     model, edit = saved(tmp_path)
     manifest = export_edit(edit, "peft", [0.5, 1.0, -2.0], tmp_path / "out")
     names = ["strength-0.5", "strength-1", "strength-minus-2"]
     assert [a.path for a in manifest.adapters] == names
     assert {p.name for p in (tmp_path / "out").iterdir()} == {*names, "steer2edit.json", "README.md"}
-    original = load_edit(edit)
     for name, strength in zip(names, (0.5, 1.0, -2.0), strict=True):
-        copy = load_edit(tmp_path / "out" / name)
-        for site, expected in original.sites.items():
-            found = copy.sites[site]
-            assert torch.equal(found.row, expected.row * strength)
-            assert torch.equal(found.magnitude, expected.magnitude * strength)
-            assert torch.equal(found.output_direction, expected.output_direction)
-            assert torch.equal(found.importance, expected.importance)
-        with merged(model, original, strength):
+        with merged(model, load_edit(edit), strength):
             expected_logits = logits(model.network)
         adapter = PeftModel.from_pretrained(tiny_network("llama"), tmp_path / "out" / name)
         assert relative(logits(adapter), expected_logits) < 1e-4
-    assert load_edit(tmp_path / "out" / "strength-0.5").metadata["strength"] == 0.5
-    card = (tmp_path / "out" / "strength-0.5" / "README.md").read_text()
-    assert "**This copy has strength 0.5 folded in.**" in card
-    for path in (tmp_path / "out" / "strength-1").iterdir():
-        assert path.read_bytes() == (edit / path.name).read_bytes()
+        require_scaled(edit, tmp_path / "out" / name, strength)
     assert read_export(tmp_path / "out") == manifest
 
 
-def test_a_copy_of_a_copy(tmp_path: Path) -> None:
-    _, edit = saved(tmp_path)
-    export_edit(edit, "peft", [0.5], tmp_path / "a")
-    export_edit(tmp_path / "a" / "strength-0.5", "peft", [0.5], tmp_path / "b")
-    assert load_edit(tmp_path / "b" / "strength-0.5").metadata["strength"] == 0.25
+def require_scaled(edit: Path, adapter: Path, strength: float) -> None:
+    """The adapter is PEFT's two files of the edit, with every A multiplied, and at strength 1 the same bytes."""
+    assert {p.name for p in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (edit, adapter))
+    assert before.keys() == after.keys()
+    for key in before:
+        assert torch.equal(after[key], before[key] * (strength if "lora_A" in key else 1.0))
+    for path in adapter.iterdir():
+        if strength == 1 or path.suffix == ".json":
+            assert path.read_bytes() == (edit / path.name).read_bytes()
 
 
 def test_a_combined_edit_as_peft(tmp_path: Path) -> None:
@@ -68,12 +61,7 @@ def test_a_combined_edit_as_peft(tmp_path: Path) -> None:
     saved(tmp_path, name="other", seed=2)
     save_combined(model, read_members([edit, tmp_path / "other"], [1.0, -0.5]), tmp_path / "both")
     export_edit(tmp_path / "both", "peft", [3.0], tmp_path / "out")
-    assert [weight for _, weight in load_members(tmp_path / "out" / "strength-3")] == [3.0, -1.5]
-    before, after = (
-        load_file(p / "adapter_model.safetensors") for p in (tmp_path / "both", tmp_path / "out/strength-3")
-    )
-    for key in before:
-        assert torch.equal(after[key], before[key] * (3.0 if "lora_A" in key else 1.0))
+    require_scaled(tmp_path / "both", tmp_path / "out/strength-3", 3.0)
 
 
 def test_gguf(tmp_path: Path) -> None:
@@ -101,8 +89,7 @@ def test_gguf_of_a_combined_edit_has_its_rank(tmp_path: Path) -> None:
 def test_vllm_takes_a_dense_edit_as_it_is(tmp_path: Path) -> None:
     _, edit = saved(tmp_path)
     manifest = export_edit(edit, "vllm", [1.0], tmp_path / "out")
-    for path in (tmp_path / "out" / "strength-1").iterdir():
-        assert path.read_bytes() == (edit / path.name).read_bytes()
+    require_scaled(edit, tmp_path / "out" / "strength-1", 1.0)
     assert "--enable-lora --max-lora-rank 1 --max-loras 2 --lora-modules strength-1=" in manifest.usage[0]
 
 

@@ -17,7 +17,7 @@ from families import tiny_model
 from steer2edit.artifacts import load_edit, save_edit
 from steer2edit.artifacts.edits.adapter import read_members, save_combined
 from steer2edit.artifacts.edits.hub import push as push_with_contract, pushed_files
-from steer2edit.artifacts.edits.scorecard_section import ScorecardSection, write_scorecard_section
+from steer2edit.artifacts.edits.scorecard_section import write_scorecard_section
 from steer2edit.artifacts.exports.export import export_edit
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
@@ -76,10 +76,7 @@ def test_a_card_without_a_contract_is_refused_unless_told(hub: Hub, folder: Path
             push_with_contract(folder / what, "me/edit")
     assert hub.commits == []
     edit = Path(shutil.copytree(folder / "edit", tmp_path / "edit"))
-    section = ScorecardSection(
-        load_edit(edit).digest(), "2026-01-01", "quick", ["A gain."], "No claim.", [("Plain", "holds")], {}
-    )
-    write_scorecard_section(edit, section)
+    write_scorecard_section(edit, load_edit(edit).digest(), "### Contract\n\n| Plain | holds |\n")
     push_with_contract(edit, "me/edit")
     ((_, _, files),) = hub.commits
     assert "| Plain | holds |" in files["README.md"].decode()

@@ -245,7 +245,7 @@ class TestModelCard:
         path = tmp_path / "edit" / "README.md"
         before = path.read_text()
         section = card.card_section()
-        write_scorecard_section(tmp_path / "edit", section)
+        write_scorecard_section(tmp_path / "edit", card.edit.sha256, section)
         once = path.read_text()
         assert "## Stress tests" in once
         assert has_contract(tmp_path / "edit")
@@ -253,9 +253,9 @@ class TestModelCard:
         assert CLAIM in once
         assert "No difference between the edit and the base was found" in once
         assert once.index("## Stress tests") < once.index("## Where it comes from")
-        write_scorecard_section(tmp_path / "edit", section)
+        write_scorecard_section(tmp_path / "edit", card.edit.sha256, section)
         assert path.read_text() == once
-        assert once.replace(f"{section.markdown()}\n", "") == before
+        assert once.replace(f"{section}\n", "") == before
         assert load_edit(tmp_path / "edit").metadata["model"] == given.model.describe()
         assert [p.name for p in (tmp_path / "edit").iterdir() if p.name.startswith(".")] == []
 
@@ -263,7 +263,7 @@ class TestModelCard:
         given = tiny_input(0.5)
         save_edit(given.model, given.edit, tmp_path / "edit")
         with pytest.raises(MismatchError, match="about another edit"):
-            write_scorecard_section(tmp_path / "edit", card.card_section())
+            write_scorecard_section(tmp_path / "edit", card.edit.sha256, card.card_section())
         assert "Stress tests" not in (tmp_path / "edit" / "README.md").read_text()
 
     def test_without_a_card(self, card: Scorecard, tmp_path: Path) -> None:
@@ -271,12 +271,12 @@ class TestModelCard:
         save_edit(given.model, given.edit, tmp_path / "edit")
         (tmp_path / "edit" / "README.md").unlink()
         with pytest.raises(ArtifactError, match=r"no model card README\.md"):
-            write_scorecard_section(tmp_path / "edit", card.card_section())
+            write_scorecard_section(tmp_path / "edit", card.edit.sha256, card.card_section())
 
     def test_no_sentence_ends_the_section(self, card: Scorecard) -> None:
         hostile = "x <!-- end of the scorecard --> | `y`\nnew line"
         changed = card.model_copy(update={"summary": {**card.summary, "held": [hostile]}})
-        text = changed.card_section().markdown()
+        text = changed.card_section()
         assert text.count("<!-- end of the scorecard -->") == 1
         assert "- x &lt;!-- end of the scorecard --> \\| \\`y\\` new line" in text
 

@@ -151,7 +151,7 @@ def stress(
     )  # fmt: skip
     page = late.report.write_stress_page(out, full_replies=full_replies)
     if card:
-        write_scorecard_section(edit, result.card_section())
+        write_scorecard_section(edit, result.edit.sha256, result.card_section())
     print_scorecard(result)
     say(f"\nScorecard: {out / 'scorecard.json'}\nReport: {page}\nReplies: {out / 'replies'}")
     if card:

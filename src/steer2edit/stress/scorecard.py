@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from steer2edit.artifacts.edits.scorecard_section import ScorecardSection
+from steer2edit.artifacts.edits.scorecard_section import scorecard_section
 from steer2edit.artifacts.facts import BaseModelRecord, Record, Sha256
 from steer2edit.artifacts.manifest import first_fault, require_version
 from steer2edit.errors import DataError
@@ -240,17 +240,9 @@ class Scorecard(Record):
         found = [(title, [test for test in self.tests if test.group == group]) for group, title in GROUPS.items()]
         return [(title, tests) for title, tests in found if tests]
 
-    def card_section(self) -> ScorecardSection:
+    def card_section(self) -> str:
         """It, short enough for a model card."""
-        return ScorecardSection(
-            edit_sha256=self.edit.sha256,
-            created=self.created.isoformat(),
-            suite=self.suite,
-            verdict=(self.verdict.sentence, *self.verdict.reasons),
-            claim=self.contract.claim,
-            contract=[(one.title, one.words) for one in self.contract.conditions],
-            sentences={title: self.summary[name] for name, title in SUMMARY_TITLES.items()},
-        )
+        return scorecard_section(card=self, titles=SUMMARY_TITLES)
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""

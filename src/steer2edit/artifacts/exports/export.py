@@ -1,7 +1,6 @@
 """An edit for other engines: one adapter per strength, with the strength folded in. See docs/serving.md."""
 
 import math
-import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -11,16 +10,15 @@ from typing import cast, get_args
 import torch
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE, atomic_directory
-from steer2edit.artifacts.cards import CARD_FILE, portable, rendered, write_card
-from steer2edit.artifacts.edits.adapter import COMPONENTS_FILE, load_members
-from steer2edit.artifacts.edits.lora import ADAPTER_FILE, lora_targets
+from steer2edit.artifacts.cards import portable, rendered, write_card
+from steer2edit.artifacts.edits.adapter import load_members
+from steer2edit.artifacts.edits.lora import ADAPTER_FILE, CONFIG_FILE, lora_targets
 from steer2edit.artifacts.edits.low_rank import ScaledEdits, combined_factors
 from steer2edit.artifacts.exports.engines import max_lora_rank, write_gguf_lora, write_vllm_lora
 from steer2edit.artifacts.manifest import (
     ExportedAdapter,
     ExportManifest,
     Format,
-    read_json,
     read_manifest,
     require_unchanged,
     write_manifest,
@@ -30,9 +28,6 @@ from steer2edit.errors import InvalidValueError, did_you_mean
 from steer2edit.models import LanguageModel, load_skeleton
 from steer2edit.models.model_path import gguf_file
 from steer2edit.progress import step
-
-_SCALED = {ADAPTER_FILE: re.compile(r".*\.lora_A\.weight"), COMPONENTS_FILE: re.compile(r".*\.(row|magnitude)")}
-_TITLE = re.compile(r"^# .+$", re.MULTILINE)
 
 
 def _needs_model(members: ScaledEdits, format: str) -> bool:
@@ -120,16 +115,13 @@ def _names(strengths: Sequence[float]) -> dict[str, float]:
 def _write(
     source: Path, members: ScaledEdits, format: str, strength: float, path: Path, model: LanguageModel | None
 ) -> None:
-    """Write one adapter to a file or a directory; without a model, the edit's own files."""
+    """Write one adapter to a file or a directory; without a model, the edit's own."""
     if model is None:
-        _write_scaled_copy(source, strength, path)
-        load_members(path)
-        return
+        return _write_scaled(source, strength, path)
     targets = lora_targets(model, combined_factors([(edit, weight * strength) for edit, weight in members]))
     if format == "vllm":
         path.mkdir()
-        write_vllm_lora(model, targets, path)
-        return
+        return write_vllm_lora(model, targets, path)
     made_on = members[0][0].metadata["model"]
     notes = {
         "strength": repr(strength),
@@ -138,42 +130,19 @@ def _write(
         "edit.sha256": file_sha256(source / MANIFEST_FILE),
         **({"base_model.gguf_sha256": model.gguf_sha256} if model.gguf_sha256 else {}),
     }
-    write_gguf_lora(model, targets, notes, path)
+    return write_gguf_lora(model, targets, notes, path)
 
 
-def _write_scaled_copy(source: Path, strength: float, target: Path) -> None:
-    """Copy an edit as `strength · ΔW`: the same files, with a and λ multiplied.
-
-    No model is needed for it. A combined edit keeps its members as they are, and its weights are multiplied.
-    """
-    shutil.copytree(source, target)
-    if strength == 1:
-        return
-    for name, scaled in _SCALED.items():
-        if not (source / name).is_file():
-            continue
-        tensors, header = read_tensors(source / name, "tensors of an edit")
-        for key in filter(scaled.fullmatch, tensors):
-            tensors[key] = tensors[key] * strength
-            if not bool(torch.isfinite(tensors[key]).all()):
-                raise InvalidValueError(f"{key} is not finite at strength {strength:g}. 1 is the edit as it is.")
-        write_tensors(tensors, target / name, header)
-    manifest = read_json(source / MANIFEST_FILE)
-    manifest["files"] = {name: file_sha256(target / name) for name in manifest["files"]}
-    if "members" in manifest:
-        manifest["members"] = [one | {"weight": one["weight"] * strength} for one in manifest["members"]]
-    else:
-        manifest["edit"]["strength"] = strength * manifest["edit"].get("strength", 1.0)
-        manifest["evaluation"] = None  # it was of strength 1
-    write_manifest(manifest, target)
-    if (source / CARD_FILE).is_file():
-        remark = (
-            f"\n\n**This copy has strength {strength:g} folded in.** Every λ below, and every measured value, is that "
-            "of the edit at strength 1."
-        )
-        card = (source / CARD_FILE).read_text(encoding="utf-8")
-        card = _TITLE.sub(lambda title: title[0] + remark, card, count=1)
-        (target / CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
+def _write_scaled(source: Path, strength: float, directory: Path) -> None:
+    """Copy the adapter of an edit as `strength · ΔW`: the same files, with A multiplied. No model is needed for it."""
+    tensors, header = read_tensors(source / ADAPTER_FILE, "tensors of an edit")
+    for name in (name for name in tensors if name.endswith(".lora_A.weight")):
+        tensors[name] = tensors[name] * strength
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise InvalidValueError(f"{name} is not finite at strength {strength:g}. 1 is the edit as it is.")
+    directory.mkdir()
+    write_tensors(tensors, directory / ADAPTER_FILE, header)
+    shutil.copyfile(source / CONFIG_FILE, directory / CONFIG_FILE)
 
 
 def usage(manifest: ExportManifest, directory: Path | None = None) -> list[str]:
