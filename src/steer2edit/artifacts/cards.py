@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from jinja2 import Template
-from pydantic import ValidationError
 
 from steer2edit.artifacts.edits.lora import base_reference
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord, first_fault
+from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord
 from steer2edit.core import WeightEdit
 from steer2edit.core.edit import expert_edits
 from steer2edit.errors import InvalidValueError
@@ -49,14 +48,13 @@ def write_card(
 
 def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, directory: Path) -> None:
     """Write an edit's card; an InvalidValueError where the evaluation has another form than `EvaluationRecord`."""
-    try:
-        evaluation = None if manifest.evaluation is None else EvaluationRecord.model_validate(manifest.evaluation)
-    except ValidationError as error:
-        raise InvalidValueError(
-            f"the evaluation does not fit: {first_fault(error)}. Give `conditions`, a list of objects with `label` "
-            "and `metrics` (by name: value, low, high, n, unscored); see docs/formats.md."
-        ) from error
-    metadata, vectors = edit.metadata, edit.metadata.get("vectors")
+    evaluation, metadata, vectors = None, edit.metadata, edit.metadata.get("vectors")
+    if manifest.evaluation is not None:
+        form = "Give `conditions`, objects with `label` and `metrics` (by name: value, low, high, n, unscored)"
+        remedy = f"{form}; see docs/formats.md."
+        evaluation = EvaluationRecord.read(
+            manifest.evaluation, "the evaluation does not fit", remedy, InvalidValueError
+        )
     conditions = evaluation.conditions if evaluation else ()
     write_card(
         "edit",

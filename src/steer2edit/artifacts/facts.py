@@ -1,10 +1,11 @@
 """What other parts read of the metadata that vectors and edits carry: checked on reading, whoever wrote the file."""
 
-from typing import Annotated, Any, NotRequired, Required
+from typing import Annotated, Any, NotRequired, Required, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from steer2edit.errors import ArtifactError, Steer2EditError
 from steer2edit.steering.diagnosis import Diagnosis
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -14,6 +15,21 @@ class Record(BaseModel):
     """A part of a file: checked on reading, and what it does not know is ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    @classmethod
+    def read(cls, content: object, what: str, remedy: str, error: type[Steer2EditError] = ArtifactError) -> Self:
+        """The record of what a file holds; the error, `WHAT: the first fault. REMEDY`, where it is another thing."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as fault:
+            raise error(f"{what}: {first_fault(fault)}. {remedy}") from fault
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first of a record's faults: where, and what."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}{more}"
 
 
 class BaseCheckpointRecord(Record):
@@ -79,7 +95,7 @@ class VectorsFacts(TypedDict, total=False):
     span_part: str
 
 
-class VectorsHeader(TypedDict):
+class VectorsHeader(Record):
     """Of the header of a file of vectors."""
 
     metadata: VectorsFacts

@@ -7,12 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from steer2edit.artifacts.facts import Record
-from steer2edit.artifacts.manifest import first_fault
 from steer2edit.core import Site
-from steer2edit.errors import ArtifactError
 from steer2edit.steering.diagnosis import listed
 
 _Tokens = Annotated[int, Field(ge=0)]
@@ -39,12 +37,8 @@ class LeftOut(Record):
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "LeftOut":
         """What an edit's (or vectors') metadata says; an ArtifactError where it does so in another form."""
-        try:
-            return cls.model_validate({name: value for name, value in metadata.items() if value is not None})
-        except ValidationError as error:
-            raise ArtifactError(
-                f"the metadata does not say in a known form what was left out: {first_fault(error)}. Make it again."
-            ) from error
+        known = {name: value for name, value in metadata.items() if value is not None}
+        return cls.read(known, "the metadata does not say in a known form what was left out", "Make it again.")
 
     @property
     def tokens(self) -> dict[tuple[Site, str], int]:

@@ -9,7 +9,7 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.facts import BaseCheckpointRecord, BaseModelRecord, EditMetadata, Record, Sha256
@@ -237,17 +237,7 @@ def read_manifest(directory: Path, kind: type[_M]) -> _M:
     require_version(raw.get("schema_version"), str(path), kind.model_fields["schema_version"].default)
     if missing := sorted({"created", "versions"} - raw.keys()):  # which a manifest that is being made gets by itself
         raise ArtifactError(f"{path} is damaged: {missing[0]}: Field required. Make it again.")
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise ArtifactError(f"{path} is damaged: {first_fault(error)}. Make it again.") from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first of a record's faults: where, and what."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}{more}"
+    return kind.read(raw, f"{path} is damaged", "Make it again.")
 
 
 def kind_of(directory: Path) -> str | None:

@@ -5,11 +5,11 @@ from dataclasses import fields
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from steer2edit.artifacts.edits.scorecard_section import scorecard_section
 from steer2edit.artifacts.facts import BaseModelRecord, Record, Sha256
-from steer2edit.artifacts.manifest import first_fault, require_version
+from steer2edit.artifacts.manifest import require_version
 from steer2edit.errors import DataError
 from steer2edit.estimates import ConditionKind, Estimate
 from steer2edit.evaluation import Arm
@@ -254,10 +254,7 @@ def read_scorecard(content: Mapping[str, Any]) -> Scorecard:
     if content.get("kind") != "stress-scorecard":
         raise DataError(f"this is no scorecard of a stress run, but {content.get('kind')!r}.")
     require_version(content.get("schema_version"), "the scorecard", SCHEMA_VERSION, SCHEMA_VERSION)
-    try:
-        return Scorecard.model_validate(content)
-    except ValidationError as error:
-        raise DataError(f"the scorecard is malformed: {first_fault(error)}. Make it again with `stress`.") from error
+    return Scorecard.read(content, "the scorecard is malformed", "Make it again with `stress`.", DataError)
 
 
 def summarise(plain: Entry, tests: Sequence[Entry], left_out: Sequence[str] = ()) -> dict[str, list[str]]:

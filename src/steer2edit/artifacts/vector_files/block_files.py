@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import atomic_file, require_read_back
 from steer2edit.artifacts.facts import Record
-from steer2edit.artifacts.manifest import first_fault, read_json
+from steer2edit.artifacts.manifest import read_json
 from steer2edit.artifacts.tensors import same_bits
 from steer2edit.core import BlockVectors
 from steer2edit.errors import ArtifactError
@@ -145,13 +145,8 @@ def read_svec(path: Path) -> BlockVectors:
     content = read_json(path)
     if content.get("num_heads") is not None:
         raise ArtifactError(f"{path}: it holds directions by attention head (num_heads), not of block outputs.")
-    try:
-        read = _Svec.model_validate(content)
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{path} is no .svec file: {first_fault(error)}. It has a list of finite numbers for each layer, counted "
-            "from 0, in `directions`."
-        ) from error
+    form = "It has a list of finite numbers for each layer, counted from 0, in `directions`."
+    read = _Svec.read(content, f"{path} is no .svec file", form)
     known = {"explained_variances": read.explained_variances} if read.explained_variances else {}
     made = {"format": "CAST vectors", "file": path.name, "model_hint": read.model_type, **known}
     directions = {int(k): torch.tensor(v, dtype=torch.float64).float() for k, v in read.directions.items()}

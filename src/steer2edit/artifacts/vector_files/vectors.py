@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import atomic_file
 from steer2edit.artifacts.facts import VectorsHeader
-from steer2edit.artifacts.manifest import SCHEMA_VERSION, first_fault, parse_object, plain_json, require_version
+from steer2edit.artifacts.manifest import SCHEMA_VERSION, parse_object, plain_json, require_version
 from steer2edit.artifacts.official import is_official_edit, official_tensors
 from steer2edit.artifacts.tensors import read_pt, read_tensors, require_file, write_tensors
 from steer2edit.artifacts.vector_files.block_files import read_control_vectors, read_svec
@@ -64,7 +63,7 @@ def save_vectors(vectors: SteeringVectors, path: Path | str, *, overwrite: bool 
         header = {"schema_version": str(SCHEMA_VERSION), "kind": _KIND}
         facts = {"metadata": vectors.metadata, "diagnosis": vectors.diagnosis}
         facts = {name: plain_json(value, f"vectors' {name}") for name, value in facts.items()}
-        _require_known(facts, path)
+        VectorsHeader.read(facts, f"{path}: what it says is damaged", "Extract again.")
         for name, value in facts.items():
             text = json.dumps(value, ensure_ascii=False)
             header[name] = text.encode(errors="backslashreplace").decode()  # half of a surrogate pair, of a file's name
@@ -146,15 +145,8 @@ def _load_safetensors(path: Path) -> SteeringVectors:
     require_version(int(version) if version.isdecimal() else version, str(path))
     texts = {name: header.get(name, "") for name in ("metadata", "diagnosis")}
     facts = {k: None if text == "null" else parse_object(text.encode(), f"{path}, {k}") for k, text in texts.items()}
-    _require_known(facts, path)
+    VectorsHeader.read(facts, f"{path}: what it says is damaged", "Extract again.")
     return _assembled(tensors, facts["metadata"] or {}, facts["diagnosis"])
-
-
-def _require_known(facts: Mapping[str, Any], path: Path) -> None:
-    try:
-        TypeAdapter(VectorsHeader).validate_python(facts)
-    except ValidationError as error:
-        raise ArtifactError(f"{path}: what it says is damaged: {first_fault(error)}. Extract again.") from error
 
 
 def _load_pt(path: Path) -> SteeringVectors | BlockVectors:
