@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Template
 
 from steer2edit.artifacts.edits.lora import base_reference
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.artifacts.manifest import EditManifest, EvaluationRecord
 from steer2edit.core import WeightEdit
-from steer2edit.core.edit import expert_edits
+from steer2edit.core.edit import expert_edits, shown_blocks
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import NOT_SCORED, NUMBER
 from steer2edit.models import LanguageModel
@@ -26,7 +25,6 @@ _TAGS = ["steer2edit", "lora", "activation-steering", "model-editing"]
 _MARKUP = re.compile(r"[\\`*|]|(?<=\])[(:]")  # not the brackets, which intervals have
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TOP_COMPONENTS = 10
-_BLOCK_NAMES = {"attn": ("attention", "heads"), "ssm": ("state-space mixer", "heads"), "mlp": ("MLP", "neurons")}
 
 
 def rendered(template: str, **values: Any) -> str:
@@ -66,7 +64,7 @@ def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManife
         made_on=metadata["model"],
         embedded=embedded_file(model.name) is not None,
         vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
-        blocks=_blocks(edit),
+        blocks=shown_blocks(edit),
         experts=expert_edits(edit),
         left_out=LeftOut.of(metadata),
         metadata=metadata,
@@ -75,17 +73,6 @@ def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManife
         metrics=list(dict.fromkeys(name for one in conditions for name in one.metrics)),
         estimate=lambda found: NOT_SCORED if found is None else NUMBER.text(found, n=True),
     )
-
-
-def _blocks(edit: WeightEdit) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    for block, (name, unit) in _BLOCK_NAMES.items():
-        if magnitudes := [e.magnitude for site, e in edit.sites.items() if site.block == block]:
-            every = torch.cat(magnitudes)
-            row = {"name": name, "unit": unit, "sites": len(magnitudes), "components": every.numel()}
-            signs = {"promoted": int((every > 0).sum()), "suppressed": int((every < 0).sum())}
-            rows.append({**row, **signs, "edited": sum(signs.values())})
-    return rows
 
 
 def cell(value: object) -> str:

@@ -9,13 +9,13 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steer2edit.core.components import Component, Experts, Site
+from steer2edit.core.components import BLOCKS, TUNED_BLOCKS, Block, Component, Experts, Site
 from steer2edit.errors import InvalidValueError
 
 Edited = TypeVar("Edited", bound="WeightEdit")
@@ -154,6 +154,26 @@ class WeightEdit:
             ]
         strongest = [entry for entry in strongest if entry[1]]
         return sorted(strongest, key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]
+
+
+class BlockExtent(NamedTuple):
+    """How much of one block an edit touches: its sites, without which it is off, and counts of components."""
+
+    sites: tuple[Site, ...]
+    edited: int
+    total: int
+    strengthened: int
+
+
+def shown_blocks(edit: WeightEdit) -> dict[Block, BlockExtent]:
+    """The blocks to speak of: those every model has, and of the others those the edit has."""
+    shown: dict[Block, BlockExtent] = {}
+    for block in BLOCKS:
+        sites = tuple(site for site in edit.sites if site.block == block)
+        if sites or block in TUNED_BLOCKS:
+            found = torch.cat([torch.empty(0), *(edit.sites[site].magnitude for site in sites)])
+            shown[block] = BlockExtent(sites, int(found.count_nonzero()), found.numel(), int((found > 0).sum()))
+    return shown
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
-"""How much an edit touches of every block; figures of an edit and of a diagnosis, each by layer along x."""
+"""Figures of an edit and of a diagnosis, each by layer along x."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import plotly.graph_objects as go
-import torch
 from plotly.subplots import make_subplots
 
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.core import BLOCKS, TUNED_BLOCKS, Block, Site, WeightEdit
+from steer2edit.core import Block, Site, WeightEdit
 from steer2edit.core.edit import expert_edits
 from steer2edit.estimates import Notation
 from steer2edit.report import themes
@@ -29,26 +28,6 @@ _STYLES: Mapping[Block, tuple[str, str, str, float]] = {
     "mlp": ("MLP", themes.MLP, "square", 0.12),
 }
 """In a diagnosis: name, colour, symbol, and how far marks stand beside the layer, so that intervals do not overlap."""
-
-
-class BlockExtent(NamedTuple):
-    """How much of one block an edit touches: its sites, without which it is off, and counts of components."""
-
-    sites: tuple[Site, ...]
-    edited: int
-    total: int
-    strengthened: int
-
-
-def shown_blocks(edit: WeightEdit) -> dict[Block, BlockExtent]:
-    """The blocks to speak of: those every model has, and of the others those the edit has."""
-    shown: dict[Block, BlockExtent] = {}
-    for block in BLOCKS:
-        sites = tuple(site for site in edit.sites if site.block == block)
-        if sites or block in TUNED_BLOCKS:
-            found = torch.cat([torch.empty(0), *(edit.sites[site].magnitude for site in sites)])
-            shown[block] = BlockExtent(sites, int(found.count_nonzero()), found.numel(), int((found > 0).sum()))
-    return shown
 
 
 def edit_figures(edit: WeightEdit, layers: int) -> dict[str, go.Figure]:

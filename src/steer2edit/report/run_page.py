@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Block, WeightEdit
-from steer2edit.core.edit import expert_edits, top_experts
+from steer2edit.core.edit import expert_edits, shown_blocks, top_experts
 from steer2edit.estimates import NOT_SCORED, Condition, Estimate, Notation
 from steer2edit.evaluation import Metric, metric_name
 from steer2edit.evaluation.statistics import paired
-from steer2edit.report.figures import diagnosis_figure, edit_figures, shown_blocks
+from steer2edit.report.figures import diagnosis_figure, edit_figures
 from steer2edit.report.html import rendered, write_page
 from steer2edit.report.run_results import ComparisonResults, RunResults, read_results
 from steer2edit.report.tradeoff import beyond_edge, tradeoff_figures
