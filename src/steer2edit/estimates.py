@@ -56,9 +56,10 @@ class Condition:
     metrics: Mapping[str, Estimate] = field(default_factory=dict)  # by metric name (see `evaluation.metric_name`)
     kind: ConditionKind = "edit"
     parameters: Mapping[str, Any] = field(default_factory=dict)  # JSON-able settings of the intervention
-    replies: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by set name, in the order of the prompts
-    outcomes: Mapping[str, Sequence[bool | None]] = field(default_factory=dict)  # whether each shows the behaviour
-    values: Mapping[str, Sequence[Value]] = field(default_factory=dict)  # of each item, by metric name
+    # by set name, in the order of the prompts; whether each shows the behaviour
+    replies: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
+    outcomes: Mapping[str, Sequence[bool | None]] = field(default_factory=dict, repr=False)
+    values: Mapping[str, Sequence[Value]] = field(default_factory=dict, repr=False)  # of each item, by metric name
 
     def value(self, name: str) -> float | None:
         """A metric's estimate; `None` if it was not measured or not scored."""

@@ -108,6 +108,8 @@ def test_evaluate_compares_under_names(model: s2e.Model, vectors: s2e.Vectors, e
     found = s2e.evaluate(model, [vectors @ 2.0, edit, edit], "safety", limit=1, max_new_tokens=3)
     assert [c.label for c in found.conditions] == ["base", "steering 2", "edit", "edit #2"]
     assert found.conditions[2].metrics == found.conditions[3].metrics
+    assert "harmful_refused" in repr(found.conditions[2])
+    assert "replies" not in repr(found.conditions[2])  # of a real run they are pages
     assert "no interval" in repr(found)  # of one item there is none
     named = s2e.evaluate(model, {"<b>mine</b>": edit @ 0.5}, ["drift"], limit=2)
     assert [c.label for c in named.conditions] == ["base", "<b>mine</b>"]
@@ -140,6 +142,7 @@ def test_objects_show_themselves_in_a_few_lines(model: s2e.Model, vectors: s2e.V
     strongest = edit.top_components(1)[0]
     assert f"Strongest: {strongest[0]} {strongest[1]:+.2g}" in repr(edit)
     assert "0.5 times the edit that was made" in repr(0.5 * edit)
+    assert [" 0.5 times" in line for line in repr(0.5 * edit + edit).splitlines()] == [False, True, False]
     assert showing.counted({"attn": 1, "mlp": 2_000}) == "1 attention head and 2,000 neurons"
     for one in (model, vectors, edit, edit + edit):
         assert repr(one).count("\n") < 5

@@ -170,7 +170,7 @@ def test_conciseness_is_better_downwards(results: Json, edit: WeightEdit) -> Non
     results |= {"attribute": "reply_tokens", "direction": -1}
     run = read_results(results)
     axis = figure_json(held_out_figure(run, plane(run)))["layout"]["yaxis"]
-    assert axis["title"]["text"] == "Reply length (tokens)  ↓ less is better"
+    assert axis["title"]["text"] == "Reply length (tokens)<br>↓ less is better"
     assert "range" not in axis
     assert "Down and to the left is better" in render_report(results, edit)
 

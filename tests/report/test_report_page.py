@@ -229,7 +229,9 @@ def test_colour_says_better_or_worse_and_not_which_arm(results: Json, edit: Weig
     page = Page(render_report(results, edit))
     assert verdicts(page)[:2] == ["open", "bad"]
     assert "Did it work? no detectable change" in page.text
-    assert "What did it cost? too much" in page.text
+    assert "What did it cost? a detectable loss" in page.text
+    results["chosen"]["limits"] = {"kl": 0.001}
+    assert "What did it cost? too much" in Page(render_report(results, edit)).text
     results["held_out"]["conditions"][2]["outcomes"]["benign"] = [True, False]
     tags = re.findall(r'<span class="tag (\w*)">([a-z ]+)</span>', render_report(results, edit))
     assert ("good", "now refused") in tags  # harmful
@@ -255,6 +257,8 @@ def test_another_edit_beside_the_chosen_one_is_not_taken_for_it(results: Json, e
             assert (with_it.changed, with_it.flip, with_it.mark) == (alone.changed, alone.flip, alone.mark)
     page = render_report(results, edit)
     assert "<summary>1 more condition on held-out items</summary>" in page
+    drawn = [trace["marker"]["symbol"] for trace in Page(page).embedded("figures")["held-out-kl"]["data"]]
+    assert drawn == ["square", "diamond", "triangle-up", "diamond"]  # base, steering, the other, the edit
 
 
 def test_what_is_wanted_of_each_set_is_what_the_behaviour_says(results: Json) -> None:
@@ -334,8 +338,11 @@ def test_an_edit_without_effect_is_said_to_be_one(results: Json, make_edit: Call
 
 
 def test_noise_and_mismatches_are_said_plainly(results: Json, edit: WeightEdit) -> None:
-    text = Page(render_report(results, edit)).text
-    assert "the vectors of 1 of 3 sites are not to be trusted: L2.attn." in text
+    page = render_report(results, edit)
+    text = Page(page).text
+    assert '<p class="warning">One of three is noise.</p>' in page  # once, as `extract` says it
+    del results["diagnosis"]["sites"]["L2.attn"]
+    assert "<p>One of three is noise.</p>" in render_report(results, edit)
     assert "adapter: 4 of 4 greedy replies identical." in text
     assert "checkpoint: 3 of 4 greedy replies identical: it does not behave like the edit that was measured." in text
 

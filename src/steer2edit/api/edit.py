@@ -105,10 +105,10 @@ class Edit(WeightEdit):
         drift, scale = self.metadata.get("drift"), self.metadata.get("scale")
         strongest = ", ".join(f"{name} {magnitude:+.2g}" for name, magnitude, _ in self.top_components(_NAMED))
         return showing.lines(
-            f"Edit of {edited} in {len(self.sites)} sites{', made of measured effects' if by_effect else ''}",
+            f"Edit of {edited} in {len(self.sites)} sites{', made of measured effects' if by_effect else ''}"
+            f"{f', {scale:g} times the edit that was made' if scale is not None else ''}",
             f"Strongest: {strongest}" if strongest else "",
             f"KL to the base {drift['kl']:.3g} nats per token on {drift['requests']} benign requests" if drift else "",
-            f"{scale:g} times the edit that was made" if scale is not None else "",
         )
 
     def _repr_html_(self) -> str:

@@ -107,7 +107,7 @@ def plane_figure(plane: Plane, marks: Sequence[Marks], limit: float | None = Non
     for axis, metric in ((figure.layout.xaxis, damage), (figure.layout.yaxis, metric_name(plane.attribute))):
         axis.title.text = plot_text(metric.axis)
         axis.tickformat = ".0%" if metric.scale == "share" else None
-    figure.layout.yaxis.title.text += "  ↑ more is better" if plane.direction > 0 else "  ↓ less is better"
+    figure.layout.yaxis.title.text += "<br>↑ more is better" if plane.direction > 0 else "<br>↓ less is better"
     figure.update_layout(
         height=480,
         margin={"l": 60, "r": 20, "t": 30, "b": 60},
@@ -172,6 +172,7 @@ def held_out_figure(run: RunResults, plane: Plane) -> go.Figure:
         for condition in run.held_out.conditions:
             name, colour, symbol = _HELD_OUT[condition.kind]
             name = condition.label if len(run.held_out.of(condition.kind)) > 1 else name
+            symbol = "triangle-up" if condition.kind == "edit" and condition is not run.edited else symbol
             marker = {"color": colour, "symbol": symbol, "size": 13, "line": {"width": 1, "color": "#ffffff"}}
             marks.append(Marks(f"{name}, held-out", [condition], marker, bars=True))
     return plane_figure(plane, marks, run.chosen.limits.get(plane.damage))
