@@ -16,6 +16,9 @@ from tiny_stage import Files, write_files  # noqa: E402
 
 from steer2edit.cli.play import open_page  # noqa: E402
 
+PATIENCE = 300_000
+"""Milliseconds for what a model does: a busy machine is slow."""
+
 
 def chromium(playwright: Playwright) -> Browser:
     """Chromium of the machine, or the one that `playwright install chromium` has brought."""
@@ -59,7 +62,7 @@ class Tab:
         page.on("pageerror", lambda error: self.broken.append(str(error)))
         page.on("dialog", lambda dialog: (self.broken.append("a dialog opened"), dialog.dismiss()))
         page.goto(address)
-        page.wait_for_selector("#map [data-name='L0']", timeout=60_000)
+        page.wait_for_selector("#map [data-name='L0']", timeout=PATIENCE)
 
     def say(self, prompt: str) -> dict[str, str]:
         """The finished replies by arm."""
@@ -69,7 +72,7 @@ class Tab:
             "p => [...document.querySelectorAll('[data-arm=edit] .s2e-user')].some(e => e.textContent === p)"
             " && document.querySelector('#replies [aria-busy=false]') !== null",
             arg=prompt,
-            timeout=60_000,
+            timeout=PATIENCE,
         )
         return {arm: self.page.inner_text(f"[data-arm={arm}] .s2e-reply") for arm in ("base", "steering", "edit")}
 

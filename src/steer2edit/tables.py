@@ -1,13 +1,19 @@
-"""Text for people: without controls, and as tables that fit a width.
+"""Text for people: without controls, and as tables that fit a width; rows as a data frame.
 
 A line is broken between an estimate and its interval, never within a number.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
+
+from steer2edit.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    import pandas
 
 _TOKENS = re.compile(r"\[[^\]]*\]|\([^)]*\)|[+\-−]?[\d.,]+ (?:%|points|tokens)|\S+")
 _GAP = "  "
@@ -98,3 +104,12 @@ def _broken(text: str, width: int) -> list[str]:
                 line = f"{line} {token}" if line else token
         lines.append(line)
     return lines
+
+
+def frame(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
+    """Rows as a table of pandas."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise InvalidValueError("to_pandas() needs pandas, which is not installed: pip install pandas.") from error
+    return pandas.DataFrame(rows)

@@ -49,6 +49,7 @@ def test_directions_that_are_not_along_the_sensitivity(tmp_path: Path) -> None:
     found = audit(str(planted.base), planted.edited)
     assert found.classification.label == "rank-1"
     assert {str(c.place.site) for c in found.changes if c.place} == {"L0.attn", "L1.attn", "L2.attn"}
+    assert list(found.to_pandas()["site"]) == [str(c.place.site) for c in found.changes if c.place]
 
 
 @pytest.mark.parametrize("strength", [0.4, 1.0])

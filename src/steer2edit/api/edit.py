@@ -18,6 +18,7 @@ from steer2edit.evaluation import Arm, edit_arm
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.recipes.making import STRENGTH, Preview, make_edit, preview as look
 from steer2edit.settings import Accepting, ConvertOptions
+from steer2edit.tables import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -86,7 +87,7 @@ class Edit(WeightEdit):
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each component with λ ≠ 0: its name, layer, block, λ and g; needs pandas."""
-        return showing.frame(self.rows())
+        return frame(self.rows())
 
     def rows(self) -> list[dict[str, Any]]:
         """Every component with λ ≠ 0."""
@@ -185,7 +186,7 @@ class CombinedEdit:
     def to_pandas(self) -> "pandas.DataFrame":
         """The rows of every edit, with its number from 1; needs pandas."""
         parts = enumerate(self.parts, start=1)
-        return showing.frame([{"edit": number, **row} for number, part in parts for row in part.rows()])
+        return frame([{"edit": number, **row} for number, part in parts for row in part.rows()])
 
     def __repr__(self) -> str:
         shown = (f"{number}: {repr(part).splitlines()[0]}" for number, part in enumerate(self.parts, start=1))

@@ -25,7 +25,7 @@ from steer2edit.evaluation.statistics import compare
 from steer2edit.evaluation.task import BASE_ARM, Arm, TaskSettings, edit_arm
 from steer2edit.models import LanguageModel
 from steer2edit.steering.examples import PAIR, examples_in_memory
-from steer2edit.tables import text_table
+from steer2edit.tables import frame, text_table
 
 if TYPE_CHECKING:
     import pandas
@@ -58,7 +58,7 @@ class Results:
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each condition and metric: estimate, 95 % interval, n, how many were not scored; needs pandas."""
-        return showing.frame(
+        return frame(
             [
                 {"condition": condition.label, "kind": condition.kind, "metric": name, **estimate.to_json()}
                 for condition in self.conditions

@@ -20,7 +20,7 @@ from steer2edit.recipes.making import refit as make_anew
 from steer2edit.recipes.run import search_and_report
 from steer2edit.search import prepare_search
 from steer2edit.settings import Accepting, RefitOptions, SearchOptions, StressOptions
-from steer2edit.tables import text_table
+from steer2edit.tables import frame, text_table
 
 if TYPE_CHECKING:
     import pandas
@@ -131,7 +131,7 @@ class StressResults:
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each line of the scorecard; needs pandas."""
-        return showing.frame(self._lines())
+        return frame(self._lines())
 
     def __repr__(self) -> str:
         rows = [[f"{row['test']}: {row['line']}", row["outcome"]] for row in self._lines()]

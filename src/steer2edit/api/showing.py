@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from steer2edit.artifacts.left_out import counted as noun_counted
-from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition, Estimate, column
 from steer2edit.evaluation import metric_name
 from steer2edit.tables import visible
 
 if TYPE_CHECKING:
-    import pandas
     from plotly.graph_objects import Figure
 
 _BOX = "font-family: system-ui, sans-serif; font-size: 13px; max-width: 60em; overflow-x: auto"
@@ -71,15 +69,6 @@ def plot(figure: "Figure") -> str:
     script: Any = "cdn" if alone else "plotly" not in _there
     _there.add("plotly")
     return str(figure.to_html(full_html=False, include_plotlyjs=script, default_width="100%"))
-
-
-def frame(rows: Sequence[Mapping[str, Any]]) -> "pandas.DataFrame":
-    """Rows as a table of pandas."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise InvalidValueError("to_pandas() needs pandas, which is not installed: pip install pandas.") from error
-    return pandas.DataFrame(rows)
 
 
 LESS_BASE = "Less base, on the same items, 95 % intervals"

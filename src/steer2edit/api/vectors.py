@@ -16,6 +16,7 @@ from steer2edit.models import LanguageModel
 from steer2edit.recipes.making import make_vectors
 from steer2edit.settings import ExtractOptions
 from steer2edit.steering.contrast import ContrastSet, Source
+from steer2edit.tables import frame
 
 if TYPE_CHECKING:
     import pandas
@@ -56,7 +57,7 @@ class Vectors(SteeringVectors):
         """A row for each site: length of the vector, and the diagnosis; needs pandas."""
         judged = (self.diagnosis or {}).get("sites", {})
         norms = {str(site): means.steering_vector.norm().item() for site, means in self.sites.items()}
-        return showing.frame([{"site": site, "norm": norm, **judged.get(site, {})} for site, norm in norms.items()])
+        return frame([{"site": site, "norm": norm, **judged.get(site, {})} for site, norm in norms.items()])
 
     def __repr__(self) -> str:
         contrast = self.metadata.get("contrast")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,10 @@ from steer2edit.errors import DataError, MismatchError, ModelError
 from steer2edit.models import checkpoint_directory, load_skeleton
 from steer2edit.models.layout import Layout
 from steer2edit.progress import step
+from steer2edit.tables import frame
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,6 +57,10 @@ class Audit:
 
     def _repr_html_(self) -> str:
         return f'<pre style="white-space: pre-wrap">{html.escape(repr(self))}</pre>'
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row for each tensor that differs (docs/audit.md); needs pandas."""
+        return frame([change.as_json() for change in self.changes])
 
     @cached_property
     def sites(self) -> dict[Site, SiteEdit]:
