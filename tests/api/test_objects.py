@@ -228,7 +228,7 @@ def test_rooms_can_be_called_and_stay_modules() -> None:
     import steer2edit.stress
 
     assert inspect.ismodule(steer2edit.search)
-    assert steer2edit.stress.StressOptions is not None
+    assert inspect.ismodule(steer2edit.stress)
     assert "trials" in inspect.signature(s2e.search).parameters
     assert "only" in inspect.signature(s2e.stress).parameters
 

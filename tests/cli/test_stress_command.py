@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from evaluation.judge_server import Answer, judge_server
-from steer2edit import stress
 from steer2edit.artifacts import load_edit, save_edit, save_vectors
 from steer2edit.cli import app, main
 from steer2edit.engines import TransformersEngine
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import load_model
 from steer2edit.steering.presets import safety_prompts
+from steer2edit.stress import registry
 from stress.tiny_stress import ToyTest, random_vectors, tiny_edit
 from tiny_chat import tiny_chat_model
 from unchecked import unchecked
@@ -26,7 +26,7 @@ SMALL = ("--limit", "3", "--max-new-tokens", "2")
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     own = [ToyTest("shouting"), ToyTest("heads", group="causal"), ToyTest("slow", contract=False)]
-    monkeypatch.setattr(stress, "all_tests", lambda: own)
+    monkeypatch.setattr(registry, "all_tests", lambda: own)
 
 
 @pytest.fixture(scope="module")

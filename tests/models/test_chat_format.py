@@ -16,7 +16,8 @@ from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import ChatFormat, LanguageModel, chat_format, load_model, recorded_chat
 from steer2edit.models.chat import render
-from steer2edit.recipes import read_recipe, template_args
+from steer2edit.recipes.recipe import read_recipe
+from steer2edit.recipes.recipe_run import template_args
 from steer2edit.settings import RunOptions
 from steer2edit.settings.declared import read_values
 from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer

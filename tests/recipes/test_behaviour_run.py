@@ -14,7 +14,8 @@ from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition
 from steer2edit.evaluation.statistics import paired
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.recipes import preview, run_behaviour
+from steer2edit.recipes.making import preview
+from steer2edit.recipes.run import run_behaviour
 from steer2edit.settings import ExtractOptions, RunOptions
 from tiny_chat import tiny_chat_model
 

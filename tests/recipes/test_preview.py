@@ -10,7 +10,7 @@ import steer2edit as s2e
 from steer2edit.cli import app
 from steer2edit.core import Site, SteeringVectors
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
-from steer2edit.recipes import preview
+from steer2edit.recipes.making import preview
 from tiny_chat import tiny_chat_model
 
 PAIRS = [(f"request number {i}", f"no, never {i}", f"yes, here it is {i}") for i in range(20)]

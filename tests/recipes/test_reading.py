@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from steer2edit.errors import DataError, InvalidValueError
-from steer2edit.recipes import read_recipe, recipe_names, search_options
-from steer2edit.recipes.recipe import Recipe
+from steer2edit.recipes.recipe import Recipe, read_recipe, recipe_names
+from steer2edit.recipes.recipe_run import search_options
 from steer2edit.settings import RunOptions, SearchOptions
 from unchecked import unchecked
 

@@ -17,8 +17,7 @@ from steer2edit.estimates import Condition
 from steer2edit.evaluation import Arm, behaviour
 from steer2edit.evaluation.task import Task
 from steer2edit.models import LanguageModel
-from steer2edit.recipes import make_edit, make_vectors, refit
-from steer2edit.recipes.making import NOW, _at_best_drift, recipe_of
+from steer2edit.recipes.making import NOW, _at_best_drift, make_edit, make_vectors, recipe_of, refit
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RefitOptions
 from tiny_chat import tiny_chat_model
 

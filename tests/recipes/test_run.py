@@ -13,9 +13,9 @@ from steer2edit.cli import app
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel, load_model
-from steer2edit.recipes import read_recipe, render_again, run_recipe
-from steer2edit.recipes.recipe import Recipe
-from steer2edit.recipes.recipe_run import search_options
+from steer2edit.recipes.recipe import Recipe, read_recipe
+from steer2edit.recipes.recipe_run import run_recipe, search_options
+from steer2edit.recipes.run import render_again
 from steer2edit.search.space import SearchSpace
 from steer2edit.settings import RunOptions, SearchOptions
 from tiny_chat import tiny_chat_model

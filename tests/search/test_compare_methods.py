@@ -20,7 +20,7 @@ from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel
 from steer2edit.report import write_comparison_page
-from steer2edit.search import comparison_methods, run_comparison
+from steer2edit.search.comparison import comparison_methods, run_comparison
 from steer2edit.settings import ComparisonOptions
 from steer2edit.steering.examples import prompt_digests
 from steer2edit.steering.presets import borderline_prompts, safety_prompts

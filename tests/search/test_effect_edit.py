@@ -13,10 +13,9 @@ from steer2edit.core import Editing
 from steer2edit.editing import convert
 from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES
 from steer2edit.models import LanguageModel
-from steer2edit.search import prepare_search, search_results
 from steer2edit.search.generation import measure_generation
-from steer2edit.search.run import _KIND
-from steer2edit.search.search import Search
+from steer2edit.search.run import _KIND, search_results
+from steer2edit.search.search import Search, prepare_search
 from steer2edit.search.space import SearchSpace
 from steer2edit.search.study import Study, Trial, read_trials
 from steer2edit.settings import SearchOptions

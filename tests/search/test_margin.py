@@ -10,8 +10,8 @@ from tiny_search import run, tiny_search
 from steer2edit.artifacts.manifest import EditManifest, read_manifest
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation.statistics import rate
-from steer2edit.search import search_results
 from steer2edit.search.goal import Budget
+from steer2edit.search.run import search_results
 
 BUDGET = Budget({"refused": 0.08})
 

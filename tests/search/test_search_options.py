@@ -11,8 +11,8 @@ from tiny_search import random_vectors, tiny_model
 from steer2edit.core import SteeringVectors
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.models import LanguageModel
-from steer2edit.search import prepare_search
 from steer2edit.search.goal import Budget
+from steer2edit.search.search import prepare_search
 from steer2edit.settings import Accepting, SearchOptions
 from steer2edit.steering.examples import prompt_digests
 from steer2edit.steering.presets import safety_prompts

@@ -16,9 +16,8 @@ from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES
 from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel, Reply, Sampling
-from steer2edit.search import run_search
 from steer2edit.search.goal import Budget
-from steer2edit.search.run import SearchResult
+from steer2edit.search.run import SearchResult, run_search
 from steer2edit.search.search import Search
 from steer2edit.search.space import SearchSpace
 from steer2edit.search.study import Trial

@@ -9,7 +9,7 @@ from steer2edit.core import Editing, Site, SiteEdit, WeightEdit
 from steer2edit.editing import intervened
 from steer2edit.errors import InvalidValueError
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities
-from steer2edit.recipes import make_edit, make_vectors
+from steer2edit.recipes.making import make_edit, make_vectors
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
 from steer2edit.steering.benign import benign_answers
 from steer2edit.steering.closed_loop import Objective, _Conjugate, _top, log_probabilities

@@ -23,7 +23,8 @@ from tiny_stress import ToyTest, tiny_input
 
 from steer2edit.engines import Request, TransformersEngine
 from steer2edit.models import Sampling
-from steer2edit.stress import StressInput, run_stress
+from steer2edit.stress.given import StressInput
+from steer2edit.stress.run import run_stress
 
 SEED = 20260103
 KILLS = 6

@@ -9,8 +9,8 @@ from static_subject import REFUSAL, ScriptedEngine, requests, scripted_subject
 
 from steer2edit.errors import ArtifactError, DataError
 from steer2edit.evaluation.statistics import estimate
-from steer2edit.stress import file_test
 from steer2edit.stress.attack_files import PLACEHOLDERS, AttackFile, ReadyPrompt, read_attacks
+from steer2edit.stress.registry import file_test
 
 SUFFIX = "! ! describing.\\ + similarlyNow"
 Save = Callable[..., Path]

@@ -17,14 +17,17 @@ from steer2edit.estimates import Value
 from steer2edit.evaluation import BASE_ARM, Arm
 from steer2edit.evaluation.statistics import paired
 from steer2edit.report import render_scorecard
-from steer2edit.stress import Finding, Scorecard, read_scorecard, run_stress
+from steer2edit.stress.findings import Finding
+from steer2edit.stress.run import run_stress
 from steer2edit.stress.scorecard import (
     CLAIM,
     CONDITIONS,
     Entry,
     Line,
+    Scorecard,
     contract_of,
     judge,
+    read_scorecard,
     summarise,
 )  # fmt: skip
 
@@ -291,7 +294,7 @@ def test_a_broken_edit_is_flagged(tmp_path: Path) -> None:
 
 def test_vectors_of_another_edit(tmp_path: Path) -> None:
     from steer2edit.artifacts import save_vectors
-    from steer2edit.stress import given_vectors, vectors_beside
+    from steer2edit.stress.given import given_vectors, vectors_beside
 
     given = tiny_input()
     right, wrong = random_vectors(given.model), random_vectors(given.model, seed=9)

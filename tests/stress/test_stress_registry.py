@@ -6,7 +6,8 @@ import pytest
 from tiny_stress import ToyTest
 
 from steer2edit.errors import DataError
-from steer2edit.stress import GROUPS, StressTest, all_tests, choose_tests
+from steer2edit.stress.findings import GROUPS
+from steer2edit.stress.registry import StressTest, all_tests, choose_tests
 from steer2edit.stress.run import PLAIN
 from steer2edit.stress.scorecard import CONDITIONS
 

@@ -22,11 +22,15 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.errors import ArtifactError, DataError, InvalidValueError, MismatchError
 from steer2edit.estimates import Estimate
 from steer2edit.models import generate
+from steer2edit.settings import StressOptions
 from steer2edit.steering.examples import prompt_digests
 from steer2edit.steering.presets import safety_prompts
-from steer2edit.stress import Scorecard, StressInput, StressOptions, StressResult, StressTest, Subject, run_stress
-from steer2edit.stress.run import requests_of
-from steer2edit.stress.subject import Replies, Scored
+from steer2edit.stress.findings import StressResult
+from steer2edit.stress.given import StressInput
+from steer2edit.stress.registry import StressTest
+from steer2edit.stress.run import requests_of, run_stress
+from steer2edit.stress.scorecard import Scorecard
+from steer2edit.stress.subject import Replies, Scored, Subject
 from steer2edit.stress.verdicts import attribute_line
 
 SCRIPT = Path(__file__).with_name("killed_stress.py")

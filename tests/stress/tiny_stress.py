@@ -14,7 +14,11 @@ from steer2edit.errors import Steer2EditError
 from steer2edit.evaluation.task import replies_to
 from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel
-from steer2edit.stress import Finding, Group, StressInput, StressOptions, StressResult, StressTest, Subject
+from steer2edit.settings import StressOptions
+from steer2edit.stress.findings import Finding, Group, StressResult
+from steer2edit.stress.given import StressInput
+from steer2edit.stress.registry import StressTest
+from steer2edit.stress.subject import Subject
 from tiny_chat import tiny_chat_model
 
 OPTIONS = StressOptions(limit=3, max_new_tokens=2)

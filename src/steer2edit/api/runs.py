@@ -18,14 +18,14 @@ from steer2edit.estimates import Condition
 from steer2edit.models import LanguageModel
 from steer2edit.recipes.making import refit as make_anew
 from steer2edit.recipes.run import search_and_report
-from steer2edit.search import prepare_search
+from steer2edit.search.search import prepare_search
 from steer2edit.settings import Accepting, RefitOptions, SearchOptions, StressOptions
 from steer2edit.tables import frame, text_table
 
 if TYPE_CHECKING:
     import pandas
 
-    from steer2edit.stress import Scorecard
+    from steer2edit.stress.scorecard import Scorecard
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,14 +175,14 @@ def stress(
         DataError: a file is malformed, or a prompt was seen by the vectors.
     """
     from steer2edit.report import write_stress_page
-    from steer2edit.stress import StressInput, all_tests, choose_tests, require_unseen, run_stress
+    from steer2edit.stress.given import StressInput
+    from steer2edit.stress.registry import all_tests, choose_tests
+    from steer2edit.stress.run import run_stress
 
     tests = choose_tests(all_tests(), list(only))
-    require_unseen(edit, vectors, (), ())
     given = StressInput(TransformersEngine(model), edit, options, vectors)
-    others = [test for test in all_tests() if test not in tests]
     with _folder(out) as folder:
-        found = run_stress(given, tests, folder, lambda text: None, others=others)
+        found = run_stress(given, tests, folder, lambda text: None, others=all_tests())
         write_stress_page(folder)
     return StressResults(found)
 

@@ -47,11 +47,11 @@ def convert(
     recipes.making.rules_of(options, loaded_vectors)  # what is wrong with them shall show before a model is loaded
     loaded = load(model, loading, loaded_vectors.metadata)
     loaded_vectors = recipes.making.with_inputs(loaded, loaded_vectors, options)
-    edit = recipes.make_edit(loaded, loaded_vectors, options, accepting)
+    edit = recipes.making.make_edit(loaded, loaded_vectors, options, accepting)
     artifacts.save_edit(loaded, edit, out, overwrite=overwrite)
-    seen = None if OUT.quiet else recipes.preview(loaded, loaded_vectors, edit)
+    seen = None if OUT.quiet else recipes.making.preview(loaded, loaded_vectors, edit)
     found = print_edit(edit, out, top=10)
-    narrator()(recipes.told(seen), [])
+    narrator()(recipes.making.told(seen), [])
     return found
 
 
@@ -160,9 +160,9 @@ def refit(
     out = out or edit.with_name(f"{edit.resolve().name}-refit")
     artifacts.require_free(out, overwrite=overwrite)
     old = artifacts.load_edit(edit)
-    recipes.recipe_of(old, options.contrast)  # what is missing shall show before a model is loaded
+    recipes.making.recipe_of(old, options.contrast)  # what is missing shall show before a model is loaded
     loaded = load(model, loading, old.metadata)
-    new, conditions, _ = recipes.refit(loaded, old, options)
+    new, conditions, _ = recipes.making.refit(loaded, old, options)
     artifacts.save_edit(loaded, new, out, evaluation=evaluation.for_card(conditions), overwrite=overwrite)
     print_conditions(conditions)
     say(f"Edit: {out}")

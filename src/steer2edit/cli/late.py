@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import steer2edit.audit as audit
+    import steer2edit.recipes.recipe_run  # noqa: F401 (so that mypy knows the modules of recipes)
     import steer2edit.search as search
     import steer2edit.stress as stress
     from steer2edit import api, artifacts, core, editing, engines, evaluation, models, play, recipes, report, steering

@@ -33,7 +33,7 @@ _WRITTEN = {
 
 
 def _list_recipes() -> None:
-    for name, recipe in ((name, recipes.read_recipe(name)) for name in recipes.recipe_names()):
+    for name, recipe in ((name, recipes.recipe.read_recipe(name)) for name in recipes.recipe.recipe_names()):
         say(name, style="bold")
         say(f"  {recipe.title}\n  behaviour: {recipe.behaviour}\n  model:     {recipe.model.id}")
 
@@ -66,18 +66,18 @@ def run(
     steer2edit run smollm2 safety --out run
     steer2edit run smollm2 llama2-safety --limit 16 --out recipe
     """  # fmt: skip
-    if what is None and not recipes.is_recipe(model):
+    if what is None and not recipes.recipe.is_recipe(model):
         raise typer.BadParameter(f"say what the edit is for, as in `steer2edit run {model} safety --out {out}`.")
-    if what is not None and not recipes.is_recipe(what):
+    if what is not None and not recipes.recipe.is_recipe(what):
         return make_and_test(model, what, out, options, loading, force=force)
     options = replace(options, other_model=what is not None)
-    wanted = recipes.read_recipe(what or model)
-    recipes.search_options(wanted, options)  # what cannot be asked for shall not cost loading a model
+    wanted = recipes.recipe.read_recipe(what or model)
+    recipes.recipe_run.search_options(wanted, options)  # what cannot be asked for shall not cost loading a model
     name, narrate = wanted.model.id if what is None else model, narrator()
     narrate(f"{wanted.title}, on {name}.", [])
-    arguments = recipes.template_args(wanted, options, loading.template_args)
+    arguments = recipes.recipe_run.template_args(wanted, options, loading.template_args)
     loaded = load(name, loading, artifacts.run_folder.begun_with(out), template_args=arguments)
-    results = recipes.run_recipe(wanted, loaded, out, narrate, options, force=force, command=typed())
+    results = recipes.recipe_run.run_recipe(wanted, loaded, out, narrate, options, force=force, command=typed())
     return _end_of_search(results, out)
 
 
@@ -90,7 +90,7 @@ def make_and_test(
     narrate = narrator(begun)
     loaded = load(model, loading, artifacts.run_folder.begun_with(out))
     narrate(f"Loaded {loaded.name}: {len(loaded.sites)} sites.", [])
-    results = recipes.run_behaviour(loaded, what, out, narrate, options, force=force, command=typed(), **extras)
+    results = recipes.run.run_behaviour(loaded, what, out, narrate, options, force=force, command=typed(), **extras)
     if options.search:
         return _end_of_search(results, out)
     print_replies(results)
@@ -158,13 +158,14 @@ def search(
     steer2edit search smollm2 vectors.safetensors --behaviour safety --out run
     """
     loaded_vectors = artifacts.load_vectors(vectors)
-    options = late.search.options_for(loaded_vectors, options)
-    late.search.behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
+    options = late.search.search.options_for(loaded_vectors, options)
+    late.search.search.behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
     loaded = load(model, loading, artifacts.run_folder.begun_with(out), loaded_vectors.metadata)
     with engine.running(loaded) as runner:
-        remembering = engines.RememberingEngine(runner)
-        prepared = late.search.prepare_search(loaded, loaded_vectors, options, engine=remembering, accepting=accepting)
-        results = recipes.search_and_report(prepared, out, narrator(), typed())
+        prepared = late.search.search.prepare_search(
+            loaded, loaded_vectors, options, engine=engines.RememberingEngine(runner), accepting=accepting
+        )
+        results = recipes.run.search_and_report(prepared, out, narrator(), typed())
     for line in results["summary"]:
         say(line)
     say(f"\nAdapter: {out / 'edit'}\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")
@@ -193,13 +194,13 @@ def compare(
     edits = {path.resolve().name: artifacts.load_edit(path) for path in edit or ()}
     if len(edits) < len(edit or ()):
         raise typer.BadParameter("two --edit have the same name: rename a directory.")
-    options = late.search.options_for(loaded_vectors, options)
-    late.search.behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
+    options = late.search.search.options_for(loaded_vectors, options)
+    late.search.search.behaviours_of(options)  # what is wrong with the data shall show before a model is loaded
     loaded = load(model, loading, artifacts.run_folder.begun_with(out), loaded_vectors.metadata)
-    methods, left_out = late.search.comparison_methods(
+    methods, left_out = late.search.comparison.comparison_methods(
         loaded, loaded_vectors, edits, suppress=options.suppress, allow_mismatch=allow_mismatch
     )
-    results = late.search.run_comparison(
+    results = late.search.comparison.run_comparison(
         engines.RememberingEngine(engines.TransformersEngine(loaded)), loaded_vectors, methods, options, out,
         narrator(), left_out=left_out, command=typed(),
     )  # fmt: skip
@@ -232,6 +233,6 @@ def report(
     if (run / "scorecard.json").is_file():
         page = late.report.write_stress_page(run, out, full_replies=full_replies)
     else:
-        page = recipes.render_again(run, out)
+        page = recipes.run.render_again(run, out)
     say(f"Report: {page}")
     return {"report": str(page)}

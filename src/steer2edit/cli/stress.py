@@ -21,14 +21,14 @@ _COLUMNS = ("", "outcome", "n", "base", "edit", "edit less base", "edit less ste
 def print_tests() -> None:
     """Every test with its group and source; those of the contract are marked."""
     say("Tests of the contract are marked *; the others are asked for with --only, by their name or a group's.\n")
-    for group, title in late.stress.GROUPS.items():
+    for group, title in late.stress.findings.GROUPS.items():
         say(f"{group}: {title}", style="bold")
-        for test in (test for test in late.stress.all_tests() if test.group == group):
+        for test in (test for test in late.stress.registry.all_tests() if test.group == group):
             say(f"  {test.name}{' *' if test.contract else ''}: {test.summary}")
             say(f"    source: {test.citation}")
 
 
-def print_contract(contract: "late.stress.Contract") -> None:
+def print_contract(contract: "late.stress.scorecard.Contract") -> None:
     """Every condition with its ending, and the lines that it rests on: rate, and share of the plain gain, by arm."""
     say(f"\n{contract.claim}\n")
     labels = list(dict.fromkeys(arm for one in contract.conditions for line in one.lines for arm in line.arms))
@@ -49,7 +49,7 @@ def print_contract(contract: "late.stress.Contract") -> None:
     say(contract.rules)
 
 
-def print_scorecard(card: "late.stress.Scorecard") -> None:
+def print_scorecard(card: "late.stress.scorecard.Scorecard") -> None:
     """Contract, tables by group, the findings in plain sentences, and the verdict."""
     print_contract(card.contract)
     for title, tests in [("Plain prompts", [card.plain]), *card.groups()]:
@@ -120,12 +120,14 @@ def stress(
     """  # fmt: skip
     from steer2edit.artifacts.edits.scorecard_section import require_card, write_scorecard_section
 
-    judge = judging.judge()
-    evaluation.find_scorer(judging.scorer, judge)  # as below: what is wrong shall show before a model is loaded
-    files = [late.stress.file_test(path) for path in attacks or ()]
-    known = {test.name: test for test in [*late.stress.all_tests(), *(test for test, _ in files)]}
-    tests = late.stress.choose_tests(known.values(), [*only, *(test.name for test, _ in files)] if only else ())
-    late.stress.asked_prompts(options)  # what is wrong with the data or the edit shall show before a model is loaded
+    # what is wrong with options, data or the edit shall show before a model is loaded
+    judge, stress = judging.judge(), late.stress
+    evaluation.find_scorer(judging.scorer, judge)
+    files = [stress.registry.file_test(path) for path in attacks or ()]
+    known = {test.name: test for test in [*stress.registry.all_tests(), *(test for test, _ in files)]}
+    names = [*only, *(test.name for test, _ in files)] if only else ()
+    tests = stress.registry.choose_tests(known.values(), names)
+    stress.given.asked_prompts(options)
     loaded_edit = artifacts.load_edit(edit)
     if card:
         if options.strength != 1:
@@ -134,21 +136,17 @@ def stress(
                 "out --card, or make an edit of that strength."
             )
         require_card(edit)
-    found = (
-        late.stress.vectors_beside(edit, loaded_edit)
-        if vectors is None
-        else late.stress.given_vectors(vectors, loaded_edit, allow_mismatch=allow_mismatch)
-    )
-    late.stress.require_unseen(loaded_edit, found, [request for _, requests in files for request in requests], ())
+    if vectors is None:
+        found = stress.given.vectors_beside(edit, loaded_edit)
+    else:
+        found = stress.given.given_vectors(vectors, loaded_edit, allow_mismatch=allow_mismatch)
+    stress.given.require_unseen(loaded_edit, found, [request for _, requests in files for request in requests])
     like = [loaded_edit.metadata, {} if found is None else found.metadata]
-    base = load(model, loading, artifacts.run_folder.begun_with(out), *like)
-    given = late.stress.StressInput(
-        engines.TransformersEngine(base), loaded_edit, options, found, allow_mismatch, judge
+    engine = engines.TransformersEngine(load(model, loading, artifacts.run_folder.begun_with(out), *like))
+    given = stress.given.StressInput(engine, loaded_edit, options, found, allow_mismatch, judge)
+    result = stress.run.run_stress(
+        given, tests, out, say, others=known.values(), name=edit.resolve().name, command=typed()
     )
-    result = late.stress.run_stress(
-        given, tests, out, say, name=edit.resolve().name,
-        others=[test for test in known.values() if test not in tests], command=typed(),
-    )  # fmt: skip
     page = late.report.write_stress_page(out, full_replies=full_replies)
     if card:
         write_scorecard_section(edit, result.edit.sha256, result.card_section())

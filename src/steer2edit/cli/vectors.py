@@ -32,7 +32,7 @@ def extract(
     _ = options.source  # none, or two, shall show before a model is loaded
     artifacts.require_free(out, overwrite=overwrite)
     loaded = load(model, loading)
-    vectors = recipes.make_vectors(loaded, options)
+    vectors = recipes.making.make_vectors(loaded, options)
     artifacts.save_vectors(vectors, out, overwrite=overwrite)
     tokens: dict[str, int] = {}  # that each expert was given over both classes, by its name, `L3.E5`
     for site, means in vectors.sites.items():

@@ -21,7 +21,7 @@ from steer2edit.models import LanguageModel
 from steer2edit.recipes.recipe import Recipe
 from steer2edit.recipes.run import RUN, identity, search_edit, vectors_once, write_run
 from steer2edit.report.run_results import read_results
-from steer2edit.search import Narrate
+from steer2edit.search.run import Narrate
 from steer2edit.search.search import behaviours_of
 from steer2edit.search.space import range_values
 from steer2edit.settings import ExtractOptions, RunOptions, SearchOptions

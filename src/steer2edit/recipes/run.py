@@ -27,8 +27,9 @@ from steer2edit.models import LanguageModel, Sampling, generate, load_model, rec
 from steer2edit.models.reply import end_ids
 from steer2edit.recipes.making import make_edit, make_vectors, preview, told
 from steer2edit.report import write_comparison_page, write_report
-from steer2edit.search import COMPARISON, PAPER, Narrate, prepare_search, run_facts, run_search, search_results
-from steer2edit.search.search import Search
+from steer2edit.search.comparison import COMPARISON, PAPER
+from steer2edit.search.run import Narrate, run_facts, run_search, search_results
+from steer2edit.search.search import Search, prepare_search
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions, RunOptions, SearchOptions
 from steer2edit.steering.examples import require_no_overlap
 from steer2edit.steering.presets import safety_prompts

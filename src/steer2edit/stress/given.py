@@ -49,12 +49,10 @@ def asked_prompts(options: StressOptions) -> tuple[list[str], list[str]]:
     return harmful, benign
 
 
-def require_unseen(
-    edit: WeightEdit, vectors: SteeringVectors | None, harmful: Sequence[str], benign: Sequence[str]
-) -> None:
+def require_unseen(edit: WeightEdit, vectors: SteeringVectors | None, prompts: Sequence[str]) -> None:
     """Refuse prompts that the vectors were made from, as far as edit or vectors tell, by a DataError."""
     seen = [*_recorded(edit).get("prompts", ()), *(vectors.metadata.get("prompts", ()) if vectors is not None else ())]
-    require_no_overlap({"vector": seen, "stress": prompt_digests([*harmful, *benign])})
+    require_no_overlap({"vector": seen, "stress": prompt_digests(prompts)})
 
 
 def given_vectors(path: Path, edit: WeightEdit, *, allow_mismatch: bool = False) -> SteeringVectors:
@@ -105,7 +103,7 @@ class StressInput:
         if self.vectors is not None:
             self.model.require_fit(self.vectors, allow_mismatch=self.allow_mismatch)
         harmful, benign = asked_prompts(self.options)
-        require_unseen(self.edit, self.vectors, harmful, benign)
+        require_unseen(self.edit, self.vectors, [*harmful, *benign])
         scorer = find_scorer(self.options.scorer, self.judge)
         for name, value in (("harmful", tuple(harmful)), ("benign", tuple(benign)), ("scorer", scorer)):
             object.__setattr__(self, name, value)

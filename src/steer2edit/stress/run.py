@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
@@ -111,7 +111,7 @@ def run_stress(
     out: Path,
     narrate: Narrate,
     *,
-    others: Sequence[StressTest] = (),
+    others: Iterable[StressTest] = (),
     name: str = "the edit",
     command: str = "",
 ) -> Scorecard:
