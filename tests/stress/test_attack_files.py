@@ -101,23 +101,6 @@ class TestAdvLlm:
 
 
 class TestGcg:
-    def test_log_of_individual_behaviours(self, save: Save) -> None:
-        # 10 steps, a suffix at the start and after each 5: three for each goal, the last of which counts
-        parameters = {"goals": ["Do a", "Do b"], "targets": ["Sure", "Sure"], "n_steps": 10, "test_steps": 5}
-        log = {"params": parameters, "controls": ["!", "a1", "a2", "!", "b1", "b2"], "losses": [], "tests": []}
-        assert read_attacks(save(log)).prompts == (ReadyPrompt("Do a a2", "Do a"), ReadyPrompt("Do b b2", "Do b"))
-
-    def test_unfinished_log(self, save: Save) -> None:
-        parameters = {"goals": ["Do a", "Do b", "Do c"], "n_steps": 10, "test_steps": 10}
-        found = read_attacks(save({"params": parameters, "controls": ["!", "a1", "!", "b1"]}))
-        assert [prompt.text for prompt in found.prompts] == ["Do a a1", "Do b b1"]
-
-    def test_log_of_one_suffix_for_all(self, save: Save) -> None:
-        parameters = {"goals": ["Do a", "Do b"], "progressive_goals": True}
-        found = read_attacks(save({"params": parameters, "controls": ["!", "x", SUFFIX]}))
-        assert found.templates == (f"{{request}} {SUFFIX}",)
-        assert found.note == "The last of 3 suffixes of the log."
-
     def test_goals_and_controls_side_by_side(self, save: Save) -> None:
         content = {"goal": ["Do a", "Do b"], "target": ["Sure", "Sure"], "controls": ["x", "y"]}
         assert read_attacks(save(content)).prompts == (ReadyPrompt("Do a x", "Do a"), ReadyPrompt("Do b y", "Do b"))
@@ -142,18 +125,8 @@ class TestGcg:
             ({"goal": ["a", "b"], "controls": ["x"]}, "has 2 goals, but 1 controls"),
             ({"goal": ["a"], "controls": [3]}, "controls, entry 1 must be text and not empty, got 3"),
             ({"goal": [""], "controls": ["x"]}, "goal, entry 1 must be text and not empty, got ''"),
-            ({"controls": ["x"]}, "has controls, but no goals"),
-            ({"params": [], "controls": ["x"]}, "has controls, but no goals"),
-            ({"params": {"goals": "a"}, "controls": ["x"]}, "params.goals must be a list and not empty, got str"),
-            (
-                {"params": {"goals": ["a", "b"], "n_steps": 10, "test_steps": 5}, "controls": ["!", "x", "y", "!"]},
-                "has 4 controls for 2 goals, and params.n_steps = 10 and params.test_steps = 5 do not say",
-            ),
-            ({"params": {"goals": ["a", "b"], "test_steps": 0}, "controls": ["x"]}, "n_steps = None .* Give a table"),
-            (
-                {"params": {"goals": ["a"], "n_steps": 1, "test_steps": 1}, "controls": ["x"] * 4},
-                "4 controls for 1 goals",
-            ),
+            ({"controls": ["x"]}, "has controls, but no goal for each. .* a table"),
+            ({"params": {"goals": ["a"]}, "controls": ["!", "x"]}, "a table of each goal and its last suffix"),
             ({"best_string": " "}, "best_string must be text and not empty, got ' '"),
         ],
     )

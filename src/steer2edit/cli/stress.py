@@ -114,7 +114,7 @@ def stress(
         only: A test, or a group of them, in place of the contract; may be given several times.
         vectors: The steering vectors the edit was made from; by default vectors.safetensors in the edit's directory or
             in the two above it, if it is the one the edit names.
-        attacks: Ready attack prompts as published (JailbreakBench, ADV-LLM, GCG logs, tables, text): a test of its own;
+        attacks: Ready attack prompts as published (JailbreakBench, ADV-LLM, GCG, tables, text): a test of its own;
             may be given several times.
         card: Write the scorecard into the edit's model card, README.md.
     """  # fmt: skip

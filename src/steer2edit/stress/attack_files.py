@@ -125,44 +125,24 @@ def _adv_llm(content: Mapping[str, Any], where: str) -> AttackFile:
     return AttackFile("ADV-LLM prompts", "Sun et al. 2024, arXiv 2410.18469", tuple(prompts), note=note)
 
 
-def _gcg_log(content: Mapping[str, Any], where: str) -> AttackFile:
-    """Logs of llm-attacks, and what others made of them: `goal` and `controls` of one length."""
-    suffixes, parameters = _texts(content["controls"], f"{where}: controls"), content.get("params")
-    if "goal" in content:
-        goals = _texts(content["goal"], f"{where}: goal")
-        if len(goals) != len(suffixes):
-            raise DataError(f"{where} has {len(goals)} goals, but {len(suffixes)} controls.")
-    elif not isinstance(parameters, Mapping) or "goals" not in parameters:
-        raise DataError(f"{where} has controls, but no goals: a log of GCG has `params` with `goals`, or `goal`.")
-    elif "progressive_goals" in parameters:
-        note = f"The last of {len(suffixes)} suffixes of the log."
-        return AttackFile("GCG log, one suffix for all", _ZOU, templates=(f"{REQUEST} {suffixes[-1]}",), note=note)
-    else:
-        goals = _texts(parameters["goals"], f"{where}: params.goals")
-        suffixes = _last_of_each(suffixes, len(goals), parameters, where)
-    pairs = zip(goals, suffixes, strict=False)
-    return AttackFile("GCG log", _ZOU, tuple(ReadyPrompt(f"{goal} {suffix}", goal) for goal, suffix in pairs))
-
-
-def _last_of_each(controls: list[str], goals: int, parameters: Mapping[str, Any], where: str) -> list[str]:
-    """The last suffix for each goal, of a log that has one at the start and after every `test_steps` of `n_steps`."""
-    if len(controls) == goals:
-        return controls
-    steps, every = parameters.get("n_steps"), parameters.get("test_steps")
-    if isinstance(steps, int) and isinstance(every, int) and every > 0 and steps >= every:
-        each = steps // every + 1
-        if len(controls) % each == 0 and len(controls) // each <= goals:
-            return controls[each - 1 :: each]
-    raise DataError(
-        f"{where} has {len(controls)} controls for {goals} goals, and params.n_steps = {steps!r} and "
-        f"params.test_steps = {every!r} do not say which belongs to which. Give a table with goal and suffix instead."
-    )
+def _gcg(content: Mapping[str, Any], where: str) -> AttackFile:
+    """Suffixes of GCG: `goal` and `controls` of one length."""
+    if "goal" not in content:
+        raise DataError(
+            f"{where} has controls, but no goal for each. Of a log of llm-attacks, give a table of each goal and its last "
+            "suffix (columns goal and suffix)."
+        )
+    suffixes, goals = (_texts(content[key], f"{where}: {key}") for key in ("controls", "goal"))
+    if len(goals) != len(suffixes):
+        raise DataError(f"{where} has {len(goals)} goals, but {len(suffixes)} controls.")
+    pairs = zip(goals, suffixes, strict=True)
+    return AttackFile("GCG suffixes", _ZOU, tuple(ReadyPrompt(f"{goal} {suffix}", goal) for goal, suffix in pairs))
 
 
 _OBJECTS: Mapping[str, Callable[[Mapping[str, Any], str], AttackFile]] = {
     "jailbreaks": _jailbreakbench,
     "adv_prompts": _adv_llm,
-    "controls": _gcg_log,
+    "controls": _gcg,
     "best_string": lambda content, where: AttackFile(  # of nanogcg's GCGResult
         "nanogcg result", _ZOU, templates=(f"{REQUEST} {Row(where, content).text('best_string')}",)
     ),

@@ -57,7 +57,7 @@ class Finding:
 class StressResult:
     """What a test found."""
 
-    findings: Sequence[Finding]  # lines of the scorecard
+    findings: Sequence[Finding] = ()  # lines of the scorecard
     # what the model said, by arm and line: kept in the run folder, shown shortened
     replies: Texts = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: budgets, suffixes found, thresholds
@@ -65,13 +65,9 @@ class StressResult:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON holds it: numbers of other libraries as Python's, what is not finite as `None`."""
-        text = _RESULT.dump_json(self, warnings=False, fallback=lambda scalar: scalar.item())
+        text = RESULT.dump_json(self, warnings=False, fallback=lambda scalar: scalar.item())
         return dict(json.loads(text))
 
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> "StressResult":
-        """A result from what `to_json` gave."""
-        return _RESULT.validate_python(content)
 
-
-_RESULT = TypeAdapter(StressResult)
+RESULT = TypeAdapter(StressResult)
+"""Reads what `to_json` gave."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from pydantic import TypeAdapter
@@ -27,7 +28,7 @@ from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import step
 from steer2edit.steering.examples import prompt_digests
 from steer2edit.stress.effects import measure_plain
-from steer2edit.stress.findings import GROUPS, StressResult, Texts
+from steer2edit.stress.findings import GROUPS, RESULT, StressResult, Texts
 from steer2edit.stress.given import EDIT_LABEL, EqualDrift, StressInput, arm_of, equal_drift, methods_of
 from steer2edit.stress.registry import StressTest
 from steer2edit.stress.scorecard import (
@@ -55,7 +56,7 @@ _PLAIN_TEST = StressTest(
 )  # fmt: skip
 _KIND = RunKind("stress run", 2, "testing", "model, edit, prompts and options")
 _ASKED = TypeAdapter(Replies)
-_REPLIES = TypeAdapter(dict[str, dict[str, list[str]]])
+_Kept = TypeVar("_Kept")
 Narrate = Callable[[str], None]
 
 
@@ -68,13 +69,17 @@ class StressFolder(RunFolder):
     def __init__(self, path: Path) -> None:
         super().__init__(path, _KIND)
 
-    def find(self, name: str) -> StressResult | None:
-        """What a test found, if it is there, without the replies."""
-        path = self.path / "tests" / f"{name}.json"
+    def read(self, name: str, kind: TypeAdapter[_Kept]) -> _Kept | None:
+        """What `NAME.json` holds, if it is there."""
+        path = self.path / f"{name}.json"
         if not path.exists():
             return None
         with damage_explained(path):
-            return StressResult.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return kind.validate_json(path.read_bytes())
+
+    def find(self, name: str) -> StressResult | None:
+        """What a test found, if it is there, without the replies."""
+        return self.read(f"tests/{name}", RESULT)
 
     def write(self, name: str, result: StressResult, *, keep_asked: bool = False) -> StressResult:
         """Write a result, the replies first: one that is there is complete. Returns what a run that goes on sees.
@@ -87,22 +92,20 @@ class StressFolder(RunFolder):
         write_json(self.path / "tests" / f"{name}.json", stored)
         if not keep_asked:
             shutil.rmtree(self.path / "asked" / name, ignore_errors=True)
-        return StressResult.from_json(stored)
+        return RESULT.validate_python(stored)
 
     def keep(self, test: str, line: str, make: Callable[[], Replies]) -> Replies:
         """What was asked in a line of a test: made and written down if it is not there."""
         name = f"asked/{test}/{line.replace('/', '--')}"
-        found = self.once(name, lambda: json.loads(_ASKED.dump_json(make(), fallback=lambda scalar: scalar.item())))
-        with damage_explained(self.path / f"{name}.json"):
-            return _ASKED.validate_python(found)
+        self.once(name, lambda: json.loads(_ASKED.dump_json(make(), fallback=lambda scalar: scalar.item())))
+        found = self.read(name, _ASKED)
+        assert found is not None
+        return found
 
     def replies(self, name: str) -> Texts:
         """What the model said in a test, by arm and line; nothing where nothing was written."""
-        path = self.path / "replies" / f"{name}.json"
-        if not path.exists():
-            return {}
-        with damage_explained(path):
-            return _REPLIES.validate_python(json.loads(path.read_text(encoding="utf-8"))["replies"])
+        found = self.read(f"replies/{name}", RESULT)
+        return {} if found is None else found.replies
 
 
 def run_stress(
