@@ -129,8 +129,8 @@ def _gcg(content: Mapping[str, Any], where: str) -> AttackFile:
     """Suffixes of GCG: `goal` and `controls` of one length."""
     if "goal" not in content:
         raise DataError(
-            f"{where} has controls, but no goal for each. Of a log of llm-attacks, give a table of each goal and its last "
-            "suffix (columns goal and suffix)."
+            f"{where} has controls, but no goal for each. Of a log of llm-attacks, give a table of each goal and its "
+            "last suffix, in columns goal and suffix."
         )
     suffixes, goals = (_texts(content[key], f"{where}: {key}") for key in ("controls", "goal"))
     if len(goals) != len(suffixes):
