@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny_search import facts, random_vectors, run, tiny_model, tiny_search
 
-from steer2edit.artifacts.run_folder import RunFolder
 from steer2edit.core import Editing
 from steer2edit.editing import convert
 from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES
@@ -17,7 +16,7 @@ from steer2edit.search.generation import measure_generation
 from steer2edit.search.run import _KIND, search_results
 from steer2edit.search.search import Search, prepare_search
 from steer2edit.search.space import SearchSpace
-from steer2edit.search.study import Study, Trial, read_trials
+from steer2edit.search.study import SharedStudy, Trial, read_trials
 from steer2edit.settings import SearchOptions
 
 
@@ -90,8 +89,8 @@ def test_without_effects_the_summary_says_why_it_was_not_tried(model: LanguageMo
 def test_of_two_workers_that_end_at_once_one_looks(tmp_path: Path) -> None:
     looks: list[str] = []
 
-    def study() -> Study:
-        return Study(RunFolder(tmp_path, _KIND), shared=True)
+    def study() -> SharedStudy:
+        return SharedStudy(tmp_path, _KIND)
 
     def look(worker: str) -> list[str]:
         looks.append(worker)
@@ -102,7 +101,7 @@ def test_of_two_workers_that_end_at_once_one_looks(tmp_path: Path) -> None:
     found: dict[str, list[str]] = {}
 
     def ask(worker: str) -> None:
-        found[worker] = studies[worker].once("held_out", "key", lambda: look(worker))
+        found[worker] = studies[worker].once("held_out", lambda: look(worker), key="key")
 
     threads = [threading.Thread(target=ask, args=(worker,)) for worker in "ab"]
     for thread in threads:
@@ -114,11 +113,11 @@ def test_of_two_workers_that_end_at_once_one_looks(tmp_path: Path) -> None:
 
 
 def test_a_look_that_was_killed_is_taken_again(tmp_path: Path) -> None:
-    study = Study(RunFolder(tmp_path, _KIND), shared=True)
+    study = SharedStudy(tmp_path, _KIND)
 
     def killed() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.once("held_out", "key", killed)
-    assert study.once("held_out", "key", lambda: [1]) == [1]
+        study.once("held_out", killed, key="key")
+    assert study.once("held_out", lambda: [1], key="key") == [1]

@@ -81,6 +81,10 @@ class LanguageModel:
 
         return sampled_fingerprint({p.key: p.shape for s in self.sites.values() for p in s.projections}, rows())
 
+    def identity(self) -> dict[str, Any]:
+        """What of a model a run that is gone on with must have again."""
+        return {"model": self.fingerprint, "dtype": str(self.dtype), "chat": recorded_chat(self.describe())}
+
     def require_fit(
         self, artifact: WeightEdit | SteeringVectors, *, allow_mismatch: bool = False, allow_missing: bool = True
     ) -> None:

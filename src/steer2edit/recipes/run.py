@@ -23,7 +23,7 @@ from steer2edit.evaluation.likelihood_tasks import DriftTask
 from steer2edit.evaluation.metrics import for_card, metric_name
 from steer2edit.evaluation.statistics import compare
 from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_arm
-from steer2edit.models import LanguageModel, Sampling, generate, load_model, recorded_chat
+from steer2edit.models import LanguageModel, Sampling, generate, load_model
 from steer2edit.models.reply import end_ids
 from steer2edit.recipes.making import make_edit, make_vectors, preview, told
 from steer2edit.report import write_comparison_page, write_report
@@ -254,9 +254,7 @@ def identity(what: str, model: LanguageModel, options: ExtractOptions) -> dict[s
     made = {name: getattr(options, name) for name in ("labeller", "max_new_tokens", "temperature")}
     return {
         "behaviour": what,
-        "model": model.fingerprint,
-        "chat": recorded_chat(model.describe()),
-        "dtype": str(model.dtype),
+        **model.identity(),
         "contrast": {**made, "source": source, "sha256": digest},
         "limit": options.limit,
         "seed": options.seed,

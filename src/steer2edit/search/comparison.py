@@ -15,7 +15,7 @@ from steer2edit.estimates import Condition, ConditionKind
 from steer2edit.evaluation import BASE_ARM, COST, Arm, Behaviour, calibrate_together, evaluate, metric_name
 from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules
 from steer2edit.method.rule import output_direction
-from steer2edit.models import LanguageModel, recorded_chat
+from steer2edit.models import LanguageModel
 from steer2edit.progress import step
 from steer2edit.search.curves import Figure, Plan, figure_text, method_figures
 from steer2edit.search.run import Narrate, run_facts
@@ -152,15 +152,13 @@ def _identity(
     engine: Engine, vectors: SteeringVectors, options: ComparisonOptions, parts: tuple[Behaviour, Behaviour]
 ) -> dict[str, Any]:
     """What makes a comparison this one; methods and drifts may join later."""
-    model, (validation, held_out) = engine.model, parts
+    validation, held_out = parts
     return {
-        "model": model.fingerprint,
+        **engine.model.identity(),
         "vectors": vectors.digest(),
         "behaviour": options.behaviour,
         "suppress": options.suppress,
         "items": {"validation": validation.digest(), "held_out": held_out.digest()},
-        "dtype": str(model.dtype),
-        "chat": recorded_chat(model.describe()),
     }
 
 

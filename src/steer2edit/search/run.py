@@ -9,7 +9,7 @@ from typing import Any
 
 from steer2edit.artifacts import package_versions, save_edit
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.artifacts.run_folder import RunFolder, RunKind
+from steer2edit.artifacts.run_folder import RunKind
 from steer2edit.core import Steering, WeightEdit
 from steer2edit.errors import BudgetError
 from steer2edit.estimates import PERCENT, SCHEMA_VERSION, Condition, Estimate, column
@@ -25,7 +25,7 @@ from steer2edit.search.generation import SANITY_METRIC, measure_generation
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.search import Search
 from steer2edit.search.space import propose
-from steer2edit.search.study import Study, Trial, optuna_record
+from steer2edit.search.study import Study, Trial, opened_study, optuna_record
 
 Narrate = Callable[[str, Sequence[Condition]], None]
 """(what has just been found, conditions to show side by side; may be empty)."""
@@ -60,8 +60,7 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
     Steering is swept and every configuration measured on validation items only; the front that comes of it is measured
     once on held-out items; the recommended edit is saved with its figures. A BudgetError where no trial keeps to it.
     """
-    identity = search.identity()
-    with RunFolder(out, _KIND).opened(identity) as own, Study.opened(own, identity, search.options) as study:
+    with opened_study(out, _KIND, search.identity(), search.options) as study:
         base, *steering = _sweep(search, study)
         narrate("Base model and activation steering, on validation items:", [base, *steering])
         _try_configurations(search, study, narrate)

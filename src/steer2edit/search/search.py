@@ -10,7 +10,7 @@ from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, MismatchError, NoiseError
 from steer2edit.evaluation import COST, Behaviour, TaskSettings, behaviour, behaviour_of, build_tasks
 from steer2edit.method.hyperparameters import GATED_RULES, Hyperparameters
-from steer2edit.models import LanguageModel, recorded_chat
+from steer2edit.models import LanguageModel
 from steer2edit.search.goal import Budget, Goal
 from steer2edit.search.space import SearchSpace
 from steer2edit.search.study import Trial
@@ -112,17 +112,15 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """What makes this search this one; whatever differs in it is another search."""
-        model, options = self.engine.model, self.options
+        options = self.options
         return {
-            "model": model.fingerprint,
+            **self.engine.model.identity(),
             "vectors": self.vectors.digest(),
             "behaviour": self.validation.name,
             "items": {"validation": self.validation.digest(), "held_out": self.held_out.digest()},
             "rules": self.factors.metadata.get("rules"),
             "space": asdict(self.space),
             "budget": asdict(self.budget),
-            "dtype": str(model.dtype),
-            "chat": recorded_chat(model.describe()),
             "replies": [str(task.sampling) for task in self.validation.tasks if hasattr(task, "sampling")],
             "strategy": options.strategy,
             "generation": options.generation,

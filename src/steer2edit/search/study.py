@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from steer2edit.artifacts.run_folder import RunFolder, damage_explained, write_json
+from steer2edit.artifacts.run_folder import RunFolder, RunKind, damage_explained, write_json
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.estimates import Condition, Estimate, Value
 from steer2edit.evaluation.statistics import estimate
@@ -100,71 +100,66 @@ def read_trials(folder: Path) -> list[Trial]:
     return sorted(trials, key=lambda trial: (trial.generation, trial.worker, trial.index))
 
 
-class Study:
-    """What a search has found so far, whoever measured it, in the files of a folder."""
-
-    def __init__(self, folder: RunFolder, *, shared: bool = False) -> None:
-        self._folder, self._shared = folder, shared
-
-    @classmethod
-    @contextmanager
-    def opened(cls, own: RunFolder, identity: Mapping[str, Any], options: SearchOptions) -> Iterator["Study"]:
-        """The study in the run folder `own`, or in the one that workers share, each by a name that no other has."""
-        if options.storage is None:
-            yield cls(own)
-            return
-        folder = RunFolder(Path(options.storage), own.kind)
-        if folder.path.resolve() == own.path.resolve():
-            raise InvalidValueError(f"--out is a folder of each worker, and --storage of all; both are {own.path}.")
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.path / ".manifest.lock"):
-            folder.settle(identity)
-        try:
-            held = FileLock(folder.path / f".{options.worker}.lock").acquire(timeout=0)
-        except Timeout as error:
-            raise MismatchError(
-                f"another process is the worker {options.worker!r} of {folder.path}: give this one a --worker name of "
-                "its own."
-            ) from error
-        with held:
-            yield cls(folder, shared=True)
+class Study(RunFolder):
+    """What a search has found so far, in the files of its run folder."""
 
     def add(self, trials: Sequence[Trial]) -> None:
         """Keep the trials of a generation, in whole or not at all."""
-        path = self._folder.path / "trials" / f"{trials[0].worker}-{trials[0].generation:04d}.json"
+        path = self.path / "trials" / f"{trials[0].worker}-{trials[0].generation:04d}.json"
         path.parent.mkdir(exist_ok=True)
         write_json(path, {"schema_version": SCHEMA_VERSION, "trials": [trial.to_json() for trial in trials]})
 
     def trials(self) -> list[Trial]:
         """All finished trials, of all workers, without replies."""
-        return [replace(trial, replies={}, outcomes={}) for trial in read_trials(self._folder.path / "trials")]
+        return [replace(trial, replies={}, outcomes={}) for trial in read_trials(self.path / "trials")]
 
     def trials_to_choose_from(self, wanted: int) -> list[Trial]:
-        """The trials that the held-out look is taken on: whoever first has enough says which, others take the same."""
-        trials = self.trials()
-        if not self._shared:
-            return trials
-        chosen = self.once("looks", str(wanted), lambda: [trial.record for trial in trials])
+        """The trials that the held-out look is taken on."""
+        return self.trials()
+
+
+class SharedStudy(Study):
+    """The study of a folder that workers share: of those that ask for the same at once one makes it, others wait."""
+
+    def trials_to_choose_from(self, wanted: int) -> list[Trial]:
+        """Those of all workers: whoever first has enough says which, others take the same."""
+        chosen = self.once("looks", lambda: [trial.record for trial in self.trials()], key=str(wanted))
         return [trial for trial in self.trials() if trial.record in chosen]
 
-    def once(self, name: str, key: str, make: Callable[[], Any]) -> Any:
-        """The JSON value that `NAME.json` has under a key: of workers that ask at once one makes it, others wait."""
-        if not self._shared:
-            return self._folder.once(name, make, key=key)
-        lock = FileLock(self._folder.path / f".{name}.json.lock")  # the system gives it back when the process dies
+    def once(self, name: str, make: Callable[[], Any], *, key: str | None = None) -> Any:
+        """The JSON value that `NAME.json` has under a key, made by one worker if it is not there."""
+        lock = FileLock(self.path / f".{name}.json.lock")  # the system gives it back when the process dies
         try:
             held = lock.acquire(timeout=0)
         except Timeout:
             with step("Waiting for another worker, which measures the same", 1):
                 held = lock.acquire()
         with held:
-            return self._folder.once(name, make, key=key)
+            return super().once(name, make, key=key)
 
-    def conditions(self, name: str, key: str, measure: Callable[[], Sequence[Condition]]) -> list[Condition]:
-        """As `once`, of conditions."""
-        stored = self.once(name, key, lambda: [condition.to_json() for condition in measure()])
-        with damage_explained(self._folder.path / f"{name}.json"):
-            return [Condition.from_json(one) for one in stored]
+
+@contextmanager
+def opened_study(out: Path, kind: RunKind, identity: Mapping[str, Any], options: SearchOptions) -> Iterator[Study]:
+    """The study in the run folder `out`, or in the one that workers share, each by a name that no other has."""
+    with Study(out, kind).opened(identity) as own:
+        if options.storage is None:
+            yield own
+            return
+        shared = SharedStudy(Path(options.storage), kind)
+        if shared.path.resolve() == out.resolve():
+            raise InvalidValueError(f"--out is a folder of each worker, and --storage of all; both are {out}.")
+        shared.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(shared.path / ".manifest.lock"):
+            shared.settle(identity)
+        try:
+            held = FileLock(shared.path / f".{options.worker}.lock").acquire(timeout=0)
+        except Timeout as error:
+            raise MismatchError(
+                f"another process is the worker {options.worker!r} of {shared.path}: give this one a --worker name of "
+                "its own."
+            ) from error
+        with held:
+            yield shared
 
 
 def optuna_record(trial: Trial, space: SearchSpace, goal: Goal) -> FrozenTrial:

@@ -24,7 +24,7 @@ from steer2edit.evaluation import (
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.scorers import Scorer
 from steer2edit.method.rule import output_direction
-from steer2edit.models import LanguageModel, Sampling, recorded_chat
+from steer2edit.models import LanguageModel, Sampling
 from steer2edit.settings import StressOptions
 from steer2edit.steering.examples import prompt_digests, require_no_overlap
 from steer2edit.steering.presets import safety_prompts
@@ -123,7 +123,7 @@ class StressInput:
         options = self.options
         return {
             "version": package_versions()["steer2edit"],
-            "model": self.model.fingerprint,
+            **self.model.identity(),
             "edit": self.edit.digest(),
             "vectors": None if self.vectors is None else self.vectors.digest(),
             **{name: getattr(options, name) for name in ("strength", "suite", "seed", "limit", "scorer")},
@@ -131,8 +131,6 @@ class StressInput:
             "benign": prompt_digests(self.benign),
             "replies": str(self.sampling),
             "judge": None if self.judge is None else {"model": self.judge.model, "template": self.judge.question},
-            "dtype": str(self.model.dtype),
-            "chat": recorded_chat(self.model.describe()),
         }
 
     def subject(self, engine: Engine, compared: Sequence[Arm] = ()) -> Subject:
