@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +16,7 @@ from steer2edit.settings import ExtractOptions, SearchOptions
 from steer2edit.settings.declared import Setting, declared
 from steer2edit.settings.search import Range
 from steer2edit.steering.behaviour_folder import find_behaviour
+from steer2edit.steering.data_files import read_text
 
 
 def _known(what: str, known: Iterable[str], name: str) -> str:
@@ -109,14 +108,13 @@ class Recipe(_Part):
 
 
 _SUFFIXES = (".yaml", ".yml")
-_SHOWN = 80  # characters of a value
+_FOLDER = Path(__file__).parent  # of those that come with the package
 _MOST = 5  # mistakes that are named at once
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    files = resources.files("steer2edit.recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
 
 
 def is_recipe(name: str) -> bool:
@@ -131,7 +129,7 @@ def read_recipe(name: str) -> Recipe:
     names = recipe_names()
     if name not in names:
         raise DataError(f"there is no recipe {name!r}. {did_you_mean(name, names)} Or give a .yaml file.")
-    return _parsed(resources.files("steer2edit.recipes") / f"{name}.yaml", f"recipe {name}")
+    return _parsed(_FOLDER / f"{name}.yaml", f"recipe {name}")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -146,13 +144,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return super().construct_mapping(node, deep)
 
 
-def _parsed(file: Path | Traversable, where: str) -> Recipe:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {where}. `steer2edit run --list` shows the recipes.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {where}: {error}") from error
+def _parsed(file: Path, where: str) -> Recipe:
+    text = read_text(file)
     try:
         content = yaml.load(text, _Loader)
     except DataError as error:
@@ -160,7 +153,7 @@ def _parsed(file: Path | Traversable, where: str) -> Recipe:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise DataError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{where} must hold the keys of a recipe, got {_short(content)}. See docs/recipes.md.")
+        raise DataError(f"{where} must hold the keys of a recipe, got {content!r:.80}. See docs/recipes.md.")
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -177,9 +170,4 @@ def _explained(where: str, error: ErrorDetails) -> str:
     reason = error["msg"].removeprefix("Value error, ").removesuffix(".")
     if not key:
         return f"{where}: {reason}."
-    return f"{where}: {key} = {_short(error['input'])}: {reason[:1].lower()}{reason[1:]}."
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return f"{where}: {key} = {error['input']!r:.80}: {reason[:1].lower()}{reason[1:]}."

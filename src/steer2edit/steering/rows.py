@@ -15,7 +15,6 @@ Split = Literal["train", "validation", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 PROMPT_COLUMNS = ("prompt", "messages", "goal", "forbidden_prompt", "instruction", "question")
 _CONVERSATION = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"].*\}\s*\]\s*", re.DOTALL)
-_LONGEST_SHOWN = 200
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -62,9 +61,9 @@ class Row:
         self.needs(column)
         value = self.get(column)
         if not isinstance(value, str) or not value.strip():
-            raise self.error(f"{column} must be text and not empty, got {_shown(value)}")
+            raise self.error(f"{column} must be text and not empty, got {value!r:.200}")
         if _CONVERSATION.fullmatch(value):
-            raise self.error(f"{column} must be text, not a conversation, got {_shown(value)}")
+            raise self.error(f"{column} must be text, not a conversation, got {value!r:.200}")
         return value
 
     def one_of(self, column: str, known: Sequence[str]) -> Any:
@@ -72,7 +71,7 @@ class Row:
         value = self.get(column)
         word = value.strip() if isinstance(value, str) else value
         if word not in (None, *known):
-            raise self.error(f"{column} must be one of {', '.join(known)}, got {_shown(value)}")
+            raise self.error(f"{column} must be one of {', '.join(known)}, got {value!r:.200}")
         return word
 
     def prompt(self) -> Prompt:
@@ -107,7 +106,7 @@ class Row:
         try:
             value = json.loads(text, object_pairs_hook=without_repeats)
         except (ValueError, RecursionError) as error:
-            raise self.error(f"{column} must be {what}, got {_shown(text)}") from error
+            raise self.error(f"{column} must be {what}, got {text!r:.200}") from error
         self._require_whole(column, value)
         return value
 
@@ -119,7 +118,7 @@ class Row:
         messages = value if isinstance(value, list) else []
         texts = [m.get(key) if isinstance(m, dict) else None for m in messages for key in ("role", "content")]
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise self.error(f"a prompt must be text or a list of {{role, content}} messages, got {_shown(value)}")
+            raise self.error(f"a prompt must be text or a list of {{role, content}} messages, got {value!r:.200}")
         for number, message in enumerate(messages, start=1):
             if more := [key for key in message if key not in ("role", "content") and message[key] is not None]:
                 raise self.error(
@@ -179,7 +178,7 @@ def read_table(source: str | Path, columns_without_header: Sequence[str] = (), *
     for number, (line, cells) in enumerate(read_records(str(source), columns_without_header), start=1):
         place = f"{where}, row {number}" + (f" (line {line})" if line not in (0, number) else "")
         if not isinstance(cells, Mapping):
-            raise DataError(f'{place} must be an object, e.g. {{"prompt": ..., "response": ...}}, got {_shown(cells)}.')
+            raise DataError(f'{place} must be an object, e.g. {{"prompt": ..., "response": ...}}, got {cells!r:.200}.')
         rows.append(Row(place, cells))
     plain = re.sub(r"\W+", "_", Path(source).stem.lower(), flags=re.ASCII).strip("_") or "data"
     return Table(name or plain, where, tuple(rows))
@@ -187,8 +186,3 @@ def read_table(source: str | Path, columns_without_header: Sequence[str] = (), *
 
 def _plain(column: object) -> str:
     return str(column).strip().lower().replace(" ", "_")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
