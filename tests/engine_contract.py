@@ -69,22 +69,3 @@ def _assert_close(
     for row, other in zip(found, wanted, strict=True):
         assert [s.tokens for s in row] == [s.tokens for s in other]
         assert [s.nll for s in row] == pytest.approx([s.nll for s in other], abs=tolerance)
-
-
-def assert_same_next_token(
-    engine: Engine,
-    reference: Engine,
-    prompts: Sequence[Prompt],
-    interventions: Sequence[Intervention],
-    tolerance: float,
-) -> None:
-    """Whole distributions, of the float32 that they claim to be."""
-    requests = [Request(prompt, intervention) for prompt in prompts for intervention in interventions]
-    found, wanted = engine.next_token(requests), reference.next_token(requests)
-    assert len(found) == len(wanted) == len(requests)
-    for one, other in zip(found, wanted, strict=True):
-        assert one.dtype == torch.float32
-        assert one.shape == other.shape
-        assert one.exp().sum().item() == pytest.approx(1, abs=1e-4)
-        assert (one - other).abs().max().item() < tolerance
-    assert len({round(one.max().item(), 5) for one in found}) > len(prompts)  # the interventions show

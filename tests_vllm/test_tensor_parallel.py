@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_contract import assert_same_next_token, assert_same_replies, assert_same_scores, random_edits
+from engine_contract import assert_same_replies, assert_same_scores, random_edits
 from steer2edit.engines import TransformersEngine
 from steer2edit.engines.vllm import VllmEngine
 from steer2edit.models import encode_responses
@@ -26,6 +26,5 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.M
         assert_same_replies(engine, reference, PROMPTS, interventions, 6)
         responses = encode_responses(model, [(p, "Wait for an hour.") for p in PROMPTS])
         assert_same_scores(engine, reference, responses, interventions, 1e-4)
-        assert_same_next_token(engine, reference, PROMPTS, interventions, 1e-4)
     finally:
         engine.close()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from engine_contract import assert_same_next_token, assert_same_replies, assert_same_scores, random_edits
+from engine_contract import assert_same_replies, assert_same_scores, random_edits
 from steer2edit.core import ClassMeans, Editing, SiteMeans, Steering, SteeringVectors
 from steer2edit.engines import Engine, Request, TransformersEngine
 from steer2edit.engines.vllm import VllmEngine
@@ -96,11 +96,6 @@ def test_two_responses_of_the_same_tokens(engine: VllmEngine, reference: Transfo
     assert_same_scores(engine, reference, [whole, later], [*edits, None], TOLERANCE)
 
 
-def test_next_token(engine: VllmEngine, reference: TransformersEngine) -> None:
-    edits = smollm2_edits(engine, STRENGTHS[: MAX_EDITS + 1])
-    assert_same_next_token(engine, reference, PROMPTS, [None, *edits], TOLERANCE)
-
-
 def test_an_edit_of_strength_zero_is_the_base(engine: VllmEngine) -> None:
     (editing,) = smollm2_edits(engine, [1.0])
     responses = encode_responses(engine.model, PAIRS[:1])
@@ -111,7 +106,6 @@ def test_an_edit_of_strength_zero_is_the_base(engine: VllmEngine) -> None:
 
 def test_nothing_to_do(engine: VllmEngine) -> None:
     assert engine.generate([], Sampling()) == []
-    assert engine.next_token([]) == []
     assert engine.score([], [None]) == [[]]
     assert engine.score([], [None], kl=False) == [[]]
     assert engine.score(encode_responses(engine.model, PAIRS), []) == []
@@ -157,8 +151,6 @@ class TestRefused:
         responses = encode_responses(engine.model, PAIRS[:1])
         with pytest.raises(InvalidValueError, match="Use the transformers engine"):
             engine.generate([Request("Hi"), Request("Hi", steering)], Sampling())
-        with pytest.raises(InvalidValueError, match="Use the transformers engine"):
-            engine.next_token([Request("Hi", steering)])
         for kl in (True, False):
             with pytest.raises(InvalidValueError, match="Use the transformers engine"):
                 engine.score(responses, [None, steering], kl=kl)
@@ -169,5 +161,3 @@ class TestRefused:
             engine.generate([Request("Hi"), Request(long)], Sampling(max_new_tokens=32))
         with pytest.raises(DataError, match=r"max_model_len 512"):
             engine.score(encode_responses(engine.model, [("Hi", long + long)]), [None])
-        with pytest.raises(DataError, match=r"max_model_len 512"):
-            engine.next_token([Request(long + long)])

@@ -28,10 +28,6 @@ class EditsOnly(TransformersEngine):
         _refuse(interventions)
         return super().score(responses, interventions, **how)
 
-    def next_token(self, requests: Sequence[Request]) -> Any:
-        _refuse(request.intervention for request in requests)
-        return super().next_token(requests)
-
 
 class Silent(TransformersEngine):
     """Must not be asked."""
@@ -64,7 +60,6 @@ def test_the_same_as_one_engine_that_can_do_both() -> None:
     interventions = interventions_of(model)
     requests = [Request(prompt, i) for prompt in ("Hi", "How are you?") for i in interventions]
     assert engine.generate(requests, GREEDY) == whole.generate(requests, GREEDY)
-    assert torch.allclose(torch.stack(engine.next_token(requests)), torch.stack(whole.next_token(requests)), atol=1e-5)
     responses = encode_responses(model, [("Hi", "Yes."), ("Why?", "No reason.")])
     scores = engine.score(responses, interventions), whole.score(responses, interventions)
     for found, wanted in zip(*scores, strict=True):

@@ -22,6 +22,7 @@ from steer2edit.models import (
     encode_prompts,
     encode_responses,
     generate,
+    next_token_log_probabilities,
 )
 from steered import steered
 from tiny_chat import tiny_chat_model
@@ -205,24 +206,16 @@ def test_the_first_row_does_not_decide() -> None:
         assert ids(interventions[shift:] + interventions[:shift]) == wanted
 
 
-class TestNextToken:
-    @pytest.mark.parametrize("family", [*DENSE_TRANSFORMERS, *OTHERS])
-    def test_equals_a_computation_by_hand(self, family: str) -> None:
-        model, interventions = few(family)
-        requests = [Request(p, i) for i in interventions for p in PROMPTS]
-        found = TransformersEngine(model).next_token(requests)
-        for request, distribution in zip(requests, found, strict=True):
-            (ids,) = encode_prompts(model, [request.prompt])
-            with alone(model, request.intervention), torch.inference_mode():
+@pytest.mark.parametrize("family", [*DENSE_TRANSFORMERS, *OTHERS])
+def test_the_next_token_equals_a_computation_by_hand(family: str) -> None:
+    model, interventions = few(family)
+    encoded = encode_prompts(model, PROMPTS)
+    for intervention in interventions:
+        with alone(model, intervention), torch.inference_mode():
+            found = next_token_log_probabilities(model, encoded)
+            for ids, distribution in zip(encoded, found, strict=True):
                 logits = model.network(input_ids=torch.tensor([ids])).logits[0, -1].double()
-            assert torch.allclose(distribution.double(), logits.log_softmax(dim=-1), atol=1e-4)
-
-    def test_batch_sizes_do_not_matter(self) -> None:
-        model = tiny_chat_model()
-        requests = [Request(p, i) for p in PROMPTS for i in interventions_for(model)]
-        together = torch.stack(TransformersEngine(model).next_token(requests))
-        singly = torch.stack(TransformersEngine(model, scoring_tokens=1).next_token(requests))
-        assert torch.allclose(together, singly, atol=1e-5)
+                assert torch.allclose(distribution.double(), logits.log_softmax(dim=-1), atol=1e-4)
 
 
 class TestWithoutDivergence:

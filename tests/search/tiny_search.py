@@ -65,9 +65,6 @@ class CountingEngine:
         self.scored += [(r.ids, id(i.edit)) for i in interventions if hasattr(i, "edit") for r in responses]
         return self._engine.score(responses, interventions, kl=kl)
 
-    def next_token(self, requests: Any) -> Any:
-        return self._engine.next_token(requests)
-
 
 def tiny_model(seed: int = 0) -> LanguageModel:
     tokenizer = tiny_tokenizer(template="{% for m in messages %}{{ m['content'] }}{% endfor %}")

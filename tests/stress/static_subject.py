@@ -34,9 +34,6 @@ class ScriptedEngine:
     def score(self, *_: object, **__: object) -> list[list[object]]:
         raise AssertionError("no static attack scores given responses")
 
-    def next_token(self, *_: object, **__: object) -> list[object]:
-        raise AssertionError("no static attack looks at single tokens")
-
 
 def scripted_subject(
     answer: Answer, harmful: Sequence[Prompt], *, limit: int | None = None, context: int = 8192, steering: bool = True

@@ -77,9 +77,6 @@ class Engine(Protocol):
         With `kl` every distribution is compared with the base's, which costs a pass of the base.
         """
 
-    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
-        """Log-distribution of each reply's first token, float32, on the CPU, in the order of the requests."""
-
 
 Asked = tuple[int, tuple[int, ...], int]
 """What a remembered reply answers: (place of the intervention, tokens of the prompt, longest reply)."""
@@ -127,10 +124,6 @@ class RememberingEngine:
         """As the engine does."""
         return self._engine.score(responses, interventions, kl=kl)
 
-    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
-        """As the engine does."""
-        return self._engine.next_token(requests)
-
 
 def _identity(intervention: Intervention) -> tuple[object, ...]:
     if isinstance(intervention, Editing):
@@ -162,11 +155,6 @@ class RoutingEngine:
         return self._routed(
             interventions, lambda engine, own: engine.score(responses, [interventions[i] for i in own], kl=kl)
         )
-
-    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
-        """Each request on the engine that it belongs to."""
-        asked = [request.intervention for request in requests]
-        return self._routed(asked, lambda engine, own: engine.next_token([requests[i] for i in own]))
 
     def _routed(
         self, interventions: Sequence[Intervention], run: Callable[[Engine, list[int]], list[_Result]]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from steer2edit.core import Intervention
@@ -18,9 +17,7 @@ from steer2edit.models import (
     Reply,
     Sampling,
     TokenBudget,
-    encode_prompts,
     generate,
-    next_token_log_probabilities,
     run_batches,
     span_log_probabilities,
 )
@@ -70,19 +67,6 @@ class TransformersEngine:
 
             scores = run_batches(lengths, self._scoring, run)
         return [[by_intervention[index] for by_intervention in scores] for index in range(len(interventions))]
-
-    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
-        """As `Engine.next_token`."""
-        encoded = encode_prompts(self.model, [request.prompt for request in requests])
-        with step("Predicting", len(requests)) as advance:
-
-            def run(batch: list[int]) -> list[Float[Tensor, " v"]]:
-                with self._under([request.intervention for request in requests], batch):
-                    found = next_token_log_probabilities(self.model, [encoded[i] for i in batch])
-                advance(len(batch))
-                return list(found.cpu())
-
-            return run_batches([len(ids) for ids in encoded], self._scoring, run)
 
     def _score_rows(
         self,

@@ -113,60 +113,37 @@ class VllmEngine:
         """As `Engine.score`.
 
         The KL is exact: vLLM returns the log-probability of the whole vocabulary at every position, and a
-        distribution that lacks an entry is refused. A response needs room for one more token in the context.
+        distribution that lacks an entry is refused. A response needs room for one more token in the context. Responses
+        are scored one after another, so that only one response's base is kept at a time.
         """
         edits = [as_edit(intervention) for intervention in interventions]
         self._require_room([len(response.ids) for response in responses], 1)
-        if kl:
-            return self._compare(responses, edits)
-        params = self._params(prompt_logprobs=0, flat_logprobs=True)
-        jobs = [_Job(response.ids, editing, params, response.start) for editing in edits for response in responses]
-        with step("Scoring", len(jobs)) as advance:
-            scores = self._run(jobs, lambda job, output: own_score(output.prompt_logprobs, job.start), advance)
-        n = len(responses)
-        return [scores[k * n : (k + 1) * n] for k in range(len(edits))]
-
-    def next_token(self, requests: Sequence[Request]) -> list[Float[Tensor, " v"]]:
-        """As `Engine.next_token`."""
-        edits = [as_edit(request.intervention) for request in requests]
-        params = self._params(logprobs=-1, flat_logprobs=True)
-        encoded = self._encode(requests, room=1)
-        jobs = [_Job(ids, editing, params) for ids, editing in zip(encoded, edits, strict=True)]
-
-        def read(job: _Job, output: Any) -> Float[Tensor, " v"]:
-            return whole_distributions(output.outputs[0].logprobs, 0, self._vocabulary)[0]
-
-        with step("Predicting", len(jobs)) as advance:
-            batches = self._wide_batches([1] * len(jobs))
-            return [found for batch in batches for found in self._run([jobs[i] for i in batch], read, advance)]
-
-    def _compare(
-        self, responses: Sequence[EncodedResponse], edits: Sequence[Editing | None]
-    ) -> list[list[ResponseScore]]:
-        """Scores with the KL to the base, response by response: only one response's base is kept at a time."""
         if not edits:
             return []
-        params = self._params(prompt_logprobs=-1, flat_logprobs=True)
-        edited = [k for k, editing in enumerate(edits) if editing is not None]
-        asked = [(r, k) for r in range(len(responses)) for k in (None, *edited)]
+        params = self._params(prompt_logprobs=-1 if kl else 0, flat_logprobs=True)
+        unedited = [k for k, editing in enumerate(edits) if editing is None]
+        runs = [*([None] if kl or unedited else []), *(k for k in range(len(edits)) if k not in unedited)]
+        asked = [(r, k) for r in range(len(responses)) for k in runs]
         scores: list[dict[int, ResponseScore]] = [{} for _ in edits]
         base = torch.empty(0, 0)
 
-        def read(job: _Job, output: Any) -> Float[Tensor, "t v"]:
-            return whole_distributions(output.prompt_logprobs, job.start, self._vocabulary)
+        def read(job: _Job, output: Any) -> Float[Tensor, "t v"] | ResponseScore:
+            flat = output.prompt_logprobs
+            return whole_distributions(flat, job.start, self._vocabulary) if kl else own_score(flat, job.start)
 
         with step("Scoring", len(asked)) as advance:
-            for batch in self._wide_batches([len(responses[r].ids) for r, _ in asked]):
+            for batch in self._wide_batches([len(responses[r].ids) if kl else 0 for r, _ in asked]):
                 pairs = [asked[i] for i in batch]
                 jobs = [
                     _Job(responses[r].ids, None if k is None else edits[k], params, responses[r].start)
                     for r, k in pairs
                 ]
                 for (r, k), found in zip(pairs, self._run(jobs, read, advance), strict=True):
-                    if k is None:
+                    if k is None and isinstance(found, Tensor):
                         base = found  # it comes before the response's edits
-                    for index in [k] if k is not None else set(range(len(edits))).difference(edited):
-                        scores[index][r] = response_score(responses[r], base, found)
+                    one = found if isinstance(found, ResponseScore) else response_score(responses[r], base, found)
+                    for index in unedited if k is None else [k]:
+                        scores[index][r] = one
         return [[by_response[r] for r in range(len(responses))] for by_response in scores]
 
     def _run(self, jobs: Sequence[_Job], read: Callable[[_Job, Any], _T], advance: Advance) -> list[_T]:

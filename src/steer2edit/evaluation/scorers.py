@@ -10,13 +10,22 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from pydantic import ConfigDict
 
-from steer2edit.engines import Request, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.evaluation.judge import fill_template, require_template
-from steer2edit.models import LanguageModel, Prompt, Reply, load_model
+from steer2edit.models import (
+    LanguageModel,
+    Prompt,
+    Reply,
+    TokenBudget,
+    encode_prompts,
+    load_model,
+    next_token_log_probabilities,
+    run_batches,
+)
+from steer2edit.models.chat import tokenizer_of
+from steer2edit.progress import step
 from steer2edit.settings.shared import SCORERS
 from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
 
@@ -105,15 +114,19 @@ class LocalJudge:
         """Whether the judge says yes of each answer; `None` where it is empty."""
         shown = [reply.shown_answer or "" for reply in replies]
         asked = [i for i, text in enumerate(shown) if text.strip()]
-        requests = [Request(fill_template(self.question, prompts[i], shown[i])) for i in asked]
-        verdicts: list[bool | None] = [None] * len(replies)
-        tokenizer = self.loaded.tokenizer
-        assert tokenizer is not None
+        encoded = encode_prompts(self.loaded, [fill_template(self.question, prompts[i], shown[i]) for i in asked])
+        tokenizer = tokenizer_of(self.loaded)
         spelt = ((word, f" {word}", word.capitalize(), f" {word.capitalize()}") for word in ("yes", "no"))
         yes, no = (sorted({tokenizer.encode(text, add_special_tokens=False)[0] for text in own}) for own in spelt)
-        for i, found in zip(asked, TransformersEngine(self.loaded).next_token(requests), strict=True):
-            verdicts[i] = bool(torch.logsumexp(found[yes], 0) > torch.logsumexp(found[no], 0))
-        return verdicts
+
+        def judge(batch: list[int]) -> list[bool]:
+            found = next_token_log_probabilities(self.loaded, [encoded[i] for i in batch])
+            advance(len(batch))
+            return (found[:, yes].logsumexp(1) > found[:, no].logsumexp(1)).tolist()
+
+        with step("Judging", len(encoded)) as advance:
+            verdicts = dict(zip(asked, run_batches(list(map(len, encoded)), TokenBudget(), judge), strict=True))
+        return [verdicts.get(i) for i in range(len(replies))]
 
 
 @dataclass(frozen=True)

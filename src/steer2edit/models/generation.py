@@ -154,15 +154,10 @@ def span_distributions(model: LanguageModel, responses: Sequence[EncodedResponse
     return list(picked.float().log_softmax(dim=-1).split([len(span) for span in spans]))
 
 
-@torch.inference_mode()
 def next_token_log_probabilities(model: LanguageModel, encoded: Sequence[Sequence[int]]) -> Float[Tensor, "b v"]:
     """Log-distribution of the token behind each sequence, float32. Hooks and edits in force apply."""
-    ids, mask = pad(encoded, pad_id=0, device=model.device, left=True)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    logits: Tensor = model.network(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
-    ).logits
-    return logits[:, -1].float().log_softmax(dim=-1)
+    rows = [EncodedResponse((*ids, ids[-1]), len(ids)) for ids in encoded]  # which token is there makes no difference
+    return torch.cat(span_log_probabilities(model, rows))
 
 
 def token_log_probabilities(log_probabilities: Float[Tensor, "t v"], response: EncodedResponse) -> Float[Tensor, " t"]:

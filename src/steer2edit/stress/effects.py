@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from steer2edit.engines import Request
 from steer2edit.estimates import Value
 from steer2edit.evaluation import DriftTask, Task, TaskSettings, behaviour, build_tasks, evaluate
 from steer2edit.evaluation.formats import built_in_table
@@ -12,7 +11,7 @@ from steer2edit.evaluation.likelihood_tasks import base_answers
 from steer2edit.evaluation.reply_tasks import DegenerationTask, RefusalTask, repeated_share
 from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.evaluation.task import replies_to
-from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_responses
+from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_prompts, encode_responses
 from steer2edit.steering.presets import borderline_prompts
 from steer2edit.stress.attacks import data_rows, families
 from steer2edit.stress.conditions import ask_worded
@@ -97,11 +96,10 @@ def loops(reply: Reply) -> bool:
 
 def first_token_kl(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Sequence[Value]]:
     """KL(base ‖ arm) of the first token behind each prompt, in nats."""
-    arms = subject.interventions
-    every = subject.engine.next_token([Request(prompt, own) for own in arms.values() for prompt in prompts])
-    base, size = every[: len(prompts)], len(prompts)
-    kls = [float((p.exp() * (p - q)).sum()) for p, q in zip(base * len(arms), every, strict=True)]
-    return {arm: kls[i * size : (i + 1) * size] for i, arm in enumerate(arms)}
+    # a distribution is compared whole, whichever token the reply of one token is
+    rows = [EncodedResponse((*ids, ids[-1]), len(ids)) for ids in encode_prompts(subject.model, prompts)]
+    scores = subject.engine.score(rows, list(subject.interventions.values()))
+    return {arm: [s.kl for s in own] for arm, own in zip(subject.interventions, scores, strict=True)}
 
 
 def _surprise(subject: Subject, prompts: Sequence[Prompt]) -> dict[str, Sequence[Value]]:
