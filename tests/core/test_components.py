@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from steer2edit.core import BLOCKS, SHARES_RHO, TUNED_BLOCKS, ExpertNeuron, Head, MixerHead, Neuron, Site
+from steer2edit.core import BLOCKS, SHARES_RHO, TUNED_BLOCKS, Block, Component, Experts, Site
 from steer2edit.errors import InvalidValueError, Steer2EditError
 from unchecked import unchecked
 
@@ -13,12 +13,13 @@ SITES = st.builds(Site, st.integers(0, 10**6), st.sampled_from(BLOCKS))
 def test_names() -> None:
     assert str(Site(12, "attn")) == "L12.attn"
     assert str(Site(0, "mlp")) == "L0.mlp"
-    assert str(Head(12, 5)) == "L12.H5"
-    assert str(Neuron(12, 801)) == "L12.N801"
+    assert str(Component(Site(12, "attn"), 5)) == "L12.H5"
+    assert str(Component(Site(12, "mlp"), 801)) == "L12.N801"
     assert str(Site(3, "ssm")) == "L3.ssm"
-    assert str(MixerHead(3, 2)) == "L3.S2"
-    assert str(ExpertNeuron(3, 132, 5, 12)) == "L3.E5.N12"
-    assert str(ExpertNeuron(3, 196, None, 4)) == "L3.shared.N4"
+    assert str(Component(Site(3, "ssm"), 2)) == "L3.S2"
+    experts = Experts(8, 24, shared=8)
+    assert str(Component(Site(3, "mlp"), 132, experts)) == "L3.E5.N12"
+    assert str(Component(Site(3, "mlp"), 196, experts)) == "L3.shared.N4"
 
 
 @given(SITES)
@@ -55,20 +56,15 @@ def test_sites_sort_by_layer_as_a_number_and_then_attention_first() -> None:
 
 
 def test_heads_and_neurons_sort_by_layer_and_index() -> None:
-    assert sorted([Head(2, 0), Head(0, 11), Head(0, 2)]) == [Head(0, 2), Head(0, 11), Head(2, 0)]
-    assert sorted([Neuron(1, 10), Neuron(1, 9)]) == [Neuron(1, 9), Neuron(1, 10)]
+    def ordered(block: Block, *places: tuple[int, int]) -> list[str]:
+        return [str(c) for c in sorted(Component(Site(layer, block), index) for layer, index in places)]
 
-
-@given(SITES, st.integers(0, 10**6))
-def test_a_component_knows_its_site(site: Site, index: int) -> None:
-    component = site.component(index)
-    assert isinstance(component, {"attn": Head, "ssm": MixerHead, "mlp": Neuron}[site.block])
-    assert component.site == site
-    assert (component.layer, component.index) == (site.layer, index)
+    assert ordered("attn", (2, 0), (0, 11), (0, 2)) == ["L0.H2", "L0.H11", "L2.H0"]
+    assert ordered("mlp", (1, 10), (1, 9)) == ["L1.N9", "L1.N10"]
 
 
 def test_a_head_is_not_the_neuron_of_the_same_index() -> None:
-    assert Head(1, 2) != Neuron(1, 2)
+    assert Component(Site(1, "attn"), 2) != Component(Site(1, "mlp"), 2)
     assert len({Site(1, "attn"), Site(1, "mlp"), Site(1, "attn")}) == 2
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steer2edit.core import ExpertNeuron, Experts, Site, SiteEdit, WeightEdit
+from steer2edit.core import Component, Experts, Site, SiteEdit, WeightEdit
 from steer2edit.core.edit import expert_edits, top_experts
 from steer2edit.errors import InvalidValueError
 
@@ -55,7 +55,7 @@ def test_components_of_a_mixture_carry_their_expert(edit: WeightEdit) -> None:
         "L4.shared.N0",
         "L4.shared.N1",
     ]
-    assert edit.top_components(2)[1][0] == ExpertNeuron(4, 6, None, 0)
+    assert edit.top_components(2)[1][0] == Component(Site(4, "mlp"), 6)
     assert edit.top_components(2)[1][0].site == Site(4, "mlp")
 
 

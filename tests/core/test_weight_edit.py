@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steer2edit.core import Head, Neuron, Site, SiteEdit, WeightEdit
+from steer2edit.core import Component, Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
 from unchecked import unchecked
 
@@ -13,6 +13,14 @@ HEADS = SiteEdit(U, torch.tensor([0.0, 0.0, 0.0, -2.0]), torch.tensor([0.0, -2.0
 NEURONS = SiteEdit(U, torch.tensor([0.5, 0.0, -3.0]), torch.tensor([0.5, 0.0, 3.0]), torch.tensor([0.3, 0.0, 0.7]))
 
 
+def head(layer: int, index: int) -> Component:
+    return Component(Site(layer, "attn"), index)
+
+
+def neuron(layer: int, index: int) -> Component:
+    return Component(Site(layer, "mlp"), index)
+
+
 @pytest.fixture
 def edit() -> WeightEdit:
     return WeightEdit({Site(2, "mlp"): NEURONS, Site(0, "attn"): HEADS}, {"origin": "by hand"})
@@ -20,25 +28,33 @@ def edit() -> WeightEdit:
 
 def test_components_are_those_with_a_magnitude_in_order(edit: WeightEdit) -> None:
     found = [(component, lam, round(g, 6)) for component, lam, g in edit.components()]
-    assert found == [(Head(0, 1), -2.0, -0.9), (Neuron(2, 0), 0.5, 0.3), (Neuron(2, 2), 3.0, 0.7)]
+    assert found == [
+        (head(0, 1), -2.0, -0.9),
+        (neuron(2, 0), 0.5, 0.3),
+        (neuron(2, 2), 3.0, 0.7),
+    ]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 100])
 def test_top_components_by_size_of_the_magnitude(edit: WeightEdit, count: int) -> None:
-    strongest_first = [Neuron(2, 2), Head(0, 1), Neuron(2, 0)]
+    strongest_first = [neuron(2, 2), head(0, 1), neuron(2, 0)]
     assert [component for component, _, _ in edit.top_components(count)] == strongest_first[:count]
 
 
 def test_top_components_of_equal_size_come_in_order() -> None:
     site = SiteEdit(U, torch.ones(64), torch.ones(64), torch.ones(64))
     edit = WeightEdit({Site(1, "mlp"): site, Site(0, "mlp"): site})
-    assert [c for c, _, _ in edit.top_components(65)][64] == Neuron(1, 0)
-    assert [c for c, _, _ in edit.top_components(64)] == [Neuron(0, i) for i in range(64)]
+    assert [c for c, _, _ in edit.top_components(65)][64] == neuron(1, 0)
+    assert [c for c, _, _ in edit.top_components(64)] == [neuron(0, i) for i in range(64)]
 
 
 def test_the_first_of_equal_magnitudes_are_taken() -> None:
     edit = WeightEdit({Site(0, "mlp"): SiteEdit(U, torch.ones(64), torch.ones(64), torch.ones(64))})
-    assert [c for c, _, _ in edit.top_components(3)] == [Neuron(0, 0), Neuron(0, 1), Neuron(0, 2)]
+    assert [c for c, _, _ in edit.top_components(3)] == [
+        neuron(0, 0),
+        neuron(0, 1),
+        neuron(0, 2),
+    ]
 
 
 def test_an_edit_without_magnitudes_has_no_components() -> None:

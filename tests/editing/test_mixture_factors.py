@@ -13,7 +13,7 @@ from dense_definitions import dense_edit, float64
 from families import MIXTURES, tiny_model
 from steer2edit.core import (
     ClassMeans,
-    ExpertNeuron,
+    Component,
     Experts,
     Site,
     SiteEffects,
@@ -135,7 +135,7 @@ def test_a_planted_expert_is_found_from_text() -> None:
     assert cosine_similarity(edit.sites[site].output_direction, p, dim=0) > 0.95
     (component, magnitude, importance), *_ = [c for c in edit.top_components(500) if c[0].site == site]
     index = EXPERT * 48 + NEURON
-    assert component == ExpertNeuron(1, index, EXPERT, NEURON)
+    assert component == Component(site, index)
     assert str(component) == "L1.E2.N5"
     assert importance > 0.95
     assert magnitude == pytest.approx((importance - 0.3) / 0.2, rel=1e-4)

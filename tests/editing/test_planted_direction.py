@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from families import tiny_model
-from steer2edit.core import ClassMeans, Component, Head, Neuron, Site, SiteMeans, SteeringVectors
+from steer2edit.core import ClassMeans, Component, Site, SiteMeans, SteeringVectors
 from steer2edit.editing import convert, edited
 from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import EncodedResponse, LanguageModel, mean_output, span_means
@@ -49,7 +49,7 @@ def plant(component: Component) -> Planted:
                 model.sites[Site(index, block)].weight.mul_(0.05)
         W = model.sites[component.site].weight
         W.sub_(torch.outer(p, p @ W))
-        if isinstance(component, Neuron):
+        if component.site.block == "mlp":
             r = torch.ones(1)
             layer.mlp.gate_proj.weight[component.index] = loud
             layer.mlp.up_proj.weight[component.index] = loud
@@ -83,7 +83,7 @@ def measured(planted: Planted, positive: str, negative: str) -> SteeringVectors:
     return SteeringVectors({site: SiteMeans(outputs, ClassMeans(x_pos, x_neg))}, {"model": model.describe()})
 
 
-PLANTS = [Neuron(LAYER, NEURON), Head(LAYER, HEAD)]
+PLANTS = [Component(Site(LAYER, "mlp"), NEURON), Component(Site(LAYER, "attn"), HEAD)]
 
 
 @pytest.mark.parametrize(("positive", "sign"), [("loud", 1), ("quiet", -1)])

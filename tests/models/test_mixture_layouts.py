@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from families import ALL_FAMILIES, MULTIMODAL, tiny_model, tiny_network
-from steer2edit.core import ExpertNeuron, Experts, MixerHead, Site
+from steer2edit.core import Component, Experts, Site
 from steer2edit.errors import LayoutError
 from steer2edit.models import LanguageModel, Layout, SiteModule, load_skeleton
 
@@ -125,8 +125,8 @@ def check_mixture(model: LanguageModel, module: SiteModule, prefix: str, mixture
         assert projection.columns == slice(count * width, sizes.neurons)
         assert projection.shape == (32, shared)
         assert projection.expert is None
-        assert module.component(count * width + 3) == ExpertNeuron(module.site.layer, count * width + 3, None, 3)
-    assert module.component(width + 2) == ExpertNeuron(module.site.layer, width + 2, 1, 2)
+        assert str(module.component(count * width + 3)) == f"L{module.site.layer}.shared.N3"
+    assert module.component(width + 2) == Component(module.site, width + 2)
     assert str(module.component(width + 2)) == f"L{module.site.layer}.E1.N2"
 
 
@@ -199,7 +199,7 @@ class TestHeadsOfMixers:
         """All of a token's columns share one norm, which changes too: the others keep their proportions."""
         network = tiny_network("granitemoehybrid")
         site = LanguageModel(network).sites[Site(0, "ssm")]
-        assert site.component(head) == MixerHead(0, head)
+        assert site.component(head) == Component(Site(0, "ssm"), head)
         before = self.inputs(network, site.name).double()
         with torch.no_grad():
             network.model.layers[0].mamba.D[head] += 1.5

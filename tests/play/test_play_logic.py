@@ -264,7 +264,7 @@ def test_switches_show_what_is_off(stage: Stage) -> None:
     session = stage.first.switched("L1").switched("L0.mlp")
     pressed = dict(re.findall(r'data-name="([^"]+)" aria-pressed="(\w+)"', markup.component_map(session)))
     edit = session.edits[str(session.edit)]
-    heads = {str(component) for component, _, _ in edit.components() if component.letter == "H"}
+    heads = {str(component) for component, _, _ in edit.components() if component.site.block == "attn"}
     assert pressed.keys() == heads | {f"L{layer}" for layer in range(3)} | {f"L{layer}.mlp" for layer in range(3)}
     off = {name for name, on in pressed.items() if on == "false"}
     assert off == {name for name in pressed if name == "L0.mlp" or name.split(".")[0] == "L1"}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from steer2edit.core import Block, Head, WeightEdit
+from steer2edit.core import Block, Component, Site, WeightEdit
 from steer2edit.report import render_report
 from steer2edit.report.figures import diagnosis_figure, edit_figures, head_figure, neuron_figure
 from steer2edit.report.html import figure_json
@@ -32,7 +32,7 @@ def test_the_heat_map_holds_lambda_by_head_and_layer(edit: WeightEdit) -> None:
     (heat,) = content["data"]
     # rows are heads, columns layers; layers 1 and 3 have no attention site
     assert heat["z"] == [[0.5, None, 0.0, None], [-0.25, None, 1.5, None]]
-    assert heat["text"][1][2] == f"<b>{Head(2, 1)}</b><br>λ = +1.5000<br>g = +0.1500"
+    assert heat["text"][1][2] == f"<b>{Component(Site(2, 'attn'), 1)}</b><br>λ = +1.5000<br>g = +0.1500"
     assert (content["layout"]["coloraxis"]["cmin"], content["layout"]["coloraxis"]["cmax"]) == (-1.5, 1.5)
     assert "template" not in content["layout"]
 

@@ -7,11 +7,7 @@ from steer2edit.core.components import (
     TUNED_BLOCKS as TUNED_BLOCKS,
     Block as Block,
     Component as Component,
-    ExpertNeuron as ExpertNeuron,
     Experts as Experts,
-    Head as Head,
-    MixerHead as MixerHead,
-    Neuron as Neuron,
     Site as Site,
 )
 from steer2edit.core.edit import SiteEdit as SiteEdit, WeightEdit as WeightEdit

@@ -7,8 +7,8 @@ column). Layers, heads, experts and neurons count from 0.
 """
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from steer2edit.errors import InvalidValueError
 
@@ -49,61 +49,6 @@ class Site:
             raise InvalidValueError(f"not a site: {text!r}. Write L<layer>.attn or L<layer>.mlp, e.g. L12.attn.")
         return cls(int(match[1]), match[2])  # type: ignore[arg-type]
 
-    def component(self, index: int, experts: "Experts | None" = None) -> "Component":
-        """The head or neuron with this index; an expert's, where the site is a mixture of experts."""
-        return experts.neuron(self.layer, index) if experts else _KINDS[self.block](self.layer, index)
-
-
-@dataclass(frozen=True, order=True)
-class Component:
-    """A group of a site's input columns, by its index within the site. Printed by its block's letter, `L12.H5`."""
-
-    layer: int
-    index: int
-    block: ClassVar[Block]
-    letter: ClassVar[str]
-
-    def __str__(self) -> str:
-        return f"L{self.layer}.{self.letter}{self.index}"
-
-    @property
-    def site(self) -> Site:
-        """The site whose columns it is."""
-        return Site(self.layer, self.block)
-
-
-class Head(Component):
-    """An attention head: head_dim contiguous input columns of the attention's output projection."""
-
-    block, letter = "attn", "H"
-
-
-class MixerHead(Component):
-    """A head of a state-space mixer: head_dim contiguous input columns of the mixer's output projection."""
-
-    block, letter = "ssm", "S"
-
-
-class Neuron(Component):
-    """An MLP neuron: one input column of the MLP's output projection."""
-
-    block, letter = "mlp", "N"
-
-
-@dataclass(frozen=True, order=True)
-class ExpertNeuron(Component):
-    """A neuron of one expert; its `index` is among all neurons of the site. Printed `L12.E5.N801`."""
-
-    expert: int | None  # which routed expert; `None` for the shared one
-    neuron: int  # within its expert
-    block, letter = "mlp", "N"
-
-    def __str__(self) -> str:
-        return f"L{self.layer}.{'shared' if self.expert is None else f'E{self.expert}'}.N{self.neuron}"
-
-
-_KINDS: dict[Block, type[Component]] = {kind.block: kind for kind in (Head, MixerHead, Neuron)}
-
 
 @dataclass(frozen=True)
 class Experts:
@@ -139,9 +84,23 @@ class Experts:
         """Neurons of each expert, in order."""
         return [self.width] * self.routed + ([self.shared] if self.shared else [])
 
-    def neuron(self, layer: int, index: int) -> ExpertNeuron:
-        """The neuron at a place of the site's row."""
-        expert, own = divmod(index, self.width)
-        if expert < self.routed:
-            return ExpertNeuron(layer, index, expert, own)
-        return ExpertNeuron(layer, index, None, index - self.routed * self.width)
+    def neuron(self, index: int) -> str:
+        """Name of the neuron at a place of the site's row: `E5.N801`."""
+        expert = min(index // self.width, self.routed)
+        return f"{f'E{expert}' if expert < self.routed else 'shared'}.N{index - expert * self.width}"
+
+
+_LETTERS: dict[Block, str] = {"attn": "H", "ssm": "S", "mlp": "N"}
+
+
+@dataclass(frozen=True, order=True)
+class Component:
+    """A head or a neuron: contiguous input columns of a site. Printed `L12.H5`, `L12.S5` of a mixer, `L12.N801`."""
+
+    site: Site  # whose columns it is
+    index: int  # within the site
+    experts: Experts | None = field(default=None, compare=False)  # of a mixture, whose neurons print as `L12.E5.N801`
+
+    def __str__(self) -> str:
+        name = self.experts.neuron(self.index) if self.experts else f"{_LETTERS[self.site.block]}{self.index}"
+        return f"L{self.site.layer}.{name}"

@@ -125,7 +125,7 @@ class WeightEdit:
             kept = torch.full_like(own.magnitude, not whole, dtype=torch.bool)
             if any(name.startswith(f"L{site.layer}.") for name in wanted):
                 changed = own.row.view(own.magnitude.numel(), -1).any(dim=1) | (own.magnitude != 0)
-                named = {str(site.component(i, own.experts)): i for i in changed.nonzero().flatten().tolist()}
+                named = {str(Component(site, i, own.experts)): i for i in changed.nonzero().flatten().tolist()}
                 known |= (parts := wanted & named.keys())
                 kept[[named[name] for name in parts]] = False
             sites[site] = own.only(kept)
@@ -142,7 +142,7 @@ class WeightEdit:
         """(component, λ, g) of every component with λ ≠ 0, by site and index."""
         for site, edit in self.sites.items():
             for index in edit.magnitude.nonzero().flatten().tolist():
-                yield site.component(index, edit.experts), edit.magnitude[index].item(), edit.importance[index].item()
+                yield Component(site, index, edit.experts), edit.magnitude[index].item(), edit.importance[index].item()
 
     def top_components(self, count: int) -> list[tuple[Component, float, float]]:
         """The `count` components of largest |λ|, largest first."""
@@ -150,7 +150,7 @@ class WeightEdit:
         for site, edit in self.sites.items():
             indices = edit.magnitude.abs().argsort(descending=True, stable=True)[:count].tolist()
             strongest += [
-                (site.component(i, edit.experts), edit.magnitude[i].item(), edit.importance[i].item()) for i in indices
+                (Component(site, i, edit.experts), edit.magnitude[i].item(), edit.importance[i].item()) for i in indices
             ]
         strongest = [entry for entry in strongest if entry[1]]
         return sorted(strongest, key=lambda entry: (-abs(entry[1]), entry[0].site, entry[0].index))[:count]

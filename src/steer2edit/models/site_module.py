@@ -199,7 +199,7 @@ class SiteModule:
 
     def component(self, index: int) -> Component:
         """The head or neuron with this index."""
-        return self.site.component(index, self.sizes)
+        return Component(self.site, index, self.sizes)
 
     @property
     def routed(self) -> tuple[Projection, ...]:

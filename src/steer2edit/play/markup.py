@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from steer2edit.api.showing import LESS_BASE, condition_rows, difference_rows, table
-from steer2edit.core import Site
+from steer2edit.core import Component, Site
 from steer2edit.estimates import Condition, Notation
 from steer2edit.evaluation import compare
 from steer2edit.play.replies import MOST, Answer
@@ -75,7 +75,7 @@ def component_map(session: Session) -> str:
                 row["neurons"] = [_switch(session, str(site), f"{count:,}", site, float(own.magnitude.sum()), share)]
             continue
         for head in own.magnitude.nonzero().flatten().tolist():
-            name, value = str(site.component(head)), float(own.magnitude[head])
+            name, value = str(Component(site, head)), float(own.magnitude[head])
             row.setdefault(head, []).append(_switch(session, name, "", site, value, abs(value) / largest))
     heads = range(max((len(size) for site, size in sizes.items() if site.block != "mlp"), default=0))
     said = "λ of heads; of a layer's neurons their number, Σ|λ| as shade. Red raises, blue lowers. Click to switch."

@@ -212,7 +212,7 @@ def _largest(engine: Engine, response: EncodedResponse, editing: Editing, count:
         for site, own in sites.items():
             added = (own.row * effects.sites[site][0]).view(own.magnitude.numel(), -1).sum(dim=1).abs()
             for index in added.argsort(descending=True)[:count].tolist():
-                component = site.component(index, own.experts)
+                component = Component(site, index, own.experts)
                 found.append((added[index].item(), component, own.magnitude[index].item()))
     if not found:
         return [(component, size) for component, size, _ in editing.edit.top_components(count)]

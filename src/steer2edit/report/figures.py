@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from steer2edit.artifacts.left_out import LeftOut
-from steer2edit.core import Block, Site, WeightEdit
+from steer2edit.core import Block, Component, Site, WeightEdit
 from steer2edit.core.edit import expert_edits
 from steer2edit.estimates import Notation
 from steer2edit.report import themes
@@ -84,7 +84,7 @@ def head_figure(edit: WeightEdit, layers: int, block: Block = "attn") -> go.Figu
         if own is None or head >= len(own.magnitude):
             return None
         magnitude, importance = own.magnitude[head].item(), own.importance[head].item()
-        name = Site(layer, block).component(head)
+        name = Component(Site(layer, block), head)
         return magnitude, f"<b>{name}</b><br>λ = {magnitude:+.4f}<br>g = {importance:+.4f}"
 
     return _heat_map(heads, layers, cell, "λ", "head").update_yaxes(**_whole_ticks(heads))
