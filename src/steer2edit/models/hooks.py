@@ -1,10 +1,9 @@
 """Functions that are called where a site computes, and what they add to its output.
 
 What is added is `y ← y + (x · a_row) u + c_row`, for every row of a batch its own. Every hook is removed on leaving. Of
-experts nothing of a model's own code stands here. Architectures whose experts run through transformers' experts
-interface (`ExpertsInterface`) get an implementation that runs theirs and takes what their gate puts out, which is the
-input of the down-projection. Llama 4 has no such interface: its experts run once more with the identity as
-down-projection.
+experts nothing of a model's own code stands here. Where they run through transformers' experts interface, they are set
+to an implementation that calls their own gate, and what that puts out is the input of the down-projection. Llama 4 has
+no such interface: its experts run once more with the identity as down-projection.
 
 Shapes: b = rows of a batch, r = interventions (1 for all rows, or b), t = tokens, d, m = width of a site's output and
 input (of experts, of one), p = width of one of its matrices, s = pairs of a token and an expert it is routed to.
@@ -16,12 +15,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from steer2edit.core import Site
 from steer2edit.errors import InvalidValueError
@@ -29,8 +26,8 @@ from steer2edit.models.language_model import LanguageModel
 from steer2edit.models.site_module import ExpertBlock, Projection, SiteModule
 from steer2edit.models.swapped import swapped
 
-_IMPLEMENTATION = "steer2edit"
-_THEIRS = ("grouped_mm", "batched_mm")  # those that call the experts' own gate, in an order that is known
+_IN_KNOWN_ORDER = ("grouped_mm", "batched_mm")
+"""The implementations of experts that call the experts' own gate, on pairs in an order that is known."""
 
 
 @dataclass(frozen=True)
@@ -93,45 +90,19 @@ def routed_tokens(block: ExpertBlock, update: AtExperts) -> Iterator[None]:
         with block.module.register_forward_hook(partial(_scaled_inputs, update)):
             yield
         return
-    config: Any = block.module.config
-    before = config._experts_implementation
-    if before != _IMPLEMENTATION:  # the layers of a model share one config
-        double = block.module.get_parameter("down_proj").dtype == torch.float64  # which grouped_mm has not
-        config._experts_implementation_before = before if before in _THEIRS else _THEIRS[int(double)]
-    _UPDATES.setdefault(block.module, []).append(update)
-    config._experts_implementation = _IMPLEMENTATION
+    experts: Any = block.module
+    configured, activated = experts.config._experts_implementation, list[Tensor]()
+    if configured not in _IN_KNOWN_ORDER:  # the layers of a model share one config
+        double = experts.down_proj.dtype == torch.float64  # which grouped_mm has not
+        experts.config._experts_implementation = _IN_KNOWN_ORDER[int(double)]
     try:
-        yield
+        with ExitStack() as stack:
+            stack.enter_context(_activations(experts, activated))
+            note = partial(_interface, update, activated)
+            stack.enter_context(experts.register_forward_hook(note, with_kwargs=True))
+            yield
     finally:
-        config._experts_implementation = before
-        if before != _IMPLEMENTATION:  # otherwise it would be saved with the config
-            del config._experts_implementation_before
-        _UPDATES[block.module].pop()
-
-
-_UPDATES: WeakKeyDictionary[nn.Module, list[AtExperts]] = WeakKeyDictionary()
-
-
-def _experts_forward(
-    experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, **others: Any
-) -> Tensor:
-    """Their implementation, with its updates applied to what it puts out."""
-    theirs = experts.config._experts_implementation_before
-    activated: list[Tensor] = []
-    with _activations(experts, activated):
-        output: Tensor = ALL_EXPERTS_FUNCTIONS[theirs](experts, hidden_states, top_k_index, top_k_weights, **others)
-    chosen, weights = top_k_index.reshape(-1), top_k_weights.reshape(-1)
-    order = torch.arange(len(chosen), device=chosen.device)
-    if theirs == "grouped_mm":  # in the order of the experts
-        chosen, order = torch.sort(chosen)  # the same call on the same numbers as theirs, so the same order
-    token = order // top_k_index.shape[-1]
-    routed = RoutedTokens(activated[0], chosen, token, token, weights[order], len(top_k_index))
-    for update in _UPDATES.get(experts, []):
-        output = update(routed, output)
-    return output
-
-
-ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _experts_forward)
+        experts.config._experts_implementation = configured
 
 
 def _activations(experts: Any, into: list[Tensor]) -> AbstractContextManager[Any]:
@@ -146,6 +117,21 @@ def _activations(experts: Any, into: list[Tensor]) -> AbstractContextManager[Any
         return into[-1]
 
     return swapped(experts, "_apply_gate", watched)
+
+
+def _interface(
+    update: AtExperts, activated: list[Tensor], experts: Any, args: tuple[Tensor, ...], named: Any, output: Tensor
+) -> Tensor:
+    """A forward hook for experts that run through transformers' interface."""
+    order = ("hidden_states", "top_k_index", "top_k_weights")
+    given = {**dict(zip(order, args, strict=False)), **named}
+    chosen, weights = given["top_k_index"].reshape(-1), given["top_k_weights"].reshape(-1)
+    pairs = torch.arange(len(chosen), device=chosen.device)
+    if experts.config._experts_implementation == "grouped_mm":  # in the order of the experts
+        chosen, pairs = torch.sort(chosen)  # the same call on the same numbers as theirs, so the same order
+    token = pairs // given["top_k_index"].shape[-1]
+    tokens = len(given["top_k_index"])
+    return update(RoutedTokens(activated.pop(), chosen, token, token, weights[pairs], tokens), output)
 
 
 def _scaled_inputs(update: AtExperts, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
