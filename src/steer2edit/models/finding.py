@@ -73,16 +73,16 @@ def kind_of(layer: nn.Module) -> tuple[Any, ...]:
 
 def _find(run: LayerRun, config: PreTrainedConfig, model_type: str) -> _Findings:
     writers = {path: run.module.get_submodule(path) for path in find_writers(run)}
-    mixing = _mixers(run, writers.values())
+    mixing = _mixers(run, writers)
     found = _Findings()
     for path, module in writers.items():
-        if module not in mixing:
+        if path not in mixing:
             continue
         owner = type(run.module.get_submodule(path.rpartition(".")[0])).__name__
         block: Block = "ssm" if re.search("mamba|ssm", f"{path} {owner}".lower()) else "attn"
         heads, why = "", "it is no linear module"
         if is_linear(module):
-            heads, why = heads_of(run, path, module, writers.values(), config)
+            heads, why = heads_of(run, path, writers.values(), config)
             if model_type in _NO_ADAPTER and path.endswith("out_proj"):
                 why = "PEFT refuses an adapter on it"
             elif block in found.sites:
@@ -92,7 +92,7 @@ def _find(run: LayerRun, config: PreTrainedConfig, model_type: str) -> _Findings
         else:
             found.sites[block] = path
             found.heads[path] = heads
-    _place_others(run, found, {p: module for p, module in writers.items() if module not in mixing}, writers)
+    _place_others(run, found, {p: module for p, module in writers.items() if p not in mixing}, writers)
     return found
 
 
@@ -104,7 +104,7 @@ def find_writers(run: LayerRun, known: Iterable[str] = ()) -> list[str]:
     without such a matrix, stand in where that is not enough; a LayoutError where the layer is never silent.
     """
     d, known = run.width, set(known)
-    writing = [path for path, output in run.called.items() if output.shape[-1:] == (d,) and path not in known]
+    writing = [path for path, call in run.called.items() if call.output.shape[-1:] == (d,) and path not in known]
     owners = [path for path in writing if _has_matrix(run.module.get_submodule(path), d)]
     fine = [path for path in owners if not any(other.startswith(f"{path}.") for other in owners)]
     coarse = [p for p in writing if p not in fine and any(True for _ in run.module.get_submodule(p).parameters())]
@@ -144,19 +144,18 @@ def _has_matrix(module: nn.Module, d: int) -> bool:
     return any(parameter.ndim >= 2 and d in parameter.shape for parameter in module.parameters(recurse=False))
 
 
-def _mixers(run: LayerRun, writers: Iterable[nn.Module]) -> set[nn.Module]:
+def _mixers(run: LayerRun, writers: Mapping[str, nn.Module]) -> set[str]:
     """The writers whose input depends on earlier tokens, with every writer silent."""
     changed = run.hidden.clone()
     changed[:, 0] = changed[:, 0].flip(-1) + changed[:, 1]
-    before, after = (run.inputs(list(writers), silenced(writers), hidden) for hidden in (None, changed))
+    before, after = (run.calls(silenced(writers.values()), hidden) for hidden in (None, changed))
     found = set()
-    for module, x in before.items():
-        y = after.get(module)
-        if y is None or x.shape != y.shape or x.numel() // x.shape[-1] != ROWS * TOKENS:
-            continue
-        x, y = (value.reshape(ROWS, TOKENS, -1)[:, 1:] for value in (x, y))
-        if not torch.equal(x, y):
-            found.add(module)
+    for path in writers.keys() & before.keys() & after.keys():
+        x, y = before[path].input, after[path].input
+        if x.shape == y.shape and x.numel() // x.shape[-1] == ROWS * TOKENS:
+            x, y = (value.reshape(ROWS, TOKENS, -1)[:, 1:] for value in (x, y))
+            if not torch.equal(x, y):
+                found.add(path)
     return found
 
 
@@ -170,7 +169,7 @@ def _place_others(
         if path not in (*mixtures, *dense):
             found.left_out[path] = "it is neither a linear module nor a mixture of experts that can be watched"
     for path in mixtures:
-        why = _unwatched(run, others[path]) or ("the layer has another mixture" if found.experts else "")
+        why = _unwatched(run, path) or ("the layer has another mixture" if found.experts else "")
         if why:
             found.left_out[path] = why
         else:
@@ -190,14 +189,14 @@ def _place_others(
             found.sites["mlp"] = path
 
 
-def _unwatched(run: LayerRun, module: nn.Module) -> str:
+def _unwatched(run: LayerRun, path: str) -> str:
     """Why the experts of a mixture cannot be watched; empty if they can."""
+    module, given = run.module.get_submodule(path), run.called[path].input
     if getattr(module, "has_post_expert_norm", False):
         return "each expert's output passes through a norm before it is added"
     if hasattr(module, "has_gate"):
         return ""
-    experts, given = module.get_parameter("down_proj").shape[0], run.inputs([module])[module]
-    watched = given.numel() // given.shape[-1] == experts * ROWS * TOKENS
+    watched = given.numel() // given.shape[-1] == module.get_parameter("down_proj").shape[0] * ROWS * TOKENS
     return "" if watched else "its experts do not run through transformers' experts interface"
 
 
@@ -221,6 +220,6 @@ def _output_of(run: LayerRun, path: str, writers: Mapping[str, nn.Module]) -> st
     """The outermost module around a writer that puts out nothing when all writers are silent, and d columns."""
     parts = path.split(".")
     around = [name for i in range(1, len(parts)) if (name := ".".join(parts[:i])) in run.called]
-    outputs = run.outputs(silenced(writers.values()))
-    quiet = (n for n in around if n in outputs and outputs[n].shape[-1] == run.width and not outputs[n].any())
-    return next(quiet, path)
+    calls = run.calls(silenced(writers.values()))
+    outputs = {name: calls[name].output for name in around if name in calls}
+    return next((n for n, y in outputs.items() if y.shape[-1] == run.width and not y.any()), path)

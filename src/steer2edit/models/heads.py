@@ -19,16 +19,14 @@ from steer2edit.models.site_module import is_linear
 _PROBES = 8  # columns of a matrix that are changed to see where they go
 
 
-def heads_of(
-    run: LayerRun, path: str, module: nn.Module, writers: Iterable[nn.Module], config: PreTrainedConfig
-) -> tuple[str, str]:
+def heads_of(run: LayerRun, path: str, writers: Iterable[nn.Module], config: PreTrainedConfig) -> tuple[str, str]:
     """(the config's attribute with the number of heads of a mixer, why there is none)."""
-    columns = run.inputs([module], stop=True)[module].shape[-1]
+    columns = run.called[path].input.shape[-1]
     layer = int(run.name.rpartition(".")[2])
     names = ["num_attention_heads", *(name for name in vars(config) if "head" in name)]
     counted = {name: head_count(config, name, layer) for name in names}
     counts = {name: count for name, count in counted.items() if count is not None and columns % count == 0}
-    spans = head_spans(run, module, writers)
+    spans = head_spans(run, path, writers)
     if spans:
         good = [name for name, count in counts.items() if fits(spans[0], columns // count)]
         if not good:
@@ -52,7 +50,7 @@ def head_count(config: PreTrainedConfig, name: str, layer: int) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def head_spans(run: LayerRun, writer: nn.Module, silent: Iterable[nn.Module]) -> list[tuple[int, int]]:
+def head_spans(run: LayerRun, writer: str, silent: Iterable[nn.Module]) -> list[tuple[int, int]]:
     """First and last column of a mixer's projection that one number before it reaches, for those that tell heads apart.
 
     A number of a query, or of a decay, reaches its head's columns and no other; one of a value reaches one column of
@@ -60,12 +58,12 @@ def head_spans(run: LayerRun, writer: nn.Module, silent: Iterable[nn.Module]) ->
     carries everything everywhere. Each row of the batch has another column changed.
     """
     quiet: dict[nn.Module, Any] = {**run.frozen_norms, **silenced(silent)}
-    base = run.inputs([writer], quiet, stop=True)[writer].reshape(ROWS, TOKENS, -1)
+    base = run.calls(quiet)[writer].input.reshape(ROWS, TOKENS, -1)
     spans: list[tuple[int, int]] = []
-    for path, output in run.called.items():
-        module = run.module.get_submodule(path)
-        if module is writer:
+    for path, (_, output) in run.called.items():
+        if path == writer:
             break
+        module = run.module.get_submodule(path)
         weight = getattr(module, "weight", None)
         matrix = isinstance(weight, Tensor) and weight.ndim == 2 and output.shape[-1] in weight.shape
         whole = output.numel() == ROWS * TOKENS * output.shape[-1] and not isinstance(module, nn.Embedding)
@@ -74,7 +72,7 @@ def head_spans(run: LayerRun, writer: nn.Module, silent: Iterable[nn.Module]) ->
         columns = torch.linspace(0, output.shape[-1] - 1, _PROBES).round().int().tolist()
         for start in range(0, _PROBES, ROWS):
             probe = partial(_probed, columns[start : start + ROWS])
-            seen = run.inputs([writer], {**quiet, module: probe}, stop=True)[writer]
+            seen = run.calls({**quiet, module: probe})[writer].input
             spans += _reached(base, seen.reshape(base.shape))
     return sorted(spans, key=lambda span: span[1] - span[0])
 

@@ -4,11 +4,11 @@ Shapes: b, t = rows and tokens of the short pass, n = residual streams (1, or se
 d = width of one.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,8 +21,11 @@ Change = Callable[[Tensor], Tensor]
 """What becomes of a module's output (of its first tensor, where it returns several)."""
 
 
-class _SeenAll(Exception):  # noqa: N818
-    """Ends a run early."""
+class Call(NamedTuple):
+    """What a module was given, and what it returned: the first tensor of each."""
+
+    input: Tensor
+    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,17 @@ def _are_alike(inputs: tuple[Any, ...], output: Any) -> bool:
 
 
 def _note_input(
-    into: dict[nn.Module, Tensor], enough: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    into: dict[str, Tensor], path: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    into[module] = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)).clone()
-    if len(into) == enough:
-        raise _SeenAll
+    tensor = next((value for value in (*args, *named.values()) if isinstance(value, Tensor)), None)
+    if tensor is not None and path not in into:
+        into[path] = tensor.clone()  # some layers add to it in place
+
+
+def _note_output(into: dict[str, Tensor], path: str, module: nn.Module, _: Any, output: Any) -> None:
+    tensor = next(tensors_in(output), None)
+    if tensor is not None and path not in into:
+        into[path] = tensor.clone()
 
 
 @dataclass(frozen=True)
@@ -91,43 +100,25 @@ class LayerRun:
             result = self.module(*args, **{name: v for name, v in arguments.items() if isinstance(name, str)})
         return _streams(next(t for t in tensors_in(result) if t.shape == given.shape), self.width).flatten(2)
 
-    def inputs(
-        self,
-        watched: Collection[nn.Module],
-        changes: Mapping[nn.Module, Change | Bypass] | None = None,
-        hidden: Tensor | None = None,
-        *,
-        stop: bool = False,
-    ) -> dict[nn.Module, Tensor]:
-        """What modules are given, by module, if they are called. `stop` ends the run with the last of them."""
-        seen: dict[nn.Module, Tensor] = {}
-        note = partial(_note_input, seen, len(watched) if stop else None)
-        with ExitStack() as stack:
-            stack.enter_context(suppress(_SeenAll))
-            for module in watched:
-                stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
-            self.output(changes, hidden)
-        return seen
-
     @cached_property
-    def called(self) -> dict[str, Tensor]:
-        """First output tensor of every module of the layer that is called, by path, in the order they return."""
-        return self.outputs()
+    def called(self) -> dict[str, Call]:
+        """`calls` without changes."""
+        return self.calls()
 
-    def outputs(self, changes: Mapping[nn.Module, Change | Bypass] | None = None) -> dict[str, Tensor]:
-        """`called`, under changes: of a module that is changed, the output before that."""
-        outputs: dict[str, Tensor] = {}
-        paths = {module: path for path, module in self.module.named_modules() if path}
-
-        def note(module: nn.Module, _: Any, output: Any) -> None:
-            if (tensor := next(tensors_in(output), None)) is not None and paths[module] not in outputs:
-                outputs[paths[module]] = tensor.clone()  # some layers add to it in place
-
+    def calls(
+        self, changes: Mapping[nn.Module, Change | Bypass] | None = None, hidden: Tensor | None = None
+    ) -> dict[str, Call]:
+        """First call of every module in the layer, by path, in the order they return; outputs are before a change."""
+        given: dict[str, Tensor] = {}
+        returned: dict[str, Tensor] = {}
         with ExitStack() as stack:
-            for module in paths:
-                stack.callback(module.register_forward_hook(note).remove)
-            self.output(changes)
-        return outputs
+            for path, module in self.module.named_modules():
+                if path:
+                    note = partial(_note_input, given, path)
+                    stack.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
+                    stack.enter_context(module.register_forward_hook(partial(_note_output, returned, path)))
+            self.output(changes, hidden)
+        return {path: Call(given[path], output) for path, output in returned.items() if path in given}
 
     @cached_property
     def norms(self) -> dict[nn.Module, Bypass]:

@@ -243,7 +243,7 @@ def _prove_effects(run: LayerRun, sites: Mapping[Site, SiteModule], writers: lis
 
 
 def _prove_components(run: LayerRun, site: Site, module: SiteModule, writers: list[nn.Module]) -> bool:
-    spans = head_spans(run, module.only.module, writers)
+    spans = head_spans(run, module.name.removeprefix(f"{run.name}."), writers)
     if spans and not fits(spans[0], module.component_width):
         first, last = spans[0]
         raise LayoutError(
