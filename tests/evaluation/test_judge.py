@@ -13,7 +13,7 @@ from judge_server import Answer, Record, judge_server
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import judge as judge_module
 from steer2edit.evaluation.judge import REFUSAL_QUESTION, Judge, Judgement, fill_template, read_template, yes_or_no
-from steer2edit.evaluation.scorers import PhraseScorer, Scorer
+from steer2edit.evaluation.scorers import Scorer
 from steer2edit.models import Prompt, Reply
 from steer2edit.steering.refusal import RefusalPhrases
 
@@ -356,7 +356,7 @@ class TestSettings:
 
 
 def test_scorers() -> None:
-    phrases = PhraseScorer(RefusalPhrases("no", openers=("no",)))
+    phrases = RefusalPhrases("no", openers=("no",))
     assert isinstance(phrases, Scorer)
     assert isinstance(Judge("http://localhost/v1", "m", REFUSAL_QUESTION), Scorer)
     assert phrases.score(["a", "b", "c"], said("No.", "Yes", "")) == [True, False, None]

@@ -23,7 +23,6 @@ from steer2edit.evaluation.behaviours import BEHAVIOURS
 from steer2edit.evaluation.judge import REFUSAL_QUESTION, Judge
 from steer2edit.evaluation.likelihood_tasks import ChoiceTask, PreferenceTask, TruthChoiceTask
 from steer2edit.evaluation.reply_tasks import MathTask, RefusalTask
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Reply
 from steer2edit.settings.shared import SCORERS
 from steer2edit.steering.presets import safety_prompts
@@ -247,8 +246,8 @@ class TestBadNames:
 def test_scorers() -> None:
     judge = Judge("http://localhost:1/v1", "m", REFUSAL_QUESTION)
     found = {name: find_scorer(name, judge) for name in SCORERS}
-    official = PhraseScorer(refusal_phrases("official"))
-    assert found == {"strict": PhraseScorer(), "official": official, "judge": judge}
+    official = refusal_phrases("official")
+    assert found == {"strict": refusal_phrases(), "official": official, "judge": judge}
     # the official list counts an apology anywhere, the strict one a refusal only
     assert [found[name].score(["a"], [Reply("Hello! I can help.", (), True)]) for name in ("strict", "official")] == [
         [False],
@@ -258,7 +257,7 @@ def test_scorers() -> None:
         task = build_tasks([name], TaskSettings(scorer=official))[0]
         assert isinstance(task, RefusalTask)
         assert task.scorer == official
-    assert behaviour("safety", "validation").tasks[0].scorer == PhraseScorer()  # type: ignore[attr-defined]
+    assert behaviour("safety", "validation").tasks[0].scorer == refusal_phrases()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

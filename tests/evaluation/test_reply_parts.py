@@ -9,7 +9,6 @@ import pytest
 from steer2edit.engines import Request, TransformersEngine
 from steer2edit.evaluation.formats import MathProblem
 from steer2edit.evaluation.reply_tasks import DegenerationTask, LengthTask, MathTask, RefusalTask, ThinkingTask
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import Prompt, Reply, Sampling
 from steer2edit.steering.labels import Candidate, by_callable, by_length, example_text, find_labeller
 from steer2edit.steering.refusal import refusal_phrases
@@ -120,7 +119,7 @@ def test_a_cut_reply_is_unscored_while_it_may_become_a_refusal(text: str, verdic
     phrases = refusal_phrases("strict")
     assert phrases.refuses(Reply(text, (), finished=False)) is verdict
     assert phrases.refuses(Reply(text, (), finished=True)) is phrases.is_refusal(text)
-    assert PhraseScorer().score(["?"], [Reply(text, (), finished=False)]) == [verdict]
+    assert refusal_phrases().score(["?"], [Reply(text, (), finished=False)]) == [verdict]
 
 
 def test_the_official_phrases_do_not_guess_either() -> None:

@@ -11,7 +11,6 @@ from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import BASE_ARM, Arm, DriftTask, edit_arm, evaluate, steering_arm
 from steer2edit.evaluation.likelihood_tasks import PreferenceTask
 from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.evaluation.statistics import rate
 from steer2edit.models import Sampling
 from steer2edit.steering.refusal import RefusalPhrases
@@ -25,8 +24,8 @@ SCRIPTED = ScriptedModel(SCRIPT, lure=("N", 1.5))
 SAMPLING = Sampling(max_new_tokens=6)
 SAYS_NO = RefusalPhrases("no", openers=("n",))
 TASKS = (
-    RefusalTask("harmful", ("a!", "b?"), SAMPLING, PhraseScorer(SAYS_NO)),
-    RefusalTask("benign", ("c!",), SAMPLING, PhraseScorer(SAYS_NO)),
+    RefusalTask("harmful", ("a!", "b?"), SAMPLING, SAYS_NO),
+    RefusalTask("benign", ("c!",), SAMPLING, SAYS_NO),
     LengthTask("", ("d?", "e!"), SAMPLING),
     PreferenceTask("truth", (("q?", "N", "x"),)),
     DriftTask("", ("c!",), SAMPLING),

@@ -8,7 +8,6 @@ from steer2edit.engines import Request, TransformersEngine
 from steer2edit.evaluation import DriftTask, Task
 from steer2edit.evaluation.likelihood_tasks import PreferenceTask, base_answers
 from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.evaluation.statistics import mean, rate
 from steer2edit.models import EncodedResponse, Sampling, encode_prompts
 from steer2edit.steering.refusal import RefusalPhrases
@@ -50,7 +49,7 @@ class TestRefusal:
     PROMPTS = ("a?", "b!", "c~", "d?", "e!")
 
     def test_known_outcomes(self) -> None:
-        task = RefusalTask("harmful", self.PROMPTS, SAMPLING, PhraseScorer(SAYS_NO))
+        task = RefusalTask("harmful", self.PROMPTS, SAMPLING, SAYS_NO)
         base, steered = task.measure(ENGINE, [None, STEERED])
         assert base.replies == {"harmful": ["N.", "Yes", "", "N.", "Yes"]}
         assert base.outcomes == {"harmful": [True, False, None, True, False]}

@@ -157,7 +157,7 @@ def test_a_session_changes_no_other(stage: Stage) -> None:
 
 def test_a_set_is_counted_by_hand(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "steer2edit.play.replies.PhraseScorer.score",
+        "steer2edit.steering.refusal.RefusalPhrases.score",
         lambda self, prompts, replies: [True, False, None] * 3 if len(prompts) == 9 else [True] * 3,
     )
     found, (_, verdicts) = ask_all(stage, stage.first, ["one", "two", "three"])

@@ -13,7 +13,6 @@ from evaluation.scripted_model import LURE_AXIS, WIDTH, ScriptedModel
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.engines import TransformersEngine
 from steer2edit.evaluation import BASE_ARM, edit_arm
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.steering.refusal import RefusalPhrases
 from steer2edit.stress.subject import Subject
@@ -56,7 +55,7 @@ def planted_subject(edit: WeightEdit, *, strength: float = 1.0, limit: int | Non
         [BASE_ARM, edit_arm(edit, "edit", strength)],
         [f"{letter}!" for letter in letters],
         [f"{letter}?" for letter in letters],
-        PhraseScorer(RefusalPhrases("no", openers=("n",))),
+        RefusalPhrases("no", openers=("n",)),
         limit=limit,
         sampling=Sampling(max_new_tokens=6),
     )

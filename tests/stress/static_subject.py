@@ -7,8 +7,8 @@ import torch
 from steer2edit.core import Editing, Intervention, Site, SiteEdit, SteeringVectors, WeightEdit
 from steer2edit.engines import Request
 from steer2edit.evaluation import BASE_ARM, edit_arm, steering_arm
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
+from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.steering.transformation import request_of
 from steer2edit.stress.subject import Subject
 from tiny_chat import tiny_chat_model
@@ -45,7 +45,7 @@ def scripted_subject(
     vectors = SteeringVectors.from_mapping({"L0.mlp": ones})
     arms = [BASE_ARM, *([steering_arm(vectors, 0.2)] if steering else []), edit_arm(edit, "edited")]
     engine = ScriptedEngine(model, answer)
-    return Subject(engine, edit, arms, list(harmful), [], PhraseScorer(), limit=limit)
+    return Subject(engine, edit, arms, list(harmful), [], refusal_phrases(), limit=limit)
 
 
 def requests(count: int) -> list[str]:

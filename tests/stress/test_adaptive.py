@@ -12,9 +12,9 @@ from attackable import REQUESTS, refusing, subject_of
 from steer2edit.core import WeightEdit
 from steer2edit.editing import merged
 from steer2edit.engines import Request, TransformersEngine
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts
 from steer2edit.models.generation import span_log_probabilities, token_log_probabilities
+from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.steering.transformation import Transformation
 from steer2edit.stress import gcg
 from steer2edit.stress.conditions import best_of, best_of_n, sentences, worded
@@ -75,7 +75,7 @@ def test_a_prefilled_request_that_does_not_fit_is_left_out() -> None:
 
 def test_a_refusal_after_the_opener_is_seen_in_a_continuation_only() -> None:
     model, edit = refusing()
-    subject = subject_of(model, edit, scorer=PhraseScorer())
+    subject = subject_of(model, edit, scorer=refusal_phrases())
     texts = [
         "a list of steps. I'm sorry, but I can't help with that.",
         ", but I can't help with that.",

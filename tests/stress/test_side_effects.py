@@ -12,9 +12,9 @@ from static_subject import scripted_subject
 
 from steer2edit.editing import intervened
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.evaluation.statistics import estimate, mean_of, paired, paired_rate_difference, rate, share_of_gain
 from steer2edit.models import Reply, encode_prompts, next_token_log_probabilities
+from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.stress.conditions import languages, multilingual
 from steer2edit.stress.effects import first_token_kl, looks_unsafe, loops, over_refusal, usefulness
 from steer2edit.stress.findings import Finding, StressResult
@@ -201,7 +201,7 @@ def test_usefulness() -> None:
     ],
 )
 def test_refusals_of_other_languages(reply: str, verdict: bool | None) -> None:
-    assert multilingual(PhraseScorer()).score(["?"], [Reply(reply, (), finished=True)]) == [verdict]
+    assert multilingual(refusal_phrases()).score(["?"], [Reply(reply, (), finished=True)]) == [verdict]
 
 
 def test_an_edit_of_nothing_costs_nothing() -> None:

@@ -14,11 +14,12 @@ from steer2edit.evaluation.formats import divided, plain_requests, true_and_fals
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.likelihood_tasks import DriftTask, PreferenceTask
 from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask, ThinkingTask, VerdictTask
-from steer2edit.evaluation.scorers import LocalJudge, Phrases, PhraseScorer, PythonScorer, Scorer
+from steer2edit.evaluation.scorers import LocalJudge, Phrases, PythonScorer, Scorer
 from steer2edit.evaluation.task import Task, TaskSettings
 from steer2edit.steering.behaviour_folder import BehaviourFolder, ItemSet, built_in_names, find_behaviour
 from steer2edit.steering.contrast import assign_splits
 from steer2edit.steering.examples import prompt_digests, prompt_key
+from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.steering.rows import Row, Split, Table, read_table
 
 BENIGN = "benign"
@@ -186,7 +187,7 @@ def behaviour(
     known = {*found.sets, BENIGN}
     if unknown := [own for own in data if own not in known]:
         raise DataError(f"{found.name} has no set {unknown[0]!r} to give data for. {did_you_mean(unknown[0], known)}")
-    wanted = TaskSettings(split, limit, max_new_tokens, scorer or PhraseScorer(), divide=seed, data=data)
+    wanted = TaskSettings(split, limit, max_new_tokens, scorer or refusal_phrases(), divide=seed, data=data)
     scorers = {name: scorer_settings(found, name) for name in found.sets}
     asked = [name for name, own in found.sets.items() if borderline or name in data or not own.optional]
     tasks = [_task(found, name, wanted, scorers[name]) for name in asked]

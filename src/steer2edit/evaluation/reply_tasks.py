@@ -11,9 +11,10 @@ from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Value
 from steer2edit.evaluation.formats import MathProblem, last_boxed
-from steer2edit.evaluation.scorers import PhraseScorer, Scorer
+from steer2edit.evaluation.scorers import Scorer
 from steer2edit.evaluation.task import Measurement, Task, replies_to
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling, encode_prompts
+from steer2edit.steering.refusal import refusal_phrases
 
 _N = 4  # tokens of what may be repeated
 
@@ -56,7 +57,7 @@ class ReplyTask(Task):
 class VerdictTask(ReplyTask):
     """Share of replies that show a behaviour; the metric is `{name}_shown`. What the scorer cannot tell is unscored."""
 
-    scorer: Scorer = field(default_factory=PhraseScorer)  # by default of refusals, by the strict phrases
+    scorer: Scorer = field(default_factory=refusal_phrases)  # by default of refusals, by the strict phrases
     kinds = ("shown",)
 
     def measure(self, engine: Engine, interventions: Sequence[Intervention]) -> list[Measurement]:

@@ -27,7 +27,7 @@ from steer2edit.models import (
 from steer2edit.models.chat import tokenizer_of
 from steer2edit.progress import step
 from steer2edit.settings.shared import SCORERS
-from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
+from steer2edit.steering.refusal import refusal_phrases
 
 
 @runtime_checkable
@@ -38,23 +38,12 @@ class Scorer(Protocol):
         """One verdict per reply, in order, on its answer; `None` where there is none."""
 
 
-@dataclass(frozen=True)
-class PhraseScorer:
-    """Refusal by phrases: fast and offline."""
-
-    phrases: RefusalPhrases = field(default_factory=refusal_phrases)  # what counts as a refusal
-
-    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
-        """Whether each answer refuses; `None` where it is empty or unclear. The prompts are not looked at."""
-        return [self.phrases.refuses(reply) for _, reply in zip(prompts, replies, strict=True)]
-
-
 def find_scorer(name: str, judge: Scorer | None = None) -> Scorer:
     """A scorer of refusals: `strict` or `official` phrases, or the `judge` that is given; else an InvalidValueError."""
     if name not in SCORERS:
         raise InvalidValueError(f"unknown scorer {name!r}. {did_you_mean(name, SCORERS)}")
     if name != "judge":
-        return PhraseScorer(refusal_phrases(name))
+        return refusal_phrases(name)
     if judge is None:
         raise InvalidValueError("the scorer 'judge' needs an endpoint and a model: --judge-url and --judge-model.")
     return judge

@@ -10,10 +10,11 @@ from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, We
 from steer2edit.engines import Engine, Request
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition, ConditionKind, Estimate, Value
-from steer2edit.evaluation.scorers import PhraseScorer, Scorer
+from steer2edit.evaluation.scorers import Scorer
 from steer2edit.evaluation.statistics import estimate
 from steer2edit.models import LanguageModel, Prompt, Reply, Sampling
 from steer2edit.progress import step
+from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.steering.rows import Split
 
 _T = TypeVar("_T")
@@ -153,7 +154,7 @@ class TaskSettings:
     split: Split = "validation"  # validation for choosing, held_out for final figures
     limit: int | None = None  # use at most this many items of every set
     max_new_tokens: int | None = None  # longest reply; each task has a default of its own
-    scorer: Scorer = field(default_factory=PhraseScorer)  # tells refusals
+    scorer: Scorer = field(default_factory=refusal_phrases)  # tells refusals
     shuffle: int | None = None  # seed of a random order of the items; `None` keeps that of the data
     # seed by which data without a column `split` is divided into validation and held-out parts; `None` uses it whole
     divide: int | None = None

@@ -18,7 +18,6 @@ from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition, Value
 from steer2edit.evaluation import Arm, evaluate
 from steer2edit.evaluation.reply_tasks import ReplyTask
-from steer2edit.evaluation.scorers import PhraseScorer
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,
@@ -32,6 +31,7 @@ from steer2edit.models import (
 from steer2edit.models.effects import response_effects
 from steer2edit.models.reply import CUT
 from steer2edit.play.stage import Session, Stage
+from steer2edit.steering.refusal import refusal_phrases
 
 MOST = 10
 _MOST_PROMPTS = 200
@@ -157,7 +157,7 @@ class _Set(ReplyTask):
 
     def _judged(self, items: Sequence[str], replies: Sequence[Reply]) -> Sequence[tuple[Value, ...]]:
         lengths = [float(len(reply.ids)) for reply in replies]
-        return list(zip(PhraseScorer().score(items, replies), lengths, strict=True))
+        return list(zip(refusal_phrases().score(items, replies), lengths, strict=True))
 
 
 def ask_all(stage: Stage, session: Session, prompts: Sequence[str]) -> tuple[list[Condition], Table]:

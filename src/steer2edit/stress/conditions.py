@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from steer2edit.evaluation.scorers import PhraseScorer, Scorer
+from steer2edit.evaluation.scorers import Scorer
 from steer2edit.evaluation.statistics import mean_of
 from steer2edit.models import Prompt, Reply
 from steer2edit.steering.refusal import RefusalPhrases, refusal_phrases
@@ -63,7 +63,7 @@ def ask_worded(subject: Subject, attacks: Sequence[Transformation], requests: Se
     fitted = attacks if takes_system_prompt(subject.model) else [attack.without_system() for attack in attacks]
     prompts = [attack(request) for attack, request in zip(fitted, requests, strict=True)]
     if any(attack.opener for attack in attacks):
-        parts = sentences if isinstance(subject.scorer, PhraseScorer) else None
+        parts = sentences if isinstance(subject.scorer, RefusalPhrases) else None
         return ask(subject, prompts, requests, parts=parts, openers=[attack.opener for attack in attacks])
     dictated = [opener for attack in dict.fromkeys(attacks) for opener in attack.openers]
     return ask(subject, prompts, requests, parts=in_form(dictated))
@@ -122,10 +122,8 @@ def languages(subject: Subject) -> StressResult:
 
 def multilingual(scorer: Scorer) -> Scorer:
     """Phrases that mark a refusal in English or one of the other languages; a judge as it is."""
-    if not isinstance(scorer, PhraseScorer):
+    if not isinstance(scorer, RefusalPhrases):
         return scorer
-    every = [scorer.phrases, *map(refusal_phrases, LANGUAGES)]
+    every = [scorer, *map(refusal_phrases, LANGUAGES)]
     kinds = ("openers", "apologies", "inabilities", "anywhere")
-    return PhraseScorer(
-        RefusalPhrases("multilingual", **{k: tuple(p for own in every for p in getattr(own, k)) for k in kinds})
-    )
+    return RefusalPhrases("multilingual", **{k: tuple(p for own in every for p in getattr(own, k)) for k in kinds})
