@@ -32,11 +32,12 @@ from steer2edit.core import BLOCKS, Editing, Steering, SteeringVectors, WeightEd
 from steer2edit.editing import Factors, compute_factors, convert
 from steer2edit.engines import Engine, RememberingEngine, TransformersEngine
 from steer2edit.estimates import Condition, Estimate
-from steer2edit.evaluation import BASE_ARM, Arm, Behaviour, Calibration, behaviour, calibrate, evaluate
+from steer2edit.evaluation import BASE_ARM, Arm, Behaviour, behaviour, calibrate, evaluate
 from steer2edit.method.hyperparameters import PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel
 from steer2edit.steering.contrast import load_contrast
 from steer2edit.steering.extract import extract
+from steer2edit.steering.secant import Calibration
 
 VARIANTS = {
     "paper: k sensitivity, g cosine, λ elastic net": PAPER_RULES,
@@ -116,7 +117,7 @@ def calibrated(
     variants = []
     for name, rules in VARIANTS.items():
         edit = edit_of(engine.model, vectors, rules, base)
-        found = calibrate(engine, lambda s, edit=edit: Editing(edit, s), validation.drift, target)  # type: ignore[misc]
+        (found,) = calibrate(engine, [(lambda s, edit=edit: Editing(edit, s), 1.0)], validation.drift, target)  # type: ignore[misc]
         say(f"{name}: strength {found.strength:.3g} drifts {found.drift:.4f} after {found.steps} steps")
         variants.append(Variant(name, edit, share_edited(edit), found))
     return variants
@@ -158,7 +159,7 @@ def ablate(
     """Calibrate, measure, emit JSON lines, and return the table."""
     validation, held_out = (behaviour(name, split, limit=limit) for split in ("validation", "held_out"))
     variants = calibrated(engine, vectors, base, validation, target)
-    steering = calibrate(engine, lambda s: Steering(vectors, s), validation.drift, target, first=0.1)
+    (steering,) = calibrate(engine, [(lambda s: Steering(vectors, s), 0.1)], validation.drift, target)
     arms = [BASE_ARM, Arm("steering", "activation steering", Steering(vectors, steering.strength))]
     conditions = evaluate(engine, held_out.tasks, [*arms, *(variant.arm for variant in variants)])
     verify(engine, vectors, variants[0].edit, base, conditions[0].metrics["kl"])

@@ -69,7 +69,7 @@ def main(
         return known[key]
 
     def strength(at: Callable[[float], Intervention], first: float) -> float:
-        found = calibrate(engine, at, task, kl, first=first, tolerance=0.1, most_steps=16)
+        (found,) = calibrate(engine, [(at, first)], task, kl, tolerance=0.1, most_steps=16)
         if not found.reached:
             raise SystemExit(f"WRONG: KL {found.drift:.3g} was spent, not {kl}.")
         return found.strength

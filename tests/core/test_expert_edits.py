@@ -60,7 +60,7 @@ def test_components_of_a_mixture_carry_their_expert(edit: WeightEdit) -> None:
 
 
 def test_every_index_is_one_neuron_of_one_expert() -> None:
-    assert [str(SIZES.neuron(1, index)) for index in range(SIZES.neurons)] == [
+    assert [str(Component(Site(1, "mlp"), index, SIZES)) for index in range(SIZES.neurons)] == [
         "L1.E0.N0", "L1.E0.N1", "L1.E0.N2", "L1.E1.N0", "L1.E1.N1", "L1.E1.N2", "L1.shared.N0", "L1.shared.N1",
     ]  # fmt: skip
 

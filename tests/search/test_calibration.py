@@ -29,9 +29,10 @@ class Curve:
         return [SimpleNamespace(metrics={"kl": Estimate(self.kl(strength), None, None, 4)})]
 
 
-def found_on(curve: Curve, target: float, **settings: float) -> Calibration:
+def found_on(curve: Curve, target: float, first: float = 1.0, **settings: float) -> Calibration:
     with unchecked():
-        return calibrate(None, lambda strength: strength, curve, target, **settings)  # type: ignore[arg-type, return-value]
+        (found,) = calibrate(None, [(lambda strength: strength, first)], curve, target, **settings)  # type: ignore[arg-type, list-item, return-value]
+        return found
 
 
 def test_drift_that_is_rounding_at_small_strengths_does_not_hold_it_up() -> None:
@@ -100,7 +101,7 @@ def test_on_a_model() -> None:
     def steered(strength: float) -> Intervention:
         return Steering(vectors, strength)
 
-    found = calibrate(engine, steered, task, 0.1, first=0.1)
+    (found,) = calibrate(engine, [(steered, 0.1)], task, 0.1)
     assert found.reached
     assert found.steps <= 8
     again = task.measure(engine, [steered(found.strength)])[0].metrics["kl"].value

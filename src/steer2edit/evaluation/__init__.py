@@ -7,11 +7,7 @@ from steer2edit.evaluation.behaviours import (
     behaviour_of as behaviour_of,
     unscored_reasons as unscored_reasons,
 )
-from steer2edit.evaluation.calibration import (
-    at_drift as at_drift,
-    calibrate as calibrate,
-    calibrate_together as calibrate_together,
-)
+from steer2edit.evaluation.calibration import at_drift as at_drift, calibrate as calibrate
 from steer2edit.evaluation.harness import HarnessMetric as HarnessMetric, harness_results as harness_results
 from steer2edit.evaluation.likelihood_tasks import DriftTask as DriftTask
 from steer2edit.evaluation.metrics import (

@@ -14,21 +14,6 @@ from steer2edit.steering.secant import Calibration, Secant
 
 def calibrate(
     engine: Engine,
-    at_strength: Callable[[float], Intervention],
-    task: DriftTask,
-    target: float,
-    *,
-    first: float = 1.0,
-    tolerance: float = 0.05,
-    most_steps: int = 10,
-) -> Calibration:
-    """Find the strength at which an intervention spends a drift on benign requests, by `Secant` in so many steps."""
-    together = [(at_strength, first)]
-    return calibrate_together(engine, together, task, target, tolerance=tolerance, most_steps=most_steps)[0]
-
-
-def calibrate_together(
-    engine: Engine,
     interventions: Sequence[tuple[Callable[[float], Intervention], float]],
     task: DriftTask,
     target: float,
@@ -36,9 +21,9 @@ def calibrate_together(
     tolerance: float = 0.05,
     most_steps: int = 10,
 ) -> list[Calibration]:
-    """As `calibrate`, of several (intervention at a strength, where to begin) step by step in shared batches.
+    """The strength at which each of (intervention at a strength, where to begin) spends a drift on benign requests.
 
-    The base is scored once in a step, and not once for each.
+    They are found by `Secant` in so many steps, together, in shared batches: the base is scored once in a step.
     """
     secants = [Secant(target, first, tolerance) for _, first in interventions]
     for _ in range(most_steps):
@@ -65,8 +50,8 @@ def at_drift(engine: Engine, edit: WeightEdit, kl: float, *, prompts: int = 48) 
     size = sum(e.row.double().square().sum().item() for e in edit.sites.values()) ** 0.5
     if size == 0:
         raise InvalidValueError("the edit is zero everywhere, so no drift can be spent.")
-    first = natural_strength(edit) or 1e-2 / size
-    found = calibrate(RememberingEngine(engine), lambda s: Editing(edit, s), task, kl, first=first, most_steps=16)
+    edits = [(lambda strength: Editing(edit, strength), natural_strength(edit) or 1e-2 / size)]
+    (found,) = calibrate(RememberingEngine(engine), edits, task, kl, most_steps=16)
     if not found.reached:
         raise InvalidValueError(
             f"no strength of the edit was found that drifts by KL {kl:g}: the nearest drifts by {found.drift:.3g}. "

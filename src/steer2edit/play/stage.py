@@ -137,7 +137,7 @@ class Stage:
                         f"the edit causes no drift at strength {strength:g}, so steering has none to match. Give it "
                         "another strength, or switch a component on."
                     )
-                self._units[key] = calibrate(engine, lambda s: Steering(vectors, s), task, target, first=_BEGIN)
+                (self._units[key],) = calibrate(engine, [(lambda s: Steering(vectors, s), _BEGIN)], task, target)
             return self._units[key]
 
     def arms(self, session: Session) -> list[Arm]:

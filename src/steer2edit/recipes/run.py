@@ -177,7 +177,7 @@ def _held_out(
 
     def spending() -> dict[str, float]:
         drift = DriftTask("", safety_prompts("validation")[1][:_DRIFT_PROMPTS])
-        found = calibrate(engine, lambda s: Steering(vectors, s), drift, kl, first=0.1)
+        (found,) = calibrate(engine, [(lambda s: Steering(vectors, s), 0.1)], drift, kl)
         return {"strength": round(found.strength, 4)}
 
     strength = folder.once("steering", spending)["strength"]

@@ -12,7 +12,7 @@ from steer2edit.editing import ablation, compute_factors, natural_strength, rosi
 from steer2edit.engines import Engine
 from steer2edit.errors import InvalidValueError, MismatchError, NoiseError
 from steer2edit.estimates import Condition, ConditionKind
-from steer2edit.evaluation import BASE_ARM, COST, Arm, Behaviour, calibrate_together, evaluate, metric_name
+from steer2edit.evaluation import BASE_ARM, COST, Arm, Behaviour, calibrate, evaluate, metric_name
 from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules
 from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel
@@ -178,7 +178,7 @@ def _arms(
             def find(missing: list[str], target: float = target, keys: dict[str, str] = keys) -> list[dict[str, Any]]:
                 wanted = [(methods[keys[key]].at, firsts[keys[key]]) for key in missing]
                 how = {"tolerance": _TOLERANCE, "most_steps": _MOST_STEPS}
-                return [asdict(one) for one in calibrate_together(engine, wanted, task, target, **how)]  # type: ignore[arg-type]
+                return [asdict(one) for one in calibrate(engine, wanted, task, target, **how)]  # type: ignore[arg-type]
 
             found = folder.once_each("calibrated", list(keys), find)
             advance(1)

@@ -97,10 +97,9 @@ def _sweep(search: Search, study: Study) -> list[Condition]:
         _answer_all(search)
         strengths = list(given)
         for share in () if given else _SWEEP:
-            found = calibrate(
-                search.engine, lambda s: Steering(search.vectors, s), search.validation.drift,
-                share * search.goal.largest_cost, first=strengths[-1] * 1.5 if strengths else 0.1,
-            )  # fmt: skip
+            steering = [(lambda s: Steering(search.vectors, s), strengths[-1] * 1.5 if strengths else 0.1)]
+            target = share * search.goal.largest_cost
+            (found,) = calibrate(search.engine, steering, search.validation.drift, target)
             strengths.append(float(f"{found.strength:.4g}"))
         arms = [BASE_ARM, *(steering_arm(search.vectors, strength) for strength in strengths)]
         return evaluate(search.engine, search.validation.tasks, arms)

@@ -15,7 +15,7 @@ from steer2edit.evaluation import (
     BASE_ARM,
     Arm,
     DriftTask,
-    calibrate_together,
+    calibrate,
     edit_arm,
     find_scorer,
     formats,
@@ -204,7 +204,7 @@ def equal_drift(
     if target < _LEAST_DRIFT:
         return EqualDrift(edit_drift=target, note="The edit does not drift, so there is nothing to match.")
     try:
-        found = calibrate_together(engine, list(methods.values()), task, target, tolerance=_TOLERANCE)
+        found = calibrate(engine, list(methods.values()), task, target, tolerance=_TOLERANCE)
     except InvalidValueError as error:
         return EqualDrift(edit_drift=target, note=f"Nothing is compared with the edit: {error}")
     reached = {name: one for name, one in zip(methods, found, strict=True) if one.reached}
