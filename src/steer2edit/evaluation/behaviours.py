@@ -27,8 +27,11 @@ BENIGN = "benign"
 _USUAL: dict[Split, int] = {"validation": 48, "held_out": 96}
 
 
-def _rows(found: BehaviourFolder, name: str, wanted: TaskSettings) -> Table:
-    """The rows of a set of this split: the user's own data, its file, or the contrast's."""
+def set_rows(found: BehaviourFolder, name: str, wanted: TaskSettings) -> Table:
+    """The rows of a set of this split: the user's own data, its file, or the contrast's.
+
+    There are the usual ones at least, and more where the limit is higher.
+    """
     own, seed = found.sets[name], wanted.divide or 0
     if name in wanted.data:
         table = divided(read_table(wanted.data[name]), wanted.split, seed)
@@ -40,19 +43,19 @@ def _rows(found: BehaviourFolder, name: str, wanted: TaskSettings) -> Table:
     else:
         table = _contrast_rows(found, wanted.split, seed)
     usual = own.usual.get(wanted.split, len(table.rows))
-    return replace(table, rows=table.rows[: max(usual, wanted.limit or 0)][: wanted.limit])
+    return replace(table, rows=table.rows[: max(usual, wanted.limit or 0)])
 
 
 def _task(found: BehaviourFolder, name: str, wanted: TaskSettings, scorer: Any) -> Task:
     """A set as the task that its scorer makes of it."""
-    own, table = found.sets[name], _rows(found, name, wanted)
+    own, table = found.sets[name], set_rows(found, name, wanted)
     kind, called = SET_SCORERS[own.scorer][0], name if own.metrics is None else own.metrics
     if issubclass(kind, PreferenceTask):
-        return kind(called, true_and_false(table), "letter" if own.scorer == "choice" else "text", name)
+        return kind(called, wanted.chosen(true_and_false(table)), "letter" if own.scorer == "choice" else "text", name)
     wanted = replace(wanted, max_new_tokens=wanted.max_new_tokens or own.max_new_tokens)
     if issubclass(kind, VerdictTask):
-        return wanted.make(kind, name, plain_requests(table), scorer=scorer or wanted.scorer)
-    return wanted.make(kind, called, plain_requests(table))
+        return wanted.make(kind, name, wanted.chosen(plain_requests(table)), scorer=scorer or wanted.scorer)
+    return wanted.make(kind, called, wanted.chosen(plain_requests(table)))
 
 
 SET_SCORERS: dict[str, tuple[type[Task], type | None]] = {
@@ -209,7 +212,7 @@ def _drift_task(found: BehaviourFolder, wanted: TaskSettings) -> Task:
     if BENIGN not in found.sets:
         set_of_file = ItemSet(scorer="", items=BENIGN if found.file(BENIGN) else f"safety:{BENIGN}", usual=_USUAL)
         found = found.model_copy(update={"sets": {BENIGN: set_of_file}})
-    return wanted.make(DriftTask, "", plain_requests(_rows(found, BENIGN, wanted)))
+    return wanted.make(DriftTask, "", wanted.chosen(plain_requests(set_rows(found, BENIGN, wanted))))
 
 
 def _measured(name: str) -> BehaviourFolder:

@@ -138,10 +138,13 @@ def _of_every_row(read: Callable[[Row], _T]) -> Callable[[Table], list[_T]]:
 @_of_every_row
 def truthful_questions(row: Row) -> TruthQuestion:
     """TruthfulQA: `question, best_answer, correct_answers, incorrect_answers`, where several are a list or separated
-    by `;`; or `question, mc1_targets, mc2_targets`.
+    by `;`; or `question, mc1_targets, mc2_targets`; or rows of a contrast file, with one answer of each kind.
 
     Source: Lin et al., arXiv 2109.07958; the Hub's `truthful_qa`, configurations generation and multiple_choice.
     """
+    if row.get("positive") is not None:
+        true, false = (row.text("positive"),), (row.text("negative"),)
+        return TruthQuestion(str(row.request()), true[0], false, true, false)
     if row.get("mc1_targets") is None:
         row.needs("question", "best_answer", "correct_answers", "incorrect_answers")
         false, true = _answers(row, "incorrect_answers"), _answers(row, "correct_answers")

@@ -1,22 +1,21 @@
 """Tasks by name: `NAME` measures on a set that comes with the package, `NAME=FILE` on published data."""
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.evaluation import formats, likelihood_tasks, reply_tasks
-from steer2edit.evaluation.behaviours import BEHAVIOURS, behaviour
-from steer2edit.evaluation.formats import TruthQuestion, divided
+from steer2edit.evaluation.behaviours import BEHAVIOURS, behaviour, set_rows
+from steer2edit.evaluation.formats import divided
 from steer2edit.evaluation.likelihood_tasks import PreferenceTask
 from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.evaluation.task import Task, TaskSettings
 from steer2edit.steering.behaviour_folder import find_behaviour
 from steer2edit.steering.data_files import SUFFIXES
-from steer2edit.steering.presets import borderline_prompts, safety_prompts
+from steer2edit.steering.presets import borderline_prompts
 from steer2edit.steering.rows import PROMPT_COLUMNS, Table, read_table
 
 
@@ -30,35 +29,22 @@ class TaskKind:
     columns_without_header: Sequence[str] = ()  # of a CSV file that has none
     task: str = ""  # the class of the task, if all its items make one
     read: str = "requests"  # the function of `formats` that makes items of data
-    own: str = ""  # the items without data: a set of `sets/`, or one of `_OWN`
+    own: str = ""  # the items without data: a set of `sets/`, or `BEHAVIOUR:SET`
     name: str = ""  # what those are called
     published: str = ""  # what items of data are called, if not after the file
     style: str = ""  # of a ChoiceTask
 
     def build(self, table: Table | None, settings: TaskSettings) -> Task:
         """The task on items of data, or of the built-in set."""
-        read, name = getattr(formats, self.read), self.name
-        if table is not None:
-            name, items = self.published or table.name, read(table)
-        elif self.own in _OWN:
-            items = _OWN[self.own](settings)
-        else:
-            items = read(formats.built_in_table(self.own).split(settings.split))
+        name = self.name if table is None else self.published or table.name
+        owner, _, own = self.own.rpartition(":")
+        if table is None and owner:
+            table = set_rows(find_behaviour(owner), own, settings)
+        elif table is None:
+            table = formats.built_in_table(own).split(settings.split)
+        items = settings.chosen(getattr(formats, self.read)(table))
         kind = getattr(reply_tasks, self.task, None) or getattr(likelihood_tasks, self.task)
-        return settings.make(kind, name, settings.chosen(items), **({"style": self.style} if self.style else {}))
-
-
-def _questions(settings: TaskSettings) -> list[TruthQuestion]:
-    rows = behaviour("truthfulness", settings.split).tasks[0].items
-    return [TruthQuestion(str(q), true, (false,), (true,), (false,)) for q, true, false in rows]
-
-
-_OWN: Mapping[str, Callable[[TaskSettings], Sequence[Any]]] = {
-    "harmful": lambda settings: safety_prompts(settings.split, settings.limit)[0],
-    "benign": lambda settings: safety_prompts(settings.split, settings.limit)[1],
-    "concise": lambda settings: behaviour("conciseness", settings.split).prompts["requests"],
-    "questions": _questions,
-}
+        return settings.make(kind, name, items, **({"style": self.style} if self.style else {}))
 
 
 def _truthfulqa(table: Table | None, settings: TaskSettings) -> list[Task]:
