@@ -30,9 +30,15 @@ class Hyperparameters:
         if self.rho_attn is None and self.rho_mlp is None:
             raise InvalidValueError("rho_attn and rho_mlp are both off: nothing would be edited. Give at least one.")
         for name in ("rho_attn", "rho_mlp"):
-            if (value := getattr(self, name)) is not None:
-                check_rho(value, name)
-        check_alpha(self.alpha)
+            rho = getattr(self, name)
+            if rho is not None and not 0 < rho < float("inf"):
+                raise InvalidValueError(
+                    f"{name} must be > 0, got {rho}: the magnitude divides by it. Use 'off' to leave a block out."
+                )
+        if not 0 <= self.alpha < 1:
+            raise InvalidValueError(
+                f"alpha must be in [0, 1), got {self.alpha}: the magnitude divides by 1 − alpha. Try 0.9."
+            )
 
     @classmethod
     def from_json(cls, stored: Mapping[str, float | None]) -> "Hyperparameters":
@@ -57,20 +63,6 @@ class Hyperparameters:
     def to_json(self) -> dict[str, float | None]:
         """The values by name."""
         return asdict(self)
-
-
-def check_rho(rho: float, name: str = "rho") -> None:
-    """Require ρ > 0."""
-    if not 0 < rho < float("inf"):
-        raise InvalidValueError(
-            f"{name} must be > 0, got {rho}: the magnitude divides by it. Use 'off' to leave a block out."
-        )
-
-
-def check_alpha(alpha: float) -> None:
-    """Require 0 ≤ α < 1."""
-    if not 0 <= alpha < 1:
-        raise InvalidValueError(f"alpha must be in [0, 1), got {alpha}: the magnitude divides by 1 − alpha. Try 0.9.")
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ from steer2edit.method.hyperparameters import (
     InputDirectionRule,
     MagnitudeRule,
     Rules,
-    check_alpha,
-    check_rho,
 )
 
 
@@ -118,13 +116,10 @@ def magnitude(
         top-k         λ_i = g_i / (ρ(1 − α)) where |g_i| > ρα, else 0      (ablation: the same components as the
                       elastic net, and its gain, without the shrinkage)
 
-    An InvalidValueError where some ρ ≤ 0, or some α is outside [0, 1).
+    ρ > 0 and 0 ≤ α < 1, as `Hyperparameters` sees to.
 
     Source: Theorem 3.3; the alternatives are those of the ablation in Appendix E.
     """
-    for r, a in zip(rho.tolist(), alpha.tolist(), strict=True):
-        check_rho(r)
-        check_alpha(a)
     g = importance
     rho, alpha = rho.cpu().double()[:, None], alpha.cpu().double()[:, None]  # not every device has float64
     threshold, gain = (rho * alpha).to(g), (1 / (rho * (1 - alpha))).to(g)
@@ -161,7 +156,7 @@ class SiteFactors:
     def edits(self, rho: Sequence[float], alpha: Sequence[float]) -> list[SiteEdit]:
         """The site's edit for each (ρ, α): `a = concat_i(λ_i k_i)`, all configurations in one product.
 
-        A component without an input direction gets λ = 0, as in the official code. Raises as `magnitude`.
+        A component without an input direction gets λ = 0, as in the official code.
         """
         budget = (torch.tensor(values, dtype=torch.float64) for values in (rho, alpha))
         lam = magnitude(self.importance, *budget, rule=self.magnitude) * self._directed

@@ -56,7 +56,7 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
-        return next(iter(self.sites.values())).dtype
+        return next(iter(self.sites.values())).projections[0].dtype
 
     @property
     def context_length(self) -> int | None:

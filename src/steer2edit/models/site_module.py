@@ -218,19 +218,9 @@ class SiteModule:
         return projection
 
     @property
-    def module(self) -> nn.Module:
-        """The module of a dense site."""
-        return self.only.module
-
-    @property
     def weight(self) -> Float[Tensor, "d m"]:
         """W [d, m] of a dense site: a view of the parameter, so that writing to it edits the model."""
         return self.only.weight
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return self.projections[0].dtype
 
     @property
     def device(self) -> torch.device:
