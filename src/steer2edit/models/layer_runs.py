@@ -57,7 +57,8 @@ def _are_alike(inputs: tuple[Any, ...], output: Any) -> bool:
 def _note_input(
     into: dict[str, Tensor], path: str, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    tensor = next((value for value in (*args, *named.values()) if isinstance(value, Tensor)), None)
+    given = (*args, *named.values())
+    tensor = next((value for value in given if isinstance(value, Tensor)), next(tensors_in(given), None))
     if tensor is not None and path not in into:
         into[path] = tensor.clone()  # some layers add to it in place
 
