@@ -96,7 +96,7 @@ def test_the_card_of_a_hybrid(tmp_path: Path) -> None:
     )
     assert "| L0.S2 |" in card(tmp_path / "mamba")
     model = tiny_model("lfm2")
-    save_edit(model, edit_of(model, 0, left_out=list(model.left_out)), tmp_path / "conv")
+    save_edit(model, edit_of(model, 0, left_out=list(model.structure.left_out)), tmp_path / "conv")
     assert "could edit: model.layers.N.conv.out_proj (layers 0, 2).\n" in card(tmp_path / "conv")
     assert "experts" not in card(tmp_path / "conv")
 

@@ -5,7 +5,7 @@ from scipy import stats
 
 from steer2edit.estimates import Condition
 from steer2edit.evaluation import compare
-from steer2edit.evaluation.statistics import mean, paired_difference, paired_rate_difference, rate
+from steer2edit.evaluation.statistics import mean, paired, paired_rate_difference, rate
 
 
 def condition(label: str, values: dict[str, list[bool | float | None]]) -> Condition:
@@ -68,7 +68,7 @@ def test_compare() -> None:
     assert (found["label"], found["to"]) == ("mine", "base")
     assert found["differences"] == {
         "r": paired_rate_difference([True, True, True], [True, False, None]).to_json(),
-        "m": paired_difference([2.0, 2.0, None], [1.0, 2.0, 4.0]).to_json(),
+        "m": paired([2.0, 2.0, None], [1.0, 2.0, 4.0]).to_json(),
     }
     assert found["differences"]["m"] == mean([1.0, 0.0, None]).to_json()
     assert compare([base]) == []

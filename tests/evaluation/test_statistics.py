@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from steer2edit.estimates import Estimate
-from steer2edit.evaluation.statistics import mean, paired_difference, rate
+from steer2edit.evaluation.statistics import mean, paired, rate
 
 Z = 1.959964
 
@@ -82,12 +82,12 @@ class TestMean:
 class TestPairedDifference:
     def test_over_items_scored_in_both(self) -> None:
         # differences 1, 2, 3 of the three complete pairs
-        found = paired_difference([2.0, 4.0, 6.0, None, 9.0], [1.0, 2.0, 3.0, 4.0, None])
+        found = paired([2.0, 4.0, 6.0, None, 9.0], [1.0, 2.0, 3.0, 4.0, None])
         assert found == Estimate(*(getattr(mean([1.0, 2.0, 3.0]), k) for k in ("value", "low", "high", "n")), 2)
 
     def test_lengths_must_agree(self) -> None:
         with pytest.raises(ValueError, match="zip"):
-            paired_difference([1.0], [1.0, 2.0])
+            paired([1.0], [1.0, 2.0])
 
 
 def test_json() -> None:

@@ -198,7 +198,6 @@ class TestPlanted:
     @pytest.mark.parametrize("index", [0, 2])
     def test_a_writer_beside_the_mlp_is_found_and_left_out(self, index: int) -> None:
         model = LanguageModel(with_layer(LayerWithMemory, index))
-        assert model.left_out == (f"model.layers.{index}.memory",)
         assert model.structure.left_out == {f"model.layers.{index}.memory": "the layer has another MLP"}
         assert [p.name for p in model.sites.values()] == [p.name for p in tiny_model("llama").sites.values()]
 

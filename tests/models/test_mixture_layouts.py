@@ -133,10 +133,10 @@ def check_mixture(model: LanguageModel, module: SiteModule, prefix: str, mixture
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_what_is_left_out_is_listed(family: str) -> None:
     model = tiny_model(family)
-    assert model.left_out == LEFT_OUT.get(family, ())
+    assert tuple(model.structure.left_out) == LEFT_OUT.get(family, ())
     named = {p.name for module in model.sites.values() for p in module.projections}
-    assert not named & set(model.left_out)
-    for name in model.left_out:
+    assert not named & set(model.structure.left_out)
+    for name in model.structure.left_out:
         assert isinstance(model.network.get_submodule(name), nn.Linear)
 
 
@@ -158,7 +158,7 @@ def test_the_skeleton_has_the_loaded_models_sites(family: str, tmp_path: Path) -
     network.config.save_pretrained(tmp_path)
     skeleton, model = load_skeleton(str(tmp_path)), LanguageModel(network)
     assert list(skeleton.sites) == list(model.sites)
-    assert skeleton.left_out == model.left_out
+    assert skeleton.structure.left_out == model.structure.left_out
     for site, module in model.sites.items():
         other = skeleton.sites[site]
         assert (other.name, other.shape, other.component_width) == (module.name, module.shape, module.component_width)
@@ -323,4 +323,4 @@ class TestOwnLayouts:
         network = tiny_network("mixtral")
         network.model.layers[1].memory = nn.Linear(32, 32)
         layout = Layout.from_table("mine", {**TABLE, "left_out": ["memory"]})
-        assert LanguageModel(network, layout=layout).left_out == ("model.layers.1.memory",)
+        assert LanguageModel(network, layout=layout).structure.left_out.keys() == {"model.layers.1.memory"}

@@ -21,7 +21,9 @@ def family_edit(model_type: str, magnitudes: Mapping[str, Mapping[int, float]], 
         u = torch.nn.functional.one_hot(torch.tensor(0), module.shape[0]).float()
         sites[site] = SiteEdit(u, row, lam, lam / 10, module.sizes)
     assert set(magnitudes) <= {str(site) for site in sites}
-    return WeightEdit(sites, {"left_out": list(model.left_out), **metadata} if model.left_out else metadata)
+    return WeightEdit(
+        sites, {"left_out": list(model.structure.left_out), **metadata} if model.structure.left_out else metadata
+    )
 
 
 def only(edit: WeightEdit, *blocks: str) -> WeightEdit:

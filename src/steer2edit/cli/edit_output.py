@@ -1,6 +1,7 @@
 """How edits, their heads and experts, and audits are printed."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def print_edit(
     print_table(["component", "λ", "g"], entries, "Strongest components")
     print_left_out(edit.metadata)
     say(f"{summary['components']} components of {summary['sites']} sites edited. Edit: {where}")
-    refusals = {} if told is None else {"refusals": told.to_json()}
+    refusals = {} if told is None else {"refusals": asdict(told)}
     return {**refusals, "edit": str(where), **summary, "metadata": dict(edit.metadata)}
 
 

@@ -1,5 +1,6 @@
 """What can be edited of a model, and what was: `models`, `inspect`."""
 
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,7 +70,7 @@ def inspect(
         told = evaluation.refusal_direction(given, found.match.strength)
     print_first(told)
     print_audit(found, top)
-    return found.as_json() | ({} if told is None else {"refusals": told.to_json()})
+    return found.as_json() | ({} if told is None else {"refusals": asdict(told)})
 
 
 def models(

@@ -22,7 +22,7 @@ def rosi(model: LanguageModel, directions: Directions) -> WeightEdit:
 
     Source: ROSI, "Turning the Spell Around", arXiv 2508.20766.
     """
-    return _edit(model, directions, lambda weight, _: injection_row(weight), 1, "rosi")
+    return _edit(model, directions, lambda weight, _: precise(weight).mean(dim=0), 1, "rosi")
 
 
 def ablation(model: LanguageModel, directions: Directions) -> WeightEdit:
@@ -33,12 +33,6 @@ def ablation(model: LanguageModel, directions: Directions) -> WeightEdit:
     Source: directional ablation, Arditi et al., arXiv 2406.11717.
     """
     return _edit(model, directions, ablation_row, -1, "ablation")
-
-
-def injection_row(weight: Float[Tensor, "d m"]) -> Float[Tensor, " m"]:
-    """a = w̄, the mean of the rows of W."""
-    mean: Tensor = precise(weight).mean(dim=0)
-    return mean
 
 
 def ablation_row(weight: Float[Tensor, "d m"], direction: Float[Tensor, " d"]) -> Float[Tensor, " m"]:

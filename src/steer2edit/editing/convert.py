@@ -152,7 +152,7 @@ def compute_factors(
         "model": {**model.describe(), **({"chat": dict(made_with)} if made_with else {})},
         "vectors": {**{k: v for k, v in vectors.metadata.items() if k != PREVIEW_ROWS}, "sha256": vectors.digest()},
         **({"experts_left_out": {"min_tokens": min_tokens, "sites": named}} if named else {}),
-        **({"left_out": list(model.left_out)} if model.left_out else {}),
+        **({"left_out": list(model.structure.left_out)} if model.structure.left_out else {}),
     }
     return Factors(sites, metadata, noisy, force)
 

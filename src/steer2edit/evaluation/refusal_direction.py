@@ -1,7 +1,7 @@
 """Which way an edit moves refusals: told by its own files, and measured where a model is at hand."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from steer2edit.core import Editing, WeightEdit
 from steer2edit.engines import TransformersEngine
@@ -31,10 +31,6 @@ class RefusalDirection:
         if self.direction == "lowers":
             return f"DUAL USE: this edit lowers refusals. {self.why}"
         return "" if self.direction == "raises" else f"Whether this edit lowers refusals is not known. {self.why}"
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it."""
-        return asdict(self)
 
 
 def refusal_direction(edit: WeightEdit, strength: float = 1.0) -> RefusalDirection:

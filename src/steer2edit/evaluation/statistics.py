@@ -58,14 +58,9 @@ def reported_mean(value: float, error: float | None, n: int) -> Estimate:
 
 
 def paired(after: Sequence[Value], before: Sequence[Value]) -> Estimate:
-    """Difference on the same items: of rates where the values are verdicts, of means where they are numbers."""
+    """Mean of `after − before` on items scored in both: of rates where values are verdicts, else with Student's t."""
     if _are_verdicts((*after, *before)):
         return paired_rate_difference(after, before)
-    return paired_difference(after, before)
-
-
-def paired_difference(after: Sequence[Value], before: Sequence[Value]) -> Estimate:
-    """Mean of `after − before` over the items scored in both, with Student's t interval."""
     return mean([None if a is None or b is None else float(a) - float(b) for a, b in zip(after, before, strict=True)])
 
 

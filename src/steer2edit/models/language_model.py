@@ -35,15 +35,13 @@ class LanguageModel:
     gguf_sha256: str | None = None  # of the GGUF file that it was read from, if it was
     structure: ModelSites = field(init=False, repr=False)  # where it can be edited, and what was proven of that
     sites: dict[Site, SiteModule] = field(init=False)  # the projections that can be edited
-    # names of the modules that write to the residual stream but have no heads or neurons
-    left_out: tuple[str, ...] = field(init=False)
     layers: nn.ModuleList = field(init=False, repr=False)  # the decoder layers
 
     def __post_init__(self) -> None:
         self.network.eval()
         found = find_sites(self.network, self.layout)
         layers = self.network.get_submodule(found.path)
-        values = {"structure": found, "sites": found.sites, "left_out": tuple(found.left_out), "layers": layers}
+        values = {"structure": found, "sites": found.sites, "layers": layers}
         for name, value in values.items():
             object.__setattr__(self, name, value)
 

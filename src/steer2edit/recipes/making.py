@@ -15,7 +15,7 @@ from steer2edit.engines import Request, TransformersEngine
 from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.estimates import CHANGE, NUMBER, Condition, Estimate
 from steer2edit.evaluation import BASE_ARM, Behaviour, at_drift, behaviour, edit_arm, evaluate, steering_arm
-from steer2edit.evaluation.statistics import estimate, mean, paired_difference
+from steer2edit.evaluation.statistics import estimate, mean, paired
 from steer2edit.method.hyperparameters import EVERYTHING, GATED_RULES, PAPER_RULES, Hyperparameters, Rules
 from steer2edit.models import LanguageModel, Prompt, Sampling, encode_responses
 from steer2edit.models.fine_tuning import FineTune, fine_tuned
@@ -130,7 +130,7 @@ def preview(
         prompts,
         {name: tuple(shown[i * len(prompts) : (i + 1) * len(prompts)]) for i, name in enumerate(names)},
         {name: mean(own) for name, own in zip(names, margins, strict=True)},
-        {name: paired_difference(own, margins[0]) for name, own in zip(names[1:], margins[1:], strict=True)},
+        {name: paired(own, margins[0]) for name, own in zip(names[1:], margins[1:], strict=True)},
     )
 
 

@@ -133,7 +133,7 @@ def extract(
         "span": SPAN_RULE,
         **({} if span == "response" else {"span_part": span}),
         "dtype": str(model.dtype).removeprefix("torch."),
-        **({"left_out": list(model.left_out)} if model.left_out else {}),
+        **({"left_out": list(model.structure.left_out)} if model.structure.left_out else {}),
     }
     vectors = SteeringVectors(sites, metadata, block_outputs=blocks or None)
     diagnosis = diagnose(model, vectors, half_vectors, contrast, batch_tokens)
