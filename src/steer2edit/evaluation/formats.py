@@ -143,8 +143,8 @@ def truthful_questions(row: Row) -> TruthQuestion:
     Source: Lin et al., arXiv 2109.07958; the Hub's `truthful_qa`, configurations generation and multiple_choice.
     """
     if row.get("positive") is not None:
-        best, other = row.text("positive"), row.text("negative")
-        return TruthQuestion(str(row.request()), best, (other,), (best,), (other,))
+        answer, other = row.text("positive"), row.text("negative")
+        return TruthQuestion(str(row.request()), answer, (other,), (answer,), (other,))
     if row.get("mc1_targets") is None:
         row.needs("question", "best_answer", "correct_answers", "incorrect_answers")
         false, true = _answers(row, "incorrect_answers"), _answers(row, "correct_answers")
