@@ -59,7 +59,7 @@ def test_no_hook_is_left_when_entering_fails(model: LanguageModel, edit: WeightE
 
 def test_hooks_of_others_stay(model: LanguageModel, edit: WeightEdit) -> None:
     calls = []
-    module = model.sites[Site(0, "attn")].only.module
+    module = model.sites[Site(0, "attn")].module
     handle = module.register_forward_hook(lambda *_: calls.append(1))
     with edited(model, edit):
         logits(model)
@@ -89,7 +89,7 @@ def test_half_precision_outputs_are_rounded_once(family: str, dtype: torch.dtype
     edit = convert(model, random_vectors(model), Hyperparameters(0.2, 0.2, 0.2))
     site = Site(0, "attn")  # the first to be edited: it sees the same input with and without
     seen = []
-    module = model.sites[site].only.module
+    module = model.sites[site].module
     handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     base = logits(model)
     handle.remove()

@@ -113,7 +113,7 @@ def test_the_edit_strengthens_or_weakens_what_was_planted(component: Component, 
 
     def written(kind: str) -> Tensor:
         seen = []
-        module = planted.model.sites[component.site].only.module
+        module = planted.model.sites[component.site].module
         handle = module.register_forward_hook(lambda _, inputs, output: seen.append(output @ planted.p))
         ids = torch.tensor([response.ids[len(PROMPT) :] for response in responses(kind)])
         with torch.inference_mode():

@@ -115,7 +115,7 @@ class TestFamilies:
             network.set_attn_implementation("eager")
         site = LanguageModel(network).sites[Site(1, "attn")]
         x, projected = [], []
-        site.only.module.register_forward_hook(lambda _, inputs, output: x.append(inputs[0][0]))
+        site.module.register_forward_hook(lambda _, inputs, output: x.append(inputs[0][0]))
         if family in VALUES:
             name, take = VALUES[family]
             module = network.get_submodule(name)
@@ -398,14 +398,14 @@ class TestWeightsThatCannotBeEdited:
     def test_quantised(self) -> None:
         model = tiny_model("llama")
         site = model.sites[Site(0, "mlp")]
-        site.only.module.weight = nn.Parameter(torch.zeros(32, 48, dtype=torch.int8), requires_grad=False)
+        site.module.weight = nn.Parameter(torch.zeros(32, 48, dtype=torch.int8), requires_grad=False)
         with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.down_proj: .*torch\.int8.*unquantised"):
             _ = site.weight
 
     def test_left_on_no_device(self) -> None:
         model = tiny_model("llama")
         site = model.sites[Site(1, "attn")]
-        site.only.module.to("meta")
+        site.module.to("meta")
         with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.o_proj: .* device meta"):
             _ = site.weight
 

@@ -81,7 +81,7 @@ def test_sites_and_weights_are_those_of_the_plain_model(packed: LanguageModel) -
     assert packed.dtype == torch.float32
     for site, module in packed.sites.items():
         assert (module.shape, module.component_width) == (plain.sites[site].shape, plain.sites[site].component_width)
-        assert torch.allclose(module.weight, module.only.module.exact, atol=1e-6)
+        assert torch.allclose(module.weight, module.module.exact, atol=1e-6)
         assert (module.weight - plain.sites[site].weight).abs().max() < 0.02 * plain.sites[site].weight.abs().max()
 
 
@@ -188,12 +188,12 @@ def test_bitsandbytes(tmp_path: Path, bits: int) -> None:
     model = load_model(str(tmp_path / "base"), dtype="float32", device="cpu")
     for site, module in model.sites.items():
         kind = bitsandbytes.nn.Linear4bit if bits == 4 else bitsandbytes.nn.Linear8bitLt
-        assert isinstance(module.only.module, kind)
+        assert isinstance(module.module, kind)
         error = module.weight - network.get_parameter(f"{module.name}.weight")
         assert 0 < error.norm() < {4: 0.15, 8: 0.02}[bits] * module.weight.norm(), site
         x = torch.randn(3, module.shape[1], generator=torch.Generator().manual_seed(0))
         wanted = x @ module.weight.T  # 8 bit rounds its input as well
-        assert (module.only.module(x) - wanted).norm() < {4: 1e-2, 8: 3e-2}[bits] * wanted.norm()
+        assert (module.module(x) - wanted).norm() < {4: 1e-2, 8: 3e-2}[bits] * wanted.norm()
     u = torch.ones(128) / 128**0.5
     responses, directions = [EncodedResponse((1, 5, 6, 9, 4), 2)], dict.fromkeys(model.sites, u)
     dense = dequantised(model)

@@ -48,7 +48,7 @@ def planted(model: LanguageModel, contrast: ContrastSet, site: Site, direction: 
 
     handles = [
         model.network.base_model.register_forward_pre_hook(read, with_kwargs=True),
-        model.sites[site].only.module.register_forward_pre_hook(plant),
+        model.sites[site].module.register_forward_pre_hook(plant),
     ]
     try:
         yield

@@ -49,7 +49,7 @@ def refusing(strength: float = 4.0, **metadata: object) -> tuple[LanguageModel, 
     scripted = ScriptedModel(SCRIPT, lure=("R", 5.0))
     site = Site.parse(LAST_SITE)
     seen: list[torch.Tensor] = []
-    handle = scripted.model.sites[site].only.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    handle = scripted.model.sites[site].module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.inference_mode():
         scripted.model.network(input_ids=torch.tensor([[scripted.token("a")]]))
     handle.remove()

@@ -43,7 +43,7 @@ def test_the_output_at_run_time_has_nothing_along_the_direction() -> None:
     seen: list[torch.Tensor] = []
     with intervened(model, [Editing(ablation(model, {site: u}))]):
         # after the intervention's own hook
-        handle = model.sites[site].only.module.register_forward_hook(lambda module, args, output: seen.append(output))
+        handle = model.sites[site].module.register_forward_hook(lambda module, args, output: seen.append(output))
         logits(model)
         handle.remove()
     assert seen[0].norm() > 0.01

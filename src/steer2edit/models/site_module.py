@@ -218,6 +218,11 @@ class SiteModule:
         return projection
 
     @property
+    def module(self) -> nn.Module:
+        """The module of a dense site."""
+        return self.only.module
+
+    @property
     def weight(self) -> Float[Tensor, "d m"]:
         """W [d, m] of a dense site: a view of the parameter, so that writing to it edits the model."""
         return self.only.weight
