@@ -31,7 +31,7 @@ def test_identical(base: Path, tmp_path: Path) -> None:
     assert found.classification.label == "identical"
     assert found.identical == found.compared == len(load_file(base / "model.safetensors"))
     assert found.changes == ()
-    assert found.structure.files == ()
+    assert found.structure.files == {}
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", Q_PROJ, "model.norm.weight"])
@@ -143,7 +143,7 @@ def test_shards_of_another_size_are_no_difference(tmp_path: Path) -> None:
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     one, several = (audit(str(tmp_path / "base"), tmp_path / name) for name in ("edited", "sharded"))
     assert several.classification == one.classification
-    assert several.structure.files == ()
+    assert several.structure.files == {}
 
 
 def test_not_finite(base: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_other_files(base: Path, tmp_path: Path) -> None:
     (other / "generation_config.json").unlink()
     (other / "pytorch_model.bin").write_bytes(b"weights in another format")
     found = audit(str(base), other)
-    assert {(f.name, f.what) for f in found.structure.files} == {
+    assert set(found.structure.files.items()) == {
         ("config.json", "differs"), ("modeling_own.py", "added"),
         ("pytorch_model.bin", "added"), ("generation_config.json", "missing"),
     }  # fmt: skip

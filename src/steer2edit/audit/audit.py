@@ -43,9 +43,7 @@ class Audit:
     base: str  # as it was given
     edited: str  # the same
     is_adapter: bool  # whether `edited` is an adapter
-    compared: int  # tensors that both have, in the same shape
-    identical: int  # how many of them are the same bit for bit
-    changes: tuple[TensorChange, ...]  # the others
+    changes: tuple[TensorChange, ...]  # of the tensors that both have, in the same shape
     structure: Structure  # what differs besides: tensors that only one has, other shapes, settings, files
     classification: Classification  # the whole in words
     match: EditMatch | None  # against the edit that was given, if one was
@@ -61,6 +59,16 @@ class Audit:
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each tensor that differs (docs/audit.md); needs pandas."""
         return frame([change.as_json() for change in self.changes])
+
+    @property
+    def compared(self) -> int:
+        """How many tensors both have, in the same shape."""
+        return len(self.structure.common)
+
+    @property
+    def identical(self) -> int:
+        """How many of them are the same bit for bit."""
+        return self.compared - len({change.tensor for change in self.changes})
 
     @cached_property
     def sites(self) -> dict[Site, SiteEdit]:
@@ -96,7 +104,7 @@ class Audit:
             },
             "layers": own.layers,
             "settings": own.settings,
-            "files": [file._asdict() for file in own.files],
+            "files": [{"name": name, "what": what} for name, what in own.files.items()],
             "match": None if self.match is None else self.match.as_json(),
             "notes": self.notes,
         }
@@ -143,19 +151,14 @@ def audit(
     structure = _compared(ours, other, places, is_adapter)
     _require_related(base, str(edited), structure)
     changes: list[TensorChange] = []
-    identical = 0
     with step("Comparing tensors", len(structure.common)) as advance:
         for name in structure.common:
-            found = list(_changes(structure, name))
-            identical += not found
-            changes += found
+            changes += _changes(structure, name)
             advance(1)
     return Audit(
         base=base,
         edited=str(edited),
         is_adapter=is_adapter,
-        compared=len(structure.common),
-        identical=identical,
         changes=tuple(changes),
         structure=structure,
         classification=classify(changes, structure),
@@ -183,13 +186,13 @@ def _compared(ours: CheckpointFiles, other: Path, places: Places, is_adapter: bo
     if is_adapter:
         after, unread = adapter_views(other, before, places)
         files = changed_files(ours, CheckpointFiles(other, (), {}))
-        files = [file for file in files if file.what == "differs" and file.name not in PROVENANCE]
+        files = {name: what for name, what in files.items() if what == "differs" and name not in PROVENANCE}
     else:
         theirs = open_checkpoint(other)
         after, settings = dict(theirs.tensors), differing_settings(ours.directory, other)
         files = changed_files(ours, theirs)
     tie_heads(before, after, places, settings)
-    return Structure(before, after, places, settings, tuple(files), unread)
+    return Structure(before, after, places, settings, files, unread)
 
 
 def _require_related(base: str, edited: str, structure: Structure) -> None:

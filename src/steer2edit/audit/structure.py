@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from steer2edit.artifacts.atomic import MANIFEST_FILE
 from steer2edit.artifacts.checkpoints.checkpoint import find_side_files
@@ -38,6 +38,7 @@ Views = Mapping[str, StoredTensor]
 """The tensors of a checkpoint by name."""
 Differences = dict[str, tuple[Any, Any]]
 """(before, after) by key."""
+FileChange = Literal["added", "missing", "differs"]
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,6 @@ class Places:
         return found
 
 
-class FileChange(NamedTuple):
-    """One file that is not the same in both directories."""
-
-    name: str  # path within the directories
-    what: str  # `added`, `missing` or `differs`
-
-
 @dataclass(frozen=True)
 class Structure:
     """Two models side by side: what differs besides the values of tensors that both have, and where those are."""
@@ -85,7 +79,7 @@ class Structure:
     after: Views
     places: Places  # of the base
     settings: Differences  # of config.json that change what is computed
-    files: Sequence[FileChange]  # other files that differ
+    files: Mapping[str, FileChange]  # other files that are not the same, by their path within the directories
     unread: Mapping[str, str]  # tensors of an adapter that were not looked at, and why
 
     @cached_property
@@ -133,7 +127,7 @@ class Structure:
         found = [phrase for what, names in layers.items() for phrase in counted(names, "layer", what)]
         for what, names in (("added", self.added), ("missing", self.missing)):
             found += counted([name for name in names if _layer_of(name) not in layers[what]], "tensor", what)
-        code = [file.name for file in self.files if file.name.endswith(".py")]
+        code = [name for name in self.files if name.endswith(".py")]
         return [
             *found,
             *counted(self.other_shape, "tensor", "of another shape"),
@@ -145,7 +139,7 @@ class Structure:
     def besides_it(self) -> list[str]:
         """A phrase for other files, such as the tokenizer's."""
         told = {*PROVENANCE, *(["config.json"] if self.settings else [])}
-        names = [file.name for file in self.files if file.name not in told and not file.name.endswith(".py")]
+        names = [name for name in self.files if name not in told and not name.endswith(".py")]
         return counted(names, "other file", "that differs", "that differ")
 
     @property
@@ -185,22 +179,22 @@ def tie_heads(
         settings.pop(_TYING, None)
 
 
-def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> list[FileChange]:
+def changed_files(base: CheckpointFiles, other: CheckpointFiles) -> dict[str, FileChange]:
     """Files besides the weights that were added, are missing or differ, by `find_side_files`.
 
     Which shard holds which tensor is no difference; neither is, in JSON, what changes nothing of what is computed, nor
     that weights in other formats and hidden entries are missing, which `apply` leaves out.
     """
     ours, theirs = (find_side_files(files) for files in (base, other))
-    own, found = {*ours.own, *theirs.own}, list[FileChange]()
+    own, found = {*ours.own, *theirs.own}, dict[str, FileChange]()
     for path in sorted({*own, *ours.left_out, *theirs.left_out} - {Path(INDEX_FILE)}):
         one, two = base.directory / path, other.directory / path
         if path not in (*ours.own, *ours.left_out):
-            found.append(FileChange(str(path), "added"))
+            found[str(path)] = "added"
         elif path not in (*theirs.own, *theirs.left_out):
-            found += [FileChange(str(path), "missing")] if path in own else []
+            found |= {str(path): "missing"} if path in own else {}
         elif one.is_file() and two.is_file() and not _same(one, two, as_json=path in own and path.suffix == ".json"):
-            found.append(FileChange(str(path), "differs"))
+            found[str(path)] = "differs"
     return found
 
 

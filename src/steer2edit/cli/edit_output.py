@@ -137,7 +137,7 @@ def print_audit(audit: "late.audit.Audit", top: int) -> None:
         ),
         *(f"Setting {name}: {then!r:.60} → {now!r:.60}" for name, (then, now) in found.settings.items()),
         *(f"Not looked at: {name} ({why})" for name, why in found.unread.items()),
-        *(f"File {file.what}: {file.name}" for file in found.files),
+        *(f"File {what}: {name}" for name, what in found.files.items()),
         *(f"Note: {note}" for note in audit.notes),
     ):
         say(line)

@@ -75,8 +75,6 @@ def apply_to_files(
     edits: ScaledEdits,
     directory: Path | str,
     *,
-    layout: Path | None = None,
-    trust_remote_code: bool = False,
     allow_mismatch: bool = False,
     overwrite: bool = False,
 ) -> CheckpointManifest:
@@ -94,7 +92,7 @@ def apply_to_files(
         raise InvalidValueError("the strength must not be 0: that writes a copy of the base. 1 applies it as it is.")
     require_free(directory, overwrite=overwrite)
     if isinstance(base, str):
-        base = open_base(base, layout=layout, trust_remote_code=trust_remote_code)
+        base = open_base(base)
     base.require_fit(edits, allow_mismatch=allow_mismatch)
     with atomic_directory(directory, overwrite=overwrite) as scratch:
         return _write(base, edits, scratch)
