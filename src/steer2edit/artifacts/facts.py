@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 from steer2edit.errors import ArtifactError, Steer2EditError
 from steer2edit.steering.diagnosis import Diagnosis
 
+_MOST_FAULTS = 5
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -18,18 +19,14 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, content: object, what: str, remedy: str, error: type[Steer2EditError] = ArtifactError) -> Self:
-        """The record of what a file holds; the error, `WHAT: the first fault. REMEDY`, where it is another thing."""
+        """The record of what a file holds; the error, `WHAT: its faults. REMEDY`, where it is another thing."""
         try:
             return cls.model_validate(content)
         except ValidationError as fault:
-            raise error(f"{what}: {first_fault(fault)}. {remedy}") from fault
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first of a record's faults: where, and what."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}{more}"
+            faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors(include_url=False)]
+            more = f" ({len(faults)} faults in all)" if len(faults) > _MOST_FAULTS else ""
+            shown = "; ".join(one.removeprefix(": ") for one in faults[:_MOST_FAULTS])
+            raise error(f"{what}: {shown}{more}. {remedy}") from fault
 
 
 class BaseCheckpointRecord(Record):

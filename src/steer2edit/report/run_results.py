@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from steer2edit.artifacts.facts import Record
 from steer2edit.errors import DataError
 from steer2edit.estimates import SCHEMA_VERSION, Condition, ConditionKind
 from steer2edit.evaluation import COST, attribute_of
@@ -27,11 +28,7 @@ def _prompt_text(prompt: Any) -> Any:
 Prompt = Annotated[str, BeforeValidator(_prompt_text)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), arbitrary_types_allowed=True)
-
-
-class ModelFacts(_Part):
+class ModelFacts(Record):
     """Which model the run was made on."""
 
     name: str
@@ -40,7 +37,7 @@ class ModelFacts(_Part):
     fingerprint: str | None = None
 
 
-class Conditions(_Part):
+class Conditions(Record):
     """The conditions of one part (validation or held-out)."""
 
     conditions: tuple[Condition, ...] = ()
@@ -50,7 +47,7 @@ class Conditions(_Part):
         return [condition for condition in self.conditions if condition.kind == kind]
 
 
-class Chosen(_Part):
+class Chosen(Record):
     """What was chosen on validation prompts; without limits nothing is called within or beyond one."""
 
     hyperparameters: dict[str, float | None] = Field(default_factory=dict)
@@ -81,14 +78,14 @@ class Chosen(_Part):
         return True if found and all(value is not None for value, _, _ in found) else None
 
 
-class Verified(_Part):
+class Verified(Record):
     """In how many of n replies a reloaded artifact agreed with the run-time edit."""
 
     identical: int
     n: int
 
 
-class _Run(_Part):
+class _Run(Record):
     """What every run says of itself."""
 
     schema_version: int
@@ -216,11 +213,5 @@ def read_results(results: Mapping[str, Any], kind: type[_Results] = RunResults) 
         raise DataError(f"results are not plain JSON ({error}): write null for what could not be scored.") from error
     if plain.get("attribute") is None and isinstance(plain.get("behaviour"), str):  # early versions did not say it
         plain["attribute"], plain["direction"] = attribute_of(plain["behaviour"])
-    try:
-        return kind.model_validate(plain)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'results'}: {e['msg']}" for e in error.errors()]
-        shown = "; ".join(problems[:5])
-        raise DataError(
-            f"these are not the results of a run: {shown}. Give the results.json that a run wrote."
-        ) from error
+    what = "these are not the results of a run"
+    return kind.read(plain, what, "Give the results.json that a run wrote.", DataError)
