@@ -33,7 +33,7 @@ TAMPERED = "model.embed_tokens.weight"
 
 def make_edits(model: str, folder: Path) -> Path:
     """The base, and a checkpoint edited in its heads, and one edited in its neurons, in the base's dtype."""
-    from steer2edit.artifacts import save_checkpoint, save_edit
+    from steer2edit.artifacts import apply_to_files, save_edit
     from steer2edit.editing import convert
     from steer2edit.method.hyperparameters import Hyperparameters
     from steer2edit.models import checkpoint_directory, load_model
@@ -48,7 +48,7 @@ def make_edits(model: str, folder: Path) -> Path:
     }.items():
         edit = convert(loaded, vectors, settings)
         save_edit(loaded, edit, folder / f"{name}-edit")
-        save_checkpoint(loaded, edit, folder / name)
+        apply_to_files(model, [(edit, 1.0)], folder / name)
     return checkpoint_directory(model)
 
 

@@ -46,7 +46,7 @@ def write_card(
 
 def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManifest, directory: Path) -> None:
     """Write an edit's card; an InvalidValueError where the evaluation has another form than `EvaluationRecord`."""
-    evaluation, metadata, vectors = None, edit.metadata, edit.metadata.get("vectors")
+    evaluation, metadata = None, edit.metadata
     if manifest.evaluation is not None:
         form = "Give `conditions`, objects with `label` and `metrics` (by name: value, low, high, n, unscored)"
         remedy = f"{form}; see docs/formats.md."
@@ -61,9 +61,7 @@ def write_edit_card(model: LanguageModel, edit: WeightEdit, manifest: EditManife
         manifest=manifest,
         base=base_to_load(model),
         base_name=portable(metadata["model"]["name"]),
-        made_on=metadata["model"],
         embedded=embedded_file(model.name) is not None,
-        vectors_sha256=vectors.get("sha256") if isinstance(vectors, dict) else None,
         blocks=shown_blocks(edit),
         experts=expert_edits(edit),
         left_out=LeftOut.of(metadata),

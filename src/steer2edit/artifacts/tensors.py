@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors, with text in the header, and `.pt`, which is only read and of which nothing is run."""
+"""Files of tensors: safetensors, with text in the header; GGUF; `.pt`, which is only read, and nothing in it is run."""
 
 import hashlib
 import json
@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -37,6 +39,26 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str
     read, read_header = read_tensors(path, "tensors")
     same = read.keys() == owned.keys() and all(same_bits(read[name], owned[name]) for name in owned)
     require_read_back(same and read_header == header, path)
+
+
+def write_gguf(
+    path: Path, architecture: str, keys: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """Write a GGUF file of float32 tensors, and by key texts, whole numbers (uint32) and others (float32)."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, architecture)
+    for key, value in keys.items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add(key, value)
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
 
 
 def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Any], bytes]:

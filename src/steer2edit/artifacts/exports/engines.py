@@ -19,6 +19,7 @@ from torch import Tensor
 
 from steer2edit.artifacts.atomic import require_read_back
 from steer2edit.artifacts.edits.lora import LoraTarget, adapter_keys, write_adapter_files
+from steer2edit.artifacts.tensors import write_gguf
 from steer2edit.errors import ModelError, did_you_mean
 from steer2edit.models import LanguageModel
 from steer2edit.models.gguf import read_header
@@ -45,27 +46,11 @@ def write_gguf_lora(model: LanguageModel, targets: Sequence[LoraTarget], notes: 
     tensors = _tensors(model, targets, architecture, renamed)
     if file := gguf_file(model.name):
         _require_fit(file, architecture, tensors)
-    alpha = float(targets[0].rank)
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-    writer.add_uint32("steer2edit.schema_version", 1)
-    for key, text in notes.items():
-        writer.add_string(f"steer2edit.{key}", text)
-    for name, array in tensors.items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    own = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": float(targets[0].rank)}
+    keys = {**own, "steer2edit.schema_version": 1, **{f"steer2edit.{key}": text for key, text in notes.items()}}
+    write_gguf(path, architecture, keys, tensors)
     reader = gguf.GGUFReader(path)
-    expected = {
-        "general.architecture": architecture,
-        "general.type": "adapter",
-        "adapter.type": "lora",
-        "adapter.lora.alpha": alpha,
-    }
+    expected = {"general.architecture": architecture, **keys}
     fields = {key: field.contents() for key in expected if (field := reader.get_field(key)) is not None}
     found = {t.name: (t.tensor_type, t.data.shape, t.data.tobytes()) for t in reader.tensors}
     f32 = gguf.GGMLQuantizationType.F32

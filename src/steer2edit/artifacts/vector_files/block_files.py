@@ -16,7 +16,7 @@ from torch import Tensor
 from steer2edit.artifacts.atomic import atomic_file, require_read_back
 from steer2edit.artifacts.facts import Record
 from steer2edit.artifacts.manifest import read_json
-from steer2edit.artifacts.tensors import same_bits
+from steer2edit.artifacts.tensors import same_bits, write_gguf
 from steer2edit.core import BlockVectors
 from steer2edit.errors import ArtifactError
 
@@ -58,19 +58,8 @@ def save_block_vectors(
 
 
 def _write_gguf(path: Path, directions: dict[int, Tensor], hint: str, _: BlockVectors) -> None:
-    from gguf import GGUFWriter
-
-    writer = GGUFWriter(path, _ARCHITECTURE)
-    writer.add_string(f"{_ARCHITECTURE}.model_hint", hint)
-    writer.add_uint32(f"{_ARCHITECTURE}.layer_count", len(directions))
-    for layer, direction in directions.items():
-        writer.add_tensor(f"direction.{layer}", direction.numpy())
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+    keys = {f"{_ARCHITECTURE}.model_hint": hint, f"{_ARCHITECTURE}.layer_count": len(directions)}
+    write_gguf(path, _ARCHITECTURE, keys, {f"direction.{layer}": v.numpy() for layer, v in directions.items()})
 
 
 def _write_svec(path: Path, directions: dict[int, Tensor], hint: str, blocks: BlockVectors) -> None:
