@@ -14,6 +14,7 @@ from steer2edit.evaluation import COST, attribute_of
 from steer2edit.evaluation.judge import prompt_text
 from steer2edit.report.html import visible_json
 from steer2edit.search.curves import Figure, Plan, TradeoffComparison
+from steer2edit.search.goal import Budget
 from steer2edit.steering.diagnosis import Diagnosis
 
 
@@ -70,12 +71,10 @@ class Chosen(Record):
 
     def within_limits(self, condition: Condition) -> bool | None:
         """Whether every limit is respected; `None` where that cannot be told."""
-        limits = [(name, limit, 1) for name, limit in self.limits.items()]
-        limits += [(name, limit, -1) for name, limit in self.floors.items()]
-        found = [(condition.value(name), limit, sign) for name, limit, sign in limits]
-        if any(value is not None and sign * value > sign * limit for value, limit, sign in found):
+        excess = Budget(self.limits, self.floors).excess(condition.metrics).values()
+        if any(0 < beyond < math.inf for beyond in excess):
             return False
-        return True if found and all(value is not None for value, _, _ in found) else None
+        return True if excess and math.inf not in excess else None
 
 
 class Verified(Record):
