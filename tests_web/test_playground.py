@@ -135,5 +135,5 @@ def test_a_port_in_use(files: Files) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(InvalidValueError, match=r"port \d+ of 127\.0\.0\.1 cannot be used .* --port"):
+        with pytest.raises(InvalidValueError, match=r"^port \d+ of 127\.0\.0\.1 cannot be used\. If .* --port\.$"):
             open_page(str(files.base), port=taken.getsockname()[1])

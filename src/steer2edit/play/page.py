@@ -215,7 +215,8 @@ def serve(stage: Stage, host: str, port: int | None) -> Any:
         )  # fmt: skip
     except OSError as error:
         place = f"port {port or '7860 and the next hundred'} of {host}"
+        reason = f" ({error.strerror})" if error.strerror else ""  # without Gradio's advice, which is for its own users
         raise InvalidValueError(
-            f"{place} cannot be used ({error}). If something else is served there, choose another --port."
+            f"{place} cannot be used{reason}. If something else is served there, choose another --port."
         ) from error
     return blocks
