@@ -8,7 +8,8 @@ import torch
 from steer2edit.core import Editing, Site, SiteEdit, WeightEdit
 from steer2edit.editing import intervened
 from steer2edit.errors import InvalidValueError
-from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities
+from steer2edit.models import EncodedResponse, LanguageModel, encode_responses, span_log_probabilities
+from steer2edit.models.fine_tuning import training_rows
 from steer2edit.recipes.making import make_edit, make_vectors
 from steer2edit.settings import Accepting, ConvertOptions, ExtractOptions
 from steer2edit.steering.benign import benign_answers
@@ -47,13 +48,13 @@ def test_a_request_stands_once_in_every_wording_and_a_conversation_stays_before_
     ]
     for wording in wordings(model):
         found = wording("How do I bake bread?")
-        text = found if isinstance(found, str) else found[-1]["content"]
-        assert text.count("How do I bake bread?") == 1
+        asked = [{"role": "user", "content": found}] if isinstance(found, str) else list(found)
+        assert "".join(message["content"] for message in asked).count("How do I bake bread?") == 1
         system, *rest = wording(conversation)  # type: ignore[arg-type]
         assert system == {"role": "system", "content": "Be brief." if wording.system is None else wording.system}
-        assert rest[:-1] == conversation[1:-1]
-        assert rest[-1] == {"role": "user", "content": text}  # type: ignore[comparison-overlap]
-    assert len({str(one) for one in worded_prompts(model, ["Hello."] * 9)}) == 9
+        assert rest[:2] == conversation[1:-1]
+        assert rest[2:] == [message for message in asked if message["role"] != "system"]
+    assert len({str(one) for one in worded_prompts(model, ["Hello."] * 12)}) == 12
 
 
 def test_a_template_without_system_messages_has_them_in_the_request() -> None:
@@ -65,7 +66,7 @@ def test_a_template_without_system_messages_has_them_in_the_request() -> None:
     found = [wording("Hello.") for wording in wordings(model)]
     assert systems
     assert {f"{system}\n\nHello." for system in systems} <= {str(prompt) for prompt in found}
-    assert all(isinstance(prompt, str) for prompt in found)
+    assert "system" not in {message["role"] for prompt in found if not isinstance(prompt, str) for message in prompt}
 
 
 def test_what_is_scored_of_a_begun_reply_is_what_follows_its_opener(model: LanguageModel) -> None:
@@ -87,7 +88,8 @@ def test_steps_make_responses_likelier_than_one_look_for_the_drift_they_say(mode
     assert all(torch.equal(before[name], parameter) for name, parameter in model.network.named_parameters())
     responses = [*encode_responses(model, PAIRS.positive), *worded_responses(model, PAIRS.positive)]
     replies = [reply for _, reply in benign_answers(model, benign)]
-    base = span_log_probabilities(model, replies)
+    ends = [EncodedResponse(row.ids, len(row.ids) - 1) for row in training_rows(model, PAIRS.positive)]
+    base, base_ends = span_log_probabilities(model, replies), log_probabilities(model, ends).mean()
 
     def spent(edit: WeightEdit, strength: float = 1.0) -> float:
         with intervened(model, [Editing(edit, strength)]):
@@ -115,6 +117,8 @@ def test_steps_make_responses_likelier_than_one_look_for_the_drift_they_say(mode
     with intervened(model, [Editing(made["look"], strength)]):
         after_look = log_probabilities(model, responses).mean()
     assert after_steps > after_look > log_probabilities(model, responses).mean()
+    with intervened(model, [Editing(made["steps"])]):
+        assert log_probabilities(model, ends).mean() > base_ends
     rows = {site: edit.row for site, edit in made["steps"].sites.items()}
     objective = Objective(
         model, {site: edit.output_direction for site, edit in made["steps"].sites.items()}, responses, [], replies

@@ -134,9 +134,10 @@ def closed_loop(
     with step("Steps with the edit in place", _STEPS) as advance:
         for _ in range(_STEPS):
             if best is not measured:  # a step that gained nothing is tried again, shorter
+                counting = best.weights.nonzero()[:, 0]
                 with objective.edited(best.rows):
-                    found = effects(objective.responses)
-                slopes = {site: best.weights @ own for site, own in found.items()}
+                    found = effects([objective.responses[i] for i in counting.tolist()])
+                slopes = {site: best.weights[counting] @ own for site, own in found.items()}
                 look, measured = gated_effects({site: own[None] for site, own in slopes.items()}, silent, draws), best
             if not look.gain > 0:
                 break

@@ -37,6 +37,7 @@ from steer2edit.models.effects import (
     sampled_tokens,
     whole_response,
 )
+from steer2edit.models.fine_tuning import training_rows
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
 from steer2edit.steering.closed_loop import Objective, Rows, closed_loop
@@ -61,6 +62,8 @@ BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
 _DIRECTED = 48  # pairs of responses, and replies, that directions are taken from at most
+_WANTED, _OWN = 48, 120  # positive responses, and requests to stay silent on, that steps are measured on at most
+_WHOLE = 16  # tokens of a response to a request as it is, in steps: a short one with its end
 _FEWEST = 6  # pairs of responses, below which two halves say nothing of each other
 
 
@@ -167,9 +170,14 @@ def _paired(train: Contrast, positive: Features, negative: Features) -> Features
     return {site: positive[site][first] - negative[site][second] for site in positive}
 
 
+def _one_in(count: int, most: int) -> int:
+    """A stride that takes at most so many of the rows."""
+    return max(-(-count // most), 1)
+
+
 def _stride(count: int) -> int:
     """Directions are taken from every so many of the rows: an even number, so that one half has none of them."""
-    return 2 * -(-count // (2 * _DIRECTED))
+    return 2 * _one_in(count, 2 * _DIRECTED)
 
 
 def _mean(parts: Sequence[Features]) -> Features:
@@ -218,17 +226,21 @@ class _Measurement:
     def held(
         self, train: Contrast, gate: Gate, answered: Answers, stays: Answers, silent: Features, draws: Features
     ) -> tuple[Rows, float]:
-        """ŝ of the row that `closed_loop` makes, and the KL that it spends: every second response in other wordings."""
-        asked = encode_responses(self.model, train.positive[::2])
-        wanted = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for r in asked]
-        wanted += worded_responses(self.model, train.positive[1::2])
-        prompts = [prompt for prompt, _ in stays][::2]
+        """ŝ of the row that `closed_loop` makes, and the KL that it spends.
+
+        Half of the positive responses are to be likely to the end of their turn, so that a reply is over with them;
+        half in their first tokens, to requests in other wordings.
+        """
+        positive = train.positive[:: _one_in(len(train.positive), _WANTED)]
+        plain = [EncodedResponse(r.ids[: r.start + _WHOLE], r.start) for r in training_rows(self.model, positive[::2])]
+        wanted = [*plain, *worded_responses(self.model, positive[1::2])]
+        prompts = [prompt for prompt, _ in stays][:: _one_in(len(stays), _OWN)]
         prompts = [*prompts[::2], *worded_prompts(self.model, prompts[1::2])]
         own = own_answers(self.model, prompts, replace(REPLIES, max_new_tokens=TOKENS)) if prompts else []
         directions = {site: u for site, u in self.directions.items() if u is not None}
         replies = [reply for _, reply in answered]
         objective = Objective(self.model, directions, wanted, [reply for _, reply in own], replies)
-        effects = partial(self._rows, score=first_tokens(TOKENS), doing="Effects with the edit in place")
+        effects = partial(self._rows, score=first_tokens(_WHOLE), doing="Effects with the edit in place")
         return closed_loop(objective, gate, effects, silent, draws)
 
     def decisions(self, responses: Sequence[EncodedResponse], doing: str, *, positive: bool = True) -> Features:
