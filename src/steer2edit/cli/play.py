@@ -4,15 +4,18 @@ import ipaddress
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steer2edit.cli.console import say
-from steer2edit.cli.options import ModelArgument, load
+from steer2edit.cli.options import ModelArgument, OverwriteOption, load
 from steer2edit.errors import InvalidValueError
 from steer2edit.progress import show_progress
 from steer2edit.settings import Loading
+
+if TYPE_CHECKING:
+    from steer2edit.play.stage import Stage
 
 
 def play(
@@ -23,6 +26,8 @@ def play(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 opens the page to others.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860.")] = None,
+    space: Annotated[Path | None, typer.Option(help="Write a folder for a Hugging Face Space instead.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Open a page on which base, steered and edited model answer side by side; it works offline.
 
@@ -33,7 +38,15 @@ def play(
     Example:
     steer2edit play smollm2 edit vectors.safetensors
     """
-    open_page(model, artifacts or (), loading, host=host, port=port).block_thread()
+    if space is None:
+        open_page(model, artifacts or (), loading, host=host, port=port).block_thread()
+        return
+    from steer2edit.artifacts import require_free
+    from steer2edit.play.space import write_space
+
+    require_free(space, overwrite=overwrite)
+    write_space(_stage(model, artifacts or (), loading, host).model, artifacts or (), space, overwrite=overwrite)
+    say(f"Space: {space}")
 
 
 def open_page(
@@ -41,31 +54,34 @@ def open_page(
     artifacts: Sequence[Path] = (),
     loading: Loading | None = None,
     *,
-    host: str = "127.0.0.1",
+    host: str | None = "127.0.0.1",
     port: int | None = None,
 ) -> Any:
     """The page, which is served until its `close`, or for good by its `block_thread`.
 
-    Edits are saved in this folder, unless others can reach the page. An InvalidValueError if Gradio is not installed,
-    or the port is in use.
+    With `host=None` Gradio's environment variables say where. An InvalidValueError if Gradio is not installed, or the
+    port is in use.
     """
     try:
         from steer2edit.play.page import serve
     except ModuleNotFoundError as error:
         raise InvalidValueError("the playground needs Gradio: pip install '.[play]'.") from error
-    from steer2edit.play.stage import Stage, read_artifacts
-
-    alone = host == "localhost"
-    with suppress(ValueError):  # a name
-        alone |= ipaddress.ip_address(host).is_loopback
-    usual = Loading()
-    loading = loading or usual
-    changed = {key: value for key, value in vars(loading).items() if value != getattr(usual, key)}
     with show_progress():
-        first = read_artifacts(artifacts)
-        loaded = load(model, loading, *(one.metadata for one in first.artifacts))
-        stage = Stage(loaded, first, Path.cwd() if alone else None, changed)
-        stage.unit(first)
+        stage = _stage(model, artifacts, loading or Loading(), host)
+        stage.unit(stage.first)
     page = serve(stage, host, port)
     say(f"Playground: {page.local_url} (Ctrl+C ends it)")
     return page
+
+
+def _stage(model: str, artifacts: Sequence[Path], loading: Loading, host: str | None) -> "Stage":
+    """The model and what can be chosen; edits are saved in this folder, unless others can reach the page."""
+    from steer2edit.play.stage import Stage, read_artifacts
+
+    first = read_artifacts(artifacts)
+    loaded = load(model, loading, *(one.metadata for one in first.artifacts))
+    alone = host == "localhost"
+    with suppress(ValueError):  # a name
+        alone |= ipaddress.ip_address(host or "").is_loopback
+    changed = {key: value for key, value in vars(loading).items() if value != getattr(Loading(), key)}
+    return Stage(loaded, first, Path.cwd() if alone else None, changed)
