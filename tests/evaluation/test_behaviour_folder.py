@@ -10,11 +10,11 @@ from judge_server import Answer, judge_server
 from scripted_model import ScriptedModel
 
 from steer2edit.engines import TransformersEngine
-from steer2edit.errors import DataError
+from steer2edit.errors import DataError, InvalidValueError
 from steer2edit.evaluation import BASE_ARM, behaviour, build_tasks, evaluate
 from steer2edit.evaluation.likelihood_tasks import PreferenceTask
 from steer2edit.evaluation.reply_tasks import VerdictTask
-from steer2edit.evaluation.scorers import Phrases
+from steer2edit.evaluation.scorers import LocalJudge, Phrases
 from steer2edit.models import Reply
 from steer2edit.steering.behaviour_folder import find_behaviour
 from steer2edit.steering.contrast import load_contrast
@@ -128,10 +128,7 @@ class TestContrastFile:
         ('[sets.mine]\nscorer = "length"\nany = ["a"]', r"the scorer 'length' has no key 'any'"),
         ('[sets.mine]\nscorer = "phrases"\nal = ["a"]', r"sets\.mine\.al: Unexpected"),
         ('[sets.mine]\nscorer = "judge"\nurl = "http://x/v1"\nmodel = "m"', r"sets\.mine\.question: "),
-        (
-            '[sets.mine]\nscorer = "judge"\nurl = "http://x/v1"\nmodel = "m"\nquestion = "?"',
-            r"sets\.mine: .*must contain \{reply\}",
-        ),
+        ('[sets.mine]\nscorer = "local_judge"\nmodel = "m"\nquestion = "?"', r"sets\.mine: .*must contain \{reply\}"),
         ('[sets.mine]\nscorer = "python"\nfunction = "os:remove"', r"in the behaviour's folder, got 'os:remove'"),
         ('[sets.mine]\nscorer = "python"\nfunction = "rate"', r"named as module:function"),
         ('[sets.mine]\nscorer = "length"\nitems = "x"', r"the set 'mine' has no file 'x' in its folder"),
@@ -227,3 +224,18 @@ def test_judge(make: Make) -> None:
         toml = f'[sets.mine]\nscorer = "judge"\nurl = "{served.url}"\nmodel = "m"\nquestion = "{{prompt}} {{reply}}?"\n'
         scorer = behaviour(make(toml), "held_out").tasks[0].scorer  # type: ignore[attr-defined]
         assert scorer.score(["q1", "q2"], [Reply("r", (), True)] * 2) == [True, False]
+
+
+def test_local_judge_says_what_its_next_token_is(tmp_path: Path) -> None:
+    """The judge answers y behind a `!` and n behind a `?`: what is asked ends in the reply."""
+    judge = ScriptedModel({"!": ("y", 3.0), "?": ("n", 3.0)}, lure=("x", 1.0))
+    judge.model.network.save_pretrained(tmp_path / "judge")
+    judge.tokenizer.save_pretrained(tmp_path / "judge")
+    scorer = LocalJudge("judge", "{prompt}{reply}", tmp_path)
+    replies = [Reply(text, (), True) for text in ("a!", "a?", " ")]
+    assert scorer.score(["", "", ""], replies) == [True, False, None]
+
+
+def test_local_judge_must_be_shown_the_reply() -> None:
+    with pytest.raises(InvalidValueError, match=r"must contain \{reply\}"):
+        LocalJudge("m", "{prompt}")

@@ -14,7 +14,7 @@ from steer2edit.evaluation.formats import divided, plain_requests, true_and_fals
 from steer2edit.evaluation.judge import Judge
 from steer2edit.evaluation.likelihood_tasks import DriftTask, PreferenceTask
 from steer2edit.evaluation.reply_tasks import LengthTask, RefusalTask, ThinkingTask, VerdictTask
-from steer2edit.evaluation.scorers import Phrases, PythonScorer, Scorer
+from steer2edit.evaluation.scorers import LocalJudge, Phrases, PythonScorer, Scorer
 from steer2edit.evaluation.task import Task, TaskSettings
 from steer2edit.steering.behaviour_folder import BehaviourFolder, ItemSet, built_in_names, find_behaviour
 from steer2edit.steering.contrast import assign_splits
@@ -66,6 +66,7 @@ SET_SCORERS: dict[str, tuple[type[Task], type | None]] = {
     "length": (LengthTask, None),
     "thinking": (ThinkingTask, None),
     "judge": (VerdictTask, Judge),
+    "local_judge": (VerdictTask, LocalJudge),
     "python": (VerdictTask, PythonScorer),
 }
 """What a `behaviour.toml` may name as a scorer: the task that a set becomes, and what its other keys say."""

@@ -6,14 +6,26 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pydantic import ConfigDict
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
-from steer2edit.models import Prompt, Reply
+from steer2edit.evaluation.judge import fill_template, require_template
+from steer2edit.models import (
+    LanguageModel,
+    Prompt,
+    Reply,
+    TokenBudget,
+    encode_prompts,
+    load_model,
+    next_token_log_probabilities,
+    run_batches,
+)
+from steer2edit.models.chat import tokenizer_of
+from steer2edit.progress import step
 from steer2edit.settings.shared import SCORERS
 from steer2edit.steering.refusal import refusal_phrases
 
@@ -67,6 +79,43 @@ def _words(phrases: tuple[str, ...]) -> re.Pattern[str]:
     """Any of the phrases as whole words, whatever their case; without a phrase, nothing that could be found."""
     texts = "|".join(re.escape(phrase.strip().replace("\u2019", "'")) for phrase in phrases)
     return re.compile(rf"(?<!\w)(?:{texts})(?!\w)" if phrases else r"(?!)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LocalJudge:
+    """Any causal model as a judge, asked for one token: whether yes is likelier than no."""
+
+    model: str  # a directory (of the behaviour's folder, or anywhere), a Hub id or smollm2
+    question: str  # with `{prompt}` and `{reply}`, to be answered yes or no
+    folder: Path = field(default=Path(), repr=False, compare=False)  # of the behaviour
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        require_template(self.question)
+
+    @cached_property
+    def loaded(self) -> LanguageModel:
+        """The judge, loaded once."""
+        own = self.folder / self.model
+        return load_model(str(own) if own.is_dir() else self.model)
+
+    def score(self, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[bool | None]:
+        """Whether the judge says yes of each answer; `None` where it is empty."""
+        shown = [reply.shown_answer or "" for reply in replies]
+        asked = [i for i, text in enumerate(shown) if text.strip()]
+        encoded = encode_prompts(self.loaded, [fill_template(self.question, prompts[i], shown[i]) for i in asked])
+        tokenizer = tokenizer_of(self.loaded)
+        spelt = ((word, f" {word}", word.capitalize(), f" {word.capitalize()}") for word in ("yes", "no"))
+        yes, no = (sorted({tokenizer.encode(text, add_special_tokens=False)[0] for text in own}) for own in spelt)
+
+        def judge(batch: list[int]) -> list[bool]:
+            found = next_token_log_probabilities(self.loaded, [encoded[i] for i in batch])
+            advance(len(batch))
+            return (found[:, yes].logsumexp(1) > found[:, no].logsumexp(1)).tolist()
+
+        with step("Judging", len(encoded)) as advance:
+            verdicts = dict(zip(asked, run_batches(list(map(len, encoded)), TokenBudget(), judge), strict=True))
+        return [verdicts.get(i) for i in range(len(replies))]
 
 
 @dataclass(frozen=True)
