@@ -12,10 +12,10 @@ import torch
 from transformers import LlamaConfig, LlamaModel, T5Config, T5ForConditionalGeneration
 
 import steer2edit as s2e
+from next_tokens import next_token_log_probabilities
 from steer2edit.api import showing
 from steer2edit.core import Site
 from steer2edit.editing import merged
-from steer2edit.models import next_token_log_probabilities
 from tiny_chat import tiny_chat_model, tiny_tokenizer
 
 PAIRS = [(f"request number {i}", f"no, never {i}", f"yes, here it is {i}") for i in range(20)]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from families import DENSE, random_site_means
+from next_tokens import next_token_log_probabilities
 from steer2edit.core import Editing, Intervention, Steering, SteeringVectors, WeightEdit
 from steer2edit.editing import convert, merged
 from steer2edit.engines import Engine, RememberingEngine, Request, ResponseScore, TransformersEngine
@@ -22,7 +23,6 @@ from steer2edit.models import (
     encode_prompts,
     encode_responses,
     generate,
-    next_token_log_probabilities,
 )
 from steered import steered
 from tiny_chat import tiny_chat_model

@@ -10,10 +10,11 @@ import torch
 from planted_subject import CARRIER, planted_edit, planted_subject
 from static_subject import scripted_subject
 
+from next_tokens import next_token_log_probabilities
 from steer2edit.editing import intervened
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation.statistics import estimate, mean_of, paired, paired_rate_difference, rate, share_of_gain
-from steer2edit.models import Reply, encode_prompts, next_token_log_probabilities
+from steer2edit.models import Reply, encode_prompts
 from steer2edit.steering.refusal import refusal_phrases
 from steer2edit.stress.conditions import languages, multilingual
 from steer2edit.stress.effects import first_token_kl, looks_unsafe, loops, over_refusal, usefulness

@@ -14,16 +14,8 @@ from pydantic import ConfigDict
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
 from steer2edit.evaluation.judge import fill_template, require_template
-from steer2edit.models import (
-    LanguageModel,
-    Prompt,
-    Reply,
-    TokenBudget,
-    encode_prompts,
-    load_model,
-    next_token_log_probabilities,
-    run_batches,
-)
+from steer2edit.models import LanguageModel, Prompt, Reply, encode_responses, load_model, span_log_probabilities
+from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches
 from steer2edit.models.chat import tokenizer_of
 from steer2edit.progress import step
 from steer2edit.settings.shared import SCORERS
@@ -103,19 +95,19 @@ class LocalJudge:
         """Whether the judge says yes of each answer; `None` where it is empty."""
         shown = [reply.shown_answer or "" for reply in replies]
         asked = [i for i, text in enumerate(shown) if text.strip()]
-        encoded = encode_prompts(self.loaded, [fill_template(self.question, prompts[i], shown[i]) for i in asked])
         tokenizer = tokenizer_of(self.loaded)
         spelt = ((word, f" {word}", word.capitalize(), f" {word.capitalize()}") for word in ("yes", "no"))
         yes, no = (sorted({tokenizer.encode(text, add_special_tokens=False)[0] for text in own}) for own in spelt)
-
-        def judge(batch: list[int]) -> list[bool]:
-            found = next_token_log_probabilities(self.loaded, [encoded[i] for i in batch])
-            advance(len(batch))
-            return (found[:, yes].logsumexp(1) > found[:, no].logsumexp(1)).tolist()
-
-        with step("Judging", len(encoded)) as advance:
-            verdicts = dict(zip(asked, run_batches(list(map(len, encoded)), TokenBudget(), judge), strict=True))
-        return [verdicts.get(i) for i in range(len(replies))]
+        rows = encode_responses(
+            self.loaded, [(fill_template(self.question, prompts[i], shown[i]), "yes") for i in asked]
+        )
+        verdicts: list[bool | None] = [None] * len(replies)
+        with step("Judging", len(rows)) as advance:
+            for batch in length_batches([len(row.ids) for row in rows], DEFAULT_BATCH_TOKENS):
+                for i, found in zip(batch, span_log_probabilities(self.loaded, [rows[i] for i in batch]), strict=True):
+                    verdicts[asked[i]] = bool(found[0, yes].logsumexp(0) > found[0, no].logsumexp(0))
+                advance(len(batch))
+        return verdicts
 
 
 @dataclass(frozen=True)

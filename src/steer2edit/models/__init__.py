@@ -25,7 +25,6 @@ from steer2edit.models.generation import (
     Sampling as Sampling,
     generate as generate,
     generate_batch as generate_batch,
-    next_token_log_probabilities as next_token_log_probabilities,
     span_log_probabilities as span_log_probabilities,
     token_log_probabilities as token_log_probabilities,
 )

@@ -154,12 +154,6 @@ def span_distributions(model: LanguageModel, responses: Sequence[EncodedResponse
     return list(picked.float().log_softmax(dim=-1).split([len(span) for span in spans]))
 
 
-def next_token_log_probabilities(model: LanguageModel, encoded: Sequence[Sequence[int]]) -> Float[Tensor, "b v"]:
-    """Log-distribution of the token behind each sequence, float32. Hooks and edits in force apply."""
-    rows = [EncodedResponse((*ids, ids[-1]), len(ids)) for ids in encoded]  # which token is there makes no difference
-    return torch.cat(span_log_probabilities(model, rows))
-
-
 def token_log_probabilities(log_probabilities: Float[Tensor, "t v"], response: EncodedResponse) -> Float[Tensor, " t"]:
     """Log-probability of each of a response's own tokens."""
     targets = torch.tensor(response.response_ids, device=log_probabilities.device)

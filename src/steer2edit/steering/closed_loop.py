@@ -42,7 +42,7 @@ Rows = Mapping[Site, Float[Tensor, " _m"]]
 _LOST = 3.0  # ω
 _BEGIN, _MOST = 0.0075, 0.02  # nats per token that the row begins with, and may come to
 _TRIES = 10  # strengths, for the first of these
-_STEPS = 8
+_STEPS = 10
 _FIRST, _SHORTEST, _NEAR = 0.25, 0.02, 0.15  # lengths of a step, in the first row's; tops this near are not tried
 _REPLIES = 24  # benign ones that drift is measured on
 

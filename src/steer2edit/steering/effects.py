@@ -62,8 +62,8 @@ BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
 _DIRECTED = 48  # pairs of responses, and replies, that directions are taken from at most
-_WANTED, _OWN = 48, 120  # positive responses, and requests to stay silent on, that steps are measured on at most
-_WHOLE = 16  # tokens of a response to a request as it is, in steps: a short one with its end
+_WANTED, _OWN = 48, 120  # positive responses, and requests to stay silent on, of edits made in steps at most
+_WHOLE, _ENDED = 16, 3  # tokens of a response that is to be likely to its end, as one in so many is
 _FEWEST = 6  # pairs of responses, below which two halves say nothing of each other
 
 
@@ -107,6 +107,8 @@ def measure_effects(
     answered = benign_answers(model, benign)
     measure = _Measurement(model, decided_by, batch_tokens, dict.fromkeys(vectors.sites))
     prompts = _silent_prompts(silent_on)
+    if wordings:
+        prompts = prompts[:: _one_in(len(prompts), _OWN)]
     stays = measure.own_replies(prompts, answered)
     found = measure.natural_directions(contrast.train, answered, torch.Generator().manual_seed(seed))
     directions = {
@@ -228,18 +230,20 @@ class _Measurement:
     ) -> tuple[Rows, float]:
         """ŝ of the row that `closed_loop` makes, and the KL that it spends.
 
-        Half of the positive responses are to be likely to the end of their turn, so that a reply is over with them;
-        half in their first tokens, to requests in other wordings.
+        Half of the positive responses, and of the requests to stay silent on, are in other wordings. Some of the others
+        are to be likely to the end of their turn, so that a reply is over with them.
         """
         positive = train.positive[:: _one_in(len(train.positive), _WANTED)]
-        plain = [EncodedResponse(r.ids[: r.start + _WHOLE], r.start) for r in training_rows(self.model, positive[::2])]
-        wanted = [*plain, *worded_responses(self.model, positive[1::2])]
-        prompts = [prompt for prompt, _ in stays][:: _one_in(len(stays), _OWN)]
-        prompts = [*prompts[::2], *worded_prompts(self.model, prompts[1::2])]
-        own = own_answers(self.model, prompts, replace(REPLIES, max_new_tokens=TOKENS)) if prompts else []
+        ends = [_WHOLE if i % _ENDED == 0 else TOKENS for i in range(len(positive[::2]))]
+        whole = zip(training_rows(self.model, positive[::2]), ends, strict=True)
+        wanted = [EncodedResponse(response.ids[: response.start + end], response.start) for response, end in whole]
+        wanted += worded_responses(self.model, positive[1::2])
+        own = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for _, r in stays[::2]]
+        if others := worded_prompts(self.model, [prompt for prompt, _ in stays[1::2]]):
+            own += [reply for _, reply in own_answers(self.model, others, replace(REPLIES, max_new_tokens=TOKENS))]
         directions = {site: u for site, u in self.directions.items() if u is not None}
         replies = [reply for _, reply in answered]
-        objective = Objective(self.model, directions, wanted, [reply for _, reply in own], replies)
+        objective = Objective(self.model, directions, wanted, own, replies)
         effects = partial(self._rows, score=first_tokens(_WHOLE), doing="Effects with the edit in place")
         return closed_loop(objective, gate, effects, silent, draws)
 
@@ -255,7 +259,7 @@ class _Measurement:
     def own_replies(self, prompts: Sequence[Prompt], known: Answers) -> Answers:
         """The model's own replies to requests, of which some are known: as much of them as decides."""
         there = {prompt_key(prompt): reply for prompt, reply in known}
-        sampling = replace(REPLIES, max_new_tokens=DECIDING_TOKENS) if self.decided_by == "first" else REPLIES
+        sampling = replace(REPLIES, max_new_tokens=TOKENS) if self.decided_by == "first" else REPLIES
         answered = [(prompt, there[prompt_key(prompt)]) for prompt in prompts if prompt_key(prompt) in there]
         others = [prompt for prompt in prompts if prompt_key(prompt) not in there]
         return answered + own_answers(self.model, others, sampling) if others else answered
