@@ -330,7 +330,7 @@ def test_a_space_is_whole(files: Files, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("steer2edit.cli.play.open_page", lambda *given, **how: opened.append((given, how)) or Closed())
     runpy.run_path(str(written / "app.py"))
     ((model_name, paths), how) = opened[0]
-    assert (model_name, how) == ("smollm2", {"host": None})
+    assert (model_name, how) == ("smollm2", {"host": "0.0.0.0"})
     assert read_artifacts(paths).edits[str(written / "mine")].digest() == load_edit(files.edit).digest()
     with pytest.raises(InvalidValueError, match="different names"):
         write_space(hub, [files.edit, files.edit], tmp_path / "other")

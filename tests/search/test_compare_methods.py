@@ -23,7 +23,7 @@ from steer2edit.report import write_comparison_page
 from steer2edit.search.comparison import comparison_methods, run_comparison
 from steer2edit.settings import ComparisonOptions
 from steer2edit.steering.examples import prompt_digests
-from steer2edit.steering.presets import borderline_prompts, safety_prompts
+from steer2edit.steering.presets import built_in_requests, safety_prompts
 
 OPTIONS = ComparisonOptions("safety", kls=(0.2, 0.05), limit=3)
 MODEL = tiny_model()
@@ -121,7 +121,8 @@ def test_every_method_is_measured_where_validation_items_say(found: tuple[Path, 
                    for c, kl in zip(conditions, (0.05, 0.25), strict=True))  # fmt: skip
     held_out = safety_prompts("held_out")
     assert results["prompts"] == {
-        "harmful": held_out[0][:3], "benign": held_out[1][:3], "borderline": borderline_prompts("held_out")[:3],
+        "harmful": held_out[0][:3], "benign": held_out[1][:3],
+        "borderline": built_in_requests("borderline", "held_out")[:3],
     }  # fmt: skip
     assert set(results["base"]["metrics"]) == {
         "harmful_refused", "benign_refused", "borderline_refused", "nll_increase", "kl",

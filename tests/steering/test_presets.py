@@ -12,7 +12,7 @@ from steer2edit.errors import DataError
 from steer2edit.steering.behaviour_folder import built_in_names, find_behaviour
 from steer2edit.steering.contrast import require_disjoint
 from steer2edit.steering.examples import SPLITS, Example, Split
-from steer2edit.steering.presets import borderline_prompts, safety_prompts
+from steer2edit.steering.presets import built_in_requests, safety_prompts
 from steer2edit.steering.refusal import refusal_phrases
 
 SAFETY = {"train": 96, "validation": 48, "held_out": 96}
@@ -156,8 +156,8 @@ def test_more_requests_for_those_who_want_them(
     assert tuple(map(len, found)) == (harmful, benign)
     assert [few == many[: len(few)] for few, many in zip(safety_prompts(split), found, strict=True)] == [True, True]
     assert safety_prompts(split, 5) == safety_prompts(split)  # the caller takes what it wants of them
-    assert len(borderline_prompts(split, 1000)) == borderline
-    assert borderline_prompts(split) == borderline_prompts(split, 1000)[:usual]
+    assert len(built_in_requests("borderline", split, 1000)) == borderline
+    assert built_in_requests("borderline", split) == built_in_requests("borderline", split, 1000)[:usual]
     assert len(safety_prompts("held_out", 120)[0]) == 120
 
 
@@ -166,7 +166,10 @@ def test_no_request_twice_in_any_set_and_split() -> None:
     looks_unsafe = files("steer2edit.stress").joinpath("sets/looks_unsafe.jsonl")
     every = [json.loads(line)["prompt"] for line in looks_unsafe.read_text(encoding="utf-8").splitlines()]
     for split in SPLITS:
-        every += [*(p for own in safety_prompts(split, 1000) for p in own), *borderline_prompts(split, 1000)]
+        every += [
+            *(p for own in safety_prompts(split, 1000) for p in own),
+            *built_in_requests("borderline", split, 1000),
+        ]
     every += {
         e.key
         for name in ("truthfulness", "conciseness", "sycophancy", "abstention", "formality")

@@ -54,13 +54,12 @@ def open_page(
     artifacts: Sequence[Path] = (),
     loading: Loading | None = None,
     *,
-    host: str | None = "127.0.0.1",
+    host: str = "127.0.0.1",
     port: int | None = None,
 ) -> Any:
     """The page, which is served until its `close`, or for good by its `block_thread`.
 
-    With `host=None` Gradio's environment variables say where. An InvalidValueError if Gradio is not installed, or the
-    port is in use.
+    An InvalidValueError if Gradio is not installed, or the port is in use.
     """
     try:
         from steer2edit.play.page import serve
@@ -74,7 +73,7 @@ def open_page(
     return page
 
 
-def _stage(model: str, artifacts: Sequence[Path], loading: Loading, host: str | None) -> "Stage":
+def _stage(model: str, artifacts: Sequence[Path], loading: Loading, host: str) -> "Stage":
     """The model and what can be chosen; edits are saved in this folder, unless others can reach the page."""
     from steer2edit.play.stage import Stage, read_artifacts
 
@@ -82,6 +81,6 @@ def _stage(model: str, artifacts: Sequence[Path], loading: Loading, host: str | 
     loaded = load(model, loading, *(one.metadata for one in first.artifacts))
     alone = host == "localhost"
     with suppress(ValueError):  # a name
-        alone |= ipaddress.ip_address(host or "").is_loopback
+        alone |= ipaddress.ip_address(host).is_loopback
     changed = {key: value for key, value in vars(loading).items() if value != getattr(Loading(), key)}
     return Stage(loaded, first, Path.cwd() if alone else None, changed)

@@ -15,7 +15,7 @@ from steer2edit.evaluation.reply_tasks import RefusalTask
 from steer2edit.evaluation.task import Task, TaskSettings
 from steer2edit.steering.behaviour_folder import find_behaviour
 from steer2edit.steering.data_files import SUFFIXES
-from steer2edit.steering.presets import borderline_prompts
+from steer2edit.steering.presets import built_in_requests
 from steer2edit.steering.rows import PROMPT_COLUMNS, Table, read_table
 
 
@@ -57,7 +57,7 @@ def _truthfulqa(table: Table | None, settings: TaskSettings) -> list[Task]:
 
 def _xstest(table: Table | None, settings: TaskSettings) -> list[Task]:
     if table is None:
-        sets = {"borderline": borderline_prompts(settings.split, settings.limit)}
+        sets = {"borderline": built_in_requests("borderline", settings.split, settings.limit)}
     else:
         sets = dict(zip(("xstest_safe", "xstest_unsafe"), formats.xstest(table), strict=True))
     return [settings.make(RefusalTask, name, settings.chosen(prompts)) for name, prompts in sets.items() if prompts]

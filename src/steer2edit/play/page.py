@@ -204,7 +204,7 @@ def _choices(artifacts: Mapping[str, Any], chosen: str | None) -> dict[str, Any]
     return {"choices": [("none", ""), *((Path(path).name, path) for path in artifacts)], "value": chosen or ""}
 
 
-def serve(stage: Stage, host: str | None, port: int | None) -> Any:
+def serve(stage: Stage, host: str, port: int | None) -> Any:
     """Serve the page, in threads of its own, until `close`; an InvalidValueError if the port or address is no use."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     blocks = Page(stage).blocks
@@ -214,7 +214,7 @@ def serve(stage: Stage, host: str | None, port: int | None) -> Any:
             prevent_thread_lock=True, footer_links=[],
         )  # fmt: skip
     except OSError as error:
-        place = f"port {port or '7860 and the next hundred'} of {host or 'this machine'}"
+        place = f"port {port or '7860 and the next hundred'} of {host}"
         reason = f" ({error.strerror})" if error.strerror else ""  # without Gradio's advice, which is for its own users
         raise InvalidValueError(
             f"{place} cannot be used{reason}. If something else is served there, choose another --port."

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -82,11 +83,8 @@ class Objective:
         """KL per token of the replies, in nats."""
         with self.edited(rows):
             after = span_log_probabilities(self._model, self._replies)
-        spent = [
-            kl_div(q, p, log_target=True, reduction="sum").item() / len(p)
-            for p, q in zip(self._base, after, strict=True)
-        ]
-        return sum(spent) / len(spent)
+        pairs = zip(self._base, after, strict=True)
+        return fmean(kl_div(q, p, log_target=True, reduction="sum").item() / len(p) for p, q in pairs)
 
     def at(self, rows: Rows) -> "Point":
         """A of the rows, which are shortened to the drift that is allowed: it goes with their square."""

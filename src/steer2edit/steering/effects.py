@@ -44,7 +44,7 @@ from steer2edit.steering.closed_loop import Objective, Rows, closed_loop
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_digests, prompt_key, read_examples
-from steer2edit.steering.presets import borderline_prompts, safety_prompts
+from steer2edit.steering.presets import built_in_requests, safety_prompts
 from steer2edit.steering.wordings import TOKENS, worded_prompts, worded_responses
 
 Features = dict[Site, Float[Tensor, "n _m"]]
@@ -159,7 +159,7 @@ def _silent_prompts(silent_on: str | Path | None) -> Sequence[Prompt]:
     if silent_on is None:
         return ()
     if silent_on == BUILT_IN:
-        return [*safety_prompts("train", _SILENT)[1], *borderline_prompts("train")]
+        return [*safety_prompts("train", _SILENT)[1], *built_in_requests("borderline", "train")]
     prompts = [example.prompt for example in read_examples(silent_on)]
     if len(prompts) < _FEWEST:
         raise DataError(f"a gate needs at least {_FEWEST} requests to stay silent on, got {len(prompts)}: give more.")

@@ -1,9 +1,9 @@
 """Labellers: functions from generated replies to their class, positive or negative; `None` leaves a reply out."""
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from steer2edit.errors import DataError, InvalidValueError, did_you_mean
@@ -111,14 +111,13 @@ def find_labeller(name: str) -> Labeller:
     """A labeller by name, or `module:function`; an InvalidValueError where neither can be had."""
     if name in _NAMED:
         return _NAMED[name]()
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise InvalidValueError(
             f"unknown labeller {name!r}. {did_you_mean(name, _NAMED)} Or name your own function as module:function."
         )
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        function = resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise InvalidValueError(f"cannot import the labeller {name!r}: {error}") from error
     if not callable(function):
         raise InvalidValueError(f"the labeller {name!r} is not a function: name one as module:function.")

@@ -29,11 +29,6 @@ def safety_prompts(split: Split, wanted: int | None = None) -> tuple[list[str], 
     return built_in_requests("harmful", split, wanted), built_in_requests("benign", split, wanted)
 
 
-def borderline_prompts(split: Split, wanted: int | None = None) -> list[str]:
-    """Safe requests that sound alarming; see `built_in_requests`."""
-    return built_in_requests("borderline", split, wanted)
-
-
 def written_answers(behaviour: str, label: Label) -> list[tuple[Prompt, str]]:
     """(request, reply) pairs of a behaviour's training split: never among the prompts that are asked."""
     return [

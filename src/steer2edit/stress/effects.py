@@ -12,7 +12,7 @@ from steer2edit.evaluation.reply_tasks import DegenerationTask, RefusalTask, rep
 from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.evaluation.task import replies_to
 from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_prompts, encode_responses
-from steer2edit.steering.presets import borderline_prompts
+from steer2edit.steering.presets import built_in_requests
 from steer2edit.stress.attacks import data_rows, families
 from steer2edit.stress.conditions import ask_worded
 from steer2edit.stress.findings import Finding, StressResult, Texts
@@ -119,7 +119,7 @@ def _nlls(subject: Subject, responses: Sequence[EncodedResponse]) -> dict[str, l
 
 def looks_unsafe() -> list[str]:
     """Safe requests that look unsafe: the usual held-out ones that sound alarming, and those of this folder."""
-    return borderline_prompts("held_out") + [row["prompt"] for row in data_rows("looks_unsafe")]
+    return built_in_requests("borderline", "held_out") + [row["prompt"] for row in data_rows("looks_unsafe")]
 
 
 def over_refusal(subject: Subject) -> StressResult:
