@@ -62,8 +62,8 @@ BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
 _DIRECTED = 48  # pairs of responses, and replies, that directions are taken from at most
-_WANTED, _OWN = 48, 120  # positive responses, and requests to stay silent on, of edits made in steps at most
-_WHOLE, _ENDED = 16, 3  # tokens of a response that is to be likely to its end, as one in so many is
+_WANTED, _OWN = 48, 120  # positive responses, and requests to stay silent on, that steps are measured on at most
+_WHOLE, _ENDED = 16, 6  # tokens of a response that is to be likely to its end, as one in so many is
 _FEWEST = 6  # pairs of responses, below which two halves say nothing of each other
 
 
@@ -107,8 +107,6 @@ def measure_effects(
     answered = benign_answers(model, benign)
     measure = _Measurement(model, decided_by, batch_tokens, dict.fromkeys(vectors.sites))
     prompts = _silent_prompts(silent_on)
-    if wordings:
-        prompts = prompts[:: _one_in(len(prompts), _OWN)]
     stays = measure.own_replies(prompts, answered)
     found = measure.natural_directions(contrast.train, answered, torch.Generator().manual_seed(seed))
     directions = {
@@ -238,6 +236,7 @@ class _Measurement:
         whole = zip(training_rows(self.model, positive[::2]), ends, strict=True)
         wanted = [EncodedResponse(response.ids[: response.start + end], response.start) for response, end in whole]
         wanted += worded_responses(self.model, positive[1::2])
+        stays = stays[:: _one_in(len(stays), _OWN)]
         own = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for _, r in stays[::2]]
         if others := worded_prompts(self.model, [prompt for prompt, _ in stays[1::2]]):
             own += [reply for _, reply in own_answers(self.model, others, replace(REPLIES, max_new_tokens=TOKENS))]
