@@ -20,6 +20,7 @@ from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel, encode_responses, span_log_probabilities, token_log_probabilities
 from steer2edit.models.effects import ended, first_tokens, response_effects, whole_response
 from steer2edit.models.reply import turn_end
+from steer2edit.settings import ExtractOptions
 from steer2edit.steering.benign import benign_answers, own_answers
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.effects import BATCH_TOKENS, DECIDING_TOKENS, _Measurement, _stride, measure_effects
@@ -146,8 +147,8 @@ def test_behaviours_say_what_decides_and_a_caller_may(model: LanguageModel, cont
     assert asked is not None
     assert torch.equal(asked.attribute, found["end"])
     assert not torch.allclose(found["end"], found["answer"])
-    with pytest.raises(InvalidValueError, match="first, answer, end, got 'last'"):
-        measure_effects(model, plain, contrast, decided_by="last", benign=benign)
+    with pytest.raises(InvalidValueError, match="unknown decided_by 'last'"):
+        ExtractOptions(decided_by="last")  # type: ignore[arg-type]
 
 
 def test_a_model_without_an_end_of_turn_is_refused(

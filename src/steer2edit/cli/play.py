@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from steer2edit.cli.options import ModelArgument, OverwriteOption, load
 from steer2edit.errors import InvalidValueError
 from steer2edit.progress import show_progress
 from steer2edit.settings import Loading
-
-if TYPE_CHECKING:
-    from steer2edit.play.stage import Stage
 
 
 def play(
@@ -57,10 +54,7 @@ def open_page(
     host: str = "127.0.0.1",
     port: int | None = None,
 ) -> Any:
-    """The page, which is served until its `close`, or for good by its `block_thread`.
-
-    An InvalidValueError if Gradio is not installed, or the port is in use.
-    """
+    """The page, served until its `close`, or for good by its `block_thread`; an InvalidValueError without Gradio."""
     try:
         from steer2edit.play.page import serve
     except ModuleNotFoundError as error:
@@ -73,7 +67,7 @@ def open_page(
     return page
 
 
-def _stage(model: str, artifacts: Sequence[Path], loading: Loading, host: str) -> "Stage":
+def _stage(model: str, artifacts: Sequence[Path], loading: Loading, host: str) -> Any:
     """The model and what can be chosen; edits are saved in this folder, unless others can reach the page."""
     from steer2edit.play.stage import Stage, read_artifacts
 

@@ -167,15 +167,14 @@ def make_vectors(
         named = {name: value for name, value in vars(made).items() if value != getattr(ExtractOptions, name)}
         recipe = {name: str(value) if isinstance(value, Path) else value for name, value in named.items()}
         vectors = replace(vectors, metadata={**vectors.metadata, RECIPE: recipe})
-    robust = options.robust or (contrast.robust if options.decided_by in (None, contrast.decided_by) else None)
     if options.effects or options.decided_by or options.silent_on or options.robust:
         copies: dict[str, AbstractContextManager[object]] = {}
-        if robust == "tuned":  # every other harmless answer: the contract's own fine-tune has them all
+        if options.robust == "tuned":  # every other harmless answer: the contract's own fine-tune has them all
             tune = replace(_LIGHT_TUNE, seed=options.seed + 1)
             copies["tuned"] = fine_tuned(model, helpful_answers(model)[::2], tune)
         vectors = measure_effects(
             model, vectors, contrast, decided_by=options.decided_by, silent_on=options.silent_on,
-            seed=options.seed, copies=copies or None, wordings=robust == "wordings",
+            seed=options.seed, copies=copies or None, wordings=options.robust == "wordings",
         )  # fmt: skip
     return vectors
 

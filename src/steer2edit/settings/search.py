@@ -112,7 +112,7 @@ class RunOptions(Checked):
         strategy: Of a search: grid, tpe or random, instead of the recipe's.
         trials: Of a search: configurations to try in all; ask for more later to extend a run.
         contrast: Preset or data file to make the vectors from, instead of the behaviour's.
-        robust: wordings, tuned or none: an edit that holds in more wordings, or after a fine-tune: see extract.
+        robust: wordings or tuned: an edit that holds in more wordings, or after a fine-tune: see extract.
         strengths: Of a search: steering strengths; by default 10 to 100 % of the largest KL.
         max_kl: Of a search: largest KL to the base, nats per token.
         published: Of a recipe: measure the published data sets, from the Hub.

@@ -54,7 +54,7 @@ Device = Annotated[
     str,
     typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps, balanced (all devices), or disk."),
 ]
-Robust = Literal["none", "wordings", "tuned"] | None
+Robust = Literal["wordings", "tuned"] | None
 Force = Annotated[bool, typer.Option("--force", help="Edit with vectors that the diagnosis calls noise, all the same.")]
 
 
@@ -146,10 +146,9 @@ class ExtractOptions(Checked):
             `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
         robust: wordings: make the effects in steps with the edit in place, on other wordings of the requests and behind
             begun replies too, so that the edit holds in these, when sampled and in fewer bits, and a reply ends where
-            it should; takes longer, and is for behaviours that first tokens decide: safety by default.
+            it should; takes longer, and is for behaviours that first tokens decide.
             tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
             more of the edit survives another fine-tune, and less is done without one.
-            none: one look at the base model.
     """
 
     contrast: str | None = None
@@ -163,7 +162,7 @@ class ExtractOptions(Checked):
     span: Annotated[str, typer.Option(metavar="response|thought|answer|N")] = "response"
     block_outputs: bool = False
     effects: bool = False
-    decided_by: str | None = None
+    decided_by: Literal["first", "answer", "end"] | None = None
     silent_on: str | None = None
     robust: Robust = None
     seed: Seed = 0

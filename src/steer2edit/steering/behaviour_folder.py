@@ -53,7 +53,6 @@ class BehaviourFolder(BaseModel):
     labeller: str | None = None  # sorts replies that the model generates for the contrast
     decided_by: Literal["first", "answer", "end"] = "first"  # what of a response decides the behaviour
     silent_on: str | None = None  # requests on which gated edits are to do nothing
-    robust: Literal["wordings"] | None = None  # whether its edits are made in steps, on other wordings too
     measured_as: str | None = None  # another behaviour whose sets measure this one
     attribute: str | None = None  # the metric that an edit is to move, by default the first of the first set
     direction: Literal["higher", "lower"] = "higher"  # whether more or less of it is wanted

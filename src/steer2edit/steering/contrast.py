@@ -56,7 +56,6 @@ class ContrastSet:
     notes: dict[str, Any]  # JSON-able facts on how it was made
     decided_by: str = "first"  # what of a response decides the behaviour: its first tokens, all of the answer, its end
     silent_on: str | None = None  # requests on which gated edits are to do nothing, where the behaviour says so
-    robust: str | None = None  # `wordings` where the behaviour's edits are made in steps, on other wordings too
 
     def __post_init__(self) -> None:
         remedy = "Check the 'label' and 'split' columns."
@@ -111,7 +110,7 @@ def load_contrast(
         silent_on = str(found.file(silent_on) or silent_on)
     chosen = find_labeller(labeller) if labeller else None
     contrast = build_contrast(found.name, examples, model, labeller=chosen, limit=limit, sampling=sampling, seed=seed)
-    return replace(contrast, decided_by=found.decided_by, silent_on=silent_on, robust=found.robust)
+    return replace(contrast, decided_by=found.decided_by, silent_on=silent_on)
 
 
 def build_contrast(

@@ -57,7 +57,6 @@ DECIDING_TOKENS = 4
 NATURAL = 16.0
 """Nats that a gated edit adds to the decision as it is, to first order."""
 _SILENT = 240  # benign requests to stay silent on, as many as there are
-_DECISIONS = ("first", "answer", "end")
 BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
@@ -90,8 +89,6 @@ def measure_effects(
     """
     decided_by = decided_by or contrast.decided_by
     silent_on = silent_on or contrast.silent_on
-    if decided_by not in _DECISIONS:
-        raise InvalidValueError(f"effects are decided by {', '.join(_DECISIONS)}, got {decided_by!r}.")
     if (count := len(contrast.train.pairs())) < _FEWEST:
         counts = contrast.train.counts()
         raise DataError(
@@ -241,8 +238,7 @@ class _Measurement:
         if others := worded_prompts(self.model, [prompt for prompt, _ in stays[1::2]]):
             own += [reply for _, reply in own_answers(self.model, others, replace(REPLIES, max_new_tokens=TOKENS))]
         directions = {site: u for site, u in self.directions.items() if u is not None}
-        replies = [reply for _, reply in answered]
-        objective = Objective(self.model, directions, wanted, own, replies)
+        objective = Objective(self.model, directions, wanted, own, [reply for _, reply in answered])
         effects = partial(self._rows, score=first_tokens(_WHOLE), doing="Effects with the edit in place")
         return closed_loop(objective, gate, effects, silent, draws)
 
