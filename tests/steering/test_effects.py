@@ -147,7 +147,7 @@ def test_behaviours_say_what_decides_and_a_caller_may(model: LanguageModel, cont
     assert asked is not None
     assert torch.equal(asked.attribute, found["end"])
     assert not torch.allclose(found["end"], found["answer"])
-    with pytest.raises(InvalidValueError, match="unknown decided_by 'last'"):
+    with pytest.raises(InvalidValueError, match="unknown decided by 'last'"):
         ExtractOptions(decided_by="last")  # type: ignore[arg-type]
 
 
