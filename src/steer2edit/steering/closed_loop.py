@@ -5,7 +5,7 @@ one. So the row a is begun at a quarter of that drift and goes on in steps, each
 
     maximise   A(a) = mean_i log p_i(a) − ω mean_j (log q_j(0) − log q_j(a))₊,   as far as a drifts by 0.02 nats a token
 
-    p   of the first tokens of a positive response, to its request as it is or in one of several wordings
+    p   of the first tokens of a positive response, or of all of it, to its request as it is or in other wordings
     q   of those of the model's own reply to a request to stay silent on, likewise: what is lost there counts
 
 The steps are conjugate gradients (Polak and Ribière) in the metric M of the gate: d ← M⁻¹s + β d with s = ∂A/∂a and
