@@ -274,8 +274,8 @@ def test_replies_that_are_known_are_not_asked_for_again(model: LanguageModel, co
     prompts = [f"Name {n} colours." for n in range(1, 9)]
     directions = {site: torch.ones(module.shape[0]) for site, module in model.sites.items()}
     measure = _Measurement(model, "first", 64, directions)
-    asked = measure.silent(contrast.train, measure.own_replies(prompts, ()))
-    known = measure.silent(contrast.train, measure.own_replies(prompts, own_answers(model, prompts[:5])))
+    asked = measure.silent(contrast.train, measure.own_replies(prompts, (), 4))
+    known = measure.silent(contrast.train, measure.own_replies(prompts, own_answers(model, prompts[:5]), 4))
     for site, rows in asked.items():
         assert torch.allclose(known[site], rows, rtol=1e-3, atol=1e-5)
 

@@ -54,7 +54,7 @@ def open_page(
     host: str = "127.0.0.1",
     port: int | None = None,
 ) -> Any:
-    """The page, served until its `close`, or for good by its `block_thread`; an InvalidValueError without Gradio."""
+    """The page, served until its `close` or for good by `block_thread`; an InvalidValueError without Gradio or port."""
     try:
         from steer2edit.play.page import serve
     except ModuleNotFoundError as error:

@@ -104,7 +104,7 @@ def measure_effects(
     answered = benign_answers(model, benign)
     measure = _Measurement(model, decided_by, batch_tokens, dict.fromkeys(vectors.sites))
     prompts = _silent_prompts(silent_on)
-    stays = measure.own_replies(prompts, answered)
+    stays = measure.own_replies(prompts, answered, TOKENS if wordings else DECIDING_TOKENS)
     found = measure.natural_directions(contrast.train, answered, torch.Generator().manual_seed(seed))
     directions = {
         site: u if bool(u.any()) else output_direction(vectors.sites[site].steering_vector) for site, u in found.items()
@@ -251,10 +251,10 @@ class _Measurement:
             responses = [ended(r, self._end(), 1.0 if positive else 0.5) for r in responses]
         return self._rows(responses, score, doing)
 
-    def own_replies(self, prompts: Sequence[Prompt], known: Answers) -> Answers:
-        """The model's own replies to requests, of which some are known: as much of them as decides."""
+    def own_replies(self, prompts: Sequence[Prompt], known: Answers, tokens: int) -> Answers:
+        """The model's own replies to requests, of which some are known: so many tokens, where the first decide."""
         there = {prompt_key(prompt): reply for prompt, reply in known}
-        sampling = replace(REPLIES, max_new_tokens=TOKENS) if self.decided_by == "first" else REPLIES
+        sampling = replace(REPLIES, max_new_tokens=tokens) if self.decided_by == "first" else REPLIES
         answered = [(prompt, there[prompt_key(prompt)]) for prompt in prompts if prompt_key(prompt) in there]
         others = [prompt for prompt in prompts if prompt_key(prompt) not in there]
         return answered + own_answers(self.model, others, sampling) if others else answered
