@@ -78,7 +78,7 @@ def test_files_and_manifest(combined: Path, directories: list[Path], model: Lang
     assert (raw["schema_version"], raw["kind"], raw["rank"]) == (1, "combined-edit", 2)
     assert raw["base"]["fingerprint"] == model.fingerprint
     assert [(m["name"], m["weight"]) for m in raw["members"]] == [("1-one", 1.0), ("2-two", -0.5)]
-    assert {pair["site"] for pair in raw["interference"]["pairs"]} == {str(site) for site in model.sites}
+    assert raw["interference"]["sites"].keys() == {str(site) for site in model.sites}
     config = json.loads((combined / CONFIG).read_text())
     assert (config["r"], config["lora_alpha"], len(config["target_modules"])) == (2, 2, 6)
     adapter = load_file(combined / "adapter_model.safetensors")

@@ -104,21 +104,14 @@ def test_interference_by_hand() -> None:
     one = weight_edit(X, [3, 4, 0])
     two = weight_edit([0.6, 0.8, 0.0], [4, 0, 3])
     measured = measure_interference([(one, 1.0), (two, 1.0)])
-    (pair,) = measured.pairs
-    assert (pair.first, pair.second) == (0, 1)
-    assert pair.output_cosine == pytest.approx(0.6)
-    assert pair.row_cosine == pytest.approx(12 / 25)
-    assert pair.cosine == pytest.approx(0.6 * 12 / 25)
-    assert pair.shared == pytest.approx(1 / 3)
-    assert pair.opposed == 0
+    assert measured.sites == {"L0.mlp": pytest.approx(14.4 / 50)}
     assert measured.interference == pytest.approx(14.4 / 50)
 
 
 def test_weights_count() -> None:
     one, two = weight_edit(X, [3, 4, 0]), weight_edit([0.6, 0.8, 0.0], [4, 0, 3])
     measured = measure_interference([(one, 1.0), (two, -0.5)])
-    assert measured.pairs[0].cosine == pytest.approx(-0.6 * 12 / 25)
-    assert measured.pairs[0].opposed == 1
+    assert measured.sites == {"L0.mlp": pytest.approx(-7.2 / (25 + 6.25))}
     assert measured.interference == pytest.approx(-7.2 / (25 + 6.25))
 
 
@@ -131,11 +124,10 @@ def test_equal_edits_add_up_and_opposite_ones_cancel() -> None:
 def test_edits_of_different_sites_do_not_meet() -> None:
     measured = measure_interference([(weight_edit(X, [3, 4]), 1.0), (weight_edit(X, [3, 4], Site(1, "attn")), 1.0)])
     assert measured.interference == 0
-    assert measured.pairs == ()
+    assert measured.sites == {}
 
 
 def test_an_edit_of_nothing() -> None:
     measured = measure_interference([(weight_edit(X, [0.0, 0]), 1.0), (weight_edit(Y, [0.0, 0]), 1.0)])
-    (pair,) = measured.pairs
-    assert (pair.row_cosine, pair.cosine, pair.shared, pair.opposed) == (0, 0, 0, None)
+    assert measured.sites == {"L0.mlp": 0}
     assert measured.interference == 0

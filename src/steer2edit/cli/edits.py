@@ -66,7 +66,7 @@ def combine(
     model: str | None = None,
     overwrite: OverwriteOption = False,
 ) -> dict[str, Any]:
-    """Make one adapter of several edits of the same base, and show how they overlap and interfere.
+    """Make one adapter of several edits of the same base, and show how they interfere.
 
     \b
     Example:
@@ -83,31 +83,18 @@ def combine(
     members = artifacts.read_members(edit_dirs, numbers)
     base = models.load_skeleton(model or str(members[0].edit.metadata["model"]["name"]), **vars(reading))
     interference = artifacts.save_combined(base, members, out, overwrite=overwrite)
-    _print_interference(interference, [str(member.directory) for member in members], top)
+    _print_interference(interference, top)
     say(f"Combined edit: {out}. PEFT and vLLM load it like any other adapter; `steer2edit export` takes it too.")
     shown = [{"edit": str(member.directory), "weight": member.weight} for member in members]
     return {"out": str(out), "members": shown, **asdict(interference)}
 
 
-def _print_interference(interference: "Interference", names: list[str], top: int) -> None:
+def _print_interference(interference: "Interference", top: int) -> None:
     """The sites where edits meet, the most interfering first, and the total."""
-    pairs = sorted(interference.pairs, key=lambda pair: -abs(pair.cosine))
-    table = [
-        [
-            pair.site,
-            f"{pair.first + 1}, {pair.second + 1}",
-            *(f"{value:+.3f}" for value in (pair.output_cosine, pair.row_cosine, pair.cosine)),
-            f"{pair.shared:.0%}",
-            "–" if pair.opposed is None else f"{pair.opposed:.0%}",
-        ]
-        for pair in pairs[:top]
-    ]
-    if table:
-        columns = ["site", "edits", "cos u", "cos a", "cos ΔW", "edited by both", "of these opposed"]
-        print_table(columns, table, "Where the edits meet")
-        for index, name in enumerate(names):
-            say(f"{index + 1}: {name}")
-    else:
+    largest = sorted(interference.sites.items(), key=lambda row: -abs(row[1]))[:top]
+    if largest:
+        print_table(["site", "interference"], [[site, f"{value:+.3f}"] for site, value in largest], "Where edits meet")
+    elif not interference.sites:
         say("The edits share no site.")
     say(f"Interference ‖Σ ΔW‖² / Σ ‖ΔW‖² − 1: {interference.interference:+.3f}")
 

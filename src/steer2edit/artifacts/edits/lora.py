@@ -122,43 +122,36 @@ def base_reference(model: LanguageModel) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else str(name)
 
 
-def write_lora(model: LanguageModel, targets: Sequence[LoraTarget], directory: Path) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` for PEFT."""
-    tensors: dict[str, Tensor] = {}
-    names = names_in_file(model, [target.name for target in targets])
-    for target in targets:
-        tensors |= zip(adapter_keys(names[target.name]), target.pair, strict=True)
-    parameters = [t.parameter for t in targets if t.by_parameter]
-    write_adapter_files(model, targets, tensors, directory, [t.name for t in targets if not t.by_parameter], parameters)
-
-
-def write_adapter_files(
-    model: LanguageModel,
-    targets: Sequence[LoraTarget],
-    tensors: Mapping[str, Tensor],
-    directory: Path,
-    modules: Sequence[str],
-    parameters: Sequence[str] = (),
+def write_lora(
+    model: LanguageModel, targets: Sequence[LoraTarget], directory: Path, pairs: Mapping[str, Pair] | None = None
 ) -> None:
-    """Write an adapter's tensors, and a config with r = lora_alpha and exactly these modules and parameters, sorted."""
+    """Write `adapter_model.safetensors` and `adapter_config.json` for PEFT, with r = lora_alpha.
+
+    `pairs` are the modules as another engine wants them, by name, in place of the targets' own.
+    """
     from peft import LoraConfig
 
+    parameters = sorted(t.parameter for t in targets if t.by_parameter and pairs is None)
+    modules = sorted(pairs or (t.name for t in targets if not t.by_parameter))
+    if pairs is None:
+        names = names_in_file(model, [target.name for target in targets])
+        pairs = {names[target.name]: target.pair for target in targets}
+    tensors = {key: own for name, pair in pairs.items() for key, own in zip(adapter_keys(name), pair, strict=True)}
     write_tensors(tensors, directory / ADAPTER_FILE, {"format": "pt"})
     config = LoraConfig(
         r=targets[0].rank,
         lora_alpha=targets[0].rank,
         lora_dropout=0.0,
         bias="none",
-        target_modules=list(modules),
-        target_parameters=list(parameters) or None,
+        target_modules=modules,
+        target_parameters=parameters or None,
         fan_in_fan_out=any(t.transposed for t in targets if t.parameter not in parameters and t.experts is None),
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=base_reference(model),
         revision=model.revision,
     ).to_dict()
-    config["target_modules"] = sorted(modules)  # PEFT keeps a set, whose order changes from run to run
-    config["target_parameters"] = sorted(parameters) or None
+    config["target_modules"] = modules  # PEFT keeps a set, whose order changes from run to run
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 

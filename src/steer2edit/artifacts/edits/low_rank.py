@@ -2,19 +2,17 @@
 
     Σ_i s_i u_i a_iᵀ = B A,   B = [u_1 … u_n] ∈ R^{d×n},   A = [s_1 a_1; …; s_n a_n] ∈ R^{n×m}
 
-Per site and pair of edits, with ΔW_i = s_i u_i a_iᵀ:
+How they meet, with ΔW_i = s_i u_i a_iᵀ:
 
-    cos(u_1, u_2),   cos(a_1, a_2),   cos(ΔW_1, ΔW_2) = cos(u_1, u_2) · cos(a_1, a_2) · sign(s_1 s_2)
     interference = ‖Σ ΔW_i‖² / Σ ‖ΔW_i‖² − 1
 
-Interference is 0 for edits that do not touch, 1 for two equal ones, −1 for two that cancel.
+It is 0 for edits that do not touch, 1 for two equal ones, −1 for two that cancel.
 
 Shapes: d, m = width of a site's output and input, n = edits, r ≤ n = rank of the factors.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from jaxtyping import Float
@@ -87,58 +85,27 @@ def factorise(terms: Sequence[tuple[SiteEdit, float]]) -> LowRank:
 
 
 @dataclass(frozen=True)
-class PairAtSite:
-    """Two edits at one site."""
-
-    site: str
-    first: int  # places in the list
-    second: int
-    output_cosine: float  # cos(u_1, u_2)
-    row_cosine: float  # cos(a_1, a_2); 0 where one of them is zero
-    cosine: float  # of the two changes as matrices (Frobenius), signs of the weights included
-    shared: float  # components that both edit, as a share of those that either edits
-    opposed: float | None  # of the shared ones, the share whose λ (times its weight) has opposite signs
-
-
-@dataclass(frozen=True)
 class Interference:
-    """All edits over all sites."""
+    """‖Σ ΔW_i‖² / Σ ‖ΔW_i‖² − 1."""
 
-    interference: float  # ‖Σ‖² / Σ‖·‖² − 1
-    pairs: tuple[PairAtSite, ...]  # every two at every site
+    interference: float  # over all sites
+    sites: dict[str, float]  # by name of every site that several edits change
 
 
 def measure_interference(edits: ScaledEdits) -> Interference:
-    """Compare every two edits at every site, with the weights they are combined with."""
-    whole, separate, pairs = 0.0, 0.0, list[PairAtSite]()
+    """How edits meet, with the weights they are combined with."""
+    sites, whole, separate = dict[str, float](), 0.0, 0.0
     for site in sorted({site for edit, _ in edits for site in edit.sites}):
-        gram, own = _at_site(edits, site)
-        whole, separate = whole + float(gram.sum()), separate + float(gram.diagonal().sum())
-        pairs += own
-    # rounding can take an exact cancellation below zero
-    return Interference(max(whole, 0.0) / separate - 1 if separate else 0.0, tuple(pairs))
+        own = [(edit.sites[site], weight) for edit, weight in edits if site in edit.sites]
+        U = torch.stack([edit.output_direction.double() for edit, _ in own])
+        A = torch.stack([weight * edit.row.double() for edit, weight in own])
+        gram = (U @ U.T) * (A @ A.T)  # ⟨ΔW_i, ΔW_j⟩ = s_i s_j (u_i · u_j) (a_i · a_j)
+        both, apart = float(gram.sum()), float(gram.trace())
+        whole, separate = whole + both, separate + apart
+        if len(own) > 1:
+            sites[str(site)] = _interference(both, apart)
+    return Interference(_interference(whole, separate), sites)
 
 
-def _at_site(edits: ScaledEdits, site: Site) -> tuple[Float[Tensor, "n n"], list[PairAtSite]]:
-    """(⟨ΔW_i, ΔW_j⟩, every two edits)."""
-    own = [i for i, (edit, _) in enumerate(edits) if site in edit.sites]
-    parts, weights = [edits[i][0].sites[site] for i in own], [edits[i][1] for i in own]
-    U = torch.stack([edit.output_direction for edit in parts]).double()
-    rows = torch.stack([edit.row for edit in parts]).double()
-    lam = torch.stack([weight * edit.magnitude for edit, weight in zip(parts, weights, strict=True)])
-    s = torch.tensor(weights, dtype=torch.float64)
-    directions, gram_rows = U @ U.T, rows @ rows.T
-    gram = directions * gram_rows * s[:, None] * s  # ⟨ΔW_i, ΔW_j⟩ = s_i s_j (u_i · u_j) (a_i · a_j)
-    pairs = []
-    for i, j in combinations(range(len(own)), 2):
-        both, either = int(((lam[i] != 0) & (lam[j] != 0)).sum()), int(((lam[i] != 0) | (lam[j] != 0)).sum())
-        opposed = int((lam[i].sign() * lam[j].sign() < 0).sum())
-        u, a, whole = (_cosine(products, i, j) for products in (directions, gram_rows, gram))
-        shared = both / max(either, 1)
-        pairs.append(PairAtSite(str(site), own[i], own[j], u, a, whole, shared, opposed / both if both else None))
-    return gram, pairs
-
-
-def _cosine(products: Float[Tensor, "n n"], i: int, j: int) -> float:
-    norms = float((products[i, i] * products[j, j]).sqrt())
-    return float(products[i, j]) / norms if norms else 0.0
+def _interference(both: float, apart: float) -> float:
+    return max(both, 0.0) / apart - 1 if apart else 0.0  # rounding can take an exact cancellation below zero

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steer2edit.artifacts.atomic import require_read_back
-from steer2edit.artifacts.edits.lora import LoraTarget, adapter_keys, write_adapter_files
+from steer2edit.artifacts.edits.lora import LoraTarget, write_lora
 from steer2edit.artifacts.tensors import write_gguf
 from steer2edit.errors import ModelError, did_you_mean
 from steer2edit.models import LanguageModel
@@ -135,8 +135,7 @@ def write_vllm_lora(model: LanguageModel, targets: Sequence[LoraTarget], directo
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for target in targets:
         pairs |= {target.name: (target.a[0], target.b)} if target.experts is None else _expert_pairs(model, target)
-    tensors = {k: t for name, pair in pairs.items() for k, t in zip(adapter_keys(name), pair, strict=True)}
-    write_adapter_files(model, targets, tensors, directory, sorted(pairs))
+    write_lora(model, targets, directory, pairs)
 
 
 def _expert_pairs(model: LanguageModel, target: LoraTarget) -> dict[str, tuple[Tensor, Tensor]]:
