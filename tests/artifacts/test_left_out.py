@@ -8,7 +8,7 @@ import torch
 
 from families import tiny_model
 from steer2edit.artifacts import load_edit, save_edit
-from steer2edit.artifacts.left_out import LeftOut, grouped
+from steer2edit.artifacts.left_out import LeftOut
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.models import LanguageModel
 
@@ -19,8 +19,7 @@ def test_words() -> None:
     found = LeftOut.of({"experts_left_out": FEW, "left_out": ["model.layers.0.conv.out_proj"], "other": 1})
     assert found.sentences == [
         "Left out, because they were given fewer than 32 tokens: 4 experts of 2 layers.",
-        "Left out, because they have no heads or neurons that an adapter could edit: "
-        "model.layers.N.conv.out_proj (layer 0).",
+        "Left out, because they have no heads or neurons that an adapter could edit: model.layers.0.conv.out_proj.",
     ]
     assert found.experts_of(Site(2, "mlp")) == "E1 (7 tokens), shared (0 tokens), E4 (1,200 tokens)"
     assert found.experts_of(Site(2, "mlp"), 1) == "E1 (7 tokens), and 2 more"
@@ -33,17 +32,6 @@ def test_nothing_left_out() -> None:
     assert LeftOut.of({}).sentences == []
     assert LeftOut.of({"left_out": []}).sentences == []
     assert LeftOut.of({"experts_left_out": {"min_tokens": 1, "sites": {}}}).sentences == []
-
-
-def test_names_are_grouped_by_layer() -> None:
-    names = [f"model.layers.{i}.conv.out_proj" for i in (0, 1, 2, 7, 10, 9)]
-    assert grouped([*names, "model.layers.3.b", "head", "x.1.y.2.z", "x.1.y.3.z"]) == [
-        "model.layers.N.conv.out_proj (layers 0, 1, 2, 7, 9, 10)",
-        "model.layers.N.b (layer 3)",
-        "x.N.y.2.z (layer 1)",
-        "x.N.y.3.z (layer 1)",
-        "head",
-    ]
 
 
 def edit_of(model: LanguageModel, component: int, **metadata: object) -> WeightEdit:
@@ -97,7 +85,7 @@ def test_the_card_of_a_hybrid(tmp_path: Path) -> None:
     assert "| L0.S2 |" in card(tmp_path / "mamba")
     model = tiny_model("lfm2")
     save_edit(model, edit_of(model, 0, left_out=list(model.structure.left_out)), tmp_path / "conv")
-    assert "could edit: model.layers.N.conv.out_proj (layers 0, 2).\n" in card(tmp_path / "conv")
+    assert "could edit: model.layers.0.conv.out_proj, model.layers.2.conv.out_proj.\n" in card(tmp_path / "conv")
     assert "experts" not in card(tmp_path / "conv")
 
 

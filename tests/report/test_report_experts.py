@@ -163,8 +163,8 @@ def test_a_mixer_that_is_left_alone_is_on_without_an_edited_head(results: Json, 
 @pytest.mark.parametrize(
     ("family", "listed"),
     [
-        ("lfm2", "model.layers.N.conv.out_proj (layers 0, 2)"),
-        ("falcon_h1", "model.layers.N.mamba.out_proj (layers 0, 1, 2)"),
+        ("lfm2", "model.layers.0.conv.out_proj, model.layers.2.conv.out_proj"),
+        ("falcon_h1", ", ".join(f"model.layers.{i}.mamba.out_proj" for i in range(3))),
     ],
 )
 def test_modules_without_heads_are_listed(results: Json, family: str, listed: str) -> None:

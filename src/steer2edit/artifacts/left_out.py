@@ -3,8 +3,7 @@
 And what it does not: sites whose vectors are noise.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -63,7 +62,7 @@ class LeftOut(Record):
             few = f"they were given fewer than {self.experts.min_tokens} tokens"
             found.append(f"Left out, because {few}: {experts} of {layers}.")
         if self.modules:
-            names = ", ".join(grouped(self.modules))
+            names = listed(self.modules)
             found.append(f"Left out, because they have no heads or neurons that an adapter could edit: {names}.")
         if self.noisy:
             found.append(
@@ -76,16 +75,3 @@ class LeftOut(Record):
 def counted(count: int, noun: str) -> str:
     """`1 token`, `7 tokens`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def grouped(names: Iterable[str]) -> list[str]:
-    """Names that differ in their layer only as one: `model.layers.N.conv.out_proj (layers 0, 1, 7)`."""
-    layers: dict[str, set[int]] = {}
-    for name in names:
-        before, number, after = re.fullmatch(r"(.*?\.)(\d+)(\..*)|.*", name).groups()  # type: ignore[union-attr]
-        layers.setdefault(f"{before}N{after}" if number else name, set()).update([int(number)] if number else [])
-    shown = []
-    for name, numbers in sorted(layers.items(), key=lambda item: not item[1]):
-        listing = ", ".join(map(str, sorted(numbers)))
-        shown.append(f"{name} ({'layer' if len(numbers) == 1 else 'layers'} {listing})" if numbers else name)
-    return shown

@@ -13,6 +13,7 @@ from steer2edit.audit.rank import ALLOWED_SHARE, OUTSIDE
 from steer2edit.audit.structure import Structure, counted
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.models import StoredMatrix
+from steer2edit.steering.diagnosis import listed
 
 Label = Literal[
     "identical", "rounded-copy", "steer2edit-like", "directional-ablation", "rank-1", "low-rank", "full-rank", "other",
@@ -22,6 +23,7 @@ Label = Literal[
 ALONG = 0.9
 """Share of a rank-1 change's energy along W_iᵀu above which it follows the rule λ_i k_i; chance gives 1 / head_dim."""
 _ABLATION_COSINE = 0.99
+_MOST_NAMES = 6
 _MATRIX_CHANGES = {"edit": "a rank-1 change", "low-rank": "a low-rank change", "full-rank": "a full-rank change"}
 _OTHER_CHANGES = {
     "vector": "a change of a norm or bias",
@@ -79,8 +81,7 @@ def classify(changes: Sequence[TensorChange], structure: Structure) -> Classific
 def _main(name: str, group: Sequence[TensorChange], compared: int) -> tuple[Label, str]:
     tensors = len({change.tensor for change in group})
     ends = Counter(change.tensor.removesuffix(".weight").rsplit(".", 1)[-1] for change in group)
-    names = [end for end, _ in ends.most_common()]
-    modules = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    modules = listed([end for end, _ in ends.most_common()], _MOST_NAMES)
     if name == "full-rank":
         text = f"A full fine-tune or another dense change: full-rank change in {tensors} of {compared} tensors"
         return "full-rank", text
@@ -167,8 +168,7 @@ class EditMatch:
         if differing := [str(site.site) for site in self.sites if not site.matches]:
             return (
                 f"Does not match the given edit: at the best common strength, {self.strength:g}, {len(differing)} of "
-                f"{len(self.sites)} sites differ by more than rounding ({', '.join(differing[:6])}"
-                f"{', ...' if len(differing) > 6 else ''})."
+                f"{len(self.sites)} sites differ by more than rounding ({listed(differing, _MOST_NAMES)})."
             )
         exceptions = [str(site.site) for site in self.sites if site.outside]
         rest = [
