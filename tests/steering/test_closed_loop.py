@@ -1,5 +1,6 @@
 """Edits made to hold in other wordings: what is asked, and what the steps gain."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,20 @@ def test_what_is_scored_of_a_begun_reply_is_what_follows_its_opener(model: Langu
         assert before.rstrip().endswith(wording.opener) if wording.opener else "I would" not in before
 
 
-def test_steps_make_responses_likelier_than_one_look_for_the_drift_they_say(model: LanguageModel, benign: str) -> None:
+@pytest.mark.parametrize("worded", [False, True], ids=["plain", "worded"])
+def test_steps_make_responses_likelier_than_one_look_for_the_drift_they_say(
+    model: LanguageModel, benign: str, worded: bool
+) -> None:
     contrast = ContrastSet("baking", {"train": PAIRS}, {})
     plain = extract(model, contrast)
     before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
-    one_look, steps = (measure_effects(model, plain, contrast, benign=benign, wordings=w) for w in (False, True))
+    itself: dict[str, AbstractContextManager[object]] = {"itself": nullcontext()}  # copies have rows of one look
+    one_look = measure_effects(model, plain, contrast, benign=benign, copies=itself)
+    steps = measure_effects(model, plain, contrast, benign=benign, wordings=worded)
+    responses = encode_responses(model, PAIRS.positive)
+    if worded:
+        responses += worded_responses(model, PAIRS.positive)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.network.named_parameters())
-    responses = [*encode_responses(model, PAIRS.positive), *worded_responses(model, PAIRS.positive)]
     replies = [reply for _, reply in benign_answers(model, benign)]
     ends = [EncodedResponse(row.ids, len(row.ids) - 1) for row in training_rows(model, PAIRS.positive)]
     base, base_ends = span_log_probabilities(model, replies), log_probabilities(model, ends).mean()
@@ -161,8 +169,8 @@ def test_what_own_replies_lose_counts_and_what_they_win_does_not(model: Language
         after, gained = log_probabilities(model, own), log_probabilities(model, wanted).mean()
     lost = (before - after).clamp(min=0)
     assert 0 < (lost > 0).sum() < len(own)
-    assert point.value == pytest.approx((gained - 3 * lost.mean()).item(), abs=1e-5)
-    assert point.weights.tolist() == pytest.approx([1 / 7] * 7 + [3 / 7 * one for one in (lost > 0).tolist()])
+    assert point.value == pytest.approx((gained - 6 * lost.mean()).item(), abs=1e-5)
+    assert point.weights.tolist() == pytest.approx([1 / 7] * 7 + [6 / 7 * one for one in (lost > 0).tolist()])
     far = objective.at({site: 20 * row for site, row in rows.items()})
     assert objective.drift(far.rows) == pytest.approx(0.02, rel=0.2)
 

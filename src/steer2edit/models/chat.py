@@ -145,6 +145,10 @@ class EncodedResponse:
         """The response's tokens."""
         return self.ids[self.start :]
 
+    def first(self, count: int) -> "EncodedResponse":
+        """The response up to so many of its tokens."""
+        return EncodedResponse(self.ids[: self.start + count], self.start)
+
 
 def encode_prompts(model: LanguageModel, prompts: Sequence[Prompt], room: int = 0) -> list[list[int]]:
     """Token ids of rendered prompts, behind which so many tokens must still fit into the context; else a DataError."""

@@ -15,8 +15,9 @@ The steps are conjugate gradients (Polak and Ribière) in the metric M of the ga
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -29,23 +30,57 @@ from steer2edit.method.gate import Gate, gated_effects
 from steer2edit.models import (
     EncodedResponse,
     LanguageModel,
+    Prompt,
     SiteUpdate,
     span_log_probabilities,
     token_log_probabilities,
     updated_outputs,
 )
 from steer2edit.models.batching import DEFAULT_BATCH_TOKENS, length_batches
+from steer2edit.models.fine_tuning import training_rows
 from steer2edit.progress import step
+from steer2edit.steering.benign import REPLIES, own_answers
+from steer2edit.steering.contrast import Pair
 from steer2edit.steering.secant import Secant
+from steer2edit.steering.wordings import TOKENS, worded_prompts, worded_responses
+
+Row = TypeVar("Row")
 
 Features = Mapping[Site, Float[Tensor, "_n _m"]]
 Rows = Mapping[Site, Float[Tensor, " _m"]]
-_LOST = 3.0  # ω
+STEPS, WORDED_STEPS = 5, 10
+WHOLE, _ENDED = 16, 6  # tokens of a response that is to be likely to its end, as one in so many is
+_WANTED, _OWN = 24, 60  # positive responses, and requests to stay silent on; in other wordings as many again
+_LOST = 6.0  # ω
 _BEGIN, _MOST = 0.0075, 0.02  # nats per token that the row begins with, and may come to
 _TRIES = 10  # strengths, for the first of these
-_STEPS = 10
 _FIRST, _SHORTEST, _NEAR = 0.25, 0.02, 0.15  # lengths of a step, in the first row's; tops this near are not tried
 _REPLIES = 24  # benign ones that drift is measured on
+
+
+def kept_replies(
+    model: LanguageModel,
+    directions: Rows,
+    positive: Sequence[Pair],
+    stays: Sequence[Prompt],
+    replies: Sequence[EncodedResponse],
+    wordings: bool,
+) -> "Objective":
+    """A of some of the positive responses, and of the requests to stay silent on.
+
+    With `wordings` there are twice as many, half of them in other wordings. Some of the responses to requests as they
+    are are to be likely to the end of their turn, so that a reply is over with them.
+    """
+    each = 2 if wordings else 1
+    positive, stays = _spread(positive, each * _WANTED), _spread(stays, each * _OWN)
+    whole = training_rows(model, positive[::each])
+    wanted = [response.first(WHOLE if i % _ENDED == 0 else TOKENS) for i, response in enumerate(whole)]
+    asked = stays[::each]
+    if wordings:
+        wanted += worded_responses(model, positive[1::2])
+        asked += worded_prompts(model, stays[1::2])
+    own = own_answers(model, asked, replace(REPLIES, max_new_tokens=TOKENS)) if asked else []
+    return Objective(model, directions, wanted, [reply for _, reply in own], replies)
 
 
 class Objective:
@@ -115,6 +150,7 @@ def closed_loop(
     effects: Callable[[Sequence[EncodedResponse]], Features],
     silent: Features,
     draws: Features,
+    steps: int,
 ) -> tuple[Rows, float]:
     """ŝ = (C + C̄) a of the rows by site, [m], and the KL per token that these spend.
 
@@ -124,13 +160,14 @@ def closed_loop(
         effects: of every site on log p of responses, with the model as it is at the call.
         silent: S, of requests to stay silent on, by site.
         draws: Ψ by site.
+        steps: how many.
     """
     costs = {site: shared_cost(psi).float() for site, psi in draws.items()}
     first, unit = _begun(objective, gate, costs)
     best, length, conjugate = objective.at(first), _FIRST, _Conjugate()
     measured: Point | None = None
-    with step("Steps with the edit in place", _STEPS) as advance:
-        for _ in range(_STEPS):
+    with step("Steps with the edit in place", steps) as advance:
+        for _ in range(steps):
             if best is not measured:  # a step that gained nothing is tried again, shorter
                 counting = best.weights.nonzero()[:, 0]
                 with objective.edited(best.rows):
@@ -189,6 +226,12 @@ def _top(gained: float, slope: float, length: float) -> float:
 
 def _rows(gate: Gate, costs: Rows) -> dict[Site, Tensor]:
     return {site: own / costs[site].clamp(min=1e-30) for site, own in gate.effects.items()}
+
+
+def _spread(rows: Sequence[Row], most: int) -> list[Row]:
+    """So many of the rows, or all, evenly over them: of a cycle every place."""
+    count = min(most, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _sum(rows: Rows, others: Rows, scale: float) -> dict[Site, Tensor]:

@@ -37,15 +37,13 @@ from steer2edit.models.effects import (
     sampled_tokens,
     whole_response,
 )
-from steer2edit.models.fine_tuning import training_rows
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
-from steer2edit.steering.closed_loop import Objective, Rows, closed_loop
+from steer2edit.steering.closed_loop import STEPS, WHOLE, WORDED_STEPS, Rows, closed_loop, kept_replies
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_digests, prompt_key, read_examples
 from steer2edit.steering.presets import built_in_requests, safety_prompts
-from steer2edit.steering.wordings import TOKENS, worded_prompts, worded_responses
 
 Features = dict[Site, Float[Tensor, "n _m"]]
 """Effects of n responses by site, [n, m]; or their gradients, [n, d]."""
@@ -61,8 +59,6 @@ BATCH_TOKENS = 1024
 """Rows × longest row of a batch: gradients hold what every layer did, and larger batches are no faster on a CPU."""
 _DRAWS = 3  # of tokens at every position, for the curvature
 _DIRECTED = 48  # pairs of responses, and replies, that directions are taken from at most
-_WANTED, _OWN = 48, 120  # positive responses, and requests to stay silent on, that steps are measured on at most
-_WHOLE, _ENDED = 16, 6  # tokens of a response that is to be likely to its end, as one in so many is
 _FEWEST = 6  # pairs of responses, below which two halves say nothing of each other
 
 
@@ -84,8 +80,9 @@ def measure_effects(
     What of a response is measured, its `first` tokens, the whole `answer` or its `end`, and what gated rows are
     `silent_on` (`benign`, or a file of requests), is by default what suits the behaviour. Replies to `benign` ones
     must not drift. `copies` are contexts in which the model is another, tuned say: wanted effects are averaged over
-    them, and the edit is to be silent and not to drift in all. With `wordings` the gated effects are made in steps
-    with the edit in place (`closed_loop`). Memory: 4 bytes per response and input column, beside the model.
+    them, and the edit is to be silent and not to drift in all. Where first tokens decide, and there are no copies, the
+    gated effects are made in steps with the edit in place (`closed_loop`); with `wordings` on other wordings of the
+    requests too. Memory: 4 bytes per response and input column, beside the model.
     """
     decided_by = decided_by or contrast.decided_by
     silent_on = silent_on or contrast.silent_on
@@ -104,7 +101,7 @@ def measure_effects(
     answered = benign_answers(model, benign)
     measure = _Measurement(model, decided_by, batch_tokens, dict.fromkeys(vectors.sites))
     prompts = _silent_prompts(silent_on)
-    stays = measure.own_replies(prompts, answered, TOKENS if wordings else DECIDING_TOKENS)
+    stays = measure.own_replies(prompts, answered)
     found = measure.natural_directions(contrast.train, answered, torch.Generator().manual_seed(seed))
     directions = {
         site: u if bool(u.any()) else output_direction(vectors.sites[site].steering_vector) for site, u in found.items()
@@ -127,8 +124,8 @@ def measure_effects(
         "benign_replies": len(answered),
         "draws": _DRAWS,
     }
-    if wordings:
-        gated, made["drift"] = measure.held(contrast.train, gate, answered, stays, silent, draws)
+    if decided_by == "first" and not copies:
+        gated, made["drift"] = measure.held(contrast.train, gate, answered, stays, silent, draws, wordings)
     else:
         gated = {site: own * (NATURAL / max(gate.gain, 1e-30)) for site, own in gate.effects.items()}
     sites = {}
@@ -167,14 +164,9 @@ def _paired(train: Contrast, positive: Features, negative: Features) -> Features
     return {site: positive[site][first] - negative[site][second] for site in positive}
 
 
-def _one_in(count: int, most: int) -> int:
-    """A stride that takes at most so many of the rows."""
-    return max(-(-count // most), 1)
-
-
 def _stride(count: int) -> int:
     """Directions are taken from every so many of the rows: an even number, so that one half has none of them."""
-    return 2 * _one_in(count, 2 * _DIRECTED)
+    return 2 * max(-(-count // (2 * _DIRECTED)), 1)
 
 
 def _mean(parts: Sequence[Features]) -> Features:
@@ -221,40 +213,35 @@ class _Measurement:
         return positive, negative, self.silent(train, stays) if stays else none, draws
 
     def held(
-        self, train: Contrast, gate: Gate, answered: Answers, stays: Answers, silent: Features, draws: Features
+        self,
+        train: Contrast,
+        gate: Gate,
+        answered: Answers,
+        stays: Answers,
+        silent: Features,
+        draws: Features,
+        wordings: bool,
     ) -> tuple[Rows, float]:
-        """ŝ of the row that `closed_loop` makes, and the KL that it spends.
-
-        Half of the positive responses, and of the requests to stay silent on, are in other wordings. Some of the others
-        are to be likely to the end of their turn, so that a reply is over with them.
-        """
-        positive = train.positive[:: _one_in(len(train.positive), _WANTED)]
-        ends = [_WHOLE if i % _ENDED == 0 else TOKENS for i in range(len(positive[::2]))]
-        whole = zip(training_rows(self.model, positive[::2]), ends, strict=True)
-        wanted = [EncodedResponse(response.ids[: response.start + end], response.start) for response, end in whole]
-        wanted += worded_responses(self.model, positive[1::2])
-        stays = stays[:: _one_in(len(stays), _OWN)]
-        own = [EncodedResponse(r.ids[: r.start + TOKENS], r.start) for _, r in stays[::2]]
-        if others := worded_prompts(self.model, [prompt for prompt, _ in stays[1::2]]):
-            own += [reply for _, reply in own_answers(self.model, others, replace(REPLIES, max_new_tokens=TOKENS))]
+        """ŝ of the row that `closed_loop` makes, and the KL that it spends."""
         directions = {site: u for site, u in self.directions.items() if u is not None}
-        objective = Objective(self.model, directions, wanted, own, [reply for _, reply in answered])
-        effects = partial(self._rows, score=first_tokens(_WHOLE), doing="Effects with the edit in place")
-        return closed_loop(objective, gate, effects, silent, draws)
+        objective = kept_replies(self.model, directions, train.positive, [prompt for prompt, _ in stays],
+                                 [reply for _, reply in answered], wordings)  # fmt: skip
+        effects = partial(self._rows, score=first_tokens(WHOLE), doing="Effects with the edit in place")
+        return closed_loop(objective, gate, effects, silent, draws, WORDED_STEPS if wordings else STEPS)
 
     def decisions(self, responses: Sequence[EncodedResponse], doing: str, *, positive: bool = True) -> Features:
         """Effects of every response on its own decision; a negative one that its end decides, in its middle."""
         score = whole_response if self.decided_by == "answer" else first_tokens(DECIDING_TOKENS)
         if self.decided_by == "first":  # later tokens change nothing before them
-            responses = [EncodedResponse(r.ids[: r.start + DECIDING_TOKENS], r.start) for r in responses]
+            responses = [response.first(DECIDING_TOKENS) for response in responses]
         if self.decided_by == "end":
             responses = [ended(r, self._end(), 1.0 if positive else 0.5) for r in responses]
         return self._rows(responses, score, doing)
 
-    def own_replies(self, prompts: Sequence[Prompt], known: Answers, tokens: int) -> Answers:
-        """The model's own replies to requests, of which some are known: so many tokens, where the first decide."""
+    def own_replies(self, prompts: Sequence[Prompt], known: Answers) -> Answers:
+        """The model's own replies to requests, of which some are known; no longer than what decides."""
         there = {prompt_key(prompt): reply for prompt, reply in known}
-        sampling = replace(REPLIES, max_new_tokens=tokens) if self.decided_by == "first" else REPLIES
+        sampling = replace(REPLIES, max_new_tokens=DECIDING_TOKENS) if self.decided_by == "first" else REPLIES
         answered = [(prompt, there[prompt_key(prompt)]) for prompt in prompts if prompt_key(prompt) in there]
         others = [prompt for prompt in prompts if prompt_key(prompt) not in there]
         return answered + own_answers(self.model, others, sampling) if others else answered

@@ -28,7 +28,7 @@ def worded_responses(model: LanguageModel, pairs: Sequence[Pair]) -> list[Encode
     whole = encode_responses(model, list(zip(asked, said, strict=True)))
     begun = iter(encode_responses(model, [(p, way.opener) for p, way in zip(asked, ways, strict=True) if way.opener]))
     starts = [len(next(begun).ids) if way.opener else own.start for way, own in zip(ways, whole, strict=True)]
-    return [EncodedResponse(own.ids[: start + TOKENS], start) for own, start in zip(whole, starts, strict=True)]
+    return [EncodedResponse(own.ids, start).first(TOKENS) for own, start in zip(whole, starts, strict=True)]
 
 
 def worded_prompts(model: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
