@@ -169,8 +169,8 @@ def test_what_own_replies_lose_counts_and_what_they_win_does_not(model: Language
         after, gained = log_probabilities(model, own), log_probabilities(model, wanted).mean()
     lost = (before - after).clamp(min=0)
     assert 0 < (lost > 0).sum() < len(own)
-    assert point.value == pytest.approx((gained - 6 * lost.mean()).item(), abs=1e-5)
-    assert point.weights.tolist() == pytest.approx([1 / 7] * 7 + [6 / 7 * one for one in (lost > 0).tolist()])
+    assert point.value == pytest.approx((gained - 3 * lost.mean()).item(), abs=1e-5)
+    assert point.weights.tolist() == pytest.approx([1 / 7] * 7 + [3 / 7 * one for one in (lost > 0).tolist()])
     far = objective.at({site: 20 * row for site, row in rows.items()})
     assert objective.drift(far.rows) == pytest.approx(0.02, rel=0.2)
 

@@ -144,9 +144,8 @@ class ExtractOptions(Checked):
             end. By default what suits the behaviour; first for a file.
         silent_on: Requests on which edits made of --effects are to do nothing (convert --input-direction gated):
             `benign`, the built-in benign and borderline ones, which is the default for safety, or a file.
-        robust: wordings: make the effects in steps with the edit in place, on other wordings of the requests and behind
-            begun replies too, so that the edit holds in these, when sampled and in fewer bits, and a reply ends where
-            it should; takes longer, and is for behaviours that first tokens decide.
+        robust: wordings: take effects on other wordings of the requests and behind begun replies too, in twice as many
+            steps, so that the edit holds in these; takes twice as long, and is for behaviours that first tokens decide.
             tuned: pool the effects over the model as it is and a copy after a light fine-tune on harmless answers;
             more of the edit survives another fine-tune, and less is done without one.
     """
@@ -192,7 +191,7 @@ class ConvertOptions(Checked):
         importance: Rule for g: cosine (the paper's), dot; or, beyond it, effect (extract --effects).
         magnitude: Rule for lambda: elastic-net (the paper's), top-k, ridge.
         kl: Scale the edit so that it drifts this far from the base on benign requests, KL in nats per token. By default
-            0.03 for edits of effects (less where extract --robust wordings ended at less), and not at all otherwise.
+            0.03 for edits of effects (less where extract ended at less), and not at all otherwise.
         min_expert_tokens: Leave out experts of a mixture that were given fewer tokens in the contrast set; by default
             32.
         contrast: Behaviour, folder or file to measure input means on, for vectors that were made elsewhere.

@@ -1,7 +1,7 @@
-"""Rows made in steps with the edit in place, on requests as they are and in other wordings: edits made to hold.
+"""Rows made in steps with the edit in place: replies that go on as they begin, and edits made to hold.
 
 One look (`method.gate`) says what the first nats of an edit do; by the time it has spent its drift the model is another
-one. So the row a is begun at a quarter of that drift and goes on in steps, each measured with those before in force:
+one, which begins a reply as it is to and then begins it again. So the row a is begun at a quarter of that drift and goes on in steps, each measured with those before in force:
 
     maximise   A(a) = mean_i log p_i(a) − ω mean_j (log q_j(0) − log q_j(a))₊,   as far as a drifts by 0.02 nats a token
 
@@ -51,7 +51,7 @@ Rows = Mapping[Site, Float[Tensor, " _m"]]
 STEPS, WORDED_STEPS = 5, 10
 WHOLE, _ENDED = 16, 6  # tokens of a response that is to be likely to its end, as one in so many is
 _WANTED, _OWN = 24, 60  # positive responses, and requests to stay silent on; in other wordings as many again
-_LOST = 6.0  # ω
+_LOST = 3.0  # ω
 _BEGIN, _MOST = 0.0075, 0.02  # nats per token that the row begins with, and may come to
 _TRIES = 10  # strengths, for the first of these
 _FIRST, _SHORTEST, _NEAR = 0.25, 0.02, 0.15  # lengths of a step, in the first row's; tops this near are not tried
