@@ -9,7 +9,8 @@ u = what a site is to write: the natural gradient of A, positive responses less 
 s = mean of the effects on A over positive responses, less that over negative ones
 C = mean square of the effects on the score of tokens drawn from the model, over its own benign replies
 ŝ = effects weighed by a gate (`method.gate`): of a positive response less a negative one where the behaviour is
-    wanted, and of a positive one less the model's own where it is not
+    wanted, and of a positive one less the model's own where it is not; where first tokens decide, of a row that is made
+    in steps from there (`steering.closed_loop`)
 """
 
 from collections.abc import Mapping, Sequence
