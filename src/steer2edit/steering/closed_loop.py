@@ -1,8 +1,8 @@
 """Rows made in steps with the edit in place: replies that go on as they begin, and edits made to hold.
 
 One look (`method.gate`) says what the first nats of an edit do; by the time it has spent its drift the model is another
-one, which begins a reply as it is to and then begins it again. So the row a is begun at a quarter of that drift and goes
-on in steps, each measured with those before in force:
+one, which begins a reply as it is to and then begins it again. So the row a is begun at a quarter of that drift and
+goes on in steps, each measured with those before in force:
 
     maximise   A(a) = mean_i log p_i(a) − ω mean_j (log q_j(0) − log q_j(a))₊,   as far as a drifts by 0.02 nats a token
 
