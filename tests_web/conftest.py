@@ -39,6 +39,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return write_files(tmp_path_factory.mktemp("foreign"), seed=5)
+
+
+@pytest.fixture(scope="session")
 def address(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("where-it-was-started"))

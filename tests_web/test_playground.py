@@ -94,7 +94,7 @@ def test_two_tabs_do_not_disturb_one_another(tab: Tab, other_tab: Tab) -> None:
 
 def test_a_phone_is_wide_enough(phone: Tab) -> None:
     phone.say("bread" * 60)
-    for name in ("Components", "Set of prompts", "As code", "Save"):
+    for name in ("Components", "Set of prompts", "As code", "Load and save"):
         found = phone.page.locator(f"button[role=tab]:has-text('{name}'):visible")
         if found.count():
             found.first.click()
@@ -104,8 +104,10 @@ def test_a_phone_is_wide_enough(phone: Tab) -> None:
     assert boxes[0]["y"] < boxes[1]["y"] < boxes[2]["y"]  # type: ignore[index]
 
 
-def test_an_edit_is_saved(tab: Tab, files: Files) -> None:
-    tab.open("Save")
+def test_an_edit_is_dropped_and_saved(tab: Tab, files: Files, foreign: Files) -> None:
+    tab.open("Load and save")
+    tab.page.set_input_files("#files input[type=file]", [str(path) for path in foreign.edit.iterdir()])
+    assert "another fingerprint" in tab.status("fingerprint") or "other weights" in tab.status("fingerprint")
     tab.page.fill("#name :is(textarea, input)", "a/b")
     tab.page.click("#save")
     tab.status("no name for a folder")

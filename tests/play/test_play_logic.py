@@ -31,7 +31,8 @@ from steer2edit.models import EncodedResponse, Reply, Sampling, encode_prompts, 
 from steer2edit.play import markup
 from steer2edit.play.replies import Answer, Piece, Turn, ask_all, contributions, talk
 from steer2edit.play.space import write_space
-from steer2edit.play.stage import Session, Stage, as_code, read_artifacts
+from steer2edit.play.stage import Session, Stage, read_artifacts
+from steer2edit.play.words import as_code
 from steer2edit.steering.presets import safety_prompts
 
 
@@ -227,11 +228,21 @@ def test_an_edit_is_saved_as_it_is_set(files: Files, tmp_path: Path) -> None:
         stage.save(stage.first.switched("L0").switched("L1").switched("L2"), "nothing")
 
 
-def test_artifacts_of_another_model_are_refused(files: Files, tmp_path: Path) -> None:
+def test_what_is_dropped_is_chosen_if_it_fits(files: Files, stage: Stage, tmp_path: Path) -> None:
+    own = list(files.edit.iterdir())
+    bare = stage.first.choosing(None, None)
+    dropped = stage.received(bare, own)
+    assert dropped.edit is not None
+    assert dropped.edits[dropped.edit].digest() == stage.first.edits[str(files.edit)].digest()
+    assert stage.received(bare, [files.vectors]).steering == "v.safetensors"
+    with pytest.raises(InvalidValueError, match=r"drop adapter_config\.json, .* as well"):
+        stage.received(bare, [files.edit / "adapter_model.safetensors"])
+    with pytest.raises(ArtifactError):
+        stage.received(bare, [files.base / "tokenizer.json"])
     other = write_files(tmp_path, seed=5)
-    for foreign in (other.edit, other.vectors):
+    for foreign in (list(other.edit.iterdir()), [other.vectors]):
         with pytest.raises(MismatchError, match="other weights, or already edited ones"):
-            stage_of(Files(files.base, files.edit, foreign))
+            stage.received(bare, foreign)
 
 
 def test_an_empty_reply_is_told_from_one_that_has_not_begun(stage: Stage) -> None:

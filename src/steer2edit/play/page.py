@@ -12,7 +12,8 @@ from steer2edit.errors import InvalidValueError, Steer2EditError
 from steer2edit.models import Sampling
 from steer2edit.play import markup
 from steer2edit.play.replies import ask_all, talk
-from steer2edit.play.stage import SAVED, Session, Stage, as_code
+from steer2edit.play.stage import Session, Stage
+from steer2edit.play.words import SAVED, as_code
 
 _PROMPT = "Write a letter to my bank."
 _SWITCH = """element.addEventListener('click', (event) => {
@@ -88,7 +89,9 @@ class Page:
                 gr.Textbox(label=name, elem_id=name.lower(), buttons=["copy"], interactive=False, lines=2)
                 for name in ("Command", "Python")
             )
-        with gr.Tab("Save"):
+        with gr.Tab("Load and save"):
+            drop = "Drop all files of an edit's folder, or vectors"
+            self.files = gr.File(label=drop, file_count="multiple", elem_id="files")
             self.name = gr.Textbox(SAVED, label="Save strength and chosen components as", elem_id="name")
             self.save, self.saved = gr.Button("Save as a new edit", elem_id="save"), gr.HTML(elem_id="saved")
             self.download = gr.File(label="The new edit", file_count="multiple", visible=False, interactive=False)
@@ -100,7 +103,7 @@ class Page:
         ]  # fmt: skip
         outputs = [
             self.session, self.said, self.status, self.unit, self.replies, self.map, self.top, self.command,
-            self.python, self.summary, self.verdicts, self.saved, self.download,
+            self.python, self.summary, self.verdicts, self.edit, self.steering, self.saved, self.download,
         ]  # fmt: skip
 
         def on(trigger: Any, handler: Callable[..., Shown], *others: Any) -> Any:
@@ -118,6 +121,7 @@ class Page:
         for switches in (self.map, self.top):
             on(switches.click, self._switch)
         on(self.ask.click, self._ask, self.prompts)
+        on(self.files.upload, self._receive, self.files)
         on(self.save.click, self._save, self.name)
 
     def _read(self, session: Session | None, said: Session | None, prompt: str, *controls: Any) -> tuple[Session, str]:
@@ -173,6 +177,17 @@ class Page:
         prompts = [line.strip() for line in text.splitlines() if line.strip()]
         conditions, by_prompt = ask_all(self._stage, session, prompts)
         yield {self.summary: markup.conditions(conditions), self.verdicts: markup.wide_table(by_prompt)}
+
+    @_told
+    def _receive(self, *given: Any) -> Shown:
+        *controls, files = given
+        session, prompt = self._read(*controls)
+        session = self._stage.received(session, [Path(file) for file in files or ()])
+        yield {
+            self.edit: gr.update(**_choices(session.edits, session.edit)),
+            self.steering: gr.update(**_choices(session.vectors, session.steering)),
+            **self._shown(session, prompt),
+        }
 
     @_told
     def _save(self, *given: Any) -> Shown:

@@ -4,7 +4,7 @@ It runs for one at a time, because interventions are hooks of its network. A ses
 share nothing that one could change.
 """
 
-import shlex
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 _BENIGN = 16  # requests that drift is matched on: enough for a slider, and seconds
 _BEGIN = 0.1  # where the search for a strength of steering begins
-SAVED = "my-edit"
-"""The folder that an edit is saved as, unless it is given another name."""
+_EDIT_FILES = ("adapter_config.json", "adapter_model.safetensors", "steer2edit.json", "steer2edit.safetensors")
 
 Off = frozenset[str]
 """Names of components, sites and layers."""
@@ -146,6 +145,26 @@ class Stage:
         unit = self.unit(session)
         return session.arms(0.0 if unit is None else float(f"{session.drift * unit.strength:.4g}"))
 
+    def received(self, session: Session, files: Sequence[Path]) -> Session:
+        """The session with what was dropped on the page: the files of an edit's folder, or one file of vectors."""
+        by_name = {path.name: path for path in files}
+        if len(files) == 1 and files[0].name not in _EDIT_FILES:
+            ((name, path),) = by_name.items()
+            vectors = load_vectors(path)
+            self.model.require_fit(vectors)
+            return replace(session, vectors={**session.vectors, name: vectors}).choosing(session.edit, name)
+        if missing := [name for name in _EDIT_FILES if name not in by_name]:
+            raise InvalidValueError(
+                f"an edit is all files of its folder: drop {', '.join(missing)} as well. Vectors are one file."
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in _EDIT_FILES:
+                shutil.copyfile(by_name[name], Path(scratch) / name)
+            edit = load_edit(scratch)
+        self.model.require_fit(edit)
+        name = f"dropped-edit-{edit.digest()[:6]}"
+        return replace(session, edits={**session.edits, name: edit}).choosing(name, session.steering)
+
     def save(self, session: Session, name: str) -> Path:
         """Write the edit as it is set, at its strength and without what is switched off, into a new folder."""
         if (edit := session.chosen_edit()) is None:
@@ -156,42 +175,3 @@ class Stage:
         with self.engine():
             (Edit.of(edit) * session.strength).save(place, model=self.model)
         return place
-
-
-def as_code(stage: Stage, session: Session, prompt: str) -> tuple[str, str]:
-    """The command and the Python that give the replies that are seen; of a conversation, the command that begins one.
-
-    The prompt is what would be said if nothing was yet.
-    """
-    base, *_, last = arms = stage.arms(session)
-    words = ["steer2edit", "chat", stage.model.name]
-    lines = ["import steer2edit as s2e", ""]
-    keywords = [repr(stage.model.name), *(f"{key}={value!r}" for key, value in stage.loading.items())]
-    sampling: dict[str, Any] = {"max_new_tokens": session.sampling.max_new_tokens}
-    if session.sampling.temperature:
-        sampling["temperature"] = session.sampling.temperature
-    if session.edit is not None:
-        off = ", ".join(map(repr, sorted(session.off)))
-        lines.append(f"edit = s2e.load_edit({session.edit!r})" + (f".without({off})" if off else ""))
-        words += ["--edit", SAVED if off else f"{session.edit}:{session.strength:g}"]
-    if session.steering is not None:
-        lines.append(f"vectors = s2e.load_vectors({session.steering!r})")
-    if last is not base:
-        keywords.append(f"like={'vectors' if session.edit is None else 'edit'}.metadata")
-    lines.append(f"model = s2e.load({', '.join(keywords)})")
-    for arm in arms:
-        turns = [dict(message) for message in session.turns.get(arm.kind, ())[:-1]]
-        said = turns[0]["content"] if len(turns) == 1 else turns or prompt
-        given = ", ".join([repr(said), *(f"{key}={value!r}" for key, value in sampling.items())])
-        if arm.kind == "base":
-            lines.append(f"print(model.reply({given}))")
-            words[3:3] = [said] if isinstance(said, str) else []
-            continue
-        name, strength = {"edit": "edit", "steering": "vectors"}[arm.kind], arm.parameters["strength"]
-        lines += [f"with {name}.on(model, {strength:g}):", f"    print(model.reply({given}))"]
-        words += ["--steer", f"{session.steering}:{strength:g}"] if arm.kind == "steering" else []
-    for key, value in {**sampling, **stage.loading}.items():
-        option = f"--{key.replace('_', '-')}"
-        words += [option] if value is True else [option, str(value)]
-    note = f"# parts are switched off: save the edit first, as {SAVED}\n" if session.off else ""
-    return note + shlex.join(words), "\n".join(lines)
