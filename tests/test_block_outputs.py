@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from steer2edit.artifacts import load_vectors, read_vectors, save_block_vectors, save_vectors
-from steer2edit.core import BlockVectors
 from steer2edit.models import LanguageModel, encode_responses
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.extract import extract
@@ -60,11 +59,11 @@ def test_from_text_to_a_control_vector_and_back(family: str, tmp_path: Path) -> 
     assert plain.digest() == vectors.digest()  # the sites' means are the same pass's
 
     save_vectors(vectors, tmp_path / "v.safetensors")
-    blocks = BlockVectors.of(load_vectors(tmp_path / "v.safetensors"))
+    blocks = load_vectors(tmp_path / "v.safetensors")
     path = tmp_path / "v.gguf"
     assert save_block_vectors(blocks, path) == [0]  # a control vector has no place for layer 0
     read = read_vectors(path)
-    assert isinstance(read, BlockVectors)
-    assert list(read.layers) == [1, 2]
+    assert not read.sites
+    assert list(read.block_outputs) == [1, 2]
     for layer in (1, 2):
-        assert torch.equal(read.direction(layer), vectors.block_outputs[layer].difference)
+        assert torch.equal(read.block_outputs[layer].difference, vectors.block_outputs[layer].difference)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,24 @@ import pytest
 import torch
 
 from steer2edit.artifacts import load_vectors, read_vectors, save_block_vectors, save_vectors
-from steer2edit.core import BlockVectors, ClassMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 
 ODD = [1.0, -0.0, 1e-40, 1e37, 1 / 3]  # a subnormal, a negative zero, a large one
 
 
-def blocks(*layers: int) -> BlockVectors:
-    return BlockVectors.from_mapping({layer: torch.tensor(ODD) * (layer + 1) / 4 for layer in layers})
+def blocks(*layers: int) -> SteeringVectors:
+    return SteeringVectors.from_mapping({layer: torch.tensor(ODD) * (layer + 1) / 4 for layer in layers})
 
 
 def bits(tensor: torch.Tensor) -> bytes:
     return tensor.numpy().tobytes()
 
 
-def require_same(read: BlockVectors, written: BlockVectors) -> None:
-    assert list(read.layers) == list(written.layers)
-    for layer in written.layers:
-        assert bits(read.direction(layer)) == bits(written.direction(layer))
+def require_same(read: SteeringVectors, written: SteeringVectors) -> None:
+    assert list(read.block_outputs) == list(written.block_outputs)
+    for layer in written.block_outputs:
+        assert bits(read.block_outputs[layer].difference) == bits(written.block_outputs[layer].difference)
 
 
 # --- GGUF ---
@@ -69,7 +70,7 @@ def gguf_bytes(
 
 
 def test_bytes_of_a_control_vector(tmp_path: Path) -> None:
-    written = BlockVectors.from_mapping({2: torch.tensor([3.0, -4.0]), 1: torch.tensor([1.0, 2.0])})
+    written = SteeringVectors.from_mapping({2: torch.tensor([3.0, -4.0]), 1: torch.tensor([1.0, 2.0])})
     assert save_block_vectors(written, tmp_path / "v.gguf", model_hint="llama") == []
     assert (tmp_path / "v.gguf").read_bytes() == gguf_bytes({"direction.1": [1.0, 2.0], "direction.2": [3.0, -4.0]})
 
@@ -81,7 +82,7 @@ def test_the_bytes_are_those_that_repeng_writes(tmp_path: Path) -> None:
     writer.add_string("controlvector.model_hint", "mistral")
     writer.add_uint32("controlvector.layer_count", 3)
     for layer in (1, 2, 7):
-        writer.add_tensor(f"direction.{layer}", written.direction(layer).numpy())
+        writer.add_tensor(f"direction.{layer}", written.block_outputs[layer].difference.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -100,7 +101,7 @@ def test_the_reader_of_the_gguf_package_finds_what_llama_cpp_asks_for(tmp_path: 
     for tensor, layer in zip(reader.tensors, (1, 3), strict=True):
         assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
         assert tensor.data.shape == (len(ODD),)
-        assert np.array(tensor.data).tobytes() == bits(blocks(layer).direction(layer))
+        assert np.array(tensor.data).tobytes() == bits(blocks(layer).block_outputs[layer].difference)
 
 
 @pytest.mark.parametrize("name", ["v.gguf", "v.svec"])
@@ -139,7 +140,7 @@ def test_writing_is_refused_without_a_model_type_an_ending_or_a_free_name(tmp_pa
 
 
 def test_the_model_type_of_our_own_vectors_is_known(tmp_path: Path) -> None:
-    save_block_vectors(BlockVectors(blocks(1).layers, {"model": {"model_type": "gemma2"}}), tmp_path / "v.svec")
+    save_block_vectors(replace(blocks(1), metadata={"model": {"model_type": "gemma2"}}), tmp_path / "v.svec")
     assert json.loads((tmp_path / "v.svec").read_text())["model_type"] == "gemma2"
 
 
@@ -198,7 +199,7 @@ def test_hostile_gguf_is_one_clear_error(tmp_path: Path, content: bytes, message
 def test_every_truncation_of_gguf_is_refused(tmp_path: Path) -> None:
     whole = gguf_bytes(GOOD)[: -32 + 8]  # without the padding after the last tensor
     (tmp_path / "v.gguf").write_bytes(whole)
-    assert read_vectors(tmp_path / "v.gguf").direction(2).tolist() == [3, 4]
+    assert read_vectors(tmp_path / "v.gguf").block_outputs[2].difference.tolist() == [3, 4]
     for length in range(len(whole)):
         (tmp_path / "v.gguf").write_bytes(whole[:length])
         with pytest.raises(ArtifactError, match="truncated, damaged, or of another format"):
@@ -216,7 +217,7 @@ def test_what_neither_repeng_nor_llama_cpp_needs_may_be_missing(tmp_path: Path) 
     """The count of layers is read by neither; llama.cpp's generator writes it as i32; other keys are not ours."""
     (tmp_path / "v.gguf").write_bytes(gguf_bytes(GOOD, keys=b"", key_count=1))
     read = read_vectors(tmp_path / "v.gguf")
-    assert read.direction(1).tolist() == [1, 2]
+    assert read.block_outputs[1].difference.tolist() == [1, 2]
     assert (read.metadata["model_hint"], read.metadata["layer_count"]) == (None, None)
     keys = key("controlvector.layer_count", 5, struct.pack("<i", 31))
     keys += key("a", 9, struct.pack("<IQ3f", 6, 3, 1, 2, 3)) + key("b", 9, struct.pack("<IQ", 8, 1) + text("x"))
@@ -225,7 +226,7 @@ def test_what_neither_repeng_nor_llama_cpp_needs_may_be_missing(tmp_path: Path) 
     header = unaligned[: unaligned.index(b"direction.1") + 11 + 4 + 8 + 4 + 8]
     (tmp_path / "w.gguf").write_bytes(header + b"\0" * (-len(header) % 64) + struct.pack("<f", 5))
     read = read_vectors(tmp_path / "w.gguf")
-    assert read.direction(1).tolist() == [5]
+    assert read.block_outputs[1].difference.tolist() == [5]
     assert read.metadata["layer_count"] == 31
 
 
@@ -233,7 +234,7 @@ def test_what_neither_repeng_nor_llama_cpp_needs_may_be_missing(tmp_path: Path) 
 
 
 def test_bytes_of_a_svec(tmp_path: Path) -> None:
-    written = BlockVectors.from_mapping({1: torch.tensor([1.0, -0.5]), 0: torch.tensor([0.1, 2.0])})
+    written = SteeringVectors.from_mapping({1: torch.tensor([1.0, -0.5]), 0: torch.tensor([0.1, 2.0])})
     save_block_vectors(written, tmp_path / "v.svec", model_hint="llama")
     assert json.loads((tmp_path / "v.svec").read_text()) == {
         "model_type": "llama",
@@ -249,13 +250,13 @@ def svec(**changes: Any) -> dict[str, Any]:
 def test_what_cast_and_aisteer360_write_is_read(tmp_path: Path) -> None:
     (tmp_path / "v.svec").write_text(json.dumps(svec()))
     read = read_vectors(tmp_path / "v.svec")
-    assert read.direction(3).tolist() == [1, 0.5]
+    assert read.block_outputs[3].difference.tolist() == [1, 0.5]
     assert read.metadata["explained_variances"] == {"3": 0.25}
     save_block_vectors(read, tmp_path / "w.svec")
     assert json.loads((tmp_path / "w.svec").read_text()) == svec()
     one_row = {"model_type": "llama", "directions": {"0": [[1.0, 2.0]]}}  # AISteer360: rows, and no variances
     (tmp_path / "v.svec").write_text(json.dumps(one_row))
-    assert read_vectors(tmp_path / "v.svec").direction(0).tolist() == [1, 2]
+    assert read_vectors(tmp_path / "v.svec").block_outputs[0].difference.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -313,14 +314,14 @@ def test_block_directions_become_site_vectors_only_when_told_where(tmp_path: Pat
     assert list(map(str, loaded.sites)) == ["L1.mlp", "L2.mlp"]
     assert loaded.metadata["block_outputs_used_at"] == "mlp"
     save_vectors(loaded, tmp_path / "v.safetensors")
-    require_same(BlockVectors.of(load_vectors(tmp_path / "v.safetensors")), blocks(1, 2))  # nothing is lost on the way
+    require_same(load_vectors(tmp_path / "v.safetensors"), blocks(1, 2))  # nothing is lost on the way
     with pytest.raises(ArtifactError, match="leave out --use-at"):
         load_vectors(tmp_path / "v.safetensors", use_at="mlp")
 
 
 def test_vectors_without_block_outputs_cannot_be_written_as_such() -> None:
     with pytest.raises(MismatchError, match="--block-outputs"):
-        BlockVectors.of(load_vectors({"L1.mlp": torch.ones(2)}))
+        save_block_vectors(load_vectors({"L1.mlp": torch.ones(2)}), tmp_path / "v.svec")
 
 
 def test_block_outputs_in_our_own_file(tmp_path: Path) -> None:
@@ -338,8 +339,8 @@ def test_block_outputs_in_our_own_file(tmp_path: Path) -> None:
         assert bits(read.block_outputs[layer].negative) == bits(expected.negative)
     save_vectors(read, tmp_path / "w.safetensors")
     assert (tmp_path / "w.safetensors").read_bytes() == (tmp_path / "v.safetensors").read_bytes()
-    save_block_vectors(BlockVectors.of(read), tmp_path / "v.gguf")
-    assert bits(read_vectors(tmp_path / "v.gguf").direction(1)) == bits(measured().block_outputs[1].difference)
+    save_block_vectors(read, tmp_path / "v.gguf")
+    require_same(read_vectors(tmp_path / "v.gguf"), measured())
 
 
 def test_plain_files_have_v_and_the_input_mean(tmp_path: Path) -> None:
@@ -356,7 +357,7 @@ def test_plain_files_have_v_and_the_input_mean(tmp_path: Path) -> None:
     assert found == {"L0.attn": [2, -1], "L0.attn.input_mean": [3], "B7": [1, -1]}
     read = load_vectors(tmp_path / "v.safetensors")
     assert read.sites[Site(0, "attn")].steering_vector.tolist() == [2, -1]
-    assert BlockVectors.of(read).direction(7).tolist() == [1, -1]
+    assert read.block_outputs[7].difference.tolist() == [1, -1]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from steer2edit.artifacts import load_vectors, read_vectors
 from steer2edit.artifacts.vector_files.foreign import hooked_place, read_sae_feature
 from steer2edit.cli import app
-from steer2edit.core import BlockVectors, Site, SteeringVectors
+from steer2edit.core import Site, SteeringVectors
 from steer2edit.editing import convert
 from steer2edit.errors import ArtifactError, InvalidValueError, MismatchError
 from steer2edit.method.hyperparameters import Hyperparameters
@@ -73,8 +73,8 @@ class TestSaeLens:
     def test_of_the_residual_stream(self, tmp_path: Path) -> None:
         nested = {"hook_name": "blocks.1.hook_resid_post", "model_name": "m"}
         found = read_sae_feature(sae(tmp_path / "sae", metadata=nested), 0)
-        assert isinstance(found, BlockVectors)
-        assert found.direction(1).tolist() == [1, 2, 3]
+        assert not found.sites
+        assert found.block_outputs[1].difference.tolist() == [1, 2, 3]
 
     def test_a_transcoder_writes_where_it_says(self, tmp_path: Path) -> None:
         more = {"d_in": 5, "d_out": 3, "hook_name_out": "blocks.2.hook_attn_out"}
@@ -142,8 +142,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "blocks.2.hook_resid_post" in capsys.readouterr().out
     run("--from-sae", folder, "--feature", 3, "--to", tmp_path / "v.gguf", "--model-hint", "llama")
     control = read_vectors(tmp_path / "v.gguf")
-    assert isinstance(control, BlockVectors)
-    assert control.direction(2).tolist() == [10, 11, 12]
+    assert not control.sites
+    assert control.block_outputs[2].difference.tolist() == [10, 11, 12]
     for words in ((), ("--from-sae", folder), ("--feature", 3), (out, "--from-sae", folder, "--feature", 3)):
         with pytest.raises(Exception, match="give a file of vectors, or --from-sae DIR with --feature NUMBER"):
             run(*words)

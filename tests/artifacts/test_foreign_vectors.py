@@ -13,7 +13,7 @@ from steer2edit.artifacts import (
     save_block_vectors,
     save_vectors,
 )
-from steer2edit.core import BlockVectors, Site, SteeringVectors
+from steer2edit.core import Site, SteeringVectors
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
 from steered import steered
@@ -77,15 +77,15 @@ def test_names_of_other_families_and_prefixes(tmp_path: Path, hookpoint: str, si
 def test_whole_layers_are_block_outputs(tmp_path: Path) -> None:
     path = written(tmp_path / "s.pt", {"layers.7": entry(1.0, 2.0), "layers.3": entry(0.5, 0.5)})
     read = read_vectors(path)
-    assert isinstance(read, BlockVectors)
-    assert {layer: read.direction(layer).tolist() for layer in read.layers} == {3: [1, 1], 7: [2, 4]}
+    assert not read.sites
+    assert {layer: own.difference.tolist() for layer, own in read.block_outputs.items()} == {3: [1, 1], 7: [2, 4]}
     with pytest.raises(ArtifactError, match=r"lm-eval steered: one direction per block output.*--use-at"):
         load_vectors(path)
     assert list(load_vectors(path, use_at="both").sites) == [Site(3, b) for b in ("attn", "mlp")] + [
         Site(7, b) for b in ("attn", "mlp")
     ]
     save_block_vectors(read, tmp_path / "s.gguf", model_hint="llama")
-    assert read_vectors(tmp_path / "s.gguf").direction(7).tolist() == [2, 4]
+    assert read_vectors(tmp_path / "s.gguf").block_outputs[7].difference.tolist() == [2, 4]
 
 
 @pytest.mark.parametrize(

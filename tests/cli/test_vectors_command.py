@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from steer2edit.artifacts import load_edit, load_vectors, read_vectors, save_block_vectors, save_vectors
 from steer2edit.cli import app, main
-from steer2edit.core import BlockVectors, ClassMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
 from tiny_chat import tiny_chat_model
 from unchecked import unchecked
 
@@ -41,7 +41,7 @@ def shown(capsys: Any, *arguments: object) -> dict[str, Any]:
 @pytest.fixture
 def control(tmp_path: Path) -> Path:
     directions = {1: torch.tensor([3.0, 4.0]), 2: torch.tensor([0.0, -2.0])}
-    save_block_vectors(BlockVectors.from_mapping(directions), tmp_path / "happy.gguf", model_hint="llama")
+    save_block_vectors(SteeringVectors.from_mapping(directions), tmp_path / "happy.gguf", model_hint="llama")
     return tmp_path / "happy.gguf"
 
 
@@ -104,12 +104,12 @@ def test_a_control_vector_to_our_format_needs_the_place(
     written = load_vectors(out)
     assert list(map(str, written.sites)) == ["L1.attn", "L1.mlp", "L2.attn", "L2.mlp"]
     assert written.metadata["block_outputs_used_at"] == "both"
-    assert BlockVectors.of(written).direction(1).tolist() == [3, 4]
+    assert written.block_outputs[1].difference.tolist() == [3, 4]
 
 
 def test_our_file_to_the_formats_of_others(ours: Path, tmp_path: Path, capsys: Any) -> None:
     assert shown(capsys, ours, "--to", tmp_path / "v.gguf")["written"]["layers_left_out"] == [0]
-    assert read_vectors(tmp_path / "v.gguf").direction(1).tolist() == [1, -1]
+    assert read_vectors(tmp_path / "v.gguf").block_outputs[1].difference.tolist() == [1, -1]
     assert read_vectors(tmp_path / "v.gguf").metadata["model_hint"] == "qwen2"
     run("vectors", ours, "--to", tmp_path / "w.gguf")
     assert "Left out, because the format has no place for it: layer 0." in capsys.readouterr().out

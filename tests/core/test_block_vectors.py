@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from families import tiny_model
-from steer2edit.core import BlockVectors, ClassMeans, Site, SiteMeans, SteeringVectors, site_vectors
-from steer2edit.errors import InvalidValueError, MismatchError
+from steer2edit.core import ClassMeans, Site, SiteMeans, SteeringVectors
+from steer2edit.errors import InvalidValueError
 from steered import steered
 
 IDS = torch.arange(3, 15).view(2, 6)
@@ -15,17 +15,20 @@ def means(positive: list[float], negative: list[float]) -> ClassMeans:
     return ClassMeans(torch.tensor(positive), torch.tensor(negative))
 
 
-def blocks() -> BlockVectors:
-    return BlockVectors({5: means([1.0, 2.0], [0.5, 3.0]), 0: means([0.0, 1.0], [1.0, 0.0])}, {"origin": "by hand"})
+def blocks() -> SteeringVectors:
+    layers = {5: means([1.0, 2.0], [0.5, 3.0]), 0: means([0.0, 1.0], [1.0, 0.0])}
+    return SteeringVectors({}, {"origin": "by hand"}, block_outputs=layers)
+
+
+def direction(vectors: SteeringVectors, layer: int) -> list[float]:
+    return vectors.block_outputs[layer].difference.tolist()
 
 
 def test_layers_are_sorted_and_a_direction_is_the_difference() -> None:
-    assert list(blocks().layers) == [0, 5]
-    assert blocks().direction(5).tolist() == [0.5, -1]
-    with pytest.raises(InvalidValueError, match=r"no direction of layer 3: there are \[0, 5\]"):
-        blocks().direction(3)
+    assert list(blocks().block_outputs) == [0, 5]
+    assert direction(blocks(), 5) == [0.5, -1]
     with pytest.raises(TypeError):
-        blocks().layers[1] = means([1.0], [1.0])
+        blocks().block_outputs[1] = means([1.0], [1.0])
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ def test_layers_are_sorted_and_a_direction_is_the_difference() -> None:
 )
 def test_bad_block_outputs_are_refused_on_their_own_and_along_with_vectors(layers: dict, message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
-        BlockVectors(layers)
+        SteeringVectors({}, block_outputs=layers)
     with pytest.raises(InvalidValueError, match=message):
         SteeringVectors({Site(0, "mlp"): SiteMeans(means([1.0], [0.0]))}, block_outputs=layers)
 
@@ -48,17 +51,14 @@ def test_bad_block_outputs_are_refused_on_their_own_and_along_with_vectors(layer
 @pytest.mark.parametrize("bad", [torch.ones(1, 2), torch.ones(2, dtype=torch.int64), torch.ones(0)])
 def test_a_direction_is_a_vector_of_floats(bad: torch.Tensor) -> None:
     with pytest.raises(InvalidValueError, match="layer 3: a direction is a vector"):
-        BlockVectors.from_mapping({3: bad})
+        SteeringVectors.from_mapping({3: bad})
 
 
-def test_block_vectors_of_vectors_without_them_are_refused_with_the_remedy() -> None:
+def test_no_edit_depends_on_block_outputs() -> None:
     vectors = SteeringVectors({Site(0, "mlp"): SiteMeans(means([1.0], [0.0]))}, {"contrast": "safety"})
-    with pytest.raises(MismatchError, match=r"another quantity.*--block-outputs"):
-        BlockVectors.of(vectors)
     measured = SteeringVectors(vectors.sites, vectors.metadata, block_outputs={3: means([2.0], [1.0])})
-    assert BlockVectors.of(measured).direction(3).tolist() == [1]
-    assert BlockVectors.of(measured).metadata == {"contrast": "safety"}
-    assert measured.digest() == vectors.digest()  # no edit depends on them
+    assert direction(measured, 3) == [1]
+    assert measured.digest() == vectors.digest()
 
 
 @pytest.mark.parametrize(
@@ -70,25 +70,18 @@ def test_block_vectors_of_vectors_without_them_are_refused_with_the_remedy() -> 
     ],
 )
 def test_site_vectors_take_the_direction_of_their_layer(use_at: str, sites: list[str]) -> None:
-    made = site_vectors(blocks(), use_at)
+    made = blocks().used_at(use_at)
     assert list(map(str, made.sites)) == sites
     for site, own in made.sites.items():
-        assert own.steering_vector.tolist() == blocks().direction(site.layer).tolist()
+        assert own.steering_vector.tolist() == direction(blocks(), site.layer)
         assert own.input is None
     assert made.metadata == {"origin": "by hand", "block_outputs_used_at": use_at}
-    assert BlockVectors.of(made).direction(5).tolist() == [0.5, -1]
-
-
-def test_site_vectors_of_a_model_have_only_its_sites() -> None:
-    model_sites = [Site(0, "mlp"), Site(0, "attn"), Site(5, "mlp")]
-    assert list(map(str, site_vectors(blocks(), "both", model_sites).sites)) == ["L0.attn", "L0.mlp", "L5.mlp"]
-    with pytest.raises(MismatchError, match=r"no L5\.attn: the block direction of layer 5"):
-        site_vectors(blocks(), "attn", model_sites)
+    assert direction(made, 5) == [0.5, -1]
 
 
 def test_there_is_no_other_place() -> None:
     with pytest.raises(InvalidValueError, match="used at attn, mlp, both, got 'residual'"):
-        site_vectors.__wrapped__(blocks(), "residual")
+        SteeringVectors.used_at.__wrapped__(blocks(), "residual")
 
 
 def test_used_at_the_mlp_steering_does_what_was_meant_for_the_block_output() -> None:
@@ -107,7 +100,7 @@ def test_used_at_the_mlp_steering_does_what_was_meant_for_the_block_output() -> 
         for handle in handles:
             handle.remove()
         base = model.network(input_ids=IDS).logits
-        with steered(model, site_vectors(BlockVectors.from_mapping(directions), "mlp"), 1.0):
+        with steered(model, SteeringVectors.from_mapping(directions).used_at("mlp"), 1.0):
             ours = model.network(input_ids=IDS).logits
     assert (expected - base).abs().max() > 0.1
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)

@@ -140,10 +140,8 @@ def vectors(
     return result
 
 
-def _described(found: "core.SteeringVectors | core.BlockVectors", file: Path) -> dict[str, Any]:
+def _described(found: "core.SteeringVectors", file: Path) -> dict[str, Any]:
     """JSON-able: format, norms by site and by block output, and the metadata."""
-    blocks = found.layers if isinstance(found, core.BlockVectors) else found.block_outputs or {}
-    sites = {} if isinstance(found, core.BlockVectors) else found.sites
     return {
         "file": str(file),
         "format": found.metadata.get("format", "steer2edit"),
@@ -153,18 +151,18 @@ def _described(found: "core.SteeringVectors | core.BlockVectors", file: Path) ->
                 "outputs": means.steering_vector.numel(),
                 "inputs": None if means.input is None else means.input.positive.numel(),
             }
-            for site, means in sites.items()
+            for site, means in found.sites.items()
         },
         "block_outputs": {
             str(layer): {"norm": means.difference.norm().item(), "outputs": means.positive.numel()}
-            for layer, means in blocks.items()
+            for layer, means in (found.block_outputs or {}).items()
         },
         "metadata": dict(found.metadata),
     }
 
 
 def _write(
-    found: "core.SteeringVectors | core.BlockVectors", file: Path, to: Path, use_at: str | None,
+    found: "core.SteeringVectors", file: Path, to: Path, use_at: str | None,
     model_hint: str | None, plain: bool, overwrite: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from steer2edit.artifacts.vector_files.block_files import BLOCK_SUFFIXES
@@ -172,10 +170,9 @@ def _write(
     if to.suffix in BLOCK_SUFFIXES:
         if use_at or plain:
             raise typer.BadParameter(f"--use-at and --plain are for .safetensors; {to.suffix} has block outputs.")
-        blocks = found if isinstance(found, core.BlockVectors) else core.BlockVectors.of(found)
-        left_out = artifacts.save_block_vectors(blocks, to, model_hint=model_hint, overwrite=overwrite)
+        left_out = artifacts.save_block_vectors(found, to, model_hint=model_hint, overwrite=overwrite)
         return {"file": str(to), "layers_left_out": left_out}
-    if file.is_dir() and isinstance(found, core.BlockVectors):  # of a SAE: what writes to the residual stream last
+    if file.is_dir() and not found.sites:  # of a SAE: what writes to the residual stream last
         use_at = use_at or "mlp"
     taken = artifacts.load_vectors(found if file.is_dir() else file, use_at)  # type: ignore[arg-type]
     artifacts.save_vectors(taken, to, overwrite=overwrite, plain=plain)

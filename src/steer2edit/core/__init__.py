@@ -1,6 +1,5 @@
 """The nouns of the project: components, steering vectors, weight edits, interventions."""
 
-from steer2edit.core.block_vectors import BlockVectors as BlockVectors, UseAt as UseAt, site_vectors as site_vectors
 from steer2edit.core.components import (
     BLOCKS as BLOCKS,
     SHARES_RHO as SHARES_RHO,
@@ -23,4 +22,5 @@ from steer2edit.core.vectors import (
     SiteEffects as SiteEffects,
     SiteMeans as SiteMeans,
     SteeringVectors as SteeringVectors,
+    UseAt as UseAt,
 )

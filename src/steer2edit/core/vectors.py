@@ -1,5 +1,9 @@
 """Steering vectors: the class means of each site's output and input, and what is known about them.
 
+A layer adds its attention's and its MLP's output to the residual stream; what it hands on is its *block output*. A
+direction of block outputs, as control vectors of other tools are, is another quantity than the two steering vectors of
+the layer's sites, and is never turned into them silently: `SteeringVectors.used_at` is told where to use it.
+
 Shapes: d = width of a site's output (the residual stream), m = width of its input.
 """
 
@@ -8,14 +12,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer2edit.core.components import Site
+from steer2edit.core.components import BLOCKS, Site
 from steer2edit.errors import InvalidValueError
+
+UseAt = Literal["attn", "mlp", "both"]
+"""Which projections of a layer take its block direction as their steering vector."""
 
 
 def _read_only(mapping: dict[Any, Any]) -> MappingProxyType[Any, Any]:
@@ -132,13 +139,13 @@ class SiteMeans:
 
 @dataclass(frozen=True, eq=False)
 class SteeringVectors:
-    """One steering vector per site, with the input means that a conversion needs."""
+    """One steering vector per site, with the input means that a conversion needs; or one direction per layer."""
 
-    sites: Mapping[Site, SiteMeans]  # at least one; float32, on the CPU
+    sites: Mapping[Site, SiteMeans]  # float32, on the CPU; empty where only whole layers' outputs are known
     # JSON-able facts: model, fingerprint, contrast, counts, span rule, ...
     metadata: Mapping[str, Any] = field(default_factory=dict)
     diagnosis: Mapping[str, Any] | None = None  # JSON-able, by site name
-    # of whole layers' outputs by layer, [d], which control vectors of other tools need (`BlockVectors`)
+    # of whole layers' outputs by layer, [d], which control vectors of other tools are; `None` where not measured
     block_outputs: Mapping[int, ClassMeans] | None = None
 
     @property
@@ -150,25 +157,54 @@ class SteeringVectors:
         }
 
     def __post_init__(self) -> None:
-        if not self.sites:
-            raise InvalidValueError("steering vectors need at least one site, got none.")
+        if not (self.sites if self.block_outputs is None else self.block_outputs):
+            raise InvalidValueError("steering vectors need at least one site, got none, or else at least one layer.")
         for site, means in self.sites.items():
             for name, pair in means.named.items():
                 pair.require_finite(str(site), name)
         object.__setattr__(self, "sites", MappingProxyType(dict(sorted(self.sites.items()))))
         if self.block_outputs is not None:
-            object.__setattr__(self, "block_outputs", checked_block_outputs(self.block_outputs))
+            layers = dict(sorted(self.block_outputs.items()))
+            entries = next(iter(self.block_outputs.values())).positive.numel()
+            for layer, output in layers.items():
+                if layer < 0:
+                    raise InvalidValueError(f"layer must be >= 0, got {layer}: layers count from 0.")
+                for size in (tensor.numel() for tensor in output.tensors if tensor.numel() != entries):
+                    raise InvalidValueError(
+                        f"layer {layer}: the output has {size} entries, but another has {entries}: all layers of a "
+                        "model write to one residual stream."
+                    )
+                output.require_finite(f"layer {layer}", "output")
+            object.__setattr__(self, "block_outputs", MappingProxyType(layers))
 
     @classmethod
-    def from_mapping(cls, vectors: Mapping[Site | str, Tensor], **metadata: Any) -> "SteeringVectors":
-        """Vectors that were made elsewhere: site (or its name, `L3.mlp`) → v [d]. Input means stay unknown."""
+    def from_mapping(cls, vectors: Mapping[Any, Tensor], **metadata: Any) -> "SteeringVectors":
+        """Vectors that were made elsewhere: site (or its name, `L3.mlp`), or layer → v [d]. Input means stay unknown."""
         sites: dict[Site, SiteMeans] = {}
+        layers: dict[int, ClassMeans] = {}
         for key, vector in vectors.items():
+            if isinstance(key, int):
+                layers[key] = ClassMeans.of_direction(vector, f"layer {key}")
+                continue
             site = key if isinstance(key, Site) else Site.parse(key)
             if site in sites:
                 raise InvalidValueError(f"{site} is given twice: name every site once.")
             sites[site] = SiteMeans(ClassMeans.of_direction(vector, str(site)))
-        return cls(sites, metadata={"origin": "imported", **metadata})
+        return cls(sites, {"origin": "imported", **metadata}, block_outputs=layers or None)
+
+    def used_at(self, use_at: UseAt) -> "SteeringVectors":
+        """Steering vectors that take each layer's block direction as v of the chosen projections of that layer.
+
+        Where a layer adds its MLP's output to the residual stream as it is, without a norm or a factor, adding γv to
+        that output is adding γv to the block's output: with `mlp`, steering does what the block direction was made for.
+        `both` adds it twice per layer. The block outputs stay with the vectors, and the choice is in the metadata.
+        """
+        if use_at not in get_args(UseAt):
+            raise InvalidValueError(f"block directions are used at {', '.join(get_args(UseAt))}, got {use_at!r}.")
+        blocks = [block for block in BLOCKS if block == use_at or (use_at == "both" and block != "ssm")]
+        layers = (self.block_outputs or {}).items()
+        sites = {Site(layer, block): SiteMeans(output) for layer, output in layers for block in blocks}
+        return replace(self, sites=sites, metadata={**self.metadata, "block_outputs_used_at": use_at})
 
     @property
     def has_input_means(self) -> bool:
@@ -197,21 +233,3 @@ class SteeringVectors:
             for s, m in self.sites.items()
         }
         return replace(self, sites=sites, metadata={**self.metadata, **metadata})
-
-
-def checked_block_outputs(layers: Mapping[int, ClassMeans]) -> Mapping[int, ClassMeans]:
-    """Class means of layers' outputs, in order of the layers; an InvalidValueError for what cannot be."""
-    if not layers:
-        raise InvalidValueError("block outputs need at least one layer, got none.")
-    first = next(iter(layers.values())).positive.numel()
-    for layer, means in layers.items():
-        if layer < 0:
-            raise InvalidValueError(f"layer must be >= 0, got {layer}: layers count from 0.")
-        for tensor in means.tensors:
-            if tensor.numel() != first:
-                raise InvalidValueError(
-                    f"layer {layer}: the output has {tensor.numel()} entries, but another has {first}: all layers of a "
-                    "model write to one residual stream."
-                )
-        means.require_finite(f"layer {layer}", "output")
-    return MappingProxyType(dict(sorted(layers.items())))

@@ -17,8 +17,8 @@ from steer2edit.artifacts.atomic import atomic_file, require_read_back
 from steer2edit.artifacts.facts import Record
 from steer2edit.artifacts.manifest import read_json
 from steer2edit.artifacts.tensors import same_bits, write_gguf
-from steer2edit.core import BlockVectors
-from steer2edit.errors import ArtifactError
+from steer2edit.core import SteeringVectors
+from steer2edit.errors import ArtifactError, MismatchError
 
 BLOCK_SUFFIXES = (".gguf", ".svec")
 _ARCHITECTURE = "controlvector"
@@ -27,9 +27,9 @@ _LAYER = "0|[1-9][0-9]{0,8}"
 
 
 def save_block_vectors(
-    blocks: BlockVectors, path: Path | str, *, model_hint: str | None = None, overwrite: bool = False
+    vectors: SteeringVectors, path: Path | str, *, model_hint: str | None = None, overwrite: bool = False
 ) -> list[int]:
-    """Write block directions as a GGUF control vector or a `.svec` file, and check it by reading it again.
+    """Write directions of block outputs as a GGUF control vector or a `.svec` file, and check it by reading it again.
 
     Both formats name the model's type, `model_hint`, which is taken from the metadata if it is there. Returns the
     layers that the format cannot hold and that were left out: layer 0 of a control vector.
@@ -37,8 +37,14 @@ def save_block_vectors(
     path = Path(path)
     if path.suffix not in BLOCK_SUFFIXES:
         raise ArtifactError(f"directions of blocks are written as {' or '.join(BLOCK_SUFFIXES)}, got {path.name!r}.")
-    model = blocks.metadata.get("model")
-    known = model.get("model_type") if isinstance(model, dict) else blocks.metadata.get("model_hint")
+    if vectors.block_outputs is None:
+        raise MismatchError(
+            "these vectors hold one direction per projection, and none per block output, which is another quantity: a "
+            "block's output also carries everything that the layers before it wrote. Extract again with "
+            "--block-outputs, which measures both in the same pass (block_outputs=True)."
+        )
+    model = vectors.metadata.get("model")
+    known = model.get("model_type") if isinstance(model, dict) else vectors.metadata.get("model_hint")
     if not (hint := model_hint or known) or not isinstance(hint, str):
         raise ArtifactError(
             f"{path.name} must name the type of the model, which these vectors do not know. Give it: --model-hint "
@@ -46,33 +52,34 @@ def save_block_vectors(
         )
     is_gguf = path.suffix == ".gguf"
     write, read = (_write_gguf, read_control_vectors) if is_gguf else (_write_svec, read_svec)
-    directions = {layer: blocks.direction(layer).contiguous() for layer in blocks.layers if layer or not is_gguf}
+    layers = vectors.block_outputs.items()
+    directions = {layer: means.difference.contiguous() for layer, means in layers if layer or not is_gguf}
     if not directions:
         raise ArtifactError("these vectors have layer 0 only, and control vectors have no direction.0.")
     with atomic_file(path, overwrite=overwrite) as scratch:
-        write(scratch, directions, hint, blocks)
-        found = read(scratch).layers
+        write(scratch, directions, hint, vectors)
+        found = read(scratch).block_outputs or {}
         same = found.keys() == directions.keys() and all(same_bits(found[k].positive, directions[k]) for k in found)
         require_read_back(same, path)
-    return [layer for layer in blocks.layers if layer not in directions]
+    return [layer for layer in vectors.block_outputs if layer not in directions]
 
 
-def _write_gguf(path: Path, directions: dict[int, Tensor], hint: str, _: BlockVectors) -> None:
+def _write_gguf(path: Path, directions: dict[int, Tensor], hint: str, _: SteeringVectors) -> None:
     keys = {f"{_ARCHITECTURE}.model_hint": hint, f"{_ARCHITECTURE}.layer_count": len(directions)}
     write_gguf(path, _ARCHITECTURE, keys, {f"direction.{layer}": v.numpy() for layer, v in directions.items()})
 
 
-def _write_svec(path: Path, directions: dict[int, Tensor], hint: str, blocks: BlockVectors) -> None:
+def _write_svec(path: Path, directions: dict[int, Tensor], hint: str, vectors: SteeringVectors) -> None:
     """Every float32 is written with the digits that give it back."""
     content = {
         "model_type": hint,
         "directions": {str(layer): direction.tolist() for layer, direction in directions.items()},
-        "explained_variances": blocks.metadata.get("explained_variances", {}),
+        "explained_variances": vectors.metadata.get("explained_variances", {}),
     }
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def read_control_vectors(path: Path) -> BlockVectors:
+def read_control_vectors(path: Path) -> SteeringVectors:
     """Block directions from a GGUF file, without a direction.0 or another tensor; raises as `read_vectors`."""
     from steer2edit.models.gguf import UnsoundError, gguf_bytes, gguf_header
 
@@ -107,7 +114,7 @@ def read_control_vectors(path: Path) -> BlockVectors:
     if not isinstance(hint, str | None) or isinstance(count, str | float | bool):
         raise ArtifactError(f"{path}: model_hint must be text and layer_count a whole number, got {hint!r}, {count!r}.")
     made = {"format": "control vectors", "file": path.name, "model_hint": hint, "layer_count": count}
-    return BlockVectors.from_mapping(directions, **made)
+    return SteeringVectors.from_mapping(directions, **made)
 
 
 def _only_row(value: Any) -> Any:
@@ -129,7 +136,7 @@ class _Svec(Record):
     explained_variances: dict[_Layer, _Number] | None = None
 
 
-def read_svec(path: Path) -> BlockVectors:
+def read_svec(path: Path) -> SteeringVectors:
     """Block directions from a `.svec` file, and its explained variances as metadata; raises as `read_vectors`."""
     content = read_json(path)
     if content.get("num_heads") is not None:
@@ -139,4 +146,4 @@ def read_svec(path: Path) -> BlockVectors:
     known = {"explained_variances": read.explained_variances} if read.explained_variances else {}
     made = {"format": "CAST vectors", "file": path.name, "model_hint": read.model_type, **known}
     directions = {int(k): torch.tensor(v, dtype=torch.float64).float() for k, v in read.directions.items()}
-    return BlockVectors.from_mapping(directions, **made)
+    return SteeringVectors.from_mapping(directions, **made)

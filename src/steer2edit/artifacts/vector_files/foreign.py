@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steer2edit.artifacts.checkpoints.files import open_tensors
 from steer2edit.artifacts.manifest import read_json
-from steer2edit.core import Block, BlockVectors, Site, SteeringVectors
+from steer2edit.core import Block, Site, SteeringVectors
 from steer2edit.errors import ArtifactError, InvalidValueError
 
 _WEIGHTS = "sae_weights.safetensors"
@@ -27,7 +27,7 @@ def is_steered(content: object) -> bool:
     return bool(entries) and all(isinstance(e, dict) and "steering_vector" in e for e in entries)
 
 
-def steered_vectors(content: Mapping[Any, Any], **metadata: Any) -> SteeringVectors | BlockVectors:
+def steered_vectors(content: Mapping[Any, Any], **metadata: Any) -> SteeringVectors:
     """Vectors of sites, or of block outputs, as the hookpoints of a file of lm-eval's model `steered` say.
 
         {"layers.7.self_attn.o_proj": {"steering_vector": v, "steering_coefficient": c, "action": "add", "bias": None}}
@@ -62,7 +62,7 @@ def steered_vectors(content: Mapping[Any, Any], **metadata: Any) -> SteeringVect
             "it has hookpoints of projections and of whole layers, which are different quantities. Put them into two "
             "files."
         )
-    return _vectors(found, **metadata)
+    return SteeringVectors.from_mapping(found, **metadata)
 
 
 def hooked_place(hook: object) -> Site | int:
@@ -104,7 +104,7 @@ def _block(path: str) -> Block | None:
     return next((_WORDS[word] for word in words if word in _WORDS and (not outer or _OUTPUTS.fullmatch(last))), None)
 
 
-def read_sae_feature(folder: Path, feature: int) -> SteeringVectors | BlockVectors:
+def read_sae_feature(folder: Path, feature: int) -> SteeringVectors:
     """The decoder row of a feature, counted from 0, as v of the place that the SAE reads, or writes to.
 
     An ArtifactError where a file is missing or damaged, the feature is out of range, the widths of the two files
@@ -131,7 +131,7 @@ def read_sae_feature(folder: Path, feature: int) -> SteeringVectors | BlockVecto
     return _at(hook, row, str(folder / "cfg.json"), made)
 
 
-def read_neuronpedia(path: Path) -> SteeringVectors | BlockVectors:
+def read_neuronpedia(path: Path) -> SteeringVectors:
     """The vector of a Neuronpedia export; raises as `read_sae_feature`, and where it has no vector."""
     content = read_json(path)
     values = content.get("vector") or content.get("steeringVector")
@@ -148,16 +148,11 @@ def read_neuronpedia(path: Path) -> SteeringVectors | BlockVectors:
     return _at(hook, torch.tensor(values, dtype=torch.float32), str(path), made)
 
 
-def _at(hook: object, vector: Tensor, where: str, made: Mapping[str, Any]) -> SteeringVectors | BlockVectors:
+def _at(hook: object, vector: Tensor, where: str, made: Mapping[str, Any]) -> SteeringVectors:
     if not bool(torch.isfinite(vector).all()) or not vector.any():
         raise ArtifactError(f"{where}: the vector is zero or not finite, so it has no direction.")
     known = {key: value for key, value in {**made, "hook": hook}.items() if value is not None}
     try:
-        return _vectors({hooked_place(hook): vector}, **known)
+        return SteeringVectors.from_mapping({hooked_place(hook): vector}, **known)
     except InvalidValueError as error:
         raise ArtifactError(f"{where}: {error}") from error
-
-
-def _vectors(found: Mapping[Any, Tensor], **metadata: Any) -> SteeringVectors | BlockVectors:
-    """Vectors of sites, or of block outputs where places are layers."""
-    return (BlockVectors if int in map(type, found) else SteeringVectors).from_mapping(found, **metadata)

@@ -16,20 +16,10 @@ from steer2edit.artifacts.official import is_official_edit, official_tensors
 from steer2edit.artifacts.tensors import read_pt, read_tensors, require_file, write_tensors
 from steer2edit.artifacts.vector_files.block_files import read_control_vectors, read_svec
 from steer2edit.artifacts.vector_files.foreign import is_steered, read_neuronpedia, steered_vectors
-from steer2edit.core import (
-    BLOCKS,
-    BlockVectors,
-    ClassMeans,
-    Site,
-    SiteEffects,
-    SiteMeans,
-    SteeringVectors,
-    UseAt,
-    site_vectors,
-)
+from steer2edit.core import BLOCKS, ClassMeans, Site, SiteEffects, SiteMeans, SteeringVectors, UseAt
 from steer2edit.errors import ArtifactError, InvalidValueError
 
-VectorSource = SteeringVectors | BlockVectors | Path | str | Mapping[Site, Tensor] | Mapping[str, Tensor]
+VectorSource = SteeringVectors | Path | str | Mapping[Site, Tensor] | Mapping[str, Tensor]
 
 _KIND = "steering-vectors"
 _PLAIN = "v"  # a key that is a site's or a layer's name alone is v itself
@@ -82,7 +72,7 @@ def _named_tensors(vectors: SteeringVectors) -> dict[str, Tensor]:
     return tensors
 
 
-def read_vectors(path: Path | str) -> SteeringVectors | BlockVectors:
+def read_vectors(path: Path | str) -> SteeringVectors:
     """Read a file of vectors as what it is: vectors by site, or by block where that is what the file holds.
 
     That is a `.safetensors` file that `save_vectors` wrote, or one made elsewhere, with v [d] as `L3.attn` and
@@ -109,24 +99,23 @@ def load_vectors(source: VectorSource, use_at: UseAt | None = None) -> SteeringV
     """Vectors from wherever a user has them: themselves, a file (`read_vectors`), or a mapping site → v.
 
     A mapping has v [d] by the site or its name (`L3.mlp`), optionally with `L3.mlp.input_mean` → μ [m]. Directions of
-    block outputs, and only they, need `use_at`: which projections of the same layer take them (`site_vectors`).
+    block outputs, and only they, need `use_at`: which projections of the same layer take them.
     """
-    found: SteeringVectors | BlockVectors
     if isinstance(source, Path | str):
         found = read_vectors(source)
-    elif isinstance(source, SteeringVectors | BlockVectors):
+    elif isinstance(source, SteeringVectors):
         found = source
     elif isinstance(source, Mapping):
         found = _assembled({str(key): tensor for key, tensor in source.items()}, {"origin": "imported"})
     else:
         raise InvalidValueError(f"vectors are given by site (L3.mlp) or as a file, got {source!r:.80}.")
-    if not isinstance(found, BlockVectors):
+    if found.sites:
         if use_at is not None:
             where = source if isinstance(source, Path | str) else "the source"
             raise ArtifactError(f"{where} holds vectors of projections already: leave out --use-at (use_at).")
         return found
     if use_at is not None:
-        return site_vectors(found, use_at)
+        return found.used_at(use_at)
     name = f"{source} holds" if isinstance(source, Path | str) else "these are"
     raise ArtifactError(
         f"{name} {found.metadata.get('format', 'vectors')}: one direction per block output, not one per projection. "
@@ -149,7 +138,7 @@ def _load_safetensors(path: Path) -> SteeringVectors:
     return _assembled(tensors, facts["metadata"] or {}, facts["diagnosis"])
 
 
-def _load_pt(path: Path) -> SteeringVectors | BlockVectors:
+def _load_pt(path: Path) -> SteeringVectors:
     content, made = read_pt(path), {"origin": "imported", "file": path.name}
     if isinstance(content, dict) and {"pre", "post"} & content.keys():
         return _assembled(official_tensors(content), {**made, "format": "official Steer2Edit directions"})
