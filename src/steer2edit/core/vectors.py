@@ -179,7 +179,7 @@ class SteeringVectors:
 
     @classmethod
     def from_mapping(cls, vectors: Mapping[Any, Tensor], **metadata: Any) -> "SteeringVectors":
-        """Vectors that were made elsewhere: site (or its name, `L3.mlp`), or layer → v [d]. Input means stay unknown."""
+        """Vectors that were made elsewhere: site (or its name, `L3.mlp`) or layer → v [d]. Input means stay unknown."""
         sites: dict[Site, SiteMeans] = {}
         layers: dict[int, ClassMeans] = {}
         for key, vector in vectors.items():

@@ -5,19 +5,17 @@ Shapes: t = tokens of a response, v = vocabulary.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from steer2edit.core import Editing, Intervention
 from steer2edit.engines.requests import Request, ResponseScore, response_score
 from steer2edit.engines.vllm_package import (
-    AdapterCache,
+    adapters,
     as_edit,
     checkpoint_of,
     edit_groups,
@@ -35,17 +33,6 @@ from steer2edit.progress import Advance, step
 
 _LOWEST_TEMPERATURE = 0.01  # vLLM raises anything between 0 and this to this
 _WIDE_ENTRIES = 2**23  # (position, vocabulary entry) pairs of one call: vLLM holds about 100 bytes for each
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One sequence under one edit, what vLLM is to return for it, and the position from which on we read that."""
-
-    ids: tuple[int, ...]
-    editing: Editing | None
-    params: Any  # vllm.SamplingParams
-    start: int = 0
 
 
 class VllmEngine:
@@ -74,16 +61,13 @@ class VllmEngine:
     ) -> None:
         self._vllm = import_vllm()
         self.model = model
-        self._max_edits = max_edits
-        # a slot is freed at once, not when it is needed: one must stay free (`llm_settings`)
-        self._adapters = AdapterCache(model, max_edits, lambda number: self._llm.llm_engine.remove_lora(number))
+        self._max_edits, self._numbers = max_edits, count(1)
         settings = llm_settings(model, max_edits, engine_args or {})
         self._llm = start(self._vllm, checkpoint_of(model, checkpoint), settings)
 
     def close(self) -> None:
-        """Stop vLLM's processes and delete the adapters."""
+        """Stop vLLM's processes."""
         self._llm.llm_engine.engine_core.shutdown()
-        self._adapters.close()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
         """As `Engine.generate`.
@@ -93,19 +77,17 @@ class VllmEngine:
         temperature that vLLM would change is refused.
         """
         edits = [as_edit(request.intervention) for request in requests]
-        encoded = self._encode(requests, room=sampling.max_new_tokens)
-        ends = end_ids(self.model)
-        limits = {"max_tokens": sampling.max_new_tokens, "stop_token_ids": ends}
-        jobs = [
-            _Job(ids, editing, self._params(**limits, **draws))
-            for ids, editing, draws in zip(encoded, edits, _draws(encoded, edits, sampling), strict=True)
+        room, ends = sampling.max_new_tokens, end_ids(self.model)
+        encoded = [tuple(ids) for ids in encode_prompts(self.model, [r.prompt for r in requests], room=room)]
+        self._require_room([len(ids) for ids in encoded], room)
+        draws = _draws(encoded, edits, sampling)
+        params = [self._params(max_tokens=room, stop_token_ids=ends, **own) for own in draws]
+        with step("Generating", len(requests)) as advance:
+            outputs = self._run(encoded, edits, params, advance)
+        return [
+            reply_of(self.model, ids, list(output.outputs[0].token_ids), ends)
+            for ids, output in zip(encoded, outputs, strict=True)
         ]
-
-        def read(job: _Job, output: Any) -> Reply:
-            return reply_of(self.model, job.ids, list(output.outputs[0].token_ids), ends)
-
-        with step("Generating", len(jobs)) as advance:
-            return self._run(jobs, read, advance)
 
     def score(
         self, responses: Sequence[EncodedResponse], interventions: Sequence[Intervention], *, kl: bool = True
@@ -126,55 +108,54 @@ class VllmEngine:
         asked = [(r, k) for r in range(len(responses)) for k in runs]
         scores: list[dict[int, ResponseScore]] = [{} for _ in edits]
         base = torch.empty(0, 0)
-
-        def read(job: _Job, output: Any) -> Float[Tensor, "t v"] | ResponseScore:
-            flat = output.prompt_logprobs
-            return whole_distributions(flat, job.start, self._vocabulary) if kl else own_score(flat, job.start)
-
+        vocabulary = int(self._llm.model_config.get_vocab_size())
         with step("Scoring", len(asked)) as advance:
-            for batch in self._wide_batches([len(responses[r].ids) if kl else 0 for r, _ in asked]):
+            for batch in _wide_batches([len(responses[r].ids) if kl else 0 for r, _ in asked], vocabulary):
                 pairs = [asked[i] for i in batch]
-                jobs = [
-                    _Job(responses[r].ids, None if k is None else edits[k], params, responses[r].start)
-                    for r, k in pairs
-                ]
-                for (r, k), found in zip(pairs, self._run(jobs, read, advance), strict=True):
-                    if k is None and isinstance(found, Tensor):
-                        base = found  # it comes before the response's edits
-                    one = found if isinstance(found, ResponseScore) else response_score(responses[r], base, found)
+                rows, used = [responses[r] for r, _ in pairs], [None if k is None else edits[k] for _, k in pairs]
+                outputs = self._run([row.ids for row in rows], used, [params] * len(rows), advance)
+                for (r, k), row, output in zip(pairs, rows, outputs, strict=True):
+                    if kl:
+                        found = whole_distributions(output.prompt_logprobs, row.start, vocabulary)
+                        base = found if k is None else base  # it comes before the response's edits
+                        one = response_score(row, base, found)
+                    else:
+                        one = own_score(output.prompt_logprobs, row.start)
                     for index in unedited if k is None else [k]:
                         scores[index][r] = one
         return [[by_response[r] for r in range(len(responses))] for by_response in scores]
 
-    def _run(self, jobs: Sequence[_Job], read: Callable[[_Job, Any], _T], advance: Advance) -> list[_T]:
-        """What `read` makes of every job's output, in the order of the jobs."""
-        results: dict[int, _T] = {}
-        for group in edit_groups([job.editing for job in jobs], self._max_edits):
-            edits = [jobs[i].editing for i in group]
-            adapters = self._adapters.hold([editing for editing in edits if editing is not None])
-            loras = {
-                key: self._vllm.lora.request.LoRARequest(f"edit-{a.number}", a.number, str(a.directory))
-                for key, a in adapters.items()
-            }
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": list(jobs[i].ids)} for i in group],
-                [jobs[i].params for i in group],
-                lora_request=[None if editing is None else loras[edit_key(editing)] for editing in edits],
-                use_tqdm=False,
-            )
-            results.update({i: read(jobs[i], output) for i, output in zip(group, outputs, strict=True)})
+    def _run(
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        edits: Sequence[Editing | None],
+        params: Sequence[Any],
+        advance: Advance,
+    ) -> list[Any]:
+        """What vLLM puts out for every sequence under its edit, in their order."""
+        results: dict[int, Any] = {}
+        for group in edit_groups(edits, self._max_edits):
+            used = [edits[i] for i in group]
+            # a slot is freed at once, not when it is needed: one must stay free (`llm_settings`)
+            with adapters(self.model, used, self._numbers, self._llm.llm_engine.remove_lora) as folders:
+                loras = {
+                    key: self._vllm.lora.request.LoRARequest(f"edit-{number}", number, str(folder))
+                    for key, (number, folder) in folders.items()
+                }
+                outputs = self._llm.generate(
+                    [{"prompt_token_ids": list(sequences[i])} for i in group],
+                    [params[i] for i in group],
+                    lora_request=[None if editing is None else loras[edit_key(editing)] for editing in used],
+                    use_tqdm=False,
+                )
+            results.update(zip(group, outputs, strict=True))
             advance(len(group))
-        return [results[i] for i in range(len(jobs))]
+        return [results[i] for i in range(len(sequences))]
 
     def _params(self, **settings: Any) -> Any:
         """Greedy and one token unless said otherwise; only our own end tokens end a reply."""
         defaults = {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "ignore_eos": True}
         return self._vllm.SamplingParams(**{**defaults, **settings})
-
-    def _encode(self, requests: Sequence[Request], room: int) -> list[tuple[int, ...]]:
-        encoded = encode_prompts(self.model, [request.prompt for request in requests], room=room)
-        self._require_room([len(ids) for ids in encoded], room)
-        return [tuple(ids) for ids in encoded]
 
     def _require_room(self, lengths: Sequence[int], room: int) -> None:
         """vLLM would cut a reply short without saying so."""
@@ -185,21 +166,18 @@ class VllmEngine:
                 f"with max_model_len {limit}. Shorten it, or raise max_model_len in engine_args."
             )
 
-    def _wide_batches(self, positions: Sequence[int]) -> Iterator[list[int]]:
-        """Consecutive jobs whose answers, `positions` whole distributions each, fit into memory together."""
-        most = max(1, _WIDE_ENTRIES // self._vocabulary)
-        batch: list[int] = []
-        for index, count in enumerate(positions):
-            if batch and sum(positions[i] for i in batch) + count > most:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
 
-    @property
-    def _vocabulary(self) -> int:
-        return int(self._llm.model_config.get_vocab_size())
+def _wide_batches(positions: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
+    """Consecutive sequences whose answers, `positions` whole distributions each, fit into memory together."""
+    most = max(1, _WIDE_ENTRIES // vocabulary)
+    batch: list[int] = []
+    for index, own in enumerate(positions):
+        if batch and sum(positions[i] for i in batch) + own > most:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def _draws(

@@ -1,17 +1,13 @@
 """The optional package vLLM: starting it, edits as its adapters, its flat lists of log-probabilities as tensors.
 
-vLLM loads rank-1 LoRA adapters from the disk, and has room for a few at a time.
-
 `flat` is a `vllm.logprobs.FlatLogprobs`: at every position the sequence's own token first, then as many tokens as were
 asked for, in order of probability. Of a prompt's, position i is the distribution that predicts the prompt's token i.
 Shapes: t = positions, v = vocabulary.
 """
 
-import shutil
 import tempfile
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,7 +50,7 @@ def checkpoint_of(model: LanguageModel, given: Path | str | None) -> str:
 
 
 def llm_settings(model: LanguageModel, max_edits: int, engine_args: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` besides the checkpoint.
+    """Arguments of `vllm.LLM` besides the checkpoint; an InvalidValueError where one cannot be.
 
     There is one adapter slot more than there are edits. It stays free: in the CPU build of vLLM 0.32 rows of the base
     get the last slot's adapter where a batch holds edits too and every slot is taken.
@@ -63,6 +59,8 @@ def llm_settings(model: LanguageModel, max_edits: int, engine_args: Mapping[str,
     layer (vLLM makes it by default) ends the CPU build when a prompt's log-probabilities are asked for, and a module
     that cannot have one is refused where the modules are named, but silently left out where they are not.
     """
+    if max_edits < 1:
+        raise InvalidValueError(f"max_edits must be >= 1, got {max_edits}.")
     own = {
         "enable_lora": True,
         "max_lora_rank": 1,
@@ -119,50 +117,33 @@ def own_score(flat: Any, start: int) -> ResponseScore:
     return ResponseScore(sum(own), len(own))
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """An edit written as a PEFT adapter."""
+@contextmanager
+def adapters(
+    model: LanguageModel,
+    edits: Iterable[Editing | None],
+    numbers: Iterator[int],
+    drop: Callable[[int], object],
+) -> Iterator[dict[tuple[int, float], tuple[int, Path]]]:
+    """Edits as PEFT adapters on the disk for a while: number and folder of each by `edit_key`.
 
-    number: int  # from 1; never given twice, because engines recognise adapters and their cached prefixes by it
-    directory: Path  # of the adapter's files
-    editing: Editing  # the edit with the strength that is folded in. Kept, so that its identity stays its own
-
-
-class AdapterCache:
-    """Adapters of the edits that were used last. An edit is recognised by its identity and strength."""
-
-    def __init__(self, model: LanguageModel, capacity: int, drop: Callable[[int], object]) -> None:
-        # `drop` is called with the number of an adapter that gives way, before its files are deleted
-        if capacity < 1:
-            raise InvalidValueError(f"max_edits must be >= 1, got {capacity}.")
-        self._model, self._capacity, self._drop = model, capacity, drop
-        self._adapters: dict[tuple[int, float], Adapter] = {}  # least recently used first
-        self._written = 0
-        self._root = Path(tempfile.mkdtemp(prefix="steer2edit-adapters-"))
-        self.close = weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
-
-    def hold(self, edits: Sequence[Editing]) -> dict[tuple[int, float], Adapter]:
-        """The adapters of these edits, by `edit_key`; the least recently used others give way."""
-        wanted = {edit_key(editing): editing for editing in edits}
-        assert len(wanted) <= self._capacity
-        for key in wanted.keys() & self._adapters.keys():
-            self._adapters[key] = self._adapters.pop(key)  # most recently used now
-        missing = [key for key in wanted if key not in self._adapters]
-        while len(self._adapters) + len(missing) > self._capacity:
-            dropped = self._adapters.pop(next(iter(self._adapters)))
-            self._drop(dropped.number)
-            shutil.rmtree(dropped.directory)
-        for key in missing:
-            self._model.require_shapes(wanted[key].edit.shapes, "edits")
-            self._written += 1
-            adapter = Adapter(self._written, self._root / str(self._written), wanted[key])
-            write_adapter(self._model, wanted[key], adapter.directory)
-            self._adapters[key] = adapter
-        return {key: self._adapters[key] for key in wanted}
+    A number is never given twice, because engines recognise adapters and their cached prefixes by it; `drop` is called
+    with it on leaving, before the files are deleted.
+    """
+    wanted = {edit_key(editing): editing for editing in edits if editing is not None}
+    with tempfile.TemporaryDirectory(prefix="steer2edit-adapters-") as root:
+        made = {key: (number, Path(root) / str(number)) for key, number in zip(wanted, numbers, strict=False)}
+        for key, (_, folder) in made.items():
+            write_adapter(model, wanted[key], folder)
+        try:
+            yield made
+        finally:
+            for number, _ in made.values():
+                drop(number)
 
 
 def write_adapter(model: LanguageModel, editing: Editing, directory: Path) -> None:
     """Write the adapter's two files: per site `lora_A = strength · aᵀ`, `lora_B = u`, in float32."""
+    model.require_shapes(editing.edit.shapes, "edits")
     directory.mkdir()
     edits = editing.edit.scaled(editing.strength).sites
     factors = {site: LowRank.of(edit) for site, edit in edits.items() if bool(edit.row.any())}

@@ -1,6 +1,7 @@
-"""Edits as adapters on disk: what they hold, when they give way, and how requests are grouped around them."""
+"""Edits as adapters on disk: what they hold, when they are gone, and how requests are grouped around them."""
 
 import copy
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from steer2edit.core import (
     WeightEdit,
 )
 from steer2edit.editing import merged
-from steer2edit.engines.vllm_package import AdapterCache, as_edit, edit_groups, edit_key, write_adapter
+from steer2edit.engines.vllm_package import adapters, as_edit, edit_groups, edit_key, llm_settings, write_adapter
 from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.models import LanguageModel
 from tiny_chat import tiny_chat_model
@@ -52,51 +53,40 @@ def test_an_adapter_is_the_edit_at_its_strength(tmp_path: Path) -> None:
         torch.testing.assert_close(logits(loaded), wanted, atol=1e-5, rtol=1e-5)
 
 
-class TestCache:
-    def test_the_least_recently_used_gives_way(self) -> None:
-        model = tiny_chat_model()
-        dropped: list[int] = []
-        cache = AdapterCache(model, 3, dropped.append)
-        a, b, c, d, e = random_edits(model, [1.0, 0.9, 0.8, 0.7, 0.6])
-        first = cache.hold([a, b, a])
-        assert [adapter.number for adapter in first.values()] == [1, 2]
-        cache.hold([c])
-        cache.hold([a])
-        assert dropped == []
-        assert list(cache.hold([d])) == [edit_key(d)]
-        assert dropped == [2]
-        assert not first[edit_key(b)].directory.exists()
-        assert first[edit_key(a)].directory.is_dir()
-        again = cache.hold([b, e])  # b once more: another number, so that nothing cached of the first is taken for it
-        assert dropped == [2, 3, 1]
-        assert [adapter.number for adapter in again.values()] == [5, 6]
+class TestAdapters:
+    def test_each_is_there_once_and_gone_afterwards(self) -> None:
+        model, dropped, numbers = tiny_chat_model(), list[int](), count(1)
+        a, b = random_edits(model, [1.0, 0.9])
+        with adapters(model, [a, None, b, a], numbers, dropped.append) as held:
+            assert [number for number, _ in held.values()] == [1, 2]
+            folder = held[edit_key(a)][1]
+            assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+            assert not dropped
+        assert dropped == [1, 2]
+        assert not folder.parent.exists()
+        with adapters(model, [b], numbers, dropped.append) as held:  # once more: nothing cached is taken for it
+            assert [number for number, _ in held.values()] == [3]
+
+    def test_dropped_also_after_an_exception(self) -> None:
+        model, dropped = tiny_chat_model(), list[int]()
+        with pytest.raises(RuntimeError), adapters(model, random_edits(model, [1.0]), count(1), dropped.append):
+            raise RuntimeError
+        assert dropped == [1]
 
     def test_strength_is_part_of_an_edit(self) -> None:
         model = tiny_chat_model()
         (one,) = random_edits(model, [1.0])
-        held = AdapterCache(model, 2, int).hold([one, Editing(one.edit, 0.5), Editing(one.edit)])
-        assert sorted(key[1] for key in held) == [0.5, 1.0]
+        with adapters(model, [one, Editing(one.edit, 0.5), Editing(one.edit)], count(1), int) as held:
+            assert sorted(key[1] for key in held) == [0.5, 1.0]
 
-    def test_closing_deletes_the_files(self) -> None:
-        model = tiny_chat_model()
-        cache = AdapterCache(model, 1, int)
-        (adapter,) = cache.hold(random_edits(model, [1.0])).values()
-        assert sorted(p.name for p in adapter.directory.iterdir()) == [
-            "adapter_config.json",
-            "adapter_model.safetensors",
-        ]
-        cache.close()
-        assert not adapter.directory.parent.exists()
-
-    def test_an_edit_of_another_model_is_refused(self) -> None:
-        cache = AdapterCache(tiny_chat_model(), 1, int)
-        other = random_edits(tiny_chat_model(hidden_size=48), [1.0])
+    def test_an_edit_of_another_model_is_refused(self, tmp_path: Path) -> None:
+        (other,) = random_edits(tiny_chat_model(hidden_size=48), [1.0])
         with pytest.raises(MismatchError, match="these edits are for a weight of shape"):
-            cache.hold(other)
+            write_adapter(tiny_chat_model(), other, tmp_path / "adapter")
 
     def test_there_must_be_room_for_one(self) -> None:
         with pytest.raises(InvalidValueError, match="max_edits must be >= 1, got 0"):
-            AdapterCache(tiny_chat_model(), 0, int)
+            llm_settings(tiny_chat_model(), 0, {})
 
 
 class TestGroups:
