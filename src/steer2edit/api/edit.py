@@ -26,8 +26,30 @@ if TYPE_CHECKING:
 _NAMED = 5  # components in a text
 
 
+class _Edits:
+    """What one edit and several at once can do alike."""
+
+    parts: "tuple[Edit, ...]"
+
+    def on(
+        self, model: LanguageModel, strength: float = 1.0, *, allow_mismatch: bool = False
+    ) -> AbstractContextManager[None]:
+        """Within the context, the model runs with `strength` times the edit, or all of them.
+
+        Raises:
+            MismatchError: an edit is for another model (unless `allow_mismatch`) or another shape.
+        """
+        for part in self.parts:
+            require_fit(model, part, allow_mismatch)
+        return intervened(model, [Combined(tuple(Editing(part, strength) for part in self.parts))])
+
+    def __add__(self, other: "Edit | CombinedEdit") -> "CombinedEdit":
+        """These and others at once."""
+        return CombinedEdit((*self.parts, *other.parts)) if isinstance(other, _Edits) else NotImplemented
+
+
 @dataclass(frozen=True, repr=False, eq=False)
-class Edit(WeightEdit):
+class Edit(_Edits, WeightEdit):
     """A rank-1 weight edit of heads and neurons; made by `convert` or `load_edit`.
 
     `0.5 * edit` is the edit at half strength, `edit + other` both at once.
@@ -43,16 +65,10 @@ class Edit(WeightEdit):
         """The same edit."""
         return cls(edit.sites, edit.metadata, model)
 
-    def on(
-        self, model: LanguageModel, strength: float = 1.0, *, allow_mismatch: bool = False
-    ) -> AbstractContextManager[None]:
-        """Within the context, the model runs with `strength` times the edit.
-
-        Raises:
-            MismatchError: the edit is for another model (unless `allow_mismatch`) or another shape.
-        """
-        require_fit(model, self, allow_mismatch)
-        return intervened(model, [Editing(self, finite_strength(strength))])
+    @property
+    def parts(self) -> "tuple[Edit, ...]":  # type: ignore[override]
+        """Itself."""
+        return (self,)
 
     def __matmul__(self, strength: float) -> Arm:
         """The edit at a strength, for `evaluate`."""
@@ -67,10 +83,6 @@ class Edit(WeightEdit):
         return Edit(self.scaled(strength).sites, {**own, "scale": scale}, self.model)
 
     __rmul__ = __mul__
-
-    def __add__(self, other: "Edit | CombinedEdit") -> "CombinedEdit":
-        """Both edits at once."""
-        return CombinedEdit((self,)) + other
 
     def save(self, directory: Path | str, *, model: LanguageModel | None = None, overwrite: bool = False) -> None:
         """Write it as a PEFT adapter with its model card, completely or not at all, and load that again to check it.
@@ -120,7 +132,7 @@ class Edit(WeightEdit):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class CombinedEdit:
+class CombinedEdit(_Edits):
     """Several edits of one base at once, `0.5 * edit + other`.
 
     Args:
@@ -141,14 +153,6 @@ class CombinedEdit:
                 "Make all on the same base."
             )
 
-    def on(
-        self, model: LanguageModel, strength: float = 1.0, *, allow_mismatch: bool = False
-    ) -> AbstractContextManager[None]:
-        """Within the context, the model runs with `strength` times all of them; see `Edit.on`."""
-        for part in self.parts:
-            require_fit(model, part, allow_mismatch)
-        return intervened(model, [(self @ strength).intervention])
-
     def __matmul__(self, strength: float) -> Arm:
         """All of them at a strength, for `evaluate`."""
         strength = finite_strength(strength)
@@ -162,12 +166,6 @@ class CombinedEdit:
         return CombinedEdit(tuple(part * strength for part in self.parts))
 
     __rmul__ = __mul__
-
-    def __add__(self, other: "Edit | CombinedEdit") -> "CombinedEdit":
-        """These and others at once."""
-        if not isinstance(other, Edit | CombinedEdit):
-            return NotImplemented
-        return CombinedEdit((*self.parts, *([other] if isinstance(other, Edit) else other.parts)))
 
     def save(self, directory: Path | str, *, model: LanguageModel | None = None, overwrite: bool = False) -> None:
         """Write one adapter that is the sum, with the edits beside it; see `Edit.save`.
@@ -267,7 +265,7 @@ def apply(
         MismatchError: the edit is for another model.
         ArtifactError: the directory exists or cannot be written.
     """
-    parts = edit.parts if isinstance(edit, CombinedEdit) else (edit,)
+    parts = edit.parts if isinstance(edit, _Edits) else (edit,)
     apply_to_files(model, [(part, strength) for part in parts], out, overwrite=overwrite)
     return Path(out)
 

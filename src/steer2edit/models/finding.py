@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from steer2edit.core import Block
 from steer2edit.errors import LayoutError
 from steer2edit.models.heads import heads_of
-from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, silenced
+from steer2edit.models.layers import ROWS, TOKENS, LayerRun, silenced
 from steer2edit.models.layout import ExpertLayout, Layout
 from steer2edit.models.site_module import is_linear, is_mixture
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, silenced
+from steer2edit.models.layers import ROWS, TOKENS, LayerRun, silenced
 from steer2edit.models.site_module import is_linear
 
 _PROBES = 8  # columns of a matrix that are changed to see where they go

@@ -15,8 +15,7 @@ from steer2edit.core import BLOCKS, Experts, Site
 from steer2edit.errors import LayoutError
 from steer2edit.models.finding import find_layout, find_writers, kind_of
 from steer2edit.models.heads import fits, head_count, head_spans
-from steer2edit.models.layer_runs import ROWS, TOKENS, LayerRun, silenced
-from steer2edit.models.layers import run_layers
+from steer2edit.models.layers import ROWS, TOKENS, LayerRun, run_layers, silenced
 from steer2edit.models.layout import ExpertLayout, Layout
 from steer2edit.models.site_module import PLAIN, ExpertBlock, Projection, SiteModule, is_linear, is_quantised
 from steer2edit.models.twin import tiny_twin
