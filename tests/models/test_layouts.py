@@ -345,7 +345,7 @@ class TestLayoutFiles:
     def test_a_users_own(self, tmp_path: Path) -> None:
         path = tmp_path / "phi.toml"
         path.write_text(PHI, encoding="utf-8")
-        layout = Layout.from_file(path)
+        layout = Layout.given(path)
         assert (layout.name, layout.attn, layout.mlp) == ("phi", ("self_attn.dense",), ("mlp.fc2",))
         sites = LanguageModel(tiny_network("phi"), layout=layout).sites
         assert sites[Site(2, "mlp")].name == "model.layers.2.mlp.fc2"
@@ -357,7 +357,7 @@ class TestLayoutFiles:
         found = tiny_model(family).structure.layout
         path = tmp_path / "layout.toml"
         path.write_text(found.to_toml(), encoding="utf-8")
-        read = Layout.from_file(path)
+        read = Layout.given(path)
         assert replace(read, reasons=found.reasons) == found
 
     def test_replaces_what_is_found(self) -> None:
@@ -386,12 +386,12 @@ class TestLayoutFiles:
         path = tmp_path / "layout.toml"
         path.write_bytes(content)
         with pytest.raises(LayoutError, match=re.escape(message)):
-            Layout.from_file(path)
+            Layout.given(path)
 
     def test_missing(self, tmp_path: Path) -> None:
         for path in (tmp_path / "nowhere.toml", tmp_path):
             with pytest.raises(LayoutError, match=f"cannot read a layout from {re.escape(str(path))}"):
-                Layout.from_file(path)
+                Layout.given(path)
 
 
 class TestWeightsThatCannotBeEdited:

@@ -272,7 +272,7 @@ class TestOwnLayouts:
             '[mine]\nlayers = ["model.blocks", "model.layers"]\nattn = ["self_attn.out", "self_attn.o_proj"]\n'
             'experts = { module = "mlp.experts", outputs = ["mlp"] }\n'
         )
-        model = LanguageModel(tiny_network("mixtral"), layout=Layout.from_file(path))
+        model = LanguageModel(tiny_network("mixtral"), layout=Layout.given(path))
         known = tiny_model("mixtral")
         assert list(model.sites) == list(known.sites)
         assert [m.name for m in model.sites.values()] == [m.name for m in known.sites.values()]

@@ -3,7 +3,7 @@
 from steer2edit.api.edit import CombinedEdit, Edit, apply, audit, convert, export, load_edit, preview
 from steer2edit.api.model import Model, load, wrap
 from steer2edit.api.results import Results, evaluate
-from steer2edit.api.runs import RefitResults, SearchResults, StressResults, refit, search, stress
+from steer2edit.api.runs import StressResults, refit, search, stress
 from steer2edit.api.vectors import Vectors, extract, load_vectors
 from steer2edit.errors import Steer2EditError
 
@@ -11,9 +11,7 @@ __all__ = [
     "CombinedEdit",
     "Edit",
     "Model",
-    "RefitResults",
     "Results",
-    "SearchResults",
     "Steer2EditError",
     "StressResults",
     "Vectors",

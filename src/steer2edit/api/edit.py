@@ -41,6 +41,7 @@ class _Edits:
         """
         for part in self.parts:
             require_fit(model, part, allow_mismatch)
+        strength = finite_strength(strength)
         return intervened(model, [Combined(tuple(Editing(part, strength) for part in self.parts))])
 
     def __add__(self, other: "Edit | CombinedEdit") -> "CombinedEdit":

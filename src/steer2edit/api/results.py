@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from steer2edit.api import showing
-from steer2edit.api.edit import CombinedEdit
+from steer2edit.api.edit import CombinedEdit, Edit
 from steer2edit.api.keywords import public
 from steer2edit.api.showing import LESS_BASE, condition_rows, difference_rows
 from steer2edit.core import Combined, Steering, SteeringVectors, WeightEdit
@@ -37,19 +37,23 @@ Compared = Arm | WeightEdit | CombinedEdit
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """What `evaluate` found; the base comes first.
+    """What `evaluate`, `search` or `refit` found; the base comes first.
 
     Args:
         conditions: each with its estimates, replies and values by item.
         title: what was measured.
         prompts: what was asked by set, in the order of the replies.
         goal: of a behaviour, the metric that is to move, and +1 if upwards or −1.
+        edit: that a search recommends, or that was made anew.
+        summary: what a search found, in sentences.
     """
 
     conditions: tuple[Condition, ...]
     title: str
     prompts: Mapping[str, Sequence[Any]]
     goal: tuple[str, int] | None = None
+    edit: Edit | None = None
+    summary: tuple[str, ...] = ()
 
     @property
     def differences(self) -> list[dict[str, Any]]:
@@ -70,7 +74,8 @@ class Results:
         lines = text_table(*condition_rows(self.conditions), _WIDTH)
         if any(one["differences"] for one in self.differences):
             lines += ["", LESS_BASE, *text_table(*difference_rows(self.differences), _WIDTH)]
-        return "\n".join(["95 % intervals", *lines])
+        said = [*self.summary, ""] if self.summary else []
+        return "\n".join([*said, "95 % intervals", *lines])
 
     def _repr_html_(self) -> str:
         tables = [showing.table(*condition_rows(self.conditions), "95 % intervals in brackets")]
@@ -85,7 +90,8 @@ class Results:
             shown = plane.drawable(self.conditions)  # those of which both were measured
             marks = [Marks(c.label, [c], {"color": colours[c.kind], "size": 11}, bars=True) for c in shown]
             tables += [showing.plot(plane_figure(plane, marks))] if marks else []
-        return showing.page(f"Measured: {self.title}", *tables)
+        said = "".join(f"<p>{showing.escaped(line)}</p>" for line in self.summary)
+        return said + showing.page(f"Measured: {self.title}", *tables)
 
 
 @public

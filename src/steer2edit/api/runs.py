@@ -28,26 +28,6 @@ if TYPE_CHECKING:
     from steer2edit.stress.scorecard import Scorecard
 
 
-@dataclass(frozen=True, repr=False)
-class SearchResults(Results):
-    """What `search` found: figures on held-out items, and the recommended edit.
-
-    Args:
-        edit: the recommended one.
-        summary: what was found, in sentences.
-    """
-
-    edit: Edit | None = None
-    summary: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        return "\n".join([*self.summary, "", super().__repr__()])
-
-    def _repr_html_(self) -> str:
-        said = "".join(f"<p>{showing.escaped(line)}</p>" for line in self.summary)
-        return said + super()._repr_html_()
-
-
 @public
 def search(
     model: LanguageModel,
@@ -57,7 +37,7 @@ def search(
     out: Path | str | None = None,
     options: SearchOptions,
     accepting: Accepting,
-) -> SearchResults:
+) -> Results:
     """Find the edit with most of a behaviour within a budget of drift, on validation items.
 
     Args:
@@ -78,22 +58,11 @@ def search(
         edit = Edit.of(load_edit(folder / "edit"), model)
     conditions = tuple(Condition.from_json(one) for one in found["held_out"]["conditions"])
     goal = found["attribute"], found["direction"]
-    return SearchResults(conditions, found["behaviour"], found["prompts"], goal, edit, tuple(found["summary"]))
-
-
-@dataclass(frozen=True, repr=False)
-class RefitResults(Results):
-    """What `refit` found: the model as it is now, with the old edit on top, and with the new one.
-
-    Args:
-        edit: the new one.
-    """
-
-    edit: Edit | None = None
+    return Results(conditions, found["behaviour"], found["prompts"], goal, edit, tuple(found["summary"]))
 
 
 @public
-def refit(model: LanguageModel, edit: WeightEdit, options: RefitOptions) -> RefitResults:
+def refit(model: LanguageModel, edit: WeightEdit, options: RefitOptions) -> Results:
     """Make an edit anew for a model whose weights have changed, after a fine-tune say, from the edit's own recipe.
 
     Args:
@@ -106,7 +75,7 @@ def refit(model: LanguageModel, edit: WeightEdit, options: RefitOptions) -> Refi
         NoiseError: the diagnosis calls the vectors noise.
     """
     made, conditions, prompts = make_anew(model, edit, options)
-    return RefitResults(tuple(conditions), "refit", prompts, edit=Edit.of(made, model))
+    return Results(tuple(conditions), "refit", prompts, edit=Edit.of(made, model))
 
 
 @dataclass(frozen=True, repr=False)

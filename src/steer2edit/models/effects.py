@@ -14,6 +14,7 @@ Shapes: b = rows of a batch, t = tokens, s = pairs of a token and an expert, d, 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -105,12 +106,7 @@ def response_effects(
     with step(description, len(responses)) as advance:
         for rows in length_batches(lengths, batch_tokens):
             batch = [responses[i] for i in rows]
-            recorders = {
-                site: _GradientRecorder(model.sites[site], len(rows))
-                if u is None
-                else _EffectRecorder(model.sites[site], u, len(rows))
-                for site, u in directions.items()
-            }
+            recorders = {site: _Recorder(model.sites[site], u, len(rows)) for site, u in directions.items()}
             with ExitStack() as stack:
                 stack.enter_context(activation_gradients(model, without))
                 if model.device.type == "cpu" and max(lengths[i] for i in rows) <= _SHORT:
@@ -129,48 +125,23 @@ def response_effects(
 
 
 class _Recorder:
-    """Collects something of one site on the way back."""
+    """Collects of one site, on the way back, its effects along u or, where u is `None`, Σ_t ∂A/∂y_t."""
 
-    def __init__(self, site: SiteModule, rows: int, width: int) -> None:
-        self.site, self._rows = site, rows
-        self._found = torch.zeros(rows, width)
+    def __init__(self, site: SiteModule, direction: Float[Tensor, " d"] | None, rows: int) -> None:
+        self.site, self._direction, self._rows = site, direction, rows
+        self._found = torch.zeros(rows, site.shape[0 if direction is None else 1])
 
     def take(self) -> Float[Tensor, "b _n"]:
         """What was collected since the last time; zero where the score does not depend on the site."""
         found, self._found = self._found, torch.zeros_like(self._found)
         return found
 
-
-class _GradientRecorder(_Recorder):
-    """Σ_t ∂A/∂y_t of what a site writes: at its matrix, or of a mixture at the routed experts' output."""
-
-    def __init__(self, site: SiteModule, rows: int) -> None:
-        super().__init__(site, rows, site.shape[0])
-
     def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
-        if self.site.experts is None:
-            self._watch(y, 1)
-
-    def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
-        self._watch(output, output.numel() // output.shape[-1] // routed.tokens)  # some write once for each expert
-        return output
-
-    def _watch(self, output: Tensor, times: int) -> None:
-        def differentiate(gradient: Tensor) -> None:
-            each = gradient.detach().float().reshape(times, self._rows, -1, gradient.shape[-1])
-            self._found = each.sum(dim=(0, 2)).cpu()
-
-        output.register_hook(differentiate)  # type: ignore[no-untyped-call]
-
-
-class _EffectRecorder(_Recorder):
-    """Effects: inputs on the way forward, w on the way back, at each matrix's own output."""
-
-    def __init__(self, site: SiteModule, direction: Float[Tensor, " d"], rows: int) -> None:
-        super().__init__(site, rows, site.shape[1])
-        self._direction = direction
-
-    def matrix(self, projection: Projection, x: Tensor, y: Tensor) -> None:
+        """At a matrix's own output: of a mixture, gradients are those of the routed experts' output alone."""
+        if self._direction is None:
+            if self.site.experts is None:
+                y.register_hook(partial(self._sum, 1))  # type: ignore[no-untyped-call]
+            return
         rows = x.detach().reshape(self._rows, -1, x.shape[-1])
 
         def differentiate(gradient: Tensor) -> None:
@@ -180,6 +151,11 @@ class _EffectRecorder(_Recorder):
         y.register_hook(differentiate)  # type: ignore[no-untyped-call]
 
     def experts(self, routed: RoutedTokens, output: Tensor) -> Tensor:
+        """At the routed experts' output, which some write once for each expert."""
+        if self._direction is None:
+            times = output.numel() // output.shape[-1] // routed.tokens
+            output.register_hook(partial(self._sum, times))  # type: ignore[no-untyped-call]
+            return output
         assert self.site.sizes is not None
         count, width = self.site.sizes.routed, self.site.sizes.width
         slot = routed.token // (routed.tokens // self._rows) * count + routed.expert
@@ -193,7 +169,12 @@ class _EffectRecorder(_Recorder):
         output.register_hook(differentiate)  # type: ignore[no-untyped-call]
         return output
 
+    def _sum(self, times: int, gradient: Tensor) -> None:
+        each = gradient.detach().float().reshape(times, self._rows, -1, gradient.shape[-1])
+        self._found = each.sum(dim=(0, 2)).cpu()
+
     def _along(self, gradient: Tensor) -> Float[Tensor, " bt"]:
         """w = ∂A/∂y · u of every row of an output."""
+        assert self._direction is not None
         rows = gradient.detach().float().reshape(-1, gradient.shape[-1])
         return rows @ self._direction.to(gradient.device)

@@ -16,8 +16,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -77,16 +76,13 @@ def is_gguf(path: Path) -> bool:
         return stream.read(4) == b"GGUF"
 
 
-@contextmanager
-def gguf_bytes(path: Path) -> Iterator[mmap.mmap]:
-    """The bytes of a file, mapped."""
+def gguf_header(path: Path) -> GgufHeader:
+    """What the header of a GGUF file says, each tensor within the file; a ValueError where it is not sound."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        yield data
+        return _header(_Cursor(data))
 
 
-def gguf_header(data: mmap.mmap) -> GgufHeader:
-    """What the header of a GGUF file says, each tensor within the file; an UnsoundError where it is not sound."""
-    cursor = _Cursor(data)
+def _header(cursor: "_Cursor") -> GgufHeader:
     if cursor.take(4) != b"GGUF":
         raise UnsoundError("it does not begin with GGUF")
     version, tensor_count, key_count = cursor.numbers("IQQ")
@@ -107,7 +103,7 @@ def gguf_header(data: mmap.mmap) -> GgufHeader:
     for name, shape, kind, offset, size in found:
         if name in tensors:
             raise UnsoundError(f"the tensor {name!r} is there twice")
-        if start + offset + size > len(data):
+        if start + offset + size > len(cursor.data):
             raise UnsoundError(f"the tensor {name!r} reaches beyond the end of the file")
         tensors[name] = GgufTensor(shape, kind, start + offset, size)
     return GgufHeader(keys, tensors)
@@ -192,8 +188,7 @@ def gguf_checkpoint(file: Path) -> Path:
 def read_header(file: Path) -> GgufHeader:
     """Keys and tensors of a file. Raises ModelError: it is truncated, damaged, or no GGUF."""
     try:
-        with gguf_bytes(file) as data:
-            return gguf_header(data)
+        return gguf_header(file)
     except ValueError as error:  # also of an empty file, which cannot be mapped, and of names that are no text
         raise ModelError(
             f"{str(file)!r} is not a sound GGUF file ({error}): it is truncated or damaged. Get it again."

@@ -86,19 +86,16 @@ class LanguageModel:
     def require_fit(
         self, artifact: WeightEdit | SteeringVectors, *, allow_mismatch: bool = False, allow_missing: bool = True
     ) -> None:
-        """Refuse an edit or vectors of another model, of another shape, or (unless `allow_missing`) with sites missing.
+        """Refuse an edit or vectors of another shape or (unless `allow_missing`) with sites missing.
 
-        That is a MismatchError; its two halves are `require_shapes` and `require_same`.
+        And (unless `allow_mismatch`) of another model, another system message or other arguments of the chat template;
+        with a MismatchError.
         """
         what = "edits" if isinstance(artifact, WeightEdit) else "vectors"
         self.require_shapes(artifact.shapes, what, complete=not allow_missing)
-        self.require_same(artifact.metadata, what, allow_mismatch=allow_mismatch)
-
-    def require_same(self, metadata: Mapping[str, Any], what: str, *, allow_mismatch: bool = False) -> None:
-        """Refuse an artifact of another model, another system message or other arguments of the chat template."""
         if allow_mismatch:
             return
-        made_with = recorded_chat(metadata)
+        made_with = recorded_chat(artifact.metadata)
         for key, what_for, own in (
             ("arguments", "template arguments", self.chat.arguments), ("system", "system message", self.chat.system)
         ):  # fmt: skip
@@ -108,7 +105,7 @@ class LanguageModel:
                     f"is used with {json.dumps(own)}. Leave out --template-arg and --system to use theirs "
                     "(load(..., like=METADATA)), or pass --allow-mismatch (allow_mismatch=True) if you mean it."
                 )
-        made_on = metadata.get("model") or {}
+        made_on = artifact.metadata.get("model") or {}
         if "fingerprint" in made_on and made_on["fingerprint"] != self.fingerprint:
             raise MismatchError(
                 f"these {what} were made on {made_on.get('name', 'another model')!r} (fingerprint "

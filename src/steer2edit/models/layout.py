@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, StrictStr, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from steer2edit.core import BLOCKS, Block
+from steer2edit.core import BLOCKS
 from steer2edit.errors import LayoutError
 
 _CONFIG = ConfigDict(extra="forbid")
@@ -64,28 +64,21 @@ class Layout:
 
     @classmethod
     def given(cls, layout: "Path | Layout | None") -> "Layout | None":
-        """The layout itself, or the one of a file; `None` for none."""
-        return layout if layout is None or isinstance(layout, Layout) else cls.from_file(layout)
-
-    @classmethod
-    def from_file(cls, path: Path) -> "Layout":
-        """A user's own layout: a TOML file with one table. A LayoutError where it is none."""
+        """The layout itself, or that of a TOML file with one table; `None` for none. A LayoutError where it is none."""
+        if layout is None or isinstance(layout, Layout):
+            return layout
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            tables = tomllib.loads(layout.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise LayoutError(f"cannot read a layout from {path}: {error}. See docs/add-a-model.md.") from error
+            raise LayoutError(f"cannot read a layout from {layout}: {error}. See docs/add-a-model.md.") from error
         if len(tables) != 1 or not isinstance(next(iter(tables.values())), dict):
-            raise LayoutError(f"{path} must hold exactly one [table], the layout. See docs/add-a-model.md.")
+            raise LayoutError(f"{layout} must hold exactly one [table], the layout. See docs/add-a-model.md.")
         return cls.from_table(*next(iter(tables.items())))
-
-    def paths(self, block: Block) -> tuple[str, ...]:
-        """Paths of a block's output projection within a layer."""
-        return {"attn": self.attn, "ssm": self.ssm, "mlp": self.mlp}[block]
 
     def to_toml(self) -> str:
         """The layout as the text of a layout file."""
         lines = [f"[{self.name}]", f"layers = {_value(self.layers)}"]
-        lines += [f"{block} = {_value(self.paths(block))}" for block in BLOCKS if self.paths(block)]
+        lines += [f"{block} = {_value(paths)}" for block in BLOCKS if (paths := getattr(self, block))]
         experts = {key: value for key, value in vars(self.experts).items() if value} if self.experts else {}
         for name, table in (("experts", experts), ("heads", self.heads)):
             if table:

@@ -137,7 +137,7 @@ def _layer_sites(
         if block == "mlp" and experts and (module := _submodule(layer, experts.module)) is not None:
             yield _expert_site(site, prefix, layer, module, experts)
             continue
-        place = next((p for p in layout.paths(block) if _submodule(layer, p) is not None), None)
+        place = next((p for p in getattr(layout, block) if _submodule(layer, p) is not None), None)
         if place is not None:
             projection = _dense(f"{prefix}.{place}", layer.get_submodule(place), layer)
             heads, columns = layout.heads.get(place, "num_attention_heads"), projection.shape[1]

@@ -62,12 +62,11 @@ def _renamed(model: LanguageModel, tensors: Iterable[str]) -> Iterator[tuple[str
         yield name, target, next((c for c in converters if pattern is not None and pattern in c.source_patterns), None)
 
 
-def renamed(network: PreTrainedModel, name: str, *, back: bool = False) -> str:
-    """The name that transformers' rules for the names of old checkpoints make of one; `back`: the old one."""
-    transforms = get_model_conversion_mapping(network, add_legacy=not back)
-    rules = [t for t in transforms if isinstance(t, WeightRenaming)]
-    for rule in [rule.reverse_transform() for rule in reversed(rules)] if back else rules:
-        name, _ = rule.rename_source_key(name)
+def old_name(network: PreTrainedModel, name: str) -> str:
+    """The name of old checkpoints that transformers' rules make this one of."""
+    for rule in reversed(get_model_conversion_mapping(network, add_legacy=False)):
+        if isinstance(rule, WeightRenaming):
+            name, _ = rule.reverse_transform().rename_source_key(name)
     return name
 
 

@@ -26,7 +26,7 @@ from steer2edit.core import Site
 from steer2edit.errors import ArtifactError
 from steer2edit.models import LanguageModel
 from steer2edit.models.site_module import is_linear, is_mixture, is_quantised
-from steer2edit.models.stored import renamed
+from steer2edit.models.stored import old_name
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -111,7 +111,7 @@ def names_in_file(model: LanguageModel, modules: Sequence[str]) -> dict[str, str
     return {
         module: module
         if adapter_keys(module)[0] in read
-        else renamed(model.network, f"{module}.lora_A", back=True).removesuffix(".lora_A")
+        else old_name(model.network, f"{module}.lora_A").removesuffix(".lora_A")
         for module in modules
     }
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -81,26 +82,24 @@ def _write_svec(path: Path, directions: dict[int, Tensor], hint: str, vectors: S
 
 def read_control_vectors(path: Path) -> SteeringVectors:
     """Block directions from a GGUF file, without a direction.0 or another tensor; raises as `read_vectors`."""
-    from steer2edit.models.gguf import UnsoundError, gguf_bytes, gguf_header
+    from steer2edit.models.gguf import UnsoundError, gguf_header
 
     directions = {}
     try:
-        with gguf_bytes(path) as data:
-            header = gguf_header(data)
-            if header.architecture != _ARCHITECTURE:
+        header = gguf_header(path)
+        if header.architecture != _ARCHITECTURE:
+            raise UnsoundError(
+                f"its architecture is {header.architecture!r}, and control vectors have {_ARCHITECTURE!r}"
+            )
+        for name, own in header.tensors.items():
+            if own.type != _F32 or len(own.shape) != 1 or not own.size:
                 raise UnsoundError(
-                    f"its architecture is {header.architecture!r}, and control vectors have {_ARCHITECTURE!r}"
+                    f"the tensor {name!r} must be one row of F32, but is of type {own.type} and shape {list(own.shape)}"
                 )
-            for name, own in header.tensors.items():
-                if own.type != _F32 or len(own.shape) != 1 or not own.size:
-                    raise UnsoundError(
-                        f"the tensor {name!r} must be one row of F32, but is of type {own.type} and shape "
-                        f"{list(own.shape)}"
-                    )
-                if not (layer := re.fullmatch(rf"direction\.({_LAYER})", name)):
-                    raise UnsoundError(f"it has a tensor {name!r}, and control vectors have direction.<layer> only")
-                content = bytearray(data[own.start : own.start + own.size])
-                directions[int(layer[1])] = torch.frombuffer(content, dtype=torch.float32)
+            if not (layer := re.fullmatch(rf"direction\.({_LAYER})", name)):
+                raise UnsoundError(f"it has a tensor {name!r}, and control vectors have direction.<layer> only")
+            row = np.fromfile(path, np.float32, own.shape[0], offset=own.start)
+            directions[int(layer[1])] = torch.from_numpy(row)
     except (ValueError, OSError) as error:  # an empty file cannot be mapped: that is a ValueError too
         raise ArtifactError(
             f"{path} is not a readable GGUF file with control vectors ({error}): it is truncated, damaged, or of "
