@@ -310,7 +310,7 @@ class TestOwnLayouts:
             ({"experts": "mlp.experts"}, "experts: Input should be a dictionary"),
             ({"heads": "num_heads"}, "heads: Input should be a valid dictionary"),
             ({"heads": {"self_attn.o_proj": 4}}, "heads.self_attn.o_proj: Input should be a valid string"),
-            ({"left_out": "conv"}, "left_out: Input should be a valid tuple"),
+            ({"left_out": "conv"}, "left_out: Input should be a valid dictionary"),
             ({"ssm": 3}, "ssm: Input should be a valid tuple"),
             ({"layers": ["model.layers", 1]}, "layers.1: Input should be a valid string"),
         ],

@@ -59,8 +59,7 @@ def find_layout(network: PreTrainedModel, place: str, layers: list[LayerRun]) ->
         **sites,
         heads={p: name for p, name in heads.items() if name != "num_attention_heads" and p not in left_out},
         experts=replace(mixtures[0], outputs=outputs, shared=shared) if mixtures else None,
-        left_out=tuple(left_out),
-        reasons=left_out,
+        left_out=left_out,
     )
 
 

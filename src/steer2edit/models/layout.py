@@ -20,6 +20,10 @@ Paths = Annotated[Names, BeforeValidator(lambda value: [value] if isinstance(val
 """In a file: one path, or a list of them."""
 
 
+def _reasons(value: Any) -> Any:
+    return dict.fromkeys(value, "its layout says so") if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True, config=_CONFIG)
 class ExpertLayout:
     """Where a layer's mixture of experts is. All paths are within a layer."""
@@ -41,11 +45,11 @@ class Layout:
     attn: Paths = ()  # paths of the attention's output projection within a layer
     mlp: Paths = ()  # paths of the MLP's output projection within a layer
     ssm: Paths = ()  # paths of a state-space mixer's output projection within a layer
-    left_out: Names = ()  # paths of modules that write to the residual stream but have no components
+    # paths of modules that write to the residual stream but are not edited, with the reason; in a file, or a list
+    left_out: Annotated[Mapping[StrictStr, StrictStr], BeforeValidator(_reasons)] = field(default_factory=dict)
     # the config's attribute with the number of heads, by path, where it is not `num_attention_heads`
     heads: Mapping[StrictStr, StrictStr] = field(default_factory=dict)
     experts: ExpertLayout | None = None  # the mixture of experts of a layer, which together are its mlp site
-    reasons: Mapping[StrictStr, StrictStr] = field(default_factory=dict)  # why each module that is left out is
 
     @model_validator(mode="after")
     def _blocks_are_named_apart(self) -> "Layout":
@@ -80,13 +84,10 @@ class Layout:
         lines = [f"[{self.name}]", f"layers = {_value(self.layers)}"]
         lines += [f"{block} = {_value(paths)}" for block in BLOCKS if (paths := getattr(self, block))]
         experts = {key: value for key, value in vars(self.experts).items() if value} if self.experts else {}
-        for name, table in (("experts", experts), ("heads", self.heads)):
+        for name, table in (("experts", experts), ("heads", self.heads), ("left_out", self.left_out)):
             if table:
                 own = ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())
                 lines.append(f"{name} = {{ {own} }}")
-        lines += [f"# {path}: {why}" for path, why in self.reasons.items()]
-        if self.left_out:
-            lines.append(f"left_out = {json.dumps(self.left_out)}")
         return "\n".join(lines) + "\n"
 
 

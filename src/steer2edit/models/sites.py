@@ -106,13 +106,13 @@ def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:
     found = [site for index, layer in enumerate(layers) for site in _layer_sites(layout, path, index, layer, config)]
     used = {projection.name for site in found for projection in site.projections}
     left_out = {
-        name: layout.reasons.get(place, "its layout says so")
+        name: why
         for index, layer in enumerate(layers)
-        for place in layout.left_out
+        for place, why in layout.left_out.items()
         if _submodule(layer, place) is not None and (name := f"{path}.{index}.{place}") not in used
     }
     if not found:
-        reasons = "; ".join(f"{place}: {why}" for place, why in layout.reasons.items())
+        reasons = "; ".join(f"{place}: {why}" for place, why in layout.left_out.items())
         raise LayoutError(
             f"nothing in the model type {network.config.model_type!r} can be edited "
             f"({reasons or 'its layout names no module'})."
