@@ -21,7 +21,8 @@ from steer2edit.core import (
     WeightEdit,
 )
 from steer2edit.editing import merged
-from steer2edit.engines.vllm_package import adapters, as_edit, edit_groups, edit_key, llm_settings, write_adapter
+from steer2edit.engines.requests import identity
+from steer2edit.engines.vllm_package import adapters, as_edit, edit_groups, llm_settings, write_adapter
 from steer2edit.errors import InvalidValueError, MismatchError
 from steer2edit.models import LanguageModel
 from tiny_chat import tiny_chat_model
@@ -59,7 +60,7 @@ class TestAdapters:
         a, b = random_edits(model, [1.0, 0.9])
         with adapters(model, [a, None, b, a], numbers, dropped.append) as held:
             assert [number for number, _ in held.values()] == [1, 2]
-            folder = held[edit_key(a)][1]
+            folder = held[identity(a)][1]
             assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
             assert not dropped
         assert dropped == [1, 2]

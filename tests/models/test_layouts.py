@@ -241,9 +241,8 @@ class TestPlanted:
     def test_nothing_is_said_of_heads_that_cannot_be_seen(self) -> None:
         network = tiny_network("llama", num_hidden_layers=1)
         swapped = Layout("mine", ("model.layers",), ("mlp.down_proj",), ("self_attn.o_proj",))
-        proof = LanguageModel(network, layout=swapped).structure.proof
-        assert proof is not None
-        assert (proof.layers, proof.sites, proof.heads) == (1, 2, ())
+        found = LanguageModel(network, layout=swapped).structure
+        assert (len(found.sites), found.heads_seen) == (2, ())
 
     def test_a_pruned_projection_is_no_error(self) -> None:
         network = tiny_network("llama")
@@ -295,8 +294,8 @@ class TestRefused:
         """Whichever axis they are on; a writer beside the named ones is no mixture of them."""
         network = tiny_architecture(model_type)
         found = find_sites(network)
-        assert found.proof is not None
-        assert {site.layer for site in found.sites} == set(range(found.proof.layers))
+        assert found.heads_seen is not None
+        assert {site.layer for site in found.sites} == set(range(network.config.num_hidden_layers))
         layer = network.get_submodule(f"{found.path}.1")
         layer.memory, own = nn.Linear(64, 64, bias=False), layer.forward
 
@@ -326,7 +325,7 @@ class TestWithoutWeights:
         with torch.device("meta"):
             large = type(network)._from_config(network.config)
         found = find_sites(large)
-        assert found.proof is not None
+        assert found.heads_seen is not None
         assert found.layout == LanguageModel(network).structure.layout
         assert all(module.weight is not None for module in network.modules() if isinstance(module, nn.Linear))
 
@@ -338,7 +337,7 @@ class TestWithoutWeights:
             find_sites(network)
         found = find_sites(network, LLAMA)
         assert len(found.sites) == 6
-        assert found.proof is None
+        assert found.heads_seen is None
 
 
 class TestLayoutFiles:

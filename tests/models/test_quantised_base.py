@@ -18,8 +18,7 @@ from steer2edit.errors import ArtifactError, ModelError
 from steer2edit.method.hyperparameters import Hyperparameters
 from steer2edit.models import LanguageModel, load_model
 from steer2edit.models.chat import EncodedResponse
-from steer2edit.models.effects import response_effects, whole_response
-from steer2edit.models.gradients import without_gradients
+from steer2edit.models.effects import response_effects, whole_response, without_gradients
 from steer2edit.models.loading import wrap_model
 from steer2edit.models.site_module import Projection
 from steer2edit.steering.contrast import Contrast, ContrastSet

@@ -88,18 +88,23 @@ def models(
     """
     if out is not None:
         artifacts.require_free(out, overwrite=overwrite)
-    structure = load(model, loading).structure
+    loaded = load(model, loading)
+    structure = loaded.structure
     if out is not None:
         with artifacts.atomic_file(out, overwrite=overwrite) as scratch:
             scratch.write_text(structure.layout.to_toml(), encoding="utf-8")
-    _print_structure(model, structure)
+    _print_structure(model, structure, len(loaded.layers))
     if out is not None:
         say(f"Layout: {out}")
-    proof = structure.proof and {
-        "silent_layers": structure.proof.layers,
-        "effective_sites": structure.proof.sites,
-        "heads_seen_in": [str(site) for site in structure.proof.heads],
-    }
+    proof = (
+        None
+        if structure.heads_seen is None
+        else {
+            "silent_layers": len(loaded.layers),
+            "effective_sites": len(structure.sites),
+            "heads_seen_in": [str(site) for site in structure.heads_seen],
+        }
+    )
     sites = {
         str(site): {
             "module": module.name,
@@ -116,7 +121,7 @@ def models(
     }  # fmt: skip
 
 
-def _print_structure(model: str, structure: "late.models.ModelSites") -> None:
+def _print_structure(model: str, structure: "late.models.ModelSites", layer_count: int) -> None:
     alike: dict[tuple[str, ...], list[int]] = {}
     for site, module in structure.sites.items():
         d, m = module.shape
@@ -132,12 +137,12 @@ def _print_structure(model: str, structure: "late.models.ModelSites") -> None:
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
         say(f"Left out: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}, because {why}.")
-    if (proof := structure.proof) is None:
+    if structure.heads_seen is None:
         return say("Nothing was proven: the weights are not in memory.")
-    places = ", ".join(map(str, proof.heads))
+    places = ", ".join(map(str, structure.heads_seen))
     return say(
-        f"Proven: with all of these silent, each of the {proof.layers} layers hands the residual stream on as it was; "
-        f"each of the {proof.sites} sites reaches it. "
+        f"Proven: with all of these silent, each of the {layer_count} layers hands the residual stream on as it was; "
+        f"each of the {len(structure.sites)} sites reaches it. "
         + (f"One head's columns carry it alone (seen in {places})." if places else "Heads cannot be told apart.")
     )
 

@@ -99,7 +99,7 @@ class RememberingEngine:
     ) -> None:
         self.model, self._engine = engine.model, engine
         self._interventions = tuple(interventions)  # kept: ids stay theirs
-        self._places = {_identity(one): place for place, one in enumerate(interventions)}
+        self._places = {identity(one): place for place, one in enumerate(interventions)}
         self.replies = dict(replies or {})
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Reply]:
@@ -107,7 +107,7 @@ class RememberingEngine:
         if sampling.temperature > 0:
             return self._engine.generate(requests, sampling)
         encoded = encode_prompts(self.model, [request.prompt for request in requests], room=sampling.max_new_tokens)
-        places = [self._places.get(_identity(request.intervention)) for request in requests]
+        places = [self._places.get(identity(request.intervention)) for request in requests]
         keys: list[Asked | int] = [  # the request's index, where its reply is not to be remembered
             index if place is None else (place, tuple(ids), sampling.max_new_tokens)
             for index, (ids, place) in enumerate(zip(encoded, places, strict=True))
@@ -125,7 +125,8 @@ class RememberingEngine:
         return self._engine.score(responses, interventions, kl=kl)
 
 
-def _identity(intervention: Intervention) -> tuple[object, ...]:
+def identity(intervention: Intervention) -> tuple[object, ...]:
+    """What an intervention is recognised by while it is alive."""
     if isinstance(intervention, Editing):
         return id(intervention.edit), intervention.strength
     if isinstance(intervention, Steering):

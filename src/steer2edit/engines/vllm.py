@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from steer2edit.core import Editing, Intervention
-from steer2edit.engines.requests import Request, ResponseScore, response_score
+from steer2edit.engines.requests import Request, ResponseScore, identity, response_score
 from steer2edit.engines.vllm_package import (
     adapters,
     as_edit,
     checkpoint_of,
     edit_groups,
-    edit_key,
     import_vllm,
     llm_settings,
     own_score,
@@ -145,7 +144,7 @@ class VllmEngine:
                 outputs = self._llm.generate(
                     [{"prompt_token_ids": list(sequences[i])} for i in group],
                     [params[i] for i in group],
-                    lora_request=[None if editing is None else loras[edit_key(editing)] for editing in used],
+                    lora_request=[None if editing is None else loras[identity(editing)] for editing in used],
                     use_tqdm=False,
                 )
             results.update(zip(group, outputs, strict=True))
@@ -194,7 +193,7 @@ def _draws(
     seen: Counter[object] = Counter()
     draws = []
     for ids, editing in zip(encoded, edits, strict=True):
-        request = (ids, None if editing is None else edit_key(editing))
+        request = (ids, None if editing is None else identity(editing))
         digest = hashlib.sha256(repr((sampling.seed, seen[request], ids)).encode()).digest()
         seen[request] += 1
         seed = int.from_bytes(digest[:7], "big")

@@ -19,7 +19,7 @@ from torch import Tensor
 from steer2edit.artifacts.edits.lora import lora_targets, write_lora
 from steer2edit.artifacts.edits.low_rank import LowRank
 from steer2edit.core import Combined, Editing, Intervention, Steering
-from steer2edit.engines.requests import ResponseScore
+from steer2edit.engines.requests import ResponseScore, identity
 from steer2edit.errors import InvalidValueError, ModelError
 from steer2edit.models import LanguageModel
 
@@ -123,13 +123,13 @@ def adapters(
     edits: Iterable[Editing | None],
     numbers: Iterator[int],
     drop: Callable[[int], object],
-) -> Iterator[dict[tuple[int, float], tuple[int, Path]]]:
-    """Edits as PEFT adapters on the disk for a while: number and folder of each by `edit_key`.
+) -> Iterator[dict[tuple[object, ...], tuple[int, Path]]]:
+    """Edits as PEFT adapters on the disk for a while: number and folder of each by `identity`.
 
     A number is never given twice, because engines recognise adapters and their cached prefixes by it; `drop` is called
     with it on leaving, before the files are deleted.
     """
-    wanted = {edit_key(editing): editing for editing in edits if editing is not None}
+    wanted = {identity(editing): editing for editing in edits if editing is not None}
     with tempfile.TemporaryDirectory(prefix="steer2edit-adapters-") as root:
         made = {key: (number, Path(root) / str(number)) for key, number in zip(wanted, numbers, strict=False)}
         for key, (_, folder) in made.items():
@@ -165,16 +165,11 @@ def as_edit(intervention: Intervention) -> Editing | None:
     return None if intervention is None or intervention.strength == 0 or intervention.edit.is_empty else intervention
 
 
-def edit_key(editing: Editing) -> tuple[int, float]:
-    """What an edit is recognised by while it is alive."""
-    return id(editing.edit), editing.strength
-
-
 def edit_groups(edits: Sequence[Editing | None], capacity: int) -> list[list[int]]:
     """Positions in groups of at most `capacity` different edits; the base's are in the first group."""
-    order = {edit_key(editing): None for editing in edits if editing is not None}
+    order = {identity(editing): None for editing in edits if editing is not None}
     group_of = {key: rank // capacity for rank, key in enumerate(order)}
     groups: dict[int, list[int]] = {}
     for index, editing in enumerate(edits):
-        groups.setdefault(0 if editing is None else group_of[edit_key(editing)], []).append(index)
+        groups.setdefault(0 if editing is None else group_of[identity(editing)], []).append(index)
     return list(groups.values())

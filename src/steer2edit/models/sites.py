@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +23,6 @@ _FUSED = "down_proj"
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What was proven of a model's sites, on a few tokens."""
-
-    layers: int  # how many layers hand the residual stream on unchanged when all that writes to it is silent
-    sites: int  # how many sites reach the residual stream
-    # sites whose heads' columns were seen to carry one head each; layers that are alike are looked at once
-    heads: tuple[Site, ...]
-
-
-@dataclass(frozen=True)
 class ModelSites:
     """Where a model's sites are."""
 
@@ -41,7 +30,9 @@ class ModelSites:
     path: str  # of the list of decoder layers
     sites: dict[Site, SiteModule]  # in order
     left_out: dict[str, str]  # why each module that writes to the residual stream is not edited, by name
-    proof: Proof | None = None  # what was proven of them; `None` where nothing could be
+    # sites whose heads' columns were seen to carry one head each (layers that are alike are looked at once) when all
+    # sites were proven; `None` where nothing could be
+    heads_seen: tuple[Site, ...] | None = None
 
 
 def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelSites:
@@ -60,7 +51,7 @@ def find_sites(network: PreTrainedModel, layout: Layout | None = None) -> ModelS
         return _proven(network, layout)
     if twin is not None:
         found = _proven(twin, layout)
-        return replace(_structure(network, found.layout), proof=found.proof)
+        return replace(_structure(network, found.layout), heads_seen=found.heads_seen)
     if layout is not None:
         return _structure(network, layout)
     raise LayoutError(
@@ -76,7 +67,7 @@ def _proven(network: PreTrainedModel, layout: Layout | None) -> ModelSites:
     with _nothing_zero(network):
         path, layers = run_layers(network, given.path if given else None)
         found = given or _structure(network, find_layout(network, path, layers))
-        return replace(found, proof=_prove(network, layers, found.sites, found.left_out))
+        return replace(found, heads_seen=_prove(network, layers, found.sites, found.left_out))
 
 
 @contextmanager
@@ -97,19 +88,19 @@ def _nothing_zero(network: nn.Module) -> Iterator[None]:
 
 
 def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:
-    lists = {path: _submodule(network, path) for path in layout.layers}
-    path, layers = next((own for own in lists.items() if isinstance(own[1], nn.ModuleList) and len(own[1])), ("", None))
-    if not isinstance(layers, nn.ModuleList):
+    modules = dict(network.named_modules(remove_duplicate=False))  # some layers share a part
+    lists = {path: own for path in layout.layers if isinstance(own := modules.get(path), nn.ModuleList) and len(own)}
+    if not lists:
         where = " or ".join(map(repr, layout.layers))
         raise LayoutError(f"layout {layout.name!r}: there is no list of layers at {where} (docs/add-a-model.md).")
-    config = network.config.get_text_config()
-    found = [site for index, layer in enumerate(layers) for site in _layer_sites(layout, path, index, layer, config)]
+    (path, layers), config = next(iter(lists.items())), network.config.get_text_config()
+    found = [site for index in range(len(layers)) for site in _layer_sites(layout, path, index, modules, config)]
     used = {projection.name for site in found for projection in site.projections}
     left_out = {
         name: why
-        for index, layer in enumerate(layers)
+        for index in range(len(layers))
         for place, why in layout.left_out.items()
-        if _submodule(layer, place) is not None and (name := f"{path}.{index}.{place}") not in used
+        if (name := f"{path}.{index}.{place}") in modules and name not in used
     }
     if not found:
         reasons = "; ".join(f"{place}: {why}" for place, why in layout.left_out.items())
@@ -120,26 +111,18 @@ def _structure(network: PreTrainedModel, layout: Layout) -> ModelSites:
     return ModelSites(layout, path, {site.site: site for site in found}, left_out)
 
 
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    module: Any = model
-    for name in path.split("."):
-        module = getattr(module, name, None)
-    return module if isinstance(module, nn.Module) else None
-
-
 def _layer_sites(
-    layout: Layout, path: str, index: int, layer: nn.Module, config: PreTrainedConfig
+    layout: Layout, path: str, index: int, modules: Mapping[str, nn.Module], config: PreTrainedConfig
 ) -> Iterator[SiteModule]:
     prefix = f"{path}.{index}"
-    experts = layout.experts
     for block in BLOCKS:
-        site = Site(index, block)
-        if block == "mlp" and experts and (module := _submodule(layer, experts.module)) is not None:
-            yield _expert_site(site, prefix, layer, module, experts)
+        site, experts = Site(index, block), layout.experts
+        if block == "mlp" and experts and f"{prefix}.{experts.module}" in modules:
+            yield _expert_site(site, prefix, modules, experts)
             continue
-        place = next((p for p in getattr(layout, block) if _submodule(layer, p) is not None), None)
+        place = next((p for p in getattr(layout, block) if f"{prefix}.{p}" in modules), None)
         if place is not None:
-            projection = _dense(f"{prefix}.{place}", layer.get_submodule(place), layer)
+            projection = _dense(f"{prefix}.{place}", modules, prefix)
             heads, columns = layout.heads.get(place, "num_attention_heads"), projection.shape[1]
             count = columns if block == "mlp" else head_count(config, heads, index)
             if count is None or columns % count:
@@ -150,16 +133,19 @@ def _layer_sites(
             yield SiteModule(site, projection.name, (projection,), columns // count)
 
 
-def _dense(name: str, module: nn.Module, layer: nn.Module, start: int = 0) -> Projection:
+def _dense(name: str, modules: Mapping[str, nn.Module], layer: str, start: int = 0) -> Projection:
+    module = modules[name]
     if not is_linear(module):
         raise LayoutError(f"{name} is a {type(module).__name__}, and a site must be a linear module.")
-    dtype = next((p.dtype for p in layer.parameters() if p.dtype in PLAIN), torch.float32)
+    dtype = next((p.dtype for p in modules[layer].parameters() if p.dtype in PLAIN), torch.float32)
     quantised = dtype if is_quantised(module) else None
     projection = Projection(name, module, slice(0), isinstance(module, Conv1D), quantised=quantised)
     return replace(projection, columns=slice(start, start + projection.shape[1]))
 
 
-def _expert_site(site: Site, prefix: str, layer: nn.Module, module: nn.Module, experts: ExpertLayout) -> SiteModule:
+def _expert_site(site: Site, prefix: str, modules: Mapping[str, nn.Module], experts: ExpertLayout) -> SiteModule:
+    name = f"{prefix}.{experts.module}"
+    module = modules[name]
     if getattr(module, "has_post_expert_norm", False):
         raise LayoutError(
             f"{site}: each expert's output passes through a norm before it is added, so an edit of one expert is not "
@@ -168,28 +154,26 @@ def _expert_site(site: Site, prefix: str, layer: nn.Module, module: nn.Module, e
     fused = dict(module.named_parameters(recurse=False)).get(_FUSED)
     if fused is None or fused.ndim != 3 or not (experts.scaled_inputs or hasattr(module, "has_gate")):
         raise LayoutError(
-            f"{site}: {prefix}.{experts.module} is no mixture that can be watched: it must hold {_FUSED} of three "
+            f"{site}: {name} is no mixture that can be watched: it must hold {_FUSED} of three "
             "axes, and run its experts through transformers' experts interface (docs/add-a-model.md)."
         )
     count, *rest = fused.shape
     width = rest[0 if experts.transposed else 1]
-    name = f"{prefix}.{experts.module}"
     projections = [
         Projection(name, module, slice(e * width, (e + 1) * width), experts.transposed, _FUSED, e) for e in range(count)
     ]
-    shared = _submodule(layer, experts.shared) if experts.shared else None
-    if shared is not None:
-        projections.append(_dense(f"{prefix}.{experts.shared}", shared, layer, count * width))
+    if experts.shared and (shared := f"{prefix}.{experts.shared}") in modules:
+        projections.append(_dense(shared, modules, prefix, count * width))
     sizes = Experts(count, width, projections[-1].columns.stop - count * width)
-    outputs = tuple(found for path in experts.outputs if (found := _submodule(layer, path)) is not None)
+    outputs = tuple(modules[own] for path in experts.outputs if (own := f"{prefix}.{path}") in modules)
     block = ExpertBlock(sizes, module, outputs, experts.scaled_inputs)
     return SiteModule(site, name, tuple(projections), 1, block)
 
 
 def _prove(
     network: PreTrainedModel, layers: list[LayerRun], sites: Mapping[Site, SiteModule], left_out: Iterable[str]
-) -> Proof:
-    """Prove a model's sites.
+) -> tuple[Site, ...]:
+    """Prove a model's sites; those are returned of which heads were seen.
 
     *Silence*: with the outputs of all named writers zero, every layer hands the residual stream on unchanged.
     *Effect*: the output of each site reaches the residual stream. *Components*: a number before a mixer's projection
@@ -206,7 +190,7 @@ def _prove(
         if (kind := kind_of(run.module)) not in seen:
             seen.add(kind)
             heads += [s for s, module in own.items() if s.block != "mlp" and _prove_components(run, s, module, writers)]
-    return Proof(len(layers), len(sites), tuple(heads))
+    return tuple(heads)
 
 
 def _prove_silence(run: LayerRun, writers: list[nn.Module]) -> None:
