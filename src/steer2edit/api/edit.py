@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steer2edit.api import showing
 from steer2edit.api.keywords import public, require_fit
@@ -47,6 +47,21 @@ class _Edits:
     def __add__(self, other: "Edit | CombinedEdit") -> "CombinedEdit":
         """These and others at once."""
         return CombinedEdit((*self.parts, *other.parts)) if isinstance(other, _Edits) else NotImplemented
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row for each component with λ ≠ 0: its name, layer, block, λ and g; needs pandas.
+
+        Of several edits, also the number of the edit, from 1.
+        """
+        several = isinstance(self, CombinedEdit)
+        return frame(
+            [
+                {**({"edit": number} if several else {}), "component": str(component), "layer": component.site.layer,
+                 "block": component.site.block, "magnitude": magnitude, "importance": importance}
+                for number, part in enumerate(self.parts, start=1)
+                for component, magnitude, importance in part.components()
+            ]
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -97,18 +112,6 @@ class Edit(_Edits, WeightEdit):
             MismatchError: the edit is for another model.
         """
         save_edit(_base(self, model), self, directory, overwrite=overwrite)
-
-    def to_pandas(self) -> "pandas.DataFrame":
-        """A row for each component with λ ≠ 0: its name, layer, block, λ and g; needs pandas."""
-        return frame(self.rows())
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Every component with λ ≠ 0."""
-        return [
-            {"component": str(component), "layer": component.site.layer, "block": component.site.block,
-             "magnitude": magnitude, "importance": importance}
-            for component, magnitude, importance in self.components()
-        ]  # fmt: skip
 
     def __repr__(self) -> str:
         counts: dict[str, int] = {}
@@ -181,11 +184,6 @@ class CombinedEdit(_Edits):
             for part, place in zip(self.parts, places, strict=True):
                 save_edit(base, part, place)
             save_combined(base, read_members(places, [1.0] * len(places)), directory, overwrite=overwrite)
-
-    def to_pandas(self) -> "pandas.DataFrame":
-        """The rows of every edit, with its number from 1; needs pandas."""
-        parts = enumerate(self.parts, start=1)
-        return frame([{"edit": number, **row} for number, part in parts for row in part.rows()])
 
     def __repr__(self) -> str:
         shown = (f"{number}: {repr(part).splitlines()[0]}" for number, part in enumerate(self.parts, start=1))

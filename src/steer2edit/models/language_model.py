@@ -40,10 +40,7 @@ class LanguageModel:
     def __post_init__(self) -> None:
         self.network.eval()
         found = find_sites(self.network, self.layout)
-        layers = self.network.get_submodule(found.path)
-        values = {"structure": found, "sites": found.sites, "layers": layers}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(structure=found, sites=found.sites, layers=self.network.get_submodule(found.path))
 
     @property
     def device(self) -> torch.device:
