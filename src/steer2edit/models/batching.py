@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from steer2edit.errors import InvalidValueError, ModelError
+from steer2edit.errors import ModelError
 
 DEFAULT_BATCH_TOKENS = 4096
 
@@ -21,10 +21,6 @@ class TokenBudget:
     """How many tokens a batch may hold, rows × longest row. It shrinks when memory runs out, and stays shrunk."""
 
     tokens: int = DEFAULT_BATCH_TOKENS  # the budget to begin with
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise InvalidValueError(f"a batch must be allowed at least 1 token, got {self.tokens}.")
 
 
 def length_batches(lengths: Sequence[int], max_tokens: int = DEFAULT_BATCH_TOKENS) -> Iterator[list[int]]:
