@@ -153,11 +153,12 @@ def write_adapter(model: LanguageModel, editing: Editing, directory: Path) -> No
 def as_edit(intervention: Intervention) -> Editing | None:
     """The edit of an intervention, `None` where it leaves the base as it is; steering is refused."""
     if isinstance(intervention, Combined | Steering):
-        one = isinstance(intervention, Steering)
-        what = f"activation steering (strength {intervention.strength:g})" if one else "several interventions at once"
+        what = "several interventions at once"
+        if isinstance(intervention, Steering):
+            what = f"activation steering (strength {intervention.strength:g})"
         raise InvalidValueError(
-            f"{what} cannot run on this engine: it takes one LoRA adapter per request, which can only add a multiple of "
-            "the input. Use the transformers engine."
+            f"{what} cannot run on this engine, which takes one LoRA adapter per request: that can only add a multiple "
+            "of the input. Use the transformers engine."
         )
     return None if intervention is None or intervention.strength == 0 or intervention.edit.is_empty else intervention
 
