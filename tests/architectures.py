@@ -195,10 +195,10 @@ def _reasons(reasons: Mapping[str, str]) -> str:
 
 
 def _cells(layout: Layout) -> Iterator[str]:
-    yield from (_names(layout.paths(block)) for block in BLOCKS)
+    yield from (_names(getattr(layout, block)) for block in BLOCKS)
     experts = layout.experts
     yield "–" if experts is None else f"`{experts.module}`" + (f", shared `{experts.shared}`" if experts.shared else "")
-    yield "; ".join(f"`{path}`: {why}" for path, why in layout.reasons.items()) or "–"
+    yield "; ".join(f"`{path}`: {why}" for path, why in layout.left_out.items()) or "–"
 
 
 def _names(names: Iterable[str]) -> str:
