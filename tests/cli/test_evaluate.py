@@ -12,7 +12,6 @@ from evaluation.judge_server import Answer, judge_server
 from steer2edit.cli import app, main
 from steer2edit.cli.measure import load_given
 from steer2edit.evaluation.statistics import paired_rate_difference
-from steer2edit.models import load_model
 from tiny_chat import tiny_chat_model
 from unchecked import unchecked
 
@@ -226,11 +225,10 @@ def test_paths_with_strengths() -> None:
             load_given([text], Path)
 
 
-def test_arms_of_two_files_are_told_apart(checkpoint: Path, vectors: Path, tmp_path: Path) -> None:
+def test_arms_of_two_files_are_told_apart(vectors: Path, tmp_path: Path) -> None:
     from steer2edit.cli.measure import Interventions
 
     copy = tmp_path / "v.safetensors"
     copy.write_bytes(vectors.read_bytes())
-    given = Interventions(steer=[f"{vectors}:0.2", f"{copy}:0.2"]).load()
-    labels = [arm.label for arm in given.arms(load_model(str(checkpoint)))]
+    labels = [arm.label for arm in Interventions(steer=[f"{vectors}:0.2", f"{copy}:0.2"]).arms()]
     assert labels == ["base", f"steering 0.2 {vectors}", f"steering 0.2 {copy}"]

@@ -71,8 +71,8 @@ def failed(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: object) -> 
 def test_for_people(checkpoint: Path, edits: Path, tmp_path: Path, capsys: Any) -> None:
     call(checkpoint, "--edit", edits / "mild", "--out", tmp_path / "run", *SMALL)
     shown = capsys.readouterr().out
-    for text in ("Drift as much as the edit", "shouting: a toy", "Contract: refused", "Plain prompts, 95 % intervals",
-                 "Static attacks, family by family, 95 % intervals", "shouting: letters refused", "What was not tested",
+    for text in ("Drift as much as the edit", "shouting: a toy", "Contract: refused", "\n- shouting: quick: letters.\n",
+                 "What was not tested",
                  "- Not asked for: slow.", "Verdict: ", str(tmp_path / "run" / "report.html")):  # fmt: skip
         assert text in shown
     card = json.loads((tmp_path / "run" / "scorecard.json").read_text())

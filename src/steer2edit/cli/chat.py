@@ -8,7 +8,7 @@ import typer
 from steer2edit.cli.console import OUT, columns_of_text
 from steer2edit.cli.late import editing, evaluation, models
 from steer2edit.cli.measure import Interventions
-from steer2edit.cli.options import ModelArgument, load
+from steer2edit.cli.options import ModelArgument
 from steer2edit.settings import Loading, shared
 from steer2edit.tables import shown_reply
 
@@ -37,9 +37,8 @@ def chat(
         raise typer.BadParameter("give a PROMPT: a talk needs a terminal to type into, and has no --json.")
 
     sampling = models.Sampling(max_new_tokens, temperature, seed=seed)
-    given = interventions.load()
-    loaded = load(model, loading, *given.metadata)
-    arms = given.arms(loaded)
+    arms = interventions.arms()
+    loaded = interventions.load(model, loading, arms)
     turns: list[list[models.Message]] = [[] for _ in arms]
     if prompt is not None:
         found = [

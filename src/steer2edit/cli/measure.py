@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from steer2edit.cli.console import print_conditions, print_table, print_unscored, say
-from steer2edit.cli.late import api, artifacts, engines, evaluation, models, steering
+from steer2edit.cli.late import api, artifacts, core, engines, evaluation, models, steering
 from steer2edit.cli.options import EngineOptions, Judging, Measuring, ModelArgument, VectorsArgument, listing, load
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition
@@ -44,35 +44,6 @@ def load_given(texts: Sequence[str], load: Callable[[Path], Any], strengths: tup
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What is compared with the base."""
-
-    edits: list[Given]
-    steering: list[Given]
-    allow_mismatch: bool = False
-
-    @property
-    def metadata(self) -> list[Mapping[str, Any]]:
-        """Of all artifacts: what a model is loaded like."""
-        return [one.artifact.metadata for one in (*self.edits, *self.steering)]
-
-    def arms(self, model: "models.LanguageModel") -> "list[evaluation.Arm]":
-        """The base, then steering, then edits; a MismatchError for an artifact of another model or shape."""
-        arms = [evaluation.BASE_ARM]
-        several = len({one.path for one in self.steering}) > 1
-        for one, name in zip(self.steering, _names(self.steering), strict=True):
-            model.require_fit(one.artifact, allow_mismatch=self.allow_mismatch)
-            own = [evaluation.steering_arm(one.artifact, strength) for strength in one.strengths]
-            arms += [replace(arm, label=f"{arm.label} {name}") for arm in own] if several else own
-        for edit, name in zip(self.edits, _names(self.edits), strict=True):
-            model.require_fit(edit.artifact, allow_mismatch=self.allow_mismatch)
-            arms += [
-                evaluation.edit_arm(edit.artifact, name if s == 1 else f"{name} × {s:g}", s) for s in edit.strengths
-            ]
-        return arms
-
-
-@dataclass(frozen=True)
 class Interventions(Checked):
     """Edits and steering that are compared with the base.
 
@@ -85,10 +56,29 @@ class Interventions(Checked):
     steer: Annotated[list[str] | None, typer.Option(metavar="VECTORS:STRENGTH")] = None
     allow_mismatch: shared.AllowMismatch = False
 
-    def load(self) -> Loaded:
-        """All artifacts, before a model is loaded: a wrong path shall show at once."""
+    def arms(self) -> "list[evaluation.Arm]":
+        """The base, then steering, then edits, before a model is loaded: a wrong path shall show at once."""
+        steering = load_given(self.steer or (), artifacts.load_vectors)
         edits = load_given(self.edit or (), artifacts.load_edit, (1.0,))
-        return Loaded(edits, load_given(self.steer or (), artifacts.load_vectors), self.allow_mismatch)
+        arms, several = [evaluation.BASE_ARM], len({one.path for one in steering}) > 1
+        for one, name in zip(steering, _names(steering), strict=True):
+            own = [evaluation.steering_arm(one.artifact, strength) for strength in one.strengths]
+            arms += [replace(arm, label=f"{arm.label} {name}") for arm in own] if several else own
+        for edit, name in zip(edits, _names(edits), strict=True):
+            for strength in edit.strengths:
+                label = name if strength == 1 else f"{name} × {strength:g}"
+                arms.append(evaluation.edit_arm(edit.artifact, label, strength))
+        return arms
+
+    def load(self, model: str, loading: Loading, arms: "Sequence[evaluation.Arm]", **changed: Any) -> Any:
+        """The model of the arms, loaded as what they use was made; a MismatchError where that is of another."""
+        used: list[Any] = [
+            own.vectors if isinstance(own, core.Steering) else own.edit for own in (arm.intervention for arm in arms[1:])
+        ]
+        loaded = load(model, loading, *(one.metadata for one in used), **changed)
+        for one in used:
+            loaded.require_fit(one, allow_mismatch=self.allow_mismatch)
+        return loaded
 
 
 def _names(given: Sequence[Given]) -> list[str]:
@@ -141,14 +131,12 @@ def evaluate(
     if interventions.steer and engine.engine == "vllm":
         raise InvalidValueError("vLLM runs edits only: leave --steer out, or use --engine transformers.")
     measuring.require_free()
-    given = interventions.load()
-    judge = judging.judge()
+    arms, judge = interventions.arms(), judging.judge()
     settings = evaluation.TaskSettings(
         measuring.split, measuring.limit, max_new_tokens, evaluation.find_scorer(judging.scorer, judge), shuffle
     )
     tasks, specs = evaluation.build_tasks(task or (), settings), list(task or ())
-    loaded = load(model, loading, *given.metadata, **({"device": "cpu"} if engine.engine == "vllm" else {}))
-    arms = given.arms(loaded)
+    loaded = interventions.load(model, loading, arms, **({"device": "cpu"} if engine.engine == "vllm" else {}))
     # the harness first: a task that it does not know shall not cost the work of the others
     harness: list[dict[str, evaluation.HarnessMetric]] = [{} for _ in arms]
     if lm_eval:

@@ -1,6 +1,5 @@
 """`steer2edit stress`."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +11,8 @@ from steer2edit.cli.console import print_table, say, typed
 from steer2edit.cli.late import artifacts, engines, evaluation
 from steer2edit.cli.options import FullRepliesOption, Judging, ModelArgument, listing, load
 from steer2edit.errors import InvalidValueError
-from steer2edit.estimates import PERCENT, column
+from steer2edit.estimates import PERCENT
 from steer2edit.settings import Loading, StressOptions, shared
-
-_COLUMNS = ("", "outcome", "n", "base", "edit", "edit less base", "edit less steering")
 
 
 def print_tests() -> None:
@@ -50,40 +47,16 @@ def print_contract(contract: "late.stress.scorecard.Contract") -> None:
 
 
 def print_scorecard(card: "late.stress.scorecard.Scorecard") -> None:
-    """Contract, tables by group, the findings in plain sentences, and the verdict."""
+    """Contract, the findings in plain sentences, and the verdict; the report has tables of them too."""
     print_contract(card.contract)
-    for title, tests in [("Plain prompts", [card.plain]), *card.groups()]:
-        if rows := [row for test in tests for row in rows_of(test)]:
-            say()
-            print_table(_COLUMNS, rows, f"{title}, 95 % intervals")
-    sections = card.summary
     for name, heading in late.stress.scorecard.SUMMARY_TITLES.items():
-        if sections[name]:
+        if sentences := card.summary[name]:
             say(f"\n{heading}", style="bold")
-            for sentence in sections[name]:
+            for sentence in sentences:
                 say(f"- {sentence}")
     say(f"\nVerdict: {card.verdict.sentence}", style="bold")
     for reason in card.verdict.reasons:
         say(f"  {reason}")
-
-
-def rows_of(entry: "late.stress.scorecard.Entry") -> Iterator[list[str]]:
-    """The rows of one test in the table, but for those of the contract."""
-    for line in (line for line in entry.lines if not line.decides):
-        first, *others = line.arms
-        own, change = column(line.share), column(line.share, change=True)
-        for arm in line.judged or (["edit"] if "edit" in others else others or [first]):
-            difference, against = line.judged.get(arm) or line.differences.get(arm), line.edit_minus_steering
-            compared = "" if (first, arm) == ("base", "edit") or first == arm else f" ({arm} against {first})"
-            yield [
-                f"{late.stress.scorecard.named(entry.name, line.name)} {line.metric}{compared}",
-                line.outcome,
-                str(line.arms[arm].n),
-                own.text(line.arms[first]),
-                own.text(line.arms[arm]),
-                "" if difference is None else change.text(difference),
-                "" if against is None or arm != "edit" else change.text(against),
-            ]
 
 
 def stress(
