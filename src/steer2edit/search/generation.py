@@ -24,7 +24,6 @@ _MOST_STEPS = 8
 _FEWEST = 4  # trials that survive a rung, if there are as many
 NO_EDIT = "edits next to nothing"
 DEGENERATE = "degenerate"
-SANITY_METRIC = "sanity_kl"
 
 
 def measure_generation(
@@ -71,16 +70,14 @@ def _filter(search: Search, trials: list[Trial], edits: Sequence[WeightEdit], dr
     alive = [trial for trial in trials if trial.complete]
     measured = sanity.measure(search.engine, [Editing(edits[trial.index]) for trial in alive])
     for trial, found in zip(alive, measured, strict=True):
-        values, drift, on = found.values["kl"], found.metrics["kl"].value, f"on {len(sanity)} short benign requests"
+        drift, on = found.metrics["kl"].value, f"on {len(sanity)} short benign requests"
         # a request that the base answers with nothing is `None`: it says nothing about the edit
-        stopped = None
-        if drift is None or any(value is not None and not math.isfinite(value) for value in values):
-            stopped = f"{DEGENERATE}: KL not finite {on}"
+        if drift is None or any(value is not None and not math.isfinite(value) for value in found.values["kl"]):
+            trials[trial.index] = replace(trial, stopped=f"{DEGENERATE}: KL not finite {on}")
         elif drift > most:
-            stopped = f"{DEGENERATE}: KL {drift:.2f} {on}"
+            trials[trial.index] = replace(trial, stopped=f"{DEGENERATE}: KL {drift:.2f} {on}")
         elif drift < least:
-            stopped = f"{NO_EDIT}: KL {drift:.4f} {on}"
-        trials[trial.index] = replace(trial, values={SANITY_METRIC: values}, stopped=stopped)
+            trials[trial.index] = replace(trial, stopped=f"{NO_EDIT}: KL {drift:.4f} {on}")
 
 
 def _halve(trials: list[Trial], goal: Goal, share: float) -> None:

@@ -57,11 +57,9 @@ class Line(Record):
     shares: dict[str, Estimate] = Field(default_factory=dict)
     needed: int | None = None
     decides: bool = False
-    seconds: float | None = None
     outcome: Outcome
     sentence: str
     note: str = ""
-    higher_is_better: bool | None = True
 
     @staticmethod
     def of(finding: Finding, arms: Sequence[Arm]) -> "Line":
@@ -90,7 +88,6 @@ class Entry(Record):
     citation: str
     tested: bool = True
     message: str = ""
-    seconds: float | None = None
     lines: list[Line] = Field(default_factory=list)
     facts: dict[str, Any] = Field(default_factory=dict)
 
@@ -103,7 +100,6 @@ class Condition(Record):
     ending: Ending  # what became of the gain
     needed: int | None = None  # requests that would tell, where that is not enough data
     lines: list[Line] = Field(default_factory=list)  # that decide
-    seconds: float = 0.0  # that its tests took, measured
 
     @property
     def words(self) -> str:
@@ -131,8 +127,7 @@ def contract_of(plain: Entry, tests: Sequence[Entry], *, lowers: bool = False) -
         ending: Ending = next((one for one in _WORST if one in endings), "not tested")
         wanted = [line.needed for line, own in zip(lines, endings, strict=True) if own == _OPEN and line.needed]
         needed = max(wanted, default=None) if ending == _OPEN else None
-        seconds = round(sum(entry.seconds or 0.0 for entry in entries), 1)
-        conditions.append(Condition(name=name, title=title, ending=ending, needed=needed, lines=lines, seconds=seconds))
+        conditions.append(Condition(name=name, title=title, ending=ending, needed=needed, lines=lines))
     return Contract(lowers=lowers, conditions=conditions)
 
 
@@ -181,7 +176,6 @@ class EditRecord(Record):
 
     name: str
     sha256: Sha256
-    hyperparameters: dict[str, Any]
 
 
 class PromptsRecord(Record):
