@@ -143,7 +143,9 @@ _OBJECTS: Mapping[str, Callable[[Mapping[str, Any], str], AttackFile]] = {
     "jailbreaks": _jailbreakbench,
     "adv_prompts": _adv_llm,
     "controls": _gcg,
-    "best_string": lambda content, where: _of_rows([Row(where, content)]),  # of nanogcg's GCGResult
+    "best_string": lambda content, where: AttackFile(  # of nanogcg's GCGResult
+        "nanogcg result", _ZOU, templates=(f"{REQUEST} {Row(where, content).text('best_string')}",)
+    ),
 }
 
 

@@ -130,8 +130,7 @@ def run_stress(
     """
     with StressFolder(out).opened(given.identity()) as results:
         subject, steering = _begun(given, results, narrate)
-        plain = results.find(PLAIN) or results.write(PLAIN, _PLAIN_TEST.run(subject), keep_asked=True)
-        narrate(plain.findings[0].sentence)
+        plain = _plain(subject, results, narrate)
         messages = _run(subject, tests, results, narrate)
         known = {test.name: test for test in (*tests, *others)}
         found = {name: results.find(name) for name in known}
@@ -212,6 +211,13 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
     subject = replace(subject, plain=harmful, limit=requests_of(gain, subject))
     narrate(f"Each line asks {len(subject.requests)} requests, so that a fall by half is detected.")
     return subject, matched["note"]
+
+
+def _plain(subject: Subject, results: StressFolder, narrate: Narrate) -> StressResult:
+    """What the plain prompts show, from the plain replies that the subject has."""
+    found = results.find(PLAIN) or results.write(PLAIN, _PLAIN_TEST.run(subject), keep_asked=True)
+    narrate(found.findings[0].sentence)
+    return found
 
 
 def requests_of(gain: Estimate, subject: Subject) -> int:
