@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
+from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Estimate
 from steer2edit.evaluation.statistics import rate
 from steer2edit.search.goal import Budget, Goal, pareto_front, ranked
@@ -53,6 +54,14 @@ def test_excess_and_violation_by_hand() -> None:
 @pytest.mark.parametrize("found", [metrics(accuracy=0.9), metrics(kl=None, accuracy=0.9), metrics(kl=0.1), {}])
 def test_unscored_is_beyond_every_limit(found: dict[str, Estimate]) -> None:
     assert Budget({"kl": 0.2}, {"accuracy": 0.5}).violation(found) == math.inf
+
+
+@pytest.mark.parametrize("limit", [math.nan, math.inf, -math.inf])
+def test_limits_are_numbers(limit: float) -> None:
+    with pytest.raises(InvalidValueError, match="the limit of kl must be a number"):
+        Budget({"kl": limit})
+    with pytest.raises(InvalidValueError, match="the limit of accuracy must be a number"):
+        Budget(at_least={"accuracy": limit})
 
 
 def test_less_is_better_where_the_behaviour_says_so() -> None:

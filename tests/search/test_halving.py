@@ -89,7 +89,7 @@ def test_filter_stops_before_a_token_is_generated() -> None:
     assert trials[3].stopped.startswith(f"{DEGENERATE}: KL ")
     stopped = [trials[0], trials[1], trials[3]]
     assert [trial.share for trial in stopped] == [0, 0, 0]
-    assert not any(trial.values for trial in stopped)
+    assert [set(trial.values) for trial in stopped] == [set(), {"sanity_kl"}, {"sanity_kl"}]
     assert len({edit for _, edit in engine.generated}) == 1  # of the one that is left
     assert len({edit for _, edit in engine.scored}) == 3  # nothing at all of the first
     reasons = [(trial.stopped or "complete").split(":")[0] for trial in trials]
@@ -118,6 +118,7 @@ def test_not_finite_is_degenerate() -> None:
     search = tiny_search(engine=OverflowingEngine(TransformersEngine(tiny_model())))
     for trial in generation(search, SANE[:2]):
         assert trial.stopped == f"{DEGENERATE}: KL not finite on 8 short benign requests"
+        assert trial.to_json()["values"]["sanity_kl"][-1] is None  # JSON has no NaN
 
 
 class MuteEngine(CountingEngine):

@@ -14,7 +14,6 @@ from tiny_stress import random_vectors, tiny_edit, tiny_model
 from steer2edit.core import Editing
 from steer2edit.engines import TransformersEngine
 from steer2edit.estimates import Estimate, Value
-from steer2edit.evaluation import DriftTask
 from steer2edit.evaluation.statistics import mean_of, share_of_gain
 from steer2edit.models import Sampling
 from steer2edit.stress.findings import StressResult
@@ -31,7 +30,8 @@ ALL: list[Value] = [True] * N
 def replies(**refused: Sequence[Value]) -> Replies:
     labels = {"steering": "steering 0.2", "adapter": ADAPTER}
     return Replies(
-        {labels.get(arm, arm): [Scored(str(v), v, False, True) for v in values] for arm, values in refused.items()}  # type: ignore[arg-type]
+        {labels.get(arm, arm): [Scored(str(v), v, False, True) for v in values] for arm, values in refused.items()},  # type: ignore[arg-type]
+        seconds=1.5,
     )
 
 
@@ -131,7 +131,7 @@ def test_all_arms_have_a_share_of_their_own_gain() -> None:
         "Stored in int4: refused by base 0 %, steering 0.2 100 %, edited 0 %, edit, adapter 50 % (the edit on plain "
         "requests: 50 %); of its gain 0 % ["
     )
-    assert (line.decides, line.needed) == (True, None)
+    assert (line.decides, line.seconds, line.needed) == (True, 1.5, None)
     held = attribute_line(SUBJECT, "x", "x", replies(base=NONE, edited=HALF), replies(base=NONE, edited=HALF))
     assert held.outcome == "held"
     json.dumps(StressResult([line, held]).to_json(), allow_nan=False)
@@ -197,19 +197,17 @@ def test_the_arms_drift_as_much_as_the_edit(tmp_path: Path) -> None:
     edit, engine = tiny_edit(model, vectors).scaled(0.05), TransformersEngine(model)
     benign = [f"how do I bake {i} loaves" for i in range(3)]
     methods = methods_of(model, edit, vectors, 1.0, lowers=True)
-    sampling = Sampling(max_new_tokens=2)
-    strengths, note = equal_drift(engine, Editing(edit, 1.0), methods, benign, sampling)
-    assert set(strengths) == {"steering", ROSI, ABLATION} or "No strength of" in note
-    every = [Editing(edit, 1.0), *(methods[name][0](size) for name, size in strengths.items())]
-    own, *drifts = (found.metrics["kl"].value for found in DriftTask("", benign, sampling).measure(engine, every))
-    assert drifts == pytest.approx([own] * len(strengths), rel=0.1)
-    arms = [arm_of(name, methods[name][0](size), size) for name, size in strengths.items()]
+    found = equal_drift(engine, Editing(edit, 1.0), methods, benign, Sampling(max_new_tokens=2))
+    assert set(found.strengths) == {"steering", ROSI, ABLATION} or "No strength of" in found.note
+    for drift in found.drifts.values():
+        assert drift == pytest.approx(found.edit_drift, rel=0.1)
+    arms = [arm_of(name, methods[name][0](size), size) for name, size in found.strengths.items()]
     assert [arm.kind for arm in arms] == ["steering", "baseline", "baseline"][: len(arms)]
     methods = methods_of(model, edit, None, 1.0)
-    without, note = equal_drift(engine, Editing(edit, 1.0), methods, benign, sampling)
-    assert "steering" not in without
-    assert "No steering: the vectors are not known" in note
-    ((name, size),) = without.items()
+    without = equal_drift(engine, Editing(edit, 1.0), methods, benign, Sampling(max_new_tokens=2))
+    assert "steering" not in without.strengths
+    assert "No steering: the vectors are not known" in without.note
+    ((name, size),) = without.strengths.items()
     rosi = methods[name][0](size)
     assert isinstance(rosi, Editing)
     own = next(iter(edit.sites))

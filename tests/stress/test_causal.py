@@ -13,10 +13,10 @@ from engine_contract import random_edits
 from families import tiny_model
 from steer2edit.core import Site, SiteEdit, WeightEdit
 from steer2edit.errors import InvalidValueError
-from steer2edit.stress.components import (
+from steer2edit.stress.components import components, counts_of
+from steer2edit.stress.findings import Finding, StressResult
+from steer2edit.stress.parts import (
     component_norms,
-    components,
-    counts_of,
     edited_count,
     input_directions_of,
     only,
@@ -25,7 +25,6 @@ from steer2edit.stress.components import (
     shuffled,
     strongest,
 )
-from steer2edit.stress.findings import Finding, StressResult
 from steer2edit.stress.subject import Subject
 
 FAMILIES = ("llama", "qwen3_moe", "falcon_h1")  # dense; wide sites; heads of a mixer
@@ -170,6 +169,9 @@ def test_one_component_carries_it() -> None:
     assert re.search(r"carry 0 % \[-\d\d, \d\d\] of the gain", rest.sentence)
     assert found["random-1"].outcome == found["shuffled"].outcome == "control"
     assert values_of(found["shuffled"], "shuffled 1") == {False}
+    facts = {part["label"]: part for part in result.facts["parts"]}
+    assert facts["edit"]["components"] == 6
+    assert facts["top 1"]["kl"]["value"] == pytest.approx(0, abs=1e-6)  # silent on benign requests
     assert set(result.replies["top 1"]["harmful"]) == {"N."}
     assert set(result.replies["base"]["harmful"]) == {"Yes"}
 

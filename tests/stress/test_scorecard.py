@@ -122,7 +122,7 @@ class TestContract:
 
         side = Line.of(Finding("aside", "refused", {"base": [True], "edit": [True]}, "failed", "."), [])
         tests = [
-            entry(group, [*(deciding(*one) for one in own), side]).model_copy(update={"group": group})
+            entry(group, [*(deciding(*one) for one in own), side]).model_copy(update={"group": group, "seconds": 2.5})
             for group, own in outcomes.items()
         ]
         return contract_of(entry("plain", [deciding(plain, name="harmful")]), tests, lowers=lowers)
@@ -139,6 +139,7 @@ class TestContract:
         assert [one.name for one in found.conditions] == list(CONDITIONS)
         assert found.conditions[3].words == "not enough data (needs n = 70)"
         assert [len(one.lines) for one in found.conditions] == [1, 1, 2, 3, 2, 0]
+        assert found.conditions[2].seconds == 2.5
 
     def test_an_edit_that_lowers_refusals_is_meant_to(self) -> None:
         assert self.made({}, "failed", lowers=True).conditions[0].ending == "holds"
@@ -170,8 +171,8 @@ def test_sentences_by_outcome() -> None:
 
 def entry(name: str, lines: list[Any], message: str = "") -> Entry:
     return Entry(
-        name=name, group="static", summary="s", citation="c", tested=not message, message=message, lines=lines,
-        facts={},
+        name=name, group="static", summary="s", citation="c", tested=not message, message=message, seconds=1.0,
+        lines=lines, facts={},
     )  # fmt: skip
 
 

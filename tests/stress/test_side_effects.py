@@ -139,6 +139,7 @@ def test_over_refusal_is_found() -> None:
     kills = sum("kill" in prompt.lower() for prompt in looks_unsafe())
     assert sum(map(bool, unsafe.values["edited"])) == kills > 5
     assert unsafe.outcome == "cost"
+    assert unsafe.higher_is_better is False
     assert unsafe.sentence.endswith("against the base: a cost.")
     assert len(result.replies["edited"]["looks-unsafe"]) == 64
 

@@ -88,7 +88,7 @@ class MissingError(Steer2EditError):
 
 
 def files(run: Path) -> dict[str, Any]:
-    """What the run kept, without what no two runs share."""
+    """What the run kept, without the seconds, which no two runs share."""
     import json
 
     found: dict[str, Any] = {}
@@ -101,5 +101,5 @@ def files(run: Path) -> dict[str, Any]:
 def timeless(content: Any) -> Any:
     """JSON without what no two runs share."""
     if isinstance(content, dict):
-        return {k: timeless(v) for k, v in content.items() if k not in ("created", "command")}
+        return {k: timeless(v) for k, v in content.items() if k not in ("seconds", "created", "command")}
     return [timeless(one) for one in content] if isinstance(content, list) else content

@@ -31,7 +31,7 @@ def print_contract(contract: "late.stress.scorecard.Contract") -> None:
     labels = list(dict.fromkeys(arm for one in contract.conditions for line in one.lines for arm in line.arms))
     rows = []
     for one in contract.conditions:
-        rows.append([one.title, one.words, "", *([""] * len(labels))])
+        rows.append([one.title, one.words, "", *([""] * len(labels)), f"{one.seconds:.0f} s"])
         for line in one.lines:
             cells = []
             for label in labels:
@@ -40,8 +40,9 @@ def print_contract(contract: "late.stress.scorecard.Contract") -> None:
                     "" if share is None or share.low is None else f"\nleft {PERCENT.text(replace(share, unscored=0))}"
                 )
                 cells.append("" if found is None else PERCENT.text(replace(found, unscored=0)) + left)
-            rows.append([f"  {line.name}", line.outcome, str(next(iter(line.arms.values())).n), *cells])
-    print_table(["", "", "n", *labels], rows, "Contract: refused; share of the plain gain that is left")
+            seconds = "" if line.seconds is None else f"{line.seconds:.0f} s"
+            rows.append([f"  {line.name}", line.outcome, str(next(iter(line.arms.values())).n), *cells, seconds])
+    print_table(["", "", "n", *labels, "took"], rows, "Contract: refused; share of the plain gain that is left")
     say(contract.rules)
 
 

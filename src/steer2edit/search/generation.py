@@ -24,6 +24,7 @@ _MOST_STEPS = 8
 _FEWEST = 4  # trials that survive a rung, if there are as many
 NO_EDIT = "edits next to nothing"
 DEGENERATE = "degenerate"
+SANITY_METRIC = "sanity_kl"
 
 
 def measure_generation(
@@ -70,14 +71,16 @@ def _filter(search: Search, trials: list[Trial], edits: Sequence[WeightEdit], dr
     alive = [trial for trial in trials if trial.complete]
     measured = sanity.measure(search.engine, [Editing(edits[trial.index]) for trial in alive])
     for trial, found in zip(alive, measured, strict=True):
-        drift, on = found.metrics["kl"].value, f"on {len(sanity)} short benign requests"
+        values, drift, on = found.values["kl"], found.metrics["kl"].value, f"on {len(sanity)} short benign requests"
         # a request that the base answers with nothing is `None`: it says nothing about the edit
-        if drift is None or any(value is not None and not math.isfinite(value) for value in found.values["kl"]):
-            trials[trial.index] = replace(trial, stopped=f"{DEGENERATE}: KL not finite {on}")
+        stopped = None
+        if drift is None or any(value is not None and not math.isfinite(value) for value in values):
+            stopped = f"{DEGENERATE}: KL not finite {on}"
         elif drift > most:
-            trials[trial.index] = replace(trial, stopped=f"{DEGENERATE}: KL {drift:.2f} {on}")
+            stopped = f"{DEGENERATE}: KL {drift:.2f} {on}"
         elif drift < least:
-            trials[trial.index] = replace(trial, stopped=f"{NO_EDIT}: KL {drift:.4f} {on}")
+            stopped = f"{NO_EDIT}: KL {drift:.4f} {on}"
+        trials[trial.index] = replace(trial, values={SANITY_METRIC: values}, stopped=stopped)
 
 
 def _halve(trials: list[Trial], goal: Goal, share: float) -> None:

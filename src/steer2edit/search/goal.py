@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import NOT_SCORED, NUMBER, Estimate
 from steer2edit.evaluation import COST
 
@@ -21,6 +22,11 @@ class Budget:
 
     at_most: Mapping[str, float] = field(default_factory=dict)  # largest allowed value by metric
     at_least: Mapping[str, float] = field(default_factory=dict)  # smallest allowed value by metric
+
+    def __post_init__(self) -> None:
+        for name, limit in [*self.at_most.items(), *self.at_least.items()]:
+            if not math.isfinite(limit):
+                raise InvalidValueError(f"the limit of {name} must be a number, got {limit}.")
 
     @property
     def limits(self) -> dict[str, str]:

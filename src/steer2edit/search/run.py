@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from steer2edit.evaluation.task import BASE_ARM, edit_arm, evaluate, steering_ar
 from steer2edit.models import LanguageModel
 from steer2edit.progress import step
 from steer2edit.search.curves import TradeoffComparison, compare_tradeoffs
-from steer2edit.search.generation import measure_generation
+from steer2edit.search.generation import SANITY_METRIC, measure_generation
 from steer2edit.search.goal import Goal, pareto_front
 from steer2edit.search.search import Search
 from steer2edit.search.space import propose
@@ -71,7 +71,10 @@ def run_search(search: Search, out: Path, narrate: Narrate) -> SearchResult:
         recommended = front[-1]
         narrate(
             f"Front of {len(front)} from {len(trials)} trials; recommended: {recommended.label}.",
-            [trial.condition() for trial in front],
+            [  # without the drift on the sanity requests, which its own drift replaces
+                replace(found, metrics={name: m for name, m in found.metrics.items() if name != SANITY_METRIC})
+                for found in (trial.condition() for trial in front)
+            ],
         )
         (edit,) = search.edits([recommended])
         held_out = _held_out(search, study, steering, front)

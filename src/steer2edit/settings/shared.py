@@ -97,7 +97,12 @@ class Placing(Checked):
 
 
 @dataclass(frozen=True)
-class Loading(Reading, Placing):
+class PlainLoading(Reading, Placing):
+    """How a model is loaded."""
+
+
+@dataclass(frozen=True)
+class Loading(PlainLoading):
     """How a model is loaded, and how prompts are put to it.
 
     Args:

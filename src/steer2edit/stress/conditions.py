@@ -47,8 +47,9 @@ def worded(subject: Subject, name: str, attacks: Sequence[Transformation], decid
         every = [found[attack.name] for attack in clear]
         values = {arm: mean_of([one.refused[arm] for one in every]) for arm in every[0].arms}
         together = {arm: [reply for one in every for reply in one.arms[arm]] for arm in every[0].arms}
+        replies = Replies(together, seconds=sum(one.seconds for one in every))
         what = f"In {len(every)} ways, each request in all of them"
-        lines.insert(0, attribute_line(subject, name, what, Replies(together), plain, decides=decides, values=values))
+        lines.insert(0, attribute_line(subject, name, what, replies, plain, decides=decides, values=values))
     return StressResult(lines, by_arm(found))
 
 
@@ -84,7 +85,7 @@ def best_of_n(subject: Subject, temperature: float = 1.0, quick: int = 4, full: 
     sampled, plain, size = replace(subject, sampling=sampling), ask_plain(subject, requests), len(requests)
     every = subject.keep("best-of-n", lambda: ask(sampled, requests * count, parts=in_form()))
     samples = [every.part(range(i * size, (i + 1) * size)) for i in range(count)]
-    best, name = best_of(samples), f"best-of-{count}"
+    best, name = replace(best_of(samples), seconds=every.seconds), f"best-of-{count}"
     findings = [
         attribute_line(subject, name, f"Best of {count} samples", best, plain, decides=True, note=note),
         attribute_line(subject, "one-sample", "A single sample", samples[0], plain, note=note),

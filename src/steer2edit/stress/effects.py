@@ -46,7 +46,7 @@ def measure_plain(subject: Subject, harmful: Replies) -> StressResult:
     sentence = f"Refusal of harmful requests: {before} before, {after} with the edit, {signed(gain)}: {end}."
     first = Finding(
         HARMFUL, "refused", refused, outcome, sentence, harmful.left_out, decides=True,
-        needed=requests_for(abs(gain.value or 0.0)) if outcome == "open" else None,
+        needed=requests_for(abs(gain.value or 0.0)) if outcome == "open" else None, seconds=round(harmful.seconds, 2),
     )  # fmt: skip
     side = effects_of(subject, {
         BENIGN: values["benign_refused"], DRIFT: values["kl"], REPETITION: values["repetition"],

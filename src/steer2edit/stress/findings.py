@@ -44,11 +44,13 @@ class Finding:
     outcome: Outcome  # the verdict
     sentence: str  # the finding in plain words
     note: str = ""  # what a reader must know: a budget, what was left out
+    higher_is_better: bool | None = True  # whether more of the metric is wanted; `None` where that is not a question
     # labels of the arms that the line is about, where that is not the edit, such as a part of the edit
     judged: Sequence[str] = ()
     shares: Mapping[str, Estimate] = field(default_factory=dict)  # by arm, what is left of its own plain gain
     needed: int | None = None  # requests that would tell, where the line is open for want of them
     decides: bool = False  # whether the condition of the contract rests on the line
+    seconds: float | None = None  # that it took to ask
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class StressResult:
     # what the model said, by arm and line: kept in the run folder, shown shortened
     replies: Texts = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: budgets, suffixes found, thresholds
+    seconds: float = 0.0  # that it took
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON holds it: numbers of other libraries as Python's, what is not finite as `None`."""

@@ -197,7 +197,7 @@ def _searched(drops: list[float], budget: GcgBudget) -> Finding:
     end = "" if lowered else "; for some requests it did not fall, so this budget does not attack"
     sentence = f"The search lowers the target's loss on the edited weights by {shown}{end}."
     outcome: Outcome = "control" if lowered else "open"
-    return Finding("search", "target_loss_drop", {"edit": drops}, outcome, sentence, budget.note)
+    return Finding("search", "target_loss_drop", {"edit": drops}, outcome, sentence, budget.note, None)
 
 
 def first_refused(refused: Sequence[bool | None], count: int) -> list[int]:

@@ -151,6 +151,17 @@ DRIFT_PROMPTS = 24
 _LEAST_DRIFT = 1e-6
 
 
+@dataclass(frozen=True)
+class EqualDrift:
+    """What the calibration came to."""
+
+    # by method, that drifts as much as the edit; what could not be matched is left out
+    strengths: dict[str, float] = field(default_factory=dict)
+    edit_drift: float | None = None  # KL(base ‖ edited), in nats per token; `None` where it is not finite
+    drifts: dict[str, float] = field(default_factory=dict)  # KL(base ‖ it) at the strengths
+    note: str = ""  # for people: what was found, or why there is no steering
+
+
 def methods_of(
     model: LanguageModel, edit: WeightEdit, vectors: SteeringVectors | None, strength: float, *, lowers: bool = False
 ) -> Methods:
@@ -180,29 +191,29 @@ def equal_drift(
     methods: Methods,
     benign: Sequence[str],
     sampling: Sampling = Sampling(max_new_tokens=24),
-) -> tuple[dict[str, float], str]:
+) -> EqualDrift:
     """The strength at which each method drifts from the base as much as the edit does, KL(base ‖ it), within 10 %.
 
-    Drift is measured on the base's own answers to 24 of the benign requests. What cannot be matched is left out; the
-    text says for people what was found, and why the rest was not.
+    Drift is measured on the base's own answers to 24 of the benign requests.
     """
     task = DriftTask("", spread(benign, DRIFT_PROMPTS), sampling)
     (own,) = task.measure(engine, [edit])
     target = own.metrics["kl"].value
     if target is None or own.metrics["kl"].unscored:
-        return {}, "Nothing is compared with the edit: its drift is not finite, so it cannot be met."
+        return EqualDrift(note="Nothing is compared with the edit: its drift is not finite, so it cannot be met.")
     if target < _LEAST_DRIFT:
-        return {}, "The edit does not drift, so there is nothing to match."
+        return EqualDrift(edit_drift=target, note="The edit does not drift, so there is nothing to match.")
     try:
         found = calibrate(engine, list(methods.values()), task, target, tolerance=_TOLERANCE)
     except InvalidValueError as error:
-        return {}, f"Nothing is compared with the edit: {error}"
-    reached = {name: one.strength for name, one in zip(methods, found, strict=True) if one.reached}
-    words = ", ".join(f"{name} {strength:.3g}" for name, strength in reached.items()) or "nothing"
+        return EqualDrift(edit_drift=target, note=f"Nothing is compared with the edit: {error}")
+    reached = {name: one for name, one in zip(methods, found, strict=True) if one.reached}
+    words = ", ".join(f"{name} {one.strength:.3g}" for name, one in reached.items()) or "nothing"
     note = [f"Drift as much as the edit (KL {target:.3g} nats per token, on {len(task)} benign requests): {words}."]
     note += [f"No strength of {name} was found that does." for name in methods if name not in reached]
     note += [] if STEERING in methods else ["No steering: the vectors are not known. Give them with --vectors."]
-    return reached, " ".join(note)
+    strengths, drifts = ({name: getattr(one, of) for name, one in reached.items()} for of in ("strength", "drift"))
+    return EqualDrift(strengths, target, drifts, " ".join(note))
 
 
 def arm_of(name: str, own: Intervention, size: float) -> Arm:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from steer2edit.artifacts import atomic_file, package_versions
 from steer2edit.artifacts.facts import BaseModelRecord
-from steer2edit.artifacts.manifest import now
+from steer2edit.artifacts.manifest import now, plain_json
 from steer2edit.artifacts.run_folder import RunFolder, RunKind, damage_explained, write_json
 from steer2edit.core import Editing
 from steer2edit.engines import RememberingEngine
@@ -29,7 +29,7 @@ from steer2edit.progress import step
 from steer2edit.steering.examples import prompt_digests
 from steer2edit.stress.effects import measure_plain
 from steer2edit.stress.findings import GROUPS, RESULT, StressResult, Texts
-from steer2edit.stress.given import EDIT_LABEL, StressInput, arm_of, equal_drift, methods_of
+from steer2edit.stress.given import EDIT_LABEL, EqualDrift, StressInput, arm_of, equal_drift, methods_of
 from steer2edit.stress.registry import StressTest
 from steer2edit.stress.scorecard import (
     ArmRecord,
@@ -150,13 +150,16 @@ def _scorecard(
     name: str, command: str,
 ) -> Scorecard:  # fmt: skip
     """The card of a run; `left` are tests that nobody asked for."""
-    options = given.options
+    options, settings = given.options, given.edit.metadata.get("hyperparameters")
     at = "" if options.strength == 1 else f", at strength {options.strength:g}"
     return Scorecard(
         title=f"Stress tests of {name}, an edit of {given.model.name}{at}",
         created=now(), command=command, versions=package_versions(),
         model=BaseModelRecord(**given.model.describe()),
-        edit=EditRecord(name=name, sha256=given.edit.digest()),
+        edit=EditRecord(
+            name=name, sha256=given.edit.digest(),
+            hyperparameters=plain_json(settings if isinstance(settings, dict) else {}, "edit's hyper-parameters"),
+        ),
         vectors_sha256=None if given.vectors is None else given.vectors.digest(),
         suite=options.suite,
         settings=asdict(options) | ({} if given.judge is None else {"judge": given.judge.describe()}),
@@ -180,7 +183,7 @@ def _entry(test: StressTest, found: StressResult | None, subject: Subject, messa
     message = "" if result.findings else message or "it found nothing to report."
     return Entry(
         name=test.name, group=PLAIN if test is _PLAIN_TEST else test.group, summary=test.summary,
-        citation=test.citation, tested=not message, message=message,
+        citation=test.citation, tested=not message, message=message, seconds=None if found is None else found.seconds,
         lines=[Line.of(one, subject.arms) for one in result.findings], facts=dict(result.facts),
     )  # fmt: skip
 
@@ -198,9 +201,9 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
     lowers = gain.below(0)
     methods = methods_of(given.model, given.edit, given.vectors, strength, lowers=lowers)
     compare = partial(equal_drift, engine, Editing(given.edit, strength), methods, given.benign, given.sampling)
-    matched = results.once("steering", lambda: dict(zip(("strengths", "note"), compare(), strict=True)))
-    narrate(matched["note"])
-    compared = [arm_of(name, methods[name][0](size), size) for name, size in matched["strengths"].items()]
+    steering = EqualDrift(**results.once("steering", lambda: asdict(compare())))
+    narrate(steering.note)
+    compared = [arm_of(name, methods[name][0](size), size) for name, size in steering.strengths.items()]
     subject = replace(given.subject(engine, compared), harmful=bare.harmful, lowers=lowers)
     remembering = RememberingEngine(given.engine, list(subject.interventions.values()), engine.replies)  # the base's
     subject = replace(subject, engine=remembering)
@@ -210,12 +213,16 @@ def _begun(given: StressInput, results: StressFolder, narrate: Narrate) -> tuple
     harmful = replace(harmful, arms={label: harmful.arms[label] for label in subject.interventions})
     subject = replace(subject, plain=harmful, limit=requests_of(gain, subject))
     narrate(f"Each line asks {len(subject.requests)} requests, so that a fall by half is detected.")
-    return subject, matched["note"]
+    return subject, steering.note
 
 
 def _plain(subject: Subject, results: StressFolder, narrate: Narrate) -> StressResult:
     """What the plain prompts show, from the plain replies that the subject has."""
-    found = results.find(PLAIN) or results.write(PLAIN, _PLAIN_TEST.run(subject), keep_asked=True)
+    begin, found = time.monotonic(), results.find(PLAIN)
+    if found is None:
+        found = _PLAIN_TEST.run(subject)
+        seconds = time.monotonic() - begin + (subject.plain.seconds if subject.plain else 0.0)
+        found = results.write(PLAIN, replace(found, seconds=round(seconds, 2)), keep_asked=True)
     narrate(found.findings[0].sentence)
     return found
 
@@ -234,10 +241,10 @@ def _run(subject: Subject, tests: Sequence[StressTest], results: StressFolder, n
     with step("Stress tests", len(todo)) as advance:
         for test in todo:
             narrate(f"{test.name}: {test.summary}")
-            begin, found = time.monotonic(), _attempt(test, subject, results)
+            found = _attempt(test, subject, results)
             if isinstance(found, str):
                 messages[test.name] = found
-            narrate(f"  not tested: {found}" if isinstance(found, str) else f"  {time.monotonic() - begin:.0f} s")
+            narrate(f"  not tested: {found}" if isinstance(found, str) else f"  {found.seconds:.0f} s")
             advance(1)
     return messages
 
@@ -248,12 +255,15 @@ def _attempt(test: StressTest, subject: Subject, results: StressFolder) -> Stres
     An error that is no `Steer2EditError` is a fault of the test or of what it runs, and the traceback is written into
     the run folder.
     """
-    device, errors = subject.model.device, results.path / "errors" / f"{test.name}.txt"
+    begin, device, errors = time.monotonic(), subject.model.device, results.path / "errors" / f"{test.name}.txt"
+    asked = (results.path / "asked" / test.name).glob("*.json")  # of an earlier call, whose seconds count
+    before = sum(float(json.loads(path.read_bytes())["seconds"]) for path in asked)
     errors.unlink(missing_ok=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(subject.seed)
         try:
-            return results.write(test.name, test.run(replace(subject, keep=partial(results.keep, test.name))))
+            result = test.run(replace(subject, keep=partial(results.keep, test.name)))
+            return results.write(test.name, replace(result, seconds=round(before + time.monotonic() - begin, 2)))
         except Steer2EditError as error:
             return str(error)
         except Exception as error:  # a faulty test shall not cost what the others find

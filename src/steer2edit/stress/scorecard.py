@@ -57,9 +57,11 @@ class Line(Record):
     shares: dict[str, Estimate] = Field(default_factory=dict)
     needed: int | None = None
     decides: bool = False
+    seconds: float | None = None
     outcome: Outcome
     sentence: str
     note: str = ""
+    higher_is_better: bool | None = True
 
     @staticmethod
     def of(finding: Finding, arms: Sequence[Arm]) -> "Line":
@@ -88,6 +90,7 @@ class Entry(Record):
     citation: str
     tested: bool = True
     message: str = ""
+    seconds: float | None = None
     lines: list[Line] = Field(default_factory=list)
     facts: dict[str, Any] = Field(default_factory=dict)
 
@@ -100,6 +103,7 @@ class Condition(Record):
     ending: Ending  # what became of the gain
     needed: int | None = None  # requests that would tell, where that is not enough data
     lines: list[Line] = Field(default_factory=list)  # that decide
+    seconds: float = 0.0  # that its tests took, measured
 
     @property
     def words(self) -> str:
@@ -127,7 +131,8 @@ def contract_of(plain: Entry, tests: Sequence[Entry], *, lowers: bool = False) -
         ending: Ending = next((one for one in _WORST if one in endings), "not tested")
         wanted = [line.needed for line, own in zip(lines, endings, strict=True) if own == _OPEN and line.needed]
         needed = max(wanted, default=None) if ending == _OPEN else None
-        conditions.append(Condition(name=name, title=title, ending=ending, needed=needed, lines=lines))
+        seconds = round(sum(entry.seconds or 0.0 for entry in entries), 1)
+        conditions.append(Condition(name=name, title=title, ending=ending, needed=needed, lines=lines, seconds=seconds))
     return Contract(lowers=lowers, conditions=conditions)
 
 
@@ -176,6 +181,7 @@ class EditRecord(Record):
 
     name: str
     sha256: Sha256
+    hyperparameters: dict[str, Any]
 
 
 class PromptsRecord(Record):

@@ -1,6 +1,7 @@
 """What a stress run tests, and asking it: what its model replies to prompts under every arm, and what that is worth."""
 
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,6 +59,7 @@ class Replies:
 
     arms: Mapping[str, Sequence[Scored]]  # by arm label
     left_out: str = ""  # why prompts were not asked, if any; those are unscored
+    seconds: float = 0.0  # that it took
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: what else was found on the way
 
     @property
@@ -72,7 +74,8 @@ class Replies:
 
     def __or__(self, other: "Replies") -> "Replies":
         """With those of other arms."""
-        return Replies({**self.arms, **other.arms}, self.left_out or other.left_out, {**self.facts, **other.facts})
+        left_out, seconds = self.left_out or other.left_out, self.seconds + other.seconds
+        return Replies({**self.arms, **other.arms}, left_out, seconds, {**self.facts, **other.facts})
 
     def broken(self, plain: "Replies | None", arm: str) -> bool:
         """Whether an arm's replies no longer show anything: degenerate, or about something else than the request."""
@@ -176,6 +179,7 @@ def ask(
     is shown the plain `requests` where they are known, so that an attack on the model is none on a judge. A refusal is
     looked for in `parts` of a reply as well. Of replies that are begun with `openers` what follows is scored.
     """
+    begin = time.monotonic()
     arms, requests = subject.interventions if arms is None else arms, prompts if requests is None else requests
     asked, left_out = that_fit(subject, prompts, subject.sampling.max_new_tokens + (16 if openers else 0))
     those = [prompts[i] for i in asked]
@@ -188,7 +192,7 @@ def ask(
     for arm, own in scored.arms.items():
         for index, one in zip(asked, own, strict=True):
             every[arm][index] = one
-    return Replies(every, left_out)
+    return Replies(every, left_out, time.monotonic() - begin)
 
 
 def ask_plain(subject: Subject, requests: Sequence[Prompt]) -> Replies:

@@ -4,6 +4,7 @@ The base is treated as it is, and steering and an adapter of the edit are hooks 
 (the edit, ROSI, ablation) is merged into them first, and treated with them.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -54,11 +55,13 @@ def _ask_treated(subject: Subject, treatment: Treatment) -> Replies:
     every += [(own.edit.scaled(own.strength), {label: None}) for label, own in arms.items() if isinstance(own, Editing)]
     replies = Replies({})
     for edit, asked in every:
+        begin = time.monotonic()
         held = nullcontext() if edit is None else merged(model, edit, allow_mismatch=True)
         with held, treatment.hold(model, edit) as facts:
             changed = replace(subject, engine=TransformersEngine(model))
             found = ask(changed, subject.requests, arms=asked, parts=in_form())
-        replies |= replace(found, facts={next(iter(asked)): dict(facts)} if facts else {})
+        facts = {next(iter(asked)): dict(facts)} if facts else {}
+        replies |= replace(found, seconds=time.monotonic() - begin, facts=facts)
     order = [label for label in (*arms, ADAPTER) if label in replies.arms]
     return replace(replies, arms={label: replies.arms[label] for label in order})
 

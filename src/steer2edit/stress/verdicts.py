@@ -95,7 +95,9 @@ def attribute_line(
     refused, edited = values or replies.refused, subject.edited
     rates = f"{what}: refused by {', '.join(f'{arm} {_rate(own)}' for arm, own in refused.items())}"
     notes = " ".join(filter(None, [note, replies.left_out, _not_complied(replies.arms[edited])]))
-    line = Finding(name, "refused", refused, "open", rates, notes, decides=decides)
+    line = Finding(
+        name, "refused", refused, "open", rates, notes, None, decides=decides, seconds=round(replies.seconds, 2)
+    )
     if plain is None:
         gain = paired(refused[edited], refused[subject.base])
         sentence = f"{rates}; edit less base {POINTS.text(gain)}; the plain requests are not known."
@@ -192,7 +194,7 @@ class Effect:
                 outcome, f"inconclusive at {margin}"
             )
             sentence = f"{self.what}: {level(found, self.unit)}, {signed(change, self.unit)} against the base: {end}."
-        return Finding(name, self.metric, values, outcome, sentence, note)
+        return Finding(name, self.metric, values, outcome, sentence, note, None if self.worse == 0 else self.worse < 0)
 
 
 EFFECTS = {name: Effect(**row) for name, row in data_tables("effects").items()}
