@@ -15,7 +15,7 @@ from steer2edit.cli.edit_output import print_edit
 from steer2edit.cli.late import artifacts, evaluation, models, recipes
 from steer2edit.cli.options import EditArgument, ModelArgument, OverwriteOption, VectorsArgument, load
 from steer2edit.errors import Steer2EditError
-from steer2edit.settings import Accepting, ConvertOptions, Loading, PlainLoading, Reading, RefitOptions, shared
+from steer2edit.settings import Accepting, ConvertOptions, Loading, Reading, RefitOptions, shared
 from steer2edit.settings.declared import read_numbers
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def import_edit(
         Path, typer.Argument(metavar="EDIT_PT", help="An edit of the official Steer2Edit code (rank1__*.pt).")
     ],
     out: OutOption,
-    loading: PlainLoading,
+    loading: Loading,
     overwrite: OverwriteOption = False,
 ) -> dict[str, Any]:
     """Turn an edit of the official Steer2Edit code into an edit directory (a PEFT adapter).

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from steer2edit.cli.console import print_conditions, print_table, print_unscored, say
-from steer2edit.cli.late import api, artifacts, core, engines, evaluation, models, steering
+from steer2edit.cli.late import api, artifacts, engines, evaluation, steering
 from steer2edit.cli.options import EngineOptions, Judging, Measuring, ModelArgument, VectorsArgument, listing, load
 from steer2edit.errors import InvalidValueError
 from steer2edit.estimates import Condition
@@ -72,9 +72,7 @@ class Interventions(Checked):
 
     def load(self, model: str, loading: Loading, arms: "Sequence[evaluation.Arm]", **changed: Any) -> Any:
         """The model of the arms, loaded as what they use was made; a MismatchError where that is of another."""
-        used: list[Any] = [
-            own.vectors if isinstance(own, core.Steering) else own.edit for own in (arm.intervention for arm in arms[1:])
-        ]
+        used = [getattr(arm.intervention, "vectors" if arm.kind == "steering" else "edit") for arm in arms[1:]]
         loaded = load(model, loading, *(one.metadata for one in used), **changed)
         for one in used:
             loaded.require_fit(one, allow_mismatch=self.allow_mismatch)

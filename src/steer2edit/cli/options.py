@@ -16,7 +16,7 @@ from steer2edit.cli.console import print_json, say, saying
 from steer2edit.cli.late import artifacts, engines, evaluation, models
 from steer2edit.errors import InvalidValueError
 from steer2edit.progress import show_progress
-from steer2edit.settings import PlainLoading, shared
+from steer2edit.settings import Loading, shared
 from steer2edit.settings.declared import VALUES, Checked, Setting, declared, help_texts, setting_of
 
 
@@ -74,7 +74,7 @@ FullRepliesOption = Annotated[
 ]
 
 
-def load(name: str, loading: PlainLoading, *like: Mapping[str, Any], **changed: Any) -> "models.LanguageModel":
+def load(name: str, loading: Loading, *like: Mapping[str, Any], **changed: Any) -> "models.LanguageModel":
     """The model, with the template arguments of the first of the artifacts `like` that has any."""
     return models.load_model(name, **{**vars(loading), **changed}, like=like)
 

@@ -78,7 +78,7 @@ def run(
     arguments = recipes.recipe_run.template_args(wanted, options, loading.template_args)
     loaded = load(name, loading, artifacts.run_folder.begun_with(out), template_args=arguments)
     results = recipes.recipe_run.run_recipe(wanted, loaded, out, narrate, options, force=force, command=typed())
-    return _end_of_search(results, out)
+    return _end_of_search(results, out / "search", out / "vectors.safetensors")
 
 
 def make_and_test(
@@ -92,7 +92,7 @@ def make_and_test(
     narrate(f"Loaded {loaded.name}: {len(loaded.sites)} sites.", [])
     results = recipes.run.run_behaviour(loaded, what, out, narrate, options, force=force, command=typed(), **extras)
     if options.search:
-        return _end_of_search(results, out)
+        return _end_of_search(results, out / "search", out / "vectors.safetensors")
     print_replies(results)
     say(f"\nDone in {time.perf_counter() - begun:.0f} s.", style="bold")
     for name, text in _WRITTEN.items():
@@ -101,11 +101,11 @@ def make_and_test(
     return results
 
 
-def _end_of_search(results: dict[str, Any], out: Path) -> dict[str, Any]:
+def _end_of_search(results: dict[str, Any], folder: Path, vectors: Path) -> dict[str, Any]:
     for line in results["summary"]:
         say(line)
-    search = out / "search"
-    say(f"\nVectors: {out / 'vectors.safetensors'}\nAdapter: {search / 'edit'}\nReport: {search / 'report.html'}")
+    say(f"\nVectors: {vectors}\nAdapter: {folder / 'edit'}\nReport: {folder / 'report.html'}")
+    say(f"All figures: {folder / 'results.json'}")
     return results
 
 
@@ -165,11 +165,7 @@ def search(
         prepared = late.search.search.prepare_search(
             loaded, loaded_vectors, options, engine=engines.RememberingEngine(runner), accepting=accepting
         )
-        results = recipes.run.search_and_report(prepared, out, narrator(), typed())
-    for line in results["summary"]:
-        say(line)
-    say(f"\nAdapter: {out / 'edit'}\nReport: {out / 'report.html'}\nAll figures: {out / 'results.json'}")
-    return results
+        return _end_of_search(recipes.run.search_and_report(prepared, out, narrator(), typed()), out, vectors)
 
 
 def compare(

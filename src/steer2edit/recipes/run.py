@@ -69,31 +69,29 @@ def search_and_report(search: Search, out: Path, narrate: Narrate, command: str 
 
 
 def verify_artifacts(
-    model: LanguageModel, edit: WeightEdit, adapter: Path, checkpoint: Path, prompts: Sequence[str], max_new_tokens: int
+    model: LanguageModel, edit: WeightEdit, folder: Path, prompts: Sequence[str], max_new_tokens: int
 ) -> dict[str, dict[str, int]]:
     """How many greedy replies of each artifact, reloaded in a fresh process, equal those of the edit in this one.
 
     The adapter is compared in float32 with the run-time edit; the checkpoint in its own dtype with the merged edit.
     """
-    sampling, name = Sampling(max_new_tokens), "Verifying"
-    exact = load_model(model.name, dtype="float32", device="cpu")
-    with edited(exact, edit):
-        from_hook = [list(reply.ids) for reply in generate(exact, prompts, sampling, description=name)]
-    with merged(model, edit):
-        from_weights = [list(reply.ids) for reply in generate(model, prompts, sampling, description=name)]
-    dtype, base = str(model.dtype).removeprefix("torch."), str(exact.network.config._name_or_path)
-    asked = {"prompts": list(prompts), "max_new_tokens": max_new_tokens, "ends": end_ids(exact)}
-    found = {}
-    for what, expected, request in (
-        ("adapter", from_hook, {"base": base, "adapter": str(adapter), "dtype": "float32", **asked}),
-        ("checkpoint", from_weights, {"base": str(checkpoint), "adapter": None, "dtype": dtype, **asked}),
-    ):
+    exact, found = load_model(model.name, dtype="float32", device="cpu"), {}
+    reloaded: dict[str, tuple[LanguageModel, Any, Any, Path | None]] = {
+        "adapter": (exact, edited, exact.network.config._name_or_path, folder / "edit"),
+        "checkpoint": (model, merged, folder / "checkpoint", None),
+    }
+    for what, (own, applied, base, adapter) in reloaded.items():
+        with applied(own, edit):
+            expected = generate(own, prompts, Sampling(max_new_tokens), description="Verifying")
+        request = {
+            "base": str(base), "adapter": adapter and str(adapter), "dtype": str(own.dtype).removeprefix("torch."),
+            "prompts": list(prompts), "max_new_tokens": max_new_tokens, "ends": end_ids(exact),
+        }  # fmt: skip
         command = [sys.executable, "-I", str(Path(__file__).with_name("reload.py"))]
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
         if done.returncode:
-            place, error = adapter if what == "adapter" else checkpoint, done.stderr.strip()[-500:]
-            raise ArtifactError(f"{place} does not load in a fresh process: {error}")
-        same = sum(a == b for a, b in zip(expected, json.loads(done.stdout), strict=True))
+            raise ArtifactError(f"{adapter or base} does not load in a fresh process: {done.stderr.strip()[-500:]}")
+        same = sum(list(reply.ids) == ids for reply, ids in zip(expected, json.loads(done.stdout), strict=True))
         found[what] = {"identical": same, "n": len(expected)}
     return found
 
@@ -212,13 +210,12 @@ def _verification(
     model: LanguageModel, edit: WeightEdit, part: Behaviour, folder: RunFolder, narrate: Narrate, count: int
 ) -> dict[str, Any]:
     """How many greedy replies are the same from the reloaded adapter, and from the reloaded checkpoint."""
-    adapter, checkpoint = folder.path / "edit", folder.path / "checkpoint"
-    if not checkpoint.exists():
-        apply_to_files(model.name, [(edit, 1.0)], checkpoint)
+    if not (folder.path / "checkpoint").exists():
+        apply_to_files(model.name, [(edit, 1.0)], folder.path / "checkpoint")
     prompts = [text for texts in part.prompts.values() for text in texts[:count]]
     longest = part.drift.sampling.max_new_tokens
     found: dict[str, Any] = folder.once(
-        "verification", lambda: verify_artifacts(model, edit, adapter, checkpoint, prompts, longest)
+        "verification", lambda: verify_artifacts(model, edit, folder.path, prompts, longest)
     )
     counts = {name: f"{one['identical']} of {one['n']}" for name, one in found.items()}
     narrate(

@@ -12,7 +12,6 @@ from steer2edit.settings.shared import (
     ExtractOptions as ExtractOptions,
     Loading as Loading,
     Placing as Placing,
-    PlainLoading as PlainLoading,
     Reading as Reading,
     RefitOptions as RefitOptions,
 )

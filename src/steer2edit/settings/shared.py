@@ -97,12 +97,7 @@ class Placing(Checked):
 
 
 @dataclass(frozen=True)
-class PlainLoading(Reading, Placing):
-    """How a model is loaded."""
-
-
-@dataclass(frozen=True)
-class Loading(PlainLoading):
+class Loading(Reading, Placing):
     """How a model is loaded, and how prompts are put to it.
 
     Args:
