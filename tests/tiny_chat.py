@@ -5,11 +5,14 @@ and its response meet (`"\\n\\n"`, `"\\n "`), with the ChatML template.
 """
 
 from functools import cache
+from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from families import tiny_network
+from steer2edit.core import ClassMeans, SteeringVectors
 from steer2edit.models import LanguageModel
 
 END_OF_TEXT, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -70,3 +73,8 @@ def tiny_chat_model(
     if model_type == "gpt2":
         settings["n_positions"] = settings.pop("max_position_embeddings")
     return LanguageModel(tiny_network(model_type, seed, **settings), tokenizer, name=f"tiny-{model_type}")
+
+
+def vectors_of(metadata: dict[str, Any]) -> SteeringVectors:
+    """Vectors of one layer, made as the metadata say."""
+    return SteeringVectors({}, metadata, block_outputs={0: ClassMeans(torch.ones(4), torch.zeros(4))})

@@ -20,7 +20,7 @@ from steer2edit.recipes.recipe import read_recipe
 from steer2edit.recipes.recipe_run import template_args
 from steer2edit.settings import RunOptions
 from steer2edit.settings.declared import read_values
-from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer
+from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer, vectors_of
 
 THINKING = CHAT_TEMPLATE.replace(
     "assistant\n{% endif %}",
@@ -83,9 +83,9 @@ def test_an_artifact_made_with_other_arguments_is_refused() -> None:
     with pytest.raises(
         MismatchError, match=r'made with the template arguments \{"enable_thinking": false\}.*--template'
     ):
-        model.require_same(made, "vectors")
-    model.require_same(made, "vectors", allow_mismatch=True)
-    model.require_same({"model": {"name": "made before there was a record"}}, "vectors")
+        model.require_fit(vectors_of(made))
+    model.require_fit(vectors_of(made), allow_mismatch=True)
+    model.require_fit(vectors_of({"model": {"name": "made before there was a record"}}))
 
 
 class _Earlier(date):

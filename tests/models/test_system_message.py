@@ -11,7 +11,7 @@ from steer2edit.cli import app
 from steer2edit.errors import DataError, InvalidValueError, MismatchError
 from steer2edit.models import ChatFormat, LanguageModel, encode_prompts, encode_responses, load_model, recorded_chat
 from steer2edit.models.chat import render
-from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer
+from tiny_chat import CHAT_TEMPLATE, chatml, tiny_chat_model, tiny_tokenizer, vectors_of
 
 SAID = "Be brief."
 BEFORE = f"<|im_start|>system\n{SAID}<|im_end|>\n"
@@ -55,12 +55,12 @@ def test_the_record() -> None:
     assert "system" not in model_with(None).describe()["chat"]
     assert ChatFormat.going_on({}, made, None).system == SAID
     assert ChatFormat.going_on({}, made, None, "Be long.").system == "Be long."
-    model_with(SAID).require_same(made, "vectors")
+    model_with(SAID).require_fit(vectors_of(made))
     for other in (None, "Be long."):
         with pytest.raises(MismatchError, match=r'with the system message "Be brief\.".*Leave out .*--system'):
-            model_with(other).require_same(made, "vectors")
+            model_with(other).require_fit(vectors_of(made))
     with pytest.raises(MismatchError, match="system message null"):
-        model_with(SAID).require_same({"model": model_with(None).describe()}, "edits")
+        model_with(SAID).require_fit(vectors_of({"model": model_with(None).describe()}))
 
 
 @pytest.mark.parametrize("empty", ["", " \n"])
