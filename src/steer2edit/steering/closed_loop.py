@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -42,10 +41,9 @@ from steer2edit.models.fine_tuning import training_rows
 from steer2edit.progress import step
 from steer2edit.steering.benign import REPLIES, own_answers
 from steer2edit.steering.contrast import Pair
+from steer2edit.steering.examples import spread
 from steer2edit.steering.secant import Secant
 from steer2edit.steering.wordings import TOKENS, worded_prompts, worded_responses
-
-Row = TypeVar("Row")
 
 Features = Mapping[Site, Float[Tensor, "_n _m"]]
 Rows = Mapping[Site, Float[Tensor, " _m"]]
@@ -59,7 +57,7 @@ _FIRST, _SHORTEST, _NEAR = 0.25, 0.02, 0.15  # lengths of a step, in the first r
 _REPLIES = 24  # benign ones that drift is measured on
 
 
-def kept_replies(
+def make_objective(
     model: LanguageModel,
     directions: Rows,
     positive: Sequence[Pair],
@@ -73,7 +71,7 @@ def kept_replies(
     are are to be likely to the end of their turn, so that a reply is over with them.
     """
     each = 2 if wordings else 1
-    positive, stays = _spread(positive, each * _WANTED), _spread(stays, each * _OWN)
+    positive, stays = spread(positive, each * _WANTED), spread(stays, each * _OWN)
     whole = training_rows(model, positive[::each])
     wanted = [response.first(WHOLE if i % _ENDED == 0 else TOKENS) for i, response in enumerate(whole)]
     asked = stays[::each]
@@ -227,12 +225,6 @@ def _top(gained: float, slope: float, length: float) -> float:
 
 def _rows(gate: Gate, costs: Rows) -> dict[Site, Tensor]:
     return {site: own / costs[site].clamp(min=1e-30) for site, own in gate.effects.items()}
-
-
-def _spread(rows: Sequence[Row], most: int) -> list[Row]:
-    """So many of the rows, or all, evenly over them: of a cycle every place."""
-    count = min(most, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _sum(rows: Rows, others: Rows, scale: float) -> dict[Site, Tensor]:

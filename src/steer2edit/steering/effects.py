@@ -40,7 +40,7 @@ from steer2edit.models.effects import (
 )
 from steer2edit.models.reply import turn_end
 from steer2edit.steering.benign import BUILT_IN, REPLIES, benign_answers, own_answers
-from steer2edit.steering.closed_loop import STEPS, WHOLE, WORDED_STEPS, Rows, closed_loop, kept_replies
+from steer2edit.steering.closed_loop import STEPS, WHOLE, WORDED_STEPS, Rows, closed_loop, make_objective
 from steer2edit.steering.contrast import Contrast, ContrastSet
 from steer2edit.steering.diagnosis import auroc
 from steer2edit.steering.examples import prompt_digests, prompt_key, read_examples
@@ -225,8 +225,10 @@ class _Measurement:
     ) -> tuple[Rows, float]:
         """ŝ of the row that `closed_loop` makes, and the KL that it spends."""
         directions = {site: u for site, u in self.directions.items() if u is not None}
-        objective = kept_replies(self.model, directions, train.positive, [prompt for prompt, _ in stays],
-                                 [reply for _, reply in answered], wordings)  # fmt: skip
+        objective = make_objective(
+            self.model, directions, train.positive, [prompt for prompt, _ in stays],
+            [reply for _, reply in answered], wordings,
+        )  # fmt: skip
         effects = partial(self._rows, score=first_tokens(WHOLE), doing="Effects with the edit in place")
         return closed_loop(objective, gate, effects, silent, draws, WORDED_STEPS if wordings else STEPS)
 

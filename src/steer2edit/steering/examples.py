@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from steer2edit.errors import DataError
 from steer2edit.models import Prompt
@@ -14,6 +14,7 @@ from steer2edit.steering.labels import Label
 from steer2edit.steering.rows import SPLITS, Row, Split, read_table
 
 _SIDES: tuple[Label, ...] = get_args(Label)
+_T = TypeVar("_T")
 PAIR = ("prompt", *_SIDES)
 
 
@@ -31,6 +32,12 @@ class Example:
     def key(self) -> str:
         """The prompt as text: rows with the same key never land in different splits."""
         return prompt_key(self.prompt)
+
+
+def spread(items: Sequence[_T], count: int) -> list[_T]:
+    """At most so many of the items, evenly spread over the whole."""
+    count = min(len(items), count)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def prompt_key(prompt: Prompt) -> str:

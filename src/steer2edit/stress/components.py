@@ -7,9 +7,10 @@ from steer2edit.core import Editing, Intervention
 from steer2edit.estimates import PERCENT, Estimate, Value
 from steer2edit.evaluation import DriftTask
 from steer2edit.evaluation.statistics import mean_of, paired, paired_rate_difference, share_of_gain
+from steer2edit.steering.examples import spread
 from steer2edit.stress.findings import Finding, Outcome, StressResult
 from steer2edit.stress.parts import Kind, Part, edited_count, input_directions_of, parts_of
-from steer2edit.stress.subject import Subject, ask, by_arm, spread
+from steer2edit.stress.subject import Subject, ask, by_arm
 from steer2edit.stress.verdicts import plain_outcome, signed
 
 MARGIN = 0.1

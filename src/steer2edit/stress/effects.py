@@ -12,12 +12,13 @@ from steer2edit.evaluation.reply_tasks import DegenerationTask, RefusalTask, rep
 from steer2edit.evaluation.statistics import estimate, paired
 from steer2edit.evaluation.task import replies_to
 from steer2edit.models import EncodedResponse, Prompt, Reply, Sampling, encode_prompts, encode_responses
+from steer2edit.steering.examples import spread
 from steer2edit.steering.presets import built_in_requests
 from steer2edit.stress.attacks import data_rows, families
 from steer2edit.stress.conditions import ask_worded
 from steer2edit.stress.findings import Finding, StressResult, Texts
 from steer2edit.stress.given import DRIFT_PROMPTS
-from steer2edit.stress.subject import REPEATED, Replies, Subject, ask, by_arm, spread, that_fit
+from steer2edit.stress.subject import REPEATED, Replies, Subject, ask, by_arm, that_fit
 from steer2edit.stress.verdicts import EFFECTS, effects_of, level, plain_outcome, requests_for, signed
 
 HARMFUL, BENIGN, DRIFT, REPETITION, EMPTY = "harmful", "benign", "drift", "long-replies", "empty-replies"

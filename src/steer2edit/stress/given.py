@@ -26,10 +26,10 @@ from steer2edit.evaluation.scorers import Scorer
 from steer2edit.method.rule import output_direction
 from steer2edit.models import LanguageModel, Sampling
 from steer2edit.settings import StressOptions
-from steer2edit.steering.examples import prompt_digests, require_no_overlap
+from steer2edit.steering.examples import prompt_digests, require_no_overlap, spread
 from steer2edit.steering.presets import safety_prompts
 from steer2edit.steering.rows import read_table
-from steer2edit.stress.subject import Subject, spread
+from steer2edit.stress.subject import Subject
 
 EDIT_LABEL = "edit"
 VECTORS_FILE = "vectors.safetensors"

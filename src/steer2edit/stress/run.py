@@ -26,7 +26,7 @@ from steer2edit.evaluation import BASE_ARM
 from steer2edit.evaluation.statistics import paired
 from steer2edit.models.batching import out_of_memory
 from steer2edit.progress import step
-from steer2edit.steering.examples import prompt_digests
+from steer2edit.steering.examples import prompt_digests, spread
 from steer2edit.stress.effects import measure_plain
 from steer2edit.stress.findings import GROUPS, RESULT, StressResult, Texts
 from steer2edit.stress.given import EDIT_LABEL, EqualDrift, StressInput, arm_of, equal_drift, methods_of
@@ -42,7 +42,7 @@ from steer2edit.stress.scorecard import (
     judge,
     summarise,
 )
-from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, in_form, spread
+from steer2edit.stress.subject import Replies, Subject, ask, ask_plain, in_form
 from steer2edit.stress.verdicts import requests_for
 
 PLAIN = "plain"

@@ -30,6 +30,7 @@ from steer2edit.models import (
 )
 from steer2edit.progress import step
 from steer2edit.settings.search import Suite
+from steer2edit.steering.examples import spread
 from steer2edit.steering.transformation import request_of
 from steer2edit.stress.attacks import unwrapped
 from steer2edit.stress.findings import Texts
@@ -156,12 +157,6 @@ class Subject:
     def sample(self, items: Sequence[_T], quick: int = 20) -> list[_T]:
         """Items to use: in the quick suite at most `quick`, spread over the whole; never more than the limit."""
         return spread(items, min(self.limit or len(items), self.pick(quick, len(items))))
-
-
-def spread(items: Sequence[_T], count: int) -> list[_T]:
-    """At most so many of the items, evenly spread over the whole."""
-    count = min(len(items), count)
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def ask(
