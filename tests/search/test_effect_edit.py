@@ -1,4 +1,4 @@
-"""The edit of measured effects, in closed form: tried first, beside the paper's rule, and recommended if it wins."""
+"""The edit of measured effects: tried first, beside the paper's rule, and recommended if it wins."""
 
 import threading
 import time

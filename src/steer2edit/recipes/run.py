@@ -97,7 +97,7 @@ def verify_artifacts(
 
 
 RUN = RunKind("run", 1, "working", "model and options")
-RULE = "measured effects with a gate, in closed form: nothing was searched"
+RULE = "measured effects with a gate: nothing was searched"
 _DRIFT_PROMPTS = 48
 
 

@@ -30,7 +30,7 @@ SANITY_METRIC = "sanity_kl"
 def measure_generation(
     search: Search, proposals: Sequence[Parameters], generation: int, *, drifts: tuple[float, float] | None = None
 ) -> list[Trial]:
-    """Trials of the proposals, in their order; an empty one stands for the edit of effects in closed form.
+    """Trials of the proposals, in their order; an empty one stands for the edit of measured effects.
 
     What drifts less or further than `drifts` on a few short benign requests is stopped before it generates a token. The
     others are measured on a quarter of the validation items, the better half (`ranked`) on the next quarter, the better

@@ -129,7 +129,7 @@ def _try_configurations(search: Search, study: Study, narrate: Narrate) -> None:
             history = [optuna_record(trial, search.space, search.goal) for trial in tried if trial.parameters]
             proposals = propose(options.strategy, search.space, history, generation, size, options.seed, options.worker)
             if search.effects and not generation and _searched(tried) == len(tried):
-                narrate("First of all, beside the paper's rule: the edit of measured effects in closed form.", [])
+                narrate("First of all, beside the paper's rule: the edit of measured effects.", [])
                 proposals = [{}, *proposals]
             if not proposals:
                 return narrate("The grid is exhausted: no new configuration is left to propose.", [])

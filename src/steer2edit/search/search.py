@@ -91,7 +91,7 @@ class Search:
     budget: Budget  # what an edit may cost
     space: SearchSpace  # the configurations
     options: SearchOptions = SearchOptions()  # how to go about it
-    effects: WeightEdit | None = None  # the edit in closed form that is tried first, where the vectors have effects
+    effects: WeightEdit | None = None  # the edit of them that is tried first, where the vectors have effects
     no_effects: str = NO_EFFECTS  # why there is none
 
     def edits(self, trials: Sequence[Trial]) -> list[WeightEdit]:
@@ -169,7 +169,7 @@ def prepare_search(
 def _edit_of_effects(
     model: LanguageModel, vectors: SteeringVectors, blocks: Sequence[Block], accepting: Accepting
 ) -> tuple[WeightEdit | None, str]:
-    """The edit of measured effects in closed form; or why there is none."""
+    """The edit of measured effects; or why there is none."""
     if not vectors.has_effects:
         return None, NO_EFFECTS
     try:
